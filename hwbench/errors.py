@@ -1,0 +1,85 @@
+"""Everything hwbench raises on purpose, and the exit code each error stands for.
+
+HwbenchError
+├── UsageError             2   what was asked for cannot be done; the sentence says what to do
+│   ├── UnknownNameError   2   a name that is not there, with the nearest one
+│   ├── KnobError          2   a format's knob has a value it cannot take
+│   ├── SuiteError         2   a suite file or a case in it is wrong
+│   ├── DeviceError        2   a device was asked for that this machine does not offer
+│   ├── RunFileError       2   a run file cannot be read or written
+│   └── MissingPartError   2   an optional package is needed and not installed
+├── EnvironmentMismatchError 4   two runs come from machines that cannot be compared
+├── CasesFailedError       5   a case was wrong, crashed or timed out, or nothing could be measured
+├── NoBaselineError        6   there is no usable baseline
+└── WorkerError           70   the worker broke its protocol
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HwbenchError(Exception):
+    """The base of all errors that are raised on purpose; the message is one sentence."""
+
+    exit_code = 70
+
+
+class UsageError(HwbenchError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that does not exist; the message names the nearest one that does."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}."
+        super().__init__(f"Unknown {kind} {name!r}; {hint}")
+
+
+class KnobError(UsageError):
+    """A format's knob has a value that it cannot take."""
+
+
+class SuiteError(UsageError):
+    """A suite, or a case in it, is wrong."""
+
+
+class DeviceError(UsageError):
+    """A device was asked for that this machine does not offer."""
+
+
+class RunFileError(UsageError):
+    """A run file cannot be read or written."""
+
+
+class MissingPartError(UsageError):
+    """An optional package is needed for this and is not installed."""
+
+
+class EnvironmentMismatchError(HwbenchError):
+    """Two runs come from machines or settings that cannot be compared."""
+
+    exit_code = 4
+
+
+class CasesFailedError(HwbenchError):
+    """A case was wrong, crashed or timed out, or nothing could be measured."""
+
+    exit_code = 5
+
+
+class NoBaselineError(HwbenchError):
+    """There is no usable baseline to check against."""
+
+    exit_code = 6
+
+
+class WorkerError(HwbenchError):
+    """The worker process broke its protocol."""

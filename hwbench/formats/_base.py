@@ -1,0 +1,321 @@
+"""``Format`` describes how a weight is stored; ``Linear`` is the live map that applies it.
+
+Conventions (every format): the weight W has shape (out_features, in_features); x has shape
+(…, in_features) and y = x Wᵀ + bias. ``tokens`` is the number of rows of x. P is the number of
+stored parameters, without the bias. A multiply-add is two FLOPs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from hwbench.errors import KnobError, UnknownNameError
+from hwbench.records import Cost, Knob
+
+FORWARD, BACKWARD, STEP = "forward", "backward", "step"
+BACKWARD_INPUT, BACKWARD_WEIGHT = "backward_input", "backward_weight"
+
+
+class Linear(nn.Module, ABC):
+    """The live map: y = x Wᵀ + bias, for x of shape (…, in_features).
+
+    A subclass stores W in its own way and gives ``apply_weight`` and ``to_dense``. Parameters that
+    training would change are ``nn.Parameter``; indices and masks are buffers.
+    """
+
+    def __init__(self, out_features: int, in_features: int, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.in_features = in_features
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    @abstractmethod
+    def apply_weight(self, x: Tensor) -> Tensor:
+        """x Wᵀ for x of shape (tokens, in_features); the result is contiguous."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """W as a dense tensor of shape (out_features, in_features), differentiable."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the map to x of shape (…, in_features)."""
+        if x.dim() == 2:
+            y = self.apply_weight(x)
+        else:
+            y = self.apply_weight(x.reshape(-1, self.in_features))
+            y = y.reshape(*x.shape[:-1], self.out_features)
+        return y if self.bias is None else y + self.bias
+
+    def stored_tensors(self) -> list[Tensor]:
+        """Everything that is stored for the weight: parameters and buffers, without the bias."""
+        return [
+            tensor
+            for source in (self.named_parameters(), self.named_buffers())
+            for name, tensor in source
+            if name != "bias"
+        ]
+
+    def extra_repr(self) -> str:
+        return f"out_features={self.out_features}, in_features={self.in_features}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format(ABC):
+    """A description of how a weight of (out_features, in_features) is stored and applied.
+
+    It is frozen and hashable, survives JSON (``knobs``), and never holds a tensor. ``revision`` is
+    raised when a change makes old timings of the format incomparable with new ones. ``KERNELS``
+    names the implementations on offer, the default first.
+    """
+
+    out_features: int
+    in_features: int
+    kernel: str = ""
+
+    revision: ClassVar[int] = 1
+    KERNELS: ClassVar[tuple[str, ...]] = ("torch",)
+    PAPER: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name in ("out_features", "in_features"):
+            self.check_integer(name, low=1)
+        if not self.kernel:
+            object.__setattr__(self, "kernel", self.KERNELS[0])
+        if self.kernel not in self.KERNELS:
+            raise KnobError(
+                f"{self.name()} has no kernel {self.kernel!r}; it offers {', '.join(self.KERNELS)}."
+            )
+
+    # What a format must give
+
+    @classmethod
+    @abstractmethod
+    def for_budget(
+        cls, out_features: int, in_features: int, density: float, **knobs: Knob
+    ) -> Self:
+        """The largest setting with at most density · out_features · in_features parameters.
+
+        Raises:
+            KnobError: the format cannot reach that density; the message says what it can reach.
+        """
+
+    @abstractmethod
+    def parameters(self) -> int:
+        """The number of values that carry information, without the bias."""
+
+    @abstractmethod
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        """A layer with the format's usual initialisation, on the generator's device."""
+
+    @abstractmethod
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        """The member nearest to ``weight`` in the Frobenius norm, in its dtype and on its device.
+
+        ``activations`` of shape (samples, in_features), where a format can use them, weigh the
+        columns of the weight by what the layer sees; a format that cannot ignores them.
+        """
+
+    # What may be given
+
+    def index_bytes(self) -> int:
+        """Bytes of indices and metadata that are stored beside the values."""
+        return 0
+
+    def stages(self) -> tuple[int, ...]:
+        """Parameters of each factor, in the order in which they are applied to x."""
+        return (self.parameters(),)
+
+    def intermediate_width(self) -> int:
+        """Elements a token of all intermediates that the kernel writes (H of the papers)."""
+        return 0
+
+    def copied_width(self) -> int:
+        """Elements a token of extra permuted copies that the kernel makes (C)."""
+        return 0
+
+    def flops(self, tokens: int, direction: str) -> int:
+        """Executed FLOPs of one call in one direction.
+
+        The weight gradient of a chain of factors passes every later factor on its way.
+        """
+        chain = self.stages()
+        each = 2 * tokens * sum(chain)
+        return {
+            FORWARD: each,
+            BACKWARD_INPUT: each,
+            BACKWARD_WEIGHT: each + 2 * tokens * sum(chain[1:]),
+            BACKWARD: 2 * each,
+            STEP: 3 * each,
+        }[direction]
+
+    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
+        """Why this cannot run on that kind of device ("cpu", "cuda"), or None where it can."""
+        del device, dtype, direction
+        return None
+
+    # What all share
+
+    @classmethod
+    def name(cls) -> str:
+        """The format's name: that of the file that defines it."""
+        return cls.__module__.rpartition(".")[2]
+
+    def knobs(self) -> dict[str, Knob]:
+        """Every setting beside the shape; ``type(f)(out_features=…, in_features=…, **knobs)``."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in ("out_features", "in_features")
+        }
+
+    @classmethod
+    def knob_names(cls) -> list[str]:
+        """The names of all knobs, in the order of the class."""
+        return [
+            field.name
+            for field in dataclasses.fields(cls)
+            if field.name not in ("out_features", "in_features")
+        ]
+
+    @classmethod
+    def from_knobs(cls, out_features: int, in_features: int, **knobs: Knob) -> Self:
+        """Build a format from knobs as a suite writes them; ``density`` asks for a budget.
+
+        Raises:
+            KnobError: a knob has a value that it cannot take.
+            UnknownNameError: there is no such knob; the message names the nearest.
+        """
+        density = knobs.pop("density", None)
+        budget_knobs = ["density", "multiple"]
+        for key in knobs:
+            if key not in cls.knob_names() and not (density is not None and key == "multiple"):
+                raise UnknownNameError(
+                    f"knob of {cls.name()}", key, [*cls.knob_names(), *budget_knobs]
+                )
+        if density is None:
+            return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
+        if isinstance(density, bool) or not isinstance(density, (int, float)):
+            raise KnobError(f"density must be a number, not {density!r}.")
+        if not 0 < density <= 1:
+            raise KnobError(f"density must be above 0 and at most 1, not {density}.")
+        return cls.for_budget(out_features, in_features, float(density), **knobs)
+
+    def density(self) -> float:
+        """Parameters over those of the dense layer."""
+        return self.parameters() / (self.out_features * self.in_features)
+
+    def stored_bytes(self, item_bytes: int) -> int:
+        """Bytes at rest: values, indices and metadata, without the bias."""
+        return self.parameters() * item_bytes + self.index_bytes()
+
+    def cost(self, tokens: int, item_bytes: int, direction: str) -> Cost:
+        """The exact cost of one call in one direction.
+
+        Compulsory bytes read and write every operand once. Intermediate bytes are what the chain
+        of factors moves beside that: each intermediate is written and read once in the forward
+        pass; in the backward pass every stage reads its incoming gradient twice, its saved input
+        once, and writes its input gradient once.
+        """
+        return Cost(
+            parameters=self.parameters(),
+            stored_bytes=self.stored_bytes(item_bytes),
+            flops=self.flops(tokens, direction),
+            dense_flops=_dense_flops(tokens, self.out_features * self.in_features, direction),
+            compulsory_bytes=self._compulsory_bytes(tokens, item_bytes, direction),
+            intermediate_bytes=self._intermediate_bytes(tokens, item_bytes, direction),
+        )
+
+    def _compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        x, y, p = tokens * self.in_features, tokens * self.out_features, self.parameters()
+        one_way = item_bytes * (x + y + p) + self.index_bytes()
+        both = item_bytes * (2 * x + y + 2 * p) + 2 * self.index_bytes()
+        return {
+            FORWARD: one_way,
+            BACKWARD_INPUT: one_way,
+            BACKWARD_WEIGHT: one_way,
+            BACKWARD: both,
+            STEP: one_way + both,
+        }[direction]
+
+    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        between = tokens * self.intermediate_width()
+        copied = tokens * self.copied_width()
+        y = tokens * self.out_features
+        later = sum(self.stages()[1:])  # parameters that a weight gradient passes on its way
+        forward = 2 * (between + copied)
+        weight = (y if later else 0) + 3 * between + 2 * copied + later
+        both = y + 4 * between + 2 * copied
+        return item_bytes * {
+            FORWARD: forward,
+            BACKWARD_INPUT: forward,
+            BACKWARD_WEIGHT: weight,
+            BACKWARD: both,
+            STEP: forward + both,
+        }[direction]
+
+    # Checks that formats share
+
+    def check_integer(self, knob: str, *, low: int, high: int | None = None) -> int:
+        """The knob's value, if it is a whole number in [low, high].
+
+        Raises:
+            KnobError: it is not.
+        """
+        value = getattr(self, knob)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise KnobError(f"{knob} of {self.name()} must be a whole number, not {value!r}.")
+        if value < low or (high is not None and value > high):
+            allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise KnobError(
+                f"{knob} of {self.name()} must be {allowed} for "
+                f"{self.out_features}x{self.in_features}, not {value}."
+            )
+        return value
+
+    def check_divides(self, knob: str) -> None:
+        """Demand that the knob's value divides both dimensions.
+
+        Raises:
+            KnobError: it does not; the message names the divisors that would.
+        """
+        value = self.check_integer(knob, low=1)
+        common = math.gcd(self.out_features, self.in_features)
+        if common % value:
+            fit = [d for d in range(1, min(common, 256) + 1) if common % d == 0]
+            raise KnobError(
+                f"{knob}={value} of {self.name()} must divide both {self.out_features} and "
+                f"{self.in_features}; possible: {', '.join(map(str, fit))}."
+            )
+
+
+def budget(out_features: int, in_features: int, density: float) -> int:
+    """The number of parameters that ``density`` allows."""
+    return math.floor(density * out_features * in_features + 1e-9)
+
+
+def round_down(value: int, multiple: Knob, *, least: int = 1) -> int:
+    """``value`` rounded down to a multiple, where that leaves at least ``least``; else ``value``.
+
+    Raises:
+        KnobError: ``multiple`` is not a whole number above zero.
+    """
+    if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+        raise KnobError(f"multiple must be a whole number above zero, not {multiple!r}.")
+    rounded = value // multiple * multiple
+    return rounded if rounded >= least else value
+
+
+def unreachable(name: str, density: float, reachable: str) -> KnobError:
+    """The error of ``for_budget`` when a format cannot be that small (or that large)."""
+    return KnobError(f"{name} cannot reach density {density:g}; {reachable}.")
+
+
+def _dense_flops(tokens: int, weights: int, direction: str) -> int:
+    return 2 * tokens * weights * {BACKWARD: 2, STEP: 3}.get(direction, 1)

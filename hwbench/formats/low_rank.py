@@ -1,0 +1,77 @@
+"""Two thin factors, W = A B: the truncated singular value decomposition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.records import Knob
+
+
+class _Map(Linear):
+    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__(left.shape[0], right.shape[1], bias)
+        self.left = nn.Parameter(left)  # (out, rank)
+        self.right = nn.Parameter(right)  # (rank, in)
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.right), self.left)
+
+    def to_dense(self) -> Tensor:
+        return self.left @ self.right
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Format):
+    """W = A B with A of shape (out, rank) and B of shape (rank, in)."""
+
+    PAPER = "Eckart and Young, The approximation of one matrix by another of lower rank, 1936"
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_integer("rank", low=1, high=min(self.out_features, self.in_features))
+
+    @classmethod
+    def for_budget(
+        cls, out_features: int, in_features: int, density: float, **knobs: Knob
+    ) -> Self:
+        multiple = knobs.pop("multiple", 1)
+        side = out_features + in_features
+        rank = min(budget(out_features, in_features, density) // side, out_features, in_features)
+        if rank < 1:
+            least = side / (out_features * in_features)
+            raise unreachable("low_rank", density, f"rank 1 has density {least:.4g}")
+        rank = round_down(rank, multiple)
+        return cls(out_features=out_features, in_features=in_features, rank=rank, **knobs)  # type: ignore[arg-type]
+
+    def parameters(self) -> int:
+        return sum(self.stages())
+
+    def stages(self) -> tuple[int, ...]:
+        return (self.rank * self.in_features, self.rank * self.out_features)
+
+    def intermediate_width(self) -> int:
+        return self.rank
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        left = torch.empty(self.out_features, self.rank, device=generator.device)
+        right = torch.empty(self.rank, self.in_features, device=generator.device)
+        for factor in (left, right):  # spectral scaling, sd = fan_in^-1/2 · min(1, sqrt(out/in))
+            fan_out, fan_in = factor.shape
+            factor.normal_(std=fan_in**-0.5 * min(1.0, (fan_out / fan_in) ** 0.5), generator=generator)
+        return _Map(left.to(dtype), right.to(dtype))
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        del activations
+        work = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        u, s, vh = torch.linalg.svd(work, full_matrices=False)
+        root = s[: self.rank].sqrt()
+        left, right = u[:, : self.rank] * root, root[:, None] * vh[: self.rank]
+        return _Map(left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous())

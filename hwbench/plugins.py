@@ -1,0 +1,94 @@
+"""Members of the open sets, found by name: the file name is the registration.
+
+``hwbench/formats/monarch.py`` *is* the format ``monarch``. Other packages add members through the
+entry-point groups ``hwbench.formats``, ``hwbench.workloads``, ``hwbench.devices`` and
+``hwbench.meters``. Listing names imports nothing; asking for one member imports that one only.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TypeVar
+
+from hwbench.errors import UnknownNameError, UsageError
+
+T = TypeVar("T")
+
+KINDS = ("formats", "workloads", "devices", "meters")
+
+
+def _folder(kind: str) -> Path:
+    return Path(__file__).parent / kind
+
+
+@cache
+def _external(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"hwbench.{kind}")}
+
+
+def names(kind: str) -> list[str]:
+    """Every member of an open set, built-in and third-party, sorted; nothing is imported."""
+    own = {path.stem for path in _folder(kind).glob("*.py") if not path.stem.startswith("_")}
+    return sorted(own | set(_external(kind)))
+
+
+def check(kind: str, name: str) -> str:
+    """Return ``name`` if it is a member of the open set.
+
+    Raises:
+        UnknownNameError: no member has that name; the message says which is nearest.
+    """
+    if name not in names(kind):
+        raise UnknownNameError(kind.removesuffix("s"), name, names(kind))
+    return name
+
+
+def summary(kind: str, name: str) -> str:
+    """The first sentence of a member's docstring, read without importing it."""
+    path = _folder(kind) / f"{check(kind, name)}.py"
+    if not path.exists():
+        point = _external(kind)[name]
+        source = f"from the package {point.dist.name}" if point.dist else "from another package"
+        located = point.dist.locate_file(point.module.replace(".", "/") + ".py") if point.dist else None
+        if located is None or not Path(str(located)).exists():
+            return source
+        path = Path(str(located))
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return doc.split("\n\n")[0].replace("\n", " ").strip()
+
+
+def load(kind: str, name: str, base: type[T]) -> type[T]:
+    """Import one member and return its class, the one subclass of ``base`` that it defines.
+
+    Raises:
+        UnknownNameError: no member has that name.
+        UsageError: the member does not define exactly one public subclass of ``base``.
+    """
+    check(kind, name)
+    built_in = (_folder(kind) / f"{name}.py").exists()
+    point = None if built_in else _external(kind)[name]
+    target = point.load() if point else importlib.import_module(f"hwbench.{kind}.{name}")
+    if inspect.isclass(target):
+        found = [target] if issubclass(target, base) else []
+    else:
+        found = [
+            member
+            for member in vars(target).values()
+            if inspect.isclass(member)
+            and issubclass(member, base)
+            and member.__module__ == target.__name__
+            and not member.__name__.startswith("_")
+            and not inspect.isabstract(member)
+        ]
+    if len(found) != 1:
+        where = point.value if point else f"hwbench/{kind}/{name}.py"
+        raise UsageError(
+            f"{where} must define exactly one public subclass of {base.__name__}; "
+            f"it defines {len(found)}."
+        )
+    return found[0]

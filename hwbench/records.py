@@ -1,0 +1,317 @@
+"""The nouns of hwbench: frozen, typed, and JSON both ways.
+
+call → sample → block → replicate → run → series. A *call* is one step; a *sample* one timed value
+(calls batched until the timer resolves them); a *block* consecutive samples of one case; a
+*replicate* one fresh worker process that visited every case; a *run* one execution of a suite (a
+file); a *series* many runs. All quantities are SI base units, and the unit stands in the name.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+SCHEMA = 1
+"""The schema number of run files written by this version."""
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of one element of each dtype that a suite may name."""
+
+Knob = bool | int | float | str
+"""What a knob of a format, or an option of a workload, may be."""
+
+
+class Status(StrEnum):
+    """How one case ended in one replicate."""
+
+    OK = "ok"
+    UNSUPPORTED = "unsupported"
+    WRONG = "wrong"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+
+
+ANSWERS = (Status.OK, Status.UNSUPPORTED, Status.OUT_OF_MEMORY)
+"""Statuses that answer the question asked; the others are failures (exit code 5)."""
+
+
+class Direction(StrEnum):
+    """What part of a layer's work is timed; ``step`` is forward and backward."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    BACKWARD_INPUT = "backward_input"
+    BACKWARD_WEIGHT = "backward_weight"
+    STEP = "step"
+
+
+class Regime(StrEnum):
+    """Whether caches are warm (``hot``) or evicted directly before the timed part (``cold``)."""
+
+    HOT = "hot"
+    COLD = "cold"
+
+
+class Mode(StrEnum):
+    """How the layer is executed."""
+
+    EAGER = "eager"
+    COMPILE = "compile"
+
+
+class Verdict(StrEnum):
+    """What is said of one case when two runs are compared."""
+
+    REGRESSED = "regressed"
+    IMPROVED = "improved"
+    EQUIVALENT = "equivalent"
+    UNDECIDED = "undecided"
+    INCOMPARABLE = "incomparable"
+    NEW = "new"
+    GONE = "gone"
+    INVALID = "invalid"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The base of all records: immutable, keyword-only, JSON both ways."""
+
+
+class Quantity(Record):
+    """What a meter reads."""
+
+    name: str
+    unit: str
+    better: str = "lower"  # or "higher"
+
+
+class Cost(Record):
+    """Exact integers for one call of one case, from the format's formulas.
+
+    A multiply-add is two FLOPs. ``compulsory_bytes`` counts every operand once (a fused kernel's
+    traffic); ``intermediate_bytes`` is what the kernel used writes and reads beside that.
+    """
+
+    parameters: int
+    stored_bytes: int
+    flops: int
+    dense_flops: int
+    compulsory_bytes: int
+    intermediate_bytes: int = 0
+
+
+class Case(Record):
+    """One question: format × workload × shape × tokens × dtype × direction × regime × mode × device.
+
+    ``knobs`` are as the suite wrote them (``density`` among them); what they resolved to stands in
+    ``Planned``. ``tokens`` is batch × sequence; it and ``direction`` are None where a workload has
+    no use for them.
+    """
+
+    workload: str
+    format: str
+    out_features: int
+    in_features: int
+    dtype: str
+    device: str
+    knobs: dict[str, Knob] = {}
+    options: dict[str, Knob] = {}
+    tokens: int | None = None
+    direction: str | None = None
+    regime: str | None = None
+    mode: str | None = None
+
+    @property
+    def id(self) -> str:
+        """A stable, readable name: the same for the same question, whatever the order of keys."""
+        knobs = ",".join(f"{key}={_text(value)}" for key, value in sorted(self.knobs.items()))
+        options = ",".join(f"{key}={_text(value)}" for key, value in sorted(self.options.items()))
+        parts = (
+            f"{self.workload}[{options}]" if options else self.workload,
+            self.direction,
+            f"{self.format}[{knobs}]" if knobs else self.format,
+            f"{self.out_features}x{self.in_features}",
+            None if self.tokens is None else f"t{self.tokens}",
+            self.dtype,
+            self.regime,
+            self.mode,
+            self.device,
+        )
+        return "/".join(part for part in parts if part is not None)
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """What the members that are timed together, in the same rounds as dense, have in common."""
+        return (
+            self.workload,
+            tuple(sorted((key, _text(value)) for key, value in self.options.items())),
+            self.out_features,
+            self.in_features,
+            self.tokens or 0,
+            self.dtype,
+            self.direction or "",
+            self.regime or "",
+            self.mode or "",
+            self.device,
+        )
+
+    @property
+    def label(self) -> str:
+        """The format and its knobs, such as ``low_rank density=0.5``."""
+        return " ".join([self.format, *(f"{k}={_text(v)}" for k, v in sorted(self.knobs.items()))])
+
+
+def _text(value: Knob) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Planned(Record):
+    """A case with what only the planning worker could know of it."""
+
+    case: Case
+    resolved: dict[str, Knob] = {}
+    revision: int = 1
+    kernel: str = ""
+    density: float | None = None  # parameters over the dense layer's
+    cost: Cost | None = None
+    unsupported: str | None = None  # the reason, in words
+    seeds: int | None = None  # workloads with a score: a replicate is a seed, and there are so many
+
+
+class Measurement(Record):
+    """All samples of one quantity of one case in one replicate, and how they arose.
+
+    ``values`` holds one value a block for timings (the block's median, seconds per call), in the
+    order of the rounds; one value in all for quantities that are read once.
+    """
+
+    quantity: str
+    unit: str
+    values: list[float]
+    contract: str | None = None  # wall, event, graph, pytest: never compared with one another
+    calls: int | None = None  # calls in each sample
+    samples: list[list[float]] | None = None  # the raw samples of each block
+    stopped: str | None = None  # precision, budget, deadline
+    disturbed: list[bool] | None = None  # block by block
+    rounds: list[int] | None = None  # which round each block belongs to
+    note: str | None = None
+
+
+class Result(Record):
+    """How one case ended in one replicate, and what was measured."""
+
+    case: str
+    replicate: int
+    seed: int
+    status: Status
+    reason: str | None = None
+    flags: list[str] = []
+    measurements: list[Measurement] = []
+
+    def values(self, quantity: str) -> list[float]:
+        """The values of one quantity; empty when it was not measured."""
+        return next((m.values for m in self.measurements if m.quantity == quantity), [])
+
+
+class Plan(Record):
+    """How hard to measure."""
+
+    replicates: int = 5
+    regime: str | list[str] = "hot"
+    mode: str | list[str] = "eager"
+    relative_width: float = 0.02
+    budget_seconds: float = 0.2
+    timeout_seconds: float = 60.0
+
+
+class Suite(Record):
+    """A named question: the plan, and the cases as written for one kind of device."""
+
+    name: str
+    about: str = ""
+    plan: Plan = msgspec.field(default_factory=Plan)
+    cases: list[Case] = []
+    source: str = ""
+
+
+class Environment(Record):
+    """What the machine was: ``fingerprint`` must agree to compare, ``state`` may differ."""
+
+    fingerprint: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+
+
+class Header(Record, tag="header", tag_field="line"):
+    """The first line of a run file."""
+
+    schema: int
+    run: str
+    created: str
+    version: str
+    suite: str
+    about: str
+    plan: Plan
+    seed: int
+    device: str
+    environment: Environment
+    ceilings: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
+
+
+class PlannedLine(Record, tag="case", tag_field="line"):
+    """A line that describes one case of the run; results name it by its id."""
+
+    id: str
+    planned: Planned
+
+
+class ResultLine(Record, tag="result", tag_field="line"):
+    """A line that holds one result."""
+
+    result: Result
+
+
+class Footer(Record, tag="footer", tag_field="line"):
+    """The last line of a run file that is complete."""
+
+    finished: str
+    wall_seconds: float
+    state: dict[str, Any] = {}
+
+
+Line = Header | PlannedLine | ResultLine | Footer
+
+
+class Estimate(Record):
+    """A value with its interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    level: float = 0.95
+
+
+class Ratio(Record):
+    """A quotient of two estimates with its interval; above one means the second side is larger."""
+
+    value: float
+    low: float
+    high: float
+    counts: tuple[int, int]
+    level: float = 0.95
+
+
+class Change(Record):
+    """A pair of matched cases with its verdict."""
+
+    case: str
+    metric: str
+    verdict: Verdict
+    ratio: Ratio | None = None
+    reason: str | None = None
+    replicates_needed: int | None = None
