@@ -200,6 +200,15 @@ class Format(ABC):
                     f"knob of {cls.name()}", key, [*cls.knob_names(), *budget_knobs]
                 )
         if density is None:
+            missing = [
+                field.name
+                for field in dataclasses.fields(cls)
+                if field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+                and field.name not in (*knobs, "out_features", "in_features")
+            ]
+            if missing:
+                raise KnobError(f"{cls.name()} needs {' and '.join(missing)}, or a density.")
             return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
         if isinstance(density, bool) or not isinstance(density, (int, float)):
             raise KnobError(f"density must be a number, not {density!r}.")
