@@ -1,0 +1,147 @@
+"""Runs as pandas tables: one row a case and replicate, or one row a case with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from hwbench.records import ITEM_BYTES, Planned, Result, Status
+from hwbench.stats import estimate
+from hwbench.store import Run, read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TIMES = {"time_seconds": "time", "graph_seconds": "graph", "relative_time": "relative"}
+QUANTITIES = (
+    "time_seconds",
+    "graph_seconds",
+    "relative_time",
+    "numerical_error",
+    "score",
+    "saved_bytes",
+    "peak_bytes",
+    "energy_joules",
+    "prepare_seconds",
+)
+"""The measured columns; each is the median over the blocks of a replicate."""
+
+
+def load_run(path: str | Path) -> pd.DataFrame:
+    """One row for each case and replicate of a run file; the columns are those of the docs.
+
+    Raises:
+        RunFileError: the file cannot be read or is not a run file.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(replicate_rows(read_run(Path(path))))
+
+
+def summary(path: str | Path) -> pd.DataFrame:
+    """One row for each case of a run file, with intervals over its replicates.
+
+    Raises:
+        RunFileError: the file cannot be read or is not a run file.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(summary_rows(read_run(Path(path))))
+
+
+def replicate_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of ``load_run`` as dictionaries."""
+    rows = []
+    for result in run.results:
+        row = _case_columns(run, run.planned[result.case])
+        row |= {"status": result.status.value, "reason": result.reason}
+        row |= {"flags": ",".join(result.flags)}
+        row |= {"replicate": result.replicate, "seed": result.seed}
+        rows.append(row | _measured(result))
+    return rows
+
+
+def summary_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of ``summary`` as dictionaries, in the order of the suite.
+
+    A planned case without any result yet has the status ``missing``.
+    """
+    by_case: dict[str, list[Result]] = defaultdict(list)
+    for result in run.results:
+        by_case[result.case].append(result)
+    return [
+        _case_columns(run, planned) | _summary_columns(by_case.get(case, []))
+        for case, planned in run.planned.items()
+    ]
+
+
+def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:
+    case, cost = planned.case, planned.cost
+    return {
+        "case": case.id,
+        "format": case.format,
+        "label": case.label,
+        "kernel": planned.kernel,
+        "knobs": json.dumps(case.knobs, sort_keys=True),
+        "resolved": json.dumps(planned.resolved, sort_keys=True),
+        "workload": case.workload,
+        "out_features": case.out_features,
+        "in_features": case.in_features,
+        "tokens": case.tokens,
+        "dtype": case.dtype,
+        "direction": case.direction,
+        "regime": case.regime,
+        "mode": case.mode,
+        "device": run.header.device,
+        "asked_density": case.knobs.get("density"),
+        "density": planned.density,
+        "parameters": cost.parameters if cost else None,
+        "stored_bytes": cost.stored_bytes if cost else None,
+        "dense_bytes": case.out_features * case.in_features * ITEM_BYTES[case.dtype],
+        "flops": cost.flops if cost else None,
+        "dense_flops": cost.dense_flops if cost else None,
+        "compulsory_bytes": cost.compulsory_bytes if cost else None,
+        "intermediate_bytes": cost.intermediate_bytes if cost else None,
+    }
+
+
+def _measured(result: Result) -> dict[str, Any]:
+    row: dict[str, Any] = {"contract": None, "score_name": None}
+    for name in QUANTITIES:
+        values = result.values(name)
+        row[name] = median(values) if values else math.nan
+    for measurement in result.measurements:
+        if measurement.quantity == "time_seconds":
+            row["contract"] = measurement.contract
+        if measurement.quantity == "score":
+            row["score_name"] = measurement.note
+    return row
+
+
+def _summary_columns(results: list[Result]) -> dict[str, Any]:
+    failed = next((r for r in results if r.status is not Status.OK), None)
+    status = failed.status.value if failed else (Status.OK.value if results else "missing")
+    flags = sorted({flag for result in results for flag in result.flags})
+    row: dict[str, Any] = {
+        "status": status,
+        "reason": failed.reason if failed else None,
+        "flags": ",".join(flags),
+        "replicates": sum(1 for r in results if r.status is Status.OK),
+        "contract": None,
+        "score_name": None,
+    }
+    good = [_measured(result) for result in results if result.status is Status.OK]
+    for name in QUANTITIES:
+        values = [r[name] for r in good if not math.isnan(r[name])]
+        interval = estimate(values) if values else None
+        row[name] = interval.value if interval else math.nan
+        if name in _TIMES:
+            row[f"{_TIMES[name]}_low"] = interval.low if interval else math.nan
+            row[f"{_TIMES[name]}_high"] = interval.high if interval else math.nan
+    for name in ("contract", "score_name"):
+        row[name] = next((r[name] for r in good if r[name] is not None), None)
+    return row

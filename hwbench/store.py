@@ -1,0 +1,198 @@
+"""Run files: one JSON-lines file a run, appended as results arrive, readable when cut off anywhere.
+
+The first line is the header; then one line for each planned case, one for each result, and a footer
+when the run is complete. A line is written whole and flushed, so a killed run loses at most the
+line in flight; the reader drops an unfinished last line, and a resumed run cuts it off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from hwbench.errors import RunFileError
+from hwbench.records import (
+    SCHEMA,
+    Footer,
+    Header,
+    Line,
+    Planned,
+    PlannedLine,
+    Result,
+    ResultLine,
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Line)
+_RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
+
+
+@dataclass
+class Run:
+    """One run as read: the header, the planned cases by id, the results, and whether it ended."""
+
+    path: Path
+    header: Header
+    planned: dict[str, Planned] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    footer: Footer | None = None
+    truncated: bool = False  # the last line was unfinished
+    size: int = 0  # bytes up to the end of the last whole line
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run ended by itself."""
+        return self.footer is not None
+
+    @property
+    def done(self) -> set[tuple[str, int]]:
+        """The (case id, replicate) pairs that have a result."""
+        return {(result.case, result.replicate) for result in self.results}
+
+
+class RunWriter:
+    """Appends lines to one run file and holds its lock until closed."""
+
+    def __init__(self, path: Path, handle: IO[bytes]) -> None:
+        self.path = path
+        self._handle = handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise RunFileError(f"{path} is being written by another process.") from None
+
+    @classmethod
+    def create(cls, folder: Path, header: Header, planned: Iterable[PlannedLine]) -> RunWriter:
+        """Start a new run file in ``folder``, with its header and its planned cases.
+
+        Raises:
+            RunFileError: the folder cannot be made or written.
+        """
+        if not _RUN_NAME.fullmatch(header.run):
+            raise RunFileError(f"{header.run!r} is not a name that a run can have.")
+        path = folder / f"{header.run}.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            writer = cls(path, path.open("xb", buffering=0))
+        except OSError as error:
+            raise RunFileError(
+                f"Cannot write a run into {folder}: {error.strerror}; choose another with --out."
+            ) from error
+        writer.append(header, *planned)
+        return writer
+
+    @classmethod
+    def resume(cls, run: Run) -> RunWriter:
+        """Open an unfinished run to append to it, cutting off an unfinished last line.
+
+        Raises:
+            RunFileError: the file cannot be written, or another process is writing it.
+        """
+        try:
+            writer = cls(run.path, run.path.open("r+b", buffering=0))
+        except OSError as error:
+            raise RunFileError(f"Cannot write to {run.path}: {error.strerror}.") from error
+        os.ftruncate(writer._handle.fileno(), run.size)
+        writer._handle.seek(0, os.SEEK_END)
+        return writer
+
+    def append(self, *lines: Line) -> None:
+        """Write lines, each whole, and flush them.
+
+        Raises:
+            RunFileError: the disk is full or the file went away; what was written before stays.
+        """
+        data = b"".join(_encoder.encode(line) + b"\n" for line in lines)
+        try:
+            while data:
+                data = data[self._handle.write(data) :]
+        except OSError as error:
+            raise RunFileError(
+                f"Cannot write to {self.path}: {error.strerror}. What was measured before is in "
+                f"it; free some space and go on with --resume {self.path}."
+            ) from error
+
+    def close(self) -> None:
+        """Release the file and its lock."""
+        self._handle.close()
+
+
+def read_run(path: Path) -> Run:
+    """Read a run file; one that was cut off is read up to its last whole line.
+
+    Raises:
+        RunFileError: there is no such file, it is not a run file, or a line in it is damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
+    end = data.rfind(b"\n") + 1
+    lines = data[:end].splitlines()
+    if not lines:
+        raise RunFileError(f"{path} is not a run file: it holds no whole line.")
+    run = Run(
+        path=path,
+        header=_header(path, lines[0]),
+        truncated=end < len(data),
+        size=end,
+    )
+    for number, text in enumerate(lines[1:], start=2):
+        _take(run, number, text)
+    return run
+
+
+def _take(run: Run, number: int, text: bytes) -> None:
+    try:
+        line = _decoder.decode(text)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise RunFileError(
+            f"Line {number} of {run.path} is damaged ({error}); restore the file or remove the line."
+        ) from error
+    match line:
+        case PlannedLine():
+            run.planned[line.id] = line.planned
+        case ResultLine():
+            if line.result.case not in run.planned:
+                raise RunFileError(
+                    f"Line {number} of {run.path} has a result of the case "
+                    f"{line.result.case!r}, which the run does not describe."
+                )
+            run.results.append(line.result)
+        case Footer():
+            run.footer = line
+        case Header():
+            raise RunFileError(f"Line {number} of {run.path} is a second header.")
+
+
+def _header(path: Path, text: bytes) -> Header:
+    try:
+        raw: Any = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise RunFileError(f"{path} is not a run file: its first line is not JSON.") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(schema, int) or raw.get("line") != "header":
+        raise RunFileError(f"{path} is not a run file: its first line is not a header.")
+    if schema > SCHEMA:
+        raise RunFileError(
+            f"{path} has schema {schema}; this hwbench reads up to {SCHEMA}. Install a newer one."
+        )
+    try:
+        return msgspec.convert(raw, Header)
+    except msgspec.ValidationError as error:
+        raise RunFileError(f"The header of {path} is damaged ({error}).") from error
+
+
+def list_runs(folder: Path) -> list[Path]:
+    """The run files of a folder, oldest first (their names begin with the date)."""
+    if not folder.is_dir():
+        raise RunFileError(f"{folder} is not a folder.")
+    return sorted(folder.glob("*.jsonl"))
