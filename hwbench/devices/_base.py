@@ -1,0 +1,101 @@
+"""``Device``: a place to run, its clock and its own facts. A mark is a point in its queue."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+Mark = Any
+"""A point in a device's queue: an event on CUDA, host nanoseconds on a CPU."""
+
+Probe = dict[str, float]
+"""Counters and readings that tell, before and after a block, whether something disturbed it."""
+
+Step = Callable[[Any], Any]
+"""One call of a workload; it takes the state that the untimed part before it made."""
+
+
+class Device(ABC):
+    """One device, opened by its index; everything that is timed goes through its marks."""
+
+    kind: ClassVar[str]
+    contract: ClassVar[str]  # what its times mean: wall, event
+    resolution_seconds: float  # the smallest span that its marks resolve
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self.torch_device = torch.device("cpu")
+
+    @classmethod
+    @abstractmethod
+    def count(cls) -> int:
+        """How many devices of this kind are present."""
+
+    @classmethod
+    def missing(cls) -> str:
+        """One sentence that says why there is none, for when ``count`` is 0."""
+        return f"This machine has no {cls.kind} device."
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """Place a mark in the queue; never waits."""
+
+    @abstractmethod
+    def seconds(self, start: Mark, end: Mark) -> float:
+        """The time between two marks; waits until both are reached."""
+
+    @abstractmethod
+    def evict_caches(self) -> None:
+        """Push what a layer left in the last-level cache out of it."""
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """Facts that must agree for two runs to be compared: name, memory, caches, limits."""
+
+    def run(self, step: Step, states: Sequence[Any]) -> None:
+        """Call ``step`` once for each state: the timed part of every sample."""
+        for state in states:
+            step(state)
+
+    def prefill(self, seconds: float) -> None:
+        """Occupy the queue for about ``seconds``, so that the host is ahead when the timing starts."""
+
+    def synchronize(self) -> None:
+        """Wait until the queue is empty."""
+
+    def probe(self) -> Probe:
+        """Read the disturbance counters; costs little and is never called while time is taken."""
+        return {}
+
+    def disturbance(self, before: Probe, after: Probe, seconds: float) -> list[str]:
+        """What disturbed a block of that many seconds, in words; empty when it was quiet."""
+        del before, after, seconds
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """What may differ between runs: clocks, load, temperature."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """Switches of torch that change times or results, as they stand."""
+        return {"threads": torch.get_num_threads()}
+
+    def free_bytes(self) -> int:
+        """Bytes that could still be allocated."""
+        raise NotImplementedError
+
+    def peak_bytes(self, call: Callable[[], object]) -> int:
+        """The most bytes that tensors took during one call above what they took before it."""
+        raise NotImplementedError
+
+    def capture(self, call: Callable[[], object]) -> Callable[[], None] | str:
+        """A function that replays ``call`` as a graph, or the reason why that is not possible."""
+        del call
+        return f"{self.kind} has no graphs."
+
+    def energy_joules(self) -> float | str:
+        """The reading of the energy counter, or the reason why there is none."""
+        return f"{self.kind} has no energy counter that hwbench can read."

@@ -1,0 +1,104 @@
+"""The processor: a monotonic clock, caches from the system itself, noise from the kernel's counters."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hwbench import environment
+from hwbench.devices._base import Device, Mark, Probe
+
+_SWITCHES_PER_SECOND = 100.0  # more involuntary switches than this in a block disturb it
+_MINIMUM_SWITCHES = 2  # one preemption may be the block's own start
+
+
+class Cpu(Device):
+    """The processor that this process may use; marks are host nanoseconds."""
+
+    kind = "cpu"
+    contract = "wall"
+
+    def __init__(self, index: int = 0) -> None:
+        super().__init__(index)
+        self.resolution_seconds = time.get_clock_info("perf_counter").resolution
+        self._evict: torch.Tensor | None = None
+
+    @classmethod
+    def count(cls) -> int:
+        return 1
+
+    def mark(self) -> Mark:
+        return time.perf_counter_ns()
+
+    def seconds(self, start: Mark, end: Mark) -> float:
+        return float(end - start) * 1e-9
+
+    def evict_caches(self) -> None:
+        if self._evict is None:  # twice the last-level cache, read and written
+            last_level = max([32_000_000, *environment.cpu_caches().values()])
+            self._evict = torch.zeros(2 * last_level // 4, dtype=torch.float32)
+        self._evict.add_(1.0)
+
+    def info(self) -> dict[str, Any]:
+        return {
+            **environment.cpu_facts(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+        }
+
+    def probe(self) -> Probe:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "involuntary_switches": float(usage.ru_nivcsw),
+            "major_faults": float(usage.ru_majflt),
+            "steal_seconds": environment.steal_seconds(),
+            "throttled": environment.throttled_periods(),
+        }
+
+    def disturbance(self, before: Probe, after: Probe, seconds: float) -> list[str]:
+        change = {key: after[key] - before[key] for key in after}
+        allowed = max(_MINIMUM_SWITCHES, _SWITCHES_PER_SECOND * seconds)
+        causes = []
+        if change["involuntary_switches"] > allowed:
+            causes.append(f"{change['involuntary_switches']:.0f} involuntary context switches")
+        if change["steal_seconds"] > 0.01 * seconds:
+            causes.append(f"{change['steal_seconds']:.2f} s stolen by the hypervisor")
+        if change["throttled"]:
+            causes.append("throttled by the container's quota")
+        if change["major_faults"]:
+            causes.append(f"{change['major_faults']:.0f} major page faults")
+        return causes
+
+    def state(self) -> dict[str, Any]:
+        return environment.machine_state()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "mkldnn": torch.backends.mkldnn.enabled,
+            **{name: os.environ[name] for name in environment.THREAD_VARIABLES if name in os.environ},
+        }
+
+    def free_bytes(self) -> int:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return min(int(line.split()[1]) * 1024, environment.memory_limit_bytes())
+        return environment.memory_limit_bytes()
+
+    def peak_bytes(self, call: Callable[[], object]) -> int:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            call()
+        taken = peak = 0
+        for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+            if event.name() == "[memory]":
+                taken += event.nbytes()
+                peak = max(peak, taken)
+        return peak
