@@ -1,0 +1,57 @@
+# What there is to do here. Needs make and Python 3.11 or newer; everything else goes into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+CUDA_RESULTS := .pytest_cache/cuda.xml
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv bench test test-cuda lint fmt check
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.dev ## create .venv with everything needed to work on hwbench
+
+bench: $(VENV)/.runtime ## measure this machine (suite linear) and write report.html
+	@status=0; $(BIN)/hwbench run --suite linear --device auto --out runs || status=$$?; \
+	if [ $$status -ne 0 ] && [ $$status -ne 5 ]; then exit $$status; fi; \
+	$(BIN)/hwbench report "$$(ls -t runs/*.jsonl | head -1)" --out report.html && \
+	echo "report: $(CURDIR)/report.html" && exit $$status
+
+test: $(VENV)/.dev ## run the tests that need no GPU and no browser
+	$(BIN)/python -m pytest --timeout 600
+
+test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has torch and pytest); installs nothing
+	$(PYTHON) -m pytest -m cuda --junit-xml $(CUDA_RESULTS)
+	@$(PYTHON) -c "import xml.etree.ElementTree as T; s = T.parse('$(CUDA_RESULTS)').getroot().find('testsuite'); \
+	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'cuda tests ran'); raise SystemExit(n == 0)"
+
+lint: $(VENV)/.dev ## check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev ## write the code as lint wants it
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+check: lint test ## what CI runs: lint and test
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' || \
+	{ echo "hwbench needs Python 3.11 or newer; say which: make PYTHON=python3.11 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# Two stamps, each newer than what it was made from: running hwbench needs less than working on it.
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[dev]"
+	@touch $(VENV)/.runtime $@
