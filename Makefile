@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP     = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 CUDA_RESULTS := .pytest_cache/cuda.xml
 
@@ -45,7 +45,7 @@ check: lint test ## what CI runs: lint and test
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' || \
 	{ echo "hwbench needs Python 3.11 or newer; say which: make PYTHON=python3.11 …" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # Two stamps, each newer than what it was made from: running hwbench needs less than working on it.
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
