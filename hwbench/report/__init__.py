@@ -1,0 +1,1 @@
+"""What is shown, one file per output; files that begin with ``_`` are the shared pieces."""

@@ -1,0 +1,94 @@
+"""The rows that every output shows: summary rows, with the options, the group and the roofline."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from hwbench.frames import summary_rows
+from hwbench.records import Cost
+from hwbench.roofline import Placement, place, roof
+from hwbench.store import Run
+
+Row = dict[str, Any]
+
+DENSE = "dense"
+_GROUP = (
+    "workload",
+    "options",
+    "out_features",
+    "in_features",
+    "tokens",
+    "dtype",
+    "direction",
+    "regime",
+    "mode",
+)
+_COST = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
+
+
+def report_rows(run: Run) -> list[Row]:
+    """One row a case, in the order of the suite: the summary, and what outputs need beside it.
+
+    ``options`` are the workload's, as text; ``series`` is the format with all knobs but the
+    density; ``group`` is what cases must share to be shown side by side; ``placement`` is where
+    the case stands on the roofline, None where it was not timed or there is no measured roof.
+    """
+    rows = summary_rows(run)
+    for row, planned in zip(rows, run.planned.values(), strict=True):
+        knobs = {k: v for k, v in planned.case.knobs.items() if k != "density"}
+        row["options"] = json.dumps(planned.case.options, sort_keys=True)
+        row["series"] = " ".join([row["format"], *(f"{k}={word(knobs[k])}" for k in sorted(knobs))])
+        row["group"] = tuple(row[name] for name in _GROUP)
+        row["placement"] = placement(row, run.header.ceilings)
+    return rows
+
+
+def placement(row: Row, ceilings: dict[str, Any]) -> Placement | None:
+    """Where a row stands on the roofline of its run; None where it has no time or no roof."""
+    ceiling = roof(ceilings, row["dtype"])
+    seconds = row["time_seconds"]
+    if ceiling is None or not known(seconds) or seconds <= 0 or not row["compulsory_bytes"]:
+        return None
+    cost = Cost(
+        **{name: row[name] for name in _COST}, intermediate_bytes=row["intermediate_bytes"] or 0
+    )
+    return place(cost, ceiling, seconds)
+
+
+def groups(rows: list[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by group, groups and rows in the order in which they come."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["group"], []).append(row)
+    return found
+
+
+def known(value: object) -> bool:
+    """Whether a value is a number that can be shown."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def timed(row: Row) -> bool:
+    """Whether a row has a time."""
+    return known(row["time_seconds"])
+
+
+def relative(row: Row) -> float | None:
+    """A row's time over that of dense: one for dense itself, None where it was not measured."""
+    if row["format"] == DENSE and timed(row):
+        return 1.0
+    value = row["relative_time"]
+    return float(value) if known(value) else None
+
+
+def word(value: Any) -> str:
+    """The value of a knob as it is shown."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def printable(text: object) -> str:
+    """Text in one line, with everything that could steer a terminal made visible."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

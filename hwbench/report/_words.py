@@ -1,0 +1,81 @@
+"""Cases and groups in words, the same in every output."""
+
+from __future__ import annotations
+
+import json
+
+from hwbench.report._rows import Row, printable, word
+
+DIRECTIONS = {
+    "forward": "Forward",
+    "backward": "Backward",
+    "backward_input": "Backward to the input",
+    "backward_weight": "Backward to the weight",
+    "step": "Forward and backward",
+}
+STATUSES = {
+    "ok": "ok",
+    "unsupported": "unsupported",
+    "wrong": "wrong",
+    "out_of_memory": "out of memory",
+    "timed_out": "timed out",
+    "crashed": "crashed",
+    "missing": "not measured",
+}
+
+
+def shape(row: Row) -> str:
+    """``1024×1024``: out_features × in_features."""
+    return f"{row['out_features']}×{row['in_features']}"
+
+
+def tokens(row: Row) -> str | None:
+    """``256 tokens``; None where the workload has none."""
+    count = row["tokens"]
+    return None if count is None else f"{count} token{'' if count == 1 else 's'}"
+
+
+def direction(row: Row) -> str | None:
+    """The direction in words; None where the workload has none."""
+    name = row["direction"]
+    return None if name is None else DIRECTIONS.get(name, printable(name))
+
+
+def workload(row: Row) -> str:
+    """The workload and its options, such as ``projection matrix=power_law``."""
+    options = json.loads(row["options"])
+    return printable(" ".join([row["workload"], *(f"{k}={word(options[k])}" for k in options)]))
+
+
+def setting(row: Row) -> list[str]:
+    """What is not as usual: cold caches, a compiled layer."""
+    unusual = []
+    if row["regime"] not in (None, "hot"):
+        unusual.append("cold caches" if row["regime"] == "cold" else printable(row["regime"]))
+    if row["mode"] not in (None, "eager"):
+        unusual.append("compiled" if row["mode"] == "compile" else printable(row["mode"]))
+    return unusual
+
+
+def group_parts(row: Row) -> list[str]:
+    """What a group of cases shares, such as ``Forward``, ``1024×1024``, ``256 tokens``."""
+    options = json.loads(row["options"])
+    named = workload(row) if row["direction"] is None or options else None
+    if named is None and row["workload"] != "linear":
+        named = workload(row)
+    first = [part for part in (direction(row), named) if part]
+    parts = [*first, shape(row), tokens(row), printable(row["dtype"]), *setting(row)]
+    return [part for part in parts if part]
+
+
+def group_title(row: Row) -> str:
+    """A group in one line: ``Forward, 1024×1024, 256 tokens, float32``."""
+    title = ", ".join(group_parts(row))
+    return title[:1].upper() + title[1:]
+
+
+def status(row: Row) -> str:
+    """How a case ended, and its flags."""
+    name = STATUSES.get(row["status"], printable(row["status"]))
+    flags = [printable(flag).replace("_", " ") for flag in row["flags"].split(",") if flag]
+    return ", ".join([name, *flags])

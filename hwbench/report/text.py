@@ -1,0 +1,213 @@
+"""The terminal's table: rich renderables for people, plain rows for ``--json``.
+
+Where the terminal is too narrow, columns leave in the order of ``DROPPED_FIRST``; the format with
+its knobs, the density, the relative time (or the time) and the status always stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hwbench import units
+from hwbench.report import _words as words
+from hwbench.report._rows import DENSE, Row, groups, known, printable, report_rows, timed
+from hwbench.store import Run
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+DROPPED_FIRST = ("error", "saved", "efficiency", "rate", "stored", "score", "time")
+"""Columns in the order in which a narrow terminal loses them."""
+
+_LISTED = 8  # cases named for each reason
+_GAP = 2  # columns between cells: one of padding, one that the box draws
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    title: str
+    cell: Callable[[Row], str]
+    left: bool = False
+
+
+def table(run: Run, width: int = 80) -> list[RenderableType]:
+    """The run as renderables that fit ``width`` columns: head, a table a group, what failed."""
+    from rich.text import Text
+
+    rows = report_rows(run)
+    parts: list[RenderableType] = [Text(line) for line in _head(run, rows)]
+    for members in groups(rows).values():
+        parts += [Text(), Text(words.group_title(members[0]), style="bold")]
+        parts.append(_group_table(members, width))
+    parts += _failures(rows)
+    return [*parts, *_foot(rows)]
+
+
+def rows_json(run: Run) -> list[dict[str, Any]]:
+    """One object a case for ``--json``: the summary with its roofline; what is unknown is null."""
+    return [plain_row(row) for row in report_rows(run)]
+
+
+def plain_row(row: Row) -> dict[str, Any]:
+    """A row that JSON can hold: no group, no NaN, the roofline as fields."""
+    plain = {k: v for k, v in row.items() if k not in ("group", "placement", "label", "series")}
+    for name, value in plain.items():
+        if isinstance(value, float) and not known(value):
+            plain[name] = None
+    place = row["placement"]
+    plain["roofline"] = msgspec.to_builtins(place) if place else None
+    return plain
+
+
+def _head(run: Run, rows: list[Row]) -> list[str]:
+    header = run.header
+    name = printable(header.environment.fingerprint.get("name") or header.device)
+    replicates, planned = len({r.replicate for r in run.results}), header.plan.replicates
+    lines = [
+        f"{printable(header.suite)} on {name}",
+        f"run {printable(header.run)}: {len(rows)} cases, {replicates} of {planned} replicates",
+    ]
+    if not rows:
+        lines.append("The run holds no cases: nothing was measured.")
+    elif not run.complete:
+        missing = sum(row["status"] == "missing" for row in rows)
+        lines.append(
+            f"The run is not finished: {missing} cases have no result yet; "
+            f"go on with --resume {printable(run.path)}"
+        )
+    return lines
+
+
+def _group_table(rows: list[Row], width: int) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = _fit(_used(rows), rows, width)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    for column in columns:
+        shown.add_column(
+            column.title,
+            justify="left" if column.left else "right",
+            overflow="fold" if column.left else "ellipsis",
+            no_wrap=not column.left,
+        )
+    for row in rows:
+        shown.add_row(*(Text(column.cell(row)) for column in columns), style=_style(row))
+    return shown
+
+
+def _style(row: Row) -> str:
+    """Green where a format is faster than dense beyond its interval; grey without a number."""
+    if row["status"] != "ok":
+        return "red" if row["status"] in ("wrong", "crashed", "timed_out") else "dim"
+    if row["format"] == DENSE:
+        return "bold"
+    return "green" if known(row["relative_high"]) and row["relative_high"] < 1 else ""
+
+
+def _used(rows: list[Row]) -> list[_Column]:
+    """The columns that hold anything in this group."""
+    always = ("label", "status")
+    return [c for c in _columns(rows) if c.name in always or any(_filled(c, row) for row in rows)]
+
+
+def _filled(column: _Column, row: Row) -> bool:
+    return column.cell(row) not in ("", "–")
+
+
+def _fit(columns: list[_Column], rows: list[Row], width: int) -> list[_Column]:
+    """Drop columns, the least important first, until the natural width fits."""
+    kept = list(columns)
+    for name in DROPPED_FIRST:
+        if _natural(kept, rows) <= width:
+            break
+        fewer = [column for column in kept if column.name != name]
+        if name != "time" or any(column.name == "relative" for column in fewer):
+            kept = fewer
+    return kept
+
+
+def _natural(columns: list[_Column], rows: list[Row]) -> int:
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(c.title), *(cell_len(c.cell(row)) for row in rows)) for c in columns]
+    return sum(widths) + _GAP * len(columns) - 1
+
+
+def _columns(rows: list[Row]) -> list[_Column]:
+    score = next((row["score_name"] for row in rows if row["score_name"]), None)
+    rate = lambda row: units.flops_per_second(_rate(row))  # noqa: E731
+    return [
+        _Column("label", "format", lambda row: printable(row["series"]), left=True),
+        _Column("density", "density", lambda row: _number(row["density"])),
+        _Column("time", "time", lambda row: units.seconds(row["time_seconds"])),
+        _Column("relative", "relative", _relative),
+        _Column("rate", "executed", rate),
+        _Column("efficiency", "of roof", _efficiency),
+        _Column("stored", "stored", lambda row: units.nbytes(row["stored_bytes"])),
+        _Column("saved", "saved", lambda row: units.nbytes(row["saved_bytes"])),
+        _Column("error", "num. error", lambda row: _number(row["numerical_error"], 2)),
+        _Column("score", printable(score or "score"), lambda row: _number(row["score"])),
+        _Column("status", "status", words.status, left=True),
+    ]
+
+
+def _rate(row: Row) -> float | None:
+    return row["flops"] / row["time_seconds"] if timed(row) and row["flops"] else None
+
+
+def _efficiency(row: Row) -> str:
+    place = row["placement"]
+    return units.percent(place.efficiency, 0) if place else "–"
+
+
+def _relative(row: Row) -> str:
+    if row["format"] == DENSE:
+        return "1" if timed(row) else "–"
+    return units.interval(row["relative_time"], row["relative_low"], row["relative_high"])
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return units.significant(float(value), digits) if known(value) else "–"
+
+
+def _failures(rows: list[Row]) -> list[RenderableType]:
+    """Every case that is not ok, by reason, so that nothing is hidden by a missing number."""
+    from rich.text import Text
+
+    failed: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            reason = printable(row["reason"] or "no reason given")
+            if row["status"] == "missing":
+                reason = "the run has no result of it"
+            failed.setdefault((row["status"], reason), []).append(row)
+    if not failed:
+        return []
+    parts: list[RenderableType] = [Text(), Text("Not measured, or not to be trusted", style="bold")]
+    for (status, reason), members in failed.items():
+        count = f"{len(members)} case{'' if len(members) == 1 else 's'}"
+        parts.append(Text(f"{words.STATUSES.get(status, status)}: {reason} ({count})"))
+        parts += [Text(f"  {printable(row['case'])}") for row in members[:_LISTED]]
+        if len(members) > _LISTED:
+            parts.append(Text(f"  … and {len(members) - _LISTED} more; --json has them all"))
+    return parts
+
+
+def _foot(rows: list[Row]) -> list[RenderableType]:
+    """What the columns mean, in as few words as possible."""
+    from rich.text import Text
+
+    if not any(timed(row) for row in rows):
+        return []
+    several = any(known(row["relative_low"]) for row in rows)
+    spread = "± is half its 95 % interval over replicates"
+    interval = spread if several else "one replicate gives no interval"
+    return [Text(), Text(f"relative: time over dense in the same rounds; {interval}.", style="dim")]
