@@ -135,3 +135,11 @@ def host_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "virtual": "hypervisor" in (_read(Path("/proc/cpuinfo")) or ""),
     }
+
+
+def nvidia_devices() -> int:
+    """NVIDIA devices that the driver shows to this process; found without torch and without NVML."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None and not [part for part in shown.split(",") if part.strip() not in ("", "-1")]:
+        return 0
+    return len([p for p in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", p.name)])

@@ -1,0 +1,22 @@
+"""``Meter`` reads one quantity (or one family of them) of a prepared subject."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from hwbench.devices._base import Device
+from hwbench.records import Measurement, Quantity
+from hwbench.workloads._base import Subject
+
+
+class Meter(ABC):
+    """Reads quantities of one subject at a time, before anything is timed."""
+
+    QUANTITIES: ClassVar[tuple[Quantity, ...]]
+    ORDER: ClassVar[int] = 50  # error 10, score 20, cost 30, memory 40, latency 90
+    FIRST_REPLICATE_ONLY: ClassVar[bool] = False
+
+    @abstractmethod
+    def read(self, subject: Subject, device: Device) -> list[Measurement]:
+        """The measurements of one subject; empty where the quantity does not apply to it."""

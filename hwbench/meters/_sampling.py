@@ -1,0 +1,63 @@
+"""The one place where time is taken: a sample, and how many calls and samples are worth taking."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hwbench.devices._base import Device
+from hwbench.workloads._base import Subject
+
+SAMPLE_SECONDS = 2e-4  # a sample lasts at least this long, so that the timer resolves it
+RESOLUTION_MULTIPLE = 1000  # … and at least so many times the timer's resolution
+BLOCKS = 10  # the budget of a case is meant to hold so many blocks
+SAMPLES = 64  # the most samples of one block
+STEADY = 0.05  # warm-up ends when two windows of calls differ by less
+WARM_SHARE = 0.15  # … or when this share of the case's budget is spent: not steady
+ENQUEUE_SECONDS = 2e-5  # the queue is pre-filled for so long a call, so that the host is ahead
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a case is sampled: calls in a sample, samples in a block, and whether it was steady."""
+
+    calls: int
+    samples: int
+    estimate_seconds: float  # per call
+    steady: bool
+
+
+def sample(device: Device, subject: Subject, calls: int, *, cold: bool = False) -> float:
+    """Seconds per call of one sample: the untimed part, then ``calls`` steps between two marks."""
+    states = subject.states(calls)
+    with torch.set_grad_enabled(subject.grad):
+        if cold:
+            device.evict_caches()
+        device.prefill(calls * ENQUEUE_SECONDS)
+        start = device.mark()
+        device.run(subject.step, states)
+        end = device.mark()
+    return device.seconds(start, end) / calls
+
+
+def calibrate(
+    device: Device, subject: Subject, budget_seconds: float, *, cold: bool = False
+) -> Calibration:
+    """Call until two windows agree, then choose calls a sample and samples a block."""
+    allowed = WARM_SHARE * budget_seconds
+    begun = time.monotonic()
+    before, now = math.inf, sample(device, subject, 1)
+    steady = True
+    while abs(now - before) > STEADY * now:
+        if time.monotonic() - begun > allowed:
+            steady = False
+            break
+        window = max(1, min(subject.max_calls, math.ceil(allowed / 20 / max(now, 1e-9))))
+        before, now = now, sample(device, subject, window, cold=cold)
+    shortest = max(SAMPLE_SECONDS, RESOLUTION_MULTIPLE * device.resolution_seconds)
+    calls = 1 if cold else max(1, min(subject.max_calls, math.ceil(shortest / now)))
+    samples = max(1, min(SAMPLES, round(budget_seconds / BLOCKS / (now * calls))))
+    return Calibration(calls=calls, samples=samples, estimate_seconds=now, steady=steady)

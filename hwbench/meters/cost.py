@@ -1,0 +1,56 @@
+"""FLOPs as torch's own formulas count them, beside the exact ones of the format.
+
+The formulas are right for dense and batched products. They count a sparse product as dense or as
+nothing, and custom kernels as nothing, so this is a cross-check and never the figure that is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from hwbench.devices._base import Device
+from hwbench.meters._base import Meter
+from hwbench.records import Measurement, Quantity
+from hwbench.workloads._base import Subject
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the registered formulas of the operators that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(  # noqa: PLR0913 (torch's signature)
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+class CountedCost(Meter):
+    """``counted_flops``: what the formulas of ``torch.utils.flop_counter`` count in one step."""
+
+    QUANTITIES = (Quantity(name="counted_flops", unit="FLOP"),)
+    ORDER = 30
+    FIRST_REPLICATE_ONLY = True
+
+    def read(self, subject: Subject, device: Device) -> list[Measurement]:
+        if subject.cost is None or subject.score is not None:
+            return []
+        states = subject.states(1)
+        with torch.set_grad_enabled(subject.grad), _Counter() as counter:
+            subject.step(states[0])
+        device.synchronize()
+        return [
+            Measurement(quantity="counted_flops", unit="FLOP", values=[float(counter.flops)])
+        ]

@@ -1,0 +1,234 @@
+"""Seconds per call, in shuffled rounds anchored on dense; the one sampling loop of hwbench.
+
+A *sample* is one timed value: calls batched until the timer resolves them. A *block* is
+consecutive samples of one case. A *round* visits every case of the chunk once, in a new random
+order, and begins and ends with the anchor (dense); a block's *relative time* is its time over the
+geometric mean of the anchor's blocks around it. A case stops when the order-statistic interval of
+the median over its blocks is narrow enough, or when its budget or the deadline is spent.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+from hwbench.devices._base import Device
+from hwbench.meters._base import Meter
+from hwbench.meters._sampling import calibrate, sample
+from hwbench.records import Measurement, Plan, Quantity, Regime
+from hwbench.stats import median_interval
+from hwbench.workloads._base import Subject
+
+MINIMUM_BLOCKS = 6  # the fewest from which the median has an order-statistic interval of 95 %
+BUDGET_BLOCKS = 3  # the fewest that a spent budget may leave
+REPEATED = 0.3  # share of its blocks that a case may repeat because they were disturbed
+
+
+class Latency(Meter):
+    """One call alone, before any round: the first sign that a case runs, and how long it takes.
+
+    The times that count are those of ``measure``, taken in rounds.
+    """
+
+    QUANTITIES = (
+        Quantity(name="first_call_seconds", unit="s"),
+        Quantity(name="time_seconds", unit="s"),
+        Quantity(name="relative_time", unit="×"),
+        Quantity(name="graph_seconds", unit="s"),
+    )
+    ORDER = 90
+
+    def read(self, subject: Subject, device: Device) -> list[Measurement]:
+        if subject.score is not None:
+            return []
+        value = sample(device, subject, 1)
+        return [
+            Measurement(
+                quantity="first_call_seconds", unit="s", values=[value], contract=device.contract
+            )
+        ]
+
+
+@dataclass
+class Member:
+    """One case of a chunk while it is measured."""
+
+    id: str
+    subject: Subject
+    regime: str = Regime.HOT
+    calls: int = 1
+    samples: int = 1
+    blocks: list[list[float]] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)
+    disturbed: list[bool] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    spent: float = 0.0
+    stopped: str | None = None
+    flags: set[str] = field(default_factory=set)
+
+    @property
+    def cold(self) -> bool:
+        """Whether caches are evicted directly before each timed call."""
+        return self.regime == Regime.COLD
+
+    def times(self) -> list[float]:
+        """One value a block: the median of its samples."""
+        return [median(block) for block in self.blocks]
+
+
+def measure(
+    members: list[Member],
+    anchor: Member | None,
+    device: Device,
+    plan: Plan,
+    rng: random.Random,
+    deadline: float = math.inf,
+) -> dict[str, list[Measurement]]:
+    """Time all members (and the anchor) in rounds; the measurements by member id.
+
+    ``deadline`` is a host time (``time.monotonic``) after which every case stops that has a block.
+    """
+    everyone = members if anchor is None else [*members, anchor]
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for member in everyone:
+            _warm_up(member, device, plan)
+        _rounds(members, anchor, device, plan, rng, deadline)
+    finally:
+        if collecting:
+            gc.enable()
+    return {member.id: _measurements(member, anchor, device) for member in everyone}
+
+
+def _rounds(
+    members: list[Member],
+    anchor: Member | None,
+    device: Device,
+    plan: Plan,
+    rng: random.Random,
+    deadline: float,
+) -> None:
+    active = list(members)
+    number = 0
+    if anchor is not None:
+        _block(anchor, device, number)
+    while active or (anchor is not None and anchor.stopped is None):
+        order = rng.sample(active, len(active))
+        for member in order:
+            _block(member, device, number)
+        number += 1
+        if anchor is not None:
+            _block(anchor, device, number)
+            anchor.stopped = _stop(anchor, plan, deadline)
+        for member in active:
+            member.stopped = _stop(member, plan, deadline)
+        active = [member for member in active if member.stopped is None]
+    if anchor is not None and anchor.stopped is None:
+        anchor.stopped = "rounds"
+
+
+def _block(member: Member, device: Device, number: int) -> None:
+    """Take one block: the first calls after a change of case stay untimed when hot."""
+    subject, begun = member.subject, time.monotonic()
+    if not member.cold:
+        sample(device, subject, max(1, min(member.calls, subject.max_calls, 3)))
+    before = device.probe()
+    values = [
+        sample(device, subject, member.calls, cold=member.cold)
+        for _ in range(member.samples)
+    ]
+    causes = device.disturbance(before, device.probe(), sum(values) * member.calls)
+    member.blocks.append(values)
+    member.rounds.append(number)
+    member.disturbed.append(bool(causes))
+    member.causes += causes
+    member.spent += time.monotonic() - begun
+
+
+def _warm_up(member: Member, device: Device, plan: Plan) -> None:
+    """Warm up, then fix calls a sample and samples a block."""
+    found = calibrate(device, member.subject, plan.budget_seconds, cold=member.cold)
+    member.calls, member.samples = found.calls, found.samples
+    if not found.steady:
+        member.flags.add("not_steady")
+
+
+def _stop(member: Member, plan: Plan, deadline: float) -> str | None:
+    """Why the case may stop now: precision, budget, deadline; None where it may not."""
+    quiet = [value for value, bad in zip(member.times(), member.disturbed, strict=True) if not bad]
+    repeats = sum(member.disturbed)
+    counted = len(quiet) if repeats <= REPEATED * len(member.blocks) else len(member.blocks)
+    if counted >= MINIMUM_BLOCKS:
+        interval = median_interval(quiet if len(quiet) >= MINIMUM_BLOCKS else member.times())
+        if interval and interval[1] - interval[0] <= plan.relative_width * median(member.times()):
+            return "precision"
+    if len(member.blocks) >= BUDGET_BLOCKS and member.spent >= plan.budget_seconds:
+        return "budget"
+    return "deadline" if time.monotonic() >= deadline else None
+
+
+def _measurements(member: Member, anchor: Member | None, device: Device) -> list[Measurement]:
+    if sum(member.disturbed) > len(member.disturbed) / 2:
+        member.flags.add("disturbed")
+    shared = {
+        "contract": device.contract,
+        "calls": member.calls,
+        "disturbed": member.disturbed if any(member.disturbed) else None,
+        "rounds": member.rounds,
+        "stopped": member.stopped,
+    }
+    found = [
+        Measurement(
+            quantity="time_seconds",
+            unit="s",
+            values=member.times(),
+            samples=member.blocks,
+            note="; ".join(dict.fromkeys(member.causes)) or None,
+            **shared,  # type: ignore[arg-type]
+        )
+    ]
+    if anchor is not None and anchor is not member:
+        values = relative_times(member, anchor)
+        found.append(
+            Measurement(quantity="relative_time", unit="×", values=values, **shared)  # type: ignore[arg-type]
+        )
+    return found
+
+
+def relative_times(member: Member, anchor: Member) -> list[float]:
+    """Each block over the geometric mean of the anchor's blocks before and after its round."""
+    anchors = anchor.times()
+    return [
+        value / math.sqrt(anchors[number] * anchors[number + 1])
+        for value, number in zip(member.times(), member.rounds, strict=True)
+    ]
+
+
+def graph_seconds(member: Member, device: Device) -> Measurement | str:
+    """Seconds per call when the step is replayed as a graph, or why that is not possible."""
+    state = member.subject.states(1)[0]
+    replay = device.capture(_bound(member.subject, state))
+    if isinstance(replay, str):
+        return replay
+    replaying = Subject(step=lambda _: replay())
+    values = [sample(device, replaying, max(1, member.calls)) for _ in range(member.samples)]
+    return Measurement(
+        quantity="graph_seconds", unit="s", values=values, contract="graph", calls=member.calls
+    )
+
+
+def _bound(subject: Subject, state: object) -> Callable[[], None]:
+    def call() -> None:
+        with torch.set_grad_enabled(subject.grad):
+            subject.step(state)
+
+    return call

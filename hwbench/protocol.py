@@ -1,0 +1,108 @@
+"""What a runner and a worker say to each other: one JSON line each way, the same over any transport.
+
+The protocol has a number, because the worker may live in another interpreter's environment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hwbench.records import Case, Measurement, Plan, Planned, Record, Result
+
+PROTOCOL = 1
+
+
+class Hello(Record, tag="hello", tag_field="say"):
+    """The worker's first line: it is up, and which protocol it speaks."""
+
+    protocol: int
+    version: str
+    pid: int
+
+
+class PlanRequest(Record, tag="plan", tag_field="say"):
+    """Resolve knobs, densities, support and device facts of all cases; measure the ceilings."""
+
+    cases: list[Case]
+    ceilings: list[str] = []  # dtypes to measure the matrix ceiling of; none: measure nothing
+
+
+class PlanReply(Record, tag="planned", tag_field="say"):
+    """The cases as planned, or the mistakes in them; and what the worker knows of the machine."""
+
+    planned: list[Planned] = []
+    mistakes: list[str] = []
+    fingerprint: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    ceilings: dict[str, Any] = {}
+
+
+class SoloRequest(Record, tag="solo", tag_field="say"):
+    """Prepare one case and read everything of it that is not timed in rounds."""
+
+    planned: Planned
+    replicate: int
+    seed: int
+
+
+class SoloReply(Record, tag="soloed", tag_field="say"):
+    """The case's result so far, the bytes that it holds, and how long one call took."""
+
+    result: Result
+    held_bytes: int = 0
+    free_bytes: int = 0
+    call_seconds: float = 0.0
+
+
+class ChunkRequest(Record, tag="chunk", tag_field="say"):
+    """Time these cases in rounds; the anchor, when given, is dense."""
+
+    members: list[Planned]
+    anchor: Planned | None
+    plan: Plan
+    replicate: int
+    seed: int
+    deadline_seconds: float | None = None
+
+
+class Timed(Record):
+    """What the rounds gave for one case."""
+
+    measurements: list[Measurement]
+    flags: list[str] = []
+
+
+class ChunkReply(Record, tag="chunked", tag_field="say"):
+    """What the rounds gave, by case id, and the seconds that lay inside timed samples."""
+
+    timed: dict[str, Timed]
+    wall_seconds: float = 0.0
+    sampled_seconds: float = 0.0
+
+
+class ForgetRequest(Record, tag="forget", tag_field="say"):
+    """Drop every prepared case; answered by the free bytes."""
+
+
+class ForgetReply(Record, tag="forgotten", tag_field="say"):
+    """Bytes that are free now."""
+
+    free_bytes: int
+
+
+class Mistake(Record, tag="mistake", tag_field="say"):
+    """The request could not be carried out: a mistake in it, or a bug; ``detail`` is a traceback."""
+
+    sentence: str
+    detail: str = ""
+
+
+Request = PlanRequest | SoloRequest | ChunkRequest | ForgetRequest
+Reply = Hello | PlanReply | SoloReply | ChunkReply | ForgetReply | Mistake
+
+encode = msgspec.json.Encoder().encode
+decode_request = msgspec.json.Decoder(Request).decode
+decode_reply = msgspec.json.Decoder(Reply).decode

@@ -1,0 +1,190 @@
+"""One replicate: a fresh worker process that visits every case, restarted when a case kills it.
+
+Each member of a group (same shape, tokens, dtype, direction, regime and mode) first runs alone under
+its time limit; what crashes, hangs or runs out of memory there is recorded and left out. The rest
+is timed in chunks of at most eight members in rounds around dense. If a chunk dies, its members
+are measured again one at a time, each with dense.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from hwbench import protocol
+from hwbench.errors import WorkerError
+from hwbench.records import Plan, Planned, Result, Status
+from hwbench.transports.local import LocalWorker, WorkerDiedError, WorkerTimedOutError
+
+CHUNK = 8  # the most members that are timed in the same rounds
+MEMORY_SHARE = 0.5  # of the free memory may be held by one chunk
+ANCHOR = "dense"
+
+Keep = Callable[[Result], None]
+"""Called with each result as soon as it is final."""
+
+
+@dataclass
+class Solo:
+    """A member that ran alone and may be timed."""
+
+    planned: Planned
+    result: Result
+    held_bytes: int
+
+
+@dataclass
+class Replicate:
+    """The state of one replicate; ``start`` opens a worker, ``keep`` receives the results."""
+
+    number: int
+    seed: int
+    plan: Plan
+    start: Callable[[], LocalWorker]
+    keep: Keep
+    worker: LocalWorker | None = None
+    free_bytes: int = 0
+    restarts: int = 0
+    sampled_seconds: float = 0.0
+    chunk_seconds: float = 0.0
+    solo_seconds: float = 0.0
+    spans: list[float] = field(default_factory=list)
+
+    def close(self) -> None:
+        """End the worker process."""
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
+
+    def score(self, planned: Planned) -> None:
+        """Run one scored case (a replicate is its seed) and keep its result."""
+        reply = self._solo(planned)
+        self.keep(reply.result if isinstance(reply, Solo) else reply)
+
+    def time_group(
+        self, members: Sequence[Planned], wanted: set[str], seconds: float | None = None
+    ) -> None:
+        """Measure one group and keep the results of the members whose id is wanted.
+
+        ``members`` come in the order in which they shall run; dense is among them or there is no
+        relative time. ``seconds`` is what the time budget leaves for this group.
+        """
+        begun = time.monotonic()
+        ready = [reply for planned in members if (reply := self._alone(planned, wanted))]
+        self.solo_seconds += time.monotonic() - begun
+        anchor = next((solo for solo in ready if solo.planned.case.format == ANCHOR), None)
+        others = [solo for solo in ready if solo is not anchor]
+        chunks = list(self._chunks(others, anchor)) or ([[]] if anchor else [])
+        for index, chunk in enumerate(chunks):
+            left = None
+            if seconds is not None:
+                left = max(0.0, seconds - (time.monotonic() - begun)) / (len(chunks) - index)
+            self._time(chunk, anchor, wanted, left)
+        if self.worker is not None:
+            reply = self.worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)
+            self.free_bytes = reply.free_bytes
+
+    def _alone(self, planned: Planned, wanted: set[str]) -> Solo | None:
+        reply = self._solo(planned)
+        if isinstance(reply, Solo):
+            return reply
+        if planned.case.id in wanted:
+            self.keep(reply)
+        return None
+
+    def _solo(self, planned: Planned) -> Solo | Result:
+        request = protocol.SoloRequest(planned=planned, replicate=self.number, seed=self.seed)
+        try:
+            reply = self._opened().ask(request, protocol.SoloReply, self.plan.timeout_seconds)
+        except (WorkerDiedError, WorkerTimedOutError) as error:
+            return self._lost(planned, error)
+        self.free_bytes = reply.free_bytes
+        if reply.result.status is not Status.OK:
+            return reply.result
+        return Solo(planned=planned, result=reply.result, held_bytes=reply.held_bytes)
+
+    def _lost(self, planned: Planned, error: WorkerError) -> Result:
+        """The result of a case that took its worker with it; the next case gets a fresh one."""
+        self.close()
+        self.restarts += 1
+        timed_out = isinstance(error, WorkerTimedOutError)
+        reason = str(error)
+        if timed_out:
+            reason = f"It did not end within {self.plan.timeout_seconds:g} s and was stopped."
+        return Result(
+            case=planned.case.id,
+            replicate=self.number,
+            seed=self.seed,
+            status=Status.TIMED_OUT if timed_out else Status.CRASHED,
+            reason=reason,
+        )
+
+    def _opened(self) -> LocalWorker:
+        if self.worker is None:
+            self.worker = self.start()
+        return self.worker
+
+    def _chunks(self, members: list[Solo], anchor: Solo | None) -> Iterator[list[Solo]]:
+        """Even chunks of at most ``CHUNK`` members that fit in half of the free memory."""
+        room = MEMORY_SHARE * self.free_bytes - (anchor.held_bytes if anchor else 0)
+        total = sum(solo.held_bytes for solo in members)
+        count = max(math.ceil(len(members) / CHUNK), math.ceil(total / max(room, 1.0)), 1)
+        size = max(1, math.ceil(len(members) / count))
+        for begin in range(0, len(members), size):
+            yield members[begin : begin + size]
+
+    def _time(
+        self, chunk: list[Solo], anchor: Solo | None, wanted: set[str], seconds: float | None
+    ) -> None:
+        """Time one chunk; when it dies, its members one at a time; keep what is wanted."""
+        try:
+            timed = self._rounds(chunk, anchor, seconds)
+        except (WorkerDiedError, WorkerTimedOutError) as error:
+            self.close()
+            self.restarts += 1
+            if len(chunk) > 1:
+                for solo in chunk:
+                    self._time([solo], anchor, wanted, None if seconds is None else 0.0)
+                return
+            lost = chunk[0] if chunk else anchor
+            if lost is not None and lost.planned.case.id in wanted:
+                wanted.discard(lost.planned.case.id)
+                self.keep(self._lost(lost.planned, error))
+            return
+        for solo in [*chunk, *([anchor] if anchor else [])]:
+            case = solo.planned.case.id
+            if case in wanted:
+                wanted.discard(case)
+                found = timed[case]
+                self.keep(
+                    replace(
+                        solo.result,
+                        measurements=[*solo.result.measurements, *found.measurements],
+                        flags=sorted({*solo.result.flags, *found.flags}),
+                    )
+                )
+
+    def _rounds(
+        self, chunk: list[Solo], anchor: Solo | None, seconds: float | None
+    ) -> dict[str, protocol.Timed]:
+        plan = self.plan
+        if seconds is not None:
+            share = seconds / (len(chunk) + 1)
+            plan = replace(plan, budget_seconds=max(1e-3, min(plan.budget_seconds, share)))
+        request = protocol.ChunkRequest(
+            members=[solo.planned for solo in chunk],
+            anchor=anchor.planned if anchor else None,
+            plan=plan,
+            replicate=self.number,
+            seed=self.seed,
+            deadline_seconds=seconds,
+        )
+        limit = plan.timeout_seconds * (len(chunk) + 1)
+        reply = self._opened().ask(request, protocol.ChunkReply, limit)
+        self.sampled_seconds += reply.sampled_seconds
+        self.chunk_seconds += reply.wall_seconds
+        return reply.timed

@@ -1,0 +1,324 @@
+"""TOML → Suite → cases as written: syntax, axes and names; what only torch knows, the planner checks.
+
+A list multiplies, a scalar does not. ``on.<kind>`` replaces axes on that kind of device, ``exclude``
+removes cases. Unknown keys are errors that name the file, the key and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hwbench import plugins
+from hwbench.errors import HwbenchError, SuiteError, UnknownNameError
+from hwbench.records import ITEM_BYTES, Case, Direction, Knob, Mode, Plan, Regime, Suite
+
+SCHEMA = 1
+_TOP = ("schema", "name", "about", "plan", "cases")
+_AXES = ("shape", "tokens", "dtype", "direction", "regime", "mode")
+_BLOCK = ("workload", "format", "exclude", "on", *_AXES)
+_MOST_FEATURES = 2**24  # a longer side is a slip, not a layer
+_CHOICES: dict[str, Sequence[str]] = {
+    "direction": [d.value for d in Direction],
+    "regime": [r.value for r in Regime],
+    "mode": [m.value for m in Mode],
+    "dtype": list(ITEM_BYTES),
+}
+_DEFAULTS: dict[str, Any] = {"tokens": 256, "dtype": "float32", "direction": "forward"}
+
+
+def folder() -> Path:
+    """Where the shipped suites are: inside the wheel, or beside the package in a checkout."""
+    inside = Path(__file__).parent / "suites"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "suites"
+
+
+def names() -> list[str]:
+    """The shipped suites by name."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def read(name_or_path: str) -> dict[str, Any]:
+    """The document of a shipped suite, or of a file, as written.
+
+    Raises:
+        SuiteError: the file cannot be read or is not TOML.
+        UnknownNameError: there is neither such a file nor such a suite.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and not path.is_file():
+        if name_or_path not in names():
+            raise UnknownNameError("suite", name_or_path, names())
+        path = folder() / f"{name_or_path}.toml"
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SuiteError(f"Cannot read the suite {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path} is not valid TOML: {error}.") from error
+    document["source"] = str(path)
+    return document
+
+
+def build(document: Mapping[str, Any], device: str) -> Suite:
+    """The suite of a document for one kind of device, its cases multiplied out.
+
+    Raises:
+        SuiteError: a key, a value or a combination is wrong; the message names file and key.
+    """
+    document = dict(document)
+    where = str(document.pop("source", "the suite"))
+    try:
+        _known(document, _TOP, "key")
+        if document.get("schema") != SCHEMA:
+            raise SuiteError(f"schema must be {SCHEMA}, not {document.get('schema')!r}.")
+        name = document.get("name")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise SuiteError(f"name must be letters, digits, _ and -, not {name!r}.")
+        plan = _plan(document.get("plan", {}))
+        blocks = document.get("cases", [])
+        if not isinstance(blocks, list) or not blocks:
+            raise SuiteError("there is no [[cases]] block.")
+        cases = [case for block in blocks for case in _block(block, plan, device)]
+    except HwbenchError as error:
+        raise SuiteError(f"{where}: {error}") from error
+    twice = [i for i, n in _counts(case.id for case in cases).items() if n > 1]
+    if twice:
+        raise SuiteError(f"{where}: the case {twice[0]} is asked for twice.")
+    if not cases:
+        raise SuiteError(f"{where}: no case is left after the exclusions.")
+    about = str(document.get("about", ""))
+    return Suite(name=name, about=about, plan=plan, cases=cases, source=where)
+
+
+def _counts(ids: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for each in ids:
+        found[each] = found.get(each, 0) + 1
+    return found
+
+
+def _known(table: object, known: Iterable[str], kind: str) -> None:
+    if not isinstance(table, dict):
+        raise SuiteError(f"expected a table, found {table!r}.")
+    for key in table:
+        if key not in known:
+            raise UnknownNameError(kind, str(key), known)
+
+
+def _plan(table: dict[str, Any]) -> Plan:
+    _known(table, Plan.__struct_fields__, "key of [plan]")
+    try:
+        plan = msgspec.convert(table, Plan)
+    except msgspec.ValidationError as error:
+        raise SuiteError(f"[plan] is wrong: {error}.") from error
+    for key in ("relative_width", "budget_seconds", "timeout_seconds"):
+        value = getattr(plan, key)
+        if not (math.isfinite(value) and value > 0):
+            raise SuiteError(f"[plan] {key} must be above zero, not {value}.")
+    if not 1 <= plan.replicates <= 1000:
+        raise SuiteError(f"[plan] replicates must be between 1 and 1000, not {plan.replicates}.")
+    for key in ("regime", "mode"):
+        for value in _listed(getattr(plan, key)):
+            _choice(key, value)
+    return plan
+
+
+def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
+    if not isinstance(block, dict):
+        raise SuiteError(f"a [[cases]] block must be a table, not {block!r}.")
+    workload = block.get("workload")
+    if not isinstance(workload, str):
+        raise SuiteError("a [[cases]] block needs a workload.")
+    plugins.check("workloads", workload)
+    axes = {key: block[key] for key in _AXES if key in block}
+    options = {key: block[key] for key in block if key not in _BLOCK}
+    here = block.get("on", {})
+    _known(here, plugins.names("devices"), "device kind in 'on'")
+    for kind, replaced in here.items():
+        _known(replaced, (*_AXES, "format"), f"axis in on.{kind}")
+    changes = here.get(device, {})
+    axes |= {key: value for key, value in changes.items() if key in _AXES}
+    formats = _formats(changes.get("format", block.get("format")))
+    timed = any(key in axes for key in ("tokens", "direction"))
+    exclude = _listed(block.get("exclude", []))
+    names_of_knobs = [key for _, knobs in formats for key in knobs]
+    for rule in exclude:
+        _known(rule, ["format", *_AXES, *options, *names_of_knobs], "key of exclude")
+    for key in ("regime", "mode"):
+        axes.setdefault(key, getattr(plan, key))
+    for values in _multiply(axes, timed=timed):
+        for name, knobs in formats:
+            for option in _product(options):
+                case = Case(
+                    workload=workload, format=name, knobs=knobs, options=option,
+                    device=device, **values,
+                )  # fmt: skip
+                if not any(_matches(case, rule) for rule in exclude):
+                    yield case
+
+
+def _multiply(axes: Mapping[str, Any], *, timed: bool) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes; a block without tokens or direction has only shape and dtype."""
+    wanted = _AXES if timed else ("shape", "dtype")
+    lists = {}
+    for key in wanted:
+        value = axes.get(key, _DEFAULTS.get(key))
+        if value is None:
+            raise SuiteError(f"a [[cases]] block needs {key}.")
+        if key == "shape" and value and not isinstance(value[0], list):
+            value = [value]
+        lists[key] = [_axis_value(key, each) for each in _listed(value)]
+        if not lists[key]:
+            raise SuiteError(f"{key} is an empty list.")
+    for combination in itertools.product(*lists.values()):
+        values = dict(zip(lists, combination, strict=True))
+        values["out_features"], values["in_features"] = values.pop("shape")
+        yield values
+
+
+def _axis_value(key: str, value: Any) -> Any:
+    if key == "shape":
+        if not isinstance(value, list) or len(value) != 2:
+            raise SuiteError(f"a shape is [out_features, in_features], not {value!r}.")
+        return tuple(_positive("shape", side, _MOST_FEATURES) for side in value)
+    if key == "tokens":
+        return _positive("tokens", value, 2**31)
+    return _choice(key, value)
+
+
+def _positive(key: str, value: Any, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise SuiteError(f"{key} must be a whole number between 1 and {most}, not {value!r}.")
+    return value
+
+
+def _choice(key: str, value: Any) -> str:
+    if value not in _CHOICES[key]:
+        raise UnknownNameError(key, str(value), _CHOICES[key])
+    return str(value)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _formats(entries: Any) -> list[tuple[str, dict[str, Knob]]]:
+    if not isinstance(entries, list) or not entries:
+        raise SuiteError("format must be a list such as [{ name = 'dense' }].")
+    found = []
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise SuiteError(f"a format is a table with a name, not {entry!r}.")
+        name = plugins.check("formats", entry["name"])
+        knobs = {key: value for key, value in entry.items() if key != "name"}
+        found += [(name, each) for each in _product(knobs)]
+    return found
+
+
+def _product(table: Mapping[str, Any]) -> list[dict[str, Knob]]:
+    for key, value in table.items():
+        for each in _listed(value):
+            if not isinstance(each, (bool, int, float, str)):
+                raise SuiteError(f"{key} must be a number, a word or a list of them, not {each!r}.")
+    lists = [_listed(value) for value in table.values()]
+    return [dict(zip(table, values, strict=True)) for values in itertools.product(*lists)]
+
+
+def _matches(case: Case, rule: Mapping[str, Any]) -> bool:
+    facts = _facts(case)
+    return all(
+        facts.get(key) == value if key == "shape" else facts.get(key) in _listed(value)
+        for key, value in rule.items()
+    )
+
+
+def _facts(case: Case) -> dict[str, Any]:
+    return {
+        **case.options,
+        **case.knobs,
+        "workload": case.workload,
+        "format": case.format,
+        "shape": [case.out_features, case.in_features],
+        "tokens": case.tokens,
+        "dtype": case.dtype,
+        "direction": case.direction,
+        "regime": case.regime,
+        "mode": case.mode,
+    }
+
+
+def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:
+    """The document with the axes that the command line asked for put in place of its own.
+
+    ``shape``, ``tokens`` and ``dtype`` replace the axes of the blocks that have tokens; ``density``
+    replaces every density; ``formats`` keeps those names, with dense as their yardstick, and adds
+    the ones that the suite does not have.
+    """
+    blocks = [dict(block) for block in document.get("cases", [])]
+    for block in blocks:
+        timed = "tokens" in block or "direction" in block
+        here = {kind: dict(axes) for kind, axes in block.get("on", {}).items()}
+        for key in ("shape", "tokens", "dtype"):
+            if asked.get(key) and timed:
+                block[key] = asked[key]
+                for axes in here.values():
+                    axes.pop(key, None)
+        for table in (block, *here.values()):
+            if "format" in table:
+                table["format"] = _chosen(table["format"], **asked)
+        if here:
+            block["on"] = here
+    return {**document, "cases": blocks}
+
+
+def _chosen(
+    entries: list[dict[str, Any]],
+    density: list[float] | None = None,
+    formats: list[str] | None = None,
+    **_: Any,
+) -> list[dict[str, Any]]:
+    entries = [dict(entry) for entry in entries]
+    if formats:
+        have = {entry.get("name") for entry in entries}
+        keep = {"dense", *(plugins.check("formats", name) for name in formats)}
+        entries = [entry for entry in entries if entry.get("name") in keep]
+        added = [name for name in formats if name not in have]
+        entries += [{"name": name, "density": density or [0.5]} for name in added]
+    for entry in entries:
+        if density and "density" in entry:
+            entry["density"] = density
+    return entries
+
+
+def select(cases: Sequence[Case], expression: str) -> list[Case]:
+    """The cases that match ``key=value,key=value`` (globs), or a glob over the case id.
+
+    Raises:
+        SuiteError: a term is not understood, or no case is left.
+    """
+    kept = list(cases)
+    for term in expression.split(","):
+        key, sign, pattern = (part.strip() for part in term.partition("="))
+        if not sign:
+            kept = [case for case in kept if fnmatch.fnmatchcase(case.id, f"*{key}*")]
+            continue
+        known = {name for case in cases for name in _facts(case)}
+        if key not in known:
+            raise UnknownNameError("key of --filter", key, known)
+        kept = [case for case in kept if fnmatch.fnmatchcase(_word(_facts(case).get(key)), pattern)]
+    if not kept:
+        raise SuiteError(f"--filter {expression!r} leaves no case.")
+    return kept
+
+
+def _word(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,296 @@
+"""The child process that measures: cases in, results out, as JSON lines over a pipe of its own.
+
+It is started with ``-m hwbench.worker`` and never imported by the rest. It knows nothing of who
+started it, and it imports torch and msgspec, and nvidia-ml-py where present, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Iterable
+from typing import IO, Any
+
+import torch
+from msgspec.structs import replace
+
+import hwbench
+from hwbench import environment, plugins, protocol
+from hwbench.devices._base import Device
+from hwbench.errors import DeviceError, HwbenchError, KnobError
+from hwbench.formats._base import Format
+from hwbench.meters import latency
+from hwbench.meters._base import Meter
+from hwbench.meters._ceilings import measure_ceilings
+from hwbench.records import ITEM_BYTES, Case, Planned, Regime, Result, Status
+from hwbench.workloads._base import Subject, Workload
+
+_KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests
+_PARENT_DEATH_SIGNAL = 1  # prctl option
+
+
+class Worker:
+    """Holds one device and the cases that are prepared on it."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.live: dict[str, Subject] = {}
+        self.meters = sorted(
+            (plugins.load("meters", name, Meter)() for name in plugins.names("meters")),
+            key=lambda meter: meter.ORDER,
+        )
+
+    def answer(self, request: protocol.Request) -> protocol.Reply:
+        """Carry out one request."""
+        match request:
+            case protocol.PlanRequest():
+                return self.plan(request)
+            case protocol.SoloRequest():
+                return self.solo(request)
+            case protocol.ChunkRequest():
+                return self.chunk(request)
+            case protocol.ForgetRequest():
+                self.live.clear()
+                return protocol.ForgetReply(free_bytes=self.device.free_bytes())
+
+    def plan(self, request: protocol.PlanRequest) -> protocol.PlanReply:
+        """Resolve every case; all mistakes are gathered, not only the first."""
+        planned, mistakes = [], []
+        for case in request.cases:
+            try:
+                planned.append(_planned(case, self.device))
+            except HwbenchError as error:
+                mistakes.append(f"{case.label} for {case.out_features}x{case.in_features}: {error}")
+        measured = {}
+        if request.ceilings and not mistakes:
+            measured = measure_ceilings(self.device, request.ceilings)
+        return protocol.PlanReply(
+            planned=planned,
+            mistakes=list(dict.fromkeys(mistakes)),
+            fingerprint={
+                "device": self.device.info(),
+                "host": environment.host_facts(),
+                "torch": str(torch.__version__),
+                "hwbench": hwbench.__version__,
+            },
+            settings=self.device.settings(),
+            state=self.device.state(),
+            ceilings=measured,
+        )
+
+    def solo(self, request: protocol.SoloRequest) -> protocol.SoloReply:
+        """Prepare one case and read error, score, memory and one call of it."""
+        planned, case = request.planned, request.planned.case
+        result = Result(
+            case=case.id, replicate=request.replicate, seed=request.seed, status=Status.OK
+        )
+        try:
+            self._check_room(planned)
+            subject = self._prepared(planned, request.seed)
+            measurements = [
+                measurement
+                for meter in self.meters
+                if request.replicate == 0 or not meter.FIRST_REPLICATE_ONLY
+                for measurement in meter.read(subject, self.device)
+            ]
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            self.live.pop(case.id, None)
+            return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
+        except Exception as error:  # noqa: BLE001 (the boundary: it becomes a result with its reason)
+            self.live.pop(case.id, None)
+            if _is_out_of_memory(error):
+                return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
+            traceback.print_exc()
+            return self._ended(result, Status.CRASHED, _sentence(error))
+        result = replace(result, measurements=measurements)
+        wrong = _wrong(result, subject)
+        if wrong is not None:
+            self.live.pop(case.id, None)
+            return self._ended(result, Status.WRONG, wrong)
+        held = subject.nbytes()
+        if held + sum(s.nbytes() for s in self.live.values()) < _KEPT_SHARE * self._free():
+            self.live[case.id] = subject
+        return protocol.SoloReply(
+            result=result,
+            held_bytes=held,
+            free_bytes=self._free(),
+            call_seconds=max(result.values("first_call_seconds"), default=0.0),
+        )
+
+    def chunk(self, request: protocol.ChunkRequest) -> protocol.ChunkReply:
+        """Time the cases of one chunk in rounds around the anchor."""
+        wanted = [*request.members, *([request.anchor] if request.anchor else [])]
+        keep = {planned.case.id for planned in wanted}
+        self.live = {case: subject for case, subject in self.live.items() if case in keep}
+        members = [
+            latency.Member(
+                id=planned.case.id,
+                subject=self._prepared(planned, request.seed),
+                regime=planned.case.regime or Regime.HOT,
+            )
+            for planned in wanted
+        ]
+        anchor = members.pop() if request.anchor else None
+        begun = time.monotonic()
+        deadline = begun + (request.deadline_seconds or float("inf"))
+        rng = random.Random(f"{request.seed}/{request.replicate}/{sorted(keep)}")  # noqa: S311 (order)
+        measured = latency.measure(members, anchor, self.device, request.plan, rng, deadline)
+        everyone = [*members, *([anchor] if anchor else [])]
+        return protocol.ChunkReply(
+            timed={
+                member.id: protocol.Timed(
+                    measurements=measured[member.id], flags=sorted(member.flags)
+                )
+                for member in everyone
+            },
+            wall_seconds=time.monotonic() - begun,
+            sampled_seconds=sum(sum(map(sum, m.blocks)) * m.calls for m in everyone),
+        )
+
+    def _prepared(self, planned: Planned, seed: int) -> Subject:
+        case = planned.case
+        if case.id not in self.live:
+            workload, described = _described(case, planned.resolved)
+            subject = workload.prepare(case, described, self.device, seed)
+            _label(subject, case)
+            return subject
+        return self.live[case.id]
+
+    def _free(self) -> int:
+        return self.device.free_bytes()
+
+    def _check_room(self, planned: Planned) -> None:
+        """Refuse, before the system kills us, what cannot fit with its float64 reference."""
+        case = planned.case
+        weights = case.out_features * case.in_features
+        tokens = (case.tokens or 0) * (case.out_features + case.in_features)
+        stored = planned.cost.stored_bytes if planned.cost else 0
+        needed = stored + 2 * 8 * weights + 3 * tokens * ITEM_BYTES[case.dtype]
+        if needed > self._free():
+            raise MemoryError(
+                f"It needs about {needed:.3g} bytes with its float64 reference; "
+                f"{self._free():.3g} are free."
+            )
+
+    def _ended(self, result: Result, status: Status, reason: str) -> protocol.SoloReply:
+        ended = replace(result, status=status, reason=reason)
+        return protocol.SoloReply(result=ended, free_bytes=self._free())
+
+
+def _described(case: Case, resolved: dict[str, Any]) -> tuple[Workload, Format]:
+    workload = plugins.load("workloads", case.workload, Workload)()
+    format_class = plugins.load("formats", case.format, Format)
+    return workload, format_class(
+        out_features=case.out_features, in_features=case.in_features, **resolved
+    )
+
+
+def _planned(case: Case, device: Device) -> Planned:
+    workload = plugins.load("workloads", case.workload, Workload)()
+    workload.options(case)
+    if "tokens" in workload.AXES and case.tokens is None:
+        raise KnobError(f"the workload {case.workload} needs tokens.")
+    if "tokens" not in workload.AXES and case.tokens is not None:
+        raise KnobError(f"the workload {case.workload} has no use for tokens or direction.")
+    format_class = plugins.load("formats", case.format, Format)
+    described = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
+    return Planned(
+        case=case,
+        resolved=described.knobs(),
+        revision=described.revision,
+        kernel=described.kernel,
+        density=described.density(),
+        cost=workload.cost(case, described),
+        unsupported=workload.unsupported(case, described, device),
+        seeds=workload.seeds(case),
+    )
+
+
+def _label(subject: Subject, case: Case) -> None:
+    """Let a device see what a step is: the simulated one takes its duration from it."""
+    subject.step.case = case.id  # type: ignore[attr-defined]
+    subject.step.cost = subject.cost  # type: ignore[attr-defined]
+
+
+def _wrong(result: Result, subject: Subject) -> str | None:
+    error = max(result.values("numerical_error"), default=0.0)
+    if error <= subject.tolerance or subject.numerical_error is None:
+        return None
+    return (
+        f"Its relative error against float64 is {error:.3g}, above the tolerance "
+        f"{subject.tolerance:g}."
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def open_device(name: str) -> Device:
+    """Open ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        DeviceError: this machine has no such device.
+        UnknownNameError: there is no such kind.
+    """
+    kind, _, index = name.partition(":")
+    device_class = plugins.load("devices", plugins.check("devices", kind), Device)
+    present = device_class.count()
+    if present == 0:
+        raise DeviceError(device_class.missing())
+    if index and not (index.isdigit() and int(index) < present):
+        raise DeviceError(f"There is no device {name}; {kind} has {present}, numbered from 0.")
+    return device_class(int(index or 0))
+
+
+def serve(device: Device, requests: Iterable[bytes], replies: IO[bytes]) -> None:
+    """Answer requests until the other side closes its end."""
+    worker = Worker(device)
+    for line in requests:
+        try:
+            reply = worker.answer(protocol.decode_request(line))
+        except HwbenchError as error:
+            reply = protocol.Mistake(sentence=str(error))
+        except Exception as error:  # noqa: BLE001 (the boundary: the runner is told what happened)
+            reply = protocol.Mistake(sentence=_sentence(error), detail=traceback.format_exc())
+        replies.write(protocol.encode(reply) + b"\n")
+        replies.flush()
+
+
+def main() -> None:
+    """Start as a child: ``--read`` and ``--write`` are the descriptors of its own pipe."""
+    parser = argparse.ArgumentParser(prog="hwbench.worker")
+    parser.add_argument("--read", type=int, required=True)
+    parser.add_argument("--write", type=int, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    torch.set_num_threads(arguments.threads)
+    with os.fdopen(arguments.read, "rb") as requests, os.fdopen(arguments.write, "wb") as replies:
+        try:
+            device = open_device(arguments.device)
+        except HwbenchError as error:
+            replies.write(protocol.encode(protocol.Mistake(sentence=str(error))) + b"\n")
+            return
+        hello = protocol.Hello(
+            protocol=protocol.PROTOCOL, version=hwbench.__version__, pid=os.getpid()
+        )
+        replies.write(protocol.encode(hello) + b"\n")
+        replies.flush()
+        serve(device, requests, replies)
+
+
+if __name__ == "__main__":
+    main()

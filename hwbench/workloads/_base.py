@@ -1,0 +1,106 @@
+"""``Workload`` prepares a ``Subject``: what is timed, what is checked, and what is scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hwbench.devices._base import Device, Step
+from hwbench.errors import SuiteError, UnknownNameError
+from hwbench.formats._base import Format
+from hwbench.records import Case, Cost, Knob, Quantity
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass
+class Subject:
+    """One prepared case, ready to be read by the meters."""
+
+    step: Step
+    cost: Cost | None = None
+    before: Callable[[], Any] | None = None  # untimed, once a call: makes the state of the step
+    grad: bool = False  # whether autograd records during step and before
+    max_calls: int = 1_000_000  # the most states that may exist at once
+    numerical_error: Callable[[], float] | None = None  # relative, against float64
+    tolerance: float = 0.0
+    score: Callable[[], float] | None = None
+    module: nn.Module | None = None  # what is at rest: its bytes are not "saved for backward"
+    inputs: list[Tensor] = field(default_factory=list)
+
+    def states(self, calls: int) -> list[Any]:
+        """The states of ``calls`` steps, made by the untimed part; Nones where there is none."""
+        if self.before is None:
+            return [None] * calls
+        with torch.set_grad_enabled(self.grad):
+            return [self.before() for _ in range(calls)]
+
+    def nbytes(self) -> int:
+        """Bytes that the subject holds: module, inputs, and one state."""
+        tensors = list(self.inputs)
+        if self.module is not None:
+            tensors += [*self.module.parameters(), *self.module.buffers()]
+        return sum(t.numel() * t.element_size() for t in tensors if t.layout == torch.strided)
+
+
+class Workload(ABC):
+    """What is done with a layer in a format.
+
+    ``TIMED`` workloads are timed in rounds anchored on dense and repeated in every replicate.
+    Workloads with a ``SCORE`` are run once a seed. ``OPTIONS`` are the keys that a suite may give
+    beside the axes, with their defaults; ``AXES`` the axes that mean something.
+    """
+
+    TIMED: ClassVar[bool] = True
+    SCORE: ClassVar[Quantity | None] = None
+    OPTIONS: ClassVar[Mapping[str, Knob]] = {}
+    AXES: ClassVar[tuple[str, ...]] = ("tokens", "direction", "regime", "mode")
+
+    def options(self, case: Case) -> dict[str, Knob]:
+        """The case's options over the defaults.
+
+        Raises:
+            UnknownNameError: the workload has no such option.
+            SuiteError: an option has a value of another type than its default.
+        """
+        merged = dict(self.OPTIONS)
+        for key, value in case.options.items():
+            if key not in merged:
+                raise UnknownNameError(f"option of workload {case.workload}", key, merged)
+            if isinstance(value, bool) or type(value) is not type(merged[key]):
+                expected = type(merged[key]).__name__
+                raise SuiteError(f"{key} of workload {case.workload} must be a {expected}.")
+            merged[key] = value
+        return merged
+
+    def seeds(self, case: Case) -> int | None:
+        """How many seeds a scored case runs; None for timed workloads."""
+        return int(self.options(case).get("seeds", 1)) if self.SCORE else None
+
+    @abstractmethod
+    def cost(self, case: Case, described: Format) -> Cost | None:
+        """The exact cost of one step, where it has one."""
+
+    def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
+        """Why the case cannot run there, in words; None where it can."""
+        del case, described, device
+        return None
+
+    @abstractmethod
+    def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
+        """Make the subject of one case on the device; the same seed makes the same data."""
+
+
+def generator(device: Device, seed: int, stream: int) -> torch.Generator:
+    """A generator on the device for one stream of data of one seed."""
+    return torch.Generator(device.torch_device).manual_seed((seed * 1_000_003 + stream) % 2**63)
