@@ -93,6 +93,29 @@ class ForgetReply(Record, tag="forgotten", tag_field="say"):
     free_bytes: int
 
 
+class DescribeRequest(Record, tag="describe", tag_field="say"):
+    """Describe these formats: knobs, kernels, and where they run."""
+
+    names: list[str]
+
+
+class FormatDetails(Record):
+    """One format; ``unsupported`` maps "device dtype direction" to a reason, empty where it runs."""
+
+    name: str
+    summary: str
+    knobs: list[str]
+    kernels: list[str]
+    paper: str
+    unsupported: dict[str, str]
+
+
+class DescribeReply(Record, tag="described", tag_field="say"):
+    """The formats as they describe themselves."""
+
+    formats: list[FormatDetails]
+
+
 class Mistake(Record, tag="mistake", tag_field="say"):
     """The request could not be carried out: a mistake in it, or a bug; ``detail`` is a traceback."""
 
@@ -100,8 +123,8 @@ class Mistake(Record, tag="mistake", tag_field="say"):
     detail: str = ""
 
 
-Request = PlanRequest | SoloRequest | ChunkRequest | ForgetRequest
-Reply = Hello | PlanReply | SoloReply | ChunkReply | ForgetReply | Mistake
+Request = PlanRequest | SoloRequest | ChunkRequest | ForgetRequest | DescribeRequest
+Reply = Hello | PlanReply | SoloReply | ChunkReply | ForgetReply | DescribeReply | Mistake
 
 encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode

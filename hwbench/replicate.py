@@ -85,8 +85,8 @@ class Replicate:
                 left = max(0.0, seconds - (time.monotonic() - begun)) / (len(chunks) - index)
             self._time(chunk, anchor, wanted, left)
         if self.worker is not None:
-            reply = self.worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)
-            self.free_bytes = reply.free_bytes
+            forgotten = self.worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)
+            self.free_bytes = forgotten.free_bytes
 
     def _alone(self, planned: Planned, wanted: set[str]) -> Solo | None:
         reply = self._solo(planned)

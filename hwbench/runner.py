@@ -51,8 +51,8 @@ class Progress:
     done: int
     total: int
     seconds: float
+    path: Path
     result: Result | None = None
-    note: str = ""
 
 
 Listener = Callable[[Progress], None]
@@ -78,7 +78,7 @@ class _State:
         if result.status is not Status.OK:
             self.failed.setdefault(result.case, result)
         seconds = time.monotonic() - self.begun
-        self.listener(Progress(len(self.done), self.total, seconds, result=result))
+        self.listener(Progress(len(self.done), self.total, seconds, self.writer.path, result))
 
     def seeds(self, planned: Planned) -> int:
         """How many results the case shall have."""
@@ -262,7 +262,11 @@ def _execute(state: _State, threads: int, time_budget_seconds: float | None) -> 
     sampled = timed = solo = 0.0
     longest = 0.0
     try:
-        state.listener(Progress(len(state.done), state.total, time.monotonic() - state.begun))
+        state.listener(
+            Progress(
+                len(state.done), state.total, time.monotonic() - state.begun, state.writer.path
+            )
+        )
         for number in range(replicates):
             begun = time.monotonic()
             if end is not None and number > 0 and begun + 0.7 * longest > end:

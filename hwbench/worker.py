@@ -27,8 +27,8 @@ from hwbench.formats._base import Format
 from hwbench.meters import latency
 from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
-from hwbench.records import ITEM_BYTES, Case, Planned, Regime, Result, Status
-from hwbench.workloads._base import Subject, Workload
+from hwbench.records import ITEM_BYTES, Case, Direction, Planned, Regime, Result, Status
+from hwbench.workloads._base import DTYPES, Subject, Workload
 
 _KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests
 _PARENT_DEATH_SIGNAL = 1  # prctl option
@@ -54,6 +54,8 @@ class Worker:
                 return self.solo(request)
             case protocol.ChunkRequest():
                 return self.chunk(request)
+            case protocol.DescribeRequest():
+                return protocol.DescribeReply(formats=[_details(name) for name in request.names])
             case protocol.ForgetRequest():
                 self.live.clear()
                 return protocol.ForgetReply(free_bytes=self.device.free_bytes())
@@ -73,8 +75,8 @@ class Worker:
             planned=planned,
             mistakes=list(dict.fromkeys(mistakes)),
             fingerprint={
-                "device": self.device.info(),
-                "host": environment.host_facts(),
+                **self.device.info(),
+                **environment.host_facts(),
                 "torch": str(torch.__version__),
                 "hwbench": hwbench.__version__,
             },
@@ -208,6 +210,30 @@ def _planned(case: Case, device: Device) -> Planned:
         cost=workload.cost(case, described),
         unsupported=workload.unsupported(case, described, device),
         seeds=workload.seeds(case),
+    )
+
+
+def _details(name: str) -> protocol.FormatDetails:
+    """What a format is and where it runs, asked of the format itself."""
+    format_class = plugins.load("formats", name, Format)
+    sides = (256, 256)
+    try:
+        example = format_class.from_knobs(*sides)
+    except KnobError:
+        example = format_class.from_knobs(*sides, density=0.5)
+    reasons = {
+        f"{kind} {dtype} {direction}": example.unsupported(kind, DTYPES[dtype], direction) or ""
+        for kind in ("cpu", "cuda")
+        for dtype in ("float32", "bfloat16", "float16")
+        for direction in (Direction.FORWARD, Direction.STEP)
+    }
+    return protocol.FormatDetails(
+        name=name,
+        summary=plugins.summary("formats", name),
+        knobs=format_class.knob_names(),
+        kernels=list(format_class.KERNELS),
+        paper=format_class.PAPER,
+        unsupported=reasons,
     )
 
 

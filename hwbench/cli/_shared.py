@@ -1,0 +1,82 @@
+"""What several verbs share: consoles, lists in options, and finding a run file."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwbench.errors import RunFileError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PIPED_WIDTH = 160  # columns of a table that no terminal cuts
+
+
+def console(*, error: bool = False) -> Console:
+    """A console that knows whether it is a terminal; a pipe gets plain text of a fixed width."""
+    from rich.console import Console
+
+    stream = sys.stderr if error else sys.stdout
+    if stream.isatty():
+        return Console(file=stream, highlight=False)
+    return Console(file=stream, highlight=False, width=_PIPED_WIDTH, no_color=True)
+
+
+def listed(values: list[str] | None) -> list[str]:
+    """Options that may be repeated or hold commas, as one list."""
+    return [part.strip() for value in values or [] for part in value.split(",") if part.strip()]
+
+
+def shapes(values: list[str] | None) -> list[list[int]]:
+    """``4096x11008`` as [out_features, in_features].
+
+    Raises:
+        UsageError: a value is not two whole numbers with an x between them.
+    """
+    found = []
+    for value in listed(values):
+        match = re.fullmatch(r"(\d+)[x×](\d+)", value)
+        if not match:
+            raise UsageError(f"--shape is OUTxIN, such as 4096x11008, not {value!r}.")
+        found.append([int(match[1]), int(match[2])])
+    return found
+
+
+def numbers(option: str, values: list[str] | None, kind: type[int] | type[float]) -> list[float]:
+    """Numbers of an option that may hold commas.
+
+    Raises:
+        UsageError: a value is not a number.
+    """
+    found: list[float] = []
+    for value in listed(values):
+        try:
+            found.append(kind(value))
+        except ValueError:
+            raise UsageError(f"{option} takes numbers, not {value!r}.") from None
+    return found
+
+
+def run_files(paths: list[Path]) -> list[Path]:
+    """The run files that the paths name; a folder stands for all that it holds.
+
+    Raises:
+        RunFileError: a path is not there, or a folder holds no run.
+    """
+    from hwbench.store import list_runs
+
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = list_runs(path)
+            if not inside:
+                raise RunFileError(f"{path} holds no run file (*.jsonl).")
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise RunFileError(f"There is no run file {path}.")
+    return found

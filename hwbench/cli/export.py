@@ -1,0 +1,23 @@
+"""``hwbench export``: a run's rows for other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from hwbench.cli import _shared
+
+
+def export(
+    run: Path = typer.Argument(..., help="A run file."),
+    to: str = typer.Option(..., "--to", help="csv, json or parquet."),
+    out: Path = typer.Option(..., "--out", "-o", help="The file to write."),
+) -> None:
+    """Write one row for each case and replicate of a run."""
+    from hwbench.report import export as exporters
+    from hwbench.store import read_run
+
+    (path,) = _shared.run_files([run])[-1:]
+    exporters.export(read_run(path), to, out)
+    typer.echo(f"The rows are in {out}.")

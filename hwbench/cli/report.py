@@ -1,0 +1,26 @@
+"""``hwbench report``: one self-contained page from one or more runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from hwbench.cli import _shared
+
+
+def report(
+    runs: list[Path] = typer.Argument(..., help="Run files, or folders of them."),
+    out: Path = typer.Option(Path("report.html"), "--out", "-o", help="The page to write."),
+) -> None:
+    """Write one HTML page that opens from disk, with no network: answers, charts and every row."""
+    from hwbench.errors import RunFileError
+    from hwbench.report.html import render
+    from hwbench.store import read_run
+
+    page = render([read_run(path) for path in _shared.run_files(runs)])
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(f"Cannot write the report {out}: {error.strerror}.") from error
+    typer.echo(f"The report is in {out}.")

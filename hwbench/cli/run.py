@@ -1,0 +1,174 @@
+"""``hwbench run``: measure a suite on this machine and keep the run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hwbench.cli import _shared
+from hwbench.errors import CasesFailedError, UsageError
+
+if TYPE_CHECKING:
+    from hwbench.runner import Listener, Progress
+
+
+def run(
+    suite: str | None = typer.Option(
+        None, "--suite", "-s", help="A shipped suite by name, or a TOML file.  [default: linear]"
+    ),
+    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    replicates: int | None = typer.Option(
+        None, "--replicates", "-r", min=1, max=1000, help="Fresh processes that visit every case."
+    ),
+    quick: bool = typer.Option(False, "--quick", help="One replicate, short budgets: a first look."),
+    time_budget: str | None = typer.Option(
+        None, "--time-budget", help="A complete, coarser answer in about this time, such as 90s."
+    ),
+    format_: list[str] | None = typer.Option(
+        None, "--format", "-f", help="Only these formats, and dense. Repeat, or use commas."
+    ),
+    filter_: str | None = typer.Option(
+        None, "--filter", help="Only matching cases: tokens=16,direction=step or a part of an id."
+    ),
+    shape: list[str] | None = typer.Option(None, "--shape", help="OUTxIN, such as 4096x11008."),
+    tokens: list[str] | None = typer.Option(None, "--tokens", help="Batch × sequence: 16,512."),
+    dtype: list[str] | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16."),
+    density: list[str] | None = typer.Option(
+        None, "--density", help="Kept fraction of the dense parameters: 0.5,0.1."
+    ),
+    threads: int | None = typer.Option(
+        None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
+    ),
+    seed: int = typer.Option(0, "--seed", help="Seeds all data and all orders."),
+    resume: Path | None = typer.Option(None, "--resume", help="Finish a run that was cut off."),
+    out: Path = typer.Option(Path("runs"), "--out", "-o", help="Folder for the run file."),
+    as_json: bool = typer.Option(False, "--json", help="Print rows as JSON instead of a table."),
+) -> None:
+    """Measure every case of a suite, in fresh processes, and keep the run in a file.
+
+    Without a suite it is the suite 'linear'. One layer needs no file:
+
+    hwbench run --shape 4096x11008 --tokens 16,512 --density 0.5 --format low_rank,monarch
+    """
+    from hwbench import runner
+    from hwbench import suite as suites
+    from hwbench.store import read_run
+    from hwbench.units import parse_seconds
+
+    budget = parse_seconds(time_budget) if time_budget else None
+    if resume is not None:
+        if suite is not None or format_ or filter_ or shape or tokens or dtype or density:
+            raise UsageError("--resume goes on with the suite that the run was started with.")
+        with _progress() as listener:
+            path = runner.resume(resume, time_budget_seconds=budget, listener=listener)
+        return _show(path, as_json=as_json)
+    document = suites.override(
+        suites.read(suite or "linear"),
+        shape=_shared.shapes(shape),
+        tokens=_shared.numbers("--tokens", tokens, int),
+        dtype=_shared.listed(dtype),
+        density=_shared.numbers("--density", density, float),
+        formats=_shared.listed(format_),
+    )
+    changes: dict[str, Any] = {}
+    if quick:
+        changes = runner.smallest(suites.build(document, "cpu").plan)
+    if replicates is not None:
+        changes["replicates"] = replicates
+    with _progress() as listener:
+        path = runner.run(
+            document, device=device, out=out, filter=filter_, threads=threads, seed=seed,
+            time_budget_seconds=budget, listener=listener, **changes,
+        )  # fmt: skip
+    _show(path, as_json=as_json)
+    run_failed(read_run(path).results)
+
+
+def run_failed(results: list[Any]) -> None:
+    """Raise what makes the exit code 5, if a case failed or nothing could be measured."""
+    from hwbench.records import ANSWERS, Status
+
+    failed = {result.case for result in results if result.status not in ANSWERS}
+    if failed:
+        raise CasesFailedError(
+            f"{len(failed)} case{'s were' if len(failed) > 1 else ' was'} wrong, crashed or timed "
+            "out; the reasons are listed above."
+        )
+    if not any(result.status is Status.OK for result in results):
+        raise CasesFailedError("Nothing could be measured; the reasons are listed above.")
+
+
+def _show(path: Path, *, as_json: bool) -> None:
+    from hwbench.report.text import rows_json, table
+    from hwbench.store import read_run
+
+    found = read_run(path)
+    if as_json:
+        typer.echo(json.dumps(rows_json(found)))
+        return
+    console = _shared.console()
+    for part in table(found, console.width):
+        console.print(part)
+    console.print(f"\nThe run is in {path}. See it with: hwbench report {path}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Listener]:
+    """A listener that draws a bar on a terminal, and keeps a pipe clean.
+
+    The bar is redrawn when a result comes and never in between: the parent sleeps while a child
+    measures.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    from hwbench.units import clock
+
+    console = _shared.console(error=True)
+    seen: list[Progress] = []  # type: ignore[type-arg]
+    columns = (
+        TextColumn("{task.percentage:3.0f} %"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"),
+    )
+    with Progress(
+        *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("planning", total=1, left="")
+        start = 0.0
+
+        def listen(progress: Progress) -> None:  # type: ignore[valid-type]
+            nonlocal start
+            if not seen:
+                start = progress.seconds  # type: ignore[attr-defined]
+            seen.append(progress)
+            bar.update(task, **_bar(progress, seen[0], start, clock))
+            bar.refresh()
+
+        try:
+            yield listen  # type: ignore[misc]
+        except KeyboardInterrupt:
+            if seen:
+                path = seen[-1].path  # type: ignore[attr-defined]
+                console.print(f"What was measured is in {path}; go on with --resume {path}")
+            raise
+
+
+def _bar(progress: Any, first: Any, start: float, clock: Any) -> dict[str, Any]:
+    """The bar's fields: how far, how long still, and what ended last."""
+    done = progress.done - first.done
+    left = ""
+    if done:
+        left = clock((progress.seconds - start) / done * (progress.total - progress.done)) + " left"
+    last = progress.result
+    words = "" if last is None else last.case.split("/hot/")[0].split("/cold/")[0]
+    return {
+        "completed": progress.done,
+        "total": progress.total,
+        "left": left,
+        "description": words,
+    }
