@@ -1,0 +1,157 @@
+"""The house keeps its promises: who knows whom, what loads torch, what the wheel holds."""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import grimp
+import pytest
+
+from hwbench.plugins import KINDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hwbench"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONTRACTS = {c["id"]: c for c in PROJECT["tool"]["importlinter"]["contracts"]}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+OPEN_SETS = [
+    "formats",
+    "devices",
+    "meters",
+    "workloads",
+]  # a member's file name is its registration
+TORCH_SIDE = {"formats", "devices", "workloads", "meters", "worker"}
+
+
+def layered() -> tuple[set[str], set[str]]:
+    """The top-level modules that the layers name: those that must exist, and those that may."""
+    names = [name.strip() for layer in CONTRACTS["layers"]["layers"] for name in layer.split("|")]
+    optional = {name.strip("()") for name in names if name.startswith("(")}
+    return {name.strip("()") for name in names} - optional, optional
+
+
+def top_level() -> set[str]:
+    """The top-level modules and packages that exist."""
+    files = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    return files | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Every module that a Python process with these arguments imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip() for line in lines}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_opens_with_a_sentence(path: Path) -> None:
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    first = doc.split("\n\n")[0].strip()
+    assert first.endswith((".", "?", ":")), (
+        f"{path.relative_to(ROOT)} says not what it is: {first!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name
+)
+def test_every_file_name_is_an_identifier(folder: Path) -> None:
+    assert (folder / "__init__.py").exists(), f"{folder.name} is no package"
+    stems = [path.stem for path in folder.glob("*.py")]
+    assert [
+        s for s in stems if not s.isidentifier() or keyword.iskeyword(s) or s.lower() != s
+    ] == []
+
+
+def test_the_layers_name_exactly_the_modules_there_are() -> None:
+    required, optional = layered()
+    assert top_level() - optional == required
+
+
+def test_the_torch_contract_names_every_other_module() -> None:
+    required, optional = layered()
+    listed = {name.removeprefix("*.") for name in CONTRACTS["torch"]["source_modules"]}
+    assert listed == ((required | optional) - TORCH_SIDE) | {"__main__"}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    """Who imports whom in hwbench, with imports inside functions."""
+    return grimp.build_graph("hwbench", cache_dir=None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_of_an_open_set_do_not_know_each_other(graph: grimp.ImportGraph, kind: str) -> None:
+    home = f"hwbench.{kind}"
+    members = {
+        name for name in graph.find_children(home) if not name.rpartition(".")[2].startswith("_")
+    }
+    assert members, f"nothing was found in {home}"
+    known = {
+        (importer, member)
+        for importer in graph.find_children(home)  # shared pieces know no member either
+        for member in graph.find_modules_directly_imported_by(importer) & members
+    }
+    assert known == set()
+
+
+def test_importing_hwbench_loads_no_torch() -> None:
+    loaded = imported_by("-c", "import hwbench")
+    assert "hwbench" in loaded
+    assert loaded & {"torch", "pandas", "numpy"} == set()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list", "formats"]], ids=" ".join)
+def test_the_command_line_loads_no_torch(words: list[str]) -> None:
+    loaded = imported_by("-m", "hwbench", *words)
+    assert "hwbench.cli" in loaded
+    assert "torch" not in loaded
+
+
+def test_there_is_one_version() -> None:
+    version = PROJECT["project"]["version"]
+    init = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    stated = [
+        node.value.value
+        for node in init.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id == "__version__"
+        and isinstance(node.value, ast.Constant)
+    ]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert stated == [version]
+    assert f"\nversion: {version}\n" in citation
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_the_suites(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    modules = {str(path.relative_to(ROOT)) for path in FILES}
+    suites = {f"hwbench/suites/{path.name}" for path in (ROOT / "suites").glob("*.toml")}
+    assert "hwbench/suites/linear.toml" in suites
+    assert modules | suites | {"hwbench/py.typed"} <= held
+    assert {name.split("/")[0] for name in held} == {"hwbench"}
