@@ -174,7 +174,7 @@ def _multiply(axes: Mapping[str, Any], *, timed: bool) -> Iterator[dict[str, Any
         value = axes.get(key, _DEFAULTS.get(key))
         if value is None:
             raise SuiteError(f"a [[cases]] block needs {key}.")
-        if key == "shape" and value and not isinstance(value[0], list):
+        if key == "shape" and isinstance(value, list) and value and isinstance(value[0], int):
             value = [value]
         lists[key] = [_axis_value(key, each) for each in _listed(value)]
         if not lists[key]:
@@ -308,8 +308,9 @@ def select(cases: Sequence[Case], expression: str) -> list[Case]:
     kept = list(cases)
     for term in expression.split(","):
         key, sign, pattern = (part.strip() for part in term.partition("="))
-        if not sign:
-            kept = [case for case in kept if fnmatch.fnmatchcase(case.id, f"*{key}*")]
+        if not (sign and key.isidentifier()):
+            part = term.strip()
+            kept = [c for c in kept if part in c.id or fnmatch.fnmatchcase(c.id, f"*{part}*")]
             continue
         known = {name for case in cases for name in _facts(case)}
         if key not in known:

@@ -36,8 +36,9 @@ class LocalWorker:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         read_request, self._write = os.pipe()
         self._read, write_reply = os.pipe()
-        root = str(Path(__file__).parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        root = Path(__file__).parents[2]
+        paths = [str(root)] if root.name not in ("site-packages", "dist-packages") else []
+        paths += filter(None, [os.environ.get("PYTHONPATH")])
         self._process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
             [
                 *(python, "-m", "hwbench.worker", "--device", device),

@@ -1,0 +1,171 @@
+"""Run files: readable when cut off anywhere, never silently wrong, one writer at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from hwbench.errors import RunFileError
+from hwbench.records import (
+    SCHEMA,
+    Case,
+    Environment,
+    Footer,
+    Header,
+    Measurement,
+    Plan,
+    Planned,
+    PlannedLine,
+    Result,
+    ResultLine,
+    Status,
+)
+from hwbench.store import RunWriter, list_runs, read_run
+
+CASE = Case(
+    workload="linear",
+    format="dense",
+    out_features=8,
+    in_features=4,
+    dtype="float32",
+    device="cpu",
+    tokens=2,
+    direction="forward",
+    regime="hot",
+    mode="eager",
+)
+HEADER = Header(
+    schema=SCHEMA,
+    run="20260101-000000-test-cpu-0000",
+    created="2026-01-01T00:00:00+00:00",
+    version="0",
+    suite="test",
+    about="",
+    plan=Plan(),
+    seed=0,
+    device="cpu",
+    environment=Environment(fingerprint={"name": "x"}),
+)
+LINES = [PlannedLine(id=CASE.id, planned=Planned(case=CASE))]
+
+
+def result(replicate: int) -> ResultLine:
+    return ResultLine(
+        result=Result(
+            case=CASE.id,
+            replicate=replicate,
+            seed=replicate,
+            status=Status.OK,
+            measurements=[Measurement(quantity="time_seconds", unit="s", values=[1e-3, 2e-3])],
+        )
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    writer = RunWriter.create(tmp_path, HEADER, LINES)
+    writer.append(result(0))
+    writer.append(result(1))
+    writer.append(Footer(finished="now", wall_seconds=1.0))
+    writer.close()
+    return writer.path
+
+
+def test_what_was_written_is_read_back(written: Path):
+    run = read_run(written)
+    assert run.header == HEADER
+    assert run.planned == {CASE.id: LINES[0].planned}
+    assert run.results == [result(0).result, result(1).result]
+    assert run.complete
+    assert not run.truncated
+    assert run.done == {(CASE.id, 0), (CASE.id, 1)}
+    assert list_runs(written.parent) == [written]
+
+
+def test_a_file_cut_at_any_byte_is_read_or_refused_in_words(written: Path, tmp_path: Path):
+    data = written.read_bytes()
+    header_end = data.index(b"\n") + 1
+    cut = tmp_path / "cut.jsonl"
+    for size in range(len(data)):
+        cut.write_bytes(data[:size])
+        if size < header_end:
+            with pytest.raises(RunFileError):
+                read_run(cut)
+            continue
+        run = read_run(cut)
+        whole = data[:size].count(b"\n")
+        assert len(run.planned) + len(run.results) + run.complete == whole - 1
+        assert run.truncated == (data[:size][-1:] != b"\n")
+
+
+def test_resuming_cuts_off_the_unfinished_line(written: Path):
+    data = written.read_bytes()
+    keep = data.rindex(b"\n", 0, data.index(b'"replicate":1')) + 1
+    written.write_bytes(data[: keep + 30])
+    run = read_run(written)
+    assert run.truncated
+    writer = RunWriter.resume(run)
+    writer.append(result(1))
+    writer.close()
+    assert read_run(written).results == [result(0).result, result(1).result]
+
+
+def test_a_damaged_line_is_named(written: Path):
+    lines = written.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b'"ok"', b'"okay"')
+    written.write_bytes(b"".join(lines))
+    with pytest.raises(RunFileError, match="Line 3 of .* is damaged"):
+        read_run(written)
+
+
+def test_a_result_of_an_unknown_case_is_refused(written: Path):
+    data = written.read_bytes()
+    written.write_bytes(data.replace(b'"case":"linear/forward', b'"case":"linear/backward'))
+    with pytest.raises(RunFileError, match="does not describe"):
+        read_run(written)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "holds no whole line"),
+        (b"\n", "not JSON"),
+        (b"not json\n", "not JSON"),
+        (b"[]\n", "not a header"),
+        (b'{"line":"footer","schema":1}\n', "not a header"),
+        (b'{"line":"header","schema":99}\n', "has schema 99"),
+        (b'{"line":"header","schema":1}\n', "The header of .* is damaged"),
+        (b"\xff\xfe\x00\n", "not JSON"),
+    ],
+)
+def test_what_is_not_a_run_is_refused_in_words(tmp_path: Path, text: bytes, words: str):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(RunFileError, match=words):
+        read_run(path)
+
+
+def test_one_writer_at_a_time(written: Path):
+    first = RunWriter.resume(read_run(written))
+    with pytest.raises(RunFileError, match="being written by another process"):
+        RunWriter.resume(read_run(written))
+    first.close()
+    RunWriter.resume(read_run(written)).close()
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFileError, match=r"Cannot write a run into .*choose another with --out"):
+        RunWriter.create(tmp_path / "file" / "runs", HEADER, LINES)
+
+
+def test_a_run_name_cannot_leave_its_folder(tmp_path: Path):
+    with pytest.raises(RunFileError, match="not a name"):
+        RunWriter.create(tmp_path, replace(HEADER, run="../evil"), LINES)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path):
+    with pytest.raises(RunFileError, match="Cannot read the run"):
+        read_run(tmp_path / "none.jsonl")
