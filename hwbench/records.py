@@ -199,6 +199,12 @@ class Measurement(Record):
     rounds: list[int] | None = None  # which round each block belongs to
     note: str | None = None
 
+    def kept(self) -> list[float]:
+        """The values that count: those of quiet blocks, or all where most were disturbed."""
+        if self.disturbed is None or 2 * sum(self.disturbed) > len(self.values):
+            return self.values
+        return [v for v, bad in zip(self.values, self.disturbed, strict=True) if not bad]
+
 
 class Result(Record):
     """How one case ended in one replicate, and what was measured."""
@@ -212,8 +218,8 @@ class Result(Record):
     measurements: list[Measurement] = []
 
     def values(self, quantity: str) -> list[float]:
-        """The values of one quantity; empty when it was not measured."""
-        return next((m.values for m in self.measurements if m.quantity == quantity), [])
+        """The values of one quantity that count; empty when it was not measured."""
+        return next((m.kept() for m in self.measurements if m.quantity == quantity), [])
 
 
 class Plan(Record):

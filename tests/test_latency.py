@@ -1,0 +1,189 @@
+"""The sampling loop on the simulated machine: times exact, rounds anchored, reasons recorded."""
+
+from __future__ import annotations
+
+import random
+from statistics import median
+
+import pytest
+import torch
+
+from hwbench.devices.fake import Fake, duration_seconds
+from hwbench.meters import latency
+from hwbench.meters._sampling import calibrate, sample
+from hwbench.records import Cost, Plan
+from hwbench.workloads._base import Subject
+
+PLAN = Plan(budget_seconds=0.2, relative_width=0.02)
+
+
+def subject(flops: int, name: str = "") -> Subject:
+    def step(_: object) -> None:
+        return None
+
+    step.cost = Cost(
+        parameters=1, stored_bytes=4, flops=flops, dense_flops=flops, compulsory_bytes=0
+    )
+    step.case = name
+    return Subject(step=step, cost=step.cost)
+
+
+def members(count: int = 3) -> tuple[list[latency.Member], latency.Member]:
+    found = [
+        latency.Member(id=f"m{i}", subject=subject(10**8 * (i + 1), f"m{i}")) for i in range(count)
+    ]
+    return found, latency.Member(id="dense", subject=subject(4 * 10**8, "dense"))
+
+
+def measured(device: Fake, plan: Plan = PLAN, seed: int = 0, **kwargs):
+    found, anchor = members()
+    result = latency.measure(found, anchor, device, plan, random.Random(seed), **kwargs)
+    return found, anchor, result
+
+
+def test_durations_are_reported_exactly():
+    found, anchor, result = measured(Fake())
+    for member in [*found, anchor]:
+        time = result[member.id][0]
+        assert time.quantity == "time_seconds"
+        assert time.contract == "wall"
+        assert time.values == pytest.approx([duration_seconds(member.subject.step)] * len(time.values))
+
+
+def test_relative_time_is_taken_against_the_dense_blocks_around_each_block():
+    found, anchor, _ = measured(Fake(effects={"seed": 1, "noise": 0.1, "drift": 0.5}))
+    anchors = anchor.times()
+    assert len(anchors) == max(max(m.rounds) for m in found) + 2  # one before, one after each round
+    for member in found:
+        expected = [
+            t / (anchors[r] * anchors[r + 1]) ** 0.5
+            for t, r in zip(member.times(), member.rounds, strict=True)
+        ]
+        assert latency.relative_times(member, anchor) == pytest.approx(expected)
+
+
+def test_relative_time_cancels_a_drift_that_the_absolute_time_shows():
+    drifting = Fake(effects={"drift": 0.5})
+    _, _, result = measured(drifting, Plan(budget_seconds=0.2, relative_width=1e-9))
+    times, relative = (m.values for m in result["m0"])
+    assert max(times) / min(times) > 1.3
+    assert max(relative) / min(relative) < 1.06
+
+
+def test_every_round_visits_every_member_once_in_a_new_order():
+    device = Fake(effects={"seed": 3, "noise": 0.3})
+    order: list[str] = []
+    found, anchor = members(5)
+    for member in [*found, anchor]:
+        inner = member.subject.states
+        member.subject.states = (  # type: ignore[method-assign]
+            lambda calls, inner=inner, name=member.id: (order.append(name), inner(calls))[1]
+        )
+    latency.measure(found, anchor, device, PLAN, random.Random(0))
+    visits = [n for i, n in enumerate(order) if i == 0 or n != order[i - 1]]
+    visits = visits[visits.index("dense", len(found)) :]  # after the warm-up
+    rounds = " ".join(visits).split("dense")[1:4]
+    assert all(sorted(r.split()) == [f"m{i}" for i in range(5)] for r in rounds)
+    assert len({tuple(r.split()) for r in rounds}) > 1
+
+
+def test_a_quiet_case_stops_at_the_asked_precision():
+    _, _, result = measured(Fake())
+    assert {m.stopped for found in result.values() for m in found} == {"precision"}
+    assert all(len(found[0].values) >= latency.MINIMUM_BLOCKS for found in result.values())
+
+
+def test_a_noisy_case_stops_at_its_budget():
+    plan = Plan(budget_seconds=0.05, relative_width=1e-6)
+    _, _, result = measured(Fake(effects={"seed": 2, "noise": 0.5}), plan)
+    assert {m.stopped for found in result.values() for m in found} <= {"budget", "rounds"}
+    assert result["m0"][0].stopped == "budget"
+    assert len(result["m0"][0].values) >= latency.BUDGET_BLOCKS
+
+
+def test_a_deadline_still_gives_every_case_a_block():
+    _, _, result = measured(Fake(), deadline=0.0)
+    assert all(len(found[0].values) >= 1 for found in result.values())
+    assert result["m0"][0].stopped == "deadline"
+
+
+def test_two_modes_are_not_declared_precise_too_early():
+    """A spread measure that ignores the rarer mode would stop at once; order statistics do not."""
+    device = Fake(effects={"seed": 5, "two_modes": {"factor": 1.5, "switch_probability": 0.5}})
+    _, _, result = measured(device, Plan(budget_seconds=0.02, relative_width=0.02))
+    assert result["m0"][0].stopped == "budget"
+
+
+def test_disturbed_blocks_are_repeated_then_flagged():
+    calm = measured(Fake())[2]["m0"][0]
+    some = measured(Fake(effects={"seed": 1, "disturb_probability": 0.2}))[2]["m0"][0]
+    assert calm.disturbed is None
+    assert some.disturbed is not None
+    assert sum(some.disturbed) >= 1
+    assert len(some.values) - sum(some.disturbed) >= latency.MINIMUM_BLOCKS
+    found, _, result = measured(Fake(effects={"disturb_probability": 1.0}))
+    assert all("disturbed" in member.flags for member in found)
+    assert result["m0"][0].note == "a scripted disturbance"
+
+
+def test_calls_are_batched_until_the_timer_resolves_them():
+    short = calibrate(Fake(), subject(0), 0.2)  # 5 µs a call
+    assert short.calls * 5e-6 >= 2e-4
+    assert calibrate(Fake(), subject(10**10), 0.2).calls == 1
+    assert calibrate(Fake(), subject(0), 0.2, cold=True).calls == 1
+
+
+def test_cold_evicts_before_every_timed_call_and_hot_never():
+    evictions: list[int] = []
+    device = Fake()
+    device.evict_caches = lambda: evictions.append(1)  # type: ignore[method-assign]
+    sample(device, subject(10**8), 1)
+    assert not evictions
+    sample(device, subject(10**8), 1, cold=True)
+    assert len(evictions) == 1
+
+
+class _Canary(torch.autograd.Function):
+    calls = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        _Canary.calls += 1
+        return grad * 2
+
+
+def test_one_backward_a_call_on_a_fresh_graph_and_nothing_accumulates():
+    from hwbench.devices.cpu import Cpu
+    from hwbench.workloads.linear import _subject
+    from hwbench.records import Direction
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, 4))
+            self.forwards = 0
+
+        def forward(self, x):
+            self.forwards += 1
+            return _Canary.apply(x @ self.weight.T)
+
+    for direction in (Direction.BACKWARD, Direction.STEP):
+        layer, x = Layer(), torch.randn(2, 4, requires_grad=True)
+        made = _subject(layer, layer, x, torch.randn(2, 4), direction)
+        _Canary.calls = 0
+        sample(Cpu(), made, 5)
+        assert _Canary.calls == 5
+        assert layer.forwards == 5  # a fresh graph for each
+        assert layer.weight.grad is None
+        assert x.grad is None
+
+
+def test_the_median_block_is_not_moved_by_a_spike():
+    device = Fake(effects={"seed": 4, "spikes": {"probability": 0.05, "factor": 20}})
+    _, _, result = measured(device)
+    expected = duration_seconds(members()[0][0].subject.step)
+    assert median(result["m0"][0].values) == pytest.approx(expected)
