@@ -27,7 +27,7 @@ from hwbench.formats._base import Format
 from hwbench.meters import latency
 from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
-from hwbench.records import ITEM_BYTES, Case, Direction, Planned, Regime, Result, Status
+from hwbench.records import ITEM_BYTES, Case, Direction, Measurement, Planned, Regime, Result, Status
 from hwbench.workloads._base import DTYPES, Subject, Workload
 
 _KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests
@@ -94,12 +94,7 @@ class Worker:
         try:
             self._check_room(planned)
             subject = self._prepared(planned, request.seed)
-            measurements = [
-                measurement
-                for meter in self.meters
-                if request.replicate == 0 or not meter.FIRST_REPLICATE_ONLY
-                for measurement in meter.read(subject, self.device)
-            ]
+            result = self._read(subject, result)
         except (torch.OutOfMemoryError, MemoryError) as error:
             self.live.pop(case.id, None)
             return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
@@ -109,11 +104,9 @@ class Worker:
                 return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
             traceback.print_exc()
             return self._ended(result, Status.CRASHED, _sentence(error))
-        result = replace(result, measurements=measurements)
-        wrong = _wrong(result, subject)
-        if wrong is not None:
+        if result.status is Status.WRONG:
             self.live.pop(case.id, None)
-            return self._ended(result, Status.WRONG, wrong)
+            return protocol.SoloReply(result=result, free_bytes=self._free())
         held = subject.nbytes()
         if held + sum(s.nbytes() for s in self.live.values()) < _KEPT_SHARE * self._free():
             self.live[case.id] = subject
@@ -153,6 +146,24 @@ class Worker:
             wall_seconds=time.monotonic() - begun,
             sampled_seconds=sum(sum(map(sum, m.blocks)) * m.calls for m in everyone),
         )
+
+    def _read(self, subject: Subject, result: Result) -> Result:
+        """Read every meter in order; correct before fast: what is wrong is read no further."""
+        found: list[Measurement] = []
+        for meter in self.meters:
+            if result.replicate > 0 and meter.FIRST_REPLICATE_ONLY:
+                continue
+            read = meter.read(subject, self.device)
+            error = max((v for m in read if m.quantity == "numerical_error" for v in m.values),
+                        default=0.0)  # fmt: skip
+            if not error <= subject.tolerance and subject.numerical_error is not None:
+                reason = (
+                    f"Its relative error against float64 is {error:.3g}, above the tolerance "
+                    f"{subject.tolerance:g}."
+                )
+                return replace(result, status=Status.WRONG, reason=reason)
+            found += read
+        return replace(result, measurements=found)
 
     def _prepared(self, planned: Planned, seed: int) -> Subject:
         case = planned.case
@@ -241,16 +252,6 @@ def _label(subject: Subject, case: Case) -> None:
     """Let a device see what a step is: the simulated one takes its duration from it."""
     subject.step.case = case.id  # type: ignore[attr-defined]
     subject.step.cost = subject.cost  # type: ignore[attr-defined]
-
-
-def _wrong(result: Result, subject: Subject) -> str | None:
-    error = max(result.values("numerical_error"), default=0.0)
-    if error <= subject.tolerance or subject.numerical_error is None:
-        return None
-    return (
-        f"Its relative error against float64 is {error:.3g}, above the tolerance "
-        f"{subject.tolerance:g}."
-    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

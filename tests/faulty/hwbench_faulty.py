@@ -1,0 +1,130 @@
+"""Formats that misbehave, as another package would bring them: for the tests of faults."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from hwbench.formats._base import Format, Linear
+
+
+class _Map(Linear):
+    """A dense layer that does something before each call."""
+
+    def __init__(self, out_features, in_features, generator, dtype, misbehave):
+        super().__init__(out_features, in_features)
+        weight = torch.randn(out_features, in_features, generator=generator).to(dtype)
+        self.weight = torch.nn.Parameter(weight)
+        self.misbehave = misbehave
+        self.calls = 0
+
+    def apply_weight(self, x):
+        self.calls += 1
+        out = self.misbehave(self.calls)
+        return (x @ self.weight.T) if out is None else out(x @ self.weight.T)
+
+    def to_dense(self):
+        return self.weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Faulty(Format):
+    @classmethod
+    def for_budget(cls, out_features, in_features, density, **knobs):
+        return cls(out_features=out_features, in_features=in_features)
+
+    def parameters(self):
+        return self.out_features * self.in_features
+
+    def random(self, *, dtype, generator):
+        return _Map(self.out_features, self.in_features, generator, dtype, self.misbehave)
+
+    def project(self, weight, *, activations=None):
+        generator = torch.Generator()
+        return _Map(*weight.shape, generator, weight.dtype, self.misbehave)
+
+    @staticmethod
+    def misbehave(calls):
+        return None
+
+
+class Tame(_Faulty):
+    """Another package's format that behaves."""
+
+
+class Segfault(_Faulty):
+    """Dies of a segmentation fault in its first call."""
+
+    @staticmethod
+    def misbehave(calls):
+        ctypes.string_at(0)
+
+
+class LateDeath(_Faulty):
+    """Dies in the rounds, after it ran well alone."""
+
+    @staticmethod
+    def misbehave(calls):
+        if calls > 8:
+            os._exit(3)
+
+
+class Hang(_Faulty):
+    """Never returns."""
+
+    @staticmethod
+    def misbehave(calls):
+        time.sleep(10_000)
+
+
+class Wrong(_Faulty):
+    """Returns something else than x Wᵀ."""
+
+    @staticmethod
+    def misbehave(calls):
+        return lambda y: y * 1.5
+
+
+class NotANumber(_Faulty):
+    """Returns NaN."""
+
+    @staticmethod
+    def misbehave(calls):
+        return lambda y: y * float("nan")
+
+
+class WrongShape(_Faulty):
+    """Returns one column too few."""
+
+    @staticmethod
+    def misbehave(calls):
+        return lambda y: y[:, 1:]
+
+
+class Memory(_Faulty):
+    """Asks for more memory than there is."""
+
+    @staticmethod
+    def misbehave(calls):
+        torch.empty(10**15)
+
+
+class Raises(_Faulty):
+    """Raises an error of its own."""
+
+    @staticmethod
+    def misbehave(calls):
+        raise ValueError("the kernel is not in the mood")
+
+
+class Chatty(_Faulty):
+    """Prints to standard output, as libraries do."""
+
+    @staticmethod
+    def misbehave(calls):
+        print('{"say":"soloed"}')
+        os.write(1, b"more noise\n")

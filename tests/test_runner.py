@@ -1,0 +1,299 @@
+"""Whole runs with real worker processes: complete, resumed without measuring twice, never stopped by one case."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from _faulty import ROOT, install, uninstall
+
+import hwbench
+from hwbench import runner
+from hwbench.errors import DeviceError, RunFileError, SuiteError, UsageError
+from hwbench.frames import load_run, summary
+from hwbench.records import Status
+from hwbench.store import read_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    yield install(folder, monkeypatch)
+    uninstall()
+
+
+def document(formats: list[str], **changes):
+    return {
+        "schema": 1,
+        "name": "faults",
+        "plan": {"replicates": 2, "budget_seconds": 0.005, "timeout_seconds": 20.0, **changes},
+        "cases": [
+            {
+                "workload": "linear",
+                "direction": "forward",
+                "shape": [16, 16],
+                "tokens": [4],
+                "format": [{"name": name} for name in formats],
+            }
+        ],
+    }
+
+
+def test_a_run_is_complete_and_every_result_stands_once(tmp_path: Path):
+    asked = document(["dense"])
+    asked["cases"][0]["format"].append({"name": "low_rank", "density": [0.5, 0.25]})
+    asked["cases"].append(
+        {"workload": "projection", "shape": [8, 8], "seeds": 3,
+         "format": [{"name": "low_rank", "rank": 2}]}
+    )  # fmt: skip
+    told = []
+    path = runner.run(asked, device="fake", out=tmp_path, listener=told.append)
+    run = read_run(path)
+    assert run.complete
+    pairs = Counter((r.case, r.replicate) for r in run.results)
+    assert set(pairs.values()) == {1}
+    assert len(pairs) == 3 * 2 + 3  # two replicates of what is timed, three seeds of what is scored
+    assert {r.status for r in run.results} == {Status.OK}
+    assert told[-1].done == told[-1].total == len(pairs)
+    frame = load_run(path)
+    assert set(
+        "case format kernel knobs workload out_features in_features tokens dtype direction regime "
+        "mode device density parameters stored_bytes flops dense_flops compulsory_bytes status "
+        "reason flags replicate seed contract time_seconds graph_seconds relative_time "
+        "numerical_error score score_name saved_bytes peak_bytes energy_joules".split()
+    ) <= set(frame.columns)
+    timed = frame[frame.workload == "linear"]
+    assert (timed.time_seconds > 0).all()
+    assert timed[timed.format == "dense"].relative_time.isna().all()
+    assert timed[timed.format != "dense"].relative_time.notna().all()
+    by_case = summary(path)
+    assert len(by_case) == 4
+    assert {"time_low", "time_high", "relative_low", "relative_high"} <= set(by_case.columns)
+    assert by_case[by_case.workload == "projection"].score.between(0, 1).all()
+
+
+def test_dense_is_added_as_the_yardstick_where_it_was_not_asked_for(tmp_path: Path):
+    asked = document([])
+    asked["cases"][0]["format"] = [{"name": "low_rank", "rank": 2}]
+    run = read_run(runner.run(asked, device="fake", out=tmp_path, replicates=1))
+    assert {planned.case.format for planned in run.planned.values()} == {"dense", "low_rank"}
+
+
+def test_the_same_seed_makes_the_same_data_and_another_does_not(tmp_path: Path):
+    asked = document(["dense"])
+    asked["cases"] = [
+        {"workload": "projection", "shape": [8, 8], "format": [{"name": "low_rank", "rank": 2}]}
+    ]
+    scores = [
+        read_run(runner.run(asked, device="fake", out=tmp_path, seed=seed)).results[0].values("score")
+        for seed in (1, 1, 2)
+    ]
+    assert scores[0] == scores[1] != scores[2]
+
+
+def test_one_bad_case_says_so_and_the_run_goes_on(tmp_path: Path, faulty: str):
+    names = ["dense", "tame", "segfault", "hang", "wrong", "notanumber", "wrongshape", "memory",
+             "raises", "chatty", "latedeath"]  # fmt: skip
+    asked = document(names, timeout_seconds=4.0)
+    run = read_run(runner.run(asked, device="cpu", out=tmp_path))
+    assert run.complete
+    assert set(Counter((r.case, r.replicate) for r in run.results).values()) == {1}
+    assert len(run.results) == 2 * len(names)
+    ended = {
+        run.planned[r.case].case.format: (r.status, r.reason)
+        for r in run.results if r.replicate == 0
+    }  # fmt: skip
+    statuses = {name: status for name, (status, _) in ended.items()}
+    assert statuses == {
+        "dense": Status.OK,
+        "tame": Status.OK,
+        "chatty": Status.OK,
+        "segfault": Status.CRASHED,
+        "latedeath": Status.CRASHED,
+        "raises": Status.CRASHED,
+        "hang": Status.TIMED_OUT,
+        "wrong": Status.WRONG,
+        "notanumber": Status.WRONG,
+        "wrongshape": Status.WRONG,
+        "memory": Status.OUT_OF_MEMORY,
+    }
+    assert "SIGSEGV" in ended["segfault"][1]
+    assert "exit code 3" in ended["latedeath"][1]
+    assert "4 s" in ended["hang"][1]
+    assert "not in the mood" in ended["raises"][1]
+    assert "relative error" in ended["wrong"][1]
+    for result in run.results:
+        if result.status is not Status.OK:
+            assert not result.values("time_seconds")  # a wrong result has no latency
+
+
+def test_another_package_adds_a_format_to_list_run_and_report(tmp_path: Path, faulty: str):
+    from hwbench.report.html import render
+
+    shown = subprocess.run(
+        [sys.executable, "-m", "hwbench", "list", "formats"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    assert "tame" in shown.stdout
+    path = runner.run(document(["dense", "tame"]), device="fake", out=tmp_path, replicates=1)
+    assert "tame" in set(load_run(path)["format"])
+    assert "tame" in render([read_run(path)])
+
+
+def _start(tmp_path: Path, suite: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "hwbench", "run", "--suite", str(suite), "--device", "fake"]
+    return subprocess.Popen(
+        [*command, "--out", str(tmp_path / "runs")], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def _wait_for_results(folder: Path, count: int) -> Path:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in folder.glob("*.jsonl"):
+            if path.read_bytes().count(b'"line":"result"') >= count:
+                return path
+        time.sleep(0.02)
+    raise AssertionError("the run wrote nothing in time")
+
+
+def _children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+
+@pytest.mark.parametrize("way", ["kill", "interrupt"])
+def test_a_run_cut_off_anywhere_is_resumed_without_measuring_twice(tmp_path: Path, way: str):
+    suite = tmp_path / "long.toml"
+    suite.write_text(
+        'schema = 1\nname = "long"\n[plan]\nreplicates = 3\nbudget_seconds = 0.005\n'
+        '[[cases]]\nworkload = "linear"\ndirection = ["forward", "step", "backward"]\n'
+        "shape = [[32, 16], [16, 32], [24, 24]]\ntokens = [1, 2, 4]\n"
+        'format = [{ name = "dense" }, { name = "low_rank", rank = [1, 2] }]\n'
+    )
+    process = _start(tmp_path, suite)
+    try:
+        path = _wait_for_results(tmp_path / "runs", 10)
+        workers = _children(process.pid)
+        process.send_signal(signal.SIGKILL if way == "kill" else signal.SIGINT)
+        code = process.wait(timeout=60)
+    finally:
+        process.kill()
+    assert code == (-signal.SIGKILL if way == "kill" else 130)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    before = read_run(path)
+    assert not before.complete
+    measured = {(r.case, r.replicate): r for r in before.results}
+    assert 10 <= len(measured) < 3 * 81
+    assert len(summary(path)) == 81  # a run that was cut off can be read
+    finished = read_run(runner.resume(path))
+    assert finished.path == path
+    assert finished.complete
+    pairs = Counter((r.case, r.replicate) for r in finished.results)
+    assert set(pairs.values()) == {1}
+    assert len(pairs) == 3 * 81
+    after = {(r.case, r.replicate): r for r in finished.results}
+    assert all(after[key] == result for key, result in measured.items())  # none measured again
+    assert runner.resume(path) == path  # a complete run has nothing left to do
+
+
+def test_a_run_of_another_machine_is_not_resumed(tmp_path: Path):
+    path = runner.run(document(["dense"]), device="fake", out=tmp_path, replicates=1)
+    lines = path.read_text().splitlines()
+    header = json.loads(lines[0])
+    header["environment"]["fingerprint"]["torch"] = "1.0"
+    path.write_text("\n".join([json.dumps(header), *lines[1:-1]]) + "\n")
+    with pytest.raises(RunFileError, match="another machine or version .*torch"):
+        runner.resume(path)
+
+
+def test_mistakes_of_the_planner_are_usage_errors(tmp_path: Path):
+    asked = document(["dense"])
+    asked["cases"][0]["format"] = [{"name": "low_rank", "rnak": 3}, {"name": "low_rank", "rank": 99}]
+    with pytest.raises(SuiteError) as caught:
+        runner.run(asked, device="fake", out=tmp_path)
+    assert "did you mean 'rank'?" in str(caught.value)
+    assert "between 1 and 16" in str(caught.value)
+    assert not list(tmp_path.glob("*.jsonl"))  # nothing is written for a mistake
+    asked = document(["dense"]) | {"name": "x"}
+    asked["cases"][0]["colour"] = "red"
+    with pytest.raises(SuiteError, match="Unknown option of workload linear 'colour'"):
+        runner.run(asked, device="fake", out=tmp_path)
+
+
+def test_a_device_that_is_not_there_is_a_sentence(tmp_path: Path):
+    with pytest.raises(UsageError, match="numbered from 0"):
+        runner.run(document(["dense"]), device="fake:7", out=tmp_path)
+    assert issubclass(DeviceError, UsageError)
+
+
+def test_a_huge_layer_is_out_of_memory_and_not_a_killed_machine(tmp_path: Path):
+    asked = document(["dense"])
+    asked["cases"][0]["shape"] = [2**23, 2**23]
+    run = read_run(runner.run(asked, device="cpu", out=tmp_path, replicates=1))
+    assert [r.status for r in run.results] == [Status.OUT_OF_MEMORY]
+    assert "are free" in str(run.results[0].reason)
+
+
+def test_a_time_budget_returns_every_case(tmp_path: Path):
+    asked = document(["dense"], replicates=50)
+    asked["cases"][0]["format"].append({"name": "low_rank", "rank": [1, 2, 3]})
+    asked["cases"][0]["tokens"] = [1, 2, 3]
+    begun = time.monotonic()
+    path = runner.run(asked, device="fake", out=tmp_path, time_budget_seconds=8)
+    taken = time.monotonic() - begun
+    run = read_run(path)
+    assert run.complete
+    assert {r.case for r in run.results} == set(run.planned)
+    assert {r.replicate for r in run.results} < set(range(50))  # fewer than asked: it ran out
+    assert "time budget" in str(run.footer.state["stopped"])
+    assert taken < 60  # fifty replicates would start fifty workers
+
+
+def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path):
+    suite = tmp_path / "s.toml"
+    suite.write_text(
+        'schema = 1\nname = "full"\n[plan]\nreplicates = 9\nbudget_seconds = 0.005\n'
+        '[[cases]]\nworkload = "linear"\ndirection = "forward"\nshape = [16, 16]\n'
+        'tokens = [1, 2, 3]\nformat = [{ name = "dense" }, { name = "low_rank", rank = [1, 2] }]\n'
+    )
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, resource.RLIM_INFINITY));"
+        f"sys.argv = ['hwbench', 'run', '--suite', {str(suite)!r}, '--device', 'fake', '--out',"
+        f" {str(tmp_path / 'runs')!r}]; from hwbench.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Cannot write to" in ended.stderr
+    assert "--resume" in ended.stderr
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    some = len(read_run(path).results)
+    assert some > 0
+    done = read_run(runner.resume(path))
+    assert done.complete
+    assert set(Counter((r.case, r.replicate) for r in done.results).values()) == {1}
+    assert len(done.results) == 9 * 9 > some
+
+
+def test_the_public_names_are_lazy():
+    code = "import sys, hwbench; hwbench.__version__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert hwbench.get_format("low_rank").name() == "low_rank"
+    assert os.fspath(hwbench.__file__)
