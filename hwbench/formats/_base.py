@@ -86,7 +86,7 @@ class Format(ABC):
     def __post_init__(self) -> None:
         for name in ("out_features", "in_features"):
             self.check_integer(name, low=1)
-        if not self.kernel:
+        if self.kernel == "":
             object.__setattr__(self, "kernel", self.KERNELS[0])
         if self.kernel not in self.KERNELS:
             raise KnobError(
