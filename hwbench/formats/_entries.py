@@ -1,0 +1,223 @@
+"""What the formats that keep single entries share: the choice of entries, their maps and costs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from hwbench.errors import KnobError, UsageError
+from hwbench.formats import _gather
+from hwbench.formats._base import (
+    BACKWARD,
+    BACKWARD_INPUT,
+    BACKWARD_WEIGHT,
+    FORWARD,
+    STEP,
+    Format,
+    Linear,
+    budget,
+    round_down,
+    unreachable,
+)
+from hwbench.records import Knob
+
+INDEX_BYTES = {"int32": 4, "int64": 8}
+"""Bytes of one index, by the ``index_dtype`` that a format may be given."""
+
+
+class EntriesMap(Linear):
+    """A map that keeps single entries of W; ``values`` is (nonzeros,), sorted by row, then column.
+
+    A subclass gives ``row_starts`` and ``columns``. The order by columns that the gradient of x
+    needs is built at the first backward pass and kept beside the parameters until the layer moves
+    or is loaded: it is working memory, not part of the state.
+    """
+
+    def __init__(self, out_features: int, in_features: int, values: Tensor) -> None:
+        super().__init__(out_features, in_features)
+        self.values = nn.Parameter(values)
+        self._pattern: _gather.Pattern | None = None
+
+    @abstractmethod
+    def starts(self) -> Tensor:
+        """(out_features + 1,), the first entry of each row, and the number of entries."""
+
+    @abstractmethod
+    def places(self) -> Tensor:
+        """(nonzeros,), the column of each entry."""
+
+    def pattern(self) -> _gather.Pattern:
+        """Where the entries lie, with the other orders derived from it so far."""
+        if self._pattern is None:
+            self._pattern = _gather.Pattern(self.starts(), self.places(), self.in_features)
+        return self._pattern
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x Wᵀ by gathers."""
+        dense = _gather.dense_gradient(self.values.numel(), self.out_features, self.in_features)
+        values = self.values.reshape(-1)
+        return _gather.product(x, values, self.pattern(), dense_gradient=dense)
+
+    def to_dense(self) -> Tensor:
+        rows, columns = self.pattern().rows.long(), self.places().long()
+        empty = self.values.new_zeros(self.out_features, self.in_features)
+        return empty.index_put((rows, columns), self.values.reshape(-1))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._pattern = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._pattern = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntriesFormat(Format):
+    """A format that keeps ``nonzeros`` entries of W, wherever they lie."""
+
+    INDEX_DTYPES: ClassVar[tuple[str, ...]] = ("int32", "int64")
+
+    nonzeros: int
+    index_dtype: str = "int32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_integer("nonzeros", low=1, high=self.out_features * self.in_features)
+        check_index_dtype(self, self.index_dtype, self.nonzeros)
+
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        multiple = knobs.pop("multiple", 1)
+        nonzeros = budget(out_features, in_features, density)
+        if nonzeros < 1:
+            least = 1 / (out_features * in_features)
+            raise unreachable(cls.name(), density, f"one entry has density {least:.4g}")
+        nonzeros = round_down(nonzeros, multiple)
+        return cls(out_features=out_features, in_features=in_features, nonzeros=nonzeros, **knobs)  # type: ignore[arg-type]
+
+    @abstractmethod
+    def build(self, flat: Tensor, values: Tensor) -> Linear:
+        """The layer with ``values`` at the ascending places ``flat`` of the flattened matrix."""
+
+    def parameters(self) -> int:
+        return self.nonzeros
+
+    def gradient_entries(self) -> int:
+        """Entries of the weight gradient that the kernel computes: the kept ones, or all."""
+        all_entries = self.out_features * self.in_features
+        dense = _gather.dense_gradient(self.nonzeros, self.out_features, self.in_features)
+        return all_entries if dense else self.nonzeros
+
+    def flops(self, tokens: int, direction: str) -> int:
+        return executed(tokens, self.nonzeros, self.gradient_entries(), direction)
+
+    def copied_width(self) -> int:
+        return self.in_features + self.out_features  # x to xᵀ, and yᵀ to y
+
+    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+        entries = self.gradient_entries()
+        if direction in (FORWARD, BACKWARD_INPUT) or entries == self.nonzeros:
+            return moved
+        return moved + item_bytes * (entries + self.nonzeros)  # written, then picked from
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        flat = random_places(self.out_features * self.in_features, self.nonzeros, generator)
+        values = random_values(flat // self.in_features, self.out_features, generator)
+        return self.build(flat, values.to(dtype))
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        weight = weight.detach()
+        flat = largest(scores(weight, activations).flatten(), self.nonzeros)
+        return self.build(flat, weight.flatten().index_select(0, flat))
+
+
+def executed(tokens: int, parameters: int, gradient_entries: int, direction: str) -> int:
+    """FLOPs of products that use ``parameters`` once a token, dW being ``gradient_entries``.
+
+    Filling a vector register with idle lanes is not counted, as for any matrix product.
+    """
+    product, gradient = 2 * tokens * parameters, 2 * tokens * gradient_entries
+    return {
+        FORWARD: product,
+        BACKWARD_INPUT: product,
+        BACKWARD_WEIGHT: gradient,
+        BACKWARD: product + gradient,
+        STEP: 2 * product + gradient,
+    }[direction]
+
+
+def check_index_dtype(format_: Format, index_dtype: str, entries: int) -> None:
+    """Demand an index dtype that exists and can count the entries.
+
+    Raises:
+        KnobError: it does not, or cannot.
+    """
+    if index_dtype not in INDEX_BYTES:
+        raise KnobError(
+            f"index_dtype of {format_.name()} must be {' or '.join(INDEX_BYTES)}, "
+            f"not {index_dtype!r}."
+        )
+    if index_dtype == "int32" and max(entries, format_.in_features) >= 2**31:
+        raise KnobError(f"{entries} entries cannot be counted in int32; use index_dtype='int64'.")
+
+
+def random_places(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` of ``total`` places, uniform without repetition, ascending."""
+    order = torch.randperm(total, generator=generator, device=generator.device)
+    return order[:count].sort().values
+
+
+def random_values(rows: Tensor, out_features: int, generator: torch.Generator) -> Tensor:
+    """U(±1/√fan_in) in float32, where fan_in is the number of entries of the row."""
+    fan_in = torch.bincount(rows, minlength=out_features).index_select(0, rows)
+    values = torch.empty(rows.shape, device=generator.device).uniform_(-1, 1, generator=generator)
+    return values * fan_in.to(values.dtype).rsqrt()
+
+
+def scores(weight: Tensor, activations: Tensor | None) -> Tensor:
+    """What keeping each entry is worth: its magnitude, times what its column sees.
+
+    With ``activations`` of shape (samples, in_features) a column counts with the root mean square
+    of its activations (Sun et al., A simple and effective pruning approach for large language
+    models, 2023); without, all count alike.
+    """
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return weight.detach().abs().to(wide) * column_scale(weight, activations).to(wide)
+
+
+def column_scale(weight: Tensor, activations: Tensor | None) -> Tensor:
+    """(in_features,), the root mean square of each column's activations; ones without any.
+
+    Raises:
+        UsageError: the activations do not have the shape (samples, in_features).
+    """
+    inputs = weight.shape[1]
+    if activations is None:
+        return torch.ones(inputs, device=weight.device)
+    if activations.dim() != 2 or activations.shape[1] != inputs:
+        raise UsageError(
+            f"activations must have the shape (samples, {inputs}), not {tuple(activations.shape)}."
+        )
+    wide = torch.promote_types(activations.dtype, torch.float32)
+    return activations.detach().to(wide).square().mean(0).sqrt().to(weight.device)
+
+
+def largest(score: Tensor, count: int) -> Tensor:
+    """The ascending places of the ``count`` largest scores; of equal ones, the first.
+
+    Raises:
+        UsageError: a score is not a number.
+    """
+    if bool(score.isnan().any()):
+        raise UsageError("A weight that is not a number cannot be projected.")
+    limit = score.kthvalue(score.numel() - count + 1).values
+    above = (score > limit).nonzero().flatten()
+    ties = (score == limit).nonzero().flatten()
+    return torch.cat([above, ties[: count - above.numel()]]).sort().values

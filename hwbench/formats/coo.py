@@ -1,0 +1,86 @@
+"""Kept entries, each with its row and its column: coordinates.
+
+Kernels: ``gather`` sums rows of xᵀ with embedding_bag and has a backward pass of its own, for every
+dtype; ``spmm`` is torch.sparse.mm with xᵀ; ``linear`` is F.linear(x, coo), as users write it. In
+both of torch's the gradient of the weight is the whole dense product, of which the kept entries
+are then picked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hwbench.errors import KnobError
+from hwbench.formats._base import Linear
+from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesMap
+
+
+class _Map(EntriesMap):
+    indices: Tensor  # (2, nonzeros): rows, columns
+
+    def __init__(self, spec: Coo, indices: Tensor, values: Tensor) -> None:
+        super().__init__(spec.out_features, spec.in_features, values)
+        self.kernel = spec.kernel
+        self.register_buffer("indices", indices)
+
+    def starts(self) -> Tensor:
+        rows = self.indices[0]
+        every = torch.arange(self.out_features + 1, dtype=rows.dtype, device=rows.device)
+        return torch.searchsorted(rows, every).to(rows.dtype)
+
+    def places(self) -> Tensor:
+        return self.indices[1]
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        if self.kernel == "gather":
+            return self.gather(x)
+        size = (self.out_features, self.in_features)
+        weight = torch.sparse_coo_tensor(
+            self.indices, self.values, size, check_invariants=False, is_coalesced=True
+        )
+        if self.kernel == "spmm":
+            y: Tensor = torch.sparse.mm(weight, x.t()).t()
+        else:
+            y = functional.linear(x, weight)
+        return y.contiguous()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coo(EntriesFormat):
+    """The largest entries of W, stored with their rows and columns.
+
+    Bytes: nonzeros · (item + 2 · index). Using ``gather`` also builds, at the first call, where
+    each row starts, and at the first backward pass the same entries sorted by column: working
+    memory that is not stored.
+    """
+
+    KERNELS = ("gather", "spmm", "linear")
+
+    index_dtype: str = "int64"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel != "gather" and self.index_dtype != "int64":
+            raise KnobError(
+                f"torch keeps the indices of COO tensors in int64, so kernel={self.kernel} of coo "
+                f"cannot have index_dtype={self.index_dtype!r}; kernel=gather can."
+            )
+
+    def index_bytes(self) -> int:
+        return 2 * self.nonzeros * INDEX_BYTES[self.index_dtype]
+
+    def gradient_entries(self) -> int:
+        if self.kernel == "gather":
+            return super().gradient_entries()
+        return self.out_features * self.in_features
+
+    def copied_width(self) -> int:
+        return super().copied_width() if self.kernel == "gather" else self.out_features
+
+    def build(self, flat: Tensor, values: Tensor) -> Linear:
+        indices = torch.stack([flat // self.in_features, flat % self.in_features])
+        return _Map(self, indices.to(getattr(torch, self.index_dtype)), values)
