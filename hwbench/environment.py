@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,21 @@ from typing import Any
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
+    "MKL_DYNAMIC",
     "OMP_PROC_BIND",
+    "OMP_PLACES",
     "GOMP_CPU_AFFINITY",
     "KMP_AFFINITY",
     "KMP_BLOCKTIME",
+    "MKL_ENABLE_INSTRUCTIONS",
     "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ATEN_CPU_CAPABILITY",
 )
 """Environment variables that change how many threads run, where, and with which instructions."""
 
-_CGROUP = Path("/sys/fs/cgroup")
+_PROC, _SYS, _DEV = Path("/proc"), Path("/sys"), Path("/dev")
+_SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
 def _read(path: Path) -> str | None:
@@ -38,15 +45,15 @@ def _read(path: Path) -> str | None:
 @cache
 def cpu_facts() -> dict[str, Any]:
     """Model, cores, caches and limits of the processor that this process may use."""
-    text = _read(Path("/proc/cpuinfo")) or ""
-    fields = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, re.MULTILINE))
+    text = _read(_PROC / "cpuinfo") or ""
+    fields: dict[str, str] = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve")
     return {
         "name": fields.get("model name") or platform.processor() or platform.machine(),
-        "family": fields.get("cpu family"),
-        "model": fields.get("model"),
-        "stepping": fields.get("stepping"),
+        "family": fields.get("cpu family", fields.get("CPU implementer")),
+        "model": fields.get("model", fields.get("CPU part")),
+        "stepping": fields.get("stepping", fields.get("CPU revision")),
         "cores": usable_cores(),
         "caches_bytes": cpu_caches(),
         "instruction_sets": [flag for flag in wanted if flag in flags],
@@ -56,35 +63,67 @@ def cpu_facts() -> dict[str, Any]:
 
 @cache
 def cpu_caches() -> dict[str, int]:
-    """Bytes of each data cache of the first core, by level, from sysfs; empty where it is hidden."""
-    found: dict[str, int] = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    """Bytes of each data cache that one core sees, by level; empty where sysfs hides them."""
+    first = min(_allowed_cores())
+    return {f"L{level}": size for level, size, _ in sorted(_data_caches(first))}
+
+
+@cache
+def last_level_cache_bytes() -> int:
+    """Bytes of the last-level caches of all cores that this process may use; 0 where hidden."""
+    found = {cache for core in _allowed_cores() for cache in _data_caches(core)}
+    last = max((level for level, _, _ in found), default=0)
+    return sum(size for level, size, _ in found if level == last)
+
+
+def _data_caches(core: int) -> Iterator[tuple[int, int, str]]:
+    """Level, bytes and sharing cores of each data cache of a core; the index says nothing."""
+    for index in (_SYS / f"devices/system/cpu/cpu{core}/cache").glob("index[0-9]*"):
         level, kind, size = (_read(index / name) for name in ("level", "type", "size"))
         match = re.fullmatch(r"(\d+)([KMG]?)", size or "")
         if level and kind in ("Data", "Unified") and match:
-            scale = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}[match[2]]
-            found[f"L{level}"] = int(match[1]) * scale
-    return found
+            shared = _read(index / "shared_cpu_list") or str(core)
+            yield int(level), int(match[1]) * _SIZES[match[2]], shared
+
+
+def _allowed_cores() -> set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return affinity(0) if affinity else set(range(os.cpu_count() or 1))
 
 
 def usable_cores() -> int:
     """Cores that this process may keep busy: its affinity, and the container's quota."""
-    allowed = len(os.sched_getaffinity(0))
+    allowed = len(_allowed_cores())
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Folders of the control groups that this process is in, innermost first (v2 and v1)."""
+    lines = (_read(_PROC / "self/cgroup") or f"0::/\n1:{controller}:/").splitlines()
+    root = _SYS / "fs/cgroup"
+    for _, controllers, name in (line.split(":", 2) for line in lines):
+        if controllers and controller not in controllers.split(","):
+            continue
+        places = (controllers, controller) if controllers else ("unified", ".")
+        mount = next((root / place for place in places if (root / place).is_dir()), root)
+        inner = Path(name.strip("/"))
+        if ".." in inner.parts:  # outside of what this container is shown
+            inner = Path()
+        yield from (mount / part for part in (inner, *inner.parents))
+
+
 def cpu_quota() -> float | None:
-    """The container's limit in cores (cgroup v2, then v1), or None where there is none."""
-    text = _read(_CGROUP / "cpu.max")
-    if text:
-        limit, period = text.split()[:2]
-        return None if limit == "max" else int(limit) / int(period)
-    limit_v1 = _read(_CGROUP / "cpu/cpu.cfs_quota_us")
-    period_v1 = _read(_CGROUP / "cpu/cpu.cfs_period_us")
-    if limit_v1 and period_v1 and int(limit_v1) > 0:
-        return int(limit_v1) / int(period_v1)
-    return None
+    """The tightest limit of its control groups in cores, or None where there is none."""
+    quotas = []
+    for folder in _control_groups("cpu"):
+        limit, _, period = (_read(folder / "cpu.max") or "").partition(" ")
+        if not limit:
+            limit = _read(folder / "cpu.cfs_quota_us") or ""
+            period = _read(folder / "cpu.cfs_period_us") or ""
+        if limit.isdigit() and period.isdigit() and int(limit) > 0:
+            quotas.append(int(limit) / int(period))
+    return min(quotas, default=None)
 
 
 def memory_total_bytes() -> int:
@@ -93,36 +132,64 @@ def memory_total_bytes() -> int:
 
 
 def memory_limit_bytes() -> int:
-    """Bytes of memory that the container allows; those of the machine where it sets no limit."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        text = _read(_CGROUP / name)
-        if text and text.isdigit():
-            return min(int(text), memory_total_bytes())
-    return memory_total_bytes()
+    """Bytes of memory that its control groups allow; those of the machine without a limit."""
+    limits = [limit for limit, _ in _memory_limits()]
+    return min([memory_total_bytes(), *limits])
+
+
+def memory_available_bytes() -> int:
+    """Bytes that could still be allocated without swapping or being killed."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", _read(_PROC / "meminfo") or "", re.MULTILINE)
+    available = int(match[1]) * 1024 if match else memory_total_bytes()
+    left = [max(0, limit - used) for limit, used in _memory_limits()]
+    return min([available, *left])
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """The limit of each of its control groups, and the bytes in use that cannot be reclaimed."""
+    version_2 = ("memory.max", "memory.current")
+    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for folder in _control_groups("memory"):
+        for name, usage in (version_2, version_1):
+            limit, used = _read(folder / name) or "", _read(folder / usage) or "0"
+            if limit.isdigit() and int(limit) < memory_total_bytes():
+                stat = _read(folder / "memory.stat") or ""
+                cached = re.findall(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
+                yield int(limit), int(used) - max(map(int, cached), default=0)
 
 
 def steal_seconds() -> float:
     """Seconds that the hypervisor has taken from all cores since boot; 0 where it does not say."""
-    fields = (_read(Path("/proc/stat")) or "").split("\n", 1)[0].split()
+    fields = (_read(_PROC / "stat") or "").split("\n", 1)[0].split()
     return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
 
 
 def throttled_periods() -> float:
-    """Periods in which the container's quota stopped this process; 0 where there is no quota."""
-    match = re.search(r"^nr_throttled (\d+)$", _read(_CGROUP / "cpu.stat") or "", re.MULTILINE)
-    return float(match[1]) if match else 0.0
+    """Periods in which a quota stopped its control groups so far; 0 where there is no quota."""
+    stats = "\n".join(_read(folder / "cpu.stat") or "" for folder in _control_groups("cpu"))
+    return float(sum(map(int, re.findall(r"^nr_throttled (\d+)$", stats, re.MULTILINE))))
 
 
 def machine_state() -> dict[str, Any]:
     """What may differ between runs: load, frequency governor, steal and throttling so far."""
-    governor = _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+    first = f"devices/system/cpu/cpu{min(_allowed_cores())}"
+    governor = _read(_SYS / first / "cpufreq/scaling_governor")
     return {
         "load_1min": os.getloadavg()[0],
         "governor": governor or "not readable",
+        "turbo": _turbo(),
         "steal_seconds": steal_seconds(),
         "throttled_periods": throttled_periods(),
         "hostname": platform.node(),
     }
+
+
+def _turbo() -> str:
+    boost = _read(_SYS / "devices/system/cpu/cpufreq/boost")
+    without = _read(_SYS / "devices/system/cpu/intel_pstate/no_turbo")
+    if boost is None and without is None:
+        return "not readable"
+    return "on" if boost == "1" or without == "0" else "off"
 
 
 def host_facts() -> dict[str, Any]:
@@ -133,13 +200,16 @@ def host_facts() -> dict[str, Any]:
         "kernel": platform.release(),
         "libc": " ".join(platform.libc_ver()).strip() or "unknown",
         "python": platform.python_version(),
-        "virtual": "hypervisor" in (_read(Path("/proc/cpuinfo")) or ""),
+        "virtual": "hypervisor" in (_read(_PROC / "cpuinfo") or ""),
     }
 
 
 def nvidia_devices() -> int:
-    """NVIDIA devices that the driver shows to this process; found without torch and without NVML."""
+    """NVIDIA devices that this process is shown; counted without torch and without NVML."""
+    present = sum(1 for path in _DEV.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None and not [part for part in shown.split(",") if part.strip() not in ("", "-1")]:
-        return 0
-    return len([p for p in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", p.name)])
+    if shown is None:
+        return present
+    named = [part.strip() for part in shown.split(",")]
+    valid = next((i for i, part in enumerate(named) if part in ("", "-1")), len(named))
+    return min(present, valid)  # CUDA stops at the first name that is none
