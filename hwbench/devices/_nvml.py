@@ -243,18 +243,22 @@ class Nvml:
 
     def info(self) -> dict[str, Any]:
         """Facts that must agree for two runs to be compared."""
+        if self.missing is not None:
+            return {"nvml": str(self.missing)}
         return _plain(
             {
                 "power_limit_watts": self.power_limit_watts(),
                 "max_sm_clock_hertz": self.clock_hertz(most=True),
                 "max_memory_clock_hertz": self.clock_hertz(memory=True, most=True),
                 "ecc": self.switch("ECC mode", "nvmlDeviceGetEccMode"),
-                "mig": self.mig if self.missing is None else self.missing,
+                "mig": self.mig,
             }
         )
 
     def state(self) -> dict[str, Any]:
         """Facts that may differ between runs, in words where they are words."""
+        if self.missing is not None:
+            return {"nvml": str(self.missing)}
         power, meaning = self.power_watts()
         bits = self.event_reasons()
         found: dict[str, Any] = {
@@ -262,7 +266,7 @@ class Nvml:
             "memory_clock_hertz": self.clock_hertz(memory=True),
             "temperature_celsius": self.temperature_celsius(),
             "power_watts": power,
-            "power_meaning": meaning,
+            "power_meaning": "not read" if isinstance(power, Reason) else meaning,
             "clocks_event_reasons": bits if isinstance(bits, Reason) else words_of(int(bits)),
             "throttled_seconds": self.throttled_seconds(),
             "persistence": self.switch("persistence mode", "nvmlDeviceGetPersistenceMode"),
@@ -270,20 +274,20 @@ class Nvml:
         }
         if retired := retired_package():
             found["package"] = retired
-        return _plain(found)
+        return dict(_plain(found))
 
     def _neighbours(self) -> dict[str, Any]:
         processes = self.processes()
         if isinstance(processes, Reason):
             return {"other_processes": processes}
         others = [process for process in processes if process["pid"] != os.getpid()]
-        if len(others) < len(processes) or not processes:
-            return {"other_processes": others}
-        return {
-            "other_processes": others,
-            "other_processes_note": "One of them may be this process, which the driver can know by "
-            "another number.",
-        }
+        found: dict[str, Any] = {"other_processes": others}
+        if len(others) == len(processes):
+            found["other_processes_note"] = (
+                "The driver knows this process by another number, or does not show it: one of "
+                "these may be itself, and others may be hidden."
+            )
+        return found
 
     def probe(self) -> dict[str, float]:
         """The readings that tell what disturbed a block; what cannot be read is left out."""
@@ -325,16 +329,11 @@ def disturbances(before: dict[str, float], after: dict[str, float], seconds: flo
     return causes
 
 
-def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+def _plain(facts: Any) -> Any:
     """Facts as they are stored: reasons are plain text there."""
-    return {
-        key: _plain(value)
-        if isinstance(value, dict)
-        else str(value)
-        if isinstance(value, Reason)
-        else value
-        for key, value in facts.items()
-    }
+    if isinstance(facts, dict):
+        return {key: _plain(value) for key, value in facts.items()}
+    return str(facts) if isinstance(facts, Reason) else facts
 
 
 def _words(error: Exception) -> str:

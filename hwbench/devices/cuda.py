@@ -275,7 +275,7 @@ def _setting(path: str) -> Any:
         return "not in this PyTorch"
     except RuntimeError as error:
         return f"torch does not tell: {_sentence(error)}"
-    return value if isinstance(value, (bool, int)) else str(value)
+    return value if isinstance(value, (bool, int)) else str(value).rpartition(".")[2]
 
 
 def _uuid(properties: Any) -> str | None:
