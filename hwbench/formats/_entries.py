@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,8 @@ class EntriesMap(Linear):
     def pattern(self) -> _gather.Pattern:
         """Where the entries lie, with the other orders derived from it so far."""
         if self._pattern is None:
-            self._pattern = _gather.Pattern(self.starts(), self.places(), self.in_features)
+            with torch.inference_mode(False):  # it outlives the call
+                self._pattern = _gather.Pattern(self.starts(), self.places(), self.in_features)
         return self._pattern
 
     def gather(self, x: Tensor) -> Tensor:
@@ -80,8 +81,6 @@ class EntriesMap(Linear):
 @dataclass(frozen=True, kw_only=True)
 class EntriesFormat(Format):
     """A format that keeps ``nonzeros`` entries of W, wherever they lie."""
-
-    INDEX_DTYPES: ClassVar[tuple[str, ...]] = ("int32", "int64")
 
     nonzeros: int
     index_dtype: str = "int32"

@@ -9,9 +9,9 @@ the values is a sampled product: dv_e = ⟨dyᵀ[r_e], xᵀ[c_e]⟩. The dense m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ a CPU with AVX-512, float32, one and two threads: it breaks even at a density of
 0.2 for 64, 0.27 for 256 and 0.3 for 1024). The rule knows neither dtype nor device, so that the
 FLOPs of a format stay a formula.
 """
+
+T = TypeVar("T")
 
 SPAN_BYTES = 2**19  # of xᵀ, gathered at a time; half of a common second-level cache
 SPAN_ROW_BYTES = (2**8, 2**10)  # a gathered row: at least four cache lines, at most sixteen
@@ -52,6 +54,17 @@ class Block(NamedTuple):
     entries: slice
 
 
+def _derived(build: Callable[[Pattern], T]) -> cached_property[T]:
+    """A property built once, of ordinary tensors even where it is first asked for in inference."""
+
+    def ordinary(self: Pattern) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return build(self)
+
+    ordinary.__doc__ = build.__doc__
+    return cached_property(ordinary)
+
+
 class Pattern:
     """Where the kept entries lie, row by row, and the other orders that a backward pass needs.
 
@@ -70,14 +83,14 @@ class Pattern:
         self.in_features = in_features
         self.out_features = starts.numel() - 1
 
-    @cached_property
+    @_derived
     def rows(self) -> Tensor:
         """(nonzeros,), the row of each entry."""
         every = torch.arange(self.out_features, dtype=self.starts.dtype, device=self.starts.device)
         counts = self.starts.diff().long()
         return torch.repeat_interleave(every, counts, output_size=self.columns.numel())
 
-    @cached_property
+    @_derived
     def by_column(self) -> Order:
         """The entries sorted by column, rows ascending within each."""
         dtype = self.starts.dtype
@@ -86,7 +99,7 @@ class Pattern:
         starts[1:] = torch.bincount(self.columns, minlength=self.in_features).cumsum(0)
         return Order(starts, self.rows.index_select(0, entries), entries.to(dtype))
 
-    @cached_property
+    @_derived
     def blocks(self) -> list[Block]:
         """Runs of rows; a run is at most a quarter of the matrix."""
         height = max(1, min(BLOCK_ELEMENTS // self.in_features, -(-self.out_features // 4)))
@@ -97,7 +110,7 @@ class Pattern:
             for i in range(len(bounds) - 1)
         ]
 
-    @cached_property
+    @_derived
     def places(self) -> Tensor:
         """(nonzeros,), the place of each entry in the block that holds it."""
         first = torch.zeros_like(self.rows)

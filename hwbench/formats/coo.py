@@ -70,6 +70,11 @@ class Coo(EntriesFormat):
                 f"cannot have index_dtype={self.index_dtype!r}; kernel=gather can."
             )
 
+    @property
+    def MATERIALISES(self) -> bool:  # noqa: N802
+        """Whether the kernel forms a dense tensor of the weight's size: torch's gradients do."""
+        return self.kernel != "gather"
+
     def index_bytes(self) -> int:
         return 2 * self.nonzeros * INDEX_BYTES[self.index_dtype]
 

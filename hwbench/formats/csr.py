@@ -7,9 +7,11 @@ dtype; ``spmm`` is torch's CSR product with xᵀ; ``linear`` is F.linear(x, csr)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Linear
@@ -35,15 +37,44 @@ class _Map(EntriesMap):
     def apply_weight(self, x: Tensor) -> Tensor:
         if self.kernel == "gather":
             return self.gather(x)
-        size = (self.out_features, self.in_features)
-        weight = torch.sparse_csr_tensor(
-            self.row_starts, self.columns, self.values, size, check_invariants=False
-        )
+        where = (self.row_starts, self.columns, self.in_features)
         if self.kernel == "spmm":
-            y: Tensor = torch.sparse.mm(weight, x.t()).t()
-        else:
-            y = functional.linear(x, weight)
-        return y.contiguous()
+            y: Tensor = _Spmm.apply(x, self.values, *where)  # type: ignore[no-untyped-call]
+            return y
+        return functional.linear(x, _csr(self.values, *where)).contiguous()
+
+
+class _Spmm(torch.autograd.Function):
+    """torch's CSR products; its own autograd would pass the gradient of the values through dense.
+
+    dX = (Wᵀ dyᵀ)ᵀ with the transpose of W as compressed sparse columns, and the values get the
+    product dyᵀ x sampled at the kept entries.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, row_starts: Tensor, columns: Tensor, inputs: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, values)
+        ctx.where = (row_starts, columns, inputs)
+        return torch.mm(_csr(values, *ctx.where), x.t()).t().contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, values = ctx.saved_tensors
+        weight = _csr(values, *ctx.where)
+        dx = dvalues = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.mm(weight.t(), dy.t()).t().contiguous()
+        if ctx.needs_input_grad[1]:
+            dvalues = torch.sparse.sampled_addmm(weight, dy.t(), x, beta=0.0).values()
+        return dx, dvalues, None, None, None
+
+
+def _csr(values: Tensor, row_starts: Tensor, columns: Tensor, inputs: int) -> Tensor:
+    size = (row_starts.numel() - 1, inputs)
+    return torch.sparse_csr_tensor(row_starts, columns, values, size, check_invariants=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +88,11 @@ class Csr(EntriesFormat):
 
     KERNELS = ("gather", "spmm", "linear")
     PAPER = "Gale et al., Sparse GPU kernels for deep learning, 2020"
+
+    @property
+    def MATERIALISES(self) -> bool:  # noqa: N802
+        """Whether the kernel forms a dense tensor of the weight's size: F.linear's gradient."""
+        return self.kernel == "linear"
 
     def index_bytes(self) -> int:
         return (self.nonzeros + self.out_features + 1) * INDEX_BYTES[self.index_dtype]
