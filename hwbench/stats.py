@@ -93,6 +93,8 @@ def spread(*sides: Sequence[float]) -> float:
     for values in sides:
         if len(values) < 2:
             continue
+        if not all(map(math.isfinite, values)):
+            return math.nan
         if min(values) > 0:
             deviation = statistics.stdev([math.log(value) for value in values])
         elif (deviation := statistics.stdev(values)) > 0:
@@ -211,8 +213,11 @@ class Rule:
 
     threshold: float = 0.03
     margin: float = 0.03
-    floor: float = 0.0  # in the unit of the values, or of the base that is given with them
+    floor: float = 0.0  # in the unit of the base that is given with the values
     level: float = 0.95
+
+
+_DEFAULT = Rule()
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,7 @@ def verdict(
 def judge(
     baseline_values: Sequence[float],
     new_values: Sequence[float],
-    rule: Rule = Rule(),
+    rule: Rule = _DEFAULT,
     *,
     better: str = "lower",
     paired: bool = False,
@@ -322,7 +327,7 @@ def replicates_needed(
     if noise == 0:
         return 2
     certain = (_normal((1 + level) / 2) + _normal(power)) * noise / distance
-    fewest = 2 * certain**2  # as if the spread were known
+    fewest = 2 * certain * certain  # as if the spread were known
     for count in range(max(2, math.floor(min(fewest, MOST_REPLICATES))), MOST_REPLICATES + 1):
         if _power(count, distance / noise, level) >= power:
             return count
