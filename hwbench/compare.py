@@ -1,0 +1,438 @@
+"""Run × Run → changes with verdicts. Pure: records in, records out; no file is read here.
+
+A ``Side`` is what one run says of its cases; a baseline may be several. Replicate values are the
+sample, whatever number of calls, blocks or runs they come from. Nothing is compared across two
+timing contracts, two revisions of a format, or two machines whose fingerprints disagree.
+
+How the ends of a case are read (baseline → new):
+
+* anything → wrong, crashed or timed out: ``invalid``, whatever the other replicates say
+* present → absent: ``gone``; absent → present: ``new``
+* ok → unsupported: ``gone``, with the reason; ok → out of memory: ``regressed``, it no longer fits
+* not ok → another answer: ``new``, with what the baseline said; → the same one: no change is told
+* ok → ok: the verdict on the metric
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hwbench import units
+from hwbench.errors import UnknownNameError
+from hwbench.records import (
+    ANSWERS,
+    Change,
+    Header,
+    Planned,
+    PlannedLine,
+    Ratio,
+    Result,
+    Status,
+    Verdict,
+)
+from hwbench.stats import Judgement, Rule, judge, median
+
+METRICS = {
+    "time": ("time_seconds",),
+    "relative": ("relative_time",),
+    "memory": ("peak_bytes", "saved_bytes"),
+    "score": ("score",),
+}
+"""The quantities of each metric; ``auto`` is the first of relative, time and score in both runs."""
+
+_AUTO = ("relative", "time", "score")
+_QUANTITIES = tuple(quantity for group in METRICS.values() for quantity in group)
+_GRAVITY = (*ANSWERS, Status.TIMED_OUT, Status.CRASHED, Status.WRONG)
+_DEFAULT = Rule()
+
+
+class Severity(StrEnum):
+    """What a difference between two fingerprints means for a comparison."""
+
+    FATAL = "fatal"  # other hardware, limits or settings: times cannot be compared
+    WARN = "warn"  # may explain a change, and may be just what is under test
+    IGNORED = "ignored"  # which one of several equal machines it was
+
+
+_FATAL = (
+    *("name", "memory_bytes", "threads", "machine", "system", "virtual", "driver"),
+    *("float32_matmul_precision", "mkldnn", "ONEDNN_MAX_CPU_ISA"),
+    *("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"),
+)
+_WARN = ("hwbench", "torch", "python", "kernel", "libc")  # what a nightly gate may be testing
+_IGNORED = ("uuid", "serial", "pci_bus_id", "index", "hostname")
+
+FINGERPRINT = {
+    **dict.fromkeys(_FATAL, Severity.FATAL),
+    **dict.fromkeys(_WARN, Severity.WARN),
+    **dict.fromkeys(_IGNORED, Severity.IGNORED),
+}
+"""By a fact's key, or the nearest key above it. What is not listed is fatal under ``device`` (the
+machine's own facts) and a warning elsewhere. A fact that one side did not record is a warning at
+most; an environment variable (upper case) that is not set is a setting like another. Memory is the
+same within 2 %, because kernels keep more or less of it for themselves."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fact on which two fingerprints disagree; None stands for one that is not there."""
+
+    key: str
+    baseline: Any
+    new: Any
+    severity: Severity
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.baseline!r} and is {self.new!r}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The replicate values of one quantity of one case in one run, by replicate."""
+
+    values: Mapping[int, float]
+    contracts: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one case ended in one run: its gravest status, and the readings where it was ok."""
+
+    workload: str = ""
+    status: Status = Status.OK
+    reason: str | None = None
+    revision: int = 1
+    kernel: str = ""
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Mapping[int, int] = field(default_factory=dict)  # by replicate
+    readings: Mapping[str, Reading] = field(default_factory=dict)  # by quantity
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one run says of its cases, and of the machine it ran on."""
+
+    cases: Mapping[str, Entry]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    rule: Rule
+    metrics: tuple[str, ...]
+    higher: frozenset[str]
+    paired: bool
+    blocked: str | None
+
+
+# From records to sides
+
+
+def side(
+    header: Header,
+    planned: Iterable[PlannedLine] | Mapping[str, Planned],
+    results: Iterable[Result],
+) -> Side:
+    """What one run says, from its records.
+
+    A replicate's value of a quantity is the median over its blocks. A planned case without any
+    result is absent, unless planning already found it unsupported.
+    """
+    if not isinstance(planned, Mapping):
+        planned = {line.id: line.planned for line in planned}
+    found: dict[str, dict[int, Result]] = defaultdict(dict)
+    for result in results:
+        found[result.case][result.replicate] = result
+    cases = {
+        case: _entry(known, list(found[case].values()))
+        for case, known in planned.items()
+        if case in found or known.unsupported is not None
+    }
+    facts = {**header.environment.fingerprint, "settings": header.environment.settings}
+    return Side(cases=cases, facts=facts, run=header.run)
+
+
+def _entry(planned: Planned, results: list[Result]) -> Entry:
+    status, reason = Status.UNSUPPORTED, planned.unsupported
+    if results:
+        gravest = max(results, key=_gravity)
+        status, reason = gravest.status, gravest.reason
+    good = [result for result in results if result.status is Status.OK]
+    readings = {quantity: _reading(quantity, good) for quantity in _QUANTITIES}
+    return Entry(
+        workload=planned.case.workload,
+        status=status,
+        reason=reason,
+        revision=planned.revision,
+        kernel=planned.kernel,
+        resolved=planned.resolved,
+        seeds={result.replicate: result.seed for result in good},
+        readings={quantity: reading for quantity, reading in readings.items() if reading.values},
+    )
+
+
+def _reading(quantity: str, results: list[Result]) -> Reading:
+    values: dict[int, float] = {}
+    contracts = set()
+    for result in results:
+        for measurement in result.measurements:
+            if measurement.quantity == quantity and measurement.values:
+                values[result.replicate] = median(measurement.values)
+                contracts.add(measurement.contract or "none")
+    return Reading(values, frozenset(contracts))
+
+
+def _gravity(ended: Entry | Result) -> int:
+    return _GRAVITY.index(ended.status)
+
+
+# Fingerprints
+
+
+def differences(baseline: Side, new: Side) -> list[Difference]:
+    """Where two runs' fingerprints disagree, the fatal first; what is ignored is left out."""
+    before, after = dict(_flat(baseline.facts)), dict(_flat(new.facts))
+    found = []
+    for path in sorted({*before, *after}):
+        old, now, severity = before.get(path), after.get(path), _severity(path)
+        if severity is Severity.IGNORED or _same(path[-1], old, now):
+            continue
+        if (old is None or now is None) and not path[-1].isupper():
+            severity = Severity.WARN
+        found.append(Difference(".".join(path), old, now, severity))
+    return sorted(found, key=lambda difference: difference.severity is not Severity.FATAL)
+
+
+def _flat(
+    facts: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _severity(path: tuple[str, ...]) -> Severity:
+    listed = (FINGERPRINT[key] for key in reversed(path) if key in FINGERPRINT)
+    return next(listed, Severity.FATAL if path[0] == "device" else Severity.WARN)
+
+
+def _same(key: str, old: Any, now: Any) -> bool:
+    if key == "memory_bytes" and isinstance(old, int) and isinstance(now, int):
+        return abs(old - now) <= 0.02 * max(old, now)
+    return bool(old == now)
+
+
+# Verdicts
+
+
+def compare(
+    baseline: Sequence[Side],
+    new: Sequence[Side],
+    rule: Rule = _DEFAULT,
+    *,
+    metric: str = "auto",
+    higher: Iterable[str] = (),
+    paired: bool = False,
+    across_machines: bool = False,
+) -> list[Change]:
+    """The change of every case of either side, in the order of the new runs.
+
+    Args:
+        baseline: the runs compared against; their replicate values are one sample.
+        new: the runs under test, likewise.
+        rule: what counts as a change; its floor is in seconds, and holds for times and for
+            relative times (which are worth their share of the baseline's time).
+        metric: ``auto`` or one of ``METRICS``.
+        higher: the workloads whose score is better when it is higher.
+        paired: the replicates of both sides ran in pairs, and share their numbers.
+        across_machines: compare although fingerprints disagree; for showing, never for a gate.
+
+    Raises:
+        UnknownNameError: there is no such metric.
+    """
+    if metric not in (*METRICS, "auto"):
+        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
+    found = [each for old in baseline for now in new for each in differences(old, now)]
+    fatal = dict.fromkeys(str(each) for each in found if each.severity is Severity.FATAL)
+    blocked = "; ".join(fatal) if fatal and not across_machines else None
+    metrics = _AUTO if metric == "auto" else (metric,)
+    asked = _Asked(rule, metrics, frozenset(higher), paired, blocked)
+    changes = []
+    for case in dict.fromkeys(case for one in (*new, *baseline) for case in one.cases):
+        before = [one.cases[case] for one in baseline if case in one.cases]
+        after = [one.cases[case] for one in new if case in one.cases]
+        if ended := _by_status(before, after):
+            known = (name for name in metrics if _has([*before, *after], name))
+            shown = next(known, metric)
+            changes.append(Change(case=case, metric=shown, verdict=ended[0], reason=ended[1]))
+        elif change := _by_value(case, [old for old in before if _worked(old)], after, asked):
+            changes.append(change)
+    return changes
+
+
+def _by_status(baseline: list[Entry], new: list[Entry]) -> tuple[Verdict, str | None] | None:
+    """The verdict where the ends decide it; None where values must, or there is nothing to tell."""
+    if not new:
+        return Verdict.GONE, "The new run does not have it."
+    now = max(new, key=_gravity)
+    if now.status not in ANSWERS:
+        return Verdict.INVALID, _said(now)
+    if not baseline:
+        return Verdict.NEW, None if now.status is Status.OK else _said(now)
+    if not any(map(_worked, baseline)):
+        old = max(baseline, key=_gravity)
+        return None if old.status is now.status else (Verdict.NEW, f"Before: {_said(old)}")
+    if now.status is Status.UNSUPPORTED:
+        return Verdict.GONE, _said(now)
+    before = any(old.status is Status.OUT_OF_MEMORY for old in baseline)
+    if now.status is Status.OUT_OF_MEMORY and not (before and any(map(_worked, new))):
+        return Verdict.REGRESSED, _said(now)
+    return None
+
+
+def _worked(entry: Entry) -> bool:
+    """Whether a run has values of the case to go by; where one result was wrong, none counts."""
+    return entry.status is Status.OK or bool(entry.readings and entry.status is not Status.WRONG)
+
+
+def _said(entry: Entry) -> str:
+    words = entry.status.value.replace("_", " ")
+    return f"{words}: {entry.reason}" if entry.reason else words
+
+
+def _by_value(case: str, baseline: list[Entry], new: list[Entry], asked: _Asked) -> Change | None:
+    """The verdict on the first metric that both sides have; None where neither has any."""
+
+    def refused(metric: str, reason: str) -> Change:
+        return Change(case=case, metric=metric, verdict=Verdict.INCOMPARABLE, reason=reason)
+
+    shared = [name for name in asked.metrics if _shared(name, baseline, new)]
+    if not shared:
+        single = [name for name in asked.metrics if baseline and _has([*baseline, *new], name)]
+        return refused(single[0], "Only one of the runs has values of it.") if single else None
+    metric, quantity = shared[0], _shared(shared[0], baseline, new)[0]
+    baseline, new = ([e for e in side_ if quantity in e.readings] for side_ in (baseline, new))
+    doubts = [_unlike(old, new, quantity) for old in baseline]
+    alike = [old for old, doubt in zip(baseline, doubts, strict=True) if doubt is None]
+    told = next(filter(None, doubts), "")
+    if asked.blocked or not alike:
+        return refused(metric, asked.blocked or told)
+    if metric == "memory":
+        found, note = _memory(alike, new)
+    else:
+        found, note = _judged(quantity, alike, new, asked)
+    if told:
+        note += f" {len(baseline) - len(alike)} of {len(baseline)} baseline runs left out: {told}"
+    return Change(
+        case=case,
+        metric=metric,
+        verdict=found.verdict,
+        ratio=found.ratio,
+        reason=f"{note} {_changed(alike[-1], new[-1])}".strip() or None,
+        replicates_needed=found.replicates_needed,
+    )
+
+
+def _has(entries: list[Entry], metric: str) -> bool:
+    return any(quantity in entry.readings for entry in entries for quantity in METRICS[metric])
+
+
+def _shared(metric: str, *sides: list[Entry]) -> list[str]:
+    """The quantities of a metric that every side has values of."""
+    return [
+        quantity
+        for quantity in METRICS[metric]
+        if all(any(quantity in entry.readings for entry in entries) for entries in sides)
+    ]
+
+
+def _unlike(old: Entry, new: list[Entry], quantity: str) -> str | None:
+    """Why one baseline run's values of a case are not comparable with the new ones, in words."""
+    revisions = {entry.revision for entry in (old, *new)}
+    if len(revisions) > 1:
+        return f"Revisions {' and '.join(map(str, sorted(revisions)))} of the format differ."
+    contracts = frozenset().union(*(e.readings[quantity].contracts for e in (old, *new)))
+    if len(contracts) > 1:
+        return f"The timing contracts {' and '.join(sorted(contracts))} are not comparable."
+    return None
+
+
+def _changed(old: Entry, new: Entry) -> str:
+    """What else differs between two entries, and may explain a change."""
+    before = {"kernel": old.kernel, **old.resolved}
+    after = {"kernel": new.kernel, **new.resolved}
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return " ".join(f"The {key} was {before.get(key)} and is {after.get(key)}." for key in keys)
+
+
+def _judged(
+    quantity: str, baseline: list[Entry], new: list[Entry], asked: _Asked
+) -> tuple[Judgement, str]:
+    by_seed = quantity == "score"
+    old, now = (_replicates(entries, quantity, by_seed) for entries in (baseline, new))
+    pairs = [key for key in old if key in now]
+    paired = bool(pairs) and (asked.paired or (by_seed and len(pairs) == min(len(old), len(now))))
+    first = [old[key] for key in (pairs if paired else old)]
+    second = [now[key] for key in (pairs if paired else now)]
+    if by_seed and paired and first == second:
+        same = Ratio(value=1, low=1, high=1, counts=(len(pairs), len(pairs)))
+        return Judgement(Verdict.EQUIVALENT, same), "The same scores from the same seeds."
+    times = [] if by_seed else list(_replicates(baseline, "time_seconds").values())
+    found = judge(
+        first,
+        second,
+        asked.rule,
+        better="higher" if by_seed and new[-1].workload in asked.higher else "lower",
+        paired=paired,
+        base=median(times) if times else None,
+    )
+    note = ""
+    if found.verdict is Verdict.UNDECIDED and math.isnan(found.ratio.low):
+        note = "One replicate on each side tells no spread."
+    elif found.verdict is Verdict.UNDECIDED and found.replicates_needed is None:
+        note = "The change is too near the threshold to be told from it."
+    return found, note
+
+
+def _replicates(
+    entries: list[Entry], quantity: str, by_seed: bool = False
+) -> dict[Hashable, float]:
+    """The sample: one value a replicate, run by run; or one a seed, whatever runs repeated it."""
+    found: dict[Hashable, list[float]] = defaultdict(list)
+    for run, entry in enumerate(entries):
+        reading = entry.readings.get(quantity, Reading({}))
+        for number, value in reading.values.items():
+            key = entry.seeds.get(number, number) if by_seed else (run, number)
+            found[key].append(value)
+    return {key: median(values) for key, values in found.items()}
+
+
+def _memory(baseline: list[Entry], new: list[Entry]) -> tuple[Judgement, str]:
+    """Bytes are exact: more than the baseline ever had is regressed, less than ever improved."""
+    judgements, notes = [], []
+    for quantity in METRICS["memory"]:
+        old, now = (list(_replicates(each, quantity).values()) for each in (baseline, new))
+        if not old or not now:
+            continue
+        verdict, before, after = Verdict.EQUIVALENT, max(old), max(now)
+        if after > before:
+            verdict = Verdict.REGRESSED
+        elif after < min(old):
+            verdict, before = Verdict.IMPROVED, min(old)
+        else:
+            after = before
+        value = after / before if before else (math.inf if after else 1.0)
+        exact = Ratio(value=value, low=value, high=value, counts=(len(old), len(now)))
+        judgements.append(Judgement(verdict, exact))
+        if before != after:
+            notes.append(f"{quantity} was {units.nbytes(before)} and is {units.nbytes(after)}.")
+    order = (Verdict.EQUIVALENT, Verdict.IMPROVED, Verdict.REGRESSED)
+    return max(judgements, key=lambda each: order.index(each.verdict)), " ".join(notes)
