@@ -1,4 +1,4 @@
-"""hwbench: which weight format should this linear layer use on this machine, at the accuracy I need?
+"""Which weight format should this linear layer use on this machine, at the accuracy I need?
 
 Importing hwbench loads no torch and no pandas; they are loaded when a name that needs them is used.
 """

@@ -54,7 +54,9 @@ def summary(kind: str, name: str) -> str:
     if not path.exists():
         point = _external(kind)[name]
         source = f"from the package {point.dist.name}" if point.dist else "from another package"
-        located = point.dist.locate_file(point.module.replace(".", "/") + ".py") if point.dist else None
+        located = (
+            point.dist.locate_file(point.module.replace(".", "/") + ".py") if point.dist else None
+        )
         if located is None or not Path(str(located)).exists():
             return source
         path = Path(str(located))

@@ -1,6 +1,6 @@
-"""What a runner and a worker say to each other: one JSON line each way, the same over any transport.
+"""What a runner and a worker say to each other: one JSON line each way.
 
-The protocol has a number, because the worker may live in another interpreter's environment.
+It is the same over any transport, and it has a number, because the worker may live in another interpreter's environment.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class DescribeRequest(Record, tag="describe", tag_field="say"):
 
 
 class FormatDetails(Record):
-    """One format; ``unsupported`` maps "device dtype direction" to a reason, empty where it runs."""
+    """One format; ``unsupported`` maps "device dtype direction" to a reason, or to ""."""
 
     name: str
     summary: str
@@ -117,7 +117,7 @@ class DescribeReply(Record, tag="described", tag_field="say"):
 
 
 class Mistake(Record, tag="mistake", tag_field="say"):
-    """The request could not be carried out: a mistake in it, or a bug; ``detail`` is a traceback."""
+    """The request could not be carried out: a mistake in it, or a bug with its traceback."""
 
     sentence: str
     detail: str = ""

@@ -104,7 +104,7 @@ class Cost(Record):
 
 
 class Case(Record):
-    """One question: format × workload × shape × tokens × dtype × direction × regime × mode × device.
+    """One question: format × workload × shape × tokens × dtype × direction × regime × mode.
 
     ``knobs`` are as the suite wrote them (``density`` among them); what they resolved to stands in
     ``Planned``. ``tokens`` is batch × sequence; it and ``direction`` are None where a workload has

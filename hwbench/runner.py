@@ -300,7 +300,7 @@ def _execute(state: _State, threads: int, time_budget_seconds: float | None) -> 
 
 def _visit(state: _State, replicate: Replicate, end: float | None) -> None:
     """One replicate: every group, in a new random order, and what is scored."""
-    rng = random.Random(f"{state.header.seed}/{replicate.number}")  # noqa: S311 (an order)
+    rng = random.Random(f"{state.header.seed}/{replicate.number}")
     groups: dict[tuple[Any, ...], list[Planned]] = defaultdict(list)
     for case, planned in state.planned.items():
         if replicate.number < state.seeds(planned):

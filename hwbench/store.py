@@ -155,7 +155,7 @@ def _take(run: Run, number: int, text: bytes) -> None:
         line = _decoder.decode(text)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise RunFileError(
-            f"Line {number} of {run.path} is damaged ({error}); restore the file or remove the line."
+            f"Line {number} of {run.path} is damaged ({error}); restore the file or drop the line."
         ) from error
     match line:
         case PlannedLine():

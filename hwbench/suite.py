@@ -1,7 +1,7 @@
-"""TOML → Suite → cases as written: syntax, axes and names; what only torch knows, the planner checks.
+"""TOML → Suite → cases as written: syntax, axes and names; the planner checks the rest.
 
-A list multiplies, a scalar does not. ``on.<kind>`` replaces axes on that kind of device, ``exclude``
-removes cases. Unknown keys are errors that name the file, the key and the nearest known key.
+A list multiplies, a scalar does not. ``on.<kind>`` replaces axes on that kind of device,
+``exclude`` removes cases. Unknown keys are errors that name the file, the key and the nearest known key.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
 
 
 def _multiply(axes: Mapping[str, Any], *, timed: bool) -> Iterator[dict[str, Any]]:
-    """Every combination of the axes; a block without tokens or direction has only shape and dtype."""
+    """Every combination of the axes; without tokens or direction: of shape and dtype."""
     wanted = _AXES if timed else ("shape", "dtype")
     lists = {}
     for key in wanted:

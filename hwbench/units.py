@@ -90,6 +90,6 @@ def parse_seconds(text: str) -> float:
     """
     match = _DURATION.fullmatch(text)
     value = float(match[1]) * _DURATION_SECONDS[match[2]] if match else 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"{text!r} is not a duration; write for example 90s, 5m or 1h.")
     return value

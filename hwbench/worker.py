@@ -27,7 +27,16 @@ from hwbench.formats._base import Format
 from hwbench.meters import latency
 from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
-from hwbench.records import ITEM_BYTES, Case, Direction, Measurement, Planned, Regime, Result, Status
+from hwbench.records import (
+    ITEM_BYTES,
+    Case,
+    Direction,
+    Measurement,
+    Planned,
+    Regime,
+    Result,
+    Status,
+)
 from hwbench.workloads._base import DTYPES, Subject, Workload
 
 _KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests
@@ -133,7 +142,7 @@ class Worker:
         anchor = members.pop() if request.anchor else None
         begun = time.monotonic()
         deadline = begun + (request.deadline_seconds or float("inf"))
-        rng = random.Random(f"{request.seed}/{request.replicate}/{sorted(keep)}")  # noqa: S311 (order)
+        rng = random.Random(f"{request.seed}/{request.replicate}/{sorted(keep)}")
         measured = latency.measure(members, anchor, self.device, request.plan, rng, deadline)
         everyone = [*members, *([anchor] if anchor else [])]
         return protocol.ChunkReply(

@@ -9,9 +9,7 @@ import pytest
 
 from hwbench import plugins
 
-FORMATS = (
-    "Tame Segfault LateDeath Hang Wrong NotANumber WrongShape Memory Raises Chatty".split()
-)
+FORMATS = "Tame Segfault LateDeath Hang Wrong NotANumber WrongShape Memory Raises Chatty".split()
 ROOT = Path(__file__).parents[1]
 
 

@@ -47,7 +47,9 @@ def test_durations_are_reported_exactly():
         time = result[member.id][0]
         assert time.quantity == "time_seconds"
         assert time.contract == "wall"
-        assert time.values == pytest.approx([duration_seconds(member.subject.step)] * len(time.values))
+        assert time.values == pytest.approx(
+            [duration_seconds(member.subject.step)] * len(time.values)
+        )
 
 
 def test_relative_time_is_taken_against_the_dense_blocks_around_each_block():
@@ -158,8 +160,8 @@ class _Canary(torch.autograd.Function):
 
 def test_one_backward_a_call_on_a_fresh_graph_and_nothing_accumulates():
     from hwbench.devices.cpu import Cpu
-    from hwbench.workloads.linear import _subject
     from hwbench.records import Direction
+    from hwbench.workloads.linear import _subject
 
     class Layer(torch.nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Whole runs with real worker processes: complete, resumed without measuring twice, never stopped by one case."""
+"""Whole runs with real workers: complete, resumed, never stopped by one case."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_run_is_complete_and_every_result_stands_once(tmp_path: Path):
          "format": [{"name": "low_rank", "rank": 2}]}
     )  # fmt: skip
     told = []
-    path = runner.run(asked, device="fake", out=tmp_path, listener=told.append)
+    path = runner.run(asked, device="fake", out=tmp_path, threads=1, listener=told.append)
     run = read_run(path)
     assert run.complete
     pairs = Counter((r.case, r.replicate) for r in run.results)
@@ -85,7 +85,7 @@ def test_a_run_is_complete_and_every_result_stands_once(tmp_path: Path):
 def test_dense_is_added_as_the_yardstick_where_it_was_not_asked_for(tmp_path: Path):
     asked = document([])
     asked["cases"][0]["format"] = [{"name": "low_rank", "rank": 2}]
-    run = read_run(runner.run(asked, device="fake", out=tmp_path, replicates=1))
+    run = read_run(runner.run(asked, device="fake", out=tmp_path, threads=1, replicates=1))
     assert {planned.case.format for planned in run.planned.values()} == {"dense", "low_rank"}
 
 
@@ -95,7 +95,9 @@ def test_the_same_seed_makes_the_same_data_and_another_does_not(tmp_path: Path):
         {"workload": "projection", "shape": [8, 8], "format": [{"name": "low_rank", "rank": 2}]}
     ]
     scores = [
-        read_run(runner.run(asked, device="fake", out=tmp_path, seed=seed)).results[0].values("score")
+        read_run(runner.run(asked, device="fake", out=tmp_path, threads=1, seed=seed))
+        .results[0]
+        .values("score")
         for seed in (1, 1, 2)
     ]
     assert scores[0] == scores[1] != scores[2]
@@ -105,7 +107,7 @@ def test_one_bad_case_says_so_and_the_run_goes_on(tmp_path: Path, faulty: str):
     names = ["dense", "tame", "segfault", "hang", "wrong", "notanumber", "wrongshape", "memory",
              "raises", "chatty", "latedeath"]  # fmt: skip
     asked = document(names, timeout_seconds=4.0)
-    run = read_run(runner.run(asked, device="cpu", out=tmp_path))
+    run = read_run(runner.run(asked, device="cpu", out=tmp_path, threads=1))
     assert run.complete
     assert set(Counter((r.case, r.replicate) for r in run.results).values()) == {1}
     assert len(run.results) == 2 * len(names)
@@ -145,13 +147,26 @@ def test_another_package_adds_a_format_to_list_run_and_report(tmp_path: Path, fa
         capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     assert "tame" in shown.stdout
-    path = runner.run(document(["dense", "tame"]), device="fake", out=tmp_path, replicates=1)
+    path = runner.run(
+        document(["dense", "tame"]), device="fake", out=tmp_path, threads=1, replicates=1
+    )
     assert "tame" in set(load_run(path)["format"])
     assert "tame" in render([read_run(path)])
 
 
 def _start(tmp_path: Path, suite: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "hwbench", "run", "--suite", str(suite), "--device", "fake"]
+    command = [
+        sys.executable,
+        "-m",
+        "hwbench",
+        "run",
+        "--suite",
+        str(suite),
+        "--device",
+        "fake",
+        "--threads",
+        "1",
+    ]
     return subprocess.Popen(
         [*command, "--out", str(tmp_path / "runs")], cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -212,7 +227,7 @@ def test_a_run_cut_off_anywhere_is_resumed_without_measuring_twice(tmp_path: Pat
 
 
 def test_a_run_of_another_machine_is_not_resumed(tmp_path: Path):
-    path = runner.run(document(["dense"]), device="fake", out=tmp_path, replicates=1)
+    path = runner.run(document(["dense"]), device="fake", out=tmp_path, threads=1, replicates=1)
     lines = path.read_text().splitlines()
     header = json.loads(lines[0])
     header["environment"]["fingerprint"]["torch"] = "1.0"
@@ -223,28 +238,31 @@ def test_a_run_of_another_machine_is_not_resumed(tmp_path: Path):
 
 def test_mistakes_of_the_planner_are_usage_errors(tmp_path: Path):
     asked = document(["dense"])
-    asked["cases"][0]["format"] = [{"name": "low_rank", "rnak": 3}, {"name": "low_rank", "rank": 99}]
+    asked["cases"][0]["format"] = [
+        {"name": "low_rank", "rnak": 3},
+        {"name": "low_rank", "rank": 99},
+    ]
     with pytest.raises(SuiteError) as caught:
-        runner.run(asked, device="fake", out=tmp_path)
+        runner.run(asked, device="fake", out=tmp_path, threads=1)
     assert "did you mean 'rank'?" in str(caught.value)
     assert "between 1 and 16" in str(caught.value)
     assert not list(tmp_path.glob("*.jsonl"))  # nothing is written for a mistake
     asked = document(["dense"]) | {"name": "x"}
     asked["cases"][0]["colour"] = "red"
     with pytest.raises(SuiteError, match="Unknown option of workload linear 'colour'"):
-        runner.run(asked, device="fake", out=tmp_path)
+        runner.run(asked, device="fake", out=tmp_path, threads=1)
 
 
 def test_a_device_that_is_not_there_is_a_sentence(tmp_path: Path):
     with pytest.raises(UsageError, match="numbered from 0"):
-        runner.run(document(["dense"]), device="fake:7", out=tmp_path)
+        runner.run(document(["dense"]), device="fake:7", out=tmp_path, threads=1)
     assert issubclass(DeviceError, UsageError)
 
 
 def test_a_huge_layer_is_out_of_memory_and_not_a_killed_machine(tmp_path: Path):
     asked = document(["dense"])
     asked["cases"][0]["shape"] = [2**23, 2**23]
-    run = read_run(runner.run(asked, device="cpu", out=tmp_path, replicates=1))
+    run = read_run(runner.run(asked, device="cpu", out=tmp_path, threads=1, replicates=1))
     assert [r.status for r in run.results] == [Status.OUT_OF_MEMORY]
     assert "are free" in str(run.results[0].reason)
 
@@ -254,7 +272,7 @@ def test_a_time_budget_returns_every_case(tmp_path: Path):
     asked["cases"][0]["format"].append({"name": "low_rank", "rank": [1, 2, 3]})
     asked["cases"][0]["tokens"] = [1, 2, 3]
     begun = time.monotonic()
-    path = runner.run(asked, device="fake", out=tmp_path, time_budget_seconds=8)
+    path = runner.run(asked, device="fake", out=tmp_path, threads=1, time_budget_seconds=8)
     taken = time.monotonic() - begun
     run = read_run(path)
     assert run.complete
@@ -274,7 +292,8 @@ def test_a_full_disk_loses_nothing_that_was_written(tmp_path: Path):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (30000, resource.RLIM_INFINITY));"
-        f"sys.argv = ['hwbench', 'run', '--suite', {str(suite)!r}, '--device', 'fake', '--out',"
+        f"sys.argv = ['hwbench', 'run', '--suite', {str(suite)!r}, '--device', 'fake',"
+        "'--threads', '1', '--out',"
         f" {str(tmp_path / 'runs')!r}]; from hwbench.cli import main; main()"
     )
     ended = subprocess.run(

@@ -24,8 +24,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Which weight format should this linear layer use on this machine, at the accuracy I need?",
-    epilog="Start with: hwbench run --suite smoke, then hwbench run, then hwbench report runs/*.jsonl",
+    help="Which weight format should this linear layer use on this machine, "
+    "at the accuracy I need?",
+    epilog="Start with: hwbench run --suite smoke, then hwbench run, "
+    "then hwbench report runs/*.jsonl",
 )
 app.command("run")(run.run)
 app.command("report")(report.report)

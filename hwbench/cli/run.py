@@ -25,7 +25,9 @@ def run(
     replicates: int | None = typer.Option(
         None, "--replicates", "-r", min=1, max=1000, help="Fresh processes that visit every case."
     ),
-    quick: bool = typer.Option(False, "--quick", help="One replicate, short budgets: a first look."),
+    quick: bool = typer.Option(
+        False, "--quick", help="One replicate, short budgets: a first look."
+    ),
     time_budget: str | None = typer.Option(
         None, "--time-budget", help="A complete, coarser answer in about this time, such as 90s."
     ),
@@ -124,51 +126,43 @@ def _progress() -> Iterator[Listener]:
     The bar is redrawn when a result comes and never in between: the parent sleeps while a child
     measures.
     """
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from hwbench.units import clock
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     console = _shared.console(error=True)
-    seen: list[Progress] = []  # type: ignore[type-arg]
-    columns = (
-        TextColumn("{task.percentage:3.0f} %"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"),
-    )
-    with Progress(
-        *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
-    ) as bar:
+    seen: list[Progress] = []
+    words = "{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"
+    columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words))
+    quiet = not console.is_terminal
+    with Bar(*columns, console=console, auto_refresh=False, transient=True, disable=quiet) as bar:
         task = bar.add_task("planning", total=1, left="")
-        start = 0.0
 
-        def listen(progress: Progress) -> None:  # type: ignore[valid-type]
-            nonlocal start
-            if not seen:
-                start = progress.seconds  # type: ignore[attr-defined]
+        def listen(progress: Progress) -> None:
             seen.append(progress)
-            bar.update(task, **_bar(progress, seen[0], start, clock))
+            del seen[1:-1]  # the first and the last are enough
+            bar.update(task, **_fields(progress, seen[0]))
             bar.refresh()
 
         try:
-            yield listen  # type: ignore[misc]
+            yield listen
         except KeyboardInterrupt:
             if seen:
-                path = seen[-1].path  # type: ignore[attr-defined]
+                path = seen[-1].path
                 console.print(f"What was measured is in {path}; go on with --resume {path}")
             raise
 
 
-def _bar(progress: Any, first: Any, start: float, clock: Any) -> dict[str, Any]:
+def _fields(progress: Progress, first: Progress) -> dict[str, Any]:
     """The bar's fields: how far, how long still, and what ended last."""
-    done = progress.done - first.done
-    left = ""
+    from hwbench.units import clock
+
+    done, left = progress.done - first.done, ""
     if done:
-        left = clock((progress.seconds - start) / done * (progress.total - progress.done)) + " left"
-    last = progress.result
-    words = "" if last is None else last.case.split("/hot/")[0].split("/cold/")[0]
+        each = (progress.seconds - first.seconds) / done
+        left = f"{clock(each * (progress.total - progress.done))} left"
     return {
         "completed": progress.done,
         "total": progress.total,
         "left": left,
-        "description": words,
+        "description": progress.result.case if progress.result else "",
     }

@@ -61,7 +61,7 @@ class Device(ABC):
             step(state)
 
     def prefill(self, seconds: float) -> None:
-        """Occupy the queue for about ``seconds``, so that the host is ahead when the timing starts."""
+        """Occupy the queue for about ``seconds``, so that the host is ahead when timing starts."""
 
     def synchronize(self) -> None:
         """Wait until the queue is empty."""

@@ -1,4 +1,4 @@
-"""The processor: a monotonic clock, caches from the system itself, noise from the kernel's counters."""
+"""The processor: a monotonic clock, and noise told by the kernel's own counters."""
 
 from __future__ import annotations
 
@@ -84,7 +84,11 @@ class Cpu(Device):
             "interop_threads": torch.get_num_interop_threads(),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "mkldnn": torch.backends.mkldnn.enabled,
-            **{name: os.environ[name] for name in environment.THREAD_VARIABLES if name in os.environ},
+            **{
+                name: os.environ[name]
+                for name in environment.THREAD_VARIABLES
+                if name in os.environ
+            },
         }
 
     def free_bytes(self) -> int:
@@ -97,7 +101,7 @@ class Cpu(Device):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             call()
         taken = peak = 0
-        for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        for event in profiler.profiler.kineto_results.events():
             if event.name() == "[memory]":
                 taken += event.nbytes()
                 peak = max(peak, taken)

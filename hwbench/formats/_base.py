@@ -97,9 +97,7 @@ class Format(ABC):
 
     @classmethod
     @abstractmethod
-    def for_budget(
-        cls, out_features: int, in_features: int, density: float, **knobs: Knob
-    ) -> Self:
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
         """The largest setting with at most density · out_features · in_features parameters.
 
         Raises:
@@ -261,13 +259,16 @@ class Format(ABC):
         forward = 2 * (between + copied)
         weight = (y if later else 0) + 3 * between + 2 * copied + later
         both = y + 4 * between + 2 * copied
-        return item_bytes * {
-            FORWARD: forward,
-            BACKWARD_INPUT: forward,
-            BACKWARD_WEIGHT: weight,
-            BACKWARD: both,
-            STEP: forward + both,
-        }[direction]
+        return (
+            item_bytes
+            * {
+                FORWARD: forward,
+                BACKWARD_INPUT: forward,
+                BACKWARD_WEIGHT: weight,
+                BACKWARD: both,
+                STEP: forward + both,
+            }[direction]
+        )
 
     # Checks that formats share
 

@@ -16,7 +16,7 @@ from hwbench.records import Knob
 
 class _Map(Linear):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(*weight.shape, bias)
+        super().__init__(weight.shape[0], weight.shape[1], bias)
         self.weight = nn.Parameter(weight)  # (out, in)
 
     def apply_weight(self, x: Tensor) -> Tensor:
@@ -31,9 +31,7 @@ class Dense(Format):
     """The full matrix, applied by one matrix product."""
 
     @classmethod
-    def for_budget(
-        cls, out_features: int, in_features: int, density: float, **knobs: Knob
-    ) -> Self:
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
         if density < 1:
             raise unreachable("dense", density, "it always keeps every weight (density 1)")
         if "multiple" in knobs:

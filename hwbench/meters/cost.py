@@ -22,12 +22,10 @@ class _Counter(TorchDispatchMode):
     """Adds up the registered formulas of the operators that run inside it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
-    def __torch_dispatch__(  # noqa: PLR0913 (torch's signature)
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
@@ -51,6 +49,4 @@ class CountedCost(Meter):
         with torch.set_grad_enabled(subject.grad), _Counter() as counter:
             subject.step(states[0])
         device.synchronize()
-        return [
-            Measurement(quantity="counted_flops", unit="FLOP", values=[float(counter.flops)])
-        ]
+        return [Measurement(quantity="counted_flops", unit="FLOP", values=[float(counter.flops)])]

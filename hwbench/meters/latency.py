@@ -143,8 +143,7 @@ def _block(member: Member, device: Device, number: int) -> None:
         sample(device, subject, max(1, min(member.calls, subject.max_calls, 3)))
     before = device.probe()
     values = [
-        sample(device, subject, member.calls, cold=member.cold)
-        for _ in range(member.samples)
+        sample(device, subject, member.calls, cold=member.cold) for _ in range(member.samples)
     ]
     sampled = sum(values) * member.calls
     causes = device.disturbance(before, device.probe(), sampled)

@@ -39,7 +39,7 @@ class LocalWorker:
         root = Path(__file__).parents[2]
         paths = [str(root)] if root.name not in ("site-packages", "dist-packages") else []
         paths += filter(None, [os.environ.get("PYTHONPATH")])
-        self._process = subprocess.Popen(  # noqa: S603 (our own module, no shell)
+        self._process = subprocess.Popen(
             [
                 *(python, "-m", "hwbench.worker", "--device", device),
                 *("--threads", str(threads)),
@@ -118,7 +118,9 @@ class LocalWorker:
         self._log.seek(0)
         text = self._log.read().decode(errors="replace").strip()
         lines = [line for line in text[-_LOG_TAIL:].splitlines() if not line.startswith("USDT:")]
-        return f"The worker process died ({how})." + (f" Its last line: {lines[-1]}" if lines else "")
+        return f"The worker process died ({how})." + (
+            f" Its last line: {lines[-1]}" if lines else ""
+        )
 
     def kill(self) -> None:
         """Stop the process and everything that it started, at once."""

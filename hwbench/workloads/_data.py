@@ -19,9 +19,7 @@ def gaussian(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 def power_law(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """A matrix U diag(i^-1) Vᵀ with U and V random orthonormal; float32, (rows, columns)."""
     side = min(rows, columns)
-    left, right = (
-        torch.linalg.qr(gaussian(long, side, generator)).Q for long in (rows, columns)
-    )
+    left, right = (torch.linalg.qr(gaussian(long, side, generator)).Q for long in (rows, columns))
     steps = torch.arange(1, side + 1, device=generator.device, dtype=torch.float32)
     return (left * steps**-POWER) @ right.T
 

@@ -18,9 +18,7 @@ class Copy(Workload):
     def cost(self, case: Case, described: Format) -> Cost:
         del described
         size = ITEM_BYTES[case.dtype] * case.out_features * case.in_features
-        return Cost(
-            parameters=0, stored_bytes=0, flops=0, dense_flops=0, compulsory_bytes=2 * size
-        )
+        return Cost(parameters=0, stored_bytes=0, flops=0, dense_flops=0, compulsory_bytes=2 * size)
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         source = generator(device, seed, 6)

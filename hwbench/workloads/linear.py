@@ -15,7 +15,7 @@ from hwbench.records import ITEM_BYTES, Case, Cost, Direction
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
-"""Largest relative error (Frobenius) of output and gradients against float64 that counts as right."""
+"""Largest relative Frobenius error of output and gradients that counts as right."""
 
 _MAX_GRAPHS = 8  # forward graphs kept alive at once when only the backward pass is timed
 
@@ -69,7 +69,7 @@ def _subject(
     wanted = _wanted(layer, x)
 
     def forward(_: Any) -> Tensor:
-        return call(x)  # type: ignore[no-any-return]
+        return call(x)
 
     def backward(y: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(y, wanted, dy)
@@ -108,4 +108,4 @@ def _relative(ours: Tensor, reference: Tensor) -> float:
     error = torch.linalg.vector_norm(ours.double() - reference)
     norm = torch.linalg.vector_norm(reference)
     value = float(error / norm) if norm > 0 else float(error)
-    return value if value == value else float("inf")  # noqa: PLR0124 (NaN is wrong, never equal)
+    return value if value == value else float("inf")

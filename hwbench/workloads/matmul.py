@@ -11,7 +11,7 @@ from hwbench.workloads._base import DTYPES, Subject, Workload, generator
 
 
 class Matmul(Workload):
-    """C = A B with A of (tokens, in_features) and B of (in_features, out_features), C preallocated."""
+    """C = A B, A of (tokens, in_features), B of (in_features, out_features), C preallocated."""
 
     AXES = ("tokens", "regime")
 
