@@ -1,6 +1,7 @@
 """What a runner and a worker say to each other: one JSON line each way.
 
-It is the same over any transport, and it has a number, because the worker may live in another interpreter's environment.
+It is the same over any transport, and it has a number, because the worker may live in another
+interpreter's environment.
 """
 
 from __future__ import annotations

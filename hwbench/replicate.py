@@ -1,8 +1,9 @@
 """One replicate: a fresh worker process that visits every case, restarted when a case kills it.
 
 Each member of a group (same shape, tokens, dtype, direction, regime and mode) first runs alone
-under its time limit; what crashes, hangs or runs out of memory there is left out. The rest is timed in chunks of at most eight members in rounds around dense. If a chunk dies, its members
-are measured again one at a time, each with dense.
+under its time limit; what crashes, hangs or runs out of memory there is left out. The rest is timed
+in chunks of at most eight members in rounds around dense. If a chunk dies, its members are measured
+again one at a time, each with dense.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """TOML → Suite → cases as written: syntax, axes and names; the planner checks the rest.
 
 A list multiplies, a scalar does not. ``on.<kind>`` replaces axes on that kind of device,
-``exclude`` removes cases. Unknown keys are errors that name the file, the key and the nearest known key.
+``exclude`` removes cases. Unknown keys are errors that name the file, the key and the nearest one.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from statistics import median
 
 import pytest
@@ -189,3 +190,51 @@ def test_the_median_block_is_not_moved_by_a_spike():
     _, _, result = measured(device)
     expected = duration_seconds(members()[0][0].subject.step)
     assert median(result["m0"][0].values) == pytest.approx(expected)
+
+
+class _Queue(Fake):
+    """A simulated device with a queue, whose host takes real time to launch."""
+
+    asynchronous = True
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
+        self.prefilled: list[float] = []
+
+    def prefill(self, seconds: float) -> None:
+        self.prefilled.append(seconds)
+
+    def run(self, step, states):
+        end = time.perf_counter() + 2e-4 * len(states)
+        while time.perf_counter() < end:
+            pass
+        super().run(step, states)
+
+    def capture(self, call):
+        return self.reason or (lambda: None)
+
+
+def launched(reason: str | None = None):
+    device = _Queue(reason)
+    long = latency.Member(id="long", subject=subject(10**9))  # 10 ms a call
+    short = latency.Member(id="short", subject=subject(10**6))  # 15 µs a call
+    return device, latency.measure([long, short], None, device, PLAN, random.Random(0)), long, short
+
+
+def test_a_case_that_the_host_cannot_feed_is_also_replayed_as_a_graph():
+    device, result, long, short = launched()
+    assert "launch_bound" in short.flags
+    assert "launch_bound" not in long.flags
+    assert {m.quantity for m in result["long"]} == {"time_seconds"}
+    graph = next(m for m in result["short"] if m.quantity == "graph_seconds")
+    assert graph.contract == "graph"
+    assert graph.values == pytest.approx([1e-5] * len(graph.values))  # the replay's own duration
+    assert max(device.prefilled) >= 2e-4  # so long that the host is ahead
+
+
+def test_a_graph_that_cannot_be_captured_leaves_its_reason():
+    _, result, _, _ = launched("It cannot be captured as a graph: it waits.")
+    graph = next(m for m in result["short"] if m.quantity == "graph_seconds")
+    assert graph.values == []
+    assert graph.note == "It cannot be captured as a graph: it waits."

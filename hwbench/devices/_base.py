@@ -23,6 +23,9 @@ class Device(ABC):
 
     kind: ClassVar[str]
     contract: ClassVar[str]  # what its times mean: wall, event
+    asynchronous: ClassVar[bool] = False  # whether calls return before their work is done
+    matmul_sides: ClassVar[tuple[int, ...]] = (512, 1024, 2048)  # tried for the matrix ceiling
+    copy_bytes: ClassVar[int] = 256_000_000  # copied for the bandwidth ceiling
     resolution_seconds: float  # the smallest span that its marks resolve
 
     def __init__(self, index: int = 0) -> None:

@@ -75,6 +75,9 @@ class Cuda(Device):
 
     kind = "cuda"
     contract = "event"
+    asynchronous = True
+    matmul_sides = (4096, 8192)
+    copy_bytes = 2_000_000_000
     resolution_seconds = 0.5e-6
 
     def __init__(self, index: int = 0) -> None:

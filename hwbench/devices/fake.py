@@ -114,6 +114,8 @@ class Fake(Device):
 
     kind = "fake"
     contract = "wall"
+    matmul_sides = (64,)
+    copy_bytes = 4_000_000
     resolution_seconds = 1e-9
 
     def __init__(self, index: int = 0, *, effects: Mapping[str, Any] | None = None) -> None:

@@ -12,22 +12,19 @@ from hwbench.records import Case
 from hwbench.workloads._base import Subject, Workload
 
 _BUDGET_SECONDS = 0.4  # for each size
-_SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192)}
-_COPY_BYTES = {"cpu": 256_000_000, "cuda": 2_000_000_000}
 
 
 def measure_ceilings(device: Device, dtypes: list[str]) -> dict[str, Any]:
     """The best rate seen of a matrix product of each dtype, and of a large copy."""
-    kind = device.torch_device.type
     return {
-        "matmul": {dtype: _matmul(device, dtype, _SIZES[kind]) for dtype in dtypes},
-        "copy": _copy(device, _COPY_BYTES[kind]),
+        "matmul": {dtype: _matmul(device, dtype) for dtype in dtypes},
+        "copy": _copy(device),
     }
 
 
-def _matmul(device: Device, dtype: str, sizes: tuple[int, ...]) -> dict[str, Any]:
+def _matmul(device: Device, dtype: str) -> dict[str, Any]:
     best: dict[str, Any] = {"flops_per_second": 0.0}
-    for side in sizes:
+    for side in device.matmul_sides:
         subject = _subject(device, "matmul", dtype, (side, side), tokens=side)
         assert subject.cost is not None
         rate = subject.cost.flops / _fastest(device, subject)
@@ -36,8 +33,8 @@ def _matmul(device: Device, dtype: str, sizes: tuple[int, ...]) -> dict[str, Any
     return best
 
 
-def _copy(device: Device, size: int) -> dict[str, Any]:
-    side = 1000 * int((size / 4e6) ** 0.5)
+def _copy(device: Device) -> dict[str, Any]:
+    side = int((device.copy_bytes / 4) ** 0.5)
     subject = _subject(device, "copy", "float32", (side, side))
     assert subject.cost is not None
     moved = subject.cost.compulsory_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
@@ -17,7 +18,9 @@ BLOCKS = 10  # the budget of a case is meant to hold so many blocks
 SAMPLES = 64  # the most samples of one block
 STEADY = 0.05  # warm-up ends when two windows of calls differ by less
 WARM_SHARE = 0.15  # … or when this share of the case's budget is spent: not steady
-ENQUEUE_SECONDS = 2e-5  # the queue is pre-filled for so long a call, so that the host is ahead
+ENQUEUE_SECONDS = 2e-5  # a call's share of the pre-filled queue, until its own is measured
+ENQUEUE_CALLS = 10  # calls over which the host's share is measured
+LAUNCH_BOUND = 0.9  # the host takes at least this share of a call's own time to launch it
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,28 @@ class Calibration:
     samples: int
     estimate_seconds: float  # per call
     steady: bool
+    enqueue_seconds: float = 0.0  # the host's time to launch one call, where the device has a queue
+
+    @property
+    def launch_bound(self) -> bool:
+        """Whether the host cannot keep up with the device."""
+        return self.enqueue_seconds >= LAUNCH_BOUND * self.estimate_seconds
 
 
-def sample(device: Device, subject: Subject, calls: int, *, cold: bool = False) -> float:
+def sample(
+    device: Device,
+    subject: Subject,
+    calls: int,
+    *,
+    cold: bool = False,
+    enqueue_seconds: float = ENQUEUE_SECONDS,
+) -> float:
     """Seconds per call of one sample: the untimed part, then ``calls`` steps between two marks."""
     states = subject.states(calls)
     with torch.set_grad_enabled(subject.grad):
         if cold:
             device.evict_caches()
-        device.prefill(calls * ENQUEUE_SECONDS)
+        device.prefill(calls * enqueue_seconds)
         start = device.mark()
         device.run(subject.step, states)
         end = device.mark()
@@ -57,7 +73,30 @@ def calibrate(
             break
         window = max(1, min(subject.max_calls, math.ceil(allowed / 20 / max(now, 1e-9))))
         before, now = now, sample(device, subject, window, cold=cold)
+    enqueue = _enqueue_seconds(device, subject) if device.asynchronous else 0.0
+    if enqueue > ENQUEUE_SECONDS:  # the pre-filled queue was too short: this is the device's time
+        now = sample(device, subject, 1, cold=cold, enqueue_seconds=enqueue)
     shortest = max(SAMPLE_SECONDS, RESOLUTION_MULTIPLE * device.resolution_seconds)
     calls = 1 if cold else max(1, min(subject.max_calls, math.ceil(shortest / now)))
     samples = max(1, min(SAMPLES, round(budget_seconds / BLOCKS / (now * calls))))
-    return Calibration(calls=calls, samples=samples, estimate_seconds=now, steady=steady)
+    return Calibration(
+        calls=calls,
+        samples=samples,
+        estimate_seconds=now,
+        steady=steady,
+        enqueue_seconds=enqueue,
+    )
+
+
+def _enqueue_seconds(device: Device, subject: Subject) -> float:
+    """The host's time to launch one call into an empty queue; the median of a few."""
+    taken = []
+    for _ in range(ENQUEUE_CALLS):
+        states = subject.states(1)
+        device.synchronize()
+        with torch.set_grad_enabled(subject.grad):
+            begun = time.perf_counter()
+            device.run(subject.step, states)
+            taken.append(time.perf_counter() - begun)
+    device.synchronize()
+    return median(taken)

@@ -65,6 +65,7 @@ class Member:
     regime: str = Regime.HOT
     calls: int = 1
     samples: int = 1
+    enqueue_seconds: float = 0.0
     blocks: list[list[float]] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
     disturbed: list[bool] = field(default_factory=list)
@@ -106,7 +107,11 @@ def measure(
     finally:
         if collecting:
             gc.enable()
-    return {member.id: _measurements(member, anchor, device) for member in everyone}
+    found = {member.id: _measurements(member, anchor, device) for member in everyone}
+    for member in everyone:
+        if "launch_bound" in member.flags:
+            found[member.id].append(graph_seconds(member, device))
+    return found
 
 
 def _rounds(
@@ -143,8 +148,12 @@ def _block(member: Member, device: Device, number: int) -> None:
         sample(device, subject, max(1, min(member.calls, subject.max_calls, 3)))
     before = device.probe()
     values = [
-        sample(device, subject, member.calls, cold=member.cold) for _ in range(member.samples)
-    ]
+        sample(
+            device, subject, member.calls,
+            cold=member.cold, enqueue_seconds=member.enqueue_seconds,
+        )
+        for _ in range(member.samples)
+    ]  # fmt: skip
     sampled = sum(values) * member.calls
     causes = device.disturbance(before, device.probe(), sampled)
     member.blocks.append(values)
@@ -158,6 +167,9 @@ def _warm_up(member: Member, device: Device, plan: Plan) -> None:
     """Warm up, then fix calls a sample and samples a block."""
     found = calibrate(device, member.subject, plan.budget_seconds, cold=member.cold)
     member.calls, member.samples = found.calls, found.samples
+    member.enqueue_seconds = found.enqueue_seconds
+    if device.asynchronous and found.launch_bound:
+        member.flags.add("launch_bound")
     if not found.steady:
         member.flags.add("not_steady")
 
@@ -213,14 +225,14 @@ def relative_times(member: Member, anchor: Member) -> list[float]:
     ]
 
 
-def graph_seconds(member: Member, device: Device) -> Measurement | str:
-    """Seconds per call when the step is replayed as a graph, or why that is not possible."""
+def graph_seconds(member: Member, device: Device) -> Measurement:
+    """Seconds per call when the step is replayed as a graph; a note, no value, where it cannot."""
     state = member.subject.states(1)[0]
     replay = device.capture(_bound(member.subject, state))
     if isinstance(replay, str):
-        return replay
+        return Measurement(quantity="graph_seconds", unit="s", values=[], note=replay)
     replaying = Subject(step=lambda _: replay())
-    values = [sample(device, replaying, max(1, member.calls)) for _ in range(member.samples)]
+    values = [sample(device, replaying, member.calls) for _ in range(max(3, member.samples))]
     return Measurement(
         quantity="graph_seconds", unit="s", values=values, contract="graph", calls=member.calls
     )
