@@ -1,0 +1,204 @@
+"""What the formats made of blocks share: how sizes are split, and products of many blocks at once.
+
+A vector of ``blocks · side`` entries is read as ``blocks`` groups of ``side``. An intermediate
+``z`` of a chain of block products always has the shape (blocks, width, tokens). With many tokens
+it also lies so in memory: regrouping it then moves whole rows of tokens, which is several times
+faster than moving single entries, and the matrix products read either layout. With few tokens the
+products are faster on rows of entries, and ``z`` is a transposed view.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from hwbench.errors import KnobError
+from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Format
+from hwbench.records import Knob
+
+MANY_TOKENS = 32
+"""From this many tokens on intermediates lie in memory with the tokens side by side."""
+
+
+# --- how sizes are split -----------------------------------------------------------------------
+
+
+def side(size: int, blocks: int) -> int:
+    """The side of each of ``blocks`` equal blocks that together hold ``size`` entries."""
+    return -(-size // blocks)
+
+
+def near_square(size: int) -> tuple[int, int]:
+    """(larger, smaller): the factors of the next number that has two within a ratio of two.
+
+    Of several pairs the nearest to a square is taken: 768 gives (32, 24), the prime 37 (8, 5).
+    """
+    while True:
+        smaller = next(d for d in range(math.isqrt(size), 0, -1) if size % d == 0)
+        if size <= 2 * smaller * smaller:
+            return size // smaller, smaller
+        size += 1
+
+
+def check_blocks(described: Format, knob: str, size: int) -> None:
+    """Demand that the knob's value splits ``size`` into equal blocks, the last perhaps padded.
+
+    Raises:
+        KnobError: it is no whole number in [1, size], or a block would hold nothing but padding.
+    """
+    blocks = described.check_integer(knob, low=1, high=size)
+    filled = side(size, side(size, blocks))
+    if filled < blocks:
+        raise KnobError(
+            f"{knob}={blocks} of {described.name()} would leave {blocks - filled} of the blocks of "
+            f"{size} features empty; {filled} fits."
+        )
+
+
+def fill(described: Format, **values: Knob) -> None:
+    """Give each knob that was left at None its value."""
+    for knob, value in values.items():
+        if getattr(described, knob) is None:
+            object.__setattr__(described, knob, value)
+
+
+def check_choice(described: Format, knob: str, choices: tuple[str, ...]) -> None:
+    """Demand that the knob is one of the words.
+
+    Raises:
+        KnobError: it is not.
+    """
+    value = getattr(described, knob)
+    if value not in choices:
+        raise KnobError(
+            f"{knob} of {described.name()} must be {' or '.join(choices)}, not {value!r}."
+        )
+
+
+def check_free(name: str, knobs: dict[str, Knob], knob: str) -> None:
+    """Demand that a knob which the budget decides is not given beside it.
+
+    Raises:
+        KnobError: it is.
+    """
+    if knob in knobs:
+        raise KnobError(f"Give {name} either a density or {knob}, not both.")
+
+
+def chain_flops(tokens: int, chain: tuple[int, ...], direction: str) -> int:
+    """FLOPs of one call of a chain of factors with so many multiply-adds a token each."""
+    each = 2 * tokens * sum(chain)
+    later = 2 * tokens * sum(chain[1:])
+    return {
+        FORWARD: each,
+        BACKWARD_INPUT: each,
+        BACKWARD_WEIGHT: each + later,
+        BACKWARD: 2 * each,
+        STEP: 3 * each,
+    }[direction]
+
+
+def pad(x: Tensor, *sizes: int) -> Tensor:
+    """``x`` with zeros behind its last axes, so that these have the sizes given."""
+    missing = [size - have for size, have in zip(sizes, x.shape[-len(sizes) :], strict=True)]
+    if not any(missing):
+        return x
+    return functional.pad(x, [n for more in reversed(missing) for n in (0, more)])
+
+
+def crop(y: Tensor, width: int) -> Tensor:
+    """The first ``width`` columns of y, contiguous."""
+    return y if y.shape[1] == width else y[:, :width].contiguous()
+
+
+# --- products ----------------------------------------------------------------------------------
+
+
+def groups(x: Tensor, blocks: int) -> Tensor:
+    """(tokens, blocks · side) as (blocks, tokens, side), a view."""
+    return x.reshape(x.shape[0], blocks, -1).transpose(0, 1)
+
+
+def enter(x: Tensor, weights: Tensor) -> Tensor:
+    """Multiply each group of x: (tokens, b · p) by (b, q, p) → z of shape (b, q, tokens)."""
+    grouped = groups(x, weights.shape[0])
+    if x.shape[0] >= MANY_TOKENS:
+        return torch.bmm(weights, grouped.mT)
+    return torch.bmm(grouped, weights.mT).mT
+
+
+def leave(z: Tensor, weights: Tensor, *, strided: bool = False) -> Tensor:
+    """Multiply each block of z: (b, p, tokens) by (b, q, p) → (tokens, b · q), contiguous.
+
+    With many tokens the products are written where they belong. Entry s of block b is feature
+    b · q + s, or where ``strided`` feature s · blocks + b, which takes a copy.
+    """
+    blocks, width = weights.shape[:2]
+    tokens = z.shape[2]
+    if strided:
+        return torch.bmm(z.mT, weights.mT).permute(1, 2, 0).reshape(tokens, blocks * width)
+    if tokens < MANY_TOKENS:
+        return torch.bmm(z.mT, weights.mT).transpose(0, 1).reshape(tokens, blocks * width)
+    y = z.new_empty(tokens, blocks, width)
+    torch.bmm(z.mT, weights.mT, out=y.transpose(0, 1))
+    return y.view(tokens, blocks * width)
+
+
+def regroup(z: Tensor, fine: int) -> Tensor:
+    """(b, fine · w, tokens) → (fine, b · w, tokens): one copy, in the layout that z has."""
+    blocks, width, tokens = z.shape
+    if z.is_contiguous():
+        parts = z.view(blocks, fine, width // fine, tokens).transpose(0, 1)
+        return parts.reshape(fine, -1, tokens)
+    parts = z.mT.reshape(blocks, tokens, fine, width // fine).permute(2, 1, 0, 3)
+    return parts.reshape(fine, tokens, -1).mT
+
+
+def block_diagonal(x: Tensor, weights: Tensor) -> Tensor:
+    """x diag(W_1 … W_b)ᵀ for x of shape (tokens, b · p) and blocks (b, q, p): (tokens, b · q)."""
+    if needs_grad(x, weights):
+        y: Tensor = _BlockDiagonal.apply(x, weights)  # type: ignore[no-untyped-call]
+        return y
+    return leave(groups(x, weights.shape[0]).mT, weights)
+
+
+class _BlockDiagonal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        return leave(groups(x, weights.shape[0]).mT, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weights = ctx.saved_tensors
+        x_needs, weights_need = ctx.needs_input_grad
+        grouped = groups(dy, weights.shape[0]).mT
+        dx = leave(grouped, weights.mT) if x_needs else None
+        dweights = torch.bmm(grouped, groups(x, weights.shape[0])) if weights_need else None
+        return dx, dweights
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Whether a product of these has to be recorded for a backward pass."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+# --- projections -------------------------------------------------------------------------------
+
+
+def working(weight: Tensor) -> Tensor:
+    """The weight in the precision that projections work in: its own, or float32."""
+    return weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def truncated(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """(…, m, rank) and (…, rank, n), the best factors of (…, m, n), the weight shared evenly."""
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
+    root = s[..., :rank].sqrt()
+    return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * vh[..., :rank, :]

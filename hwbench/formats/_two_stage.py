@@ -1,0 +1,204 @@
+"""Formats whose every block has low rank: two block products with a regrouping between them.
+
+The input is split into k groups of p, the output into l groups of s. Block (l, k) of W has rank t:
+
+    W[(l, s), (k, p)] = Σ_t second[l, s, k, t] · first[k, l, t, p]
+
+so that z = einsum("bkp,kltp->bklt") and y = einsum("bklt,lskt->bls"). Parameters: t (l·in + k·out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hwbench.formats import _blocks
+from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.records import Knob
+
+
+class Grid(NamedTuple):
+    """How W is cut: the input into ``in_blocks`` groups of ``in_side``, the output likewise."""
+
+    in_blocks: int
+    in_side: int
+    out_blocks: int
+    out_side: int
+
+
+class TwoStageMap(Linear):
+    """The live map: ``first`` of shape (k, l, t, p), ``second`` of shape (l, s, k, t)."""
+
+    def __init__(self, spec: TwoStage, first: Tensor, second: Tensor) -> None:
+        super().__init__(spec.out_features, spec.in_features)
+        self.kernel = spec.kernel
+        self.strided = spec.order == "strided"
+        self.first = nn.Parameter(first)
+        self.second = nn.Parameter(second)
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        in_blocks, _, _, in_side = self.first.shape
+        x = _blocks.pad(x, in_blocks * in_side)
+        if self.kernel == "einsum":
+            z = torch.einsum("bkp,kltp->bklt", x.reshape(-1, in_blocks, in_side), self.first)
+            form = "bklt,lskt->bsl" if self.strided else "bklt,lskt->bls"
+            y = torch.einsum(form, z, self.second).reshape(x.shape[0], -1).contiguous()
+        elif _blocks.needs_grad(x, self.first, self.second):
+            y = _Product.apply(x, self.first, self.second, self.strided)  # type: ignore[no-untyped-call]
+        else:
+            y = _product(x, self.first, self.second, self.strided)[0]
+        return _blocks.crop(y, self.out_features)
+
+    def to_dense(self) -> Tensor:
+        form = "lskt,kltp->slkp" if self.strided else "lskt,kltp->lskp"
+        blocks = torch.einsum(form, self.second, self.first)
+        dense = blocks.reshape(blocks.shape[0] * blocks.shape[1], -1)
+        return dense[: self.out_features, : self.in_features]
+
+
+def _product(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> tuple[Tensor, Tensor]:
+    """y (tokens, l·s), and the regrouped intermediate (l, k·t, tokens)."""
+    z = _blocks.regroup(_blocks.enter(x, first.flatten(1, 2)), first.shape[1])
+    return _blocks.leave(z, second.flatten(2, 3), strided=strided), z
+
+
+class _Product(torch.autograd.Function):
+    """The chain, with four block products and one regrouping backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, strided: bool) -> Tensor:
+        y, z = _product(x, first, second, strided)
+        ctx.save_for_backward(x, first, second, z)
+        ctx.strided = strided
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, first, second, z = ctx.saved_tensors
+        x_needs, first_needs, second_needs, _ = ctx.needs_input_grad
+        in_blocks, out_blocks = first.shape[:2]
+        if ctx.strided:
+            dy = dy.reshape(dy.shape[0], -1, out_blocks).mT.reshape(dy.shape)
+        dx = dfirst = dsecond = None
+        if second_needs:
+            dsecond = torch.bmm(_blocks.groups(dy, out_blocks).mT, z.mT).view_as(second)
+        if x_needs or first_needs:
+            dz = _blocks.enter(dy, second.flatten(2, 3).mT)
+            dz = _blocks.regroup(dz, in_blocks)
+            if first_needs:
+                dfirst = torch.bmm(dz, _blocks.groups(x, in_blocks)).view_as(first)
+            if x_needs:
+                dx = _blocks.leave(dz, first.flatten(1, 2).mT)
+        return dx, dfirst, dsecond, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStage(Format):
+    """What a format of this family shares; a subclass says how W is cut.
+
+    ``order`` says which output feature entry s of output group l is: ``blocked`` l · out_side + s,
+    ``strided`` s · out_blocks + l. For a trained weight these are different classes of matrices.
+    Sizes that the blocks do not divide are padded with zeros.
+    """
+
+    KERNELS = ("bmm", "einsum")
+    ORDERS: ClassVar[tuple[str, ...]] = ("blocked", "strided")
+
+    rank: int
+    order: str = "blocked"
+
+    @abstractmethod
+    def grid(self) -> Grid:
+        """How W is cut into blocks."""
+
+    def check_grid(self) -> None:
+        """Demand an order that exists and a rank that a block can have.
+
+        Raises:
+            KnobError: one of them is not.
+        """
+        _blocks.check_choice(self, "order", self.ORDERS)
+        grid = self.grid()
+        self.check_integer("rank", low=1, high=min(grid.in_side, grid.out_side))
+
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        _blocks.check_free(cls.name(), knobs, "rank")
+        multiple = knobs.pop("multiple", 1)
+        smallest = cls(out_features=out_features, in_features=in_features, rank=1, **knobs)  # type: ignore[arg-type]
+        grid = smallest.grid()
+        affordable = budget(out_features, in_features, density) // smallest.parameters()
+        rank = min(affordable, grid.in_side, grid.out_side)
+        if rank < 1:
+            raise unreachable(cls.name(), density, f"rank 1 has density {smallest.density():.4g}")
+        return dataclasses.replace(smallest, rank=round_down(rank, multiple))
+
+    def parameters(self) -> int:
+        return sum(self.stages())
+
+    def stages(self) -> tuple[int, ...]:
+        grid = self.grid()
+        return (
+            self.rank * grid.out_blocks * self.in_features,
+            self.rank * grid.in_blocks * self.out_features,
+        )
+
+    def stored_bytes(self, item_bytes: int) -> int:
+        return sum(self._padded_stages()) * item_bytes
+
+    def flops(self, tokens: int, direction: str) -> int:
+        return _blocks.chain_flops(tokens, self._padded_stages(), direction)
+
+    def _padded_stages(self) -> tuple[int, int]:
+        grid = self.grid()
+        pairs = grid.in_blocks * grid.out_blocks * self.rank
+        return pairs * grid.in_side, pairs * grid.out_side
+
+    def intermediate_width(self) -> int:
+        grid = self.grid()
+        return grid.in_blocks * grid.out_blocks * self.rank
+
+    def copied_width(self) -> int:
+        """The regrouped intermediate; y where it is gathered; x and y where they are padded.
+
+        With fewer than 32 tokens a call of ``bmm`` also copies y, which is not counted here.
+        """
+        grid = self.grid()
+        padded_in, padded_out = grid.in_blocks * grid.in_side, grid.out_blocks * grid.out_side
+        copied = self.intermediate_width()
+        if self.kernel == "einsum" or self.order == "strided":
+            copied += padded_out
+        if padded_in != self.in_features:
+            copied += padded_in
+        if padded_out != self.out_features:
+            copied += self.out_features
+        return copied
+
+    def build(self, first: Tensor, second: Tensor) -> Linear:
+        """The layer with these factors, of shapes (k, l, t, p) and (l, s, k, t)."""
+        return TwoStageMap(self, first, second)
+
+    def empty(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both factors, float32, not yet filled."""
+        k, p, l, s = self.grid()  # noqa: E741 (the letters of the papers)
+        first = torch.empty(k, l, self.rank, p, device=device)
+        return first, torch.empty(l, s, k, self.rank, device=device)
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        """The nearest member: the blocks decouple, and each has its truncated decomposition."""
+        k, p, l, s = self.grid()  # noqa: E741
+        work = _blocks.pad(_blocks.working(weight), l * s, k * p)
+        if self.order == "strided":
+            blocks = work.view(s, l, k, p).permute(1, 2, 0, 3)
+        else:
+            blocks = work.view(l, s, k, p).transpose(1, 2)
+        left, right = _blocks.truncated(blocks, self.rank)  # (l, k, s, t), (l, k, t, p)
+        first = right.transpose(0, 1).to(weight.dtype).contiguous()
+        return self.build(first, left.transpose(1, 2).to(weight.dtype).contiguous())

@@ -1,0 +1,55 @@
+"""Block tensor train of two cores: many small blocks, each of low rank.
+
+The input is split into ``in_blocks`` groups and the output into ``out_blocks``; where they are not
+given, in = in_blocks × in_side and out = out_side × out_blocks are the factors nearest to a
+square, the larger first. A size without such factors (a prime, say) is padded with zeros to the
+next that has them.
+
+Kernels: ``bmm`` is two batched products and one copy between them, with a backward pass of four;
+``einsum`` is the spelling that users write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hwbench.formats import _blocks
+from hwbench.formats._base import Linear
+from hwbench.formats._two_stage import Grid, TwoStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Btt(TwoStage):
+    """W in ``out_blocks`` × ``in_blocks`` blocks of rank ``rank``.
+
+    Raises:
+        KnobError: a number of blocks does not fit the size, or no block can have that rank.
+    """
+
+    PAPER = "Qiu et al., Compute Better Spent: Replacing Dense Layers, 2024, arXiv:2406.06248"
+
+    in_blocks: int = None  # type: ignore[assignment]  # filled in below: the larger factor of in
+    out_blocks: int = None  # type: ignore[assignment]  # and the smaller factor of out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _blocks.fill(self, in_blocks=_blocks.near_square(self.in_features)[0])
+        _blocks.fill(self, out_blocks=_blocks.near_square(self.out_features)[1])
+        _blocks.check_blocks(self, "in_blocks", self.in_features)
+        _blocks.check_blocks(self, "out_blocks", self.out_features)
+        self.check_grid()
+
+    def grid(self) -> Grid:
+        in_side = _blocks.side(self.in_features, self.in_blocks)
+        out_side = _blocks.side(self.out_features, self.out_blocks)
+        return Grid(self.in_blocks, in_side, self.out_blocks, out_side)
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        first, second = self.empty(generator.device)
+        k, l, rank, p = first.shape  # noqa: E741
+        fans = ((l * rank, p), (second.shape[1], k * rank))
+        for factor, (fan_out, fan_in) in zip((first, second), fans, strict=True):
+            factor.normal_(std=min(fan_out, fan_in) ** 0.5 / fan_in, generator=generator)
+        return self.build(first.to(dtype), second.to(dtype))

@@ -1,0 +1,55 @@
+"""Block-diagonal, regroup, block-diagonal: W in a grid of blocks, each of low rank.
+
+The input is split into ``blocks`` groups and the output into ``out_blocks`` (as many, if not
+given); every block of W has rank ``rank``. The forms of the literature are settings of it:
+
+* the published one of b blocks (q = min(out, in) / b, b divides q): ``blocks=b, rank=q/b,
+  order="strided"``;
+* that with block rank one: ``blocks=b, out_blocks=out/b, rank=1, order="strided"``;
+* that of total rank r: ``blocks=b, rank=r/b, order="strided"``.
+
+Kernels: ``bmm`` is two batched products and one copy between them, with a backward pass of four;
+``einsum`` is the spelling that users write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hwbench.formats import _blocks
+from hwbench.formats._base import Linear
+from hwbench.formats._two_stage import Grid, TwoStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monarch(TwoStage):
+    """W in ``out_blocks`` × ``blocks`` blocks of rank ``rank``.
+
+    Raises:
+        KnobError: a number of blocks does not fit the size, or no block can have that rank.
+    """
+
+    PAPER = "Dao et al., Monarch: Expressive Structured Matrices, 2022, arXiv:2204.00595"
+
+    blocks: int = 4
+    out_blocks: int = None  # type: ignore[assignment]  # filled in below: as many as ``blocks``
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _blocks.fill(self, out_blocks=self.blocks)
+        _blocks.check_blocks(self, "blocks", self.in_features)
+        _blocks.check_blocks(self, "out_blocks", self.out_features)
+        self.check_grid()
+
+    def grid(self) -> Grid:
+        in_side = _blocks.side(self.in_features, self.blocks)
+        out_side = _blocks.side(self.out_features, self.out_blocks)
+        return Grid(self.blocks, in_side, self.out_blocks, out_side)
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        first, second = self.empty(generator.device)
+        for factor, fan_in in ((first, first.shape[3]), (second, self.blocks * self.rank)):
+            factor.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+        return self.build(first.to(dtype), second.to(dtype))
