@@ -20,6 +20,7 @@ from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import Fake
 from hwbench.errors import UsageError
 from hwbench.records import Cost
+from hwbench.runner import resolve_device
 
 # --- every device ------------------------------------------------------------------------------
 
@@ -350,3 +351,12 @@ def test_a_mistake_in_the_script_is_a_usage_error(
 def test_a_mistake_in_the_argument_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="unknown field `nose`"):
         Fake(effects={"nose": 1})
+
+
+@pytest.mark.parametrize(("present", "chosen"), [(0, "cpu"), (1, "cuda")])
+def test_auto_never_chooses_the_simulated_machine(
+    monkeypatch: pytest.MonkeyPatch, present: int, chosen: str
+) -> None:
+    monkeypatch.setattr(environment, "nvidia_devices", lambda: present)
+    assert resolve_device("auto") == chosen
+    assert resolve_device("fake") == "fake"
