@@ -176,7 +176,7 @@ def _location(values: Sequence[float], level: float) -> Interval:
     averages = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
     centre, rank = median(averages), _signed_rank(count, level)
     if rank == 0:
-        return centre, min(centre, mean - half), max(centre, mean + half)
+        return centre, mean - half, mean + half
     return centre, averages[rank - 1], averages[-rank]
 
 

@@ -345,6 +345,7 @@ def test_the_five_ways_a_ratio_can_lie() -> None:
 
     assert told(1.05, 1.01, 1.09) is Verdict.REGRESSED
     assert told(0.95, 0.91, 0.99) is Verdict.IMPROVED
+    assert told(0.9705, 0.96, 0.98) is Verdict.IMPROVED  # below 1/1.03, though not below 0.97
     assert told(1.01, 0.99, 1.02) is Verdict.EQUIVALENT
     assert told(1.05, 0.99, 1.11) is Verdict.UNDECIDED
     assert told(1.02, 1.01, 1.04) is Verdict.UNDECIDED  # certain, and below the threshold
@@ -444,6 +445,10 @@ def test_undecided_says_how_many_replicates_are_needed() -> None:
     assert found.replicates_needed == stats.replicates_needed(stats.spread(a, b), 0.03)
     assert found.replicates_needed is not None
     assert found.replicates_needed > 5
+    paired = stats.judge(a, b, paired=True)
+    noise = stats.spread([y / x for x, y in zip(a, b, strict=True)]) / math.sqrt(2)
+    assert paired.replicates_needed == stats.replicates_needed(noise, 0.03)
+    assert paired.replicates_needed is not None
     a = [1.0, 1.01, 1.02] * 3
     settled = stats.judge(a, [1.0299 * value for value in a])
     assert settled.verdict is Verdict.UNDECIDED
