@@ -6,6 +6,8 @@ import contextlib
 
 import pytest
 
+pytest.register_assert_rewrite("_formats")
+
 with contextlib.suppress(ImportError):  # the tests of a GPU run without it
     from hypothesis import settings
 
