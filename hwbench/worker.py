@@ -84,8 +84,8 @@ class Worker:
             planned=planned,
             mistakes=list(dict.fromkeys(mistakes)),
             fingerprint={
-                **self.device.info(),
-                **environment.host_facts(),
+                "device": self.device.info(),
+                "host": environment.host_facts(),
                 "torch": str(torch.__version__),
                 "hwbench": hwbench.__version__,
             },

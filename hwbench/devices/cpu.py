@@ -6,7 +6,6 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from hwbench import environment
 from hwbench.devices._base import Device, Mark, Probe
 
 _SWITCHES_PER_SECOND = 100.0  # more involuntary switches than this in a block disturb it
+_UNKNOWN_CACHE_BYTES = 128_000_000  # assumed for eviction where the system hides its caches
 _MINIMUM_SWITCHES = 2  # one preemption may be the block's own start
 
 
@@ -42,7 +42,7 @@ class Cpu(Device):
 
     def evict_caches(self) -> None:
         if self._evict is None:  # twice the last-level cache, read and written
-            last_level = max([32_000_000, *environment.cpu_caches().values()])
+            last_level = environment.last_level_cache_bytes() or _UNKNOWN_CACHE_BYTES
             self._evict = torch.zeros(2 * last_level // 4, dtype=torch.float32)
         self._evict.add_(1.0)
 
@@ -92,10 +92,7 @@ class Cpu(Device):
         }
 
     def free_bytes(self) -> int:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(int(line.split()[1]) * 1024, environment.memory_limit_bytes())
-        return environment.memory_limit_bytes()
+        return environment.memory_available_bytes()
 
     def peak_bytes(self, call: Callable[[], object]) -> int:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
