@@ -100,23 +100,26 @@ def neighbours(f: Format) -> Iterator[Format]:
                     yield dataclasses.replace(f, **{field.name: changed})
 
 
-def runs_in(f: Format) -> list[torch.dtype]:
-    """The dtypes of its forward pass on the processor; none narrow for a vector.
+def dtypes(f: Format) -> list[torch.dtype]:
+    """The dtypes to try; none narrow for a vector.
 
     The one sum that a vector gives may cancel, and no relative tolerance holds then.
     """
-    dtypes = TOLERANCE if (f.out_features, f.in_features) in SHAPES else WIDE
-    return [dtype for dtype in dtypes if f.unsupported("cpu", dtype, FORWARD) is None]
+    return list(TOLERANCE if (f.out_features, f.in_features) in SHAPES else WIDE)
 
 
-def home(f: Format) -> torch.dtype | None:
-    """The dtype in which the format is tried on the processor; None where it runs in none."""
-    return next(iter(runs_in(f)), None)
+def runs_in(f: Format, direction: str = FORWARD) -> list[torch.dtype]:
+    """The dtypes in which the format runs on the processor."""
+    return [dtype for dtype in dtypes(f) if f.unsupported("cpu", dtype, direction) is None]
+
+
+def home(f: Format) -> torch.dtype:
+    """The dtype in which the format is tried: one that runs, and trains, if any does."""
+    return next(iter([*runs_in(f, STEP), *runs_in(f), torch.float32]))
 
 
 def trains(f: Format) -> bool:
-    dtype = home(f)
-    return dtype is not None and f.unsupported("cpu", dtype, STEP) is None
+    return bool(runs_in(f, STEP))
 
 
 def _label(value: object) -> str | None:
@@ -147,7 +150,7 @@ def random_layer(
     f: Format, dtype: torch.dtype | None = None, *, device: str = "cpu", seed: int = 0
 ) -> Linear:
     """A random member, moved a little: an initialisation may leave a factor at zero."""
-    layer = f.random(dtype=dtype or home(f) or torch.float32, generator=generator(seed, device))
+    layer = f.random(dtype=dtype or home(f), generator=generator(seed, device))
     with torch.no_grad():
         for number, parameter in enumerate(layer.parameters()):
             noise = normal(*parameter.shape, seed=seed + 10 + number, device=device)

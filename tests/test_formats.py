@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from _formats import (
     assert_right,
     assert_sentence,
     budgets,
+    dtypes,
     each,
     first_of_each,
     generator,
@@ -70,8 +72,8 @@ BAD: dict[type, tuple[Any, ...]] = {
 }
 KERNELS = [(cls, kernel) for cls in CLASSES.values() for kernel in cls.KERNELS]
 SETTINGS = list(settings(SHAPES))
-LIVE = [f for f in SETTINGS if home(f)]  # what runs on the processor
-ALL_LIVE = [*LIVE, *(f for f in settings(EDGES) if home(f))]
+ALL = [*SETTINGS, *settings(EDGES)]
+LIVE = [f for f in SETTINGS if runs_in(f)]  # on the processor; the rest is stored and projected
 ONE, ONE_LIVE = first_of_each(SETTINGS), first_of_each(LIVE)
 ONE_TRAINS = first_of_each(f for f in LIVE if trains(f))
 
@@ -145,6 +147,12 @@ def test_misspelt_knob_is_named(f: Format) -> None:
             type(f).from_knobs(f.out_features, f.in_features, **{**f.knobs(), knob + knob[-1]: 1})
 
 
+@each("f", ONE)
+def test_multiple_means_nothing_without_a_density(f: Format) -> None:
+    with pytest.raises(UnknownNameError, match=r"'multiple'; known: .*density.*\."):
+        type(f).from_knobs(f.out_features, f.in_features, **f.knobs(), multiple=8)
+
+
 def _bad_knobs() -> Iterator[Any]:
     for f in ONE:
         for knob, value in f.knobs().items():
@@ -214,10 +222,10 @@ def layers(f: Format, dtype: torch.dtype) -> list[Linear]:
     return [random_layer(f, dtype), f.project(weight)]
 
 
-@each("f", ALL_LIVE)
+@each("f", ALL)
 def test_parameters_are_the_values_that_carry_information(f: Format) -> None:
     """Counted as the stored values that the weight depends on."""
-    for layer in layers(f, home(f) or torch.float32):
+    for layer in layers(f, home(f)):
         exact = copy.deepcopy(layer).double()
         by = list(exact.parameters())
         dy = normal(f.out_features, f.in_features, seed=2).double()
@@ -226,9 +234,9 @@ def test_parameters_are_the_values_that_carry_information(f: Format) -> None:
         assert f.density() == f.parameters() / (f.out_features * f.in_features)
 
 
-@each("f", ALL_LIVE)
+@each("f", ALL)
 def test_stored_bytes_are_those_of_the_stored_tensors(f: Format) -> None:
-    for dtype in runs_in(f):
+    for dtype in dtypes(f):
         for layer in layers(f, dtype):
             stored = layer.stored_tensors()
             counted = sum(t.numel() * t.element_size() for t in strided(stored))
@@ -236,23 +244,23 @@ def test_stored_bytes_are_those_of_the_stored_tensors(f: Format) -> None:
             assert all(not t.is_floating_point() or t.dtype == dtype for t in stored)
 
 
-@each("f", ONE_LIVE)
+@each("f", ONE)
 def test_nothing_is_stored_out_of_sight(f: Format) -> None:
     """A new layer has no tensor beside parameters and buffers; use adds none to these."""
-    layer, dtype = random_layer(f), home(f) or torch.float32
+    layer, dtype = random_layer(f), home(f)
     for module in layer.modules():
         tables = ("_parameters", "_buffers", "_modules")
         assert not list(hidden_tensors([v for k, v in vars(module).items() if k not in tables]))
-    layer(normal(3, f.in_features).to(dtype)).sum()
-    if trains(f):
-        layer(normal(3, f.in_features).to(dtype)).sum().backward()
+    for direction in [d for d in DIRECTIONS if f.unsupported("cpu", dtype, d) is None]:
+        x, dy = normal(3, f.in_features).to(dtype), normal(3, f.out_features).to(dtype)
+        observe(nullcontext(), layer, x, dy, direction)
     stored = strided(layer.stored_tensors())
     assert f.stored_bytes(dtype.itemsize) == sum(t.numel() * t.element_size() for t in stored)
 
 
-@each("f", ONE_LIVE)
+@each("f", ONE)
 def test_random_is_reproducible_and_leaves_the_global_generator_alone(f: Format) -> None:
-    dtype, state = home(f) or torch.float32, torch.get_rng_state()
+    dtype, state = home(f), torch.get_rng_state()
     first, again, other = (f.random(dtype=dtype, generator=generator(s)) for s in (3, 3, 4))
     assert torch.equal(state, torch.get_rng_state())
     for a, b in zip(first.stored_tensors(), again.stored_tensors(), strict=True):
@@ -263,15 +271,15 @@ def test_random_is_reproducible_and_leaves_the_global_generator_alone(f: Format)
     assert first.to_dense().count_nonzero() > 0
 
 
-@each("f", LIVE)
+@each("f", SETTINGS)
 def test_state_dict_round_trip(f: Format) -> None:
     """Another layer that loads the state is the same map, with the same gradients."""
     layer, other = random_layer(f, seed=0), random_layer(f, seed=5)
     other.load_state_dict(copy.deepcopy(layer.state_dict()))
     assert torch.equal(other.to_dense(), layer.to_dense())
-    dtype = home(f) or torch.float32
-    x, dy = normal(3, f.in_features).to(dtype), normal(3, f.out_features, seed=2).to(dtype)
-    assert_right(other, x, dy, STEP if trains(f) else FORWARD)
+    if runs_in(f):
+        x, dy = normal(3, f.in_features).to(home(f)), normal(3, f.out_features).to(home(f))
+        assert_right(other, x, dy, STEP if trains(f) else FORWARD)
 
 
 # --- forward and backward -----------------------------------------------------------------------
@@ -313,12 +321,12 @@ def assert_gradients(f: Format, dtype: torch.dtype, device: str) -> None:
     assert_right(layer, x, dy[:1, :1].expand_as(dy), directions[-1])  # as y.sum() gives
 
 
-@each("f, dtype", [(f, d) for f in ALL_LIVE for d in runs_in(f)])
+@each("f, dtype", [(f, d) for f in ALL for d in runs_in(f)])
 def test_forward_equals_dense(f: Format, dtype: torch.dtype) -> None:
     assert_forward(f, dtype, "cpu")
 
 
-@each("f, dtype", [(f, d) for f in ALL_LIVE for d in runs_in(f)])
+@each("f, dtype", [(f, d) for f in ALL for d in runs_in(f)])
 def test_gradients_equal_float64(f: Format, dtype: torch.dtype) -> None:
     assert_gradients(f, dtype, "cpu")
 
@@ -347,7 +355,7 @@ def test_gradients_equal_float64_on_cuda(f: Format, dtype: torch.dtype) -> None:
 
 @each("f", ONE_TRAINS)
 def test_gradients_accumulate_through_bias_and_batch(f: Format) -> None:
-    dtype = home(f) or torch.float32
+    dtype = home(f)
     layer = random_layer(f, dtype)
     layer.bias = nn.Parameter(normal(f.out_features, seed=2).to(dtype))
     x = normal(2, 3, f.in_features).to(dtype)
@@ -365,7 +373,7 @@ def test_gradients_accumulate_through_bias_and_batch(f: Format) -> None:
 @each("f", ONE_TRAINS)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_optimizer_steps_every_value(f: Format, optimizer: Any) -> None:
-    dtype = home(f) or torch.float32
+    dtype = home(f)
     layer = random_layer(f, dtype)
     assert list(layer.parameters())
     before = [p.detach().clone() for p in layer.parameters()]
@@ -456,7 +464,7 @@ def test_cost_is_whole_and_linear_in_tokens(f: Format) -> None:
 
 def tolerance(f: Format) -> float:
     own: float = getattr(f, "PROJECTION_TOLERANCE", 1e-4)
-    return max(own, 2 * TOLERANCE[home(f) or torch.float32])
+    return max(own, 2 * TOLERANCE[home(f)])
 
 
 def matrix(f: Format, seed: int = 1) -> Tensor:
@@ -471,13 +479,13 @@ def error(f: Format, weight: Tensor, **more: Any) -> float:
     return relative(f.project(weight, **more).to_dense().detach(), weight)
 
 
-@each("f", ALL_LIVE)
+@each("f", ALL)
 def test_projection_keeps_a_member(f: Format) -> None:
     weight = random_layer(f).to_dense().detach().clone()
     assert error(f, weight) <= tolerance(f)
 
 
-@each("f", ALL_LIVE)
+@each("f", ALL)
 def test_projection_beats_zero_and_random_members(f: Format) -> None:
     weight = matrix(f)
     reached = error(f, weight)
@@ -488,16 +496,16 @@ def test_projection_beats_zero_and_random_members(f: Format) -> None:
         assert reached <= relative(scale * member, weight) + 1e-6
 
 
-@each("f", ONE_LIVE)
+@each("f", ONE)
 def test_projection_improves_with_the_budget(f: Format) -> None:
-    found = {g.parameters(): error(g, matrix(f)) for _, g in budgets(f) if home(g)}
+    found = {g.parameters(): error(g, matrix(f)) for _, g in budgets(f)}
     errors = [found[parameters] for parameters in sorted(found)]
     for small, large in itertools.pairwise(errors):
         assert large <= small * (1 + tolerance(f)) + tolerance(f) * 1e-2
     assert len(errors) <= 1 or errors[-1] < errors[0]
 
 
-@each("f", LIVE)
+@each("f", SETTINGS)
 def test_projection_minds_its_manners(f: Format) -> None:
     """Deterministic, quiet about the global generator; it neither changes nor keeps its input."""
     weight = nn.Parameter(matrix(f))
@@ -515,7 +523,7 @@ def test_projection_minds_its_manners(f: Format) -> None:
     assert relative(f.project(transposed).to_dense().detach(), dense) <= tolerance(f)
 
 
-@each("f, dtype", [(f, d) for f in LIVE for d in runs_in(f)])
+@each("f, dtype", [(f, d) for f in SETTINGS for d in dtypes(f)])
 def test_projection_has_the_dtype_of_the_weight(f: Format, dtype: torch.dtype) -> None:
     weight = matrix(f)
     layer = f.project(weight.to(dtype))
@@ -525,13 +533,13 @@ def test_projection_has_the_dtype_of_the_weight(f: Format, dtype: torch.dtype) -
     assert own <= full + 2 * TOLERANCE[dtype] + tolerance(f)
 
 
-@each("f", ALL_LIVE)
+@each("f", ALL)
 def test_projection_of_zero_is_zero(f: Format) -> None:
     zero = torch.zeros(f.out_features, f.in_features, dtype=home(f))
     assert f.project(zero).to_dense().detach().abs().max() <= 1e-6
 
 
-@each("f", ONE_LIVE)
+@each("f", ONE)
 def test_projection_may_be_told_what_the_layer_sees(f: Format) -> None:
     """The error that nearly uncorrelated activations see does not grow when they are given."""
     weight, seen = matrix(f).float(), torch.logspace(-1, 1, f.in_features)
