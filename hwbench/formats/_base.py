@@ -191,7 +191,7 @@ class Format(ABC):
             UnknownNameError: there is no such knob; the message names the nearest.
         """
         density = knobs.pop("density", None)
-        budget_knobs = ["density", "multiple"]
+        budget_knobs = ["density"] if density is None else ["density", "multiple"]
         for key in knobs:
             if key not in cls.knob_names() and not (density is not None and key == "multiple"):
                 raise UnknownNameError(
