@@ -267,6 +267,13 @@ class Header(Record, tag="header", tag_field="line"):
     ceilings: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
 
+    @property
+    def machine(self) -> str:
+        """The device as it calls itself, such as ``NVIDIA H200``; its kind where it has no name."""
+        device = self.environment.fingerprint.get("device")
+        name = device.get("name") if isinstance(device, dict) else None
+        return str(name or self.device)
+
 
 class PlannedLine(Record, tag="case", tag_field="line"):
     """A line that describes one case of the run; results name it by its id."""

@@ -19,7 +19,7 @@ from typing import Any
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import environment, protocol
+from hwbench import environment, plugins, protocol
 from hwbench import suite as suites
 from hwbench.errors import RunFileError, SuiteError, UsageError
 from hwbench.records import (
@@ -177,6 +177,7 @@ def resume(
 def resolve_device(device: str) -> str:
     """``auto`` as what it stands for here; the name is otherwise returned as it is."""
     if device != "auto":
+        plugins.check("devices", device.partition(":")[0])
         return device
     return "cuda" if environment.nvidia_devices() else "cpu"
 

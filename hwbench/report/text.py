@@ -67,7 +67,7 @@ def plain_row(row: Row) -> dict[str, Any]:
 
 def _head(run: Run, rows: list[Row]) -> list[str]:
     header = run.header
-    name = printable(header.environment.fingerprint.get("name") or header.device)
+    name = printable(header.machine)
     replicates, planned = len({r.replicate for r in run.results}), header.plan.replicates
     lines = [
         f"{printable(header.suite)} on {name}",

@@ -1,0 +1,209 @@
+"""The command line: one sentence and the right exit code for everything a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from _faulty import ROOT, install, uninstall
+
+from hwbench import cli, environment
+from hwbench.store import read_run
+
+TINY = """
+schema = 1
+name = "tiny"
+[plan]
+replicates = 2
+budget_seconds = 0.005
+[[cases]]
+workload = "linear"
+direction = "forward"
+shape = [16, 16]
+tokens = 4
+format = [{ name = "dense" }, { name = "low_rank", density = 0.5 }]
+[[cases]]
+workload = "projection"
+shape = [16, 16]
+format = [{ name = "low_rank", density = 0.5 }]
+"""
+
+
+@pytest.fixture
+def hwbench(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process; returns its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
+        code = cli._code()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rum"], "Did you mean 'run'"),
+        (["run", "--sweet", "x"], "No such option"),
+        (["run", "--suite", "linaer"], "did you mean 'linear'"),
+        (["run", "--suite", "none.toml"], "Cannot read the suite none.toml"),
+        (["run", "--suite", "bad.toml"], "is not valid TOML"),
+        (["run", "--replicates", "0"], "greater than or equal to 1"),
+        (["run", "--time-budget", "soon"], "is not a duration"),
+        (["run", "--shape", "4096"], "--shape is OUTxIN"),
+        (["run", "--shape", "0x4"], "shape must be a whole number between 1"),
+        (["run", "--shape", "99999999999x4"], "shape must be a whole number between 1"),
+        (["run", "--tokens", "-1"], "tokens must be a whole number"),
+        (["run", "--tokens", "many"], "--tokens takes numbers"),
+        (["run", "--dtype", "int8"], "Unknown dtype 'int8'"),
+        (["run", "--dtype", "bfloat61"], "did you mean 'bfloat16'"),
+        (["run", "--density", "half"], "--density takes numbers"),
+        (["run", "--format", "monrach"], "did you mean 'monarch'"),
+        (["run", "--filter", "tokns=1"], "did you mean 'tokens'"),
+        (["run", "--filter", "tokens=77"], "leaves no case"),
+        (["run", "--device", "cdua"], "Unknown device 'cdua'; did you mean 'cuda'"),
+        (["run", "--resume", "none.jsonl"], "Cannot read the run none.jsonl"),
+        (["run", "--resume", "bad.toml"], "is not a run file"),
+        (["run", "--resume", "bad.toml", "--suite", "smoke"], "--resume goes on with the suite"),
+        (["report"], "Missing argument"),
+        (["report", "none.jsonl"], "There is no run file none.jsonl"),
+        (["report", "bad.toml"], "is not a run file"),
+        (["report", "."], "holds no run file"),
+        (["list", "formts"], "did you mean 'formats'"),
+        (["export", "bad.toml", "--to", "csv", "--out", "x.csv"], "is not a run file"),
+        (["plot", "bad.toml", "--kind", "roofline", "--out", "x.png"], "is not a run file"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(hwbench, arguments, words):
+    Path("bad.toml").write_text("= nonsense")
+    code, out, err = hwbench(*arguments)
+    assert code == 2
+    assert words in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(environment.nvidia_devices() > 0, reason="this machine has an NVIDIA GPU")
+def test_cuda_without_a_gpu_is_one_sentence_and_exit_2(hwbench):
+    code, _, err = hwbench("run", "--suite", "smoke", "--device", "cuda")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert "CUDA" in err or "NVIDIA" in err
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_2(hwbench, tiny):
+    Path("file").write_text("")
+    code, _, err = hwbench("run", "--suite", tiny, "--device", "fake", "--out", "file/runs")
+    assert code == 2
+    assert "choose another with --out" in err
+
+
+def test_a_knob_that_cannot_be_is_one_sentence_and_exit_2(hwbench, tiny):
+    path = Path(tiny)
+    path.write_text(TINY.replace("density = 0.5", "rank = 99", 1))
+    code, _, err = hwbench("run", "--suite", tiny, "--device", "fake")
+    assert code == 2
+    assert "rank of low_rank must be between 1 and 16" in err
+
+
+def test_run_report_export_plot_and_list_go_through(hwbench, tiny):
+    code, out, err = hwbench("run", "--suite", tiny, "--device", "fake", "--threads", "1")
+    assert (code, err) == (0, "")
+    assert "low_rank" in out
+    (path,) = Path("runs").glob("*.jsonl")
+    assert str(path) in out
+    assert read_run(path).complete
+    code, out, _ = hwbench("report", str(path), "--out", "page.html")
+    assert code == 0
+    assert "low_rank" in Path("page.html").read_text(encoding="utf-8")
+    assert hwbench("report", "runs")[0] == 0
+    code, _, err = hwbench("report", str(path), "--out", "nowhere/page.html")
+    assert (code, "Cannot write the report" in err) == (2, True)
+    assert hwbench("export", str(path), "--to", "csv", "--out", "rows.csv")[0] == 0
+    assert len(Path("rows.csv").read_text().splitlines()) == 1 + 2 * 2 + 1
+    assert hwbench("plot", str(path), "--kind", "roofline", "--out", "figure.png")[0] == 0
+    assert Path("figure.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = hwbench("list", "runs")
+    assert "complete" in out
+    code, out, _ = hwbench("run", "--resume", str(path), "--json")
+    assert code == 0
+    assert {row["format"] for row in json.loads(out)} == {"dense", "low_rank"}
+
+
+def test_quick_is_one_replicate(hwbench, tiny):
+    code, _, _ = hwbench("run", "-s", tiny, "-d", "fake", "--quick", "--threads", "1")
+    assert code == 0
+    (path,) = Path("runs").glob("*.jsonl")
+    assert {r.replicate for r in read_run(path).results} == {0}
+
+
+def test_list_json_and_details(hwbench):
+    code, out, _ = hwbench("list", "formats", "--json")
+    assert code == 0
+    assert {"dense", "low_rank"} <= {row["name"] for row in json.loads(out)}
+    code, out, _ = hwbench("list", "formats", "--details", "--json")
+    assert code == 0
+    details = {row["name"]: row for row in json.loads(out)}
+    assert details["low_rank"]["knobs"] == ["kernel", "rank"]
+    assert "CUDA" in details["semi_structured"]["unsupported"]["cpu float32 forward"]
+
+
+def test_failed_cases_are_exit_5_and_the_rest_is_shown(hwbench, tiny, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    install(site, monkeypatch)
+    try:
+        path = Path(tiny)
+        path.write_text(
+            TINY.replace('{ name = "dense" }', '{ name = "dense" }, { name = "wrong" }')
+        )
+        code, out, err = hwbench("run", "--suite", tiny, "--device", "cpu", "--threads", "1")
+        assert code == 5
+        assert "1 case was wrong, crashed or timed out" in err
+        assert "relative error" in out
+        assert "low_rank" in out
+        path.write_text(TINY.replace("[16, 16]", "[8388608, 8388608]"))
+        code, _, err = hwbench("run", "--suite", tiny, "--device", "cpu", "--threads", "1")
+        assert code == 5
+        assert "Nothing could be measured" in err
+    finally:
+        uninstall()
+
+
+def test_a_bug_is_exit_70_and_never_1(hwbench, monkeypatch):
+    monkeypatch.setattr("hwbench.suite.read", lambda name: 1 / 0)
+    code, _, err = hwbench("run")
+    assert code == 70
+    assert "a bug: ZeroDivisionError" in err
+    assert "Traceback" not in err
+    code, _, err = hwbench("--debug", "run")
+    assert code == 70
+    assert "Traceback" in err
+    hwbench("--version")
+
+
+def test_output_that_nobody_reads_is_not_an_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "hwbench", "list", "formats"],
+        stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
