@@ -73,8 +73,7 @@ def _code() -> int:
     except (KeyboardInterrupt, typer.Abort):
         _tell("hwbench: interrupted.")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as head does
-        sys.stderr.close()
+    except SystemExit:  # how typer ends when the reader of our output goes away, as head does
         return 0
     except Exception as error:  # noqa: BLE001 (the last boundary: a bug must not look like a regression)
         if hasattr(error, "format_message"):  # the parser's own: typer keeps the class private
