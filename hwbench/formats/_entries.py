@@ -79,16 +79,14 @@ class EntriesMap(Linear):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntriesFormat(Format):
+class KeptFormat(Format):
     """A format that keeps ``nonzeros`` entries of W, wherever they lie."""
 
     nonzeros: int
-    index_dtype: str = "int32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_integer("nonzeros", low=1, high=self.out_features * self.in_features)
-        check_index_dtype(self, self.index_dtype, self.nonzeros)
 
     @classmethod
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
@@ -101,17 +99,40 @@ class EntriesFormat(Format):
         return cls(out_features=out_features, in_features=in_features, nonzeros=nonzeros, **knobs)  # type: ignore[arg-type]
 
     @abstractmethod
-    def build(self, flat: Tensor, values: Tensor) -> Linear:
-        """The layer with ``values`` at the ascending places ``flat`` of the flattened matrix."""
+    def build(self, flat: Tensor, weight: Tensor) -> Linear:
+        """The layer that keeps ``weight`` (out, in) at the ascending places ``flat`` of it."""
 
     def parameters(self) -> int:
         return self.nonzeros
 
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        shape = (self.out_features, self.in_features)
+        flat = random_places(shape[0] * shape[1], self.nonzeros, generator)
+        values = random_values(flat // shape[1], shape[0], generator).to(dtype)
+        weight = torch.zeros(shape, dtype=dtype, device=generator.device)
+        weight.view(-1)[flat] = values
+        return self.build(flat, weight)
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        """The optimum: the entries of the largest magnitude."""
+        weight = weight.detach()
+        flat = largest(scores(weight, activations).flatten(), self.nonzeros)
+        return self.build(flat, weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntriesFormat(KeptFormat):
+    """A format that stores its kept entries with their indices, and gathers."""
+
+    index_dtype: str = "int32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_index_dtype(self, self.index_dtype, self.nonzeros)
+
     def gradient_entries(self) -> int:
         """Entries of the weight gradient that the kernel computes: the kept ones, or all."""
-        all_entries = self.out_features * self.in_features
-        dense = _gather.dense_gradient(self.nonzeros, self.out_features, self.in_features)
-        return all_entries if dense else self.nonzeros
+        return gathered_gradient(self)
 
     def flops(self, tokens: int, direction: str) -> int:
         return executed(tokens, self.nonzeros, self.gradient_entries(), direction)
@@ -121,20 +142,20 @@ class EntriesFormat(Format):
 
     def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         moved = super()._intermediate_bytes(tokens, item_bytes, direction)
-        entries = self.gradient_entries()
-        if direction in (FORWARD, BACKWARD_INPUT) or entries == self.nonzeros:
-            return moved
-        return moved + item_bytes * (entries + self.nonzeros)  # written, then picked from
+        return moved + picked_bytes(self.nonzeros, self.gradient_entries(), item_bytes, direction)
 
-    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
-        flat = random_places(self.out_features * self.in_features, self.nonzeros, generator)
-        values = random_values(flat // self.in_features, self.out_features, generator)
-        return self.build(flat, values.to(dtype))
 
-    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
-        weight = weight.detach()
-        flat = largest(scores(weight, activations).flatten(), self.nonzeros)
-        return self.build(flat, weight.flatten().index_select(0, flat))
+def gathered_gradient(format_: Format) -> int:
+    """Entries of the weight gradient that ``_gather`` computes for the format's kept entries."""
+    kept, rows, columns = format_.parameters(), format_.out_features, format_.in_features
+    return rows * columns if _gather.dense_gradient(kept, rows, columns) else kept
+
+
+def picked_bytes(kept: int, computed: int, item_bytes: int, direction: str) -> int:
+    """What it moves to write a dense gradient and to pick the kept entries from it."""
+    if direction in (FORWARD, BACKWARD_INPUT) or computed == kept:
+        return 0
+    return item_bytes * (computed + kept)
 
 
 def executed(tokens: int, parameters: int, gradient_entries: int, direction: str) -> int:

@@ -166,9 +166,9 @@ def _forward(
     """The product, and xᵀ span by span where it is to be kept."""
     y = x.new_empty(x.shape[0], pattern.out_features)
     turned = x.new_empty(x.numel()) if keep else None
-    for span in _spans(x.shape[0], pattern.in_features, x):
-        x_t = _turn(x[span], None if turned is None else _part(turned, span, pattern.in_features))
-        y[span] = _gather(x_t, values, pattern.starts, pattern.columns).t()
+    for span in spans(x.shape[0], pattern.in_features, x):
+        x_t = turn(x[span], None if turned is None else _part(turned, span, pattern.in_features))
+        y[span] = bags(x_t, values, pattern.starts, pattern.columns).t()
     return y, turned
 
 
@@ -180,10 +180,10 @@ def _backward(
     dx = dy.new_empty(tokens, inputs) if x_needs else None
     moved = values.index_select(0, pattern.by_column.entries) if x_needs else None
     total = None if turned is None else _Sampled(pattern, values.dtype)
-    for span in _spans(tokens, inputs, dy):
-        dy_t = _turn(dy[span])
+    for span in spans(tokens, inputs, dy):
+        dy_t = turn(dy[span])
         if dx is not None and moved is not None:
-            dx[span] = _gather(dy_t, moved, pattern.by_column.starts, pattern.by_column.rows).t()
+            dx[span] = bags(dy_t, moved, pattern.by_column.starts, pattern.by_column.rows).t()
         if total is not None and turned is not None:
             total.add(dy_t, _part(turned, span, inputs))
     return dx, None if total is None else total.result()
@@ -230,14 +230,14 @@ class _Sampled:
         return (self.csr.values() if self.on_cpu else self.total).to(self.dtype)
 
 
-def _gather(rows: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
+def bags(rows: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
     """Σ_e values_e rows[columns_e] over the entries of each bag: (bags, tokens)."""
     return functional.embedding_bag(
         columns, rows, starts, mode="sum", per_sample_weights=values, include_last_offset=True
     )
 
 
-def _turn(x: Tensor, out: Tensor | None = None) -> Tensor:
+def turn(x: Tensor, out: Tensor | None = None) -> Tensor:
     """xᵀ with unit stride along the tokens, which ``contiguous`` does not promise for one token."""
     out = x.new_empty(x.shape[1], x.shape[0]) if out is None else out
     return out.copy_(x.t())
@@ -247,8 +247,8 @@ def _part(turned: Tensor, span: slice, width: int) -> Tensor:
     return turned[span.start * width : span.stop * width].view(width, span.stop - span.start)
 
 
-def _spans(tokens: int, inputs: int, x: Tensor) -> Iterator[slice]:
-    """Runs of tokens that are gathered together.
+def spans(tokens: int, width: int, x: Tensor) -> Iterator[slice]:
+    """Runs of tokens that are gathered together, for ``width`` elements a token that are in use.
 
     On a CPU the rows of a run should stay in cache: for 1024 tokens of 1024 inputs, runs of 128 are
     1.6 times faster than all at once. Elsewhere all tokens go in one call.
@@ -256,6 +256,6 @@ def _spans(tokens: int, inputs: int, x: Tensor) -> Iterator[slice]:
     length = tokens
     if x.device.type == "cpu":
         least, most = (size // x.element_size() for size in SPAN_ROW_BYTES)
-        length = min(max(SPAN_BYTES // (inputs * x.element_size()), least), most)
+        length = min(max(SPAN_BYTES // (width * x.element_size()), least), most)
     for first in range(0, tokens, max(1, length)):
         yield slice(first, min(first + length, tokens))

@@ -86,6 +86,7 @@ class Coo(EntriesFormat):
     def copied_width(self) -> int:
         return super().copied_width() if self.kernel == "gather" else self.out_features
 
-    def build(self, flat: Tensor, values: Tensor) -> Linear:
+    def build(self, flat: Tensor, weight: Tensor) -> Linear:
         indices = torch.stack([flat // self.in_features, flat % self.in_features])
+        values = weight.flatten().index_select(0, flat)
         return _Map(self, indices.to(getattr(torch, self.index_dtype)), values)

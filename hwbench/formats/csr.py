@@ -123,8 +123,9 @@ class Csr(EntriesFormat):
             )
         return None
 
-    def build(self, flat: Tensor, values: Tensor) -> Linear:
+    def build(self, flat: Tensor, weight: Tensor) -> Linear:
         dtype = getattr(torch, self.index_dtype)
         ends = torch.arange(self.out_features + 1, device=flat.device) * self.in_features
         row_starts = torch.searchsorted(flat, ends).to(dtype)
+        values = weight.flatten().index_select(0, flat)
         return _Map(self, row_starts, (flat % self.in_features).to(dtype), values)

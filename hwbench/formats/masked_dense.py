@@ -1,0 +1,66 @@
+"""A dense weight times a mask, multiplied out in every call: the control that cannot be faster.
+
+It says what sparsity costs when nothing exploits it: every byte and FLOP of the dense layer, and
+the mask on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Linear
+from hwbench.formats._entries import KeptFormat, executed
+
+
+class _Map(Linear):
+    mask: Tensor  # (out, in) bool
+
+    def __init__(self, weight: Tensor, mask: Tensor) -> None:
+        super().__init__(*weight.shape)
+        self.weight = nn.Parameter(weight)  # (out, in)
+        self.register_buffer("mask", mask)
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.to_dense())
+
+    def to_dense(self) -> Tensor:
+        return self.weight * self.mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedDense(KeptFormat):
+    """All of W is stored with a mask, a byte an entry, and masked anew in every call."""
+
+    MATERIALISES = True
+
+    def index_bytes(self) -> int:
+        return self.out_features * self.in_features
+
+    def stored_bytes(self, item_bytes: int) -> int:
+        return self.out_features * self.in_features * item_bytes + self.index_bytes()
+
+    def flops(self, tokens: int, direction: str) -> int:
+        """Those of the dense products; the products with the mask do not depend on the tokens."""
+        dense = self.out_features * self.in_features
+        return executed(tokens, dense, dense, direction)
+
+    def _compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        unread = self.out_features * self.in_features - self.parameters()  # dense, not only kept
+        passes = {BACKWARD: 2, STEP: 3}.get(direction, 1)
+        moved = super()._compulsory_bytes(tokens, item_bytes, direction)
+        return moved + passes * item_bytes * unread
+
+    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        """The masked weight, and the unmasked gradient, are written once and read once."""
+        formed = {FORWARD: 1, BACKWARD_INPUT: 0, BACKWARD_WEIGHT: 1, BACKWARD: 1, STEP: 2}
+        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+        return moved + 2 * item_bytes * self.out_features * self.in_features * formed[direction]
+
+    def build(self, flat: Tensor, weight: Tensor) -> Linear:
+        mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
+        mask[flat] = True
+        return _Map(weight.clone(memory_format=torch.contiguous_format), mask.view(weight.shape))
