@@ -241,13 +241,19 @@ class Watch(TorchDispatchMode):
         sparse = any(tensor.layout != torch.strided for tensor in given)
         if func.namespace != "aten":
             self.unknown.add(str(func))
-        elif "embedding_bag" in name or (sparse and name.endswith("mm")):
+        elif _weighted_bag(name, given) or (sparse and name.endswith("mm")):
             self.misread.add(name)
             self.flops += 2 * _kept_products(name, given)
         elif func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*call[0], **call[1], out_val=result)
         elif name in ("mul", "addcmul") and result.is_floating_point():
             self.multiplied += result.numel()
+
+
+def _weighted_bag(name: str, given: list[Tensor]) -> bool:
+    """Whether this is an embedding_bag that multiplies; without weights it only adds."""
+    weights = any(tensor.is_floating_point() and tensor.dim() == 1 for tensor in given)
+    return "embedding_bag" in name and (weights or "per_sample_weights" in name)
 
 
 def _kept_products(name: str, given: list[Tensor]) -> int:

@@ -438,11 +438,22 @@ def assert_fvcore(expected: int, layer: Linear, x: Tensor) -> None:
     analysis = FlopCountAnalysis(layer.requires_grad_(False), x.detach())
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
-    counted = 2 * analysis.total()
+    try:
+        counted = 2 * analysis.total()
+    except RuntimeError:  # there are backward passes written by hand that cannot be traced
+        assert has_own_backward(layer.requires_grad_(True)(x).grad_fn)
+        return
     left_out = {name.removeprefix("aten::") for name in analysis.unsupported_ops()}
     if left_out.isdisjoint(operator.__name__ for operator in flop_registry):
         rounding = 1e-3 if "einsum" in analysis.by_operator() else 0  # from four printed digits
         assert counted == pytest.approx(expected, rel=rounding)
+
+
+def has_own_backward(node: Any) -> bool:
+    """Whether an autograd.Function lies in the graph behind ``node``."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction) or any(
+        has_own_backward(before) for before, _ in getattr(node, "next_functions", ())
+    )
 
 
 @each("f", SETTINGS)
