@@ -8,7 +8,7 @@ from typing import Any
 
 from hwbench.frames import summary_rows
 from hwbench.records import Cost
-from hwbench.roofline import Placement, place, roof
+from hwbench.roofline import Placement, Roof, place, roof
 from hwbench.store import Run
 
 Row = dict[str, Any]
@@ -32,8 +32,9 @@ def report_rows(run: Run) -> list[Row]:
     """One row a case, in the order of the suite: the summary, and what outputs need beside it.
 
     ``options`` are the workload's, as text; ``series`` is the format with all knobs but the
-    density; ``group`` is what cases must share to be shown side by side; ``placement`` is where
-    the case stands on the roofline, None where it was not timed or there is no measured roof.
+    density; ``group`` is what cases must share to be shown side by side; ``roof`` is that of its
+    dtype, None where none was measured; ``placement`` is where the case stands under it, None
+    where it was not timed.
     """
     rows = summary_rows(run)
     for row, planned in zip(rows, run.planned.values(), strict=True):
@@ -41,13 +42,12 @@ def report_rows(run: Run) -> list[Row]:
         row["options"] = json.dumps(planned.case.options, sort_keys=True)
         row["series"] = " ".join([row["format"], *(f"{k}={word(knobs[k])}" for k in sorted(knobs))])
         row["group"] = tuple(row[name] for name in _GROUP)
-        row["placement"] = placement(row, run.header.ceilings)
+        row["roof"] = roof(run.header.ceilings, row["dtype"])
+        row["placement"] = _placement(row, row["roof"])
     return rows
 
 
-def placement(row: Row, ceilings: dict[str, Any]) -> Placement | None:
-    """Where a row stands on the roofline of its run; None where it has no time or no roof."""
-    ceiling = roof(ceilings, row["dtype"])
+def _placement(row: Row, ceiling: Roof | None) -> Placement | None:
     seconds = row["time_seconds"]
     if ceiling is None or not known(seconds) or seconds <= 0 or not row["compulsory_bytes"]:
         return None

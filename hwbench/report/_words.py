@@ -57,6 +57,11 @@ def setting(row: Row) -> list[str]:
     return unusual
 
 
+def machine(row: Row) -> str:
+    """Which run a row is of, where the rows of several are shown together; else nothing."""
+    return printable(row.get("machine") or "")
+
+
 def group_parts(row: Row) -> list[str]:
     """What a group of cases shares, such as ``Forward``, ``1024×1024``, ``256 tokens``."""
     options = json.loads(row["options"])
@@ -65,7 +70,7 @@ def group_parts(row: Row) -> list[str]:
         named = workload(row)
     first = [part for part in (direction(row), named) if part]
     parts = [*first, shape(row), tokens(row), printable(row["dtype"]), *setting(row)]
-    return [part for part in parts if part]
+    return [part for part in [*parts, machine(row)] if part]
 
 
 def group_title(row: Row) -> str:

@@ -56,7 +56,8 @@ def rows_json(run: Run) -> list[dict[str, Any]]:
 
 def plain_row(row: Row) -> dict[str, Any]:
     """A row that JSON can hold: no group, no NaN, the roofline as fields."""
-    plain = {k: v for k, v in row.items() if k not in ("group", "placement", "label", "series")}
+    inner = ("group", "placement", "roof", "label", "series")
+    plain = {name: value for name, value in row.items() if name not in inner}
     for name, value in plain.items():
         if isinstance(value, float) and not known(value):
             plain[name] = None
