@@ -1,0 +1,379 @@
+"""Figures for papers, drawn with seaborn: png, svg or pdf by the suffix of the file.
+
+One panel a group, one column wide when there is one and the width of the text when there are more.
+Formats have the colours and marker shapes of the report. A figure that would have more panels than
+fit shows the first ones and says so below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwbench import units
+from hwbench.errors import RunFileError, UnknownNameError, UsageError
+from hwbench.report import _words as words
+from hwbench.report._join import PROJECTION, Join, joins
+from hwbench.report._palette import Style, styles
+from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, report_rows, timed
+from hwbench.roofline import Roof
+from hwbench.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMN_INCHES, TEXT_INCHES = 3.35, 6.9
+SUFFIXES = (".png", ".svg", ".pdf")
+MOST_PANELS = 12
+
+_RC: dict[Any, Any] = {
+    "axes.titlesize": 7.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "font.size": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "xtick.minor.width": 0,
+    "ytick.minor.width": 0,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.0,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "hwbench",  # the same file for the same run
+}
+_GREY = "#7a808a"
+_INK = "#1b1e23"
+
+Panel = tuple[str, Callable[["Axes"], None]]
+
+
+def plot(run: Run, kind: str, path: Path) -> None:
+    """Draw one kind of figure of a run: roofline, pareto, crossover, heatmap or scaling.
+
+    Raises:
+        UnknownNameError: there is no such kind.
+        UsageError: the run has no data for it, or the file is neither png, svg nor pdf.
+        RunFileError: the file cannot be written.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("kind of figure", kind, KINDS)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"A figure is written as png, svg or pdf, not as {path.name!r}.")
+    import matplotlib as mpl
+    import seaborn as sns
+
+    rows = report_rows(run)
+    with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(_RC):
+        figure = KINDS[kind](rows)
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=300, metadata=metadata)
+    except OSError as error:
+        raise RunFileError(f"Cannot write the figure {path}: {error.strerror}.") from error
+
+
+def _panels(panels: Sequence[Panel], shown: dict[str, Style], height: float = 2.35) -> Figure:
+    """A figure of panels with one legend below, and a note where panels were left out."""
+    from matplotlib.figure import Figure as NewFigure
+
+    some = list(panels[:MOST_PANELS])
+    across = 1 if len(some) == 1 else 2
+    down = math.ceil(len(some) / across)
+    width = COLUMN_INCHES if across == 1 else TEXT_INCHES
+    figure = NewFigure(figsize=(width, height * down + 0.45), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for ax, (title, draw) in zip(axes, some, strict=False):
+        draw(ax)
+        ax.set_title(_wrapped(title))
+    for ax in axes[len(some) :]:
+        ax.set_visible(False)
+    _legend(figure, shown, 4 if across == 1 else 8)
+    if len(panels) > len(some):
+        figure.supxlabel(f"{len(some)} of {len(panels)} groups", fontsize=7, color=_GREY)
+    return figure
+
+
+def _wrapped(title: str, width: int = 44) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(_literal(title), width))
+
+
+def _literal(name: str) -> str:
+    """Text that matplotlib shows as it is: a dollar would open a formula."""
+    return printable(name).replace("$", r"\$")
+
+
+def _legend(figure: Figure, shown: dict[str, Style], columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    marks = [
+        Line2D([], [], color=s.light, marker=s.marker, ls="", ms=4.5, label=_literal(name))
+        for name, s in shown.items()
+    ]
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=columns, frameon=False, handletextpad=0.2
+    )
+
+
+def _looks(rows: Sequence[Row]) -> dict[str, Style]:
+    return styles(row["format"] for row in rows)
+
+
+def _log(ax: Axes, which: str, suffix: str = "") -> None:
+    """A log axis whose labels are plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{suffix}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _lines(ax: Axes, rows: Sequence[Row], x: str, y: str, looks: dict[str, Style]) -> None:
+    """One line a series, with the format's colour and marker."""
+    import pandas as pd
+    import seaborn as sns
+
+    frame = pd.DataFrame(
+        [
+            {k: row[k] for k in ("format", "series")} | {"x": float(row[x]), "y": _value(row, y)}
+            for row in rows
+        ]
+    )
+    sns.lineplot(
+        frame,
+        x="x",
+        y="y",
+        hue="format",
+        style="format",
+        units="series",
+        estimator=None,
+        palette={name: look.light for name, look in looks.items()},
+        markers={name: look.marker for name, look in looks.items()},
+        dashes=False,
+        markersize=4.5,
+        markeredgewidth=0.4,
+        legend=False,
+        ax=ax,
+    )
+
+
+def _value(row: Row, name: str) -> float:
+    value = relative(row) if name == "relative_time" else row[name]
+    return math.nan if value is None else float(value)
+
+
+def _bars(ax: Axes, rows: Sequence[Row], x: str, prefix: str, looks: dict[str, Style]) -> None:
+    """The interval of each point."""
+    for row in rows:
+        low, high = row[f"{prefix}_low"], row[f"{prefix}_high"]
+        if known(low) and known(high):
+            ax.plot([row[x]] * 2, [low, high], color=looks[row["format"]].light, lw=1.1, zorder=1)
+
+
+def _crossover(rows: list[Row]) -> Figure:
+    found = [row for row in rows if relative(row) is not None and known(row["density"])]
+    looks, panels = _looks(found), list[Panel]()
+    for have in groups(found).values():
+        if any(row["format"] != DENSE for row in have):
+            panels.append((words.group_title(have[0]), _crossing(have, looks)))
+    if not panels:
+        raise UsageError("The run has no case with a time relative to dense, so nothing can cross.")
+    return _panels(panels, looks)
+
+
+def _crossing(have: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None]:
+    def draw(ax: Axes) -> None:
+        ax.axhline(1, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
+        _bars(ax, have, "density", "relative", looks)
+        _lines(ax, have, "density", "relative_time", looks)
+        _log(ax, "x")
+        _log(ax, "y", "×")
+        ax.set(xlabel="density (parameters kept)", ylabel="time relative to dense")
+
+    return draw
+
+
+def _pareto(rows: list[Row]) -> Figure:
+    found = [join for join in joins(rows) if join.pairs]
+    if not found:
+        raise UsageError(
+            "The run has no projection error that goes with a time; a suite with a second block, "
+            'workload = "projection", over the same formats gives both.'
+        )
+    looks = _looks([pair.timed for join in found for pair in join.pairs])
+    panels = [(words.group_title(join.timed), _trade(join, looks)) for join in found]
+    return _panels(panels, looks)
+
+
+def _trade(join: Join, looks: dict[str, Style]) -> Callable[[Axes], None]:
+    def draw(ax: Axes) -> None:
+        ax.axvline(1, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
+        front = join.front
+        steps = [pair.relative for pair in front], [pair.error for pair in front]
+        ax.step(*steps, where="post", color=_GREY, lw=0.9, zorder=1)
+        for pair in join.pairs:
+            look, low, high = looks[pair.timed["format"]], *_interval(pair.timed)
+            ax.plot([low, high], [pair.error] * 2, color=look.light, lw=1.0, zorder=2)
+            ax.plot(
+                pair.relative, pair.error, look.marker, color=look.light, mec="white", mew=0.4,
+                ms=5.5 if pair.front else 4, alpha=1 if pair.front else 0.7, zorder=3,
+            )  # fmt: skip
+        _log(ax, "x", "×")
+        ax.set_ylim(bottom=0)
+        scored = f"{words.shape(join.scored)} {join.scored['dtype']}"
+        ax.set(xlabel="time relative to dense", ylabel=f"projection error ({scored})")
+
+    return draw
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    low, high = row["relative_low"], row["relative_high"]
+    return (low, high) if known(low) and known(high) else (math.nan, math.nan)
+
+
+def _roofline(rows: list[Row]) -> Figure:
+    placed: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["placement"] and row["flops"]:
+            placed.setdefault(row["dtype"], []).append(row)
+    looks = _looks([row for members in placed.values() for row in members])
+    panels = [(dtype, _under(m, m[0]["roof"], looks)) for dtype, m in placed.items()]
+    if not panels:
+        raise UsageError(
+            "The run has no roofline: its ceilings were not measured, or nothing was timed."
+        )
+    return _panels(panels, looks)
+
+
+def _under(members: list[Row], ceiling: Roof, looks: dict[str, Style]) -> Callable[[Axes], None]:
+    def draw(ax: Axes) -> None:
+        places = [row["placement"] for row in members]
+        low = min([ceiling.ridge / 8, *(p.unfused_intensity / 2 for p in places)])
+        high = max([ceiling.ridge, *(p.intensity for p in places)]) * 2
+        corners = [low, ceiling.ridge, high]
+        ax.plot(corners, [ceiling.attainable(x) for x in corners], color=_INK, lw=1.1, zorder=1)
+        for row, place in zip(members, places, strict=True):
+            look, rate = looks[row["format"]], place.flops_per_second
+            span = [place.unfused_intensity, place.intensity]
+            ax.plot(span, [rate] * 2, color=look.light, lw=0.6, alpha=0.5, zorder=2)
+            ax.plot(
+                place.intensity, rate, look.marker, color=look.light, mec="white", mew=0.4, ms=4.5
+            )
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        top = f"{units.flops_per_second(ceiling.flops_per_second)} matmul"
+        slope = f"{units.si(ceiling.bytes_per_second, 'B/s')} copy"
+        peak = ceiling.flops_per_second
+        shift: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
+        ax.annotate(top, (high, peak), (0, 3), ha="right", **shift)
+        ax.annotate(slope, (ceiling.ridge, peak), (-6, 0), ha="right", va="center", **shift)
+        ax.set(xlabel="executed FLOP per byte", ylabel="executed FLOP/s")
+
+    return draw
+
+
+def _heatmap(rows: list[Row]) -> Figure:
+    import pandas as pd
+    import seaborn as sns
+    from matplotlib.figure import Figure as NewFigure
+    from matplotlib.ticker import FuncFormatter
+
+    cells = [
+        {"group": words.group_title(row), "format": _literal(row["label"]), "x": math.log2(value)}
+        for row in rows
+        if row["format"] != DENSE and (value := relative(row)) is not None and value > 0
+    ]
+    if not cells:
+        raise UsageError("The run has no case with a time relative to dense, so nothing to map.")
+    frame = pd.DataFrame(cells)
+    table = frame.pivot_table(index="format", columns="group", values="x", sort=False)
+    total, table = len(table.columns), table.iloc[:, :MOST_PANELS]
+    height = 0.21 * len(table) + 1.9
+    width = max(COLUMN_INCHES, min(TEXT_INCHES, 1.9 + 0.5 * len(table.columns)))
+    figure = NewFigure(figsize=(width, height), layout="constrained")
+    ax = figure.subplots()
+    limit = max(1.0, float(table.abs().max().max()))
+    sns.heatmap(
+        table,
+        ax=ax,
+        cmap=sns.color_palette("RdBu_r", as_cmap=True),
+        vmin=-limit,
+        vmax=limit,
+        annot=table.map(lambda x: "" if math.isnan(x) else units.significant(2**x, 2)),
+        fmt="",
+        annot_kws={"fontsize": 6.5},
+        linewidths=0.6,
+        cbar_kws={
+            "label": "time relative to dense",
+            "shrink": 0.7,
+            "ticks": range(-math.floor(limit), math.floor(limit) + 1),
+            "format": FuncFormatter(lambda x, _: f"{2.0**x:.3g}×"),
+        },
+    )
+    ax.set(xlabel="", ylabel="")
+    ax.set_xticklabels([_wrapped(str(name), 60) for name in table.columns], rotation=35, ha="right")
+    ax.tick_params(length=0)
+    if total > MOST_PANELS:
+        figure.supxlabel(f"{MOST_PANELS} of {total} groups", fontsize=7, color=_GREY)
+    return figure
+
+
+def _scaling(rows: list[Row]) -> Figure:
+    """Time against tokens, at the largest density that was asked for."""
+    have = [row for row in rows if timed(row) and row["tokens"] and row["workload"] != PROJECTION]
+    asked = [row["asked_density"] for row in have if known(row["asked_density"])]
+    largest = max(asked, default=None)
+    kept = [row for row in have if row["asked_density"] in (None, largest)]
+    sets: dict[tuple[Any, ...], list[Row]] = {}
+    for row in kept:
+        key = tuple(part for place, part in enumerate(row["group"]) if place != 4)  # but tokens
+        sets.setdefault(key, []).append(row)
+    looks = _looks(kept)
+    panels: list[Panel] = []
+    for members in sets.values():
+        if len({row["tokens"] for row in members}) > 1:
+            title = ", ".join(p for p in words.group_parts(members[0]) if "token" not in p)
+            panels.append((title, _sweep(members, looks, largest)))
+    if not panels:
+        raise UsageError("Scaling needs at least two token counts of one shape; the run has none.")
+    return _panels(panels, looks)
+
+
+def _sweep(
+    members: list[Row], looks: dict[str, Style], density: float | None
+) -> Callable[[Axes], None]:
+    def draw(ax: Axes) -> None:
+        _bars(ax, members, "tokens", "time", looks)
+        _lines(ax, members, "tokens", "time_seconds", looks)
+        _log(ax, "x")
+        ax.set_yscale("log")
+        said = "" if density is None else f", at density {density:g}"
+        ax.set(xlabel="tokens", ylabel=f"seconds a call{said}")
+
+    return draw
+
+
+KINDS: dict[str, Callable[[list[Row]], Figure]] = {
+    "roofline": _roofline,
+    "pareto": _pareto,
+    "crossover": _crossover,
+    "heatmap": _heatmap,
+    "scaling": _scaling,
+}
+"""The kinds of figure, and what draws each."""
