@@ -1,0 +1,228 @@
+"""The answer first: sentences made from the data, honest where the data do not decide.
+
+A format beats dense where the whole interval of its relative time lies below one. Two formats are
+told apart where their intervals do not overlap. One replicate has no interval and decides
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hwbench import units
+from hwbench.report import _words as words
+from hwbench.report._join import Join
+from hwbench.report._rows import DENSE, Row, known, printable, relative, timed
+
+Sentence = list[tuple[str, str]]
+"""Text in pieces; the second of each is its part: the POINT of the sentence, a SPAN, or nothing."""
+
+POINT, SPAN, REST = "b", "nobr", ""
+_NEAR = 0.1  # without an asked density, a format competes up to this share above its own
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The fastest of one group at one density."""
+
+    name: str  # dense where nothing is faster
+    relative: float
+    decided: bool  # no other format is level with it
+
+
+@dataclass
+class Answer:
+    """What one group of cases answers."""
+
+    title: str
+    sentences: list[Sentence] = field(default_factory=list)
+    winners: dict[float, Winner] = field(default_factory=dict)  # by density
+
+
+@dataclass
+class Trade:
+    """The Pareto front of one group in words: at an error of at most E, the fastest."""
+
+    title: str
+    lead: str
+    steps: list[tuple[str, Sentence]] = field(default_factory=list)  # the error, who is fastest
+    last: str = ""
+
+
+def plain(sentence: Sentence) -> str:
+    """The sentence as text."""
+    return "".join(text for text, _ in sentence)
+
+
+def answer(members: list[Row]) -> Answer:
+    """What a group of timed cases says, one sentence for each asked density."""
+    found = Answer(title=words.group_title(members[0]))
+    others = [row for row in members if row["format"] != DENSE]
+    comparable = [row for row in others if relative(row) is not None]
+    if not comparable:
+        found.sentences.append(_absolute(members))
+        return found
+    densities = {row["asked_density"] for row in comparable if known(row["asked_density"])}
+    for density in sorted(densities, reverse=True):
+        rivals = [row for row in comparable if _competes(row, density)]
+        found.sentences.append(_fastest(f"At density {density:g} ", rivals))
+        best = min(rivals, key=_value)
+        decided = _has_interval(best) and not _level_with(best, rivals)
+        name = DENSE if _value(best) > 1 else best["series"]
+        found.winners[density] = Winner(printable(name), min(1.0, _value(best)), decided)
+    if not densities:
+        found.sentences.append(_fastest("Here ", comparable))
+    return found
+
+
+def trade(join: Join) -> Trade:
+    """What the Pareto front of accuracy and time says of the formats that beat dense."""
+    faster = [pair for pair in join.front if pair.relative < 1]
+    title = words.group_title(join.timed)
+    if not faster:
+        return Trade(title, "No format with a projection error is faster than dense here.")
+    steps: list[tuple[str, Sentence]] = []
+    for pair in faster:
+        name = (printable(pair.timed["label"]), POINT)
+        steps.append((units.significant(pair.error), [name, (", ", REST), *_span(pair.timed)]))
+    last = f"Below {steps[0][0]}, nothing that was measured beats dense."
+    return Trade(title, "At a projection error of at most … the fastest is …", steps, last)
+
+
+def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:
+    """Who wins how often, over all groups; nothing where a single group says it already."""
+    where = f"On {machine}, at" if machine else "At"
+    tallies: dict[float, list[Winner]] = {}
+    for found in answers:
+        for density, winner in found.winners.items():
+            tallies.setdefault(density, []).append(winner)
+    if len(answers) < 2:
+        return []
+    return [
+        _tally(f"{where} density {density:g}, ", tallies[density])
+        for density in sorted(tallies, reverse=True)
+    ]
+
+
+def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
+    pieces: Sentence = [(lead, REST)]
+    counted = Counter(winner.name for winner in winners).most_common(most)
+    for place, (name, times) in enumerate(counted):
+        own = [winner for winner in winners if winner.name == name]
+        pieces += [(", and " if place else "", REST), (name, POINT)]
+        share = f"all {times}" if times == len(winners) else f"{times} of {len(winners)}"
+        share += " groups" if len(winners) > 1 else " group"
+        if name == DENSE:
+            pieces.append((f" stays the fastest in {share}", REST))
+            continue
+        low, high = (units.significant(f(w.relative for w in own), 2) for f in (min, max))
+        pieces.append((f" is the fastest in {share}, at ", REST))
+        pieces += [(f"{low}–{high}×" if low != high else f"{low}×", SPAN), (" of dense", REST)]
+        sure = sum(winner.decided for winner in own)
+        if sure < times:
+            pieces.append((f" ({sure or 'none'} of them beyond doubt)", REST))
+    return [*pieces, (".", REST)]
+
+
+def beats(row: Row) -> bool:
+    """Whether a row is faster than dense beyond its interval."""
+    return known(row["relative_high"]) and row["relative_high"] < 1
+
+
+def loses(row: Row) -> bool:
+    """Whether a row is slower than dense beyond its interval."""
+    return known(row["relative_low"]) and row["relative_low"] > 1
+
+
+def _absolute(members: list[Row]) -> Sentence:
+    """What can be said where nothing could be set against dense."""
+    have = [row for row in members if timed(row)]
+    if not have:
+        return [("Nothing was timed here; the reasons are listed with the rows.", REST)]
+    best = min(have, key=lambda row: row["time_seconds"])
+    if len(have) == 1 and best["format"] == DENSE:
+        return [(f"Only dense was timed, {units.seconds(best['time_seconds'])}.", REST)]
+    lead = "Nothing was timed against dense here; the shortest time is that of "
+    time = units.seconds(best["time_seconds"])
+    return [(lead, REST), (printable(best["label"]), POINT), (f", {time}.", REST)]
+
+
+def _fastest(lead: str, rivals: list[Row]) -> Sentence:
+    ordered = sorted(rivals, key=_value)
+    best = ordered[0]
+    name = (printable(best["series"]), POINT)
+    if not _has_interval(best):
+        said = ": one replicate, so nothing is decided."
+        lead = f"{lead}the shortest time is that of "
+        return [(lead, REST), name, (", ", REST), *_span(best), (said, REST)]
+    if loses(best):
+        lead = f"{lead}nothing beats dense; the nearest is "
+        return [(lead, REST), name, (", ", REST), *_span(best), (".", REST)]
+    pieces: Sentence = [(f"{lead}the fastest is ", REST), name, (", ", REST), *_span(best)]
+    if not beats(best):
+        pieces.append((", which cannot be told from dense", REST))
+    equal = _level_with(best, rivals)
+    if equal:
+        pieces.append((f"; {_names(equal)} cannot be told from it", REST))
+    rest = [row for row in ordered[1:] if row not in equal]
+    return [*pieces, (_the_rest(best, rest), REST)]
+
+
+def _the_rest(best: Row, rest: list[Row]) -> str:
+    faster = [row for row in rest if beats(row)]
+    unsure = [row for row in rest if not beats(row) and not loses(row)]
+    said = ""
+    if faster:
+        said += f"; also faster than dense: {_names(faster)}"
+    elif rest and beats(best):
+        said += "; nothing else beats dense" if not unsure else "; nothing else surely beats dense"
+    if unsure:
+        said += f"; undecided against dense: {_names(unsure)}"
+    return f"{said}."
+
+
+def _names(rows: list[Row]) -> str:
+    return ", ".join(f"{printable(row['series'])} ({units.ratio(_value(row))})" for row in rows)
+
+
+def _span(row: Row) -> Sentence:
+    """``0.412× of dense (0.405–0.419)``."""
+    if row["format"] == DENSE:
+        return [("the reference", REST)]
+    value = f"{units.ratio(_value(row))} of dense"
+    if not _has_interval(row):
+        return [(value, REST)]
+    low, high = (units.significant(row[f"relative_{side}"]) for side in ("low", "high"))
+    return [(f"{value} ", REST), (f"({low}–{high})", SPAN)]
+
+
+def _competes(row: Row, density: float) -> bool:
+    if known(row["asked_density"]):
+        return bool(row["asked_density"] == density)
+    own = row["density"]
+    return known(own) and own <= density * (1 + 1e-9) and density <= own * (1 + _NEAR)
+
+
+def _level_with(best: Row, rivals: list[Row]) -> list[Row]:
+    """The rivals whose intervals overlap that of the best."""
+    return sorted(
+        (row for row in rivals if row is not best and _low(row) <= _high(best)), key=_value
+    )
+
+
+def _value(row: Row) -> float:
+    value = relative(row)
+    return float("inf") if value is None else value
+
+
+def _low(row: Row) -> float:
+    return float(row["relative_low"]) if known(row["relative_low"]) else _value(row)
+
+
+def _high(row: Row) -> float:
+    return float(row["relative_high"]) if known(row["relative_high"]) else _value(row)
+
+
+def _has_interval(row: Row) -> bool:
+    return known(row["relative_low"]) and known(row["relative_high"])

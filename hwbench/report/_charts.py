@@ -1,0 +1,281 @@
+"""The charts as Vega-Lite specifications, made with Altair: one a kind, whatever the data.
+
+The page gives each figure its rows under the name ``table`` (and, for rooflines, the measured roofs
+under ``roofs``). Colours are CSS variables, so that one drawing serves light, dark and print.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hwbench.report._palette import Style
+
+if TYPE_CHECKING:
+    import altair as alt
+
+INK, FAINT, GRID = "var(--ink)", "var(--faint)", "var(--grid)"
+
+CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, sans-serif",
+    "view": {"stroke": "transparent"},
+    "axis": {
+        "labelColor": "var(--soft)",
+        "labelFontSize": 11,
+        "titleColor": "var(--soft)",
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
+        "gridColor": GRID,
+        "domain": False,
+        "ticks": False,
+        "labelPadding": 6,
+    },
+    "axisX": {"grid": False, "domain": True, "domainColor": FAINT, "titlePadding": 8},
+    "axisY": {
+        "titleAngle": 0,
+        "titleAlign": "left",
+        "titleAnchor": "end",
+        "titleY": -12,
+        "titleX": -44,
+    },
+    "text": {"color": "var(--soft)", "fontSize": 11},
+    "rule": {"color": FAINT},
+}
+"""The look of all charts, given to Vega-Embed."""
+
+_HEIGHT = 300
+_SIZE = 70
+_DENSITIES = [1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
+_RATIOS = [v * 10.0**power for power in range(-4, 5) for v in (1, 2, 5)]
+_EVEN = [v * 10.0**power for power in range(-3, 19) for v in (1, 2, 5)]
+_BYTES = "datum.value ? format(datum.value, '~s') + 'B' : '0'"
+_TIMES = "format(datum.value, '~g') + '×'"
+_TIPS = {
+    "label": "format",
+    "group_title": "group",
+    "density_text": "density",
+    "time_text": "time",
+    "relative_text": "relative to dense",
+    "flags": "flags",
+}
+
+
+def specifications(styles: dict[str, Style]) -> dict[str, dict[str, Any]]:
+    """Every kind of chart as a Vega-Lite specification, by name."""
+    charts = {
+        "pareto": _pareto(styles),
+        "error_density": _error(styles, "density", "density (parameters kept)"),
+        "error_bytes": _error(styles, "stored_ratio", "stored bytes, relative to dense"),
+        "crossover": _crossover(styles),
+        "roofline": _roofline(styles),
+        "stored": _bytes(styles, "stored_bytes", "stored", "at rest"),
+        "saved": _bytes(styles, "saved_bytes", "saved", "saved for backward"),
+    }
+    return {name: _specification(chart) for name, chart in charts.items()}
+
+
+def _specification(chart: Any) -> dict[str, Any]:
+    spec: dict[str, Any] = chart.to_dict()
+    for key in ("config", "$schema"):  # one look for all; no address in the page
+        spec.pop(key, None)
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    return spec
+
+
+def _base(height: int = _HEIGHT) -> alt.Chart:
+    import altair as alt
+
+    return alt.Chart(alt.NamedData(name="table"), height=height, width="container")
+
+
+def _tips(**more: str) -> list[alt.Tooltip]:
+    import altair as alt
+
+    return [alt.Tooltip(f"{name}:N", title=title) for name, title in {**_TIPS, **more}.items()]
+
+
+def _look(styles: dict[str, Style], *, filled: bool = True) -> dict[str, Any]:
+    """Colour and shape by format."""
+    import altair as alt
+
+    names = list(styles)
+    colours = alt.Scale(domain=names, range=[styles[name].css for name in names])
+    shapes = alt.Scale(domain=names, range=[styles[name].path for name in names])
+    colour = alt.Fill if filled else alt.Color
+    return {
+        "fill" if filled else "color": colour("format:N", scale=colours, legend=None),
+        "shape": alt.Shape("format:N", scale=shapes, legend=None),
+    }
+
+
+def _colour(styles: dict[str, Style]) -> dict[str, Any]:
+    return {"color": _look(styles, filled=False)["color"]}
+
+
+def _points(
+    base: alt.Chart, styles: dict[str, Style], tips: list[alt.Tooltip], **mark: Any
+) -> alt.Chart:
+    """Points with a thin edge in the colour of the page, so that neighbours stay apart."""
+    drawn = base.mark_point(
+        filled=True, size=_SIZE, opacity=1, stroke="var(--card)", strokeWidth=0.8, **mark
+    )
+    return drawn.encode(**_look(styles), tooltip=tips)
+
+
+def _relative(channel: type[alt.X] | type[alt.Y], title: str) -> Any:
+    import altair as alt
+
+    return channel(
+        "relative:Q",
+        title=title,
+        scale=alt.Scale(type="log", nice=False, padding=14),
+        axis=alt.Axis(values=_RATIOS, labelExpr=_TIMES, labelOverlap="greedy"),
+    )
+
+
+def _density(field: str = "density", title: str = "density (parameters kept)") -> alt.X:
+    import altair as alt
+
+    return alt.X(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(type="log", nice=False, padding=18),
+        axis=alt.Axis(
+            values=[20, 10, 5, 2, *_DENSITIES], format="~g", labelOverlap="greedy", tickCount=6
+        ),
+    )
+
+
+def _dense_line(along: str) -> Any:
+    """Dense, the line at one."""
+    import altair as alt
+
+    data = alt.InlineData(values=[{"one": 1}])
+    base = alt.Chart(data).encode(**{along: alt.datum(1)})
+    rule = base.mark_rule(color=INK, strokeDash=[4, 3], strokeWidth=1)
+    if along == "x":
+        text = base.mark_text(text="dense", align="left", baseline="top", dx=4, dy=2, color=INK)
+        return rule + text.encode(y=alt.value(0))
+    text = base.mark_text(text="dense", align="left", baseline="bottom", dx=2, dy=-3, color=INK)
+    return rule + text.encode(x=alt.value(0))
+
+
+def _pareto(styles: dict[str, Style]) -> Any:
+    import altair as alt
+
+    base = _base(360)
+    y = alt.Y("error:Q", title="projection error", scale=alt.Scale(zero=True, nice=True))
+    x = _relative(alt.X, "time relative to dense (log), with 95 % interval")
+    front = base.transform_filter("datum.front")
+    step = front.mark_line(interpolate="step-before", color=FAINT, strokeWidth=1.5)
+    span = base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(
+        x="relative_low:Q", x2="relative_high:Q", y=y, **_colour(styles)
+    )
+    points = _points(base, styles, _tips(error_text="projection error")).encode(
+        x=x,
+        y=y,
+        size=alt.condition("datum.front", alt.value(_SIZE * 1.7), alt.value(_SIZE * 0.9)),
+        opacity=alt.condition("datum.front", alt.value(1), alt.value(0.7)),
+    )
+    names = front.mark_text(align="left", baseline="bottom", dx=7, dy=-4)
+    return alt.layer(
+        step.encode(x=x, y=y, order="error:Q"),
+        _dense_line("x"),
+        span,
+        points,
+        names.encode(x=x, y=y, text="density_text:N"),
+    )
+
+
+def _error(styles: dict[str, Style], field: str, title: str) -> Any:
+    import altair as alt
+
+    base = _base().encode(
+        x=_density(field, title),
+        y=alt.Y("score:Q", title="projection error", scale=alt.Scale(zero=True)),
+    )
+    line = base.mark_line(strokeWidth=1.3, opacity=0.7)
+    line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
+    tips = _tips(error_text="projection error", stored_text="stored")
+    return alt.layer(line, _points(base, styles, tips[:1] + tips[2:3] + tips[-2:]))
+
+
+def _crossover(styles: dict[str, Style]) -> Any:
+    import altair as alt
+
+    # formats of one density stand beside one another: moved by pixels, never in the data
+    aside: Any = {"xOffset": {"expr": "datum.aside"}}
+    base = _base().encode(x=_density(), y=_relative(alt.Y, "time relative to dense (log)"))
+    line = base.mark_line(strokeWidth=1.2, opacity=0.45, **aside)
+    line = line.encode(detail="series:N", order="density:Q", **_colour(styles))
+    span = base.mark_rule(strokeWidth=1.4, **aside)
+    span = span.encode(y="relative_low:Q", y2="relative_high:Q", **_colour(styles))
+    return alt.layer(_dense_line("y"), line, span, _points(base, styles, _tips(), **aside))
+
+
+def _roofline(styles: dict[str, Style]) -> Any:
+    import altair as alt
+
+    log = alt.Scale(type="log", nice=False, padding=12)
+    x = alt.X(
+        "intensity:Q",
+        title="executed FLOP per byte (log)",
+        scale=log,
+        axis=alt.Axis(values=_EVEN, format="~g", labelOverlap="greedy"),
+    )
+    y = alt.Y(
+        "flops_per_second:Q",
+        title="executed FLOP/s (log)",
+        scale=log,
+        axis=alt.Axis(values=_EVEN, format="~s", labelOverlap="greedy"),
+    )
+    roofs = alt.Chart(alt.NamedData(name="roofs"), width="container", height=360)
+    roof = roofs.mark_line(color=INK, strokeWidth=1.6).encode(x=x, y=y)
+    said = roofs.mark_text(baseline="bottom", color=INK).encode(x=x, y=y, text="text:N")
+    flat = said.transform_filter("datum.at == 'compute'").mark_text(
+        align="right", baseline="bottom", dy=-5, color=INK
+    )
+    slope = said.transform_filter("datum.at == 'memory'").mark_text(
+        align="right", baseline="middle", dx=-9, color=INK
+    )
+    base = _base(360)
+    unfused = base.mark_rule(strokeWidth=1, opacity=0.5).encode(
+        x="unfused_intensity:Q", x2="intensity:Q", y=y, **_colour(styles)
+    )
+    tips = _tips(
+        intensity_text="FLOP per byte", rate_text="executed", efficiency_text="of its roof"
+    )
+    return alt.layer(
+        roof.transform_filter("!datum.text"),
+        flat,
+        slope,
+        unfused,
+        _points(base, styles, tips).encode(x=x, y=y),
+    )
+
+
+def _bytes(styles: dict[str, Style], field: str, word: str, title: str) -> Any:
+    import altair as alt
+
+    base = (
+        _base()
+        .properties(height=alt.Step(19))
+        .encode(
+            y=alt.Y(
+                "label:N",
+                title=None,
+                sort=alt.EncodingSortField(field=field, order="descending"),
+                axis=alt.Axis(labelLimit=150),
+            ),
+            x=alt.X(
+                f"{field}:Q",
+                title=title,
+                scale=alt.Scale(zero=True, nice=False, padding=6),
+                axis=alt.Axis(labelExpr=_BYTES, tickCount=4, labelOverlap=True, labelSeparation=8),
+            ),
+        )
+    )
+    bar = base.mark_rule(strokeWidth=2, opacity=0.55).encode(x2=alt.datum(0), **_colour(styles))
+    text = base.mark_text(align="left", baseline="middle", dx=9)
+    tips = [alt.Tooltip("label:N", title="format"), alt.Tooltip(f"{word}_text:N", title=word)]
+    return alt.layer(bar, _points(base, styles, tips), text.encode(text=f"{word}_text:N"))

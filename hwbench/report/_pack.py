@@ -1,0 +1,124 @@
+"""All rows as columns of JSON that may stand inside a page: small, and inert whatever they hold."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from typing import Any
+
+from hwbench.report._rows import Row
+
+PLAIN_LIMIT = 400_000
+"""Characters of data up to which it stands in the page as readable JSON; above, it is gzipped."""
+
+TEXT = (
+    "case",
+    "format",
+    "label",
+    "series",
+    "kernel",
+    "knobs",
+    "resolved",
+    "workload",
+    "options",
+    "dtype",
+    "direction",
+    "regime",
+    "mode",
+    "status",
+    "reason",
+    "flags",
+    "contract",
+    "score_name",
+    "bound",
+)
+NUMBERS = (
+    "run",
+    "group_number",
+    "out_features",
+    "in_features",
+    "tokens",
+    "asked_density",
+    "density",
+    "replicates",
+    "parameters",
+    "stored_bytes",
+    "dense_bytes",
+    "flops",
+    "dense_flops",
+    "compulsory_bytes",
+    "intermediate_bytes",
+    "time_seconds",
+    "time_low",
+    "time_high",
+    "graph_seconds",
+    "graph_low",
+    "graph_high",
+    "relative_time",
+    "relative_low",
+    "relative_high",
+    "numerical_error",
+    "score",
+    "saved_bytes",
+    "peak_bytes",
+    "energy_joules",
+    "prepare_seconds",
+    "intensity",
+    "unfused_intensity",
+    "efficiency",
+)
+_DIGITS = 5
+_BOUND_DIGITS = 4  # of the ends of intervals
+
+
+def columns(rows: list[Row]) -> dict[str, Any]:
+    """The rows by column; empty ones are left out, what repeats is told by number."""
+    packed = {}
+    for name in (*TEXT, *NUMBERS):
+        digits = _BOUND_DIGITS if name.endswith(("_low", "_high")) else _DIGITS
+        values = [_plain(row.get(name), digits) for row in rows]
+        if any(value is not None for value in values):
+            packed[name] = _column(values)
+    return packed
+
+
+def _plain(value: Any, digits: int) -> Any:
+    """The value as JSON can hold it; floats rounded to so many significant digits."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        if value.is_integer() and abs(value) < 2**53:
+            return int(value)
+        return float(f"{value:.{digits}g}")
+    return value
+
+
+def _column(values: list[Any]) -> dict[str, Any]:
+    places = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    if len(places) * 3 > len(values) > 30:
+        return {"values": values}
+    return {"words": list(places), "at": [places[value] for value in values]}
+
+
+def unpacked(packed: dict[str, Any], name: str) -> list[Any]:
+    """A column as the page's script reads it."""
+    column = packed[name]
+    if "values" in column:
+        return list(column["values"])
+    return [column["words"][number] for number in column["at"]]
+
+
+def embedded(data: Any) -> str:
+    """JSON that may stand in a script element: nothing in it can end it or open another."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028"}
+    for character, escape in {**escapes, "\u2029": "\\u2029"}.items():
+        text = text.replace(character, escape)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def squeezed(text: str) -> str:
+    """Text gzipped in base64, the same bytes for the same text."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")

@@ -1,0 +1,258 @@
+"""The report: one page that holds everything it needs, opens from disk and asks no network.
+
+What the page says is made here, in Python, from the rows; its script only draws, sorts and filters.
+Everything that comes from a run is escaped: by Jinja2 in the text, by ``_pack.embedded`` in the
+data. A content security policy in the page forbids every request on top of that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hwbench.errors import RunFileError, UsageError
+from hwbench.report import _answers, _facts, _heat, _pack, _views
+from hwbench.report import _words as words
+from hwbench.report._join import PROJECTION, Join, joins
+from hwbench.report._palette import DARK, LIGHT, styles
+from hwbench.report._rows import Row, groups, printable, report_rows
+from hwbench.store import Run
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_SCRIPTS = ("data.js", "charts.js", "rows.js", "page.js")
+_ANSWERS = 6  # groups whose answer stands open …
+_SPELLED = 48  # … and is spelled out at all; the table of winners has every group
+
+
+@dataclass(frozen=True)
+class Section:
+    """Figures of one kind, under one heading; those beyond ``shown`` are chosen from a list."""
+
+    id: str
+    figures: list[_views.Figure]
+    shown: int
+    empty: str  # the sentence where there is nothing to draw
+
+    @property
+    def more(self) -> list[_views.Figure]:
+        """The figures that are chosen from a list."""
+        return self.figures[self.shown :]
+
+
+def render(runs: list[Run]) -> str:
+    """The report of one run, or of several side by side, as one HTML page.
+
+    Raises:
+        UsageError: there is no run.
+    """
+    if not runs:
+        raise UsageError("There is no run to report; name at least one run file.")
+    machines = _facts.machines(runs)
+    rows = _rows(runs, machines)
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        **_context(runs, machines, rows),
+        css=_safe((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        colours=list(zip(LIGHT, DARK, strict=True)),
+        script=_safe("\n".join((_TEMPLATES / n).read_text(encoding="utf-8") for n in _SCRIPTS)),
+        library=_safe(_library()),
+    )
+
+
+def write(runs: list[Run], path: Path) -> None:
+    """Write the report of the runs to a file.
+
+    Raises:
+        UsageError: there is no run.
+        RunFileError: the file cannot be written.
+    """
+    page = render(runs)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(f"Cannot write the report {path}: {error.strerror}.") from error
+
+
+def _rows(runs: list[Run], machines: list[str]) -> list[Row]:
+    """All rows, numbered; those of several runs are labelled by their machine."""
+    rows: list[Row] = []
+    for number, run in enumerate(runs):
+        for row in report_rows(run):
+            row |= {"run": number, "machine": machines[number] if len(runs) > 1 else ""}
+            rows.append(row | _on_the_roofline(row))
+    order = {group: number for number, group in enumerate(groups(rows))}
+    rows.sort(key=lambda row: (order[row["group"]], row["run"]))  # one question, all machines
+    for row in rows:
+        row["group"] = (row["run"], *row["group"])
+    numbers = {group: number for number, group in enumerate(groups(rows))}
+    for number, row in enumerate(rows):
+        row |= {"number": number, "group_number": numbers[row["group"]]}
+    return rows
+
+
+def _on_the_roofline(row: Row) -> Row:
+    place, stored, dense = row["placement"], row["stored_bytes"], row["dense_bytes"]
+    return {
+        "stored_ratio": stored / dense if stored is not None and dense else None,
+        "intensity": place.intensity if place else None,
+        "unfused_intensity": place.unfused_intensity if place else None,
+        "efficiency": place.efficiency if place else None,
+        "bound": place.bound if place else None,
+    }
+
+
+def _context(runs: list[Run], machines: list[str], rows: list[Row]) -> dict[str, Any]:
+    by_run = [[row for row in rows if row["run"] == n] for n in range(len(runs))]
+    summaries = [
+        _facts.summary(run, name, own)
+        for run, name, own in zip(runs, machines, by_run, strict=True)
+    ]
+    timed = [row for row in rows if row["workload"] != PROJECTION]
+    answers = [_answers.answer(members) for members in groups(timed).values()]
+    sections = _sections(rows, by_run)
+    looks = styles(row["format"] for row in rows)
+    return {
+        "runs": summaries,
+        "title": _title(runs, machines),
+        "several": len(runs) > 1,
+        "answers": answers,
+        "answers_shown": _ANSWERS,
+        "answers_spelled": _SPELLED,
+        "overview": _overview(machines, by_run),
+        "trades": [_answers.trade(join) for join in _joins(by_run)],
+        "unjoined": [title for own in by_run for title in _views.unjoined(own)],
+        "sections": {section.id: section for section in sections},
+        "heat": _heat.heat(rows),
+        "shades": _heat.SHADES,
+        "looks": looks,
+        "failures": _failures(rows),
+        "total": len(rows),
+        "measured": sum(row["status"] == "ok" for row in rows),
+        "data": _data(summaries, rows, sections, looks),
+    }
+
+
+def _overview(machines: list[str], by_run: list[list[Row]]) -> list[_answers.Sentence]:
+    sentences = []
+    for machine, own in zip(machines, by_run, strict=True):
+        timed = [row for row in own if row["workload"] != PROJECTION]
+        answers = [_answers.answer(members) for members in groups(timed).values()]
+        sentences += _answers.overview(answers, machine if len(machines) > 1 else "")
+    return sentences
+
+
+def _joins(by_run: list[list[Row]]) -> list[Join]:
+    """Accuracy joined to time inside each run, in the order of the rows."""
+    found = [join for own in by_run for join in joins(own) if join.pairs]
+    return sorted(found, key=lambda join: join.timed["number"])
+
+
+def _sections(rows: list[Row], by_run: list[list[Row]]) -> list[Section]:
+    trade = [_views.pareto(join) for join in _joins(by_run)]
+    return [
+        Section(
+            "accuracy",
+            trade,
+            4,
+            "The run has no projection errors that go with its times: nothing to trade. A suite "
+            'with a second block, workload = "projection", over the same formats gives them.',
+        ),
+        Section("errors", _views.errors(rows), 4, ""),
+        Section("density", _views.crossover(rows), 6, "No case has a time relative to dense."),
+        Section(
+            "roofline",
+            _views.rooflines(rows),
+            4,
+            "No roofline: the ceilings of this machine were not measured, or nothing was timed.",
+        ),
+        Section("memory", _views.memory(rows), 4, "No case has a known cost."),
+    ]
+
+
+def _title(runs: list[Run], machines: list[str]) -> str:
+    suites = " and ".join(dict.fromkeys(printable(run.header.suite) for run in runs))
+    return f"{suites} on {', '.join(machines)}"
+
+
+def _data(
+    summaries: list[_facts.Summary],
+    rows: list[Row],
+    sections: list[Section],
+    looks: dict[str, Any],
+) -> dict[str, Any]:
+    """What the script reads: plain JSON while it is small, gzipped when it is not."""
+    from hwbench.report._charts import CONFIG, specifications
+
+    titles = [words.group_title(members[0]) for members in groups(rows).values()]
+    text = _pack.embedded(
+        {
+            "schema": 1,
+            "count": len(rows),
+            "runs": [{"name": s.name, "machine": s.machine} for s in summaries],
+            "groups": titles,
+            "statuses": words.STATUSES,
+            "directions": words.DIRECTIONS,
+            "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
+            "columns": _pack.columns(rows),
+            "figures": {s.id: [figure.packed() for figure in s.figures] for s in sections},
+            "specifications": specifications(looks) if looks else {},
+            "config": CONFIG,
+        }
+    )
+    plain = len(text) <= _pack.PLAIN_LIMIT
+    return {"plain": plain, "text": _safe(text if plain else _pack.squeezed(text))}
+
+
+def _failures(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
+    """Status in words, reason, and the cases that ended so."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["status"] != "ok":
+            unsaid = "the run has no result of it"
+            if row["status"] != "missing":
+                unsaid = "no reason given"
+            found.setdefault((row["status"], printable(row["reason"] or unsaid)), []).append(row)
+    return [
+        (words.STATUSES.get(status, printable(status)), reason, members)
+        for (status, reason), members in found.items()
+    ]
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"printable": printable, "breakable": _breakable}
+    return environment
+
+
+def _breakable(name: str) -> Any:
+    """A name, escaped, that may be broken after an underscore."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(escape(part) for part in printable(name).split("_"))
+
+
+def _safe(text: str) -> Any:
+    """Text of our own files, or escaped already, that stands in the page as it is."""
+    from markupsafe import Markup
+
+    return Markup(text)  # noqa: S704 (own files, or JSON with every < escaped)
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one script; vl-convert carries it offline."""
+    import vl_convert
+
+    script = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # it has a default
+    return script.replace("</script", "<\\/script")
