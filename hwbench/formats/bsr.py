@@ -1,0 +1,240 @@
+"""Whole blocks kept: block compressed sparse rows.
+
+Kernels: ``gather`` collects the inputs of every kept block, multiplies all blocks in one batched
+product and sums each block row, with a backward pass of its own, for every dtype; ``spmm`` is
+torch's BSR product, forward only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from hwbench.errors import KnobError
+from hwbench.formats._base import FORWARD, Format, Linear, budget, round_down, unreachable
+from hwbench.formats._entries import (
+    INDEX_BYTES,
+    check_index_dtype,
+    column_scale,
+    largest,
+    random_places,
+)
+from hwbench.formats._gather import Pattern, spans, turn
+from hwbench.records import Knob
+
+
+class _Map(Linear):
+    row_starts: Tensor  # (block rows + 1,)
+    columns: Tensor  # (blocks,)
+
+    def __init__(self, spec: Bsr, flat: Tensor, values: Tensor) -> None:
+        super().__init__(spec.out_features, spec.in_features)
+        self.kernel = spec.kernel
+        self.values = nn.Parameter(values)  # (blocks, block_rows, block_columns)
+        rows, columns = spec.grid()
+        dtype = getattr(torch, spec.index_dtype)
+        ends = torch.arange(rows + 1, device=flat.device) * columns
+        self.register_buffer("row_starts", torch.searchsorted(flat, ends).to(dtype))
+        self.register_buffer("columns", (flat % columns).to(dtype))
+        self._pattern: Pattern | None = None
+
+    def pattern(self) -> Pattern:
+        """Where the blocks lie, with the order by columns once a backward pass has asked for it."""
+        if self._pattern is None:
+            grid_columns = self.in_features // self.values.shape[2]
+            self._pattern = Pattern(self.row_starts, self.columns, grid_columns)
+        return self._pattern
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        if self.kernel == "gather":
+            y: Tensor = _Product.apply(x, self.values, self.pattern())  # type: ignore[no-untyped-call]
+            return y
+        size = (self.out_features, self.in_features)
+        weight = torch.sparse_bsr_tensor(
+            self.row_starts, self.columns, self.values, size, check_invariants=False
+        )
+        return torch.mm(weight, x.t()).t().contiguous()
+
+    def to_dense(self) -> Tensor:
+        _, height, width = self.values.shape
+        shape = (self.out_features // height, self.in_features // width, height, width)
+        rows, columns = self.pattern().rows.long(), self.columns.long()
+        blocks = self.values.new_zeros(shape).index_put((rows, columns), self.values)
+        return blocks.transpose(1, 2).reshape(self.out_features, self.in_features)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._pattern = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._pattern = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class _Product(torch.autograd.Function):
+    """Runs of tokens at a time: what is collected for one stays in cache, and is not saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
+        ctx.save_for_backward(x, values)
+        ctx.pattern = pattern
+        y = x.new_empty(x.shape[0], pattern.out_features * values.shape[1])
+        for span in _spans(x, values):
+            products = torch.bmm(values, _collect(x[span], pattern.columns, values.shape[2]))
+            y[span] = _sum_rows(products, pattern.starts).t()
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, values = ctx.saved_tensors
+        pattern: Pattern = ctx.pattern
+        x_needs, values_need, _ = ctx.needs_input_grad
+        _, height, width = values.shape
+        dx = torch.empty_like(x, memory_format=torch.contiguous_format) if x_needs else None
+        wide = torch.promote_types(values.dtype, torch.float32)
+        total = torch.zeros_like(values, dtype=wide) if values_need else None
+        for span in _spans(x, values):
+            collected = _collect(dy[span], pattern.rows, height)
+            if dx is not None:
+                order = pattern.by_column
+                products = torch.bmm(values.mT, collected)
+                dx[span] = _sum_rows(products, order.starts, order.entries).t()
+            if total is not None:
+                total += torch.bmm(collected, _collect(x[span], pattern.columns, width).mT)
+        return dx, None if total is None else total.to(values.dtype), None
+
+
+def _spans(x: Tensor, values: Tensor) -> Any:
+    blocks, height, width = values.shape
+    return spans(x.shape[0], blocks * (height + width), x)
+
+
+def _collect(x: Tensor, blocks: Tensor, width: int) -> Tensor:
+    """(blocks, width, tokens): the ``width`` features that each block reads."""
+    return turn(x).view(-1, width, x.shape[0]).index_select(0, blocks)
+
+
+def _sum_rows(products: Tensor, starts: Tensor, order: Tensor | None = None) -> Tensor:
+    """(features, tokens): the products (blocks, height, tokens) summed over each block row."""
+    blocks, _, tokens = products.shape
+    if order is None:
+        order = torch.arange(blocks, dtype=starts.dtype, device=starts.device)
+    rows = products.view(blocks, -1)
+    summed = functional.embedding_bag(order, rows, starts, mode="sum", include_last_offset=True)
+    return summed.view(-1, tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bsr(Format):
+    """The ``kept_blocks`` blocks of W of largest norm, each stored dense, row by row of blocks.
+
+    Bytes: values, one index a block, and a start for each row of blocks. Training with ``gather``
+    also builds, at the first backward pass, the same blocks sorted by column, as working memory
+    that is not stored.
+    """
+
+    KERNELS = ("gather", "spmm")
+    PAPER = "Gray et al., GPU kernels for block-sparse weights, 2017"
+
+    kept_blocks: int
+    block_rows: int = 32
+    block_columns: int = 32
+    index_dtype: str = "int32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for knob, features in (
+            ("block_rows", self.out_features),
+            ("block_columns", self.in_features),
+        ):
+            side = self.check_integer(knob, low=1)
+            if features % side:
+                fit = [d for d in range(1, min(features, 256) + 1) if features % d == 0]
+                raise KnobError(
+                    f"{knob}={side} of bsr must divide {features}; "
+                    f"possible: {', '.join(map(str, fit))}."
+                )
+        rows, columns = self.grid()
+        self.check_integer("kept_blocks", low=1, high=rows * columns)
+        check_index_dtype(self, self.index_dtype, self.kept_blocks)
+
+    def grid(self) -> tuple[int, int]:
+        """How many blocks W has, down and across."""
+        return self.out_features // self.block_rows, self.in_features // self.block_columns
+
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        multiple = knobs.pop("multiple", 1)
+        one = cls(out_features=out_features, in_features=in_features, kept_blocks=1, **knobs)  # type: ignore[arg-type]
+        kept_blocks = budget(out_features, in_features, density) // one.parameters()
+        if kept_blocks < 1:
+            size = f"{one.block_rows}x{one.block_columns}"
+            raise unreachable(
+                "bsr", density, f"one block of {size} has density {one.density():.4g}"
+            )
+        kept_blocks = round_down(kept_blocks, multiple)
+        return cls(
+            out_features=out_features,
+            in_features=in_features,
+            kept_blocks=kept_blocks,
+            **knobs,  # type: ignore[arg-type]
+        )
+
+    def parameters(self) -> int:
+        return self.kept_blocks * self.block_rows * self.block_columns
+
+    def index_bytes(self) -> int:
+        return (self.kept_blocks + self.grid()[0] + 1) * INDEX_BYTES[self.index_dtype]
+
+    def intermediate_width(self) -> int:
+        if self.kernel != "gather":
+            return 0
+        return self.kept_blocks * (self.block_rows + self.block_columns)  # collected, and products
+
+    def copied_width(self) -> int:
+        return self.in_features + self.out_features
+
+    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
+        if self.kernel == "gather":
+            return None
+        if direction != FORWARD:
+            return "torch differentiates no BSR product; kernel=gather has a backward pass."
+        if device == "cpu" and dtype not in (torch.float32, torch.float64):
+            name = str(dtype).removeprefix("torch.")
+            return (
+                f"torch multiplies BSR tensors on the CPU with MKL, in float32 and float64 only, "
+                f"not in {name}; kernel=gather can."
+            )
+        return None
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        rows, columns = self.grid()
+        flat = random_places(rows * columns, self.kept_blocks, generator)
+        in_row = torch.bincount(flat // columns, minlength=rows)[flat // columns]
+        values = torch.empty(
+            self.kept_blocks, self.block_rows, self.block_columns, device=generator.device
+        )
+        values.uniform_(-1, 1, generator=generator)
+        values *= (self.block_columns * in_row[:, None, None]).to(values.dtype).rsqrt()
+        return _Map(self, flat, values.to(dtype))
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        """The optimum: the blocks of the largest Frobenius norm."""
+        weight = weight.detach()
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        scaled = self._blocks(weight.to(wide) * column_scale(weight, activations).to(wide))
+        flat = largest(scaled.square().sum((1, 2)), self.kept_blocks)
+        return _Map(self, flat, self._blocks(weight).index_select(0, flat))
+
+    def _blocks(self, weight: Tensor) -> Tensor:
+        """(rows · columns of blocks, block_rows, block_columns)."""
+        rows, columns = self.grid()
+        shape = (rows, self.block_rows, columns, self.block_columns)
+        return weight.reshape(shape).transpose(1, 2).flatten(0, 1)
