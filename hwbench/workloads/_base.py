@@ -31,6 +31,7 @@ class Subject:
     cost: Cost | None = None
     before: Callable[[], Any] | None = None  # untimed, once a call: makes the state of the step
     grad: bool = False  # whether autograd records during step and before
+    compiled: bool = False  # whether the step runs what torch.compile made
     max_calls: int = 1_000_000  # the most states that may exist at once
     numerical_error: Callable[[], float] | None = None  # relative, against float64
     tolerance: float = 0.0

@@ -46,10 +46,11 @@ class LinearLayer(Workload):
         x.requires_grad_(direction not in (Direction.FORWARD, Direction.BACKWARD_WEIGHT))
         call: nn.Module = layer
         if case.mode == "compile":
-            call = torch.compile(layer)  # type: ignore[assignment]
+            call = torch.compile(layer, dynamic=False)  # type: ignore[assignment]
         subject = _subject(call, layer, x, dy, direction)
         subject.cost = self.cost(case, described)
         subject.module, subject.inputs = layer, [x, dy]
+        subject.compiled = case.mode == "compile"
         subject.tolerance = TOLERANCE[case.dtype]
         subject.numerical_error = lambda: _numerical_error(call, layer, x, dy)
         return subject
