@@ -33,7 +33,7 @@ class Compile(Meter):
             return []
         from torch._dynamo.utils import counters  # takes seconds; only compiled cases need it
 
-        torch._dynamo.reset()
+        torch.compiler.reset()
         counters.clear()
         begun = time.perf_counter()
         for _ in range(_CALLS):
