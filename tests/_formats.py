@@ -125,8 +125,10 @@ def trains(f: Format) -> bool:
 def _label(value: object) -> str | None:
     if isinstance(value, Format):
         return f"{value.name()}-{value.kernel}-{value.out_features}x{value.in_features}"
-    if isinstance(value, type):
-        return value.__name__
+    if isinstance(value, type) and issubclass(value, Format):
+        return value.name()
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
 
 
