@@ -57,11 +57,11 @@ class EntriesMap(Linear):
                 self._pattern = _gather.Pattern(self.starts(), self.places(), self.in_features)
         return self._pattern
 
-    def gather(self, x: Tensor) -> Tensor:
-        """x Wᵀ by gathers."""
+    def gather(self, x: Tensor, pattern: _gather.Pattern | None = None) -> Tensor:
+        """x Wᵀ by gathers, along the layer's own pattern unless another is given."""
         dense = _gather.dense_gradient(self.values.numel(), self.out_features, self.in_features)
         values = self.values.reshape(-1)
-        return _gather.product(x, values, self.pattern(), dense_gradient=dense)
+        return _gather.product(x, values, pattern or self.pattern(), dense_gradient=dense)
 
     def to_dense(self) -> Tensor:
         rows, columns = self.pattern().rows.long(), self.places().long()
@@ -76,6 +76,28 @@ class EntriesMap(Linear):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._pattern = None
         super()._load_from_state_dict(*args, **kwargs)
+
+
+class RowsMap(EntriesMap):
+    """Entries at the ascending places ``flat`` of the flattened matrix, as compressed rows."""
+
+    row_starts: Tensor  # (out + 1,)
+    columns: Tensor  # (nonzeros,)
+
+    def __init__(
+        self, out_features: int, in_features: int, flat: Tensor, values: Tensor, index_dtype: str
+    ) -> None:
+        super().__init__(out_features, in_features, values)
+        dtype = getattr(torch, index_dtype)
+        ends = torch.arange(out_features + 1, device=flat.device) * in_features
+        self.register_buffer("row_starts", torch.searchsorted(flat, ends).to(dtype))
+        self.register_buffer("columns", (flat % in_features).to(dtype))
+
+    def starts(self) -> Tensor:
+        return self.row_starts
+
+    def places(self) -> Tensor:
+        return self.columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,24 +15,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Linear
-from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesMap
+from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, RowsMap
 
 
-class _Map(EntriesMap):
-    row_starts: Tensor  # (out + 1,)
-    columns: Tensor  # (nonzeros,)
-
-    def __init__(self, spec: Csr, row_starts: Tensor, columns: Tensor, values: Tensor) -> None:
-        super().__init__(spec.out_features, spec.in_features, values)
+class _Map(RowsMap):
+    def __init__(self, spec: Csr, flat: Tensor, values: Tensor) -> None:
+        super().__init__(spec.out_features, spec.in_features, flat, values, spec.index_dtype)
         self.kernel = spec.kernel
-        self.register_buffer("row_starts", row_starts)
-        self.register_buffer("columns", columns)
-
-    def starts(self) -> Tensor:
-        return self.row_starts
-
-    def places(self) -> Tensor:
-        return self.columns
 
     def apply_weight(self, x: Tensor) -> Tensor:
         if self.kernel == "gather":
@@ -124,8 +113,4 @@ class Csr(EntriesFormat):
         return None
 
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
-        dtype = getattr(torch, self.index_dtype)
-        ends = torch.arange(self.out_features + 1, device=flat.device) * self.in_features
-        row_starts = torch.searchsorted(flat, ends).to(dtype)
-        values = weight.flatten().index_select(0, flat)
-        return _Map(self, row_starts, (flat % self.in_features).to(dtype), values)
+        return _Map(self, flat, weight.flatten().index_select(0, flat))

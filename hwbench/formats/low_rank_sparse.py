@@ -1,0 +1,173 @@
+"""Two thin factors and a few single entries, W = A B + S.
+
+The low-rank part is applied by two products and the entries by a gather; W is never formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwbench.errors import KnobError
+from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._entries import (
+    INDEX_BYTES,
+    RowsMap,
+    check_index_dtype,
+    column_scale,
+    executed,
+    largest,
+    picked_bytes,
+    random_places,
+)
+from hwbench.formats._gather import dense_gradient
+from hwbench.records import Knob
+
+
+class _Map(RowsMap):
+    def __init__(
+        self, spec: LowRankSparse, left: Tensor, right: Tensor, flat: Tensor, values: Tensor
+    ) -> None:
+        super().__init__(spec.out_features, spec.in_features, flat, values, spec.index_dtype)
+        self.left = nn.Parameter(left)  # (out, rank)
+        self.right = nn.Parameter(right)  # (rank, in)
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.gather(x), functional.linear(x, self.right), self.left.t())
+
+    def to_dense(self) -> Tensor:
+        return super().to_dense() + self.left @ self.right
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankSparse(Format):
+    """W = A B + S with A of shape (out, rank), B of shape (rank, in) and ``nonzeros`` entries of S.
+
+    A density gives S three entries in a hundred of W, as the paper does, and what the rank leaves
+    over. Bytes: those of the factors, and those of S as compressed rows.
+    """
+
+    PAPER = "Han et al., SLTrain: a sparse plus low-rank approach for pretraining, 2024"
+    KERNELS = ("gather",)
+
+    SHARE: ClassVar[float] = 0.03
+    ROUNDS: ClassVar[int] = 100
+    PROJECTION_TOLERANCE: ClassVar[float] = 0.25
+
+    rank: int
+    nonzeros: int
+    index_dtype: str = "int32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_integer("rank", low=1, high=min(self.out_features, self.in_features))
+        self.check_integer("nonzeros", low=1, high=self.out_features * self.in_features)
+        check_index_dtype(self, self.index_dtype, self.nonzeros)
+
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        multiple = knobs.pop("multiple", 1)
+        if "rank" in knobs or "nonzeros" in knobs:
+            raise KnobError(
+                "rank and nonzeros of low_rank_sparse follow from the density; give both, or it."
+            )
+        allowed, side = budget(out_features, in_features, density), out_features + in_features
+        entries = max(1, budget(out_features, in_features, cls.SHARE))
+        rank = min((allowed - entries) // side, out_features, in_features)
+        if rank < 1:
+            least = (side + entries) / (out_features * in_features)
+            reachable = f"rank 1 and {entries} entries have density {least:.4g}"
+            raise unreachable("low_rank_sparse", density, reachable)
+        nonzeros = min(allowed - rank * side, out_features * in_features)
+        return cls(
+            out_features=out_features,
+            in_features=in_features,
+            rank=round_down(rank, multiple),
+            nonzeros=nonzeros,
+            **knobs,  # type: ignore[arg-type]
+        )
+
+    def parameters(self) -> int:
+        return sum(self.stages()) + self.nonzeros
+
+    def stages(self) -> tuple[int, ...]:
+        """Those of the low-rank part; the entries stand beside it."""
+        return (self.rank * self.in_features, self.rank * self.out_features)
+
+    def index_bytes(self) -> int:
+        return (self.nonzeros + self.out_features + 1) * INDEX_BYTES[self.index_dtype]
+
+    def gradient_entries(self) -> int:
+        """Entries of the gradient of S that the kernel computes: the kept ones, or all."""
+        dense = dense_gradient(self.nonzeros, self.out_features, self.in_features)
+        return self.out_features * self.in_features if dense else self.nonzeros
+
+    def flops(self, tokens: int, direction: str) -> int:
+        entries = executed(tokens, self.nonzeros, self.gradient_entries(), direction)
+        return super().flops(tokens, direction) + entries
+
+    def intermediate_width(self) -> int:
+        return self.rank
+
+    def copied_width(self) -> int:
+        # x to xᵀ, yᵀ to y, and the part of y that S gives, before the rest is added
+        return self.in_features + 2 * self.out_features
+
+    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+        return moved + picked_bytes(self.nonzeros, self.gradient_entries(), item_bytes, direction)
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        """A = 0, as the paper starts; B and the entries are U(±1/√in_features)."""
+        total, bound = self.out_features * self.in_features, self.in_features**-0.5
+        left = torch.zeros(self.out_features, self.rank, device=generator.device)
+        right = torch.empty(self.rank, self.in_features, device=generator.device)
+        right.uniform_(-bound, bound, generator=generator)
+        flat = random_places(total, self.nonzeros, generator)
+        values = torch.empty(self.nonzeros, device=generator.device)
+        values.uniform_(-bound, bound, generator=generator)
+        return _Map(self, left.to(dtype), right.to(dtype), flat, values.to(dtype))
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        """A local optimum, reached in turns: A B for S, then S for A B, while the error falls.
+
+        S for A B is the best there is; A B for S, after a first decomposition, takes one step of
+        subspace iteration, which never raises the error. ``activations`` weigh the columns.
+        """
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        scale = column_scale(weight, activations).to(wide)
+        scale = scale.clamp_min(float(scale.max()) * 1e-6 + torch.finfo(wide).tiny)
+        target = weight.detach().to(wide) * scale
+        left, right, flat = self._alternate(target)
+        u, s, vh = torch.linalg.svd(left, full_matrices=False)
+        values = (target - left @ right).flatten()[flat] / scale[flat % self.in_features]
+        left, right = u * s.sqrt(), s.sqrt()[:, None] * (vh @ right) / scale
+        narrow = [tensor.to(weight.dtype).contiguous() for tensor in (left, right, values)]
+        return _Map(self, narrow[0], narrow[1], flat, narrow[2])
+
+    def _alternate(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(out, rank), (rank, in) and the ascending places of the entries of S."""
+        basis = torch.linalg.svd(target, full_matrices=False).Vh[: self.rank].mT
+        left, flat, entries, error = self._split(target, target, basis)
+        for _ in range(self.ROUNDS):
+            rest = target - entries
+            moved = torch.linalg.qr(rest.mT @ (rest @ basis)).Q
+            split = self._split(target, rest, moved)
+            if split[3] >= error * (1 - 1e-5):
+                break
+            (left, flat, entries, error), basis = split, moved
+        return left, basis.mT, flat
+
+    def _split(
+        self, target: Tensor, rest: Tensor, basis: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        """A for this Bᵀ, the places and the values of the best S for A B, and what is missed."""
+        left = rest @ basis
+        gap = (target - left @ basis.mT).flatten()
+        flat = largest(gap.abs(), self.nonzeros)
+        entries = torch.zeros_like(gap).index_copy(0, flat, gap[flat])
+        return left, flat, entries.view(target.shape), float((gap - entries).norm())
