@@ -4,7 +4,7 @@ Formats come from ``plugins.names``, settings from ``from_knobs`` at half densit
 for a format that has none). What a format may say about itself, by attribute or property:
 
 * ``PROJECTION_TOLERANCE``: how far an iterative ``project`` may stay from a member that it is
-  given, and how much worse a larger budget may turn out (relative; default 1e-4);
+  given (relative, Frobenius; default 1e-4);
 * ``MATERIALISES``: whether its kernel forms a dense tensor of the weight's size (default False).
 """
 
@@ -473,9 +473,7 @@ def test_cost_is_whole_and_linear_in_tokens(f: Format) -> None:
 # --- projection ---------------------------------------------------------------------------------
 
 
-def tolerance(f: Format) -> float:
-    own: float = getattr(f, "PROJECTION_TOLERANCE", 1e-4)
-    return max(own, 2 * TOLERANCE[home(f)])
+SLACK = 1.02  # an iteration may end a little elsewhere
 
 
 def matrix(f: Format, seed: int = 1) -> Tensor:
@@ -493,7 +491,7 @@ def error(f: Format, weight: Tensor, **more: Any) -> float:
 @each("f", ALL)
 def test_projection_keeps_a_member(f: Format) -> None:
     weight = random_layer(f).to_dense().detach().clone()
-    assert error(f, weight) <= tolerance(f)
+    assert error(f, weight) <= getattr(f, "PROJECTION_TOLERANCE", 1e-4)
 
 
 @each("f", ALL)
@@ -512,7 +510,7 @@ def test_projection_improves_with_the_budget(f: Format) -> None:
     found = {g.parameters(): error(g, matrix(f)) for _, g in budgets(f)}
     errors = [found[parameters] for parameters in sorted(found)]
     for small, large in itertools.pairwise(errors):
-        assert large <= small * (1 + tolerance(f)) + tolerance(f) * 1e-2
+        assert large <= small * SLACK + 1e-6
     assert len(errors) <= 1 or errors[-1] < errors[0]
 
 
@@ -531,7 +529,7 @@ def test_projection_minds_its_manners(f: Format) -> None:
         weight.zero_()
     assert torch.equal(dense, layer.to_dense())
     transposed = before.mT.contiguous().mT
-    assert relative(f.project(transposed).to_dense().detach(), dense) <= tolerance(f)
+    assert error(f, transposed) <= relative(dense, before) * SLACK + 1e-6
 
 
 @each("f, dtype", [(f, d) for f in SETTINGS for d in dtypes(f)])
@@ -541,7 +539,7 @@ def test_projection_has_the_dtype_of_the_weight(f: Format, dtype: torch.dtype) -
     assert layer.to_dense().dtype == dtype
     assert all(p.dtype == dtype for p in layer.parameters())
     full, own = (relative(p.to_dense().detach(), weight) for p in (f.project(weight), layer))
-    assert own <= full + 2 * TOLERANCE[dtype] + tolerance(f)
+    assert own <= full * SLACK + 2 * TOLERANCE[dtype]
 
 
 @each("f", ALL)
@@ -560,4 +558,4 @@ def test_projection_may_be_told_what_the_layer_sees(f: Format) -> None:
         float(((weight - layer.to_dense().detach().float()) @ activations.float().mT).norm())
         for layer in (plain, told)
     ]
-    assert errors[1] <= errors[0] * (1 + max(0.02, tolerance(f)))
+    assert errors[1] <= errors[0] * SLACK
