@@ -77,11 +77,12 @@ class Timed(Record):
 
 
 class ChunkReply(Record, tag="chunked", tag_field="say"):
-    """What the rounds gave, by case id, and the seconds that lay inside timed samples."""
+    """What the rounds gave, by case id, and where the seconds went."""
 
     timed: dict[str, Timed]
     wall_seconds: float = 0.0
-    sampled_seconds: float = 0.0
+    sampled_seconds: float = 0.0  # inside timed samples
+    warm_seconds: float = 0.0  # in calls that are not timed
 
 
 class ForgetRequest(Record, tag="forget", tag_field="say"):

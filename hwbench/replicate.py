@@ -23,6 +23,9 @@ from hwbench.transports.local import LocalWorker, WorkerDiedError, WorkerTimedOu
 CHUNK = 8  # the most members that are timed in the same rounds
 MEMORY_SHARE = 0.5  # of the free memory may be held by one chunk
 ANCHOR = "dense"
+SPANS = ("start", "solo", "chunk", "sampled", "warm")
+"""Where the seconds of a replicate go: worker starts, solo readings, chunks; of the chunks, inside
+timed samples, and in calls that are not timed."""
 
 Keep = Callable[[Result], None]
 """Called with each result as soon as it is final."""
@@ -48,11 +51,7 @@ class Replicate:
     keep: Keep
     worker: LocalWorker | None = None
     free_bytes: int = 0
-    restarts: int = 0
-    sampled_seconds: float = 0.0
-    chunk_seconds: float = 0.0
-    solo_seconds: float = 0.0
-    spans: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
 
     def close(self) -> None:
         """End the worker process."""
@@ -73,9 +72,9 @@ class Replicate:
         ``members`` come in the order in which they shall run; dense is among them or there is no
         relative time. ``seconds`` is what the time budget leaves for this group.
         """
-        begun = time.monotonic()
+        begun, started = time.monotonic(), self.seconds["start"]
         ready = [reply for planned in members if (reply := self._alone(planned, wanted))]
-        self.solo_seconds += time.monotonic() - begun
+        self.seconds["solo"] += time.monotonic() - begun - (self.seconds["start"] - started)
         anchor = next((solo for solo in ready if solo.planned.case.format == ANCHOR), None)
         others = [solo for solo in ready if solo is not anchor]
         chunks = list(self._chunks(others, anchor)) or ([[]] if anchor else [])
@@ -110,7 +109,6 @@ class Replicate:
     def _lost(self, planned: Planned, error: WorkerError) -> Result:
         """The result of a case that took its worker with it; the next case gets a fresh one."""
         self.close()
-        self.restarts += 1
         timed_out = isinstance(error, WorkerTimedOutError)
         reason = str(error)
         if timed_out:
@@ -125,7 +123,9 @@ class Replicate:
 
     def _opened(self) -> LocalWorker:
         if self.worker is None:
+            begun = time.monotonic()
             self.worker = self.start()
+            self.seconds["start"] += time.monotonic() - begun
         return self.worker
 
     def _chunks(self, members: list[Solo], anchor: Solo | None) -> Iterator[list[Solo]]:
@@ -145,7 +145,6 @@ class Replicate:
             timed = self._rounds(chunk, anchor, seconds)
         except (WorkerDiedError, WorkerTimedOutError) as error:
             self.close()
-            self.restarts += 1
             if len(chunk) > 1:
                 for solo in chunk:
                     self._time([solo], anchor, wanted, None if seconds is None else 0.0)
@@ -185,6 +184,7 @@ class Replicate:
         )
         limit = plan.timeout_seconds * (len(chunk) + 1)
         reply = self._opened().ask(request, protocol.ChunkReply, limit)
-        self.sampled_seconds += reply.sampled_seconds
-        self.chunk_seconds += reply.wall_seconds
+        self.seconds["sampled"] += reply.sampled_seconds
+        self.seconds["warm"] += reply.warm_seconds
+        self.seconds["chunk"] += reply.wall_seconds
         return reply.timed

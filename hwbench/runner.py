@@ -36,7 +36,7 @@ from hwbench.records import (
     Status,
     Suite,
 )
-from hwbench.replicate import ANCHOR, Replicate
+from hwbench.replicate import ANCHOR, SPANS, Replicate
 from hwbench.store import Run, RunWriter, read_run
 from hwbench.transports.local import LocalWorker
 
@@ -260,7 +260,7 @@ def _execute(state: _State, threads: int, time_budget_seconds: float | None) -> 
     end = None if time_budget_seconds is None else state.begun + time_budget_seconds
     replicates = max(state.seeds(planned) for planned in state.planned.values())
     notes: dict[str, Any] = {}
-    sampled = timed = solo = 0.0
+    spent = dict.fromkeys(SPANS, 0.0)
     longest = 0.0
     try:
         state.listener(
@@ -285,11 +285,9 @@ def _execute(state: _State, threads: int, time_budget_seconds: float | None) -> 
                 _visit(state, replicate, None if share is None else begun + share)
             finally:
                 replicate.close()
-            sampled += replicate.sampled_seconds
-            timed += replicate.chunk_seconds
-            solo += replicate.solo_seconds
+            spent = {span: spent[span] + replicate.seconds[span] for span in SPANS}
             longest = max(longest, time.monotonic() - begun)
-        notes |= {"sampled_seconds": sampled, "chunk_seconds": timed, "solo_seconds": solo}
+        notes |= {f"{span}_seconds": seconds for span, seconds in spent.items()}
         wall = time.monotonic() - state.begun
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         machine = {**environment.machine_state(), **notes}

@@ -154,6 +154,7 @@ class Worker:
             },
             wall_seconds=time.monotonic() - begun,
             sampled_seconds=sum(sum(map(sum, m.blocks)) * m.calls for m in everyone),
+            warm_seconds=sum(m.warm_seconds for m in everyone),
         )
 
     def _read(self, subject: Subject, result: Result) -> Result:

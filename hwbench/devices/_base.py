@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -65,6 +66,12 @@ class Device(ABC):
 
     def prefill(self, seconds: float) -> None:
         """Occupy the queue for about ``seconds``, so that the host is ahead when timing starts."""
+
+    def occupy(self, seconds: float) -> None:
+        """Keep the device busy for that long: a step of known duration."""
+        end = time.perf_counter_ns() + round(seconds * 1e9)
+        while time.perf_counter_ns() < end:
+            pass
 
     def synchronize(self) -> None:
         """Wait until the queue is empty."""

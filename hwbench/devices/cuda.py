@@ -149,6 +149,9 @@ class Cuda(Device):
         wanted = min(seconds, _PREFILL_LIMIT_SECONDS) * self._cycles_per_second
         torch.cuda._sleep(int(wanted))  # noqa: SLF001 (no public call occupies a queue for a time)
 
+    def occupy(self, seconds: float) -> None:
+        self.prefill(seconds)
+
     def _spin_rate(self) -> float:
         start = self.mark()
         torch.cuda._sleep(_SPIN_CYCLES)  # noqa: SLF001

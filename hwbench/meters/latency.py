@@ -71,6 +71,7 @@ class Member:
     disturbed: list[bool] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
     spent: float = 0.0
+    warm_seconds: float = 0.0  # spent in calls that are not timed: warm-up, and after a change
     stopped: str | None = None
     flags: set[str] = field(default_factory=set)
 
@@ -146,6 +147,7 @@ def _block(member: Member, device: Device, number: int) -> None:
     subject, begun = member.subject, time.monotonic()
     if not member.cold:
         sample(device, subject, max(1, min(member.calls, subject.max_calls, 3)))
+    member.warm_seconds += time.monotonic() - begun
     before = device.probe()
     values = [
         sample(
@@ -165,7 +167,9 @@ def _block(member: Member, device: Device, number: int) -> None:
 
 def _warm_up(member: Member, device: Device, plan: Plan) -> None:
     """Warm up, then fix calls a sample and samples a block."""
+    begun = time.monotonic()
     found = calibrate(device, member.subject, plan.budget_seconds, cold=member.cold)
+    member.warm_seconds += time.monotonic() - begun
     member.calls, member.samples = found.calls, found.samples
     member.enqueue_seconds = found.enqueue_seconds
     if device.asynchronous and found.launch_bound:
