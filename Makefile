@@ -9,7 +9,7 @@ CUDA_RESULTS := .pytest_cache/cuda.xml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv bench test test-cuda lint fmt check
+.PHONY: help venv bench test evidence test-cuda lint fmt check
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has t
 	$(PYTHON) -m pytest -m cuda --junit-xml $(CUDA_RESULTS)
 	@$(PYTHON) -c "import xml.etree.ElementTree as T; s = T.parse('$(CUDA_RESULTS)').getroot().find('testsuite'); \
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'cuda tests ran'); raise SystemExit(n == 0)"
+
+evidence: $(VENV)/.dev ## measure what docs/method.md claims, on this machine (tens of minutes)
+	@for script in durations overhead kernels spread; do echo "== $$script"; $(BIN)/python evidence/$$script.py || exit 1; done
 
 lint: $(VENV)/.dev ## check style, types and who imports whom
 	$(BIN)/ruff check .

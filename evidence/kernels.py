@@ -1,0 +1,138 @@
+"""Each format at its best: medians of interleaved calls in one process, as ratios.
+
+1024×1024, float32, through the public ``Linear``; the output is contiguous and indices are built
+outside the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+import hwbench
+
+SIDE = 1024
+Call = Callable[[], object]
+
+
+def layer(name: str, shape: tuple[int, int] = (SIDE, SIDE), **knobs: object) -> hwbench.Linear:
+    """A random layer of a format."""
+    described = hwbench.get_format(name).from_knobs(*shape, **knobs)
+    return described.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+
+
+def forward(made: hwbench.Linear, tokens: int) -> Call:
+    """One forward call without autograd."""
+    x = torch.randn(tokens, made.in_features)
+
+    def call() -> object:
+        with torch.no_grad():
+            return made(x)
+
+    return call
+
+
+def step(made: hwbench.Linear, tokens: int) -> Call:
+    """One forward and backward call with every gradient."""
+    x = torch.randn(tokens, made.in_features, requires_grad=True)
+    dy = torch.randn(tokens, made.out_features)
+    wanted = [x, *made.parameters()]
+    return lambda: torch.autograd.grad(made(x), wanted, dy)
+
+
+def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, visited in shuffled rounds."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    for turn in range(rounds + 3):
+        random.Random(turn).shuffle(order)
+        for name in order:
+            calls[name]()  # the first call after a change stays untimed
+            begun = time.perf_counter()
+            calls[name]()
+            if turn >= 3:
+                taken[name].append(time.perf_counter() - begun)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def compare(title: str, calls: dict[str, Call], rounds: int, *claims: tuple[str, str, str]) -> None:
+    """Print the ratio of each claimed pair, beside what is asked of it."""
+    found = interleaved(calls, rounds)
+    for ours, theirs, asked in claims:
+        ratio = found[ours] / found[theirs]
+        print(
+            f"{title:34s} {ours:22s} / {theirs:22s} = {ratio:7.4f}  (1/{1 / ratio:6.2f})  {asked}"
+        )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    rounds = asked.rounds
+    compare(
+        "forward, 64 tokens, density 0.1",
+        {
+            "csr": forward(layer("csr", density=0.1), 64),
+            "csr linear": forward(layer("csr", density=0.1, kernel="linear"), 64),
+            "condensed": forward(layer("condensed", density=0.1), 64),
+            "condensed naive": forward(layer("condensed", density=0.1, kernel="naive"), 64),
+            "dense": forward(layer("dense"), 64),
+        },
+        rounds,
+        ("csr", "csr linear", "at most 1/8"),
+        ("csr", "dense", "at most 1/4"),
+        ("condensed", "condensed naive", "at most 1/60"),
+    )
+    compare(
+        "step, 256 tokens",
+        {
+            "csr 0.05": step(layer("csr", density=0.05), 256),
+            "csr 0.1": step(layer("csr", density=0.1), 256),
+            "dense": step(layer("dense"), 256),
+        },
+        rounds,
+        ("csr 0.05", "dense", "at most 0.25"),
+        ("csr 0.1", "dense", "at most 0.40"),
+    )
+    multiply = layer("blast", density=0.5, blocks=16, kernel="multiply_sum")
+    compare(
+        "forward, 256 tokens, density 0.5",
+        {
+            "blast 16": forward(layer("blast", density=0.5, blocks=16), 256),
+            "blast 16 multiply_sum": forward(multiply, 256),
+            "low_rank": forward(layer("low_rank", density=0.5), 256),
+            "dense": forward(layer("dense"), 256),
+        },
+        rounds,
+        ("blast 16", "blast 16 multiply_sum", "at most 1/5"),
+        ("low_rank", "dense", "at most 0.50"),
+    )
+    for name in ("monarch", "btt"):
+        _against_spellings(name, rounds)
+
+
+def _against_spellings(name: str, rounds: int) -> None:
+    """A format's default kernel against the others that it offers, by shape and tokens."""
+    kernels = hwbench.get_format(name).KERNELS
+    for shape in ((1024, 1024), (4096, 1024), (1024, 4096)):
+        for tokens in (64, 256):
+            calls = {
+                kernel: forward(layer(name, shape, density=0.5, kernel=kernel), tokens)
+                for kernel in kernels
+            }
+            title = f"{name} {shape[0]}x{shape[1]}, {tokens} tokens"
+            claims = [(kernels[0], other, "at most 1.05") for other in kernels[1:]]
+            compare(title, calls, rounds, *claims)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""How well repeated runs agree: hwbench, torch.utils.benchmark and pytest-benchmark.
+
+All get the same wall time.
+Each tool gives, in one run, the ratio of a format's time to dense. Runs of the three alternate. The
+time that hwbench takes for a run, process starts included, is what the other two get. The figure is
+the standard deviation of the logarithm of the ratio over the runs of a tool.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import hwbench
+from hwbench.frames import summary_rows
+from hwbench.store import read_run
+
+FORMATS = {"low_rank": 0.5, "monarch": 0.5, "csr": 0.1}
+SIDE, TOKENS = 1024, 16
+START_SECONDS = 5.0  # what the other tools need for imports and set-up, taken off their budget
+
+LAYERS = """
+import torch, hwbench
+torch.set_num_threads({threads})
+def layer(name):
+    f = hwbench.get_format(name)
+    knobs = {{}} if name == "dense" else {{"density": {formats}[name]}}
+    made = f.from_knobs({side}, {side}, **knobs)
+    return made.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+x = torch.randn({tokens}, {side})
+names = ["dense", *{formats}]
+layers = {{name: layer(name) for name in names}}
+"""
+
+TORCH = (
+    LAYERS
+    + """
+import json
+from torch.utils.benchmark import Timer
+found = {{}}
+with torch.no_grad():
+    for name in names:
+        timer = Timer("layer(x)", globals={{"layer": layers[name], "x": x}}, num_threads={threads})
+        found[name] = timer.adaptive_autorange(min_run_time={each}, max_run_time={each}).median
+print(json.dumps(found))
+"""
+)
+
+PYTEST = (
+    LAYERS
+    + """
+import pytest
+@pytest.mark.parametrize("name", names)
+def test_layer(benchmark, name):
+    with torch.no_grad():
+        benchmark(layers[name], x)
+"""
+)
+
+
+def by_hwbench(folder: Path, threads: int) -> dict[str, float]:
+    """One run of hwbench; the relative times by format."""
+    document = {
+        "schema": 1,
+        "name": "spread",
+        "plan": {"replicates": 5},
+        "cases": [
+            {
+                "workload": "linear",
+                "direction": "forward",
+                "shape": [SIDE, SIDE],
+                "tokens": TOKENS,
+                "format": [{"name": n, "density": d} for n, d in FORMATS.items()],
+            }
+        ],
+    }
+    run = read_run(hwbench.run(document, device="cpu", out=folder, threads=threads))
+    rows = {row["format"]: row["relative_time"] for row in summary_rows(run)}
+    return {name: rows[name] for name in FORMATS}
+
+
+def _filled(template: str, seconds: float, threads: int) -> str:
+    each = max(0.2, (seconds - START_SECONDS) / (len(FORMATS) + 1))
+    return template.format(
+        threads=threads, formats=repr(FORMATS), side=SIDE, tokens=TOKENS, each=each
+    )
+
+
+def by_torch(seconds: float, threads: int) -> dict[str, float]:
+    """One process of torch.utils.benchmark; the ratios of medians by format."""
+    done = subprocess.run(
+        [sys.executable, "-c", _filled(TORCH, seconds, threads)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return {name: found[name] / found["dense"] for name in FORMATS}
+
+
+def by_pytest(folder: Path, seconds: float, threads: int) -> dict[str, float]:
+    """One process of pytest-benchmark; the ratios of medians by format."""
+    test = folder / "test_spread.py"
+    test.write_text(_filled(PYTEST, seconds, threads))
+    each = max(0.2, (seconds - START_SECONDS) / (len(FORMATS) + 1))
+    stored = folder / "stored.json"
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(test),
+         f"--benchmark-json={stored}", f"--benchmark-max-time={each}"],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    stats = json.loads(stored.read_text())["benchmarks"]
+    medians = {b["params"]["name"]: b["stats"]["median"] for b in stats}
+    return {name: medians[name] / medians["dense"] for name in FORMATS}
+
+
+def main() -> None:
+    """Alternate the three tools and print the spread of each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    found: dict[str, dict[str, list[float]]] = {
+        tool: {name: [] for name in FORMATS}
+        for tool in ("hwbench", "torch.utils.benchmark", "pytest-benchmark")
+    }
+    walls: dict[str, list[float]] = {tool: [] for tool in found}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(asked.runs):
+            seconds = math.nan
+            for tool in found:
+                begun = time.monotonic()
+                if tool == "hwbench":
+                    ratios = by_hwbench(Path(folder), asked.threads)
+                elif tool == "pytest-benchmark":
+                    ratios = by_pytest(Path(folder), seconds, asked.threads)
+                else:
+                    ratios = by_torch(seconds, asked.threads)
+                walls[tool].append(time.monotonic() - begun)
+                if tool == "hwbench":
+                    seconds = walls[tool][-1]
+                for name, value in ratios.items():
+                    found[tool][name].append(math.log(value))
+    print(
+        f"spread of the ratio to dense over {asked.runs} runs (sd of logs), {asked.threads} threads"
+    )
+    print(
+        f"{'tool':24s}{'wall':>8s}" + "".join(f"{name:>12s}" for name in FORMATS) + "        mean"
+    )
+    for tool, values in found.items():
+        spreads = [stdev(values[name]) for name in FORMATS]
+        cells = "".join(f"{100 * spread:10.2f} %" for spread in spreads)
+        print(f"{tool:24s}{mean(walls[tool]):6.1f} s{cells}{100 * mean(spreads):10.2f} %")
+
+
+if __name__ == "__main__":
+    main()
