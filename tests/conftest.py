@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("_formats")
 
-with contextlib.suppress(ImportError):  # the tests of a GPU run without it
-    from hypothesis import settings
+collect_ignore: list[str] = []
 
+try:
+    from hypothesis import settings
+except ImportError:  # the tests of a GPU run in interpreters that have torch and pytest only
+    files = Path(__file__).parent.glob("test_*.py")
+    collect_ignore += [file.name for file in files if "\nfrom hypothesis" in file.read_text()]
+else:
     # A shared runner stalls for longer than any deadline; every run tries the same examples.
     settings.register_profile("hwbench", deadline=None, derandomize=True)
     settings.load_profile("hwbench")
+
+
+def pytest_report_header() -> list[str]:
+    return [f"left out without hypothesis: {', '.join(collect_ignore)}"] if collect_ignore else []
 
 
 @pytest.fixture(autouse=True)
