@@ -19,16 +19,10 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import cache, lru_cache
 
+from hwbench.power import FEW, replicates_needed, student
+from hwbench.ranks import median_rank, rank_sum, signed_rank
 from hwbench.records import Estimate, Ratio, Verdict
-
-FEW = 4  # up to so many values on a side: t; from one more: Hodges–Lehmann
-MOST_REPLICATES = 1000  # more than these are not worth asking for
-_EXACT = 2500  # above so many values, pair averages or differences: normal ranks
-_EFFICIENCY = 3 / math.pi  # of Hodges–Lehmann against the mean, under Gaussian noise
-_SHARES = 12  # points at which the split of the variance between the sides is averaged over
 
 Interval = tuple[float, float, float]  # centre, low, high
 
@@ -43,7 +37,7 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
 
     None where no ranks reach the level, which at 95 % is below six values.
     """
-    rank = _median_rank(len(values), level)
+    rank = median_rank(len(values), level)
     if rank == 0:
         return None
     ordered = sorted(values)
@@ -170,11 +164,11 @@ def _location(values: Sequence[float], level: float) -> Interval:
     if count == 1:
         return values[0], math.nan, math.nan
     mean = statistics.fmean(values)
-    half = _student(count - 1, level) * statistics.stdev(values) / math.sqrt(count)
+    half = student(count - 1, level) * statistics.stdev(values) / math.sqrt(count)
     if count <= FEW:
         return mean, mean - half, mean + half
     averages = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
-    centre, rank = median(averages), _signed_rank(count, level)
+    centre, rank = median(averages), signed_rank(count, level)
     if rank == 0:
         return centre, mean - half, mean + half
     return centre, averages[rank - 1], averages[-rank]
@@ -183,7 +177,7 @@ def _location(values: Sequence[float], level: float) -> Interval:
 def _shift(first: list[float], second: list[float], level: float) -> Interval:
     """The second sample's centre minus the first's, with its interval."""
     few = min(len(first), len(second)) <= FEW
-    rank = 0 if few else _rank_sum(len(first), len(second), level)[0]
+    rank = 0 if few else rank_sum(len(first), len(second), level)[0]
     if rank == 0:
         return _welch(first, second, level)
     differences = sorted(b - a for a in first for b in second)
@@ -203,7 +197,7 @@ def _welch(first: list[float], second: list[float], level: float) -> Interval:
     else:
         share = a / (a + b)
         freedom = 1 / (share**2 / (len(first) - 1) + (1 - share) ** 2 / (len(second) - 1))
-    half = _student(freedom, level) * math.sqrt(a + b)
+    half = student(freedom, level) * math.sqrt(a + b)
     return centre, centre - half, centre + half
 
 
@@ -313,69 +307,6 @@ def judge(
     return Judgement(found, measured, needed)
 
 
-def replicates_needed(
-    noise: float, change: float, power: float = 0.9, level: float = 0.95
-) -> int | None:
-    """Replicates a side at which a change is told from none in ``power`` of all trials.
-
-    ``noise`` is the replicates' standard deviation on logs (``spread``), ``change`` a fraction.
-    None where the noise is unknown, there is no change, or more than ``MOST_REPLICATES`` would do.
-    """
-    distance = abs(math.log1p(change))
-    if not math.isfinite(noise) or distance == 0:
-        return None
-    if noise == 0:
-        return 2
-    certain = (_normal((1 + level) / 2) + _normal(power)) * noise / distance
-    fewest = 2 * certain * certain  # as if the spread were known
-    for count in range(max(2, math.floor(min(fewest, MOST_REPLICATES))), MOST_REPLICATES + 1):
-        if _power(count, distance / noise, level) >= power:
-            return count
-    return None
-
-
-def smallest_detectable(
-    noise: float, count: int, power: float = 0.9, level: float = 0.95, threshold: float = 0.0
-) -> float:
-    """The change that is found in ``power`` of all trials with ``count`` replicates a side.
-
-    A fraction: 0.05 is 5 % slower. With a threshold the estimate has to pass that as well. Infinite
-    where a side of one replicate gives no interval; nan where the noise is unknown.
-    """
-    if count < 2 or math.isnan(noise):
-        return math.inf if count < 2 else math.nan
-    low, high = 0.0, 1.0  # in standard deviations
-    while _power(count, high, level) < power:
-        low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if _power(count, middle, level) >= power else (middle, high)
-    scatter = math.sqrt(2 / (count if count <= FEW else count * _EFFICIENCY))
-    passing = math.log1p(threshold) + _normal(power) * scatter * noise if threshold else 0.0
-    return math.expm1(max(high * noise, passing))
-
-
-def _power(count: int, distance: float, level: float) -> float:
-    """Chance that ``ratio`` excludes "no change" at a shift of ``distance`` standard deviations.
-
-    Under Gaussian noise. Up to four a side, Welch's degrees of freedom depend on how the variance
-    happens to be split between the sides: a beta variable independent of the statistic, averaged
-    over. From five, Hodges–Lehmann counts with its efficiency and the level its ranks really have.
-    """
-    from scipy import special
-
-    if count > FEW:
-        freedom, tail = 2 * (count - 1), _rank_sum(count, count, level)[1]
-        centrality = distance * math.sqrt(count * _EFFICIENCY / 2)
-        return float(1 - special.nctdtr(freedom, centrality, special.stdtrit(freedom, 1 - tail)))
-    missed, half = 0.0, (count - 1) / 2
-    for step in range(_SHARES):
-        share = special.betaincinv(half, half, (step + 0.5) / (2 * _SHARES))
-        critical = _student((count - 1) / (share**2 + (1 - share) ** 2), level)
-        missed += special.nctdtr(2 * (count - 1), distance * math.sqrt(count / 2), critical)
-    return float(1 - missed / _SHARES)
-
-
 def clopper_pearson(events: int, trials: int, level: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of a rate; for a one-sided 95 % bound ask for a level of 0.9.
 
@@ -390,63 +321,6 @@ def clopper_pearson(events: int, trials: int, level: float = 0.95) -> tuple[floa
     low = float(special.betaincinv(events, misses + 1, 1 - chance)) if events else 0.0
     high = float(special.betaincinv(events + 1, misses, chance)) if misses else 1.0
     return low, high
-
-
-@lru_cache(maxsize=4096)
-def _median_rank(count: int, level: float) -> int:
-    if count > _EXACT:
-        return math.floor((count - _normal((1 + level) / 2) * math.sqrt(count)) / 2)
-    allowed = math.floor(Fraction((1 - level) / 2) * 2**count)
-    rank, term, below = 0, 1, 1  # below = 2^count · P(Binomial(count, ½) ≤ rank)
-    while rank < count and below <= allowed:
-        term = term * (count - rank) // (rank + 1)
-        rank, below = rank + 1, below + term
-    return rank
-
-
-def _signed_rank(count: int, level: float) -> int:
-    """Among the pair averages of one sample: Wilcoxon's signed-rank statistic."""
-    return _rank(tuple(2 * step for step in range(1, count + 1)), level)[0]
-
-
-def _rank_sum(first: int, second: int, level: float) -> tuple[int, float]:
-    """Among the differences of two samples: Mann–Whitney's U; also the chance left on each side."""
-    return _rank(tuple(second + step for step in range(1, first + 1)), level)
-
-
-@cache
-def _rank(bounds: tuple[int, ...], level: float) -> tuple[int, float]:
-    """The rank, and what it leaves outside, of a statistic whose orders have a product form.
-
-    ``bounds`` are the u of its generating function Π (1 − q^u) / (1 − q^i), i = 1, 2, …
-    """
-    pairs = sum(bound - step for step, bound in enumerate(bounds, 1))
-    if pairs > _EXACT:
-        variance = sum(bound**2 - step**2 for step, bound in enumerate(bounds, 1)) / 12
-        quantile = _normal((1 + level) / 2)
-        return math.floor(pairs / 2 - quantile * math.sqrt(variance)), (1 - level) / 2
-    ways = [1] + [0] * (pairs // 2)  # orders in which the statistic is 0, 1, …
-    for step, bound in enumerate(bounds, 1):
-        for value in range(len(ways) - 1, bound - 1, -1):
-            ways[value] -= ways[value - bound]
-        for value in range(step, len(ways)):
-            ways[value] += ways[value - step]
-    orders = math.prod(bounds) // math.factorial(len(bounds))
-    rank, below, allowed = 0, 0, math.floor(Fraction((1 - level) / 2) * orders)
-    while below + ways[rank] <= allowed:  # half of all orders are in reach, allowed are fewer
-        rank, below = rank + 1, below + ways[rank]
-    return rank, below / orders
-
-
-def _normal(chance: float) -> float:
-    return statistics.NormalDist().inv_cdf(chance)
-
-
-@lru_cache(maxsize=4096)
-def _student(freedom: float, level: float) -> float:
-    from scipy import special
-
-    return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
 def _exp(value: float) -> float:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwbench import compare as comparing
-from hwbench.compare import Entry, Reading, Severity, Side, compare, differences, side
+from hwbench import fingerprint
+from hwbench.compare import Entry, Reading, Side, compare, side
 from hwbench.errors import UnknownNameError
+from hwbench.fingerprint import Severity, differences
 from hwbench.records import (
     SCHEMA,
     Case,
@@ -283,7 +284,7 @@ def test_another_kernel_or_setting_is_told_beside_the_verdict() -> None:
 )
 def test_what_a_difference_of_fingerprints_means(facts: dict[str, Any], expected: Severity) -> None:
     old, new = run(entry()), run(entry(), **facts)
-    assert [found.severity for found in differences(old, new)] == [expected]
+    assert [found.severity for found in differences(old.facts, new.facts)] == [expected]
     blocked = only(compare([old], [new])).verdict is Verdict.INCOMPARABLE
     assert blocked == (expected is Severity.FATAL)
     assert only(compare([old], [new], across_machines=True)).verdict is Verdict.EQUIVALENT
@@ -298,12 +299,12 @@ def test_what_a_difference_of_fingerprints_means(facts: dict[str, Any], expected
     ],
 )
 def test_what_is_no_difference_of_fingerprints(facts: dict[str, Any]) -> None:
-    assert differences(run(entry()), run(entry(), **facts)) == []
+    assert differences(run(entry()).facts, run(entry(), **facts).facts) == []
 
 
 def test_the_fatal_differences_are_the_reason() -> None:
     old, new = run(entry()), run(entry(), threads=4, torch="2.14.0", a_new_fact=True)
-    assert [str(found) for found in differences(old, new)] == [
+    assert [str(found) for found in differences(old.facts, new.facts)] == [
         "threads was 2 and is 4",
         "a_new_fact was None and is True",
         "torch was '2.13.0' and is '2.14.0'",
@@ -491,8 +492,8 @@ def test_comparing_loads_no_torch_and_no_tables() -> None:
 
 
 def test_the_table_lists_no_fact_twice() -> None:
-    listed = (*comparing._FATAL, *comparing._WARN, *comparing._IGNORED)
-    assert len(listed) == len(set(listed)) == len(comparing.FINGERPRINT)
+    listed = (*fingerprint._FATAL, *fingerprint._WARN, *fingerprint._IGNORED)
+    assert len(listed) == len(set(listed)) == len(fingerprint.FINGERPRINT)
 
 
 def test_a_growth_from_nothing_is_without_measure() -> None:

@@ -14,7 +14,7 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hwbench import stats
+from hwbench import power, ranks, stats
 from hwbench.records import Ratio, Verdict
 from hwbench.stats import Rule
 
@@ -151,11 +151,11 @@ def test_the_shift_interval_is_what_mann_whitney_does_not_reject(
 def test_large_samples_use_normal_ranks_close_to_the_exact_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    exact = stats._rank_sum(40, 40, 0.95)[0], stats._signed_rank(60, 0.95)
-    monkeypatch.setattr(stats, "_EXACT", 10)
-    stats._rank.cache_clear()
-    normal = stats._rank_sum(40, 40, 0.95)[0], stats._signed_rank(60, 0.95)
-    stats._rank.cache_clear()
+    exact = ranks.rank_sum(40, 40, 0.95)[0], ranks.signed_rank(60, 0.95)
+    monkeypatch.setattr(ranks, "_EXACT", 10)
+    ranks._rank.cache_clear()
+    normal = ranks.rank_sum(40, 40, 0.95)[0], ranks.signed_rank(60, 0.95)
+    ranks._rank.cache_clear()
     assert normal == pytest.approx(exact, abs=2)
 
 
@@ -397,7 +397,7 @@ def test_a_true_change_at_the_margin_is_rarely_called_equivalent() -> None:
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 10])
 def test_the_smallest_detectable_change_is_found_in_nine_of_ten_trials(count: int) -> None:
     rng, trials, noise = np.random.default_rng(count), 800, 0.02
-    change = stats.smallest_detectable(noise, count)
+    change = power.smallest_detectable(noise, count)
     found = 0
     for _ in range(trials):
         a, b = lognormal(rng, noise, count), lognormal(rng, noise, count, 1 + change)
@@ -407,13 +407,13 @@ def test_the_smallest_detectable_change_is_found_in_nine_of_ten_trials(count: in
 
 def test_with_a_threshold_the_estimate_has_to_pass_it_too() -> None:
     rng, trials, noise = np.random.default_rng(5), 800, 0.01
-    change = stats.smallest_detectable(noise, 8, threshold=0.03)
+    change = power.smallest_detectable(noise, 8, threshold=0.03)
     found = [
         stats.judge(lognormal(rng, noise, 8), lognormal(rng, noise, 8, 1 + change)).verdict
         for _ in range(trials)
     ]
     assert found.count(Verdict.REGRESSED) / trials == pytest.approx(0.9, abs=0.04)
-    assert change > stats.smallest_detectable(noise, 8)
+    assert change > power.smallest_detectable(noise, 8)
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.01, 0.02, 0.05])
@@ -421,33 +421,33 @@ def test_with_a_threshold_the_estimate_has_to_pass_it_too() -> None:
 def test_replicates_needed_are_the_fewest_that_detect_the_change(
     noise: float, change: float
 ) -> None:
-    count = stats.replicates_needed(noise, change)
+    count = power.replicates_needed(noise, change)
     assert count is not None
-    assert stats.smallest_detectable(noise, count) <= change + 1e-9
+    assert power.smallest_detectable(noise, count) <= change + 1e-9
     if count > 2:
-        assert stats.smallest_detectable(noise, count - 1) > change
+        assert power.smallest_detectable(noise, count - 1) > change
 
 
 def test_what_cannot_be_planned() -> None:
-    assert stats.replicates_needed(math.nan, 0.03) is None
-    assert stats.replicates_needed(0.02, 0.0) is None
-    assert stats.replicates_needed(1.0, 0.001) is None  # millions
-    assert stats.replicates_needed(0.0, 0.03) == 2
-    assert stats.smallest_detectable(0.02, 1) == math.inf
-    assert math.isnan(stats.smallest_detectable(math.nan, 5))
-    assert stats.smallest_detectable(0.0, 5) == 0.0
+    assert power.replicates_needed(math.nan, 0.03) is None
+    assert power.replicates_needed(0.02, 0.0) is None
+    assert power.replicates_needed(1.0, 0.001) is None  # millions
+    assert power.replicates_needed(0.0, 0.03) == 2
+    assert power.smallest_detectable(0.02, 1) == math.inf
+    assert math.isnan(power.smallest_detectable(math.nan, 5))
+    assert power.smallest_detectable(0.0, 5) == 0.0
 
 
 def test_undecided_says_how_many_replicates_are_needed() -> None:
     a, b = [1.00, 1.03, 0.98, 1.01, 0.97], [1.02, 0.99, 1.05, 1.00, 1.04]
     found = stats.judge(a, b)
     assert found.verdict is Verdict.UNDECIDED
-    assert found.replicates_needed == stats.replicates_needed(stats.spread(a, b), 0.03)
+    assert found.replicates_needed == power.replicates_needed(stats.spread(a, b), 0.03)
     assert found.replicates_needed is not None
     assert found.replicates_needed > 5
     paired = stats.judge(a, b, paired=True)
     noise = stats.spread([y / x for x, y in zip(a, b, strict=True)]) / math.sqrt(2)
-    assert paired.replicates_needed == stats.replicates_needed(noise, 0.03)
+    assert paired.replicates_needed == power.replicates_needed(noise, 0.03)
     assert paired.replicates_needed is not None
     a = [1.0, 1.01, 1.02] * 3
     settled = stats.judge(a, [1.0299 * value for value in a])

@@ -1,0 +1,94 @@
+"""Which differences between two machines make their runs incomparable. Pure.
+
+A fingerprint is what must agree before times are compared; the table here says of every fact what
+it means that it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from hwbench.records import Environment
+
+
+class Severity(StrEnum):
+    """What a difference between two fingerprints means for a comparison."""
+
+    FATAL = "fatal"  # other hardware, limits or settings: times cannot be compared
+    WARN = "warn"  # may explain a change, and may be just what is under test
+    IGNORED = "ignored"  # which one of several equal machines it was
+
+
+_FATAL = (
+    *("name", "memory_bytes", "threads", "machine", "system", "virtual", "driver"),
+    *("float32_matmul_precision", "mkldnn", "ONEDNN_MAX_CPU_ISA"),
+    *("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"),
+)
+_WARN = ("hwbench", "torch", "python", "kernel", "libc")  # what a nightly gate may be testing
+_IGNORED = ("uuid", "serial", "pci_bus_id", "index", "hostname")
+
+FINGERPRINT = {
+    **dict.fromkeys(_FATAL, Severity.FATAL),
+    **dict.fromkeys(_WARN, Severity.WARN),
+    **dict.fromkeys(_IGNORED, Severity.IGNORED),
+}
+"""By a fact's key, or the nearest key above it. What is not listed is fatal under ``device`` (the
+machine's own facts) and a warning elsewhere. A fact that one side did not record is a warning at
+most; an environment variable (upper case) that is not set is a setting like another. Memory is the
+same within 2 %, because kernels keep more or less of it for themselves."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A fact on which two fingerprints disagree; None stands for one that is not there."""
+
+    key: str
+    baseline: Any
+    new: Any
+    severity: Severity
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.baseline!r} and is {self.new!r}"
+
+
+def facts(environment: Environment) -> dict[str, Any]:
+    """What is compared of a run's environment: its fingerprint, and torch's switches."""
+    return {**environment.fingerprint, "settings": environment.settings}
+
+
+def differences(baseline: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Where the facts of two machines disagree, the fatal first; what is ignored is left out."""
+    before, after = dict(_flat(baseline)), dict(_flat(new))
+    found = []
+    for path in sorted({*before, *after}):
+        old, now, severity = before.get(path), after.get(path), _severity(path)
+        if severity is Severity.IGNORED or _same(path[-1], old, now):
+            continue
+        if (old is None or now is None) and not path[-1].isupper():
+            severity = Severity.WARN
+        found.append(Difference(".".join(path), old, now, severity))
+    return sorted(found, key=lambda difference: difference.severity is not Severity.FATAL)
+
+
+def _flat(
+    facts: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _severity(path: tuple[str, ...]) -> Severity:
+    listed = (FINGERPRINT[key] for key in reversed(path) if key in FINGERPRINT)
+    return next(listed, Severity.FATAL if path[0] == "device" else Severity.WARN)
+
+
+def _same(key: str, old: Any, now: Any) -> bool:
+    if key == "memory_bytes" and isinstance(old, int) and isinstance(now, int):
+        return abs(old - now) <= 0.02 * max(old, now)
+    return bool(old == now)
