@@ -236,13 +236,16 @@ def _header(
     fingerprint: dict[str, Any] | None,
 ) -> Header:
     facts = {
-        "name": "Example Processor 9000",
-        "cores": 2,
-        "caches_bytes": {"L1": 49152, "L2": 1048576, "L3": 33554432},
-        "instruction_sets": ["avx2", "avx512f"],
-        "memory_bytes": 8_000_000_000,
+        "device": {
+            "name": "Example Processor 9000",
+            "cores": 2,
+            "caches_bytes": {"L1": 49152, "L2": 1048576, "L3": 33554432},
+            "instruction_sets": ["avx2", "avx512f"],
+            "memory_bytes": 8_000_000_000,
+        },
+        "host": {"system": "Linux", "python": "3.12.4", "virtual": True},
         "torch": "2.13.0+cpu",
-        "python": "3.12.4",
+        "threads": 2,
     }
     return Header(
         schema=SCHEMA,

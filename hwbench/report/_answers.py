@@ -26,9 +26,8 @@ _NEAR = 0.1  # without an asked density, a format competes up to this share abov
 class Winner:
     """The fastest of one group at one density."""
 
-    name: str  # dense where nothing is faster
-    relative: float
-    decided: bool  # no other format is level with it
+    name: str | None  # dense where everything is slower; None where the data do not decide
+    relative: float = 1.0
 
 
 @dataclass
@@ -67,10 +66,7 @@ def answer(members: list[Row]) -> Answer:
     for density in sorted(densities, reverse=True):
         rivals = [row for row in comparable if _competes(row, density)]
         found.sentences.append(_fastest(f"At density {density:g} ", rivals))
-        best = min(rivals, key=_value)
-        decided = _has_interval(best) and not _level_with(best, rivals)
-        name = DENSE if _value(best) > 1 else best["series"]
-        found.winners[density] = Winner(printable(name), min(1.0, _value(best)), decided)
+        found.winners[density] = _winner(rivals)
     if not densities:
         found.sentences.append(_fastest("Here ", comparable))
     return found
@@ -84,8 +80,10 @@ def trade(join: Join) -> Trade:
         return Trade(title, "No format with a projection error is faster than dense here.")
     steps: list[tuple[str, Sentence]] = []
     for pair in faster:
-        name = (printable(pair.timed["label"]), POINT)
-        steps.append((units.significant(pair.error), [name, (", ", REST), *_span(pair.timed)]))
+        said: Sentence = [(printable(pair.timed["label"]), POINT), (", ", REST), *_span(pair.timed)]
+        if not beats(pair.timed):
+            said.append((", undecided", REST))
+        steps.append((units.significant(pair.error), said))
     last = f"Below {steps[0][0]}, nothing that was measured beats dense."
     return Trade(title, "At a projection error of at most … the fastest is …", steps, last)
 
@@ -106,23 +104,35 @@ def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:
 
 
 def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
+    decided = [winner for winner in winners if winner.name is not None]
+    groups = "groups" if len(winners) > 1 else "group"
+    if not decided:
+        return [(f"{lead}no {groups.removesuffix('s')} is decided: intervals overlap.", REST)]
     pieces: Sentence = [(lead, REST)]
-    counted = Counter(winner.name for winner in winners).most_common(most)
-    for place, (name, times) in enumerate(counted):
-        own = [winner for winner in winners if winner.name == name]
-        pieces += [(", and " if place else "", REST), (name, POINT)]
+    for place, (name, times) in enumerate(Counter(w.name for w in decided).most_common(most)):
         share = f"all {times}" if times == len(winners) else f"{times} of {len(winners)}"
-        share += " groups" if len(winners) > 1 else " group"
+        pieces += [(", and " if place else "", REST), (str(name), POINT)]
         if name == DENSE:
-            pieces.append((f" stays the fastest in {share}", REST))
+            pieces.append((f" stays the fastest in {share} {groups}", REST))
             continue
-        low, high = (units.significant(f(w.relative for w in own), 2) for f in (min, max))
-        pieces.append((f" is the fastest in {share}, at ", REST))
+        own = [winner.relative for winner in decided if winner.name == name]
+        low, high = (units.significant(f(own), 2) for f in (min, max))
+        pieces.append((f" is the fastest in {share} {groups}, at ", REST))
         pieces += [(f"{low}–{high}×" if low != high else f"{low}×", SPAN), (" of dense", REST)]
-        sure = sum(winner.decided for winner in own)
-        if sure < times:
-            pieces.append((f" ({sure or 'none'} of them beyond doubt)", REST))
+    open_ones = len(winners) - len(decided)
+    if open_ones:
+        pieces.append((f"; {open_ones} {'is' if open_ones == 1 else 'are'} undecided", REST))
     return [*pieces, (".", REST)]
+
+
+def _winner(rivals: list[Row]) -> Winner:
+    """Who is the fastest beyond doubt: its interval clear of dense and of every other."""
+    best = min(rivals, key=_value)
+    if all(loses(row) for row in rivals):
+        return Winner(DENSE)
+    if beats(best) and not _level_with(best, rivals):
+        return Winner(printable(best["series"]), _value(best))
+    return Winner(None)
 
 
 def beats(row: Row) -> bool:
@@ -133,6 +143,18 @@ def beats(row: Row) -> bool:
 def loses(row: Row) -> bool:
     """Whether a row is slower than dense beyond its interval."""
     return known(row["relative_low"]) and row["relative_low"] > 1
+
+
+def disturbance(rows: list[Row], share: float = 0.1) -> str | None:
+    """A warning where so many timed cases were disturbed that the numbers may mislead."""
+    have = [row for row in rows if timed(row)]
+    disturbed = sum("disturbed" in row["flags"].split(",") for row in have)
+    if not have or disturbed < share * len(have):
+        return None
+    return (
+        f"{disturbed} of {len(have)} timed cases were disturbed: something else used the machine "
+        "while they ran. Where intervals are wide, measure again on a quiet machine."
+    )
 
 
 def _absolute(members: list[Row]) -> Sentence:
@@ -149,34 +171,35 @@ def _absolute(members: list[Row]) -> Sentence:
 
 
 def _fastest(lead: str, rivals: list[Row]) -> Sentence:
+    """The fastest of the formats at one density, as far as the intervals tell."""
     ordered = sorted(rivals, key=_value)
-    best = ordered[0]
-    name = (printable(best["series"]), POINT)
+    best, sure = ordered[0], [row for row in ordered if beats(row)]
+    shown: Sentence = [(printable(best["series"]), POINT), (", ", REST), *_span(best)]
     if not _has_interval(best):
-        said = ": one replicate, so nothing is decided."
-        lead = f"{lead}the shortest time is that of "
-        return [(lead, REST), name, (", ", REST), *_span(best), (said, REST)]
-    if loses(best):
-        lead = f"{lead}nothing beats dense; the nearest is "
-        return [(lead, REST), name, (", ", REST), *_span(best), (".", REST)]
-    pieces: Sentence = [(f"{lead}the fastest is ", REST), name, (", ", REST), *_span(best)]
-    if not beats(best):
-        pieces.append((", which cannot be told from dense", REST))
-    equal = _level_with(best, rivals)
-    if equal:
-        pieces.append((f"; {_names(equal)} cannot be told from it", REST))
-    rest = [row for row in ordered[1:] if row not in equal]
-    return [*pieces, (_the_rest(best, rest), REST)]
+        lead, end = f"{lead}the shortest time is that of ", ": one replicate decides nothing."
+    elif all(loses(row) for row in ordered):
+        lead, end = f"{lead}nothing beats dense; the nearest is ", "."
+    elif not beats(best) and sure:
+        lead = f"{lead}these beat dense: {_names(sure)}; the shortest time, of "
+        end = ", is undecided."
+    elif not beats(best):
+        lead, end = f"{lead}no format can be told from dense; the shortest time is that of ", "."
+    else:
+        lead, end = f"{lead}the fastest is ", _others(best, ordered)
+    return [(lead, REST), *shown, (end, REST)]
 
 
-def _the_rest(best: Row, rest: list[Row]) -> str:
+def _others(best: Row, ordered: list[Row]) -> str:
+    """What is said of the rest, where the best beats dense."""
+    equal = _level_with(best, ordered)
+    rest = [row for row in ordered if row is not best and row not in equal]
     faster = [row for row in rest if beats(row)]
     unsure = [row for row in rest if not beats(row) and not loses(row)]
-    said = ""
+    said = f"; {_names(equal)} cannot be told from it" if equal else ""
     if faster:
         said += f"; also faster than dense: {_names(faster)}"
-    elif rest and beats(best):
-        said += "; nothing else beats dense" if not unsure else "; nothing else surely beats dense"
+    elif rest and not unsure:
+        said += "; nothing else beats dense"
     if unsure:
         said += f"; undecided against dense: {_names(unsure)}"
     return f"{said}."

@@ -169,7 +169,7 @@ def _pareto(styles: dict[str, Style]) -> Any:
     front = base.transform_filter("datum.front")
     step = front.mark_line(interpolate="step-before", color=FAINT, strokeWidth=1.5)
     span = base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(
-        x="relative_low:Q", x2="relative_high:Q", y=y, **_colour(styles)
+        x="span_low:Q", x2="span_high:Q", y=y, **_colour(styles)
     )
     points = _points(base, styles, _tips(error_text="projection error")).encode(
         x=x,
@@ -209,7 +209,7 @@ def _crossover(styles: dict[str, Style]) -> Any:
     line = base.mark_line(strokeWidth=1.2, opacity=0.45, **aside)
     line = line.encode(detail="series:N", order="density:Q", **_colour(styles))
     span = base.mark_rule(strokeWidth=1.4, **aside)
-    span = span.encode(y="relative_low:Q", y2="relative_high:Q", **_colour(styles))
+    span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
     return alt.layer(_dense_line("y"), line, span, _points(base, styles, _tips(), **aside))
 
 

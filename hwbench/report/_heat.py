@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hwbench import units
 from hwbench.report import _words as words
+from hwbench.report._answers import beats
 from hwbench.report._join import PROJECTION
 from hwbench.report._rows import DENSE, Row, groups, known, printable, relative
 
@@ -83,9 +84,8 @@ def _column(row: Row) -> str:
 
 
 def _best(members: list[Row]) -> Row | None:
-    have = [row for row in members if relative(row) is not None]
-    best = min(have, key=lambda row: row["relative_time"]) if have else None
-    return best if best is not None and best["relative_time"] < 1 else None
+    """The fastest of those that beat dense beyond their interval."""
+    return min(filter(beats, members), key=lambda row: row["relative_time"], default=None)
 
 
 def _cell(row: Row | None, best: Row | None) -> Cell:

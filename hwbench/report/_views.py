@@ -65,14 +65,19 @@ def pareto(join: Join) -> Figure:
     ordered = sorted(join.pairs, key=lambda pair: pair.timed["number"])
     front, faster = join.front, [pair for pair in join.front if pair.relative < 1]
     if faster:
+        first, last = (
+            f"{_mark(p.error)} ({printable(p.timed['label'])}, {units.ratio(p.relative)})"
+            for p in (faster[0], faster[-1])
+        )
+        reach = f"from an error of {first} to {last}" if len(faster) > 1 else f"at {first}"
+        sure = sum(beats(pair.timed) for pair in faster)
+        surely = "all" if sure == len(faster) else f"{sure or 'none'}"
         says = (
-            f"On the front, formats beat dense from an error of {_mark(faster[0].error)} "
-            f"({printable(faster[0].timed['label'])}, {units.ratio(faster[0].relative)}) to "
-            f"{_mark(faster[-1].error)} ({printable(faster[-1].timed['label'])}, "
-            f"{units.ratio(faster[-1].relative)})."
+            f"The front is faster than dense {reach}; {surely} of its {len(faster)} points there "
+            f"beyond their intervals."
         )
     else:
-        says = f"None of the {len(front)} formats on the front is faster than dense."
+        says = f"None of the {len(front)} points on the front is faster than dense."
     timed_at, scored_at = (f"{words.shape(r)} {r['dtype']}" for r in (join.timed, join.scored))
     return Figure(
         kind="pareto",
@@ -145,14 +150,19 @@ def _crossings(have: list[Row]) -> str:
             series.setdefault(printable(row["series"]), []).append(row)
     if not any(known(row["relative_low"]) for row in have):
         return "One replicate: points without intervals decide nothing."
-    wins = {
-        name: max((row["density"] for row in members if beats(row)), default=None)
-        for name, members in series.items()
-    }
-    won = [f"{name} from {_mark(top)} down" for name, top in wins.items() if top is not None]
+    won = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
     lost = [name for name, members in series.items() if all(loses(row) for row in members)]
-    said = f"Faster than dense: {', '.join(won)}" if won else "Nothing is faster than dense"
+    said = f"Faster than dense: {', '.join(won)}" if won else "Nothing is surely faster than dense"
     return f"{said}; slower at every density: {', '.join(lost)}." if lost else f"{said}."
+
+
+def _winning(members: list[Row]) -> str:
+    """At which densities a format beats dense: ``from 0.495 down``, or ``at 0.25``."""
+    won = sorted((row["density"] for row in members if beats(row)), reverse=True)
+    below = [row["density"] for row in members if won and row["density"] <= won[0]]
+    if len(won) > 1 and len(won) == len(below):
+        return f"from {_mark(won[0])} down"
+    return f"at {', '.join(map(_mark, won))}" if won else ""
 
 
 def _aside(have: list[Row], step: float = 3.0) -> list[float]:
@@ -233,8 +243,8 @@ def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
         {"intensity": x, "flops_per_second": y, "text": ""} for x, y in corners
     ]
     said = {
-        "compute": f"{units.flops_per_second(ceiling.flops_per_second)}, matmul",
-        "memory": f"{units.si(ceiling.bytes_per_second, 'B/s')}, copy",
+        "compute": f"{units.flops_per_second(ceiling.flops_per_second)} matmul",
+        "memory": f"{units.si(ceiling.bytes_per_second, 'B/s')} copy",
     }
     for at, (x, y) in zip(("memory", "compute"), corners[1:], strict=True):
         lines.append({"intensity": x, "flops_per_second": y, "text": said[at], "at": at})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from hwbench.report._rows import Row, printable, word
+from hwbench import units
+from hwbench.report._rows import Row, known, printable, word
 
 DIRECTIONS = {
     "forward": "Forward",
@@ -77,6 +78,13 @@ def group_title(row: Row) -> str:
     """A group in one line: ``Forward, 1024×1024, 256 tokens, float32``."""
     title = ", ".join(group_parts(row))
     return title[:1].upper() + title[1:]
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """``0.412 ±0.003``; by its ends, ``0.412 (0.02–8.5)``, where it is wider than the value."""
+    if known(low) and known(high) and high - low > abs(value):
+        return f"{units.significant(value)} ({units.significant(low)}–{units.significant(high)})"
+    return units.interval(value, low, high)
 
 
 def status(row: Row) -> str:

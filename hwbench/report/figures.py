@@ -179,11 +179,19 @@ def _value(row: Row, name: str) -> float:
 
 
 def _bars(ax: Axes, rows: Sequence[Row], x: str, prefix: str, looks: dict[str, Style]) -> None:
-    """The interval of each point."""
+    """The interval of each point, drawn to three times the range of the points at most."""
+    name = "relative_time" if prefix == "relative" else "time_seconds"
+    points = [_value(row, name) for row in rows]
     for row in rows:
-        low, high = row[f"{prefix}_low"], row[f"{prefix}_high"]
-        if known(low) and known(high):
-            ax.plot([row[x]] * 2, [low, high], color=looks[row["format"]].light, lw=1.1, zorder=1)
+        span = _cut(row[f"{prefix}_low"], row[f"{prefix}_high"], points)
+        ax.plot([row[x]] * 2, span, color=looks[row["format"]].light, lw=1.1, zorder=1)
+
+
+def _cut(low: Any, high: Any, points: Sequence[float]) -> tuple[float, float]:
+    """The ends of an interval; one that is far wider than the range of the points is cut."""
+    if not (known(low) and known(high)):
+        return math.nan, math.nan
+    return max(low, min(points) / 3), min(high, max(points) * 3)
 
 
 def _crossover(rows: list[Row]) -> Figure:
@@ -200,8 +208,8 @@ def _crossover(rows: list[Row]) -> Figure:
 def _crossing(have: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ax.axhline(1, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        _bars(ax, have, "density", "relative", looks)
         _lines(ax, have, "density", "relative_time", looks)
+        _bars(ax, have, "density", "relative", looks)
         _log(ax, "x")
         _log(ax, "y", "×")
         ax.set(xlabel="density (parameters kept)", ylabel="time relative to dense")
@@ -226,10 +234,12 @@ def _trade(join: Join, looks: dict[str, Style]) -> Callable[[Axes], None]:
         ax.axvline(1, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
         front = join.front
         steps = [pair.relative for pair in front], [pair.error for pair in front]
-        ax.step(*steps, where="post", color=_GREY, lw=0.9, zorder=1)
+        points = [1.0, *(pair.relative for pair in join.pairs)]
+        ax.step(*steps, where="pre", color=_GREY, lw=0.9, zorder=1)
         for pair in join.pairs:
-            look, low, high = looks[pair.timed["format"]], *_interval(pair.timed)
-            ax.plot([low, high], [pair.error] * 2, color=look.light, lw=1.0, zorder=2)
+            look, row = looks[pair.timed["format"]], pair.timed
+            span = _cut(row["relative_low"], row["relative_high"], points)
+            ax.plot(span, [pair.error] * 2, color=look.light, lw=1.0, zorder=2)
             ax.plot(
                 pair.relative, pair.error, look.marker, color=look.light, mec="white", mew=0.4,
                 ms=5.5 if pair.front else 4, alpha=1 if pair.front else 0.7, zorder=3,
@@ -240,11 +250,6 @@ def _trade(join: Join, looks: dict[str, Style]) -> Callable[[Axes], None]:
         ax.set(xlabel="time relative to dense", ylabel=f"projection error ({scored})")
 
     return draw
-
-
-def _interval(row: Row) -> tuple[float, float]:
-    low, high = row["relative_low"], row["relative_high"]
-    return (low, high) if known(low) and known(high) else (math.nan, math.nan)
 
 
 def _roofline(rows: list[Row]) -> Figure:
@@ -359,10 +364,10 @@ def _sweep(
     members: list[Row], looks: dict[str, Style], density: float | None
 ) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        _bars(ax, members, "tokens", "time", looks)
         _lines(ax, members, "tokens", "time_seconds", looks)
         _log(ax, "x")
         ax.set_yscale("log")
+        _bars(ax, members, "tokens", "time", looks)
         said = "" if density is None else f", at density {density:g}"
         ax.set(xlabel="tokens", ylabel=f"seconds a call{said}")
 

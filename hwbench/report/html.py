@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hwbench.errors import RunFileError, UsageError
+from hwbench.errors import UsageError
 from hwbench.report import _answers, _facts, _heat, _pack, _views
 from hwbench.report import _words as words
 from hwbench.report._join import PROJECTION, Join, joins
@@ -61,21 +61,6 @@ def render(runs: list[Run]) -> str:
     )
 
 
-def write(runs: list[Run], path: Path) -> None:
-    """Write the report of the runs to a file.
-
-    Raises:
-        UsageError: there is no run.
-        RunFileError: the file cannot be written.
-    """
-    page = render(runs)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunFileError(f"Cannot write the report {path}: {error.strerror}.") from error
-
-
 def _rows(runs: list[Run], machines: list[str]) -> list[Row]:
     """All rows, numbered; those of several runs are labelled by their machine."""
     rows: list[Row] = []
@@ -121,6 +106,7 @@ def _context(runs: list[Run], machines: list[str], rows: list[Row]) -> dict[str,
         "answers": answers,
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,
+        "disturbance": _answers.disturbance(rows),
         "overview": _overview(machines, by_run),
         "trades": [_answers.trade(join) for join in _joins(by_run)],
         "unjoined": [title for own in by_run for title in _views.unjoined(own)],
@@ -174,7 +160,8 @@ def _sections(rows: list[Row], by_run: list[list[Row]]) -> list[Section]:
 
 def _title(runs: list[Run], machines: list[str]) -> str:
     suites = " and ".join(dict.fromkeys(printable(run.header.suite) for run in runs))
-    return f"{suites} on {', '.join(machines)}"
+    where = ", ".join(dict.fromkeys(machines)) if len(runs) < 3 else f"{len(runs)} machines"
+    return f"{suites} on {where}"
 
 
 def _data(

@@ -172,7 +172,7 @@ def _efficiency(row: Row) -> str:
 def _relative(row: Row) -> str:
     if row["format"] == DENSE:
         return "1" if timed(row) else "–"
-    return units.interval(row["relative_time"], row["relative_low"], row["relative_high"])
+    return words.interval(row["relative_time"], row["relative_low"], row["relative_high"])
 
 
 def _number(value: Any, digits: int = 3) -> str:

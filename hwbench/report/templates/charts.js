@@ -24,8 +24,20 @@ function figureNumbers(figure) {
   return numbers;
 }
 
+// An interval is drawn to three times the range of the points at most: one that is wider would
+// squeeze all the others into a line. Its ends stand in the tooltip and in the table.
+function cutSpans(rows) {
+  const points = rows.map((row) => row.relative).filter(known);
+  const [low, high] = [Math.min(1, ...points) / 3, Math.max(1, ...points) * 3];
+  for (const row of rows) {
+    row.span_low = known(row.relative_low) ? Math.max(row.relative_low, low) : null;
+    row.span_high = known(row.relative_high) ? Math.min(row.relative_high, high) : null;
+  }
+  return rows;
+}
+
 function figureRows(data, figure) {
-  return figureNumbers(figure).map((number, place) => {
+  const rows = figureNumbers(figure).map((number, place) => {
     const row = chartRow(data, number);
     if (figure.aside) row.aside = figure.aside[place];
     if (figure.front) {
@@ -35,6 +47,7 @@ function figureRows(data, figure) {
     }
     return row;
   });
+  return cutSpans(rows);
 }
 
 async function draw(data, element) {
@@ -89,12 +102,11 @@ function startCharts(data) {
     { rootMargin: "500px" },
   );
   waiting.forEach((element) => watch.observe(element));
-  const idle = window.requestIdleCallback || ((work) => setTimeout(work, 60));
   const next = () => {
     const [element] = waiting;
-    if (element) drawOnce(element).then(() => idle(next));
+    if (element) drawOnce(element).then(() => setTimeout(next, 0));
   };
-  idle(next); // the rest, so that a print has every chart
+  next(); // from top to bottom, what is in view before; so a print has every chart
   for (const select of document.querySelectorAll("select[data-more]")) {
     const element = select.closest(".more").querySelector("figure");
     select.addEventListener("change", () => replaceFigure(data, element, Number(select.value)));

@@ -54,8 +54,9 @@ function si(value, unit) {
 const plain = (value, digits = 3) => (known(value) ? significant(value, digits) : "–");
 const percent = (value) => (known(value) ? `${(100 * value).toFixed(0)} %` : "–");
 
-function halfWidth(value, low, high) {
+function spread(value, low, high) {
   if (!known(value) || !known(low) || !known(high)) return "";
+  if (high - low > Math.abs(value)) return `(${significant(low)}–${significant(high)})`;
   const places = value ? Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value)))) : 2;
   return `±${((high - low) / 2).toFixed(places)}`;
 }
