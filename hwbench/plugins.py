@@ -69,12 +69,18 @@ def load(kind: str, name: str, base: type[T]) -> type[T]:
 
     Raises:
         UnknownNameError: no member has that name.
-        UsageError: the member does not define exactly one public subclass of ``base``.
+        UsageError: the member does not define exactly one public subclass of ``base``, or another
+            package's member cannot be imported.
     """
     check(kind, name)
     built_in = (_folder(kind) / f"{name}.py").exists()
     point = None if built_in else _external(kind)[name]
-    target = point.load() if point else importlib.import_module(f"hwbench.{kind}.{name}")
+    try:
+        target = point.load() if point else importlib.import_module(f"hwbench.{kind}.{name}")
+    except (ImportError, AttributeError) as error:
+        if point is None:
+            raise
+        raise UsageError(f"The {kind[:-1]} {name!r} ({point.value}) fails: {error}.") from error
     if inspect.isclass(target):
         found = [target] if issubclass(target, base) else []
     else:

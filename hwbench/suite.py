@@ -220,8 +220,16 @@ def _formats(entries: Any) -> list[tuple[str, dict[str, Knob]]]:
             raise SuiteError(f"a format is a table with a name, not {entry!r}.")
         name = plugins.check("formats", entry["name"])
         knobs = {key: value for key, value in entry.items() if key != "name"}
-        found += [(name, each) for each in _product(knobs)]
+        found += [(name, _plain(each)) for each in _product(knobs)]
     return found
+
+
+def _plain(knobs: dict[str, Knob]) -> dict[str, Knob]:
+    """Knobs with the density as a float, so that 1 and 1.0 make the same case."""
+    density = knobs.get("density")
+    if isinstance(density, int) and not isinstance(density, bool):
+        return {**knobs, "density": float(density)}
+    return knobs
 
 
 def _product(table: Mapping[str, Any]) -> list[dict[str, Knob]]:

@@ -173,3 +173,11 @@ def test_filter_takes_keys_and_parts_of_ids():
         suite.select(cases, "tokens=99")
     with pytest.raises(UnknownNameError, match="did you mean 'tokens'"):
         suite.select(cases, "token=1")
+
+
+def test_a_whole_density_is_the_same_case_however_it_is_written():
+    ids = [
+        suite.build(document(format=[{"name": "low_rank", "density": one}]), "cpu").cases[0].id
+        for one in (1, 1.0)
+    ]
+    assert ids[0] == ids[1]

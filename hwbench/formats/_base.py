@@ -190,6 +190,7 @@ class Format(ABC):
             KnobError: a knob has a value that it cannot take.
             UnknownNameError: there is no such knob; the message names the nearest.
         """
+        _check_sides(out_features, in_features)
         density = knobs.pop("density", None)
         budget_knobs = ["density"] if density is None else ["density", "multiple"]
         for key in knobs:
@@ -325,6 +326,12 @@ def round_down(value: int, multiple: Knob, *, least: int = 1) -> int:
 def unreachable(name: str, density: float, reachable: str) -> KnobError:
     """The error of ``for_budget`` when a format cannot be that small (or that large)."""
     return KnobError(f"{name} cannot reach density {density:g}; {reachable}.")
+
+
+def _check_sides(*sides: object) -> None:
+    for side in sides:
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+            raise KnobError(f"out_features and in_features are at least 1, not {side!r}.")
 
 
 def _dense_flops(tokens: int, weights: int, direction: str) -> int:
