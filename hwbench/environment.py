@@ -213,3 +213,17 @@ def nvidia_devices() -> int:
     named = [part.strip() for part in shown.split(",")]
     valid = next((i for i, part in enumerate(named) if part in ("", "-1")), len(named))
     return min(present, valid)  # CUDA stops at the first name that is none
+
+
+def rapl_joules() -> float | str:
+    """What all processor packages have used since boot (RAPL), or why that is not readable."""
+    packages = sorted((_SYS / "class/powercap").glob("intel-rapl:[0-9]"))
+    if not packages:
+        return "This kernel offers no RAPL energy counter (/sys/class/powercap)."
+    total = 0.0
+    for package in packages:
+        try:
+            total += int((package / "energy_uj").read_text(encoding="ascii")) * 1e-6
+        except OSError as error:
+            return f"The RAPL energy counter cannot be read: {error.strerror}."
+    return total

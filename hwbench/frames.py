@@ -25,6 +25,7 @@ QUANTITIES = (
     "score",
     "saved_bytes",
     "peak_bytes",
+    "gradient_bytes",
     "energy_joules",
     "prepare_seconds",
 )

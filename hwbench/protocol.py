@@ -47,6 +47,7 @@ class SoloRequest(Record, tag="solo", tag_field="say"):
     planned: Planned
     replicate: int
     seed: int
+    on_request: list[str] = []  # meters to read beside the usual ones
 
 
 class SoloReply(Record, tag="soloed", tag_field="say"):

@@ -49,6 +49,7 @@ class Replicate:
     plan: Plan
     start: Callable[[], LocalWorker]
     keep: Keep
+    on_request: list[str] = field(default_factory=list)
     worker: LocalWorker | None = None
     free_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
@@ -96,7 +97,12 @@ class Replicate:
         return None
 
     def _solo(self, planned: Planned) -> Solo | Result:
-        request = protocol.SoloRequest(planned=planned, replicate=self.number, seed=self.seed)
+        request = protocol.SoloRequest(
+            planned=planned,
+            replicate=self.number,
+            seed=self.seed,
+            on_request=self.on_request,
+        )
         try:
             reply = self._opened().ask(request, protocol.SoloReply, self.plan.timeout_seconds)
         except (WorkerDiedError, WorkerTimedOutError) as error:

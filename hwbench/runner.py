@@ -85,7 +85,7 @@ class _State:
         return self.header.plan.replicates if planned.seeds is None else planned.seeds
 
 
-def run(
+def run(  # noqa: PLR0913 (each is an option of the command line)
     suite: str | dict[str, Any] = "linear",
     *,
     device: str = "auto",
@@ -94,6 +94,7 @@ def run(
     threads: int | None = None,
     seed: int = 0,
     time_budget_seconds: float | None = None,
+    energy: bool = False,
     listener: Listener = lambda progress: None,
     **changes: Any,
 ) -> Path:
@@ -107,6 +108,7 @@ def run(
         threads: Threads that a CPU worker uses; the usable cores by default.
         seed: Seeds all data and all orders.
         time_budget_seconds: Return a complete, coarser answer in about this time.
+        energy: Read the energy of a call too, two seconds a case, in the first replicate.
         listener: Told of every result.
         changes: Fields of the plan to replace, such as ``replicates=1``.
 
@@ -126,7 +128,14 @@ def run(
         reply = _planned(worker, cases)
     finally:
         worker.close()
-    header = _header(built, device, seed, threads, reply, {"filter": filter, "threads": threads})
+    header = _header(
+        built,
+        device,
+        seed,
+        threads,
+        reply,
+        {"filter": filter, "threads": threads, "energy": energy},
+    )
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
     writer = RunWriter.create(Path(out), header, lines)
     state = _State(
@@ -280,6 +289,7 @@ def _execute(state: _State, threads: int, time_budget_seconds: float | None) -> 
                 plan=plan,
                 start=lambda: LocalWorker(state.header.device, threads),
                 keep=state.keep,
+                on_request=["energy"] if state.header.arguments.get("energy") else [],
             )
             try:
                 _visit(state, replicate, None if share is None else begun + share)

@@ -50,8 +50,8 @@ class Worker:
         self.device = device
         self.live: dict[str, Subject] = {}
         self.meters = sorted(
-            (plugins.load("meters", name, Meter)() for name in plugins.names("meters")),
-            key=lambda meter: meter.ORDER,
+            ((name, plugins.load("meters", name, Meter)()) for name in plugins.names("meters")),
+            key=lambda named: named[1].ORDER,
         )
 
     def answer(self, request: protocol.Request) -> protocol.Reply:
@@ -103,7 +103,7 @@ class Worker:
         try:
             self._check_room(planned)
             subject = self._prepared(planned, request.seed)
-            result = self._read(subject, result)
+            result = self._read(subject, result, request.on_request)
         except (torch.OutOfMemoryError, MemoryError) as error:
             self.live.pop(case.id, None)
             return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
@@ -157,11 +157,13 @@ class Worker:
             warm_seconds=sum(m.warm_seconds for m in everyone),
         )
 
-    def _read(self, subject: Subject, result: Result) -> Result:
+    def _read(self, subject: Subject, result: Result, on_request: list[str]) -> Result:
         """Read every meter in order; correct before fast: what is wrong is read no further."""
         found: list[Measurement] = []
-        for meter in self.meters:
+        for name, meter in self.meters:
             if result.replicate > 0 and meter.FIRST_REPLICATE_ONLY:
+                continue
+            if meter.ON_REQUEST and name not in on_request:
                 continue
             read = meter.read(subject, self.device)
             error = max((v for m in read if m.quantity == "numerical_error" for v in m.values),

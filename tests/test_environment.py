@@ -262,3 +262,11 @@ def test_neither_the_environment_nor_nvml_imports_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rapl_adds_the_packages_or_says_why_not(machine: Machine):
+    assert "no RAPL energy counter" in str(environment.rapl_joules())
+    for index, microjoules in enumerate((1_500_000, 250_000)):
+        machine.put(f"sys/class/powercap/intel-rapl:{index}/energy_uj", f"{microjoules}\n")
+        machine.put(f"sys/class/powercap/intel-rapl:{index}:0/energy_uj", "77\n")  # a part of it
+    assert environment.rapl_joules() == pytest.approx(1.75)

@@ -43,6 +43,9 @@ def run(
     density: list[str] | None = typer.Option(
         None, "--density", help="Kept fraction of the dense parameters: 0.5,0.1."
     ),
+    energy: bool = typer.Option(
+        False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."
+    ),
     threads: int | None = typer.Option(
         None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
     ),
@@ -85,7 +88,7 @@ def run(
     with _progress() as listener:
         path = runner.run(
             document, device=device, out=out, filter=filter_, threads=threads, seed=seed,
-            time_budget_seconds=budget, listener=listener, **changes,
+            time_budget_seconds=budget, energy=energy, listener=listener, **changes,
         )  # fmt: skip
     _show(path, as_json=as_json)
     run_failed(read_run(path).results)

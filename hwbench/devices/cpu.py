@@ -103,3 +103,6 @@ class Cpu(Device):
                 taken += event.nbytes()
                 peak = max(peak, taken)
         return peak
+
+    def energy_joules(self) -> float | str:
+        return environment.rapl_joules()

@@ -16,6 +16,7 @@ class Meter(ABC):
     QUANTITIES: ClassVar[tuple[Quantity, ...]]
     ORDER: ClassVar[int] = 50  # error 10, score 20, cost 30, memory 40, latency 90
     FIRST_REPLICATE_ONLY: ClassVar[bool] = False
+    ON_REQUEST: ClassVar[bool] = False  # read only when the run asks for it by the meter's name
 
     @abstractmethod
     def read(self, subject: Subject, device: Device) -> list[Measurement]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,14 +16,16 @@ from hwbench.workloads._base import Subject
 class Memory(Meter):
     """Reads memory in a pass of its own, in the first replicate only: it is exact, not noisy.
 
-    ``saved_bytes`` counts each storage that autograd keeps for the backward pass once, without the
-    layer's own parameters and buffers. ``peak_bytes`` is the most that tensors took during one
-    step (its untimed part included) above what they took before it.
+    ``gradient_bytes`` are the gradients that one step returns. ``saved_bytes`` counts each storage
+    that autograd keeps for the backward pass once, without the layer's own parameters and buffers.
+    ``peak_bytes`` is the most that tensors took during one step (its untimed part included) above
+    what they took before it.
     """
 
     QUANTITIES = (
         Quantity(name="saved_bytes", unit="B"),
         Quantity(name="peak_bytes", unit="B"),
+        Quantity(name="gradient_bytes", unit="B"),
     )
     FIRST_REPLICATE_ONLY = True
 
@@ -33,6 +37,11 @@ class Memory(Meter):
         readings = {"peak_bytes": device.peak_bytes(lambda: _once(subject))}
         if subject.grad:
             readings["saved_bytes"] = saved_bytes(subject)
+            readings["gradient_bytes"] = sum(
+                part.untyped_storage().nbytes()
+                for gradient in _once(subject)
+                for part in _strided_parts(gradient)
+            )
         return [
             Measurement(quantity=name, unit="B", values=[float(value)])
             for name, value in readings.items()
@@ -74,7 +83,7 @@ def _strided_parts(tensor: Tensor) -> list[Tensor]:
     raise NotImplementedError(f"Bytes of a saved tensor of layout {tensor.layout} are not counted.")
 
 
-def _once(subject: Subject) -> None:
+def _once(subject: Subject) -> Any:
     states = subject.states(1)
     with torch.set_grad_enabled(subject.grad):
-        subject.step(states[0])
+        return subject.step(states[0])

@@ -1,0 +1,112 @@
+"""What is read beside the time: error, memory, FLOPs, energy; each exact where it can be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hwbench import plugins
+from hwbench.devices.cpu import Cpu
+from hwbench.devices.fake import Fake
+from hwbench.formats._base import Format
+from hwbench.meters import cost, energy, error, memory, score
+from hwbench.records import Case
+from hwbench.workloads._base import Subject, Workload
+
+
+def subject(name: str = "low_rank", direction: str = "step", tokens: int = 8, **knobs) -> Subject:
+    case = Case(
+        workload="linear", format=name, out_features=32, in_features=48, dtype="float32",
+        device="cpu", tokens=tokens, direction=direction, knobs=knobs,
+    )  # fmt: skip
+    described = plugins.load("formats", name, Format).from_knobs(32, 48, **knobs)
+    workload = plugins.load("workloads", "linear", Workload)()
+    return workload.prepare(case, described, Cpu(), seed=0)
+
+
+def readings(meter, made, device=None) -> dict[str, list[float]]:
+    return {m.quantity: m.values for m in meter.read(made, device or Cpu())}
+
+
+def test_memory_of_a_dense_step_is_exact():
+    found = readings(memory.Memory(), subject("dense"))
+    assert found["saved_bytes"] == [8 * 48 * 4]  # x; the weight is the layer's own
+    assert found["gradient_bytes"] == [(8 * 48 + 32 * 48) * 4]
+    assert found["peak_bytes"][0] >= found["gradient_bytes"][0] + 8 * 32 * 4
+
+
+def test_memory_of_a_chain_counts_its_intermediate():
+    found = readings(memory.Memory(), subject("low_rank", rank=4))
+    assert found["saved_bytes"] == [(8 * 48 + 8 * 4) * 4]  # x, and x Bᵀ
+    assert found["gradient_bytes"] == [(8 * 48 + 4 * (32 + 48)) * 4]
+
+
+def test_a_forward_pass_saves_nothing_and_peaks_at_its_output():
+    found = readings(memory.Memory(), subject("dense", "forward"))
+    assert "saved_bytes" not in found
+    assert found["peak_bytes"] == [8 * 32 * 4]
+
+
+def test_flops_are_torchs_own_count_where_torch_counts_right():
+    for direction in ("forward", "backward", "step"):
+        made = subject("low_rank", direction, rank=4)
+        assert readings(cost.CountedCost(), made)["counted_flops"] == [made.cost.flops]
+
+
+@pytest.mark.parametrize("part", ["output", "gradient"])
+def test_the_error_sees_a_wrong_output_and_a_wrong_gradient(part):
+    right = subject("dense")
+    assert readings(error.Error(), right)["numerical_error"][0] < 1e-6
+
+    class Off(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):
+            return y * 1.1 if part == "output" else y.clone()
+
+        @staticmethod
+        def backward(ctx, dy):
+            return dy * (1.0 if part == "output" else 1.1)
+
+    wrong = subject("dense")
+    inner = wrong.module.apply_weight
+    wrong.module.apply_weight = lambda x: Off.apply(inner(x))
+    assert readings(error.Error(), wrong)["numerical_error"][0] == pytest.approx(0.1, rel=0.01)
+
+
+def test_a_score_that_is_no_number_is_an_error():
+    with pytest.raises(ArithmeticError, match="nan"):
+        score.Score().read(Subject(step=lambda _: None, score=lambda: float("nan")), Cpu())
+
+
+class _Counter(Fake):
+    def __init__(self, readings):
+        super().__init__()
+        self.readings = iter(readings)
+
+    def energy_joules(self):
+        return next(self.readings)
+
+
+@pytest.fixture(autouse=True)
+def _short_window(monkeypatch):
+    monkeypatch.setattr(energy, "WINDOW_SECONDS", 0.01)
+
+
+def test_energy_is_the_counters_difference_over_the_calls():
+    device = _Counter([100.0, 101.0, 103.0])
+    (found,) = energy.Energy().read(subject("dense", "forward"), device)
+    assert found.values == [pytest.approx(2.0 / found.calls)]
+
+
+@pytest.mark.parametrize(
+    ("counter", "words"),
+    [
+        (["no counter here"], "no counter here"),
+        ([1.0, 1.0, 1.0], "did not move"),
+        ([1.0, 2.0, "lost"], "lost"),
+    ],
+)
+def test_energy_that_cannot_be_read_has_a_reason_and_no_value(counter, words):
+    (found,) = energy.Energy().read(subject("dense", "forward"), _Counter(counter))
+    assert found.values == []
+    assert words in found.note
