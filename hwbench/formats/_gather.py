@@ -9,7 +9,7 @@ the values is a sampled product: dv_e = ⟨dyᵀ[r_e], xᵀ[c_e]⟩. The dense m
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -131,7 +131,7 @@ def product(x: Tensor, values: Tensor, pattern: Pattern, *, dense_gradient: bool
     if torch.is_grad_enabled() and (x.requires_grad or values.requires_grad):
         y: Tensor = _Product.apply(x, values, pattern, dense_gradient)  # type: ignore[no-untyped-call]
         return y
-    return _forward(x, values, pattern)[0]
+    return _forward(x.detach(), values.detach(), pattern)[0]
 
 
 def dense_gradient(nonzeros: int, out_features: int, in_features: int) -> bool:
@@ -165,10 +165,10 @@ def _forward(
     x: Tensor, values: Tensor, pattern: Pattern, *, keep: bool = False
 ) -> tuple[Tensor, list[Tensor]]:
     """The product, and xᵀ span by span where it is to be kept."""
-    runs, turned = list(spans(x.shape[0], pattern.in_features, x)), []
+    runs, turned = spans(x.shape[0], pattern.in_features, x), []
     y = None if len(runs) == 1 else x.new_empty(x.shape[0], pattern.out_features)
     for run in runs:
-        x_t = turn(x[run])
+        x_t = turn(x if y is None else x[run])
         y = _put(y, run, bags(x_t, values, pattern.starts, pattern.columns))
         if keep:
             turned.append(x_t)
@@ -182,7 +182,7 @@ def _backward(
     """The gradient of x, and that of the values where xᵀ (``turned``) is given."""
     if not x_needs and turned is None:
         return None, None
-    runs = list(spans(dy.shape[0], pattern.in_features, dy))
+    runs = spans(dy.shape[0], pattern.in_features, dy)
     dx = dy.new_empty(dy.shape[0], pattern.in_features) if x_needs and len(runs) != 1 else None
     moved = values.index_select(0, pattern.by_column.entries) if x_needs else None
     total = None if turned is None else _Sampled(pattern, values.dtype)
@@ -265,7 +265,7 @@ def _put(y: Tensor | None, run: slice, product: Tensor) -> Tensor:
     return y
 
 
-def spans(tokens: int, width: int, x: Tensor) -> Iterator[slice]:
+def spans(tokens: int, width: int, x: Tensor) -> list[slice]:
     """Runs of tokens that are gathered together, for ``width`` elements a token that are in use.
 
     On a CPU the rows of a run should stay in cache: for 1024 tokens of 1024 inputs, runs of 128 are
@@ -273,7 +273,9 @@ def spans(tokens: int, width: int, x: Tensor) -> Iterator[slice]:
     """
     length = tokens
     if x.device.type == "cpu":
-        least, most = (size // x.element_size() for size in SPAN_ROW_BYTES)
-        length = min(max(SPAN_BYTES // (width * x.element_size()), least), most)
-    for first in range(0, tokens, max(1, length)):
-        yield slice(first, min(first + length, tokens))
+        size = x.element_size()
+        least, most = SPAN_ROW_BYTES
+        length = min(max(SPAN_BYTES // width, least), most) // size
+    if 0 < tokens <= length:
+        return [slice(0, tokens)]
+    return [slice(first, min(first + length, tokens)) for first in range(0, tokens, max(1, length))]

@@ -111,7 +111,7 @@ class _Product(torch.autograd.Function):
         return dx, None if total is None else total.to(values.dtype), None
 
 
-def _spans(x: Tensor, values: Tensor) -> Any:
+def _spans(x: Tensor, values: Tensor) -> list[slice]:
     blocks, height, width = values.shape
     return spans(x.shape[0], blocks * (height + width), x)
 
