@@ -1,0 +1,221 @@
+"""Blocks that share their bases: W[i, j] = U[i] diag(s[i, j]) V[j].
+
+Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
+
+* ``bmm``: a batched product for the bases, one for the couplings, one for the bases; each
+  intermediate is regrouped by one copy of whole rows of tokens;
+* ``views``: the same products without the copies, read and written with strides;
+* ``addcmul``: the couplings added up block by block;
+* ``multiply_sum``: the published spelling, which forms every product before it adds them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hwbench.formats import _alternating, _blocks
+from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.records import Knob
+
+BATCHED = ("bmm", "views")  # kernels that read the couplings as (rank, out_blocks, in_blocks)
+
+
+class _Map(Linear):
+    def __init__(self, spec: Blast, factors: _alternating.Factors, dtype: torch.dtype) -> None:
+        super().__init__(spec.out_features, spec.in_features)
+        self.kernel = spec.kernel
+        bases_out, couplings, bases_in = (factor.to(dtype).contiguous() for factor in factors)
+        if self.kernel in BATCHED:
+            couplings = couplings.permute(2, 0, 1).contiguous()
+        self.bases_out = nn.Parameter(bases_out)  # (i, p, rank)
+        self.couplings = nn.Parameter(couplings)  # (rank, i, j), or (i, j, rank)
+        self.bases_in = nn.Parameter(bases_in)  # (j, rank, q)
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        factors = (self.bases_out, self.couplings, self.bases_in)
+        x = _blocks.pad(x, self.bases_in.shape[0] * self.bases_in.shape[2])
+        if self.kernel == "multiply_sum":
+            y = _multiply_sum(x, *factors)
+        elif self.kernel == "addcmul":
+            y = _addcmul(x, *factors)
+        elif _blocks.needs_grad(x, *factors):
+            y = _Product.apply(x, *factors, self.kernel == "bmm")  # type: ignore[no-untyped-call]
+        else:
+            y = _product(x, *factors, copy=self.kernel == "bmm")[0]
+        return _blocks.crop(y, self.out_features)
+
+    def to_dense(self) -> Tensor:
+        form = "ipr,rij,jrq->ipjq" if self.kernel in BATCHED else "ipr,ijr,jrq->ipjq"
+        dense = torch.einsum(form, self.bases_out, self.couplings, self.bases_in)
+        return dense.flatten(2).flatten(0, 1)[: self.out_features, : self.in_features]
+
+
+def _multiply_sum(x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor) -> Tensor:
+    z = torch.bmm(_blocks.groups(x, bases_in.shape[0]), bases_in.mT)  # (j, tokens, rank)
+    w = (couplings.unsqueeze(2) * z).sum(1)  # (i, tokens, rank)
+    return torch.bmm(w, bases_out.mT).transpose(0, 1).reshape(x.shape[0], -1)
+
+
+def _addcmul(x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor) -> Tensor:
+    tokens, (in_blocks, rank, _) = x.shape[0], bases_in.shape
+    z = _blocks.block_diagonal(x, bases_in).view(tokens, in_blocks, 1, rank)
+    w = z[:, 0] * couplings[:, 0]  # (tokens, i, rank)
+    for j in range(1, in_blocks):
+        w = w.addcmul_(z[:, j], couplings[:, j])
+    return _blocks.block_diagonal(w.flatten(1), bases_out)
+
+
+def _swap(z: Tensor, copy: bool) -> Tensor:
+    """(a, b, tokens) as (b, a, tokens); a copy has unit strides along the entries or the tokens."""
+    swapped = z.transpose(0, 1)
+    return swapped.contiguous() if copy else swapped
+
+
+def _product(
+    x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, *, copy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and both intermediates as they are read: (rank, j, tokens) and (i, rank, tokens)."""
+    z = _swap(_blocks.enter(x, bases_in), copy)
+    w = _swap(torch.bmm(couplings, z), copy)
+    return _blocks.leave(w, bases_out), z, w
+
+
+class _Product(torch.autograd.Function):
+    """Three batched products forward and six backward; both intermediates are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, copy: bool
+    ) -> Tensor:
+        y, z, w = _product(x, bases_out, couplings, bases_in, copy=copy)
+        ctx.save_for_backward(x, bases_out, couplings, bases_in, z, w)
+        ctx.copy = copy
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, bases_out, couplings, bases_in, z, w = ctx.saved_tensors
+        x_needs, out_needs, couplings_need, in_needs, _ = ctx.needs_input_grad
+        dx = dout = dcouplings = din = None
+        if out_needs:
+            dout = torch.bmm(_blocks.groups(dy, bases_out.shape[0]).mT, w.mT)
+        if not (x_needs or couplings_need or in_needs):
+            return None, dout, None, None, None
+        dw = _swap(_blocks.enter(dy, bases_out.mT), ctx.copy)  # (rank, i, tokens)
+        if couplings_need:
+            dcouplings = torch.bmm(dw, z.mT)
+        if x_needs or in_needs:
+            dz = _swap(torch.bmm(couplings.mT, dw), ctx.copy)  # (j, rank, tokens)
+            if in_needs:
+                din = torch.bmm(dz, _blocks.groups(x, bases_in.shape[0]))
+            if x_needs:
+                dx = _blocks.leave(dz, bases_in.mT)
+        return dx, dout, dcouplings, din, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blast(Format):
+    """W in ``out_blocks`` × ``blocks`` blocks over shared bases of ``rank`` columns.
+
+    Raises:
+        KnobError: a number of blocks does not fit the size, or the rank is none.
+    """
+
+    KERNELS = ("bmm", "views", "addcmul", "multiply_sum")
+    PAPER = "Lee et al., BLAST: Block-Level Adaptive Structured Matrices, 2024, arXiv:2410.21262"
+    PROJECTION_TOLERANCE = 0.02
+
+    rank: int
+    blocks: int = 4
+    out_blocks: int = None  # type: ignore[assignment]  # filled in below: as many as ``blocks``
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _blocks.fill(self, out_blocks=self.blocks)
+        _blocks.check_blocks(self, "blocks", self.in_features)
+        _blocks.check_blocks(self, "out_blocks", self.out_features)
+        self.check_integer("rank", low=1)
+
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        _blocks.check_free(cls.name(), knobs, "rank")
+        multiple = knobs.pop("multiple", 1)
+        smallest = cls(out_features=out_features, in_features=in_features, rank=1, **knobs)  # type: ignore[arg-type]
+        rank = budget(out_features, in_features, density) // smallest.parameters()
+        if rank < 1:
+            raise unreachable("blast", density, f"rank 1 has density {smallest.density():.4g}")
+        return dataclasses.replace(smallest, rank=round_down(rank, multiple))
+
+    def parameters(self) -> int:
+        return sum(self.stages())
+
+    def stages(self) -> tuple[int, ...]:
+        couplings = self.rank * self.blocks * self.out_blocks
+        return (self.rank * self.in_features, couplings, self.rank * self.out_features)
+
+    def stored_bytes(self, item_bytes: int) -> int:
+        return sum(self._padded_stages()) * item_bytes
+
+    def flops(self, tokens: int, direction: str) -> int:
+        return _blocks.chain_flops(tokens, self._padded_stages(), direction)
+
+    def _padded(self) -> tuple[int, int]:
+        """Both sizes as they are stored."""
+        return (
+            self.out_blocks * _blocks.side(self.out_features, self.out_blocks),
+            self.blocks * _blocks.side(self.in_features, self.blocks),
+        )
+
+    def _padded_stages(self) -> tuple[int, ...]:
+        padded_out, padded_in = self._padded()
+        return (self.rank * padded_in, self.stages()[1], self.rank * padded_out)
+
+    def intermediate_width(self) -> int:
+        """Both intermediates; where the couplings are not a product, each of their terms."""
+        if self.kernel in BATCHED:
+            return self.rank * (self.blocks + self.out_blocks)
+        terms = self.rank * self.blocks * self.out_blocks
+        summed = self.rank * self.out_blocks if self.kernel == "multiply_sum" else 0
+        return self.rank * self.blocks + terms + summed
+
+    def copied_width(self) -> int:
+        """Both intermediates for ``bmm``, y for ``multiply_sum``; x and y where they are padded.
+
+        With fewer than 32 tokens every kernel also copies y, which is not counted here.
+        """
+        padded_out, padded_in = self._padded()
+        copied = {"bmm": self.rank * (self.blocks + self.out_blocks), "multiply_sum": padded_out}
+        return (
+            copied.get(self.kernel, 0)
+            + (padded_in if padded_in != self.in_features else 0)
+            + (self.out_features if padded_out != self.out_features else 0)
+        )
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        padded_out, padded_in = self._padded()
+        device = generator.device
+        bases_out = torch.empty(padded_out, self.rank, device=device)
+        bases_in = torch.empty(self.rank, padded_in, device=device)
+        for bases in (bases_out, bases_in):
+            bases.normal_(std=0.02**0.5, generator=generator)
+        couplings = torch.empty(self.out_blocks, self.blocks, self.rank, device=device)
+        factors = _alternating.Factors(
+            bases_out.unflatten(0, (self.out_blocks, -1)),
+            couplings.uniform_(generator=generator),
+            bases_in.unflatten(1, (self.blocks, -1)).transpose(0, 1),
+        )
+        return _Map(self, factors, dtype)
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        """A near member by alternating least squares; never worse than low rank of that rank."""
+        del activations
+        padded = _blocks.pad(_blocks.working(weight), *self._padded())
+        factors = _alternating.fit(padded, self.out_blocks, self.blocks, self.rank)
+        return _Map(self, factors, weight.dtype)
