@@ -194,7 +194,7 @@ def compare(
             known = (name for name in metrics if _has([*before, *after], name))
             shown = next(known, metric)
             changes.append(Change(case=case, metric=shown, verdict=ended[0], reason=ended[1]))
-        elif change := _by_value(case, [old for old in before if _worked(old)], after, asked):
+        elif change := _by_value(case, [old for old in before if worked(old)], after, asked):
             changes.append(change)
     return changes
 
@@ -208,18 +208,18 @@ def _by_status(baseline: list[Entry], new: list[Entry]) -> tuple[Verdict, str | 
         return Verdict.INVALID, _said(now)
     if not baseline:
         return Verdict.NEW, None if now.status is Status.OK else _said(now)
-    if not any(map(_worked, baseline)):
+    if not any(map(worked, baseline)):
         old = max(baseline, key=_gravity)
         return None if old.status is now.status else (Verdict.NEW, f"Before: {_said(old)}")
     if now.status is Status.UNSUPPORTED:
         return Verdict.GONE, _said(now)
     before = any(old.status is Status.OUT_OF_MEMORY for old in baseline)
-    if now.status is Status.OUT_OF_MEMORY and not (before and any(map(_worked, new))):
+    if now.status is Status.OUT_OF_MEMORY and not (before and any(map(worked, new))):
         return Verdict.REGRESSED, _said(now)
     return None
 
 
-def _worked(entry: Entry) -> bool:
+def worked(entry: Entry) -> bool:
     """Whether a run has values of the case to go by; where one result was wrong, none counts."""
     return entry.status is Status.OK or bool(entry.readings and entry.status is not Status.WRONG)
 
@@ -241,7 +241,7 @@ def _by_value(case: str, baseline: list[Entry], new: list[Entry], asked: _Asked)
         return refused(single[0], "Only one of the runs has values of it.") if single else None
     metric, quantity = shared[0], _shared(shared[0], baseline, new)[0]
     baseline, new = ([e for e in side_ if quantity in e.readings] for side_ in (baseline, new))
-    doubts = [_unlike(old, new, quantity) for old in baseline]
+    doubts = [unlike(old, new, quantity) for old in baseline]
     alike = [old for old, doubt in zip(baseline, doubts, strict=True) if doubt is None]
     told = next(filter(None, doubts), "")
     if asked.blocked or not alike:
@@ -275,7 +275,7 @@ def _shared(metric: str, *sides: list[Entry]) -> list[str]:
     ]
 
 
-def _unlike(old: Entry, new: list[Entry], quantity: str) -> str | None:
+def unlike(old: Entry, new: list[Entry], quantity: str) -> str | None:
     """Why one baseline run's values of a case are not comparable with the new ones, in words."""
     revisions = {entry.revision for entry in (old, *new)}
     if len(revisions) > 1:

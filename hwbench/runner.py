@@ -1,17 +1,14 @@
-"""Suite → Run: planning, replicates, order, time budget and progress events; no torch.
+"""Suite → Run: planned anew, gone on with, or some of its cases again; no torch.
 
-The runner decides what is measured when; a worker measures; the store keeps each result as it
-comes. Progress is told to a listener, so that nothing here prints.
+A planning worker resolves what only torch knows; ``execution`` then measures what is missing.
 """
 
 from __future__ import annotations
 
-import random
+import itertools
 import secrets
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,68 +18,24 @@ from msgspec.structs import replace
 import hwbench
 from hwbench import environment, plugins, protocol
 from hwbench import suite as suites
-from hwbench.errors import RunFileError, SuiteError, UsageError
+from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
+from hwbench.execution import Listener, State, execute
 from hwbench.records import (
     SCHEMA,
     Case,
     Environment,
-    Footer,
     Header,
     Plan,
-    Planned,
     PlannedLine,
-    Result,
-    ResultLine,
     Status,
     Suite,
 )
-from hwbench.replicate import ANCHOR, SPANS, Replicate
-from hwbench.store import Run, RunWriter, read_run
+from hwbench.replicate import ANCHOR
+from hwbench.store import Run, RunWriter, read_run, run_path
 from hwbench.transports.local import LocalWorker
 
 _PLAN_SECONDS = 600.0  # planning a large suite, with its ceilings
 _MOST_MISTAKES = 5  # sentences of a planning error that are shown
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a listener is told: where the run stands after something ended."""
-
-    done: int
-    total: int
-    seconds: float
-    path: Path
-    result: Result | None = None
-
-
-Listener = Callable[[Progress], None]
-
-
-@dataclass
-class _State:
-    """A run while it is made."""
-
-    header: Header
-    planned: dict[str, Planned]
-    writer: RunWriter
-    listener: Listener
-    done: set[tuple[str, int]]
-    failed: dict[str, Result] = field(default_factory=dict)
-    total: int = 0
-    begun: float = field(default_factory=time.monotonic)
-
-    def keep(self, result: Result) -> None:
-        """Store one result and tell the listener."""
-        self.writer.append(ResultLine(result=result))
-        self.done.add((result.case, result.replicate))
-        if result.status is not Status.OK:
-            self.failed.setdefault(result.case, result)
-        seconds = time.monotonic() - self.begun
-        self.listener(Progress(len(self.done), self.total, seconds, self.writer.path, result))
-
-    def seeds(self, planned: Planned) -> int:
-        """How many results the case shall have."""
-        return self.header.plan.replicates if planned.seeds is None else planned.seeds
 
 
 def run(  # noqa: PLR0913 (each is an option of the command line)
@@ -138,7 +91,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     )
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
     writer = RunWriter.create(Path(out), header, lines)
-    state = _State(
+    state = State(
         header=header,
         planned={line.id: line.planned for line in lines},
         writer=writer,
@@ -146,7 +99,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         done=set(),
         begun=begun,
     )
-    return _execute(state, threads, time_budget_seconds)
+    return execute(state, threads, time_budget_seconds)
 
 
 def resume(
@@ -171,7 +124,7 @@ def resume(
     finally:
         worker.close()
     _same_machine(found, reply)
-    state = _State(
+    state = State(
         header=found.header,
         planned=found.planned,
         writer=RunWriter.resume(found),
@@ -180,7 +133,74 @@ def resume(
         failed={r.case: r for r in found.results if r.status is not Status.OK},
         begun=begun,
     )
-    return _execute(state, threads, time_budget_seconds)
+    return execute(state, threads, time_budget_seconds)
+
+
+def again(
+    found: Run,
+    cases: Collection[str],
+    replicates: int,
+    *,
+    listener: Listener = lambda progress: None,
+) -> Path:
+    """Measure some cases of a run again, each with its dense, in fresh replicates.
+
+    The run ``<run>-confirm`` is written beside it. Where one is there that holds the cases, it is
+    finished or taken as it is: another look would be another chance.
+
+    Raises:
+        EnvironmentMismatchError: this is not the machine, or not the version, of the run.
+        RunFileError: the new run cannot be written.
+    """
+    begun = time.monotonic()
+    groups = {found.planned[case].case.group for case in cases}
+    chosen = {
+        case: planned
+        for case, planned in found.planned.items()
+        if case in cases or (planned.case.format == ANCHOR and planned.case.group in groups)
+    }
+    path = _confirm_path(found, chosen)
+    if path.exists():
+        return resume(path, listener=listener)
+    threads = int(found.header.arguments.get("threads") or environment.usable_cores())
+    worker = LocalWorker(found.header.device, threads)
+    try:
+        reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _PLAN_SECONDS)
+    finally:
+        worker.close()
+    if different := _different(found, reply):
+        raise EnvironmentMismatchError(
+            f"{', '.join(different)} of this machine differ from those of the run {found.path}"
+        )
+    header = replace(
+        found.header,
+        run=path.stem,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        plan=replace(found.header.plan, replicates=replicates),
+        seed=found.header.seed + found.header.plan.replicates,
+        environment=replace(found.header.environment, state=reply.state),
+        arguments={"threads": threads, "confirms": found.header.run},
+    )
+    lines = [PlannedLine(id=case, planned=planned) for case, planned in chosen.items()]
+    state = State(
+        header=header,
+        planned=chosen,
+        writer=RunWriter.create(found.path.parent, header, lines),
+        listener=listener,
+        done=set(),
+        begun=begun,
+    )
+    return execute(state, threads, None)
+
+
+def _confirm_path(found: Run, cases: Collection[str]) -> Path:
+    """The confirming run that holds these cases, or the next that there is none of yet."""
+    for number in itertools.count(1):
+        name = f"{found.header.run}-confirm" + (f"-{number}" if number > 1 else "")
+        path = run_path(found.path.parent, name)
+        if not path.exists() or set(cases) <= set(read_run(path).planned):
+            return path
+    raise AssertionError("numbers do not end")
 
 
 def resolve_device(device: str) -> str:
@@ -251,113 +271,18 @@ def _header(
     )
 
 
-def _same_machine(found: Run, reply: protocol.PlanReply) -> None:
+def _different(found: Run, reply: protocol.PlanReply) -> list[str]:
+    """The facts of this machine that are not those of the run."""
     before = found.header.environment.fingerprint
     now = {**reply.fingerprint, "threads": before.get("threads")}
-    different = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-    if different:
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+
+
+def _same_machine(found: Run, reply: protocol.PlanReply) -> None:
+    if different := _different(found, reply):
         raise RunFileError(
             f"{found.path} was made on another machine or version ({', '.join(different)} "
             "differ); start a new run instead."
-        )
-
-
-def _execute(state: _State, threads: int, time_budget_seconds: float | None) -> Path:
-    """Measure what is missing, replicate by replicate, and write the footer."""
-    plan = state.header.plan
-    state.total = sum(state.seeds(planned) for planned in state.planned.values())
-    end = None if time_budget_seconds is None else state.begun + time_budget_seconds
-    replicates = max(state.seeds(planned) for planned in state.planned.values())
-    notes: dict[str, Any] = {}
-    spent = dict.fromkeys(SPANS, 0.0)
-    longest = 0.0
-    try:
-        state.listener(
-            Progress(
-                len(state.done), state.total, time.monotonic() - state.begun, state.writer.path
-            )
-        )
-        for number in range(replicates):
-            begun = time.monotonic()
-            if end is not None and number > 0 and begun + 0.7 * longest > end:
-                notes["stopped"] = f"The time budget ended after {number} replicates."
-                break
-            share = None if end is None else (end - begun) / max(1, plan.replicates - number)
-            replicate = Replicate(
-                number=number,
-                seed=state.header.seed + number,
-                plan=plan,
-                start=lambda: LocalWorker(state.header.device, threads),
-                keep=state.keep,
-                on_request=["energy"] if state.header.arguments.get("energy") else [],
-            )
-            try:
-                _visit(state, replicate, None if share is None else begun + share)
-            finally:
-                replicate.close()
-            spent = {span: spent[span] + replicate.seconds[span] for span in SPANS}
-            longest = max(longest, time.monotonic() - begun)
-        notes |= {f"{span}_seconds": seconds for span, seconds in spent.items()}
-        wall = time.monotonic() - state.begun
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        machine = {**environment.machine_state(), **notes}
-        state.writer.append(Footer(finished=finished, wall_seconds=wall, state=machine))
-    finally:
-        state.writer.close()
-    return state.writer.path
-
-
-def _visit(state: _State, replicate: Replicate, end: float | None) -> None:
-    """One replicate: every group, in a new random order, and what is scored."""
-    rng = random.Random(f"{state.header.seed}/{replicate.number}")
-    groups: dict[tuple[Any, ...], list[Planned]] = defaultdict(list)
-    for case, planned in state.planned.items():
-        if replicate.number < state.seeds(planned):
-            _answer_early(state, case, planned, replicate)
-            groups[planned.case.group].append(planned)
-    order = rng.sample(list(groups), len(groups))
-    missing = [key for key in order if _wanted(state, groups[key], replicate)]
-    for index, key in enumerate(missing):
-        wanted = _wanted(state, groups[key], replicate)
-        members = [p for p in groups[key] if p.case.id in wanted or _is_anchor(state, p)]
-        rng.shuffle(members)
-        if members[0].seeds is not None:
-            for planned in members:
-                if planned.case.id in wanted:
-                    replicate.score(planned)
-            continue
-        seconds = None
-        if end is not None:
-            seconds = max(0.0, end - time.monotonic()) / (len(missing) - index)
-        replicate.time_group(members, wanted, seconds)
-
-
-def _is_anchor(state: _State, planned: Planned) -> bool:
-    return planned.case.format == ANCHOR and planned.case.id not in state.failed
-
-
-def _wanted(state: _State, members: list[Planned], replicate: Replicate) -> set[str]:
-    ids = {planned.case.id for planned in members}
-    return {case for case in ids if (case, replicate.number) not in state.done}
-
-
-def _answer_early(state: _State, case: str, planned: Planned, replicate: Replicate) -> None:
-    """Keep what is known without measuring: unsupported, or failed in an earlier replicate."""
-    if (case, replicate.number) in state.done:
-        return
-    before = state.failed.get(case)
-    status, reason = Status.UNSUPPORTED, planned.unsupported
-    if reason is None and before is not None:
-        status, reason = before.status, before.reason
-    if reason is not None:
-        state.keep(
-            Result(
-                case=case,
-                replicate=replicate.number,
-                seed=replicate.seed,
-                status=status,
-                reason=reason,
-            )
         )
 
 

@@ -76,9 +76,7 @@ class RunWriter:
         Raises:
             RunFileError: the folder cannot be made or written.
         """
-        if not _RUN_NAME.fullmatch(header.run):
-            raise RunFileError(f"{header.run!r} is not a name that a run can have.")
-        path = folder / f"{header.run}.jsonl"
+        path = run_path(folder, header.run)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             writer = cls(path, path.open("xb", buffering=0))
@@ -123,6 +121,33 @@ class RunWriter:
     def close(self) -> None:
         """Release the file and its lock."""
         self._handle.close()
+
+
+def run_path(folder: Path, run: str) -> Path:
+    """Where the file of a run stands in a folder.
+
+    Raises:
+        RunFileError: a run cannot have that name; it may come from a file, and lead anywhere.
+    """
+    if not _RUN_NAME.fullmatch(run):
+        raise RunFileError(f"{run!r} is not a name that a run can have.")
+    return folder / f"{run}.jsonl"
+
+
+def read_header(path: Path) -> Header:
+    """The header of a run file, without reading the rest.
+
+    Raises:
+        RunFileError: there is no such file, or it does not begin with a header.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+    except OSError as error:
+        raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
+    if not first.endswith(b"\n"):
+        raise RunFileError(f"{path} is not a run file: it holds no whole line.")
+    return _header(path, first)
 
 
 def read_run(path: Path) -> Run:

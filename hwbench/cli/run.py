@@ -14,7 +14,7 @@ from hwbench.cli import _shared
 from hwbench.errors import CasesFailedError, UsageError
 
 if TYPE_CHECKING:
-    from hwbench.runner import Listener, Progress
+    from hwbench.execution import Listener, Progress
 
 
 def run(

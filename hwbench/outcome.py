@@ -1,0 +1,148 @@
+"""What a check found, in full, and the exit code that follows from it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hwbench.records import Change, Verdict
+
+FINE, REGRESSION, UNDECIDED = 0, 1, 3
+NOT_COMPARABLE, FAILED, NO_BASELINE = 4, 5, 6
+
+_GRAVITY = (
+    Verdict.INVALID,
+    Verdict.REGRESSED,
+    Verdict.GONE,
+    Verdict.INCOMPARABLE,
+    Verdict.UNDECIDED,
+    Verdict.NEW,
+    Verdict.IMPROVED,
+    Verdict.EQUIVALENT,
+)
+_JUDGED = (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.EQUIVALENT, Verdict.UNDECIDED)
+_OPEN = (Verdict.UNDECIDED, Verdict.INCOMPARABLE, Verdict.GONE)  # no proof that all is well
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The verdicts of a check, and everything that limits them."""
+
+    run: str
+    suite: str
+    machine: str
+    baseline: Sequence[str] = ()  # the runs compared against, oldest first
+    changes: Sequence[Change] = ()
+    measured: int = 0  # cases of the run that have values
+    threshold: float = 0.03  # as asked
+    used_threshold: float = 0.03  # as used; higher where the baseline is short of runs
+    confirmed: frozenset[str] | None = None  # cases confirmed as regressed; None: not asked for
+    mismatch: Sequence[str] = ()  # what makes the machines incomparable
+    problem: str | None = None  # why there is no usable baseline
+    notes: Sequence[str] = ()
+    fail_on_undecided: bool = False
+
+    def counts(self) -> dict[Verdict, int]:
+        """How many cases have each verdict, the gravest first."""
+        found = Counter(change.verdict for change in self.changes)
+        return {verdict: found[verdict] for verdict in _GRAVITY if found[verdict]}
+
+    @property
+    def compared(self) -> int:
+        """Cases of which the baseline allowed a verdict."""
+        return sum(change.verdict in _JUDGED for change in self.changes)
+
+    @property
+    def exit(self) -> int:
+        """The first of 5, 4, 6, 1, 3 that applies; 0 where none does."""
+        told = self.counts()
+        if Verdict.INVALID in told or not self.measured:
+            return FAILED
+        if self.mismatch:
+            return NOT_COMPARABLE
+        if self.problem or not self.compared:
+            return NO_BASELINE
+        if Verdict.REGRESSED in told:
+            return REGRESSION
+        if self.fail_on_undecided and any(verdict in told for verdict in _OPEN):
+            return UNDECIDED
+        return FINE
+
+    def sentence(self) -> str:
+        """The outcome in one sentence."""
+        told = self.counts()
+        if Verdict.INVALID in told:
+            return f"Wrong, crashed or timed out: {cases(told[Verdict.INVALID])}."
+        if not self.measured:
+            return f"Nothing could be measured in the run {self.run}."
+        if self.mismatch:
+            return f"The machines cannot be compared: {'; '.join(self.mismatch)}."
+        if self.problem:
+            return self.problem
+        if not self.compared:
+            return f"No case of the baseline can be compared with the run {self.run}{self._why()}."
+        if self.exit == REGRESSION:
+            how = "unconfirmed" if self.confirmed is None else "confirmed"
+            return f"Regressed ({how}): {cases(told[Verdict.REGRESSED])}."
+        if self.exit == UNDECIDED:
+            return f"Not decided: {cases(sum(told.get(verdict, 0) for verdict in _OPEN))}."
+        rest = ", ".join(f"{count} {verdict}" for verdict, count in told.items())
+        return f"No regression in {cases(self.compared)} ({rest})."
+
+    def _why(self) -> str:
+        reasons = Counter(change.reason for change in self.changes if change.reason)
+        return f": {reasons.most_common(1)[0][0].rstrip('.')}" if reasons else ""
+
+
+def cases(count: int) -> str:
+    """``1 case`` or ``3 cases``."""
+    return "1 case" if count == 1 else f"{count} cases"
+
+
+def worst_first(changes: Iterable[Change]) -> list[Change]:
+    """Changes by gravity, and by the size of the change within it."""
+
+    def key(change: Change) -> tuple[int, float]:
+        size = change.ratio.value if change.ratio else math.nan
+        positive = size > 0 and math.isfinite(size)
+        return _GRAVITY.index(change.verdict), -abs(math.log(size)) if positive else -math.inf
+
+    return sorted(changes, key=key)
+
+
+def plain(outcome: Outcome) -> dict[str, Any]:
+    """The outcome as ``check --json`` prints it; what is unknown is null."""
+    confirmed = outcome.confirmed
+    return {
+        "exit": outcome.exit,
+        "sentence": outcome.sentence(),
+        "run": outcome.run,
+        "suite": outcome.suite,
+        "machine": outcome.machine,
+        "baseline": list(outcome.baseline),
+        "threshold": outcome.threshold,
+        "used_threshold": outcome.used_threshold,
+        "notes": list(outcome.notes),
+        "mismatch": list(outcome.mismatch),
+        "changes": [
+            {
+                "case": change.case,
+                "metric": change.metric,
+                "ratio": _finite(change.ratio.value if change.ratio else None),
+                "low": _finite(change.ratio.low if change.ratio else None),
+                "high": _finite(change.ratio.high if change.ratio else None),
+                "verdict": change.verdict.value,
+                "reason": change.reason,
+                "replicates_needed": change.replicates_needed,
+                "confirmed": None if confirmed is None else change.case in confirmed,
+            }
+            for change in worst_first(outcome.changes)
+        ],
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

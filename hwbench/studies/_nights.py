@@ -1,0 +1,160 @@
+"""How far cases move from run to run when nothing changed: what a change has to lie outside of.
+
+All on logs. A run's value of a case has two errors: that of its replicates, which more of them
+average away, and that of its night, which they share and which no repetition in the same night
+removes. The first is read from the spread inside all runs, the second from the spread of the
+baseline runs' own values beyond the first.
+
+Five runs alone would give five poor guesses of a spread, so all cases of a check inform each
+other: a case's variance is drawn towards what is usual among them, the more the more alike they
+are (the moderated variance of Smyth 2004, doi:10.2202/1544-6115.1027, with its prior by moments).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hwbench.power import student
+from hwbench.stats import median
+
+FEWEST_RUNS = 3  # baseline runs from which their spread is known well enough to use
+_QUARTILE = 1.15035 * math.sqrt(2)  # of a difference of two normal values: the 75th percentile
+_INFORMATION = 0.8  # degrees of freedom that this quartile keeps, by simulation
+_SHIFT = 1.06  # variance of a Hodges–Lehmann shift over that of the means', under Gaussian noise
+_MEDIAN = (1.0, 1.0, 1.0, 1.35, 1.19, 1.43, 1.29, 1.47, 1.34)  # the same of a median, by values
+_TRUST = 0.5  # of what the other cases can tell at most, because few tell badly how alike they are
+
+Variance = tuple[float, float]  # with its degrees of freedom; (nan, 0) where unknown
+Sample = Sequence[Sequence[float]]  # a case's values on logs, run by run
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A case's variances between the replicates of a run, and between runs beyond that."""
+
+    within: Variance
+    between: Variance
+    runs: int  # of the baseline
+    values: int  # of the baseline, in all its runs
+
+    def error(self, count: int) -> Variance:
+        """The variance of a change: ``count`` fresh replicates in one night over the baseline."""
+        night, freedom_night = self.between
+        inner, freedom_inner = self.within
+        night *= 1 + 1 / self.runs
+        inner *= _SHIFT * (1 / count + 1 / self.values)
+        if math.isnan(night):
+            return inner, freedom_inner
+        if math.isnan(inner):
+            return night, freedom_night
+        total = night + inner
+        if total == 0:
+            return 0.0, freedom_inner
+        return total, total**2 / (night**2 / freedom_night + inner**2 / freedom_inner)
+
+    def bound(self, count: int, chance: float) -> float:
+        """The change that is exceeded with this chance, on one side, when nothing changed."""
+        variance, freedom = self.error(count)
+        if math.isnan(variance):
+            return math.inf
+        return student(freedom, 1 - 2 * chance) * math.sqrt(variance)
+
+
+def noises(baselines: Sequence[Sample], new: Sequence[Sequence[float]]) -> list[Noise]:
+    """The noise of each case, from its baseline runs' values and the new run's, on logs."""
+    inner = _moderated([_within([*old, now]) for old, now in zip(baselines, new, strict=True)])
+    spreads = _moderated([_between(old) for old in baselines])
+    return [
+        Noise(
+            within=within,
+            between=_beyond(spread, within, old),
+            runs=len(old),
+            values=sum(map(len, old)),
+        )
+        for old, within, spread in zip(baselines, inner, spreads, strict=True)
+    ]
+
+
+def _within(runs: Sample) -> Variance:
+    """Between replicates: from a quartile of all differences inside runs, which spikes leave be."""
+    differences = sorted(
+        abs(first - second)
+        for values in runs
+        for index, first in enumerate(values)
+        for second in values[:index]
+    )
+    if not differences:
+        return math.nan, 0.0
+    place = 0.75 * (len(differences) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(differences) - 1)
+    share = place - below
+    quartile = (1 - share) * differences[below] + share * differences[above]
+    freedom = _INFORMATION * sum(len(values) - 1 for values in runs if values)
+    return (quartile / _QUARTILE) ** 2, max(freedom, 1.0)
+
+
+def _between(runs: Sample) -> Variance:
+    """Between runs: of their own values, replicates' part included."""
+    if len(runs) < FEWEST_RUNS:
+        return math.nan, 0.0
+    return statistics.variance([median(values) for values in runs]), len(runs) - 1.0
+
+
+def _beyond(spread: Variance, within: Variance, runs: Sample) -> Variance:
+    """The variance between runs that the replicates' does not explain."""
+    variance, freedom = spread
+    if math.isnan(variance) or math.isnan(within[0]):
+        return spread
+    counts = [len(values) for values in runs]
+    parts = [_MEDIAN[min(count, len(_MEDIAN) - 1)] / count for count in counts]
+    return max(0.0, variance - within[0] * statistics.fmean(parts)), freedom
+
+
+def _moderated(found: Sequence[Variance]) -> list[Variance]:
+    """Each variance drawn towards what is usual, as far as they are alike; unknown: as usual."""
+    known = [(value, freedom) for value, freedom in found if freedom > 0]
+    if not known:
+        return list(found)
+    usual, weight = _prior(known)
+    return [
+        ((weight * usual + freedom * value) / (weight + freedom), weight + freedom)
+        if freedom > 0
+        else (usual if weight else math.nan, weight)
+        for value, freedom in found
+    ]
+
+
+def _prior(known: Sequence[Variance]) -> Variance:
+    """The usual variance, and how many degrees of freedom it is worth."""
+    import numpy as np
+    from scipy import special
+
+    values, freedoms = (np.array(column) for column in zip(*known, strict=True))
+    middle = float(np.median(values))
+    if len(values) == 1 or middle == 0:
+        return middle, 0.0
+    half = freedoms / 2
+    logs = np.log(np.maximum(values, 1e-5 * middle)) - special.digamma(half) + np.log(half)
+    excess = float(np.var(logs, ddof=1) - np.mean(special.polygamma(1, half)))
+    most = _TRUST * float(np.sum(freedoms) - np.mean(freedoms))
+    weight = min(2 * _inverse_trigamma(excess), most) if excess > 0 else most
+    centre = float(np.mean(logs) + special.digamma(weight / 2) - math.log(weight / 2))
+    return math.exp(centre), weight
+
+
+def _inverse_trigamma(value: float) -> float:
+    """The x at which the trigamma function is ``value``, by Newton's method."""
+    from scipy import special
+
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        found = float(special.polygamma(1, x))
+        step = found * (1 - found / value) / float(special.polygamma(2, x))
+        x += step
+        if abs(step) < 1e-8 * x:
+            break
+    return x
