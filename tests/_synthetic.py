@@ -30,6 +30,9 @@ CEILINGS: dict[str, Any] = {
     },
     "copy": {"bytes_per_second": 4.2e10, "working_set_bytes": 256_000_000},
 }
+HOSTILE = "</script><img src=x onerror=alert(1)><!--\u2028{{7*7}}${1}'\"&amp;"
+"""A name that is an attack on a page, wherever it stands unescaped."""
+
 DENSITIES = (0.5, 0.25, 0.1)
 # relative time at density 1, its share that does not shrink, projection error at density 0.5
 _MANNERS = {
@@ -199,6 +202,31 @@ def failed(run: Run, status: Status, reason: str) -> Run:
         Result(case=r.case, replicate=r.replicate, seed=r.seed, status=status, reason=reason)
         for r in run.results
     ]
+    return run
+
+
+def hostile_run() -> Run:
+    """A run in which every text is an attack."""
+    cases = [linear_case("dense", None), linear_case(HOSTILE, 0.5), linear_case(HOSTILE, 0.25)]
+    cases += [linear_case("btt", 0.5, knobs={HOSTILE: HOSTILE}), projection_case(HOSTILE, 0.5)]
+    cases += [linear_case("coo", 0.5), linear_case("csr", 0.5)]
+    run = run_of(cases, name=HOSTILE)
+    header = run.header
+    environment = Environment(
+        fingerprint={"device": {"name": HOSTILE, HOSTILE: [HOSTILE]}, HOSTILE: {HOSTILE: HOSTILE}},
+        state={HOSTILE: HOSTILE},
+        settings={HOSTILE: HOSTILE},
+    )
+    texts = dict.fromkeys(("suite", "about", "created", "version"), HOSTILE)
+    fields = {name: getattr(header, name) for name in header.__struct_fields__}
+    fields |= {**texts, "environment": environment, "arguments": {HOSTILE: HOSTILE}}
+    run.header = type(header)(**fields)
+    for result in run.results:
+        if run.planned[result.case].case.format == "coo":
+            broken = failed(run_of([run.planned[result.case].case]), Status.CRASHED, HOSTILE)
+            run.results[run.results.index(result)] = broken.results[result.replicate]
+        if run.planned[result.case].case.format == "csr":
+            result.flags.append(HOSTILE)
     return run
 
 

@@ -139,7 +139,9 @@ def _density(field: str = "density", title: str = "density (parameters kept)") -
     return alt.X(
         f"{field}:Q",
         title=title,
-        scale=alt.Scale(type="log", nice=False, padding=18),
+        scale=alt.Scale(
+            type="log", nice=False, padding=18, domain=alt.DomainUnionWith(unionWith=[0.5, 1])
+        ),
         axis=alt.Axis(
             values=[20, 10, 5, 2, *_DENSITIES], format="~g", labelOverlap="greedy", tickCount=6
         ),

@@ -71,11 +71,10 @@ def pareto(join: Join) -> Figure:
         )
         reach = f"from an error of {first} to {last}" if len(faster) > 1 else f"at {first}"
         sure = sum(beats(pair.timed) for pair in faster)
-        surely = "all" if sure == len(faster) else f"{sure or 'none'}"
-        says = (
-            f"The front is faster than dense {reach}; {surely} of its {len(faster)} points there "
-            f"beyond their intervals."
-        )
+        surely = f"{sure or 'none'} of {len(faster)} such points"
+        if sure == len(faster):
+            surely = "each such point"
+        says = f"The front is faster than dense {reach}; {surely} beyond its interval."
     else:
         says = f"None of the {len(front)} points on the front is faster than dense."
     timed_at, scored_at = (f"{words.shape(r)} {r['dtype']}" for r in (join.timed, join.scored))

@@ -1,0 +1,339 @@
+"""The page: whole, self-contained, inert whatever stands in a run, and readable in every state."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import time
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, questions, run_of
+
+from hwbench.errors import UsageError
+from hwbench.records import Status
+from hwbench.report import _charts, _pack, _palette, html
+from hwbench.store import Run
+
+
+class Page(HTMLParser):
+    """The elements of a page, the text that is shown, and what its scripts hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.words: list[str] = []
+        self.comments: list[str] = []
+        self._inside: str | None = None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+        self._inside = tag if tag in ("script", "style") else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = (attributes, text + data)
+        elif self._inside is None:
+            self.words.append(data)
+
+    def handle_comment(self, data: str) -> None:
+        self.comments.append(data)
+
+    @property
+    def shown(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def data(self) -> dict[str, Any]:
+        attributes, text = next(s for s in self.scripts if s[0].get("id") == "hw-data")
+        if attributes["data-form"] == "gzip":
+            text = gzip.decompress(base64.b64decode(text)).decode()
+        return json.loads(text)
+
+    def column(self, name: str) -> list[Any]:
+        return _pack.unpacked(self.data["columns"], name)
+
+    def tags(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.elements if tag == name]
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return run_of(questions())
+
+
+@pytest.fixture(scope="module")
+def text(run: Run) -> str:
+    return html.render([run])
+
+
+@pytest.fixture(scope="module")
+def page(text: str) -> Page:
+    return Page(text)
+
+
+# what the page holds
+
+
+def test_the_page_has_every_case(run: Run, page: Page) -> None:
+    assert page.column("case") == list(run.planned)
+    assert page.data["count"] == len(run.planned)
+
+
+def test_the_page_has_every_number_to_four_digits(run: Run, page: Page) -> None:
+    place = list(run.planned).index(
+        "linear/forward/csr[density=0.5]/1024x1024/t16/float32/hot/eager/cpu"
+    )
+    measured = [r for r in run.results if r.case == page.column("case")[place]]
+    relative = [r.values("relative_time")[0] for r in measured]
+    assert min(relative) <= page.column("relative_time")[place] <= max(relative)
+    assert page.column("status")[place] == "ok"
+    unsupported = page.column("status").index("unsupported")
+    assert page.column("reason")[unsupported] == UNSUPPORTED
+    assert page.column("time_seconds")[unsupported] is None
+
+
+def test_no_sample_is_carried(page: Page) -> None:
+    assert "samples" not in page.data["columns"]
+
+
+def test_the_answer_comes_first_and_says_numbers_and_intervals(page: Page) -> None:
+    shown = page.shown
+    assert shown.index("The answer") < shown.index("Accuracy against wall-clock")
+    assert (
+        "At density 0.5, low_rank is the fastest in all 4 groups, at 0.46–0.59× of dense." in shown
+    )
+    assert re.search(
+        r"Forward, 1024×1024, 256 tokens, float32 At density 0\.5 the fastest is low_rank , "
+        r"0\.458× of dense \(0\.4\d\d–0\.4\d\d\) ; also faster than dense: monarch \(0\.56\d×\)",
+        shown,
+    )
+    assert "At a projection error of at most … the fastest is …" in shown
+    assert re.search(r"0\.211 low_rank density=0\.5 , 0\.458× of dense", shown)
+
+
+def test_both_shapes_of_a_join_are_named(page: Page) -> None:
+    assert (
+        "Time measured at 1024×1024 float32; error of projection matrix=power_law seeds=1 "
+        "at 512×512 float32." in page.shown
+    )
+
+
+def test_what_has_no_partner_is_listed(page: Page) -> None:
+    assert "1 not drawn: no partner" in page.shown
+    assert f"semi_structured has no relative time: unsupported ({UNSUPPORTED})" in page.shown
+
+
+def test_statuses_other_than_ok_are_listed_with_reason_and_cases(page: Page) -> None:
+    after = page.shown.split("Not measured, or not to be trusted")[1]
+    assert f"unsupported {UNSUPPORTED} 5 cases" in after
+    assert "linear/step/semi_structured/1024x1024/t16/float32/hot/eager/cpu" in after
+
+
+def test_the_machine_and_the_method_are_told(page: Page) -> None:
+    for fact in ("Example Processor 9000", "33.6 MB", "avx2, avx512f", "2.13.0+cpu", "110 GFLOP/s"):
+        assert fact in page.shown
+    assert "How each number was made" in page.shown
+
+
+def test_the_table_of_winners_shows_every_cell(page: Page) -> None:
+    shades = [a.get("class", "") for a in page.tags("td")]
+    assert len(shades) == 4 * 19
+    assert sum("best" in str(shade) for shade in shades) == 4
+    assert sum(str(shade) == "none" for shade in shades) == 4  # semi_structured
+
+
+# charts
+
+
+def test_every_chart_has_title_sentence_and_role(page: Page) -> None:
+    plots = [a for a in page.tags("div") if a.get("class") == "plot"]
+    assert len(plots) == 4 + 2 + 4 + 1 + 3
+    for attributes in plots:
+        assert attributes["role"] == "img"
+        title, _, says = str(attributes["aria-label"]).partition(". ")
+        assert title
+        assert says.endswith(".")
+        assert says in page.shown
+
+
+def test_each_format_has_its_own_colour_and_shape_in_the_data(page: Page) -> None:
+    looks = page.data["looks"]
+    assert set(looks) == set(page.column("format"))
+    assert len({(look["css"], look["path"]) for look in looks.values()}) == len(looks)
+
+
+def test_every_specification_compiles() -> None:
+    import vl_convert
+
+    specifications = _charts.specifications(_palette.styles(["dense", "low_rank", HOSTILE]))
+    assert set(specifications) == {
+        "pareto", "error_density", "error_bytes", "crossover", "roofline", "stored", "saved",
+    }  # fmt: skip
+    for name, specification in specifications.items():
+        compiled = vl_convert.vegalite_to_vega({**specification, "width": 300})
+        assert compiled["marks"], name
+        assert "http" not in json.dumps(specification)
+
+
+def test_figures_name_rows_of_their_own_kind(page: Page) -> None:
+    data = page.data
+    directions, saved = page.column("direction"), page.column("saved_bytes")
+    for section in data["figures"].values():
+        for figure in section:
+            numbers = [n for start, end in figure["rows"] for n in range(start, end)]
+            assert numbers == sorted(set(numbers))
+            if figure["kind"] == "saved":
+                assert all(saved[n] is not None for n in numbers)
+            if figure["kind"] == "pareto":
+                assert len({directions[n] for n in numbers}) == 1
+                assert len(figure["front"]) == len(figure["error"]) == len(numbers) == 18
+
+
+# alone, and inert
+
+
+def external(page: Page) -> list[str]:
+    """Every address that a browser would load or follow out of the page."""
+    names = ("src", "href", "xlink:href", "action", "poster", "data", "srcset", "formaction")
+    found = [str(a[n]) for tag, a in page.elements for n in names if n in a and tag != "path"]
+    return [address for address in found if not address.startswith("#")]
+
+
+def test_the_page_loads_nothing(text: str, page: Page) -> None:
+    assert external(page) == []
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    (policy,) = [a["content"] for a in page.tags("meta") if "http-equiv" in a]
+    assert "default-src 'none'" in str(policy)
+    assert "connect-src" not in str(policy)  # nothing is granted back
+
+
+def test_our_scripts_speak_to_no_network() -> None:
+    for name in html._SCRIPTS:
+        script = (html._TEMPLATES / name).read_text()
+        for word in (
+            "fetch(",
+            "XMLHttpRequest",
+            "WebSocket",
+            "import(",
+            "http:",
+            "https:",
+            "innerHTML",
+        ):
+            assert word not in script, (name, word)
+
+
+def test_hostile_names_are_text() -> None:
+    safe, page = Page(html.render([run_of(questions())])), Page(html.render([hostile_run()]))
+    assert page.tags("img") == []
+    assert [a for tag, a in page.elements if any(n.startswith("on") for n in a)] == []
+    assert len(page.scripts) == len(safe.scripts) == 3
+    assert page.comments == safe.comments
+    assert external(page) == []
+    assert HOSTILE in page.column("format")
+    assert "<img src=x onerror=alert(1)>" in page.shown
+
+
+def test_data_cannot_end_its_element() -> None:
+    text = _pack.embedded({"name": HOSTILE, "lone": "\ud800"})
+    assert not set("<>&\u2028\u2029") & set(text)
+    assert json.loads(text)["name"] == HOSTILE
+
+
+# every state of a run
+
+
+def test_no_run_is_a_sentence() -> None:
+    with pytest.raises(UsageError, match="no run to report"):
+        html.render([])
+
+
+def test_an_empty_run_says_so() -> None:
+    page = Page(html.render([run_of([])]))
+    assert "nothing was measured, so there is nothing to answer" in page.shown
+    assert page.data["count"] == 0
+
+
+def test_a_run_in_which_all_failed_says_so() -> None:
+    page = Page(html.render([failed(run_of(questions()), Status.TIMED_OUT, "no answer in 60 s")]))
+    assert "No case has a result to be trusted" in page.shown
+    assert "timed out no answer in 60 s 99 cases" in page.shown
+    assert not [a for a in page.tags("div") if a.get("role") == "img" and "Forward" in str(a)]
+
+
+def test_an_unfinished_run_says_what_is_missing() -> None:
+    run = run_of(questions(), complete=False)
+    run.results = run.results[:120]
+    page = Page(html.render([run]))
+    missing = page.column("status").count("missing")
+    assert missing > 0
+    assert f"This run is not finished: {missing} cases without any result." in page.shown
+
+
+def test_without_ceilings_there_is_a_sentence_and_no_roofline() -> None:
+    page = Page(html.render([run_of(questions(), ceilings={})]))
+    assert "No roofline: the ceilings of this machine were not measured" in page.shown
+    assert "not measured in this run, so there is no roofline" in page.shown
+    assert page.data["figures"]["roofline"] == []
+
+
+def test_without_projections_there_is_a_sentence() -> None:
+    page = Page(html.render([run_of(questions(projection=False))]))
+    assert 'A suite with a second block, workload = "projection"' in page.shown
+
+
+def test_one_replicate_decides_nothing() -> None:
+    page = Page(html.render([run_of(questions(), replicates=1)]))
+    assert "At density 0.5, no group is decided" in page.shown
+    assert "one replicate decides nothing" in page.shown
+    assert not any("best" in str(a.get("class")) for a in page.tags("td"))
+
+
+def test_several_runs_stand_side_by_side_and_every_row_is_labelled() -> None:
+    other = run_of(questions(), name="second", fingerprint={"device": {"name": "Accelerator X"}})
+    page = Page(html.render([run_of(questions()), other]))
+    assert [run["machine"] for run in page.data["runs"]] == [
+        "Example Processor 9000",
+        "Accelerator X",
+    ]
+    assert page.column("run").count(0) == page.column("run").count(1) == 99
+    titles = [figure["title"] for figure in page.data["figures"]["density"]]
+    question = "Forward, 1024×1024, 16 tokens, float32"
+    assert titles[:2] == [f"{question}, Example Processor 9000", f"{question}, Accelerator X"]
+    assert "On Accelerator X, at density 0.5, low_rank" in page.shown
+
+
+def test_machines_of_one_name_are_told_apart() -> None:
+    page = Page(html.render([run_of(questions(), name="a"), run_of(questions(), name="b")]))
+    assert [run["machine"] for run in page.data["runs"]] == [
+        "Example Processor 9000 (a)",
+        "Example Processor 9000 (b)",
+    ]
+
+
+@pytest.mark.slow
+def test_twenty_thousand_rows_are_written_quickly_and_stay_small() -> None:
+    shapes = [(256 * a, 256 * b) for a in range(1, 12) for b in range(1, 10)]
+    run = run_of(questions(shapes=shapes, tokens=(1, 16, 64, 256, 1024)))
+    begun = time.perf_counter()
+    text = html.render([run])
+    assert time.perf_counter() - begun < 40  # five seconds where nothing else runs
+    assert len(text.encode()) < 3_000_000
+    page = Page(text)
+    assert len(page.column("case")) == len(run.planned) > 19_000
+    assert page.column("case") == list(run.planned)
+    assert "The remaining 942 groups are in who wins where" in page.shown
