@@ -139,13 +139,19 @@ def _density(field: str = "density", title: str = "density (parameters kept)") -
     return alt.X(
         f"{field}:Q",
         title=title,
-        scale=alt.Scale(
-            type="log", nice=False, padding=18, domain=alt.DomainUnionWith(unionWith=[0.5, 1])
-        ),
+        scale=alt.Scale(type="log", nice=False, padding=18),
         axis=alt.Axis(
             values=[20, 10, 5, 2, *_DENSITIES], format="~g", labelOverlap="greedy", tickCount=6
         ),
     )
+
+
+def _reach() -> Any:
+    """Nothing to see: it holds the axis of densities open where all points have one density."""
+    import altair as alt
+
+    data = alt.InlineData(values=[{"density": 0.5}, {"density": 1}])
+    return alt.Chart(data).mark_point(opacity=0, tooltip=None).encode(x="density:Q")
 
 
 def _dense_line(along: str) -> Any:
@@ -199,7 +205,7 @@ def _error(styles: dict[str, Style], field: str, title: str) -> Any:
     line = base.mark_line(strokeWidth=1.3, opacity=0.7)
     line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
     tips = _tips(error_text="projection error", stored_text="stored")
-    return alt.layer(line, _points(base, styles, tips[:1] + tips[2:3] + tips[-2:]))
+    return alt.layer(_reach(), line, _points(base, styles, tips[:1] + tips[2:3] + tips[-2:]))
 
 
 def _crossover(styles: dict[str, Style]) -> Any:
@@ -212,7 +218,8 @@ def _crossover(styles: dict[str, Style]) -> Any:
     line = line.encode(detail="series:N", order="density:Q", **_colour(styles))
     span = base.mark_rule(strokeWidth=1.4, **aside)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
-    return alt.layer(_dense_line("y"), line, span, _points(base, styles, _tips(), **aside))
+    points = _points(base, styles, _tips(), **aside)
+    return alt.layer(_reach(), _dense_line("y"), line, span, points)
 
 
 def _roofline(styles: dict[str, Style]) -> Any:
