@@ -206,11 +206,18 @@ class Bsr(Format):
             return None
         if direction != FORWARD:
             return "torch differentiates no BSR product; kernel=gather has a backward pass."
-        if device == "cpu" and dtype not in (torch.float32, torch.float64):
+        if device != "cpu":
+            return None
+        if dtype not in (torch.float32, torch.float64):
             name = str(dtype).removeprefix("torch.")
             return (
                 f"torch multiplies BSR tensors on the CPU with MKL, in float32 and float64 only, "
                 f"not in {name}; kernel=gather can."
+            )
+        if self.block_rows != self.block_columns:
+            return (
+                f"MKL, with which torch multiplies BSR tensors on the CPU, takes square blocks "
+                f"only, not {self.block_rows}x{self.block_columns}; kernel=gather can."
             )
         return None
 
