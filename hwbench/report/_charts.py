@@ -150,7 +150,8 @@ def _reach() -> Any:
     """Nothing to see: it holds the axis of densities open where all points have one density."""
     import altair as alt
 
-    data = alt.InlineData(values=[{"density": 0.5}, {"density": 1}])
+    ends: list[dict[str, float]] = [{"density": 0.5}, {"density": 1.0}]
+    data = alt.InlineData(values=ends)
     return alt.Chart(data).mark_point(opacity=0, tooltip=None).encode(x="density:Q")
 
 
