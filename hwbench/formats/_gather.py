@@ -250,7 +250,7 @@ def turn(x: Tensor) -> Tensor:
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
     if plain and tokens > 1:
         # The same permutation, which torch does here with vector instructions: copying x.t() takes
-        # three times as long in float32, and half as long in the other dtypes.
+        # three times as long in float32, and less than this in the other dtypes.
         every = (tokens * inputs, 1, tokens * inputs, tokens * inputs)
         pixel = x.as_strided((1, tokens * inputs, 1, 1), every)
         return torch.native_channel_shuffle(pixel, tokens).view(inputs, tokens)
