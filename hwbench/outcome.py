@@ -71,6 +71,12 @@ class Outcome:
             return UNDECIDED
         return FINE
 
+    def fails(self, change: Change) -> bool:
+        """Whether this change alone would make the check fail."""
+        if change.verdict in (Verdict.INVALID, Verdict.REGRESSED):
+            return True
+        return self.fail_on_undecided and change.verdict in _OPEN
+
     def sentence(self) -> str:
         """The outcome in one sentence."""
         told = self.counts()

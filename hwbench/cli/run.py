@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from hwbench.cli import _shared
+from hwbench.cli._progress import progress
 from hwbench.errors import CasesFailedError, UsageError
-
-if TYPE_CHECKING:
-    from hwbench.execution import Listener, Progress
 
 
 def run(
@@ -69,7 +65,7 @@ def run(
     if resume is not None:
         if suite is not None or format_ or filter_ or shape or tokens or dtype or density:
             raise UsageError("--resume goes on with the suite that the run was started with.")
-        with _progress() as listener:
+        with progress() as listener:
             path = runner.resume(resume, time_budget_seconds=budget, listener=listener)
         return _show(path, as_json=as_json)
     document = suites.override(
@@ -85,7 +81,7 @@ def run(
         changes = runner.smallest(suites.build(document, "cpu").plan)
     if replicates is not None:
         changes["replicates"] = replicates
-    with _progress() as listener:
+    with progress() as listener:
         path = runner.run(
             document, device=device, out=out, filter=filter_, threads=threads, seed=seed,
             time_budget_seconds=budget, energy=energy, listener=listener, **changes,
@@ -120,52 +116,3 @@ def _show(path: Path, *, as_json: bool) -> None:
     for part in table(found, console.width):
         console.print(part)
     console.print(f"\nThe run is in {path}. See it with: hwbench report {path}", soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Listener]:
-    """A listener that draws a bar on a terminal, and keeps a pipe clean.
-
-    The bar is redrawn when a result comes and never in between: the parent sleeps while a child
-    measures.
-    """
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    console = _shared.console(error=True)
-    seen: list[Progress] = []
-    words = "{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"
-    columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words))
-    quiet = not console.is_terminal
-    with Bar(*columns, console=console, auto_refresh=False, transient=True, disable=quiet) as bar:
-        task = bar.add_task("planning", total=1, left="")
-
-        def listen(progress: Progress) -> None:
-            seen.append(progress)
-            del seen[1:-1]  # the first and the last are enough
-            bar.update(task, **_fields(progress, seen[0]))
-            bar.refresh()
-
-        try:
-            yield listen
-        except KeyboardInterrupt:
-            if seen:
-                path = seen[-1].path
-                console.print(f"What was measured is in {path}; go on with --resume {path}")
-            raise
-
-
-def _fields(progress: Progress, first: Progress) -> dict[str, Any]:
-    """The bar's fields: how far, how long still, and what ended last."""
-    from hwbench.units import clock
-
-    done, left = progress.done - first.done, ""
-    if done:
-        each = (progress.seconds - first.seconds) / done
-        left = f"{clock(each * (progress.total - progress.done))} left"
-    return {
-        "completed": progress.done,
-        "total": progress.total,
-        "left": left,
-        "description": progress.result.case if progress.result else "",
-    }

@@ -13,20 +13,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from msgspec.structs import replace
 
-from hwbench import units
-from hwbench.compare import METRICS, Side, compare, unlike, worked
-from hwbench.records import Change, Verdict
+from hwbench import runner, units
+from hwbench.compare import METRICS, Side, compare, side, unlike, worked
+from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError
+from hwbench.execution import Listener
+from hwbench.outcome import Outcome
+from hwbench.records import Change, Status, Verdict
 from hwbench.stats import Rule, median
+from hwbench.store import Run, read_run
 from hwbench.studies._nights import FEWEST_RUNS, Noise, noises
+from hwbench.studies.baseline import Chosen, choose, warnings
 
 WINDOW = 5  # baseline runs
 CONFIRMATIONS = 10  # fresh replicates of each flagged case
 FALSE_NIGHTS = 0.005  # nights in which a suite without a change may fail; spreads are estimates
 FLAG_LEVEL = 0.05  # of the run-level check before a confirmation, a case
 FLOOR_SECONDS = 5e-7  # smaller differences are below what calling torch costs
+
+_TIMED = ("relative", "time")
+_EXACT = ("memory", "score")  # measured again they say the same: bytes, and scores of one seed
 
 Again = Callable[[list[str]], Side]
 """Measures cases again in fresh replicates, each with its dense."""
@@ -89,7 +99,7 @@ def judge_cases(
     flagged = {each.case: each for each in changes if _flagged(each, known)}
     if flagged:
         fresh = again(list(flagged))
-        seen = [_only(side, flagged) for side in baselines]
+        seen = [_only(one, flagged) for one in baselines]
         told = compare(seen, [_only(fresh, flagged)], used, metric=metric, higher=higher)
         later = {each.case: each for each in told}
         for case, first in flagged.items():
@@ -98,8 +108,8 @@ def judge_cases(
     return Judged(list(settled.values()), frozenset(found))
 
 
-def _only(side: Side, cases: Collection[str]) -> Side:
-    return Side({case: side.cases[case] for case in cases if case in side.cases}, side.facts)
+def _only(one: Side, cases: Collection[str]) -> Side:
+    return Side({case: one.cases[case] for case in cases if case in one.cases}, one.facts)
 
 
 def _rule(rule: Rule, threshold: float) -> Rule:
@@ -107,20 +117,21 @@ def _rule(rule: Rule, threshold: float) -> Rule:
 
 
 def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[str, _Known]:
-    """The noise of every case whose time was compared."""
-    timed = [each for each in changes if each.ratio and each.metric in ("relative", "time")]
-    samples = [_sample(each, baselines, new) for each in timed]
-    usable = [
-        (each, old, now)
-        for each, (old, now) in zip(timed, samples, strict=True)
-        if all(value > 0 and math.isfinite(value) for run in (*old, now) for value in run)
-    ]
-    logs = [[[math.log(v) for v in run] for run in (*old, now)] for _, old, now in usable]
-    found = noises([runs[:-1] for runs in logs], [runs[-1] for runs in logs])
-    return {
-        each.case: _Known(noise, len(now), _seconds(each.case, baselines))
-        for (each, _, now), noise in zip(usable, found, strict=True)
-    }
+    """The noise of every case whose time was compared; each metric has its own usual noise."""
+    found: dict[str, _Known] = {}
+    for metric in _TIMED:
+        timed = [each for each in changes if each.ratio and each.metric == metric]
+        samples = [(each.case, *_sample(each, baselines, new)) for each in timed]
+        usable = [each for each in samples if _positive(*each[1], each[2])]
+        logs = [[[math.log(v) for v in run] for run in (*old, now)] for _, old, now in usable]
+        noise = noises([runs[:-1] for runs in logs], [runs[-1] for runs in logs])
+        for (case, _, now), each in zip(usable, noise, strict=True):
+            found[case] = _Known(each, len(now), _seconds(case, baselines))
+    return found
+
+
+def _positive(*runs: Sequence[float]) -> bool:
+    return all(value > 0 and math.isfinite(value) for run in runs for value in run)
 
 
 def _sample(
@@ -129,7 +140,7 @@ def _sample(
     """The values that a change rests on: of each baseline run, and of the new one."""
     (quantity,) = METRICS[change.metric]
     now = new.cases[change.case]
-    entries = (side.cases.get(change.case) for side in baselines)
+    entries = (one.cases.get(change.case) for one in baselines)
     old = [
         list(entry.readings[quantity].values.values())
         for entry in entries
@@ -140,7 +151,7 @@ def _sample(
 
 
 def _seconds(case: str, baselines: Sequence[Side]) -> float | None:
-    entries = (side.cases.get(case) for side in baselines)
+    entries = (one.cases.get(case) for one in baselines)
     found = [
         value
         for entry in entries
@@ -152,8 +163,8 @@ def _seconds(case: str, baselines: Sequence[Side]) -> float | None:
 
 def _flagged(change: Change, known: Mapping[str, _Known]) -> bool:
     """Whether a case is worth measuring again: it regressed, and may do so for a reason."""
-    if change.verdict is not Verdict.REGRESSED or change.metric in ("memory", "score"):
-        return False  # bytes are exact, and the same seeds give the same score again
+    if change.verdict is not Verdict.REGRESSED or change.metric in _EXACT:
+        return False
     if change.ratio is None:
         return True  # it ran out of memory
     here = known.get(change.case)
@@ -166,7 +177,7 @@ def _settled(
     change: Change, known: Mapping[str, _Known], rule: Rule, replicates: int | None = None
 ) -> Change:
     """The verdict that stands when runs differ by more than their replicates tell."""
-    if change.ratio is None or change.metric not in ("relative", "time"):
+    if change.ratio is None or change.metric not in _TIMED:
         return change
     here = known.get(change.case)
     if here is None:
@@ -196,21 +207,19 @@ def _confirmed(
     """The verdict of the fresh replicates alone; the first look is told beside it."""
     if change is None:
         return _undecided(first, "It could not be measured again.")
-    count = None
-    if change.ratio is not None:
-        count = change.ratio.counts[1]
+    if change.ratio is None:
+        return change
+    count = change.ratio.counts[1]
+    if first.ratio is None:
+        return _undecided(change, f"It had room in {count} fresh replicates, and none at first.")
     settled = _settled(change, known, rule, count)
-    seen = f"{units.percent(first.ratio.value - 1)} at first" if first.ratio else "at first"
-    if settled.verdict is Verdict.REGRESSED:
-        again = f"Confirmed in {count} fresh replicates ({seen})." if count else "Confirmed."
-        return _noted(settled, again)
-    if settled.verdict in (Verdict.UNDECIDED, Verdict.EQUIVALENT, Verdict.IMPROVED):
-        return _noted(settled, f"Not confirmed in {count} fresh replicates ({seen}).")
-    return settled
+    word = "Confirmed" if settled.verdict is Verdict.REGRESSED else "Not confirmed"
+    seen = units.percent(first.ratio.value - 1)
+    return _noted(settled, f"{word} in {count} fresh replicates ({seen} at first).")
 
 
 def _unconfirmed(change: Change) -> Change:
-    timed = change.verdict is Verdict.REGRESSED and change.metric not in ("memory", "score")
+    timed = change.verdict is Verdict.REGRESSED and change.metric not in _EXACT
     return _noted(change, "Unconfirmed.") if timed else change
 
 
@@ -220,3 +229,86 @@ def _undecided(change: Change, reason: str) -> Change:
 
 def _noted(change: Change, sentence: str) -> Change:
     return replace(change, reason=" ".join(filter(None, [sentence, change.reason])))
+
+
+def check(
+    path: Path,
+    baseline: Path,
+    *,
+    threshold: float = 0.03,
+    metric: str = "auto",
+    window: int = WINDOW,
+    confirm: bool = False,
+    fail_on_undecided: bool = False,
+    listener: Listener = lambda progress: None,
+) -> Outcome:
+    """Compare a run with its baseline, as ``hwbench check`` does.
+
+    Args:
+        path: the run.
+        baseline: a run, or a folder that stands for its last comparable runs.
+        threshold: the smallest relative change that counts; up to it cases may be equivalent.
+        metric: ``auto`` or one of ``compare.METRICS``.
+        window: baseline runs to take from a folder.
+        confirm: measure flagged cases again, on this machine.
+        fail_on_undecided: whether cases without a verdict make the exit code 3.
+        listener: told of every result of the confirmation.
+
+    Raises:
+        RunFileError: the run cannot be read, or is not finished.
+        UnknownNameError: there is no such metric.
+    """
+    if metric not in (*METRICS, "auto"):
+        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
+    run = read_run(path)
+    if not run.complete:
+        raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
+    chosen = choose(baseline, run, window)
+    rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
+    mismatch, notes = list(chosen.mismatch), _notes(chosen, run, threshold, window)
+
+    def again(cases: list[str]) -> Side:
+        return _side(read_run(runner.again(run, cases, CONFIRMATIONS, listener=listener)))
+
+    sides, new = [_side(each) for each in chosen.runs], _side(run)
+    judge = partial(judge_cases, sides, new, rule, metric=metric, window=window)
+    try:
+        judged = judge(again=again if confirm and not mismatch else None)
+    except EnvironmentMismatchError as error:
+        mismatch.append(f"nothing could be confirmed here: {error}")
+        judged = judge()
+    return Outcome(
+        run=run.header.run,
+        suite=run.header.suite,
+        machine=run.header.machine,
+        baseline=[each.header.run for each in chosen.runs],
+        changes=judged.changes,
+        measured=sum(entry.status is Status.OK for entry in new.cases.values()),
+        threshold=threshold,
+        used_threshold=raised(threshold, len(sides), window),
+        confirmed=judged.confirmed,
+        mismatch=mismatch,
+        problem=chosen.problem,
+        notes=notes,
+        fail_on_undecided=fail_on_undecided,
+    )
+
+
+def _side(run: Run) -> Side:
+    return side(run.header, run.planned, run.results)
+
+
+def _notes(chosen: Chosen, run: Run, threshold: float, window: int) -> list[str]:
+    """What limits the outcome, in sentences."""
+    notes, count = list(chosen.notes), len(chosen.runs)
+    if 0 < count < window and not chosen.mismatch:
+        used = units.percent(raised(threshold, count, window))
+        runs = "1 baseline run" if count == 1 else f"{count} baseline runs"
+        notes.append(
+            f"Against {runs} instead of {window} the threshold is {used} instead of "
+            f"{units.percent(threshold)}."
+        )
+        if count < FEWEST_RUNS:
+            notes.append("How much runs of this machine differ by itself is not known yet.")
+    notes += [f"Not the same as before: {each}." for each in warnings(chosen.runs, run.header)]
+    return notes

@@ -1,0 +1,153 @@
+"""``hwbench check``: a run against its baseline, for a gate that fails on real regressions only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from hwbench.cli import _shared
+from hwbench.cli._progress import progress
+from hwbench.errors import RunFileError, UsageError
+
+if TYPE_CHECKING:
+    from hwbench.outcome import Outcome
+
+_SUMMARY = "GITHUB_STEP_SUMMARY"
+_FAIL_ON = ("undecided",)
+
+
+def check(
+    run: Path = typer.Argument(..., help="The run to check."),
+    baseline: Path = typer.Option(
+        ..., "--baseline", "-b", help="A run, or a folder: its last comparable runs."
+    ),
+    threshold: str = typer.Option(
+        "3%", "--threshold", help="The smallest change that counts, such as 3%."
+    ),
+    metric: str = typer.Option(
+        "auto", "--metric", help="auto, time, relative, memory or score; auto prefers relative."
+    ),
+    confirm: bool = typer.Option(
+        False, "--confirm", help="Measure flagged cases again here, before anything fails."
+    ),
+    window: int = typer.Option(
+        5, "--window", min=1, max=100, help="Baseline runs to take from a folder."
+    ),
+    fail_on: str | None = typer.Option(
+        None, "--fail-on", help="undecided: exit 3 where a case has no verdict."
+    ),
+    junit: Path | None = typer.Option(None, "--junit", help="Write JUnit XML here."),
+    markdown: Path | None = typer.Option(
+        None, "--markdown", help="Write a comment for a pull request here."
+    ),
+    json_out: Path | None = typer.Option(None, "--json-out", help="Write the verdicts here."),
+    as_json: bool = typer.Option(False, "--json", help="Print the verdicts as JSON."),
+    github: bool = typer.Option(
+        False, "--github", help="Print annotations, and append to the summary of the step."
+    ),
+) -> None:
+    """Compare a run with its baseline, case by case, and fail on regressions only.
+
+    Exit codes: 0 fine; 1 regression; 3 undecided, with --fail-on undecided; 4 another machine;
+    5 a case failed, or nothing was measured; 6 no usable baseline.
+    """
+    from hwbench.studies import gate
+
+    if fail_on is not None and fail_on not in _FAIL_ON:
+        raise UsageError(f"--fail-on takes undecided, not {fail_on!r}.")
+    if as_json and github:
+        raise UsageError("--json and --github both print; use --json-out FILE with --github.")
+    share = fraction("--threshold", threshold)
+    with progress() if confirm else contextlib.nullcontext(lambda told: None) as listener:
+        outcome = gate.check(
+            run, baseline, threshold=share, metric=metric,
+            window=window, confirm=confirm, fail_on_undecided=fail_on is not None,
+            listener=listener,
+        )  # fmt: skip
+    _write(outcome, junit=junit, markdown=markdown, json_out=json_out)
+    if as_json:
+        typer.echo(_json(outcome))
+    else:
+        _show(outcome)
+    if github:
+        _github(outcome)
+    typer.echo(f"hwbench: {_printable(outcome.sentence())}", err=True)
+    raise typer.Exit(outcome.exit)
+
+
+def fraction(option: str, text: str) -> float:
+    """``3%`` or ``0.03`` as a fraction between 0 and 1.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*", text)
+    value = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < value < 1:
+        raise UsageError(f"{option} is a share between 0 and 1, such as 3% or 0.03, not {text!r}.")
+    return value
+
+
+def _show(outcome: Outcome) -> None:
+    from hwbench.report.changes import table
+
+    console = _shared.console()
+    for part in table(outcome):
+        console.print(part)
+
+
+def _json(outcome: Outcome) -> str:
+    from hwbench.outcome import plain
+
+    return json.dumps(plain(outcome), allow_nan=False)
+
+
+def _write(
+    outcome: Outcome, *, junit: Path | None, markdown: Path | None, json_out: Path | None
+) -> None:
+    """Every report that was asked for, whatever the verdict is."""
+    from hwbench.report import junit as xml
+    from hwbench.report import markdown as comment
+
+    if junit:
+        _file(junit, xml.render(outcome))
+    if markdown:
+        _file(markdown, comment.render(outcome))
+    if json_out:
+        _file(json_out, _json(outcome) + "\n")
+
+
+def _file(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def _github(outcome: Outcome) -> None:
+    from hwbench.report import github
+
+    for line in github.commands(outcome):
+        typer.echo(line)
+    target = os.environ.get(_SUMMARY)
+    if not target:
+        typer.echo(f"{_SUMMARY} is not set: there is no step to write a summary for.", err=True)
+        return
+    try:
+        with Path(target).open("a", encoding="utf-8") as file:
+            file.write(github.summary(outcome))
+    except OSError as error:
+        raise RunFileError(f"Cannot write {target}: {error.strerror}.") from error
+
+
+def _printable(text: str) -> str:
+    from hwbench.report._rows import printable
+
+    return printable(text)

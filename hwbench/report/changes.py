@@ -1,0 +1,96 @@
+"""The changes of a check as a table for the terminal, the worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hwbench import units
+from hwbench.outcome import Outcome, worst_first
+from hwbench.records import Change, Verdict
+from hwbench.report._rows import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_LISTED = 40  # changes that the terminal shows; --json has them all
+_QUIET = (Verdict.EQUIVALENT,)  # counted, not listed
+_STYLES = {
+    Verdict.INVALID: "red",
+    Verdict.REGRESSED: "red",
+    Verdict.GONE: "yellow",
+    Verdict.INCOMPARABLE: "yellow",
+    Verdict.IMPROVED: "green",
+}
+
+
+def table(outcome: Outcome) -> list[RenderableType]:
+    """The outcome as renderables: what was compared, the changes, what limits them."""
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(printable(line)) for line in head(outcome)]
+    listed = notable(outcome)
+    if listed:
+        parts += [Text(), _table(listed[:_LISTED])]
+    if len(listed) > _LISTED:
+        parts.append(Text(f"… and {len(listed) - _LISTED} more; --json has them all"))
+    parts += [Text(), Text(tally(outcome))]
+    return parts + [Text(printable(note), style="dim") for note in outcome.notes]
+
+
+def head(outcome: Outcome) -> list[str]:
+    """What was compared with what, in lines."""
+    lines = [f"{outcome.suite} on {outcome.machine}: {outcome.run}"]
+    if len(outcome.baseline) == 1:
+        lines.append(f"against {outcome.baseline[0]}")
+    elif outcome.baseline:
+        first, last = outcome.baseline[0], outcome.baseline[-1]
+        lines.append(f"against {len(outcome.baseline)} runs, {first} to {last}")
+    return lines
+
+
+def notable(outcome: Outcome) -> list[Change]:
+    """The changes that are listed, the worst first; the equivalent are only counted."""
+    return [each for each in worst_first(outcome.changes) if each.verdict not in _QUIET]
+
+
+def tally(outcome: Outcome) -> str:
+    """How many cases have each verdict."""
+    counts = outcome.counts()
+    return ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items()) or "no cases"
+
+
+def size(change: Change) -> str:
+    """The change with its interval: ``+5.2 % (4.1 to 6.3)``; a dash where there is none."""
+    ratio = change.ratio
+    if ratio is None:
+        return "–"
+    value = units.percent(ratio.value - 1)
+    low, high = (units.percent(end - 1).removesuffix(" %") for end in (ratio.low, ratio.high))
+    sign = "+" if ratio.value > 1 else ""
+    ends = "" if "–" in (low, high) or low == high else f" ({low} to {high})"
+    return f"{sign}{value}{ends}"
+
+
+def reason(change: Change) -> str:
+    """Why a change has its verdict, with the replicates that are still needed."""
+    needed = change.replicates_needed
+    more = f"{needed} replicates on each side would tell." if needed else None
+    return printable(" ".join(filter(None, [change.reason, more])))
+
+
+def _table(changes: Iterable[Change]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown.add_column("verdict", no_wrap=True)
+    shown.add_column("case", overflow="fold")
+    shown.add_column("metric")
+    shown.add_column("change", justify="right", no_wrap=True)
+    shown.add_column("why", overflow="fold")
+    for each in changes:
+        cells = (each.verdict.value, printable(each.case), each.metric, size(each), reason(each))
+        shown.add_row(*(Text(cell) for cell in cells), style=_STYLES.get(each.verdict, ""))
+    return shown
