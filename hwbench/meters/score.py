@@ -29,7 +29,7 @@ class Score(Meter):
         if not math.isfinite(value):
             raise ArithmeticError(f"The score is {value}.")
         return [
-            Measurement(quantity="score", unit="", values=[value]),
+            Measurement(quantity="score", unit="", values=[value], note=subject.score_name),
             Measurement(
                 quantity="prepare_seconds", unit="s", values=[taken], contract=device.contract
             ),

@@ -36,6 +36,7 @@ class Subject:
     numerical_error: Callable[[], float] | None = None  # relative, against float64
     tolerance: float = 0.0
     score: Callable[[], float] | None = None
+    score_name: str | None = None
     module: nn.Module | None = None  # what is at rest: its bytes are not "saved for backward"
     inputs: list[Tensor] = field(default_factory=list)
 

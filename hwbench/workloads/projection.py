@@ -44,4 +44,9 @@ class Projection(Workload):
                 exact = weight.double()
                 return float(torch.linalg.norm(nearest - exact) / torch.linalg.norm(exact))
 
-        return Subject(step=lambda _: described.project(weight), score=score, inputs=[weight])
+        return Subject(
+            step=lambda _: described.project(weight),
+            score=score,
+            score_name=self.SCORE.name,
+            inputs=[weight],
+        )
