@@ -24,7 +24,7 @@ from hwbench.formats import _blocks
 SWEEPS = (30, 100)
 """The fewest and the most sweeps; large problems get fewer."""
 
-WORK = 3e11
+WORK = 2e11
 """FLOPs that a projection may take beyond the fewest sweeps."""
 
 PERTURBATION = 0.1

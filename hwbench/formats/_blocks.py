@@ -45,6 +45,11 @@ def near_square(size: int) -> tuple[int, int]:
         size += 1
 
 
+def fits(size: int, blocks: int) -> bool:
+    """Whether no block of so many equal ones would hold nothing but padding."""
+    return side(size, side(size, blocks)) == blocks
+
+
 def check_blocks(described: Format, knob: str, size: int) -> None:
     """Demand that the knob's value splits ``size`` into equal blocks, the last perhaps padded.
 
@@ -52,8 +57,8 @@ def check_blocks(described: Format, knob: str, size: int) -> None:
         KnobError: it is no whole number in [1, size], or a block would hold nothing but padding.
     """
     blocks = described.check_integer(knob, low=1, high=size)
-    filled = side(size, side(size, blocks))
-    if filled < blocks:
+    if not fits(size, blocks):
+        filled = side(size, side(size, blocks))
         raise KnobError(
             f"{knob}={blocks} of {described.name()} would leave {blocks - filled} of the blocks of "
             f"{size} features empty; {filled} fits."
@@ -111,6 +116,17 @@ def pad(x: Tensor, *sizes: int) -> Tensor:
     return functional.pad(x, [n for more in reversed(missing) for n in (0, more)])
 
 
+def pad_ones(values: Tensor, size: int) -> Tensor:
+    """(n,) with ones behind, so that there are ``size``."""
+    return torch.cat([values, values.new_ones(size - values.shape[0])])
+
+
+def padding_copies(described: Format, padded_out: int, padded_in: int) -> int:
+    """Elements a token that are copied because x is padded and y cut, where they are."""
+    copied = padded_in if padded_in != described.in_features else 0
+    return copied + (described.out_features if padded_out != described.out_features else 0)
+
+
 def crop(y: Tensor, width: int) -> Tensor:
     """The first ``width`` columns of y, contiguous."""
     return y if y.shape[1] == width else y[:, :width].contiguous()
@@ -140,10 +156,10 @@ def leave(z: Tensor, weights: Tensor, *, strided: bool = False) -> Tensor:
     """
     blocks, width = weights.shape[:2]
     tokens = z.shape[2]
-    if strided:
-        return torch.bmm(z.mT, weights.mT).permute(1, 2, 0).reshape(tokens, blocks * width)
-    if tokens < MANY_TOKENS:
-        return torch.bmm(z.mT, weights.mT).transpose(0, 1).reshape(tokens, blocks * width)
+    if strided or tokens < MANY_TOKENS:
+        y = torch.bmm(z.mT, weights.mT)  # (b, tokens, q)
+        y = y.permute(1, 2, 0) if strided else y.transpose(0, 1)
+        return y.reshape(tokens, blocks * width).contiguous()
     y = z.new_empty(tokens, blocks, width)
     torch.bmm(z.mT, weights.mT, out=y.transpose(0, 1))
     return y.view(tokens, blocks * width)
@@ -189,7 +205,25 @@ def needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-# --- projections -------------------------------------------------------------------------------
+# --- initialisations and projections -----------------------------------------------------------
+
+
+def spectral_std(fan_out: int, fan_in: int) -> float:
+    """The standard deviation of a factor: fan_in^-1/2 · min(1, sqrt(fan_out / fan_in))."""
+    return min(fan_out, fan_in) ** 0.5 / fan_in
+
+
+def importance(activations: Tensor | None, weight: Tensor) -> Tensor:
+    """What each column of the weight is worth: the root mean square of its input, or one.
+
+    Args:
+        activations: (samples, in_features), or None.
+        weight: (out_features, in_features), in the precision to work in.
+    """
+    if activations is None:
+        return weight.new_ones(weight.shape[1])
+    size = activations.detach().to(weight).square().mean(0).sqrt()
+    return torch.where(size.max() > 0, size.clamp_min(1e-3 * size.max()), 1)
 
 
 def working(weight: Tensor) -> Tensor:

@@ -175,11 +175,7 @@ class TwoStage(Format):
         copied = self.intermediate_width()
         if self.kernel == "einsum" or self.order == "strided":
             copied += padded_out
-        if padded_in != self.in_features:
-            copied += padded_in
-        if padded_out != self.out_features:
-            copied += self.out_features
-        return copied
+        return copied + _blocks.padding_copies(self, padded_out, padded_in)
 
     def build(self, first: Tensor, second: Tensor) -> Linear:
         """The layer with these factors, of shapes (k, l, t, p) and (l, s, k, t)."""
@@ -194,11 +190,14 @@ class TwoStage(Format):
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest member: the blocks decouple, and each has its truncated decomposition."""
         k, p, l, s = self.grid()  # noqa: E741
-        work = _blocks.pad(_blocks.working(weight), l * s, k * p)
+        work = _blocks.working(weight)
+        worth = _blocks.importance(activations, work)
+        work = _blocks.pad(work * worth, l * s, k * p)
         if self.order == "strided":
             blocks = work.view(s, l, k, p).permute(1, 2, 0, 3)
         else:
             blocks = work.view(l, s, k, p).transpose(1, 2)
         left, right = _blocks.truncated(blocks, self.rank)  # (l, k, s, t), (l, k, t, p)
-        first = right.transpose(0, 1).to(weight.dtype).contiguous()
-        return self.build(first, left.transpose(1, 2).to(weight.dtype).contiguous())
+        first = right.transpose(0, 1) / _blocks.pad_ones(worth, k * p).view(k, 1, 1, p)
+        second = left.transpose(1, 2)
+        return self.build(*(factor.to(weight.dtype).contiguous() for factor in (first, second)))

@@ -59,7 +59,7 @@ class _Map(Linear):
 def _multiply_sum(x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor) -> Tensor:
     z = torch.bmm(_blocks.groups(x, bases_in.shape[0]), bases_in.mT)  # (j, tokens, rank)
     w = (couplings.unsqueeze(2) * z).sum(1)  # (i, tokens, rank)
-    return torch.bmm(w, bases_out.mT).transpose(0, 1).reshape(x.shape[0], -1)
+    return torch.bmm(w, bases_out.mT).transpose(0, 1).reshape(x.shape[0], -1).contiguous()
 
 
 def _addcmul(x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor) -> Tensor:
@@ -192,11 +192,7 @@ class Blast(Format):
         """
         padded_out, padded_in = self._padded()
         copied = {"bmm": self.rank * (self.blocks + self.out_blocks), "multiply_sum": padded_out}
-        return (
-            copied.get(self.kernel, 0)
-            + (padded_in if padded_in != self.in_features else 0)
-            + (self.out_features if padded_out != self.out_features else 0)
-        )
+        return copied.get(self.kernel, 0) + _blocks.padding_copies(self, padded_out, padded_in)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         padded_out, padded_in = self._padded()
@@ -215,7 +211,11 @@ class Blast(Format):
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """A near member by alternating least squares; never worse than low rank of that rank."""
-        del activations
-        padded = _blocks.pad(_blocks.working(weight), *self._padded())
+        work = _blocks.working(weight)
+        worth = _blocks.importance(activations, work)
+        padded_out, padded_in = self._padded()
+        padded = _blocks.pad(work * worth, padded_out, padded_in)
         factors = _alternating.fit(padded, self.out_blocks, self.blocks, self.rank)
-        return _Map(self, factors, weight.dtype)
+        worth = _blocks.pad_ones(worth, padded_in)
+        bases_in = factors.bases_in / worth.view(self.blocks, 1, -1)
+        return _Map(self, factors._replace(bases_in=bases_in), weight.dtype)

@@ -51,5 +51,5 @@ class Btt(TwoStage):
         k, l, rank, p = first.shape  # noqa: E741
         fans = ((l * rank, p), (second.shape[1], k * rank))
         for factor, (fan_out, fan_in) in zip((first, second), fans, strict=True):
-            factor.normal_(std=min(fan_out, fan_in) ** 0.5 / fan_in, generator=generator)
+            factor.normal_(std=_blocks.spectral_std(fan_out, fan_in), generator=generator)
         return self.build(first.to(dtype), second.to(dtype))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hwbench.formats import _blocks
 from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
 from hwbench.records import Knob
 
@@ -39,9 +40,8 @@ class LowRank(Format):
         self.check_integer("rank", low=1, high=min(self.out_features, self.in_features))
 
     @classmethod
-    def for_budget(
-        cls, out_features: int, in_features: int, density: float, **knobs: Knob
-    ) -> Self:
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        _blocks.check_free(cls.name(), knobs, "rank")
         multiple = knobs.pop("multiple", 1)
         side = out_features + in_features
         rank = min(budget(out_features, in_features, density) // side, out_features, in_features)
@@ -63,15 +63,13 @@ class LowRank(Format):
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         left = torch.empty(self.out_features, self.rank, device=generator.device)
         right = torch.empty(self.rank, self.in_features, device=generator.device)
-        for factor in (left, right):  # spectral scaling, sd = fan_in^-1/2 · min(1, sqrt(out/in))
-            fan_out, fan_in = factor.shape
-            factor.normal_(std=fan_in**-0.5 * min(1.0, (fan_out / fan_in) ** 0.5), generator=generator)
+        for factor in (left, right):
+            factor.normal_(std=_blocks.spectral_std(*factor.shape), generator=generator)
         return _Map(left.to(dtype), right.to(dtype))
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
-        del activations
-        work = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        u, s, vh = torch.linalg.svd(work, full_matrices=False)
-        root = s[: self.rank].sqrt()
-        left, right = u[:, : self.rank] * root, root[:, None] * vh[: self.rank]
+        work = _blocks.working(weight)
+        worth = _blocks.importance(activations, work)
+        left, right = _blocks.truncated(work * worth, self.rank)
+        right = right / worth
         return _Map(left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous())
