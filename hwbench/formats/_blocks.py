@@ -33,15 +33,21 @@ def side(size: int, blocks: int) -> int:
     return -(-size // blocks)
 
 
+def factors(size: int) -> tuple[int, int]:
+    """(larger, smaller): the two factors of the size that are nearest to a square."""
+    smaller = next(d for d in range(math.isqrt(size), 0, -1) if size % d == 0)
+    return size // smaller, smaller
+
+
 def near_square(size: int) -> tuple[int, int]:
     """(larger, smaller): the factors of the next number that has two within a ratio of two.
 
     Of several pairs the nearest to a square is taken: 768 gives (32, 24), the prime 37 (8, 5).
     """
     while True:
-        smaller = next(d for d in range(math.isqrt(size), 0, -1) if size % d == 0)
-        if size <= 2 * smaller * smaller:
-            return size // smaller, smaller
+        larger, smaller = factors(size)
+        if larger <= 2 * smaller:
+            return larger, smaller
         size += 1
 
 
@@ -62,6 +68,23 @@ def check_blocks(described: Format, knob: str, size: int) -> None:
         raise KnobError(
             f"{knob}={blocks} of {described.name()} would leave {blocks - filled} of the blocks of "
             f"{size} features empty; {filled} fits."
+        )
+
+
+def check_factor(described: Format, knob: str, size: int) -> None:
+    """Demand that the knob's value divides ``size``.
+
+    Raises:
+        KnobError: it does not; the message names the divisors.
+    """
+    value = described.check_integer(knob, low=1, high=size)
+    if size % value:
+        fit = sorted(
+            {d for e in range(1, math.isqrt(size) + 1) if size % e == 0 for d in (e, size // e)}
+        )
+        raise KnobError(
+            f"{knob}={value} of {described.name()} must divide {size}; possible: "
+            f"{', '.join(map(str, fit))}."
         )
 
 
