@@ -327,12 +327,17 @@ def _replicates(
     entries: list[Entry], quantity: str, by_seed: bool = False
 ) -> dict[Hashable, float]:
     """The sample: one value a replicate, run by run; or one a seed, whatever runs repeated it."""
+    if not by_seed:
+        return {
+            (run, number): value
+            for run, entry in enumerate(entries)
+            if quantity in entry.readings
+            for number, value in entry.readings[quantity].values.items()
+        }
     found: dict[Hashable, list[float]] = defaultdict(list)
-    for run, entry in enumerate(entries):
-        reading = entry.readings.get(quantity, Reading({}))
-        for number, value in reading.values.items():
-            key = entry.seeds.get(number, number) if by_seed else (run, number)
-            found[key].append(value)
+    for entry in entries:
+        for number, value in entry.readings[quantity].values.items():
+            found[entry.seeds.get(number, number)].append(value)
     return {key: median(values) for key, values in found.items()}
 
 

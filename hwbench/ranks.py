@@ -27,11 +27,13 @@ def median_rank(count: int, level: float) -> int:
     return rank
 
 
+@lru_cache(maxsize=4096)
 def signed_rank(count: int, level: float) -> int:
     """Among the pair averages of one sample: Wilcoxon's signed-rank statistic."""
     return _rank(tuple(2 * step for step in range(1, count + 1)), level)[0]
 
 
+@lru_cache(maxsize=4096)
 def rank_sum(first: int, second: int, level: float) -> tuple[int, float]:
     """Among the differences of two samples: Mann–Whitney's U; also the chance left on each side."""
     return _rank(tuple(second + step for step in range(1, first + 1)), level)

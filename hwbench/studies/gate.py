@@ -25,7 +25,7 @@ from hwbench.execution import Listener
 from hwbench.outcome import Outcome
 from hwbench.records import Change, Status, Verdict
 from hwbench.stats import Rule, median
-from hwbench.store import Run, read_run
+from hwbench.store import Run, read_run, without_gc
 from hwbench.studies._nights import FEWEST_RUNS, Noise, noises
 from hwbench.studies.baseline import Chosen, choose, warnings
 
@@ -270,13 +270,14 @@ def check(
     def again(cases: list[str]) -> Side:
         return _side(read_run(runner.again(run, cases, CONFIRMATIONS, listener=listener)))
 
-    sides, new = [_side(each) for each in chosen.runs], _side(run)
-    judge = partial(judge_cases, sides, new, rule, metric=metric, window=window)
-    try:
-        judged = judge(again=again if confirm and not mismatch else None)
-    except EnvironmentMismatchError as error:
-        mismatch.append(f"nothing could be confirmed here: {error}")
-        judged = judge()
+    with without_gc():
+        sides, new = [_side(each) for each in chosen.runs], _side(run)
+        judge = partial(judge_cases, sides, new, rule, metric=metric, window=window)
+        try:
+            judged = judge(again=again if confirm and not mismatch else None)
+        except EnvironmentMismatchError as error:
+            mismatch.append(f"nothing could be confirmed here: {error}")
+            judged = judge()
     return Outcome(
         run=run.header.run,
         suite=run.header.suite,
