@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hwbench.records import Case, Measurement, Plan, Planned, Record, Result
+from hwbench.records import Case, Knob, Measurement, Plan, Planned, Record, Result
 
 PROTOCOL = 1
 
@@ -103,14 +103,22 @@ class DescribeRequest(Record, tag="describe", tag_field="say"):
 
 
 class FormatDetails(Record):
-    """One format; ``unsupported`` maps "device dtype direction" to a reason, or to ""."""
+    """One format; ``unsupported`` maps "device dtype direction" to a reason, or to "".
+
+    ``description`` is what its docstring says after the first sentence. ``defaults`` has no entry
+    for a knob that must be given, and None for one that follows from the shape or other knobs.
+    ``unsupported`` is that of the default kernel; ``by_kernel`` has the same for each kernel.
+    """
 
     name: str
     summary: str
+    description: str
     knobs: list[str]
+    defaults: dict[str, Knob | None]
     kernels: list[str]
     paper: str
     unsupported: dict[str, str]
+    by_kernel: dict[str, dict[str, str]]
 
 
 class DescribeReply(Record, tag="described", tag_field="say"):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import inspect
 import os
 import random
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterable
@@ -239,25 +241,34 @@ def _planned(case: Case, device: Device) -> Planned:
 def _details(name: str) -> protocol.FormatDetails:
     """What a format is and where it runs, asked of the format itself."""
     format_class = plugins.load("formats", name, Format)
+    reasons = {kernel: _reasons(format_class, kernel) for kernel in format_class.KERNELS}
+    text = inspect.cleandoc(sys.modules[format_class.__module__].__doc__ or "")
+    return protocol.FormatDetails(
+        name=name,
+        summary=plugins.summary("formats", name),
+        description=text.partition("\n\n")[2],
+        knobs=format_class.knob_names(),
+        defaults=format_class.knob_defaults(),
+        kernels=list(format_class.KERNELS),
+        paper=format_class.PAPER,
+        unsupported=reasons[format_class.KERNELS[0]],
+        by_kernel=reasons,
+    )
+
+
+def _reasons(format_class: type[Format], kernel: str) -> dict[str, str]:
+    """Why that kernel cannot run, or "", for each kind of device, dtype and direction."""
     sides = (256, 256)
     try:
-        example = format_class.from_knobs(*sides)
+        example = format_class.from_knobs(*sides, kernel=kernel)
     except KnobError:
-        example = format_class.from_knobs(*sides, density=0.5)
-    reasons = {
+        example = format_class.from_knobs(*sides, kernel=kernel, density=0.5)
+    return {
         f"{kind} {dtype} {direction}": example.unsupported(kind, DTYPES[dtype], direction) or ""
         for kind in ("cpu", "cuda")
         for dtype in ("float32", "bfloat16", "float16")
         for direction in (Direction.FORWARD, Direction.STEP)
     }
-    return protocol.FormatDetails(
-        name=name,
-        summary=plugins.summary("formats", name),
-        knobs=format_class.knob_names(),
-        kernels=list(format_class.KERNELS),
-        paper=format_class.PAPER,
-        unsupported=reasons,
-    )
 
 
 def _label(subject: Subject, case: Case) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hwbench.cli import _shared
 from hwbench.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from hwbench.protocol import FormatDetails
 
 _KINDS = ("formats", "suites", "devices", "runs")
 
@@ -87,15 +92,114 @@ def _format_details(*, as_json: bool) -> None:
     if as_json:
         typer.echo(msgspec.json.encode(reply.formats).decode())
         return
-    for each in reply.formats:
-        typer.echo(f"{each.name}: {each.summary}")
-        typer.echo(f"  knobs: {', '.join(each.knobs)}; or density")
-        typer.echo(f"  kernels: {', '.join(each.kernels)}")
-        if each.paper:
-            typer.echo(f"  paper: {each.paper}")
-        runs = [where for where, reason in each.unsupported.items() if not reason]
-        typer.echo(f"  runs on: {', '.join(runs) or 'nothing here'}")
-        for reason in dict.fromkeys(filter(None, each.unsupported.values())):
-            where = [key for key, value in each.unsupported.items() if value == reason]
-            typer.echo(f"  not on {', '.join(where)}: {reason}")
-        typer.echo("")
+    _show(reply.formats)
+
+
+def _show(formats: list[FormatDetails]) -> None:
+    """Each format as a heading and a line a fact, wrapped to the terminal."""
+    from rich.text import Text
+
+    out = _shared.console()
+    for each in formats:
+        out.print(Text(each.name, style="bold"))
+        for label, values in _facts(each).items():
+            for number, value in enumerate(values):
+                head = "" if number else label
+                lines = textwrap.wrap(value, max(out.width - 11, 40), break_on_hyphens=False)
+                for line in lines:
+                    out.print(Text.assemble((f"  {head:<9}", "dim"), line))
+                    head = ""
+        out.print()
+
+
+def _facts(each: FormatDetails) -> dict[str, list[str]]:
+    first, *others = each.kernels
+    runs, refused = where_it_runs(each.by_kernel)
+    return {
+        "what": [each.summary],
+        "knobs": [_knobs(each)],
+        "kernels": [", ".join([f"{first} (default)" if others else first, *others])],
+        "runs on": runs,
+        "not on": [f"{place}: {reason}" for place, reason in refused],
+        "paper": [each.paper] if each.paper else [],
+    }
+
+
+def _knobs(each: FormatDetails) -> str:
+    """Those that must be given, or a density; then those with a value of their own."""
+    given = " and ".join(knob for knob in each.knobs if knob not in each.defaults)
+    free = [
+        f"{knob}=auto" if value is None else f"{knob}={value}"
+        for knob, value in each.defaults.items()
+        if knob != "kernel"
+    ]
+    parts = [f"{given}, or density"] if given else []
+    parts += [", ".join(free)] if free else []
+    return "; ".join(parts) or "none"
+
+
+Places = dict[str, list[str]]
+"""Kernel by kernel, some of "device dtype direction"."""
+
+
+def where_it_runs(reasons: dict[str, dict[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Where a format runs, in few words, and each reason with where it is kept from running.
+
+    Args:
+        reasons: for each kernel, "device dtype direction" to a reason, or to "" where it runs.
+    """
+    found: dict[str, Places] = {}
+    for kernel, of_kernel in reasons.items():
+        for place, reason in of_kernel.items():
+            found.setdefault(reason, {}).setdefault(kernel, []).append(place)
+    every = {kernel: list(of_kernel) for kernel, of_kernel in reasons.items()}
+    runs = _told(found.pop("", {}), every, "{} only")
+    return runs or ["nothing on this machine"], [
+        ("; ".join(_told(places, every, "{}")), reason) for reason, places in _merged(found).items()
+    ]
+
+
+def _merged(found: dict[str, Places]) -> dict[str, Places]:
+    """Reasons that differ only in the dtype they name, said once."""
+    alike: dict[str, list[str]] = {}
+    for reason, of_reason in found.items():
+        dtypes = {place.split()[1] for of_kernel in of_reason.values() for place in of_kernel}
+        alone = dtypes.pop() if len(dtypes) == 1 else "-"
+        alike.setdefault(re.sub(rf"\b{alone}\b", "\0", reason), []).append(reason)
+    merged: dict[str, Places] = {}
+    for pattern, same in alike.items():
+        places: Places = {}
+        for reason in same:
+            for kernel, more in found[reason].items():
+                places[kernel] = places.get(kernel, []) + more
+        every = [place for of_kernel in places.values() for place in of_kernel]
+        named = " or ".join(dict.fromkeys(place.split()[1] for place in every))
+        merged[pattern.replace("\0", named)] = places
+    return merged
+
+
+def _told(places: Places, every: Places, direction: str) -> list[str]:
+    """The places, with kernels that share them said once and named unless all do."""
+    alike: dict[str, list[str]] = {}
+    for kernel, of_kernel in places.items():
+        alike.setdefault(_place(of_kernel, every[kernel], direction), []).append(kernel)
+    return [
+        words if len(kernels) == len(every) else f"{', '.join(kernels)}: {words}"
+        for words, kernels in alike.items()
+    ]
+
+
+def _place(places: list[str], every: list[str], direction: str) -> str:
+    """Places such as "cpu float32 step", with what they share said once."""
+    directions = list(dict.fromkeys(place.split()[2] for place in every))
+    by_device: dict[str, dict[str, list[str]]] = {}  # device: directions, in words: dtypes
+    for device, dtype in dict.fromkeys(tuple(place.split()[:2]) for place in every):
+        there = [d for d in directions if f"{device} {dtype} {d}" in places]
+        if there:
+            words = "" if there == directions else " " + direction.format(" and ".join(there))
+            by_device.setdefault(device, {}).setdefault(words, []).append(dtype)
+    by_words: dict[str, list[str]] = {}
+    for device, found in by_device.items():
+        said = ", ".join(f"{' '.join(dtypes)}{words}" for words, dtypes in found.items())
+        by_words.setdefault(said, []).append(device)
+    return "; ".join(f"{' and '.join(devices)} {words}" for words, devices in by_words.items())

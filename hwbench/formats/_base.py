@@ -183,6 +183,19 @@ class Format(ABC):
         ]
 
     @classmethod
+    def knob_defaults(cls) -> dict[str, Knob | None]:
+        """The knobs that need not be given; None where the value follows from shape and knobs."""
+        found: dict[str, Knob | None] = {}
+        for field in dataclasses.fields(cls):
+            if field.name not in cls.knob_names():
+                continue
+            if field.default is not dataclasses.MISSING:
+                found[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                found[field.name] = field.default_factory()
+        return {**found, "kernel": cls.KERNELS[0]}
+
+    @classmethod
     def from_knobs(cls, out_features: int, in_features: int, **knobs: Knob) -> Self:
         """Build a format from knobs as a suite writes them; ``density`` asks for a budget.
 
