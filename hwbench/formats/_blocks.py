@@ -184,8 +184,15 @@ def leave(z: Tensor, weights: Tensor, *, strided: bool = False) -> Tensor:
         y = y.permute(1, 2, 0) if strided else y.transpose(0, 1)
         return y.reshape(tokens, blocks * width).contiguous()
     y = z.new_empty(tokens, blocks, width)
-    torch.bmm(z.mT, weights.mT, out=y.transpose(0, 1))
+    multiply_into(y.transpose(0, 1), z.mT, weights.mT)
     return y.view(tokens, blocks * width)
+
+
+def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Write left · right, batched or not, into a view; torch.compile takes no such view."""
+    if torch.compiler.is_compiling():
+        return out.copy_(left @ right)
+    return (torch.bmm if out.dim() == 3 else torch.mm)(left, right, out=out)
 
 
 def regroup(z: Tensor, fine: int) -> Tensor:

@@ -52,7 +52,7 @@ class _Map(Linear):
     def order(self) -> Tensor | None:
         """(in,), the pivots and then the other columns; None where these are the first."""
         if self.pivots is not None and self._order is None:
-            with torch.inference_mode(mode=False):
+            with torch.inference_mode(False):
                 self._order = _order(self.pivots.clone(), self.in_features)
         return self._order
 
@@ -103,11 +103,11 @@ class _Product(torch.autograd.Function):
         if not (x_needs or right_needs):
             return None, dleft, None, None
         dordered = torch.empty_like(ordered)
-        dhidden = torch.mm(dy, left, out=dordered[:, :rank])
+        dhidden = _blocks.multiply_into(dordered[:, :rank], dy, left)
         dright = dhidden.mT @ ordered[:, rank:] if right_needs else None
         if not x_needs:
             return None, dleft, dright, None
-        torch.mm(dhidden, right, out=dordered[:, rank:])
+        _blocks.multiply_into(dordered[:, rank:], dhidden, right)
         if ctx.order is None:
             return dordered, dleft, dright, None
         dx = torch.empty_like(dordered).scatter_(1, ctx.order.expand_as(dordered), dordered)
