@@ -32,6 +32,14 @@ def median(values: Sequence[float]) -> float:
     return float(statistics.median(values))
 
 
+def variance(values: Sequence[float]) -> float:
+    """The sample variance of two values or more; exactly 0 where all are the same."""
+    if min(values) == max(values):
+        return 0.0
+    mean = statistics.fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """The order-statistic interval of the median, by exact binomial ranks; it assumes no shape.
 
@@ -90,8 +98,8 @@ def spread(*sides: Sequence[float]) -> float:
         if not all(map(math.isfinite, values)):
             return math.nan
         if min(values) > 0:
-            deviation = statistics.stdev([math.log(value) for value in values])
-        elif (deviation := statistics.stdev(values)) > 0:
+            deviation = math.sqrt(variance([math.log(value) for value in values]))
+        elif (deviation := math.sqrt(variance(values))) > 0:
             deviation /= abs(statistics.fmean(values)) or math.nan
         squares += (len(values) - 1) * deviation**2
         freedom += len(values) - 1
@@ -164,7 +172,7 @@ def _location(values: Sequence[float], level: float) -> Interval:
     if count == 1:
         return values[0], math.nan, math.nan
     mean = statistics.fmean(values)
-    half = student(count - 1, level) * statistics.stdev(values) / math.sqrt(count)
+    half = student(count - 1, level) * math.sqrt(variance(values) / count)
     if count <= FEW:
         return mean, mean - half, mean + half
     averages = sorted((a + b) / 2 for i, a in enumerate(values) for b in values[i:])
@@ -189,7 +197,7 @@ def _welch(first: list[float], second: list[float], level: float) -> Interval:
     if len(first) == len(second) == 1:
         return centre, math.nan, math.nan
     known = [side if len(side) > 1 else other for side, other in ((first, second), (second, first))]
-    a, b = (statistics.variance(k) / len(s) for k, s in zip(known, (first, second), strict=True))
+    a, b = (variance(k) / len(s) for k, s in zip(known, (first, second), strict=True))
     if a + b == 0:
         return centre, centre, centre
     if 1 in (len(first), len(second)):  # one spread for both sides: Student

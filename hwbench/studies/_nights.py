@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hwbench.power import student
-from hwbench.stats import median
+from hwbench.stats import median, variance
 
 FEWEST_RUNS = 3  # baseline runs from which their spread is known well enough to use
 _QUARTILE = 1.15035 * math.sqrt(2)  # of a difference of two normal values: the 75th percentile
@@ -57,10 +57,10 @@ class Noise:
 
     def bound(self, count: int, chance: float) -> float:
         """The change that is exceeded with this chance, on one side, when nothing changed."""
-        variance, freedom = self.error(count)
-        if math.isnan(variance):
+        total, freedom = self.error(count)
+        if math.isnan(total):
             return math.inf
-        return student(freedom, 1 - 2 * chance) * math.sqrt(variance)
+        return student(freedom, 1 - 2 * chance) * math.sqrt(total)
 
 
 def noises(baselines: Sequence[Sample], new: Sequence[Sequence[float]]) -> list[Noise]:
@@ -101,17 +101,17 @@ def _between(runs: Sample) -> Variance:
     """Between runs: of their own values, replicates' part included."""
     if len(runs) < FEWEST_RUNS:
         return math.nan, 0.0
-    return statistics.variance([median(values) for values in runs]), len(runs) - 1.0
+    return variance([median(values) for values in runs]), len(runs) - 1.0
 
 
 def _beyond(spread: Variance, within: Variance, runs: Sample) -> Variance:
     """The variance between runs that the replicates' does not explain."""
-    variance, freedom = spread
-    if math.isnan(variance) or math.isnan(within[0]):
+    total, freedom = spread
+    if math.isnan(total) or math.isnan(within[0]):
         return spread
     counts = [len(values) for values in runs]
     parts = [_MEDIAN[min(count, len(_MEDIAN) - 1)] / count for count in counts]
-    return max(0.0, variance - within[0] * statistics.fmean(parts)), freedom
+    return max(0.0, total - within[0] * statistics.fmean(parts)), freedom
 
 
 def _moderated(found: Sequence[Variance]) -> list[Variance]:

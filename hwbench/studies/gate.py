@@ -103,7 +103,7 @@ def judge_cases(
         told = compare(seen, [_only(fresh, flagged)], used, metric=metric, higher=higher)
         later = {each.case: each for each in told}
         for case, first in flagged.items():
-            settled[case] = _confirmed(first, later.get(case), known, used)
+            settled[case] = _confirmed(first, later[case], known, used)
     found = {case for case in flagged if settled[case].verdict is Verdict.REGRESSED}
     return Judged(list(settled.values()), frozenset(found))
 
@@ -200,18 +200,21 @@ def _settled(
 
 def _confirmed(
     first: Change,
-    change: Change | None,
+    change: Change,
     known: Mapping[str, _Known],
     rule: Rule,
 ) -> Change:
     """The verdict of the fresh replicates alone; the first look is told beside it."""
-    if change is None:
-        return _undecided(first, "It could not be measured again.")
     if change.ratio is None:
         return change
     count = change.ratio.counts[1]
     if first.ratio is None:
         return _undecided(change, f"It had room in {count} fresh replicates, and none at first.")
+    if change.metric != first.metric:
+        return _undecided(
+            change,
+            f"Fresh replicates could be compared by {change.metric} and not by {first.metric}.",
+        )
     settled = _settled(change, known, rule, count)
     word = "Confirmed" if settled.verdict is Verdict.REGRESSED else "Not confirmed"
     seen = units.percent(first.ratio.value - 1)
