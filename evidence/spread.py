@@ -24,7 +24,7 @@ from hwbench.store import read_run
 
 FORMATS = {"low_rank": 0.5, "monarch": 0.5, "csr": 0.1}
 SIDE, TOKENS = 1024, 16
-START_SECONDS = 5.0  # what the other tools need for imports and set-up, taken off their budget
+PROBES = (0.5, 2.0)  # seconds a layer, tried to learn how much wall time a tool makes of them
 
 LAYERS = """
 import torch, hwbench
@@ -65,8 +65,9 @@ def test_layer(benchmark, name):
 )
 
 
-def by_hwbench(folder: Path, threads: int) -> dict[str, float]:
+def by_hwbench(folder: Path, threads: int, each: float) -> dict[str, float]:
     """One run of hwbench; the relative times by format."""
+    del each  # it sets the time
     document = {
         "schema": 1,
         "name": "spread",
@@ -86,32 +87,31 @@ def by_hwbench(folder: Path, threads: int) -> dict[str, float]:
     return {name: rows[name] for name in FORMATS}
 
 
-def _filled(template: str, seconds: float, threads: int) -> str:
-    each = max(0.2, (seconds - START_SECONDS) / (len(FORMATS) + 1))
+def _filled(template: str, each: float, threads: int) -> str:
     return template.format(
         threads=threads, formats=repr(FORMATS), side=SIDE, tokens=TOKENS, each=each
     )
 
 
-def by_torch(seconds: float, threads: int) -> dict[str, float]:
+def by_torch(folder: Path, threads: int, each: float) -> dict[str, float]:
     """One process of torch.utils.benchmark; the ratios of medians by format."""
+    del folder
     done = subprocess.run(
-        [sys.executable, "-c", _filled(TORCH, seconds, threads)],
+        [sys.executable, "-c", _filled(TORCH, each, threads)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return {name: found[name] / found["dense"] for name in FORMATS}
 
 
-def by_pytest(folder: Path, seconds: float, threads: int) -> dict[str, float]:
+def by_pytest(folder: Path, threads: int, each: float) -> dict[str, float]:
     """One process of pytest-benchmark; the ratios of medians by format."""
     test = folder / "test_spread.py"
-    test.write_text(_filled(PYTEST, seconds, threads))
-    each = max(0.2, (seconds - START_SECONDS) / (len(FORMATS) + 1))
+    test.write_text(_filled(PYTEST, each, threads))
     stored = folder / "stored.json"
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(test),
-         f"--benchmark-json={stored}", f"--benchmark-max-time={each}"],
+         f"--benchmark-json={stored}", f"--benchmark-max-time={each}", f"--benchmark-min-time={each / 1000}"],
         capture_output=True, check=True,
     )  # fmt: skip
     stats = json.loads(stored.read_text())["benchmarks"]
@@ -119,40 +119,53 @@ def by_pytest(folder: Path, seconds: float, threads: int) -> dict[str, float]:
     return {name: medians[name] / medians["dense"] for name in FORMATS}
 
 
+TOOLS = {
+    "hwbench": by_hwbench,
+    "torch.utils.benchmark": by_torch,
+    "pytest-benchmark": by_pytest,
+}
+
+
+def timed(tool: str, folder: Path, threads: int, each: float) -> tuple[float, dict[str, float]]:
+    """Wall seconds of one run of a tool, its start included, and its ratios."""
+    begun = time.monotonic()
+    ratios = TOOLS[tool](folder, threads, each)
+    return time.monotonic() - begun, ratios
+
+
+def budgets(folder: Path, threads: int) -> dict[str, float]:
+    """Seconds a layer with which each tool takes as long as hwbench takes for a run."""
+    wanted = timed("hwbench", folder, threads, 0.0)[0]
+    found = {"hwbench": 0.0}
+    for tool in list(TOOLS)[1:]:
+        short, long = (timed(tool, folder, threads, each)[0] for each in PROBES)
+        slope = (long - short) / (PROBES[1] - PROBES[0])
+        found[tool] = max(0.1, PROBES[0] + (wanted - short) / slope)
+    return found
+
+
 def main() -> None:
     """Alternate the three tools and print the spread of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
-    found: dict[str, dict[str, list[float]]] = {
-        tool: {name: [] for name in FORMATS}
-        for tool in ("hwbench", "torch.utils.benchmark", "pytest-benchmark")
-    }
-    walls: dict[str, list[float]] = {tool: [] for tool in found}
-    with tempfile.TemporaryDirectory() as folder:
+    logs: dict[str, dict[str, list[float]]] = {t: {n: [] for n in FORMATS} for t in TOOLS}
+    walls: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        each = budgets(folder, asked.threads)
         for _ in range(asked.runs):
-            seconds = math.nan
-            for tool in found:
-                begun = time.monotonic()
-                if tool == "hwbench":
-                    ratios = by_hwbench(Path(folder), asked.threads)
-                elif tool == "pytest-benchmark":
-                    ratios = by_pytest(Path(folder), seconds, asked.threads)
-                else:
-                    ratios = by_torch(seconds, asked.threads)
-                walls[tool].append(time.monotonic() - begun)
-                if tool == "hwbench":
-                    seconds = walls[tool][-1]
-                for name, value in ratios.items():
-                    found[tool][name].append(math.log(value))
-    print(
-        f"spread of the ratio to dense over {asked.runs} runs (sd of logs), {asked.threads} threads"
-    )
+            for tool in TOOLS:
+                wall, ratios = timed(tool, folder, asked.threads, each[tool])
+                walls[tool].append(wall)
+                for format_name, value in ratios.items():
+                    logs[tool][format_name].append(math.log(value))
+    print(f"spread of the ratio to dense, {asked.runs} runs (sd of logs), {asked.threads} threads")
     print(
         f"{'tool':24s}{'wall':>8s}" + "".join(f"{name:>12s}" for name in FORMATS) + "        mean"
     )
-    for tool, values in found.items():
+    for tool, values in logs.items():
         spreads = [stdev(values[name]) for name in FORMATS]
         cells = "".join(f"{100 * spread:10.2f} %" for spread in spreads)
         print(f"{tool:24s}{mean(walls[tool]):6.1f} s{cells}{100 * mean(spreads):10.2f} %")
