@@ -111,7 +111,8 @@ def by_pytest(folder: Path, threads: int, each: float) -> dict[str, float]:
     stored = folder / "stored.json"
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(test),
-         f"--benchmark-json={stored}", f"--benchmark-max-time={each}", f"--benchmark-min-time={each / 1000}"],
+         f"--benchmark-json={stored}", f"--benchmark-max-time={each}",
+         f"--benchmark-min-time={each / 1000}"],
         capture_output=True, check=True,
     )  # fmt: skip
     stats = json.loads(stored.read_text())["benchmarks"]
