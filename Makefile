@@ -9,7 +9,7 @@ CUDA_RESULTS := .pytest_cache/cuda.xml
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv bench test evidence test-browser test-cuda lint fmt check
+.PHONY: help venv bench test evidence docs test-browser test-cuda lint fmt check
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ bench: $(VENV)/.runtime ## measure this machine (suite linear) and write report.
 
 test: $(VENV)/.dev ## run the tests that need no GPU and no browser
 	$(BIN)/python -m pytest --timeout 600
+
+docs: $(VENV)/.dev ## write docs/formats.md and its pictures from the formats
+	$(BIN)/python docs/make_formats.py
 
 test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser
