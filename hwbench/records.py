@@ -179,6 +179,7 @@ class Planned(Record):
     cost: Cost | None = None
     unsupported: str | None = None  # the reason, in words
     seeds: int | None = None  # workloads with a score: a replicate is a seed, and there are so many
+    added_seconds: float = 0.0  # a known delay after each call, for hwbench selftest alone
 
 
 class Measurement(Record):

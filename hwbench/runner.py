@@ -26,6 +26,7 @@ from hwbench.records import (
     Environment,
     Header,
     Plan,
+    Planned,
     PlannedLine,
     Status,
     Suite,
@@ -152,7 +153,6 @@ def again(
         EnvironmentMismatchError: this is not the machine, or not the version, of the run.
         RunFileError: the new run cannot be written.
     """
-    begun = time.monotonic()
     groups = {found.planned[case].case.group for case in cases}
     chosen = {
         case: planned
@@ -162,6 +162,34 @@ def again(
     path = _confirm_path(found, chosen)
     if path.exists():
         return resume(path, listener=listener)
+    return anew(
+        found,
+        chosen,
+        path.stem,
+        replicates=replicates,
+        seed=found.header.seed + found.header.plan.replicates,
+        arguments={"confirms": found.header.run},
+        listener=listener,
+    )
+
+
+def anew(
+    found: Run,
+    planned: dict[str, Planned],
+    name: str,
+    *,
+    replicates: int,
+    seed: int,
+    arguments: dict[str, Any],
+    listener: Listener = lambda progress: None,
+) -> Path:
+    """Measure planned cases of a run in a run of its own, beside it, on the same machine.
+
+    Raises:
+        EnvironmentMismatchError: this is not the machine, or not the version, of the run.
+        RunFileError: the new run cannot be written.
+    """
+    begun = time.monotonic()
     threads = int(found.header.arguments.get("threads") or environment.usable_cores())
     worker = LocalWorker(found.header.device, threads)
     try:
@@ -174,17 +202,17 @@ def again(
         )
     header = replace(
         found.header,
-        run=path.stem,
+        run=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         plan=replace(found.header.plan, replicates=replicates),
-        seed=found.header.seed + found.header.plan.replicates,
+        seed=seed,
         environment=replace(found.header.environment, state=reply.state),
-        arguments={"threads": threads, "confirms": found.header.run},
+        arguments={"threads": threads, **arguments},
     )
-    lines = [PlannedLine(id=case, planned=planned) for case, planned in chosen.items()]
+    lines = [PlannedLine(id=case, planned=each) for case, each in planned.items()]
     state = State(
         header=header,
-        planned=chosen,
+        planned=planned,
         writer=RunWriter.create(found.path.parent, header, lines),
         listener=listener,
         done=set(),

@@ -184,6 +184,8 @@ class Worker:
         if case.id not in self.live:
             workload, described = _described(case, planned.resolved)
             subject = workload.prepare(case, described, self.device, seed)
+            if planned.added_seconds:
+                _delay(subject, planned.added_seconds, self.device)
             _label(subject, case)
             return subject
         return self.live[case.id]
@@ -269,6 +271,19 @@ def _reasons(format_class: type[Format], kernel: str) -> dict[str, str]:
         for dtype in ("float32", "bfloat16", "float16")
         for direction in (Direction.FORWARD, Direction.STEP)
     }
+
+
+def _delay(subject: Subject, seconds: float, device: Device) -> None:
+    """Make every call longer by a known time: a slow-down that a self-test has to find."""
+    step = subject.step
+
+    def delayed(state: Any) -> Any:
+        result = step(state)
+        device.occupy(seconds)
+        return result
+
+    subject.step = delayed
+    subject.step.added_seconds = seconds  # type: ignore[attr-defined]
 
 
 def _label(subject: Subject, case: Case) -> None:

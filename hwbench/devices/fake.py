@@ -226,8 +226,8 @@ class Fake(Device):
 
 def duration_seconds(step: Step) -> float:
     """Seconds of one undisturbed call: a roofline of its cost and a launch, or the default."""
-    cost = getattr(step, "cost", None)
+    cost, added = getattr(step, "cost", None), float(getattr(step, "added_seconds", 0.0))
     if cost is None:
-        return DEFAULT_SECONDS
+        return DEFAULT_SECONDS + added
     moved = cost.compulsory_bytes + cost.intermediate_bytes
-    return max(cost.flops / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND) + LAUNCH_SECONDS
+    return max(cost.flops / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND) + LAUNCH_SECONDS + added

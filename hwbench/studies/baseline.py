@@ -19,6 +19,8 @@ from hwbench.store import Run, list_runs, read_header, read_run
 _TOLD = ("cannot be read", "damaged", "not finished")
 CONFIRMS = "confirms"
 """The argument in the header of a run that measured some cases of another one again."""
+SLOWER = "slower"
+"""The argument in the header of a run whose calls were delayed on purpose."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def _unsuitable(header: Header, new: Header) -> str | None:
         return "the run itself"
     if CONFIRMS in header.arguments:
         return "measured cases of another run again"
+    if SLOWER in header.arguments:
+        return "slowed on purpose"
     if header.suite != new.suite:
         return "of another suite"
     if header.created > new.created:

@@ -23,6 +23,7 @@ from hwbench.compare import METRICS, Side, compare, side, unlike, worked
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError
 from hwbench.execution import Listener
 from hwbench.outcome import Outcome
+from hwbench.ranks import normal_quantile
 from hwbench.records import Change, Status, Verdict
 from hwbench.stats import Rule, median
 from hwbench.store import Run, read_run, without_gc
@@ -35,7 +36,7 @@ FALSE_NIGHTS = 0.005  # nights in which a suite without a change may fail; sprea
 FLAG_LEVEL = 0.05  # of the run-level check before a confirmation, a case
 FLOOR_SECONDS = 5e-7  # smaller differences are below what calling torch costs
 
-_TIMED = ("relative", "time")
+TIMED = ("relative", "time")  # the metrics that are judged by their noise
 _EXACT = ("memory", "score")  # measured again they say the same: bytes, and scores of one seed
 
 Again = Callable[[list[str]], Side]
@@ -108,6 +109,33 @@ def judge_cases(
     return Judged(list(settled.values()), frozenset(found))
 
 
+def detectable(
+    baselines: Sequence[Side],
+    new: Side,
+    rule: Rule,
+    *,
+    metric: str,
+    window: int = WINDOW,
+    power: float = 0.9,
+) -> dict[str, float]:
+    """The slow-down of each case that a check like this finds with that power, as a fraction."""
+    used = _rule(rule, raised(rule.threshold, len(baselines), window))
+    known = _known(compare(baselines, [new], used, metric=metric), baselines, new)
+    sizes = {}
+    for case, here in known.items():
+        passed = max(
+            math.log1p(used.threshold), here.noise.bound(here.replicates, _chance(len(known)))
+        )
+        scatter = math.sqrt(here.noise.error(here.replicates)[0])
+        sizes[case] = math.expm1(passed + normal_quantile(power) * scatter)
+    return sizes
+
+
+def _chance(cases: int) -> float:
+    """The chance at which each of so many cases may fail, for a night to fail rarely."""
+    return FALSE_NIGHTS / cases
+
+
 def _only(one: Side, cases: Collection[str]) -> Side:
     return Side({case: one.cases[case] for case in cases if case in one.cases}, one.facts)
 
@@ -119,7 +147,7 @@ def _rule(rule: Rule, threshold: float) -> Rule:
 def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[str, _Known]:
     """The noise of every case whose time was compared; each metric has its own usual noise."""
     found: dict[str, _Known] = {}
-    for metric in _TIMED:
+    for metric in TIMED:
         timed = [each for each in changes if each.ratio and each.metric == metric]
         samples = [(each.case, *_sample(each, baselines, new)) for each in timed]
         usable = [each for each in samples if _positive(*each[1], each[2])]
@@ -177,14 +205,14 @@ def _settled(
     change: Change, known: Mapping[str, _Known], rule: Rule, replicates: int | None = None
 ) -> Change:
     """The verdict that stands when runs differ by more than their replicates tell."""
-    if change.ratio is None or change.metric not in _TIMED:
+    if change.ratio is None or change.metric not in TIMED:
         return change
     here = known.get(change.case)
     if here is None:
         return _undecided(change, "Values that are not above zero tell nothing.")
     count, size = replicates or here.replicates, abs(math.log(change.ratio.value))
     if change.verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
-        needed = here.noise.bound(count, FALSE_NIGHTS / len(known))
+        needed = here.noise.bound(count, _chance(len(known)))
         if size > needed:
             return change
         shown = units.percent(math.expm1(needed)) if math.isfinite(needed) else "more"

@@ -1,0 +1,237 @@
+"""The machine measured against itself: how often the gate would be wrong here, and what it sees.
+
+``aa`` measures the same suite night after night and checks each night against those before: what
+is told there is false. ``ab`` adds, between these nights, nights in which every call of every
+format but dense is followed by a known delay, a share of its own time; what is told there is true.
+The delay is made by the device (a spin of that many seconds), not by this package's clock of
+formats, and stands in the run file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from hwbench import runner
+from hwbench.compare import Side, side
+from hwbench.errors import UsageError
+from hwbench.execution import Listener
+from hwbench.records import Change, Planned, Status, Verdict
+from hwbench.replicate import ANCHOR
+from hwbench.stats import Rule, clopper_pearson, median
+from hwbench.store import Run, read_run
+from hwbench.studies import gate
+from hwbench.studies.baseline import SLOWER
+
+FEWEST_NIGHTS = 2
+_SEEDS_A_NIGHT = 1000  # no two replicates of a self-test share their data and order
+_ONE_SIDED = 0.9  # the level of a two-sided interval whose upper end holds with 95 %
+
+
+@dataclass(frozen=True)
+class Rate:
+    """So many events in so many trials, and what the true rate is with 95 % confidence."""
+
+    events: int
+    trials: int
+
+    @property
+    def most(self) -> float:
+        """The rate is below this."""
+        return clopper_pearson(self.events, self.trials, _ONE_SIDED)[1]
+
+    @property
+    def least(self) -> float:
+        """The rate is above this."""
+        return clopper_pearson(self.events, self.trials, _ONE_SIDED)[0]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The smallest change of one metric that is found in nine nights of ten, over the cases."""
+
+    metric: str
+    cases: int
+    usual: float
+    usual_seconds: float | None  # of absolute times
+    worst: float
+    worst_case: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a self-test found."""
+
+    machine: str
+    suite: str
+    cases: int
+    nights: int
+    replicates: int
+    false_nights: Rate
+    false_cases: Rate
+    sights: Sequence[Sight]
+    slower: float | None = None  # as asked, of ab alone
+    seen: float | None = None  # the median over the cases, as measured
+    found: Rate | None = None
+    alarms: Sequence[Change] = ()
+    runs: Sequence[Path] = ()
+
+
+@dataclass
+class _Nights:
+    """The nights so far, and what was told of each."""
+
+    rule: Rule
+    window: int
+    even: list[Side] = field(default_factory=list)
+    alarms: list[list[Change]] = field(default_factory=list)
+    trials: int = 0
+    hits: int = 0
+    chances: int = 0
+    ratios: list[float] = field(default_factory=list)
+    runs: list[Path] = field(default_factory=list)
+
+    def unchanged(self, run: Run) -> None:
+        """A night without a change; the first ones have nothing to be compared with."""
+        self.runs.append(run.path)
+        now = side(run.header, run.planned, run.results)
+        if self.even:
+            changes = self._judged(now)
+            self.trials += len(changes)
+            self.alarms.append([c for c in changes if c.verdict is Verdict.REGRESSED])
+        self.even.append(now)
+
+    def delayed(self, run: Run) -> None:
+        """A night whose every case but dense was delayed."""
+        self.runs.append(run.path)
+        slow = {case for case, planned in run.planned.items() if planned.added_seconds}
+        for change in self._judged(side(run.header, run.planned, run.results)):
+            if change.case in slow:
+                self.chances += 1
+                self.hits += change.verdict is Verdict.REGRESSED
+                if change.ratio is not None:
+                    self.ratios.append(change.ratio.value)
+
+    def _judged(self, now: Side) -> list[Change]:
+        judged = gate.judge_cases(self.even[-self.window :], now, self.rule, window=self.window)
+        return [change for change in judged.changes if change.metric in gate.TIMED]
+
+
+def run(
+    suite: str | dict[str, Any],
+    nights: int,
+    *,
+    slower: float | None = None,
+    threshold: float = 0.03,
+    tell: Callable[[int, bool], None] = lambda night, delayed: None,
+    listener: Listener = lambda progress: None,
+    **how: Any,
+) -> Told:
+    """Measure a suite on so many nights, one after another, and check each against the others.
+
+    Args:
+        suite: what is measured, as for ``hwbench.run``.
+        nights: how many nights without a change.
+        slower: the share of its time by which each format is delayed in further nights (``ab``).
+        threshold: the smallest change that counts.
+        tell: told of each night before it begins.
+        listener: told of every result.
+        how: what else ``hwbench.run`` takes: device, out, threads, replicates.
+
+    Raises:
+        UsageError: there are too few nights, or nothing could be timed.
+    """
+    if nights < FEWEST_NIGHTS:
+        raise UsageError(f"A self-test needs {FEWEST_NIGHTS} nights or more, not {nights}.")
+    rule = Rule(threshold=threshold, margin=threshold, floor=gate.FLOOR_SECONDS)
+    found = _Nights(rule, gate.WINDOW)
+    tell(0, False)
+    path = runner.run(suite, listener=listener, **how)
+    first = read_run(path)
+    found.unchanged(first)
+    if not any(entry.status is Status.OK for entry in found.even[0].cases.values()):
+        raise UsageError(f"Nothing could be measured; hwbench report {path} says why.")
+    for night in range(1, nights):
+        if slower is not None:
+            tell(night, True)
+            found.delayed(_again(first, _delayed(first, slower), night, slower, listener))
+        tell(night, False)
+        found.unchanged(_again(first, first.planned, night, None, listener))
+    return _told(first, found, slower)
+
+
+def _again(
+    first: Run, planned: dict[str, Planned], night: int, slower: float | None, listener: Listener
+) -> Run:
+    """The same cases on another night."""
+    number = 2 * night + (slower is not None)
+    path = runner.anew(
+        first,
+        planned,
+        f"{first.header.run}-{'slow' if slower else 'night'}-{night + 1}",
+        replicates=first.header.plan.replicates,
+        seed=first.header.seed + _SEEDS_A_NIGHT * number,
+        arguments={} if slower is None else {SLOWER: slower},
+        listener=listener,
+    )
+    return read_run(path)
+
+
+def _delayed(first: Run, slower: float) -> dict[str, Planned]:
+    """The planned cases, each but dense with a delay of that share of its time."""
+    times: dict[str, list[float]] = {}
+    for result in first.results:
+        if result.values("time_seconds"):
+            times.setdefault(result.case, []).append(median(result.values("time_seconds")))
+    timed = [case for case in times if first.planned[case].case.format != ANCHOR]
+    chosen = timed or list(times)  # dense alone is delayed itself
+    return {
+        case: replace(planned, added_seconds=slower * median(times[case]))
+        if case in chosen
+        else planned
+        for case, planned in first.planned.items()
+    }
+
+
+def _told(first: Run, found: _Nights, slower: float | None) -> Told:
+    alarms = [change for night in found.alarms for change in night]
+    if not found.trials:
+        raise UsageError(f"No case of the suite {first.header.suite} is timed.")
+    return Told(
+        machine=first.header.machine,
+        suite=first.header.suite,
+        cases=len(first.planned),
+        nights=len(found.even),
+        replicates=first.header.plan.replicates,
+        false_nights=Rate(sum(map(bool, found.alarms)), len(found.alarms)),
+        false_cases=Rate(len(alarms), found.trials),
+        sights=_sights(found),
+        slower=slower,
+        seen=median(found.ratios) - 1 if found.ratios else None,
+        found=Rate(found.hits, found.chances) if found.chances else None,
+        alarms=alarms,
+        runs=found.runs,
+    )
+
+
+def _sights(found: _Nights) -> list[Sight]:
+    """What could be seen of each metric, by the noise of the last nights."""
+    old, now = found.even[-1 - found.window : -1], found.even[-1]
+    sights = []
+    for metric in gate.TIMED:
+        sizes = gate.detectable(old, now, found.rule, metric=metric, window=found.window)
+        if sizes:
+            worst = max(sizes, key=lambda case: sizes[case])
+            usual, seconds = median(list(sizes.values())), None
+            if metric == "time":
+                seconds = median([size * _seconds(now, case) for case, size in sizes.items()])
+            sights.append(Sight(metric, len(sizes), usual, seconds, sizes[worst], worst))
+    return sights
+
+
+def _seconds(one: Side, case: str) -> float:
+    return median(list(one.cases[case].readings["time_seconds"].values.values()))
