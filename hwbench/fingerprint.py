@@ -61,29 +61,31 @@ def facts(environment: Environment) -> dict[str, Any]:
 
 def differences(baseline: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Where the facts of two machines disagree, the fatal first; what is ignored is left out."""
-    before, after = dict(_flat(baseline)), dict(_flat(new))
+    before, after = dict(flat(baseline)), dict(flat(new))
     found = []
     for path in sorted({*before, *after}):
-        old, now, severity = before.get(path), after.get(path), _severity(path)
-        if severity is Severity.IGNORED or _same(path[-1], old, now):
+        old, now, means = before.get(path), after.get(path), severity(path)
+        if means is Severity.IGNORED or _same(path[-1], old, now):
             continue
         if (old is None or now is None) and not path[-1].isupper():
-            severity = Severity.WARN
-        found.append(Difference(".".join(path), old, now, severity))
+            means = Severity.WARN
+        found.append(Difference(".".join(path), old, now, means))
     return sorted(found, key=lambda difference: difference.severity is not Severity.FATAL)
 
 
-def _flat(
+def flat(
     facts: Mapping[str, Any], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every fact with the keys that lead to it."""
     for key, value in facts.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, (*above, key))
+            yield from flat(value, (*above, key))
         else:
             yield (*above, key), value
 
 
-def _severity(path: tuple[str, ...]) -> Severity:
+def severity(path: tuple[str, ...]) -> Severity:
+    """What a difference in the fact means to which these keys lead."""
     listed = (FINGERPRINT[key] for key in reversed(path) if key in FINGERPRINT)
     return next(listed, Severity.FATAL if path[0] == "device" else Severity.WARN)
 

@@ -204,6 +204,16 @@ def test_few_cases_are_enough(cases: int) -> None:
     assert simulate(100, cases=cases, slower=0.05).found >= 0.85
 
 
+@pytest.mark.slow
+def test_what_is_said_to_be_found_in_nine_nights_of_ten_is() -> None:
+    rng = np.random.default_rng(8)
+    runs = [side(np.exp(rng.normal(0, 0.02, (200, REPLICATES)))) for _ in range(WINDOW + 1)]
+    sizes = gate.detectable(runs[:-1], runs[-1], RULE, metric="relative")
+    assert len(sizes) == 200
+    usual = float(np.median(list(sizes.values())))
+    assert simulate(10, confirm=False, slower=usual).found == pytest.approx(0.9, abs=0.05)
+
+
 # How a case is judged
 
 STEADY = (1.0, 1.01, 0.99, 1.005, 0.995)

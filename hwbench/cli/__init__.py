@@ -13,7 +13,7 @@ import traceback
 import typer
 
 import hwbench
-from hwbench.cli import check, export, list_, plot, report, run, selftest
+from hwbench.cli import baseline, check, export, list_, plot, report, run, selftest
 from hwbench.errors import HwbenchError, UsageError
 
 BUG, INTERRUPTED = 70, 130
@@ -33,6 +33,7 @@ app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("check")(check.check)
 app.command("selftest")(selftest.selftest)
+app.add_typer(baseline.app, name="baseline")
 app.command("plot")(plot.plot)
 app.command("export")(export.export)
 app.command("list")(list_.list_)

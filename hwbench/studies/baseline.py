@@ -6,15 +6,18 @@ on a machine whose fingerprint agrees. The latest alone would hand its luck on t
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hwbench.errors import RunFileError
-from hwbench.fingerprint import Difference, Severity, differences, facts
-from hwbench.records import Header
-from hwbench.store import Run, list_runs, read_header, read_run
+from hwbench.errors import RunFileError, UsageError
+from hwbench.fingerprint import Difference, Severity, differences, facts, flat, severity
+from hwbench.outcome import cases
+from hwbench.records import ANSWERS, Header, Status
+from hwbench.store import Run, list_runs, read_header, read_run, run_path
 
 _TOLD = ("cannot be read", "damaged", "not finished")
 CONFIRMS = "confirms"
@@ -31,6 +34,14 @@ class Chosen:
     mismatch: Sequence[str] = ()  # the fatal differences, where the runs are of another machine
     problem: str | None = None
     notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run that is kept as a baseline."""
+
+    path: Path
+    header: Header
 
 
 def choose(path: Path, run: Run, window: int) -> Chosen:
@@ -95,7 +106,7 @@ def _from_folder(folder: Path, run: Run, window: int) -> Chosen:
 
 def _newest_first(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, Header]]:
     headers = []
-    for path in list_runs(folder):
+    for path in run_files(folder):
         try:
             headers.append((path, read_header(path)))
         except RunFileError:
@@ -128,3 +139,100 @@ def _readable(path: Path, left_out: Counter[str]) -> Run | None:
         left_out["not finished"] += 1
         return None
     return run
+
+
+# Runs that are kept on purpose
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The run files of a folder; where it holds none itself, those of the folders in it."""
+    found = list_runs(folder)
+    if found:
+        return found
+    return [
+        path for inner in sorted(folder.iterdir()) if inner.is_dir() for path in list_runs(inner)
+    ]
+
+
+def promote(path: Path, folder: Path) -> Path:
+    """Keep a run as a baseline: copy it, as it is, into the folder of its machine.
+
+    Raises:
+        RunFileError: the run is not finished, or the copy cannot be written.
+        UsageError: the run is no measure of what is usual.
+    """
+    run = read_run(path)
+    if not run.complete:
+        raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
+    if reason := _unworthy(run):
+        raise UsageError(f"{path} cannot be a baseline: {reason}.")
+    target = run_path(folder / machine_key(run.header), run.header.run)
+    data = path.read_bytes()
+    if target.exists():
+        if target.read_bytes() == data:
+            return target
+        raise RunFileError(f"{target} is there already, and is another run of that name.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_suffix(".part")
+        beside.write_bytes(data)
+        beside.replace(target)
+    except OSError as error:
+        raise RunFileError(f"Cannot write {target}: {error.strerror}.") from error
+    return target
+
+
+def _unworthy(run: Run) -> str | None:
+    if CONFIRMS in run.header.arguments:
+        return "it measured some cases of another run again"
+    if SLOWER in run.header.arguments:
+        return "it was slowed on purpose"
+    failed = {result.case for result in run.results if result.status not in ANSWERS}
+    if failed:
+        return f"{cases(len(failed))} in it failed"
+    if not any(result.status is Status.OK for result in run.results):
+        return "nothing could be measured in it"
+    return None
+
+
+def machine_key(header: Header) -> str:
+    """A folder's name for a machine: what it calls itself, and a digest of what must agree.
+
+    Memory is left out of the digest, because the same machine reports a little more or less of it.
+    """
+    must = sorted(
+        f"{'.'.join(path)}={value!r}"
+        for path, value in flat(facts(header.environment))
+        if severity(path) is Severity.FATAL and path[-1] != "memory_bytes"
+    )
+    digest = hashlib.sha256("\n".join(must).encode()).hexdigest()[:8]
+    words = re.sub(r"[^a-z0-9]+", "-", header.machine.lower()).strip("-")[:40].strip("-")
+    return f"{words or 'machine'}-{digest}"
+
+
+def _by_machine(each: Kept) -> tuple[Path, str, str]:
+    return each.path.parent, each.header.suite, each.header.created
+
+
+def kept(folder: Path) -> list[Kept]:
+    """The runs that are kept in a folder, by machine, suite and date.
+
+    Raises:
+        RunFileError: there is no such folder, or a file in it cannot be read.
+    """
+    found = [Kept(path, read_header(path)) for path in run_files(folder)]
+    return sorted(
+        found, key=lambda each: (each.path.parent, each.header.suite, each.header.created)
+    )
+
+
+def prune(folder: Path, keep: int, *, dry_run: bool = False) -> list[Kept]:
+    """Delete all but the last ``keep`` runs of each machine and suite; returns those deleted."""
+    groups: dict[tuple[Path, str], list[Kept]] = defaultdict(list)
+    for each in kept(folder):
+        groups[each.path.parent, each.header.suite].append(each)
+    old = [each for members in groups.values() for each in members[:-keep]]
+    for each in old:
+        if not dry_run:
+            each.path.unlink()
+    return old

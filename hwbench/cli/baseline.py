@@ -1,0 +1,74 @@
+"""``hwbench baseline``: runs that are kept, by machine, for ``hwbench check`` to compare with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from hwbench.cli import _shared
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Keep runs as baselines: promote, list, prune. They stay plain run files.",
+)
+_FOLDER = typer.Option(Path("baselines"), "--out", "-o", help="The folder of the baselines.")
+
+
+@app.command("promote")
+def promote(
+    runs: list[Path] = typer.Argument(..., help="Run files, or folders of them."),
+    folder: Path = _FOLDER,
+) -> None:
+    """Copy finished runs, by hand and on purpose, into the folder of their machine."""
+    from hwbench.studies import baseline
+
+    for path in _shared.run_files(runs):
+        typer.echo(f"{path} is kept as {baseline.promote(path, folder)}.")
+
+
+@app.command("list")
+def list_(
+    folder: Path = _FOLDER,
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """List the runs that are kept, by machine and suite."""
+    from hwbench.report._rows import printable
+    from hwbench.studies import baseline
+
+    found = baseline.kept(folder)
+    if as_json:
+        rows = [
+            {
+                "path": str(each.path),
+                "machine": each.header.machine,
+                "suite": each.header.suite,
+                "created": each.header.created,
+                "replicates": each.header.plan.replicates,
+            }
+            for each in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    for each in found:
+        header = each.header
+        about = f"{header.suite} on {header.machine}, {header.created}"
+        typer.echo(f"{each.path}  {printable(about)}")
+    if not found:
+        typer.echo(f"There are no baselines in {folder}.", err=True)
+
+
+@app.command("prune")
+def prune(
+    folder: Path = _FOLDER,
+    keep: int = typer.Option(
+        10, "--keep", min=1, max=10_000, help="Runs to keep of each machine and suite."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be deleted."),
+) -> None:
+    """Delete all but the last runs of each machine and suite."""
+    from hwbench.studies import baseline
+
+    for each in baseline.prune(folder, keep, dry_run=dry_run):
+        typer.echo(f"{each.path} {'would be' if dry_run else 'is'} deleted.")
