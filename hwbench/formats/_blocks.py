@@ -1,10 +1,9 @@
 """What the formats made of blocks share: how sizes are split, and products of many blocks at once.
 
 A vector of ``blocks · side`` entries is read as ``blocks`` groups of ``side``. An intermediate
-``z`` of a chain of block products always has the shape (blocks, width, tokens). With many tokens
-it also lies so in memory: regrouping it then moves whole rows of tokens, which is several times
-faster than moving single entries, and the matrix products read either layout. With few tokens the
-products are faster on rows of entries, and ``z`` is a transposed view.
+``z`` of a chain of block products has the shape (blocks, tokens, width). Where that makes
+regrouping move longer runs (see ``tokens_last``) it lies in memory as (blocks, width, tokens), and
+``z`` is a transposed view; the products read either.
 """
 
 from __future__ import annotations
@@ -21,8 +20,11 @@ from hwbench.errors import KnobError
 from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Format
 from hwbench.records import Knob
 
-MANY_TOKENS = 32
-"""From this many tokens on intermediates lie in memory with the tokens side by side."""
+FEW_TOKENS = 32
+"""Below this many tokens products are faster on rows of entries."""
+
+SHORT_RUN = 32
+"""Runs of fewer entries than this are slow to copy."""
 
 
 # --- how sizes are split -----------------------------------------------------------------------
@@ -133,9 +135,9 @@ def chain_flops(tokens: int, chain: tuple[int, ...], direction: str) -> int:
 
 def pad(x: Tensor, *sizes: int) -> Tensor:
     """``x`` with zeros behind its last axes, so that these have the sizes given."""
-    missing = [size - have for size, have in zip(sizes, x.shape[-len(sizes) :], strict=True)]
-    if not any(missing):
+    if x.shape[-len(sizes) :] == sizes:
         return x
+    missing = [size - have for size, have in zip(sizes, x.shape[-len(sizes) :], strict=True)]
     return functional.pad(x, [n for more in reversed(missing) for n in (0, more)])
 
 
@@ -163,29 +165,55 @@ def groups(x: Tensor, blocks: int) -> Tensor:
     return x.reshape(x.shape[0], blocks, -1).transpose(0, 1)
 
 
-def enter(x: Tensor, weights: Tensor) -> Tensor:
-    """Multiply each group of x: (tokens, b · p) by (b, q, p) → z of shape (b, q, tokens)."""
+def tokens_last(tokens: int, run: int) -> bool:
+    """Whether an intermediate that is regrouped in runs of ``run`` entries lies tokens last.
+
+    Copies then move rows of tokens. On a CPU with AVX-512, 1024 × 1024, float32, a BTT layer of
+    256 tokens (runs of 8) takes 0.65 times as long so, a Monarch layer (runs of 64) as long; in
+    bfloat16 the latter takes 1.3 times as long.
+    """
+    return tokens >= FEW_TOKENS and run < SHORT_RUN
+
+
+def enter(x: Tensor, weights: Tensor, *, turn: bool) -> Tensor:
+    """Multiply each group of x: (tokens, b · p) by (b, q, p) → z, tokens last where ``turn``."""
     grouped = groups(x, weights.shape[0])
-    if x.shape[0] >= MANY_TOKENS:
-        return torch.bmm(weights, grouped.mT)
-    return torch.bmm(grouped, weights.mT).mT
+    return torch.bmm(weights, grouped.mT).mT if turn else torch.bmm(grouped, weights.mT)
+
+
+def regroup(z: Tensor, fine: int, *, turn: bool) -> Tensor:
+    """(b, tokens, fine · w) → (fine, tokens, b · w): one copy, in the layout that z has."""
+    blocks, tokens, width = z.shape
+    if turn:
+        parts = z.mT.view(blocks, fine, width // fine, tokens).transpose(0, 1)
+        return parts.reshape(fine, -1, tokens).mT
+    parts = z.view(blocks, tokens, fine, width // fine).permute(2, 1, 0, 3)
+    return parts.reshape(fine, tokens, -1)
 
 
 def leave(z: Tensor, weights: Tensor, *, strided: bool = False) -> Tensor:
-    """Multiply each block of z: (b, p, tokens) by (b, q, p) → (tokens, b · q), contiguous.
+    """Multiply each block of z: (b, tokens, p) by (b, q, p) → (tokens, b · q), contiguous.
 
-    With many tokens the products are written where they belong. Entry s of block b is feature
-    b · q + s, or where ``strided`` feature s · blocks + b, which takes a copy.
+    Entry s of block b is feature b · q + s, and is written there if the library can; or where
+    ``strided`` feature s · blocks + b, which takes a copy.
     """
-    blocks, width = weights.shape[:2]
-    tokens = z.shape[2]
-    if strided or tokens < MANY_TOKENS:
-        y = torch.bmm(z.mT, weights.mT)  # (b, tokens, q)
-        y = y.permute(1, 2, 0) if strided else y.transpose(0, 1)
-        return y.reshape(tokens, blocks * width).contiguous()
-    y = z.new_empty(tokens, blocks, width)
-    multiply_into(y.transpose(0, 1), z.mT, weights.mT)
-    return y.view(tokens, blocks * width)
+    tokens = z.shape[1]
+    if not strided and _writes_views(z):
+        y = z.new_empty(tokens, *weights.shape[:2])
+        multiply_into(y.transpose(0, 1), z, weights.mT)
+        return y.view(tokens, -1)
+    y = torch.bmm(z, weights.mT)  # (b, tokens, q)
+    y = y.permute(1, 2, 0) if strided else y.transpose(0, 1)
+    return y.reshape(tokens, -1).contiguous()
+
+
+def _writes_views(z: Tensor) -> bool:
+    """Whether a batched product into a view costs no more than one into new memory.
+
+    On a CPU it falls apart into single products: more than a copy where a batched product exists
+    (not for half precision) or the products are small.
+    """
+    return not z.is_cpu or (z.dtype.itemsize < 4 and z.shape[1] >= FEW_TOKENS)
 
 
 def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -195,14 +223,12 @@ def multiply_into(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return (torch.bmm if out.dim() == 3 else torch.mm)(left, right, out=out)
 
 
-def regroup(z: Tensor, fine: int) -> Tensor:
-    """(b, fine · w, tokens) → (fine, b · w, tokens): one copy, in the layout that z has."""
-    blocks, width, tokens = z.shape
-    if z.is_contiguous():
-        parts = z.view(blocks, fine, width // fine, tokens).transpose(0, 1)
-        return parts.reshape(fine, -1, tokens)
-    parts = z.mT.reshape(blocks, tokens, fine, width // fine).permute(2, 1, 0, 3)
-    return parts.reshape(fine, tokens, -1).mT
+def gradient(dy: Tensor, z: Tensor) -> Tensor:
+    """The gradient of the weights of ``leave``: (tokens, b · q) and (b, tokens, p) → (b, q, p)."""
+    grouped = groups(dy, z.shape[0])
+    if dy.is_cpu and dy.dtype.itemsize < 4:
+        grouped = grouped.contiguous()  # of a view, products in half precision take twice as long
+    return torch.bmm(grouped.mT, z)
 
 
 def block_diagonal(x: Tensor, weights: Tensor) -> Tensor:
@@ -210,29 +236,28 @@ def block_diagonal(x: Tensor, weights: Tensor) -> Tensor:
     if needs_grad(x, weights):
         y: Tensor = _BlockDiagonal.apply(x, weights)  # type: ignore[no-untyped-call]
         return y
-    return leave(groups(x, weights.shape[0]).mT, weights)
+    return leave(groups(x, weights.shape[0]), weights)
 
 
 class _BlockDiagonal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, weights)
-        return leave(groups(x, weights.shape[0]).mT, weights)
+        return leave(groups(x, weights.shape[0]), weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weights = ctx.saved_tensors
         x_needs, weights_need = ctx.needs_input_grad
-        grouped = groups(dy, weights.shape[0]).mT
-        dx = leave(grouped, weights.mT) if x_needs else None
-        dweights = torch.bmm(grouped, groups(x, weights.shape[0])) if weights_need else None
-        return dx, dweights
+        blocks = weights.shape[0]
+        dx = leave(groups(dy, blocks), weights.mT) if x_needs else None
+        return dx, gradient(dy, groups(x, blocks)) if weights_need else None
 
 
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether a product of these has to be recorded for a backward pass."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])  # noqa: C419
 
 
 # --- initialisations and projections -----------------------------------------------------------

@@ -63,8 +63,10 @@ class TwoStageMap(Linear):
 
 
 def _product(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> tuple[Tensor, Tensor]:
-    """y (tokens, l·s), and the regrouped intermediate (l, k·t, tokens)."""
-    z = _blocks.regroup(_blocks.enter(x, first.flatten(1, 2)), first.shape[1])
+    """y (tokens, l·s), and the regrouped intermediate (l, tokens, k·t)."""
+    turn = _blocks.tokens_last(x.shape[0], first.shape[2])
+    z = _blocks.enter(x, first.flatten(1, 2), turn=turn)
+    z = _blocks.regroup(z, first.shape[1], turn=turn)
     return _blocks.leave(z, second.flatten(2, 3), strided=strided), z
 
 
@@ -88,12 +90,13 @@ class _Product(torch.autograd.Function):
             dy = dy.reshape(dy.shape[0], -1, out_blocks).mT.reshape(dy.shape)
         dx = dfirst = dsecond = None
         if second_needs:
-            dsecond = torch.bmm(_blocks.groups(dy, out_blocks).mT, z.mT).view_as(second)
+            dsecond = _blocks.gradient(dy, z).view_as(second)
         if x_needs or first_needs:
-            dz = _blocks.enter(dy, second.flatten(2, 3).mT)
-            dz = _blocks.regroup(dz, in_blocks)
+            turn = _blocks.tokens_last(dy.shape[0], first.shape[2])
+            dz = _blocks.enter(dy, second.flatten(2, 3).mT, turn=turn)
+            dz = _blocks.regroup(dz, in_blocks, turn=turn)
             if first_needs:
-                dfirst = torch.bmm(dz, _blocks.groups(x, in_blocks)).view_as(first)
+                dfirst = torch.bmm(dz.mT, _blocks.groups(x, in_blocks)).view_as(first)
             if x_needs:
                 dx = _blocks.leave(dz, first.flatten(1, 2).mT)
         return dx, dfirst, dsecond, None
@@ -168,7 +171,7 @@ class TwoStage(Format):
     def copied_width(self) -> int:
         """The regrouped intermediate; y where it is gathered; x and y where they are padded.
 
-        With fewer than 32 tokens a call of ``bmm`` also copies y, which is not counted here.
+        Not counted: on a CPU ``bmm`` may copy y, whose batched product cannot be written to a view.
         """
         grid = self.grid()
         padded_in, padded_out = grid.in_blocks * grid.in_side, grid.out_blocks * grid.out_side

@@ -47,7 +47,7 @@ class _Map(Linear):
         elif _blocks.needs_grad(x, *factors):
             y = _Product.apply(x, *factors, self.kernel == "bmm")  # type: ignore[no-untyped-call]
         else:
-            y = _product(x, *factors, copy=self.kernel == "bmm")[0]
+            y = _product(x, *factors, self.kernel == "bmm")[0]
         return _blocks.crop(y, self.out_features)
 
     def to_dense(self) -> Tensor:
@@ -71,18 +71,26 @@ def _addcmul(x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor) 
     return _blocks.block_diagonal(w.flatten(1), bases_out)
 
 
-def _swap(z: Tensor, copy: bool) -> Tensor:
-    """(a, b, tokens) as (b, a, tokens); a copy has unit strides along the entries or the tokens."""
-    swapped = z.transpose(0, 1)
-    return swapped.contiguous() if copy else swapped
+def _to_components(z: Tensor, *, copy: bool) -> Tensor:
+    """(blocks, tokens, rank) as (rank, blocks, tokens)."""
+    moved = z.permute(2, 0, 1)
+    return moved.contiguous() if copy else moved
+
+
+def _to_blocks(w: Tensor, *, copy: bool, turn: bool) -> Tensor:
+    """(rank, blocks, tokens) as (blocks, tokens, rank); a copy lies tokens last where ``turn``."""
+    if not copy:
+        return w.permute(1, 2, 0)
+    return w.transpose(0, 1).contiguous().mT if turn else w.permute(1, 2, 0).contiguous()
 
 
 def _product(
-    x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, *, copy: bool
+    x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, copy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and both intermediates as they are read: (rank, j, tokens) and (i, rank, tokens)."""
-    z = _swap(_blocks.enter(x, bases_in), copy)
-    w = _swap(torch.bmm(couplings, z), copy)
+    """y, and both intermediates as they are read: (rank, j, tokens) and (i, tokens, rank)."""
+    turn = not copy or _blocks.tokens_last(x.shape[0], 1)
+    z = _to_components(_blocks.enter(x, bases_in, turn=turn), copy=copy)
+    w = _to_blocks(torch.bmm(couplings, z), copy=copy, turn=turn)
     return _blocks.leave(w, bases_out), z, w
 
 
@@ -93,7 +101,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, copy: bool
     ) -> Tensor:
-        y, z, w = _product(x, bases_out, couplings, bases_in, copy=copy)
+        y, z, w = _product(x, bases_out, couplings, bases_in, copy)
         ctx.save_for_backward(x, bases_out, couplings, bases_in, z, w)
         ctx.copy = copy
         return y
@@ -103,18 +111,20 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, bases_out, couplings, bases_in, z, w = ctx.saved_tensors
         x_needs, out_needs, couplings_need, in_needs, _ = ctx.needs_input_grad
+        copy = ctx.copy
+        turn = not copy or _blocks.tokens_last(dy.shape[0], 1)
         dx = dout = dcouplings = din = None
         if out_needs:
-            dout = torch.bmm(_blocks.groups(dy, bases_out.shape[0]).mT, w.mT)
+            dout = _blocks.gradient(dy, w)
         if not (x_needs or couplings_need or in_needs):
             return None, dout, None, None, None
-        dw = _swap(_blocks.enter(dy, bases_out.mT), ctx.copy)  # (rank, i, tokens)
+        dw = _to_components(_blocks.enter(dy, bases_out.mT, turn=turn), copy=copy)
         if couplings_need:
             dcouplings = torch.bmm(dw, z.mT)
         if x_needs or in_needs:
-            dz = _swap(torch.bmm(couplings.mT, dw), ctx.copy)  # (j, rank, tokens)
+            dz = _to_blocks(torch.bmm(couplings.mT, dw), copy=copy, turn=turn)
             if in_needs:
-                din = torch.bmm(dz, _blocks.groups(x, bases_in.shape[0]))
+                din = torch.bmm(dz.mT, _blocks.groups(x, bases_in.shape[0]))
             if x_needs:
                 dx = _blocks.leave(dz, bases_in.mT)
         return dx, dout, dcouplings, din, None
@@ -188,7 +198,7 @@ class Blast(Format):
     def copied_width(self) -> int:
         """Both intermediates for ``bmm``, y for ``multiply_sum``; x and y where they are padded.
 
-        With fewer than 32 tokens every kernel also copies y, which is not counted here.
+        Not counted: on a CPU y may be copied, as a batched product cannot be written to a view.
         """
         padded_out, padded_in = self._padded()
         copied = {"bmm": self.rank * (self.blocks + self.out_blocks), "multiply_sum": padded_out}

@@ -95,7 +95,10 @@ class BlockDense(Format):
         return self.rank * self.blocks
 
     def copied_width(self) -> int:
-        """The intermediate for ``einsum``, and x where it is padded."""
+        """The intermediate for ``einsum``, and x where it is padded.
+
+        Not counted: on a CPU ``bmm`` may copy the intermediate too.
+        """
         copied = self.intermediate_width() if self.kernel == "einsum" else 0
         return copied + _blocks.padding_copies(self, self.out_features, self.blocks * self._side())
 

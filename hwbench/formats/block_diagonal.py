@@ -95,7 +95,7 @@ class BlockDiagonal(Format):
     def copied_width(self) -> int:
         """x and y where they are padded, and y for ``einsum``.
 
-        With fewer than 32 tokens a call of ``bmm`` also copies y, which is not counted here.
+        Not counted: on a CPU ``bmm`` may copy y, whose batched product cannot be written to a view.
         """
         padded_out, padded_in = (self.blocks * side for side in self._sides())
         copied = padded_out if self.kernel == "einsum" else 0
