@@ -55,7 +55,8 @@ def test_durations_are_reported_exactly():
 
 def test_relative_time_is_taken_against_the_dense_blocks_around_each_block():
     found, anchor, _ = measured(
-        Fake(effects={"seed": 1, "noise": 0.1, "drift": 0.5}), Plan(budget_seconds=0.2)
+        Fake(effects={"replicate": 0, "seed": 1, "noise": 0.1, "drift": 0.5}),
+        Plan(budget_seconds=0.2),
     )
     anchors = anchor.times()
     assert len(anchors) == max(max(m.rounds) for m in found) + 2  # one before, one after each round
@@ -68,7 +69,7 @@ def test_relative_time_is_taken_against_the_dense_blocks_around_each_block():
 
 
 def test_relative_time_cancels_a_drift_that_the_absolute_time_shows():
-    drifting = Fake(effects={"drift": 0.5})
+    drifting = Fake(effects={"replicate": 0, "drift": 0.5})
     _, _, result = measured(drifting, Plan(budget_seconds=0.2, relative_width=1e-9))
     times, relative = (m.values for m in result["m0"])
     assert max(times) / min(times) > 1.3
@@ -76,7 +77,7 @@ def test_relative_time_cancels_a_drift_that_the_absolute_time_shows():
 
 
 def test_every_round_visits_every_member_once_in_a_new_order():
-    device = Fake(effects={"seed": 3, "noise": 0.3})
+    device = Fake(effects={"replicate": 0, "seed": 3, "noise": 0.3})
     order: list[str] = []
     found, anchor = members(5)
     for member in [*found, anchor]:
@@ -100,7 +101,7 @@ def test_a_quiet_case_stops_at_the_asked_precision():
 
 def test_a_noisy_case_stops_at_its_budget():
     plan = Plan(budget_seconds=0.05, relative_width=1e-6)
-    _, _, result = measured(Fake(effects={"seed": 2, "noise": 0.5}), plan)
+    _, _, result = measured(Fake(effects={"replicate": 0, "seed": 2, "noise": 0.5}), plan)
     assert {m.stopped for found in result.values() for m in found} <= {"budget", "rounds"}
     assert result["m0"][0].stopped == "budget"
     assert len(result["m0"][0].values) >= latency.BUDGET_BLOCKS
@@ -114,19 +115,23 @@ def test_a_deadline_still_gives_every_case_a_block():
 
 def test_two_modes_are_not_declared_precise_too_early():
     """A spread measure that ignores the rarer mode would stop at once; order statistics do not."""
-    device = Fake(effects={"seed": 5, "two_modes": {"factor": 1.5, "switch_probability": 0.5}})
+    device = Fake(
+        effects={"replicate": 0, "seed": 5, "two_modes": {"factor": 1.5, "switch_probability": 0.5}}
+    )
     _, _, result = measured(device, Plan(budget_seconds=0.02, relative_width=0.02))
     assert result["m0"][0].stopped == "budget"
 
 
 def test_disturbed_blocks_are_repeated_then_flagged():
     calm = measured(Fake())[2]["m0"][0]
-    some = measured(Fake(effects={"seed": 1, "disturb_probability": 0.2}))[2]["m0"][0]
+    some = measured(Fake(effects={"replicate": 0, "seed": 1, "disturb_probability": 0.2}))[2]["m0"][
+        0
+    ]
     assert calm.disturbed is None
     assert some.disturbed is not None
     assert sum(some.disturbed) >= 1
     assert len(some.values) - sum(some.disturbed) >= latency.MINIMUM_BLOCKS
-    found, _, result = measured(Fake(effects={"disturb_probability": 1.0}))
+    found, _, result = measured(Fake(effects={"replicate": 0, "disturb_probability": 1.0}))
     assert all("disturbed" in member.flags for member in found)
     assert result["m0"][0].note == "a scripted disturbance"
 
@@ -188,7 +193,9 @@ def test_one_backward_a_call_on_a_fresh_graph_and_nothing_accumulates():
 
 
 def test_the_median_block_is_not_moved_by_a_spike():
-    device = Fake(effects={"seed": 4, "spikes": {"probability": 0.05, "factor": 20}})
+    device = Fake(
+        effects={"replicate": 0, "seed": 4, "spikes": {"probability": 0.05, "factor": 20}}
+    )
     _, _, result = measured(device)
     expected = duration_seconds(members()[0][0].subject.step)
     assert median(result["m0"][0].values) == pytest.approx(expected)
