@@ -151,16 +151,17 @@ def run(
     found = _Nights(rule, gate.WINDOW)
     tell(0, False)
     path = runner.run(suite, listener=listener, **how)
-    first = read_run(path)
+    first = last = read_run(path)
     found.unchanged(first)
     if not any(entry.status is Status.OK for entry in found.even[0].cases.values()):
         raise UsageError(f"Nothing could be measured; hwbench report {path} says why.")
     for night in range(1, nights):
         if slower is not None:
             tell(night, True)
-            found.delayed(_again(first, _delayed(first, slower), night, slower, listener))
+            found.delayed(_again(first, _delayed(last, slower), night, slower, listener))
         tell(night, False)
-        found.unchanged(_again(first, first.planned, night, None, listener))
+        last = _again(first, first.planned, night, None, listener)
+        found.unchanged(last)
     return _told(first, found, slower)
 
 
@@ -181,19 +182,19 @@ def _again(
     return read_run(path)
 
 
-def _delayed(first: Run, slower: float) -> dict[str, Planned]:
-    """The planned cases, each but dense with a delay of that share of its time."""
+def _delayed(last: Run, slower: float) -> dict[str, Planned]:
+    """The planned cases, each but dense with a delay of that share of its time in the last run."""
     times: dict[str, list[float]] = {}
-    for result in first.results:
+    for result in last.results:
         if result.values("time_seconds"):
             times.setdefault(result.case, []).append(median(result.values("time_seconds")))
-    timed = [case for case in times if first.planned[case].case.format != ANCHOR]
+    timed = [case for case in times if last.planned[case].case.format != ANCHOR]
     chosen = timed or list(times)  # dense alone is delayed itself
     return {
         case: replace(planned, added_seconds=slower * median(times[case]))
         if case in chosen
         else planned
-        for case, planned in first.planned.items()
+        for case, planned in last.planned.items()
     }
 
 
