@@ -132,7 +132,8 @@ def test_disturbed_blocks_are_repeated_then_flagged():
         bad = sum(m.disturbed or [])
         most = latency.MINIMUM_BLOCKS / (1 - latency.REPEATED)
         assert len(m.values) - bad >= latency.MINIMUM_BLOCKS or len(m.values) >= most
-        assert len(m.kept()) == len(m.values) - bad
+        mostly = 2 * bad > len(m.values)  # then all of them count
+        assert len(m.kept()) == len(m.values) - (0 if mostly else bad)
     found, _, result = measured(Fake(effects={"disturb_probability": 1.0}))
     assert all("disturbed" in member.flags for member in found)
     assert result["m0"][0].note == "a scripted disturbance"
