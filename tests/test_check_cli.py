@@ -368,7 +368,7 @@ def test_what_is_flagged_is_measured_again_with_its_dense(
     monkeypatch.setenv("HWBENCH_FAKE", json.dumps(script))  # it was the night, not the code
     code, out, _ = hwbench(*check)
     assert code == 0
-    assert "Not confirmed in 3 fresh replicates" in out
+    assert "Not confirmed in " in out
 
 
 @pytest.mark.slow
