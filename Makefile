@@ -23,7 +23,7 @@ bench: $(VENV)/.runtime ## measure this machine (suite linear) and write report.
 	echo "report: $(CURDIR)/report.html" && exit $$status
 
 test: $(VENV)/.dev ## run the tests that need no GPU and no browser
-	$(BIN)/python -m pytest --timeout 600
+	$(BIN)/python -m pytest --timeout 600 -n auto --dist worksteal
 
 docs: $(VENV)/.dev ## write docs/formats.md and its pictures from the formats
 	$(BIN)/python docs/make_formats.py
