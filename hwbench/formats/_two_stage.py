@@ -64,7 +64,7 @@ class TwoStageMap(Linear):
 
 def _product(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> tuple[Tensor, Tensor]:
     """y (tokens, l·s), and the regrouped intermediate (l, tokens, k·t)."""
-    turn = _blocks.tokens_last(x.shape[0], first.shape[2])
+    turn = _blocks.tokens_last(x, first.shape[2])
     z = _blocks.enter(x, first.flatten(1, 2), turn=turn)
     z = _blocks.regroup(z, first.shape[1], turn=turn)
     return _blocks.leave(z, second.flatten(2, 3), strided=strided), z
@@ -92,7 +92,7 @@ class _Product(torch.autograd.Function):
         if second_needs:
             dsecond = _blocks.gradient(dy, z).view_as(second)
         if x_needs or first_needs:
-            turn = _blocks.tokens_last(dy.shape[0], first.shape[2])
+            turn = _blocks.tokens_last(dy, first.shape[2])
             dz = _blocks.enter(dy, second.flatten(2, 3).mT, turn=turn)
             dz = _blocks.regroup(dz, in_blocks, turn=turn)
             if first_needs:

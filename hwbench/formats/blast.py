@@ -88,7 +88,7 @@ def _product(
     x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, copy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and both intermediates as they are read: (rank, j, tokens) and (i, tokens, rank)."""
-    turn = not copy or _blocks.tokens_last(x.shape[0], 1)
+    turn = not copy or _blocks.tokens_last(x, 1)
     z = _to_components(_blocks.enter(x, bases_in, turn=turn), copy=copy)
     w = _to_blocks(torch.bmm(couplings, z), copy=copy, turn=turn)
     return _blocks.leave(w, bases_out), z, w
@@ -112,7 +112,7 @@ class _Product(torch.autograd.Function):
         x, bases_out, couplings, bases_in, z, w = ctx.saved_tensors
         x_needs, out_needs, couplings_need, in_needs, _ = ctx.needs_input_grad
         copy = ctx.copy
-        turn = not copy or _blocks.tokens_last(dy.shape[0], 1)
+        turn = not copy or _blocks.tokens_last(dy, 1)
         dx = dout = dcouplings = din = None
         if out_needs:
             dout = _blocks.gradient(dy, w)
