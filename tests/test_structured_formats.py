@@ -186,8 +186,8 @@ def test_block_diagonal_takes_the_fullest_number_of_blocks() -> None:
                     f = BlockDiagonal.from_knobs(out_features, in_features, blocks=blocks)
                 except KnobError:
                     continue
-                ones = torch.ones(out_features, in_features)
-                assert f.parameters() == int(f.project(ones).to_dense().sum())
+                kept = f.project(torch.ones(out_features, in_features)).to_dense()
+                assert f.parameters() == int(kept.sum())
                 fullest = max(fullest, f.parameters() if f.parameters() <= allowed else 0)
             if fullest:
                 chosen = BlockDiagonal.for_budget(out_features, in_features, density)
@@ -207,11 +207,12 @@ def test_published_monarch_of_b_blocks() -> None:
     q = min(m, n) // b
     layer = member(Monarch(out_features=m, in_features=n, blocks=b, rank=q // b, order="strided"))
     p, s = n // b, m // b
+    first, second = layer.factors()
     w1 = torch.empty(b, q, p, dtype=torch.float64)
     w2 = torch.empty(b, s, q, dtype=torch.float64)
     for i, j, t in itertools.product(range(b), range(b), range(q // b)):
-        w1[j, t * b + i] = layer.first[j, i, t]
-        w2[i, :, j * (q // b) + t] = layer.second[i, :, j, t]
+        w1[j, t * b + i] = first[j, i, t]
+        w2[i, :, j * (q // b) + t] = second[i, :, j, t]
     x = normal(5, n)
     h = torch.einsum("kqp,bkp->bkq", w1, x.view(5, b, p)).reshape(5, q, b)
     y = torch.einsum("lsr,brl->bsl", w2, h).reshape(5, m)
@@ -224,9 +225,10 @@ def test_monarch_with_blocks_of_rank_one() -> None:
     f = Monarch(out_features=m, in_features=n, blocks=b, out_blocks=m // b, rank=1, order="strided")
     assert f.parameters() == m * n // b + m * b
     layer, x = member(f), normal(5, n)
+    first, second = layer.factors()
     dense = torch.zeros(m, n, dtype=torch.float64)
     for i, s, j, p in itertools.product(range(m // b), range(b), range(b), range(n // b)):
-        entry = layer.second[i, s, j, 0] * layer.first[j, i, 0, p]
+        entry = second[i, s, j, 0] * first[j, i, 0, p]
         dense[s * (m // b) + i, j * (n // b) + p] = entry
     assert relative(layer.to_dense(), dense) < 1e-12
     assert relative(layer(x), x @ dense.mT) < 1e-12
@@ -239,10 +241,11 @@ def test_btt_by_its_cores(order: str) -> None:
     k, p, groups, s = f.grid()
     assert (k, p, groups, s) == (5, 4, 3, 4)
     layer, dense = member(f), torch.zeros(m, n, dtype=torch.float64)
+    first, second = layer.factors()
     for i, j, row, column in itertools.product(range(groups), range(k), range(s), range(p)):
         out = i * s + row if order == "blocked" else row * groups + i
         for t in range(r):
-            dense[out, j * p + column] += layer.second[i, row, j, t] * layer.first[j, i, t, column]
+            dense[out, j * p + column] += second[i, row, j, t] * first[j, i, t, column]
     assert relative(layer.to_dense(), dense) < 1e-12
     assert relative(layer(normal(3, n)), normal(3, n) @ dense.mT) < 1e-12
 
@@ -341,13 +344,11 @@ def test_kernels_agree_with_the_dense_matrix(f: Format, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("tokens", [2, 33])
 @pytest.mark.parametrize("f", [f for f in variants() if f.out_features <= 48], ids=name_of)
 def test_gradients_by_differences(f: Format, tokens: int) -> None:
-    layer = member(f)
-    x = normal(tokens, f.in_features).requires_grad_()
-    names = [name for name, _ in layer.named_parameters()]
+    layer, x = member(f), normal(tokens, f.in_features).requires_grad_()
+    names = dict(layer.named_parameters())
 
     def call(x: Tensor, *values: Tensor) -> Tensor:
-        parameters = dict(zip(names, values, strict=True))
-        return torch.func.functional_call(layer, parameters, (x,))
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(call, (x, *layer.parameters()), fast_mode=True)
 

@@ -257,7 +257,11 @@ class _BlockDiagonal(torch.autograd.Function):
 
 def needs_grad(*tensors: Tensor) -> bool:
     """Whether a product of these has to be recorded for a backward pass."""
-    return torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors])  # noqa: C419
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return True
+    return False
 
 
 # --- initialisations and projections -----------------------------------------------------------

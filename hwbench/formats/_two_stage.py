@@ -33,41 +33,53 @@ class Grid(NamedTuple):
 
 
 class TwoStageMap(Linear):
-    """The live map: ``first`` of shape (k, l, t, p), ``second`` of shape (l, s, k, t)."""
+    """The live map: ``first`` of shape (k, l·t, p), ``second`` of shape (l, s, k·t)."""
 
     def __init__(self, spec: TwoStage, first: Tensor, second: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
         self.kernel = spec.kernel
         self.strided = spec.order == "strided"
+        self.padded_in = first.shape[0] * first.shape[2]
         self.first = nn.Parameter(first)
         self.second = nn.Parameter(second)
 
     def apply_weight(self, x: Tensor) -> Tensor:
-        in_blocks, _, _, in_side = self.first.shape
-        x = _blocks.pad(x, in_blocks * in_side)
+        first, second = self.first, self.second
+        if x.shape[1] != self.padded_in:
+            x = _blocks.pad(x, self.padded_in)
         if self.kernel == "einsum":
-            z = torch.einsum("bkp,kltp->bklt", x.reshape(-1, in_blocks, in_side), self.first)
-            form = "bklt,lskt->bsl" if self.strided else "bklt,lskt->bls"
-            y = torch.einsum(form, z, self.second).reshape(x.shape[0], -1).contiguous()
-        elif _blocks.needs_grad(x, self.first, self.second):
-            y = _Product.apply(x, self.first, self.second, self.strided)  # type: ignore[no-untyped-call]
+            y = self._einsum(x)
+        elif _blocks.needs_grad(x, first, second):
+            y = _Product.apply(x, first, second, self.strided)  # type: ignore[no-untyped-call]
         else:
-            y = _product(x, self.first, self.second, self.strided)[0]
+            y = _product(x, first, second, self.strided)[0]
         return _blocks.crop(y, self.out_features)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Both factors by all their indices: (k, l, t, p) and (l, s, k, t), views."""
+        in_blocks, out_blocks = self.first.shape[0], self.second.shape[0]
+        first = self.first.unflatten(1, (out_blocks, -1))
+        return first, self.second.unflatten(2, (in_blocks, -1))
+
+    def _einsum(self, x: Tensor) -> Tensor:
+        first, second = self.factors()
+        z = torch.einsum("bkp,kltp->bklt", x.unflatten(1, (first.shape[0], -1)), first)
+        y = torch.einsum("bklt,lskt->bsl" if self.strided else "bklt,lskt->bls", z, second)
+        return y.reshape(x.shape[0], -1).contiguous()
+
     def to_dense(self) -> Tensor:
+        first, second = self.factors()
         form = "lskt,kltp->slkp" if self.strided else "lskt,kltp->lskp"
-        blocks = torch.einsum(form, self.second, self.first)
-        dense = blocks.reshape(blocks.shape[0] * blocks.shape[1], -1)
+        dense = torch.einsum(form, second, first).flatten(2).flatten(0, 1)
         return dense[: self.out_features, : self.in_features]
 
 
 def _product(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> tuple[Tensor, Tensor]:
     """y (tokens, l·s), and the regrouped intermediate (l, tokens, k·t)."""
-    turn = _blocks.tokens_last(x, first.shape[2])
-    z = _blocks.enter(x, first.flatten(1, 2), turn=turn)
-    z = _blocks.regroup(z, first.shape[1], turn=turn)
-    return _blocks.leave(z, second.flatten(2, 3), strided=strided), z
+    out_blocks = second.shape[0]
+    turn = _blocks.tokens_last(x, first.shape[1] // out_blocks)
+    z = _blocks.regroup(_blocks.enter(x, first, turn=turn), out_blocks, turn=turn)
+    return _blocks.leave(z, second, strided=strided), z
 
 
 class _Product(torch.autograd.Function):
@@ -85,20 +97,19 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, first, second, z = ctx.saved_tensors
         x_needs, first_needs, second_needs, _ = ctx.needs_input_grad
-        in_blocks, out_blocks = first.shape[:2]
+        in_blocks, out_blocks = first.shape[0], second.shape[0]
         if ctx.strided:
             dy = dy.reshape(dy.shape[0], -1, out_blocks).mT.reshape(dy.shape)
         dx = dfirst = dsecond = None
         if second_needs:
-            dsecond = _blocks.gradient(dy, z).view_as(second)
+            dsecond = _blocks.gradient(dy, z)
         if x_needs or first_needs:
-            turn = _blocks.tokens_last(dy, first.shape[2])
-            dz = _blocks.enter(dy, second.flatten(2, 3).mT, turn=turn)
-            dz = _blocks.regroup(dz, in_blocks, turn=turn)
+            turn = _blocks.tokens_last(dy, first.shape[1] // out_blocks)
+            dz = _blocks.regroup(_blocks.enter(dy, second.mT, turn=turn), in_blocks, turn=turn)
             if first_needs:
-                dfirst = torch.bmm(dz.mT, _blocks.groups(x, in_blocks)).view_as(first)
+                dfirst = torch.bmm(dz.mT, _blocks.groups(x, in_blocks))
             if x_needs:
-                dx = _blocks.leave(dz, first.flatten(1, 2).mT)
+                dx = _blocks.leave(dz, first.mT)
         return dx, dfirst, dsecond, None
 
 
@@ -182,7 +193,7 @@ class TwoStage(Format):
 
     def build(self, first: Tensor, second: Tensor) -> Linear:
         """The layer with these factors, of shapes (k, l, t, p) and (l, s, k, t)."""
-        return TwoStageMap(self, first, second)
+        return TwoStageMap(self, first.flatten(1, 2), second.flatten(2, 3))
 
     def empty(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Both factors, float32, not yet filled."""
