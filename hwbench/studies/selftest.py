@@ -9,7 +9,7 @@ formats, and stands in the run file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,9 @@ def run(
     for night in range(1, nights):
         if slower is not None:
             tell(night, True)
-            found.delayed(_again(first, _delayed(last, slower), night, slower, listener))
+            found.delayed(
+                _again(first, delayed(last, _shares(last, slower)), night, slower, listener)
+            )
         tell(night, False)
         last = _again(first, first.planned, night, None, listener)
         found.unchanged(last)
@@ -182,20 +184,33 @@ def _again(
     return read_run(path)
 
 
-def _delayed(last: Run, slower: float) -> dict[str, Planned]:
-    """The planned cases, each but dense with a delay of that share of its time in the last run."""
+def delayed(last: Run, shares: Mapping[str, float]) -> dict[str, Planned]:
+    """The planned cases, those of some formats with a delay of a share of their time in a run.
+
+    Args:
+        last: the run that tells how long each case takes.
+        shares: by format name, the delay as a fraction of a case's own time.
+    """
     times: dict[str, list[float]] = {}
     for result in last.results:
         if result.values("time_seconds"):
             times.setdefault(result.case, []).append(median(result.values("time_seconds")))
-    timed = [case for case in times if last.planned[case].case.format != ANCHOR]
-    chosen = timed or list(times)  # dense alone is delayed itself
     return {
-        case: replace(planned, added_seconds=slower * median(times[case]))
-        if case in chosen
+        case: replace(planned, added_seconds=shares[planned.case.format] * median(times[case]))
+        if case in times and planned.case.format in shares
         else planned
         for case, planned in last.planned.items()
     }
+
+
+def _shares(run: Run, slower: float) -> dict[str, float]:
+    """Every format but dense is delayed, or dense where it stands alone."""
+    timed = {
+        run.planned[result.case].case.format
+        for result in run.results
+        if result.values("time_seconds")
+    }
+    return dict.fromkeys(timed - {ANCHOR} or timed, slower)
 
 
 def _told(first: Run, found: _Nights, slower: float | None) -> Told:
