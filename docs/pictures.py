@@ -136,14 +136,15 @@ def _block_dense(spec: Any, layer: Any) -> list[Part]:
 
 def _two_stage(spec: Any, layer: Any) -> list[Part]:
     del spec
-    k, l, t, _ = layer.first.shape  # noqa: E741 (the letters of the code)
+    first, second = layer.factors()
+    k, l, t, _ = first.shape  # noqa: E741 (the letters of the code)
     places = torch.arange(k * l * t).view(k, l, t).transpose(0, 1).flatten()
     regroup = torch.zeros(k * l * t, k * l * t)
     regroup[torch.arange(k * l * t), places] = 1
     return [
-        _diagonal((block.flatten(1) for block in layer.second), "R", _named(layer, "second")),
+        _diagonal((block.flatten(1) for block in second), "R", _named(layer, "second")),
         Part(-regroup.long(), label="Q", caption="regroup", value=regroup),
-        _diagonal((block.flatten(0, 1) for block in layer.first), "L", _named(layer, "first")),
+        _diagonal((block.flatten(0, 1) for block in first), "L", _named(layer, "first")),
     ]
 
 

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hwbench.errors import UsageError
+
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -89,6 +91,34 @@ def _data_caches(core: int) -> Iterator[tuple[int, int, str]]:
 def _allowed_cores() -> set[int]:
     affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
     return affinity(0) if affinity else set(range(os.cpu_count() or 1))
+
+
+def core_list() -> str:
+    """The cores that this process may run on, as the kernel writes lists: ``0-3,8``."""
+    cores = sorted(_allowed_cores())
+    starts = [core for core in cores if core - 1 not in cores]
+    ends = [core for core in cores if core + 1 not in cores]
+    pairs = zip(starts, ends, strict=True)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in pairs)
+
+
+def pin(cores: str) -> None:
+    """Keep this process, and what it starts from now on, on some cores, such as ``0-3,8``.
+
+    Raises:
+        UsageError: it is no such list, or names cores that this process may not run on.
+    """
+    if not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", cores):
+        raise UsageError(f"{cores!r} is no list of cores such as 0-3,8.")
+    wanted: set[int] = set()
+    for part in cores.split(","):
+        first, _, last = part.partition("-")
+        wanted.update(range(int(first), int(last or first) + 1))
+    if not wanted or not wanted <= _allowed_cores():
+        raise UsageError(f"The cores {cores} are not all among those allowed here, {core_list()}.")
+    if not hasattr(os, "sched_setaffinity"):
+        raise UsageError("This system cannot keep a process on some cores.")
+    os.sched_setaffinity(0, wanted)
 
 
 def usable_cores() -> int:

@@ -24,7 +24,7 @@ class Severity(StrEnum):
 
 _FATAL = (
     *("name", "memory_bytes", "threads", "machine", "system", "virtual", "driver"),
-    *("float32_matmul_precision", "mkldnn", "ONEDNN_MAX_CPU_ISA"),
+    *("float32_matmul_precision", "mkldnn", "denormals", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"),
 )
 _WARN = ("hwbench", "torch", "python", "kernel", "libc")  # what a nightly gate may be testing

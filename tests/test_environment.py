@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hwbench import environment
+from hwbench.errors import UsageError
 
 MIB = 1024**2
 CPUINFO = """processor\t: 0
@@ -270,3 +271,28 @@ def test_rapl_adds_the_packages_or_says_why_not(machine: Machine):
         machine.put(f"sys/class/powercap/intel-rapl:{index}/energy_uj", f"{microjoules}\n")
         machine.put(f"sys/class/powercap/intel-rapl:{index}:0/energy_uj", "77\n")  # a part of it
     assert environment.rapl_joules() == pytest.approx(1.75)
+
+
+def test_a_process_and_its_children_stay_on_the_cores_they_are_given() -> None:
+    core = min(os.sched_getaffinity(0))
+    code = (
+        f"import os, sys; from hwbench import environment as e; e.pin('{core}');"
+        "print(e.core_list(), e.usable_cores(), flush=True);"
+        "child = 'import os; print(os.sched_getaffinity(0))';"
+        "os.execv(sys.executable, [sys.executable, '-c', child])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{core} 1", f"{{{core}}}"]
+
+
+@pytest.mark.parametrize("cores", ["", "a", "1-", "-1", "0,,1", "5-2", "99998-99999", "0 1"])
+def test_what_is_no_list_of_cores_here_is_refused(cores: str) -> None:
+    before = os.sched_getaffinity(0)
+    with pytest.raises(UsageError, match="cores"):
+        environment.pin(cores)
+    assert os.sched_getaffinity(0) == before
+
+
+def test_cores_are_listed_as_the_kernel_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {8, 0, 1, 2, 5, 6})
+    assert environment.core_list() == "0-2,5-6,8"

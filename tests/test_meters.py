@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import pytest
 import torch
+from torch import Tensor
 
 from hwbench import plugins
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import Fake
 from hwbench.formats._base import Format
-from hwbench.meters import cost, energy, error, memory, score
-from hwbench.records import Case
+from hwbench.meters import _compiling, cost, energy, error, latency, memory, score
+from hwbench.meters import compile as compile_meter
+from hwbench.records import Case, Plan
 from hwbench.workloads._base import Subject, Workload
 
 
@@ -110,3 +117,35 @@ def test_energy_that_cannot_be_read_has_a_reason_and_no_value(counter, words):
     (found,) = energy.Energy().read(subject("dense", "forward"), _Counter(counter))
     assert found.values == []
     assert words in found.note
+
+
+def compiled(call: Callable[[Tensor], Tensor], sizes: Iterable[int]) -> Subject:
+    """A subject that calls a compiled function, with an input of the next size each time."""
+    sized = iter(sizes)
+    made = torch.compile(call, backend="eager", dynamic=False)
+    return Subject(step=lambda _: made(torch.zeros(next(sized))), compiled=True)
+
+
+def test_what_compiles_while_it_is_timed_is_flagged():
+    steady = compiled(lambda x: x + 1, itertools.repeat(3))
+    growing = compiled(lambda x: x + 2, itertools.count(1))
+    for made, flagged in ((steady, False), (growing, True)):
+        member = latency.Member(id="a", subject=made)
+        plan = Plan(budget_seconds=0.001)
+        latency.measure([member], None, Cpu(), plan, random.Random(0))
+        assert ("recompiled" in member.flags) is flagged
+
+
+def test_many_functions_of_the_same_code_are_all_compiled():
+    def one(x: Tensor, add: int) -> Tensor:
+        return x + add
+
+    for add in range(20):  # torch's own limit is eight
+        made = compiled(partial(one, add=add), itertools.repeat(3))
+        found = readings(compile_meter.Compile(), made)
+        assert found["compiled_graphs"] == [1.0]
+    subjects = [compiled(partial(one, add=add), itertools.repeat(3)) for add in range(20, 40)]
+    before = _compiling.compiled()
+    for made in subjects:
+        _compiling.call(made)
+    assert _compiling.compiled().since(before).graphs == 20

@@ -45,6 +45,9 @@ def run(
     threads: int | None = typer.Option(
         None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
     ),
+    cores: str | None = typer.Option(
+        None, "--cores", help="Stay on these cores, such as 0-3,8.  [default: all that are allowed]"
+    ),
     seed: int = typer.Option(0, "--seed", help="Seeds all data and all orders."),
     resume: Path | None = typer.Option(None, "--resume", help="Finish a run that was cut off."),
     out: Path = typer.Option(Path("runs"), "--out", "-o", help="Folder for the run file."),
@@ -56,12 +59,14 @@ def run(
 
     hwbench run --shape 4096x11008 --tokens 16,512 --density 0.5 --format low_rank,monarch
     """
-    from hwbench import runner
+    from hwbench import environment, runner
     from hwbench import suite as suites
     from hwbench.store import read_run
     from hwbench.units import parse_seconds
 
     budget = parse_seconds(time_budget) if time_budget else None
+    if cores is not None:
+        environment.pin(cores)
     if resume is not None:
         if suite is not None or format_ or filter_ or shape or tokens or dtype or density:
             raise UsageError("--resume goes on with the suite that the run was started with.")

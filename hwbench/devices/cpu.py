@@ -16,6 +16,7 @@ from hwbench.devices._base import Device, Mark, Probe
 
 _SWITCHES_PER_SECOND = 100.0  # more involuntary switches than this in a block disturb it
 _UNKNOWN_CACHE_BYTES = 128_000_000  # assumed for eviction where the system hides its caches
+_SMALLEST_NORMAL = torch.tensor(torch.finfo(torch.float32).tiny)
 _MINIMUM_SWITCHES = 2  # one preemption may be the block's own start
 
 
@@ -84,6 +85,8 @@ class Cpu(Device):
             "interop_threads": torch.get_num_interop_threads(),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "mkldnn": torch.backends.mkldnn.enabled,
+            "denormals": "flushed to zero" if float(_SMALLEST_NORMAL / 2) == 0 else "kept",
+            "allowed_cores": environment.core_list(),
             **{
                 name: os.environ[name]
                 for name in environment.THREAD_VARIABLES

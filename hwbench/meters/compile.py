@@ -8,6 +8,7 @@ import torch
 
 from hwbench.devices._base import Device
 from hwbench.meters._base import Meter
+from hwbench.meters._compiling import call, compiled, never_fall_back
 from hwbench.records import Measurement, Quantity
 from hwbench.workloads._base import Subject
 
@@ -17,8 +18,10 @@ _CALLS = 2  # the second shows whether the first compiled everything
 class Compile(Meter):
     """Compiles a subject whose mode is ``compile``, apart from every timing.
 
-    ``compile_seconds`` is the time of the first calls, compilation included; ``graph_breaks`` and
-    ``compiled_graphs`` are torch's own counts. A layer with breaks runs partly as in eager mode.
+    ``compile_seconds`` is the time of the first calls, compilation included (torch keeps compiled
+    code on disk, so a later process may find it there); ``graph_breaks`` and ``compiled_graphs``
+    are torch's own counts. A layer with breaks runs partly as in eager mode. What is compiled
+    while the case is timed sets its flag ``recompiled``, see ``latency``.
     """
 
     QUANTITIES = (
@@ -31,26 +34,18 @@ class Compile(Meter):
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if not subject.compiled:
             return []
-        from torch._dynamo.utils import counters  # takes seconds; only compiled cases need it
-
-        torch.compiler.reset()
-        counters.clear()
+        never_fall_back()
+        torch.compiler.reset()  # what another case left would make this one look cheap
+        before = compiled()
         begun = time.perf_counter()
         for _ in range(_CALLS):
-            states = subject.states(1)
-            with torch.set_grad_enabled(subject.grad):
-                subject.step(states[0])
+            call(subject)
         device.synchronize()
-        readings = {
-            "compile_seconds": time.perf_counter() - begun,
-            "graph_breaks": float(sum(counters["graph_break"].values())),
-            "compiled_graphs": float(counters["stats"]["unique_graphs"]),
-        }
-        breaks = "; ".join(counters["graph_break"]) or None
+        seconds = time.perf_counter() - begun
+        done = compiled().since(before)
+        breaks = "; ".join(done.reasons) or None
         return [
-            Measurement(
-                quantity=name, unit="s" if name == "compile_seconds" else "", values=[value],
-                note=breaks if name == "graph_breaks" else None,
-            )
-            for name, value in readings.items()
-        ]  # fmt: skip
+            Measurement(quantity="compile_seconds", unit="s", values=[seconds]),
+            Measurement(quantity="graph_breaks", unit="", values=[float(done.breaks)], note=breaks),
+            Measurement(quantity="compiled_graphs", unit="", values=[float(done.graphs)]),
+        ]

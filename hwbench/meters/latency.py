@@ -21,6 +21,7 @@ import torch
 
 from hwbench.devices._base import Device
 from hwbench.meters._base import Meter
+from hwbench.meters._compiling import call, compiled
 from hwbench.meters._sampling import calibrate, sample
 from hwbench.records import Measurement, Plan, Quantity, Regime
 from hwbench.stats import median_interval
@@ -148,6 +149,7 @@ def _block(member: Member, device: Device, number: int) -> None:
     if not member.cold:
         sample(device, subject, max(1, min(member.calls, subject.max_calls, 3)))
     member.warm_seconds += time.monotonic() - begun
+    graphs = compiled().graphs if subject.compiled else 0
     before = device.probe()
     values = [
         sample(
@@ -162,12 +164,16 @@ def _block(member: Member, device: Device, number: int) -> None:
     member.rounds.append(number)
     member.disturbed.append(bool(causes))
     member.causes += causes
+    if subject.compiled and compiled().graphs > graphs:
+        member.flags.add("recompiled")
     member.spent += max(time.monotonic() - begun, sampled)  # a simulated clock runs ahead
 
 
 def _warm_up(member: Member, device: Device, plan: Plan) -> None:
     """Warm up, then fix calls a sample and samples a block."""
     begun = time.monotonic()
+    if member.subject.compiled:
+        call(member.subject)  # the case that was compiled after it has cleared the compiler
     found = calibrate(device, member.subject, plan.budget_seconds, cold=member.cold)
     member.warm_seconds += time.monotonic() - begun
     member.calls, member.samples = found.calls, found.samples
@@ -243,8 +249,8 @@ def graph_seconds(member: Member, device: Device) -> Measurement:
 
 
 def _bound(subject: Subject, state: object) -> Callable[[], None]:
-    def call() -> None:
+    def bound() -> None:
         with torch.set_grad_enabled(subject.grad):
             subject.step(state)
 
-    return call
+    return bound
