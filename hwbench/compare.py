@@ -67,6 +67,7 @@ class Entry:
     status: Status = Status.OK
     reason: str | None = None
     revision: int = 1
+    better: str = "lower"  # which way its score is better
     kernel: str = ""
     resolved: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[int, int] = field(default_factory=dict)  # by replicate
@@ -86,7 +87,6 @@ class Side:
 class _Asked:
     rule: Rule
     metrics: tuple[str, ...]
-    higher: frozenset[str]
     paired: bool
     blocked: str | None
 
@@ -129,6 +129,7 @@ def _entry(planned: Planned, results: list[Result]) -> Entry:
         status=status,
         reason=reason,
         revision=planned.revision,
+        better=planned.better,
         kernel=planned.kernel,
         resolved=planned.resolved,
         seeds={result.replicate: result.seed for result in good},
@@ -160,7 +161,6 @@ def compare(
     rule: Rule = _DEFAULT,
     *,
     metric: str = "auto",
-    higher: Iterable[str] = (),
     paired: bool = False,
     across_machines: bool = False,
 ) -> list[Change]:
@@ -172,7 +172,6 @@ def compare(
         rule: what counts as a change; its floor is in seconds, and holds for times and for
             relative times (which are worth their share of the baseline's time).
         metric: ``auto`` or one of ``METRICS``.
-        higher: the workloads whose score is better when it is higher.
         paired: the replicates of both sides ran in pairs, and share their numbers.
         across_machines: compare although fingerprints disagree; for showing, never for a gate.
 
@@ -185,7 +184,7 @@ def compare(
     fatal = dict.fromkeys(str(each) for each in found if each.severity is Severity.FATAL)
     blocked = "; ".join(fatal) if fatal and not across_machines else None
     metrics = _AUTO if metric == "auto" else (metric,)
-    asked = _Asked(rule, metrics, frozenset(higher), paired, blocked)
+    asked = _Asked(rule, metrics, paired, blocked)
     changes = []
     for case in dict.fromkeys(case for one in (*new, *baseline) for case in one.cases):
         before = [one.cases[case] for one in baseline if case in one.cases]
@@ -317,7 +316,7 @@ def _judged(
         first,
         second,
         asked.rule,
-        better="higher" if by_seed and new[-1].workload in asked.higher else "lower",
+        better=new[-1].better if by_seed else "lower",
         paired=paired,
         base=median(times) if times else None,
     )

@@ -16,7 +16,13 @@ from hwbench.store import Run, read_run
 if TYPE_CHECKING:
     import pandas as pd
 
-_TIMES = {"time_seconds": "time", "graph_seconds": "graph", "relative_time": "relative"}
+_BOUNDED = {
+    "time_seconds": "time",
+    "graph_seconds": "graph",
+    "relative_time": "relative",
+    "score": "score",
+}
+"""The columns that have an interval in ``summary``, and what its ends are called."""
 QUANTITIES = (
     "time_seconds",
     "graph_seconds",
@@ -90,6 +96,7 @@ def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:
         "knobs": json.dumps(case.knobs, sort_keys=True),
         "resolved": json.dumps(planned.resolved, sort_keys=True),
         "workload": case.workload,
+        "options": json.dumps(case.options, sort_keys=True),
         "out_features": case.out_features,
         "in_features": case.in_features,
         "tokens": case.tokens,
@@ -102,6 +109,7 @@ def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:
         "density": planned.density,
         "parameters": cost.parameters if cost else None,
         "stored_bytes": cost.stored_bytes if cost else None,
+        "better": planned.better,
         "dense_bytes": case.out_features * case.in_features * ITEM_BYTES[case.dtype],
         "flops": cost.flops if cost else None,
         "dense_flops": cost.dense_flops if cost else None,
@@ -140,9 +148,9 @@ def _summary_columns(results: list[Result]) -> dict[str, Any]:
         values = [r[name] for r in good if not math.isnan(r[name])]
         interval = estimate(values) if values else None
         row[name] = interval.value if interval else math.nan
-        if name in _TIMES:
-            row[f"{_TIMES[name]}_low"] = interval.low if interval else math.nan
-            row[f"{_TIMES[name]}_high"] = interval.high if interval else math.nan
+        if name in _BOUNDED:
+            row[f"{_BOUNDED[name]}_low"] = interval.low if interval else math.nan
+            row[f"{_BOUNDED[name]}_high"] = interval.high if interval else math.nan
     for name in ("contract", "score_name"):
         row[name] = next((r[name] for r in good if r[name] is not None), None)
     return row

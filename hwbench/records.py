@@ -178,6 +178,7 @@ class Planned(Record):
     density: float | None = None  # parameters over the dense layer's
     cost: Cost | None = None
     unsupported: str | None = None  # the reason, in words
+    better: str = "lower"  # or "higher": which way the workload's score is better
     seeds: int | None = None  # workloads with a score: a replicate is a seed, and there are so many
     added_seconds: float = 0.0  # a known delay after each call, for hwbench selftest alone
 

@@ -236,6 +236,7 @@ def _planned(case: Case, device: Device) -> Planned:
         density=described.density(),
         cost=workload.cost(case, described),
         unsupported=workload.unsupported(case, described, device),
+        better=workload.SCORE.better if workload.SCORE else "lower",
         seeds=workload.seeds(case),
     )
 

@@ -404,9 +404,9 @@ def test_a_seed_counts_once_however_many_runs_repeated_it() -> None:
 def test_a_score_may_be_better_when_it_is_higher() -> None:
     worse = [0.8 * value for value in STEADY]
     assert change(scored(STEADY), scored(worse)).verdict is Verdict.IMPROVED
-    told = change(scored(STEADY), scored(worse), higher=["linear"])
-    assert told.verdict is Verdict.REGRESSED
-    assert change(entry(), entry(worse), higher=["linear"]).verdict is Verdict.IMPROVED  # a time
+    before, after = (replace(scored(values), better="higher") for values in (STEADY, worse))
+    assert change(before, after).verdict is Verdict.REGRESSED
+    assert change(entry(), entry(worse, better="higher")).verdict is Verdict.IMPROVED  # a time
 
 
 def test_one_seed_proves_a_score_only_when_it_is_the_same() -> None:

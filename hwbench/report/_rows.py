@@ -31,15 +31,13 @@ _COST = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes
 def report_rows(run: Run) -> list[Row]:
     """One row a case, in the order of the suite: the summary, and what outputs need beside it.
 
-    ``options`` are the workload's, as text; ``series`` is the format with all knobs but the
-    density; ``group`` is what cases must share to be shown side by side; ``roof`` is that of its
-    dtype, None where none was measured; ``placement`` is where the case stands under it, None
-    where it was not timed.
+    ``series`` is the format with all knobs but the density; ``group`` is what cases must share to
+    be shown side by side; ``roof`` is that of its dtype, None where none was measured;
+    ``placement`` is where the case stands under it, None where it was not timed.
     """
     rows = summary_rows(run)
     for row, planned in zip(rows, run.planned.values(), strict=True):
         knobs = {k: v for k, v in planned.case.knobs.items() if k != "density"}
-        row["options"] = json.dumps(planned.case.options, sort_keys=True)
         row["series"] = " ".join([row["format"], *(f"{k}={word(knobs[k])}" for k in sorted(knobs))])
         row["group"] = tuple(row[name] for name in _GROUP)
         row["roof"] = roof(run.header.ceilings, row["dtype"])

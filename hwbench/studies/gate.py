@@ -76,7 +76,6 @@ def judge_cases(
     rule: Rule,
     *,
     metric: str = "auto",
-    higher: Collection[str] = (),
     window: int = WINDOW,
     again: Again | None = None,
 ) -> Judged:
@@ -87,12 +86,11 @@ def judge_cases(
         new: the run under test.
         rule: what counts as a change against a full window; ``raised`` for fewer runs.
         metric: ``auto`` or one of ``compare.METRICS``.
-        higher: the workloads whose score is better when it is higher.
         window: the baseline runs that the threshold is meant for.
         again: measures flagged cases again; without it the first look decides.
     """
     used = _rule(rule, raised(rule.threshold, len(baselines), window))
-    changes = compare(baselines, [new], used, metric=metric, higher=higher)
+    changes = compare(baselines, [new], used, metric=metric)
     known = _known(changes, baselines, new)
     settled = {each.case: _settled(each, known, used) for each in changes}
     if again is None:
@@ -101,7 +99,7 @@ def judge_cases(
     if flagged:
         fresh = again(list(flagged))
         seen = [_only(one, flagged) for one in baselines]
-        told = compare(seen, [_only(fresh, flagged)], used, metric=metric, higher=higher)
+        told = compare(seen, [_only(fresh, flagged)], used, metric=metric)
         later = {each.case: each for each in told}
         for case, first in flagged.items():
             settled[case] = _confirmed(first, later[case], known, used)
