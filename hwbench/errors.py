@@ -20,6 +20,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def shortened(text: str, most: int = 100) -> str:
+    """A text that came from a file, as a sentence may quote it: nothing in it steers a terminal."""
+    text = text if len(text) <= most else f"{text[:most]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class HwbenchError(Exception):
     """The base of all errors that are raised on purpose; the message is one sentence."""
 
@@ -38,6 +44,7 @@ class UnknownNameError(UsageError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.name = name
         known = sorted(known)
+        name = shortened(name)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}."
         super().__init__(f"Unknown {kind} {name!r}; {hint}")

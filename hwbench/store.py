@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import msgspec
 
-from hwbench.errors import RunFileError
+from hwbench.errors import RunFileError, shortened
 from hwbench.records import (
     SCHEMA,
     Footer,
@@ -33,6 +33,8 @@ from hwbench.records import (
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
+MOST_REPLICATES = 1000
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
 
 
@@ -193,19 +195,25 @@ def without_gc() -> Iterator[None]:
 def _take(run: Run, number: int, text: bytes) -> None:
     try:
         line = _decoder.decode(text)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise RunFileError(
-            f"Line {number} of {run.path} is damaged ({error}); restore the file or drop the line."
-        ) from error
+    except _UNREADABLE as error:
+        raise _damaged(run.path, number, str(error)) from error
     match line:
         case PlannedLine():
+            case = line.planned.case
+            if line.id != case.id:
+                raise _damaged(run.path, number, "the case is described under another name")
+            if min(case.out_features, case.in_features) < 1:
+                raise _damaged(run.path, number, "a layer has no features")
             run.planned[line.id] = line.planned
         case ResultLine():
             if line.result.case not in run.planned:
                 raise RunFileError(
                     f"Line {number} of {run.path} has a result of the case "
-                    f"{line.result.case!r}, which the run does not describe."
+                    f"{shortened(repr(line.result.case))}, which the run does not describe."
                 )
+            for read in line.result.measurements:
+                if read.disturbed is not None and len(read.disturbed) != len(read.values):
+                    raise _damaged(run.path, number, f"{read.quantity!r} has too few blocks")
             run.results.append(line.result)
         case Footer():
             run.footer = line
@@ -213,10 +221,16 @@ def _take(run: Run, number: int, text: bytes) -> None:
             raise RunFileError(f"Line {number} of {run.path} is a second header.")
 
 
+def _damaged(path: Path, number: int, why: str) -> RunFileError:
+    return RunFileError(
+        f"Line {number} of {path} is damaged ({shortened(why)}); restore the file or drop the line."
+    )
+
+
 def _header(path: Path, text: bytes) -> Header:
     try:
         raw: Any = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except _UNREADABLE as error:
         raise RunFileError(f"{path} is not a run file: its first line is not JSON.") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if not isinstance(schema, int) or raw.get("line") != "header":
@@ -226,9 +240,17 @@ def _header(path: Path, text: bytes) -> Header:
             f"{path} has schema {schema}; this hwbench reads up to {SCHEMA}. Install a newer one."
         )
     try:
-        return msgspec.convert(raw, Header)
+        header = msgspec.convert(raw, Header)
     except msgspec.ValidationError as error:
-        raise RunFileError(f"The header of {path} is damaged ({error}).") from error
+        raise RunFileError(
+            f"The header of {path} is damaged ({shortened(str(error))}); restore the file."
+        ) from error
+    if not 0 < header.plan.replicates <= MOST_REPLICATES:
+        raise RunFileError(f"The header of {path} asks for {header.plan.replicates} replicates.")
+    threads = header.arguments.get("threads")
+    if not isinstance(threads, int | None):
+        raise RunFileError(f"The header of {path} does not say how many threads ran.")
+    return header
 
 
 def list_runs(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from hwbench import plugins
-from hwbench.errors import HwbenchError, SuiteError, UnknownNameError
+from hwbench.errors import HwbenchError, SuiteError, UnknownNameError, shortened
 from hwbench.records import ITEM_BYTES, Case, Direction, Knob, Mode, Plan, Regime, Suite
 
 SCHEMA = 1
@@ -26,6 +26,9 @@ _TOP = ("schema", "name", "about", "plan", "cases")
 _AXES = ("shape", "tokens", "dtype", "direction", "regime", "mode")
 _BLOCK = ("workload", "format", "exclude", "on", *_AXES)
 _MOST_FEATURES = 2**24  # a longer side is a slip, not a layer
+_LONGEST_WORD = 100
+_TOO_LARGE = 2**63  # a run file holds 64-bit numbers
+_MOST_CASES = 1_000_000  # more in one suite is a slip too, and would fill the memory before it ran
 _CHOICES: dict[str, Sequence[str]] = {
     "direction": [d.value for d in Direction],
     "regime": [r.value for r in Regime],
@@ -62,8 +65,10 @@ def read(name_or_path: str) -> dict[str, Any]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SuiteError(f"Cannot read the suite {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path} is not valid TOML: {error}.") from error
+    except RecursionError:
+        raise SuiteError(f"{path} is not a suite: it is nested too deeply.") from None
+    except ValueError as error:  # also of TOML, of UTF-8, and of a number with thousands of digits
+        raise SuiteError(f"{path} is not valid TOML: {shortened(str(error))}.") from error
     document["source"] = str(path)
     return document
 
@@ -79,15 +84,19 @@ def build(document: Mapping[str, Any], device: str) -> Suite:
     try:
         _known(document, _TOP, "key")
         if document.get("schema") != SCHEMA:
-            raise SuiteError(f"schema must be {SCHEMA}, not {document.get('schema')!r}.")
+            raise SuiteError(f"schema must be {SCHEMA}, not {_shown(document.get('schema'))}.")
         name = document.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-            raise SuiteError(f"name must be letters, digits, _ and -, not {name!r}.")
+            raise SuiteError(f"name must be letters, digits, _ and -, not {_shown(name)}.")
         plan = _plan(document.get("plan", {}))
         blocks = document.get("cases", [])
         if not isinstance(blocks, list) or not blocks:
             raise SuiteError("there is no [[cases]] block.")
-        cases = [case for block in blocks for case in _block(block, plan, device)]
+        cases: list[Case] = []
+        for block in blocks:
+            cases += _block(block, plan, device)
+            if len(cases) > _MOST_CASES:
+                raise SuiteError(f"it asks for more than {_MOST_CASES} cases.")
     except HwbenchError as error:
         raise SuiteError(f"{where}: {error}") from error
     twice = [i for i, n in _counts(case.id for case in cases).items() if n > 1]
@@ -108,7 +117,7 @@ def _counts(ids: Iterable[str]) -> dict[str, int]:
 
 def _known(table: object, known: Iterable[str], kind: str) -> None:
     if not isinstance(table, dict):
-        raise SuiteError(f"expected a table, found {table!r}.")
+        raise SuiteError(f"expected a table, found {_shown(table)}.")
     for key in table:
         if key not in known:
             raise UnknownNameError(kind, str(key), known)
@@ -134,7 +143,7 @@ def _plan(table: dict[str, Any]) -> Plan:
 
 def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     if not isinstance(block, dict):
-        raise SuiteError(f"a [[cases]] block must be a table, not {block!r}.")
+        raise SuiteError(f"a [[cases]] block must be a table, not {_shown(block)}.")
     workload = block.get("workload")
     if not isinstance(workload, str):
         raise SuiteError("a [[cases]] block needs a workload.")
@@ -155,9 +164,14 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
         _known(rule, ["format", *_AXES, *options, *names_of_knobs], "key of exclude")
     for key in ("regime", "mode"):
         axes.setdefault(key, getattr(plan, key))
-    for values in _multiply(axes, timed=timed):
+    option_sets = _product(options)
+    lists = _lists(axes, timed=timed)
+    count = math.prod(map(len, lists.values())) * len(formats) * len(option_sets)
+    if count > _MOST_CASES:
+        raise SuiteError(f"a [[cases]] block asks for {count} cases; {_MOST_CASES} are the most.")
+    for values in _multiply(lists):
         for name, knobs in formats:
-            for option in _product(options):
+            for option in option_sets:
                 case = Case(
                     workload=workload, format=name, knobs=knobs, options=option,
                     device=device, **values,
@@ -166,8 +180,8 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
                     yield case
 
 
-def _multiply(axes: Mapping[str, Any], *, timed: bool) -> Iterator[dict[str, Any]]:
-    """Every combination of the axes; without tokens or direction: of shape and dtype."""
+def _lists(axes: Mapping[str, Any], *, timed: bool) -> dict[str, list[Any]]:
+    """The checked values of each axis; without tokens or direction: of shape and dtype."""
     wanted = _AXES if timed else ("shape", "dtype")
     lists = {}
     for key in wanted:
@@ -179,6 +193,11 @@ def _multiply(axes: Mapping[str, Any], *, timed: bool) -> Iterator[dict[str, Any
         lists[key] = [_axis_value(key, each) for each in _listed(value)]
         if not lists[key]:
             raise SuiteError(f"{key} is an empty list.")
+    return lists
+
+
+def _multiply(lists: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes."""
     for combination in itertools.product(*lists.values()):
         values = dict(zip(lists, combination, strict=True))
         values["out_features"], values["in_features"] = values.pop("shape")
@@ -188,7 +207,7 @@ def _multiply(axes: Mapping[str, Any], *, timed: bool) -> Iterator[dict[str, Any
 def _axis_value(key: str, value: Any) -> Any:
     if key == "shape":
         if not isinstance(value, list) or len(value) != 2:
-            raise SuiteError(f"a shape is [out_features, in_features], not {value!r}.")
+            raise SuiteError(f"a shape is [out_features, in_features], not {_shown(value)}.")
         return tuple(_positive("shape", side, _MOST_FEATURES) for side in value)
     if key == "tokens":
         return _positive("tokens", value, 2**31)
@@ -197,7 +216,7 @@ def _axis_value(key: str, value: Any) -> Any:
 
 def _positive(key: str, value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise SuiteError(f"{key} must be a whole number between 1 and {most}, not {value!r}.")
+        raise SuiteError(f"{key} must be a whole number between 1 and {most}, not {_shown(value)}.")
     return value
 
 
@@ -205,6 +224,14 @@ def _choice(key: str, value: Any) -> str:
     if value not in _CHOICES[key]:
         raise UnknownNameError(key, str(value), _CHOICES[key])
     return str(value)
+
+
+def _shown(value: object) -> str:
+    """A value from a file as an error may quote it: escaped, and never long."""
+    try:
+        return shortened(repr(value))
+    except ValueError:  # Python writes out no whole number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def _listed(value: Any) -> list[Any]:
@@ -217,7 +244,7 @@ def _formats(entries: Any) -> list[tuple[str, dict[str, Knob]]]:
     found = []
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise SuiteError(f"a format is a table with a name, not {entry!r}.")
+            raise SuiteError(f"a format is a table with a name, not {_shown(entry)}.")
         name = plugins.check("formats", entry["name"])
         knobs = {key: value for key, value in entry.items() if key != "name"}
         found += [(name, _plain(each)) for each in _product(knobs)]
@@ -236,8 +263,20 @@ def _product(table: Mapping[str, Any]) -> list[dict[str, Knob]]:
     for key, value in table.items():
         for each in _listed(value):
             if not isinstance(each, (bool, int, float, str)):
-                raise SuiteError(f"{key} must be a number, a word or a list of them, not {each!r}.")
+                raise SuiteError(
+                    f"{shortened(key)} must be a number, a word or a list of them, "
+                    f"not {_shown(each)}."
+                )
+            if isinstance(each, int) and abs(each) >= _TOO_LARGE:
+                raise SuiteError(f"{shortened(key)} is out of range: {_shown(each)}.")
+            if isinstance(each, str) and not (each.isprintable() and len(each) <= _LONGEST_WORD):
+                raise SuiteError(
+                    f"{shortened(key)} must be a short plain word, not {_shown(each)}."
+                )
     lists = [_listed(value) for value in table.values()]
+    count = math.prod(map(len, lists))
+    if count > _MOST_CASES:
+        raise SuiteError(f"one table of it asks for {count} cases; {_MOST_CASES} are the most.")
     return [dict(zip(table, values, strict=True)) for values in itertools.product(*lists)]
 
 
@@ -271,6 +310,7 @@ def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:
     replaces every density; ``formats`` keeps those names, with dense as their yardstick, and adds
     the ones that the suite does not have.
     """
+    _well_formed(document)
     blocks = [dict(block) for block in document.get("cases", [])]
     for block in blocks:
         timed = "tokens" in block or "direction" in block
@@ -286,6 +326,17 @@ def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:
         if here:
             block["on"] = here
     return {**document, "cases": blocks}
+
+
+def _well_formed(document: Mapping[str, Any]) -> None:
+    """Tables where tables belong; what they hold is checked when the suite is built."""
+    blocks = document.get("cases", [])
+    for block in blocks if isinstance(blocks, list) else [blocks]:
+        here = block.get("on", {}) if isinstance(block, dict) else None
+        if not isinstance(here, dict) or not all(isinstance(axes, dict) for axes in here.values()):
+            raise SuiteError("[[cases]] and on.<device> must be tables.")
+        for table in (block, *here.values()):
+            _formats(table.get("format", [{"name": "dense"}]))
 
 
 def _chosen(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import inspect
 import os
 import random
@@ -74,9 +75,10 @@ class Worker:
     def plan(self, request: protocol.PlanRequest) -> protocol.PlanReply:
         """Resolve every case; all mistakes are gathered, not only the first."""
         planned, mistakes = [], []
+        made: dict[tuple[Any, ...], Format] = {}
         for case in request.cases:
             try:
-                planned.append(_planned(case, self.device))
+                planned.append(_planned(case, self.device, made))
             except HwbenchError as error:
                 mistakes.append(f"{case.label} for {case.out_features}x{case.in_features}: {error}")
         measured = {}
@@ -212,22 +214,31 @@ class Worker:
 
 
 def _described(case: Case, resolved: dict[str, Any]) -> tuple[Workload, Format]:
-    workload = plugins.load("workloads", case.workload, Workload)()
-    format_class = plugins.load("formats", case.format, Format)
+    workload, format_class = _members(case.workload, case.format)
     return workload, format_class(
         out_features=case.out_features, in_features=case.in_features, **resolved
     )
 
 
-def _planned(case: Case, device: Device) -> Planned:
-    workload = plugins.load("workloads", case.workload, Workload)()
+@functools.cache
+def _members(workload: str, format_: str) -> tuple[Workload, type[Format]]:
+    """Looked up once: a suite of a hundred thousand cases has a handful of them."""
+    return plugins.load("workloads", workload, Workload)(), plugins.load("formats", format_, Format)
+
+
+def _planned(case: Case, device: Device, made: dict[tuple[Any, ...], Format]) -> Planned:
+    """The case with all that a device and a format say of it; ``made`` keeps formats by knobs."""
+    workload, format_class = _members(case.workload, case.format)
     workload.options(case)
     if "tokens" in workload.AXES and case.tokens is None:
         raise KnobError(f"the workload {case.workload} needs tokens.")
     if "tokens" not in workload.AXES and case.tokens is not None:
         raise KnobError(f"the workload {case.workload} has no use for tokens or direction.")
-    format_class = plugins.load("formats", case.format, Format)
-    described = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
+    key = (case.format, case.out_features, case.in_features, repr(sorted(case.knobs.items())))
+    described = made.get(key)
+    if described is None:
+        described = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
+        made[key] = described
     return Planned(
         case=case,
         resolved=described.knobs(),

@@ -14,7 +14,7 @@ import typer
 
 import hwbench
 from hwbench.cli import baseline, check, export, list_, plot, report, run, selftest
-from hwbench.errors import HwbenchError, UsageError
+from hwbench.errors import HwbenchError, UsageError, shortened
 
 BUG, INTERRUPTED = 70, 130
 
@@ -89,4 +89,5 @@ def _code() -> int:
 def _tell(sentence: str) -> None:
     if _Debug.on:
         traceback.print_exc()
-    print(sentence, file=sys.stderr)
+    lines = (shortened(line, len(line)) for line in sentence.splitlines())  # it may quote a file
+    print("\n".join(lines), file=sys.stderr)

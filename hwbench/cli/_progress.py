@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hwbench.cli import _shared
+from hwbench.errors import shortened
 
 if TYPE_CHECKING:
     from hwbench.execution import Listener, Progress
@@ -25,7 +26,8 @@ def progress() -> Iterator[Listener]:
     console = _shared.console(error=True)
     seen: list[Progress] = []
     words = "{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"
-    columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words))
+    # A case's id comes from a file, and its brackets are no markup.
+    columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words, markup=False))
     quiet = not console.is_terminal
     with Bar(*columns, console=console, auto_refresh=False, transient=True, disable=quiet) as bar:
         task = bar.add_task("planning", total=1, left="")
@@ -57,5 +59,5 @@ def _fields(progress: Progress, first: Progress) -> dict[str, Any]:
         "completed": progress.done,
         "total": progress.total,
         "left": left,
-        "description": progress.result.case if progress.result else "",
+        "description": shortened(progress.result.case) if progress.result else "",
     }

@@ -99,15 +99,15 @@ class LocalWorker:
     def _line(self, deadline: float) -> bytes:
         with selectors.DefaultSelector() as selector:
             selector.register(self._read, selectors.EVENT_READ)
-            while b"\n" not in self._buffer:
+            pieces = [self._buffer]
+            while b"\n" not in pieces[-1]:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     self.kill()
                     raise WorkerTimedOutError("It did not end in time and was stopped.")
-                piece = os.read(self._read, 1 << 20)
-                if not piece:
+                pieces.append(os.read(self._read, 1 << 20))
+                if not pieces[-1]:
                     raise WorkerDiedError(self._death())
-                self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\n")
+        line, _, self._buffer = b"".join(pieces).partition(b"\n")
         return line
 
     def _death(self) -> str:

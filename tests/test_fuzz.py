@@ -1,0 +1,42 @@
+"""Readers of suites and runs are given what they do not expect: an answer or a sentence, always."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import _fuzz
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+few = settings(max_examples=150, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz") / "input.toml"
+
+
+@few
+@given(data=st.data())
+def test_a_mutilated_suite_is_read_or_refused(file: Path, data: st.DataObject):
+    text = data.draw(st.sampled_from(_fuzz.suite_texts()))
+    _fuzz.read_suite_text(file, data.draw(_fuzz.mutilated(text)))
+
+
+@few
+@given(document=_fuzz.documents())
+def test_a_suite_with_anything_in_it_is_read_or_refused(document: dict[str, Any]):
+    _fuzz.read_document(document)
+
+
+@few
+@given(data=_fuzz.run_files())
+def test_a_mutilated_run_is_read_or_refused(file: Path, data: bytes):
+    _fuzz.read_run_file(file, data)
+
+
+def test_the_inputs_that_are_not_mutilated_are_read(file: Path):
+    assert {_fuzz.read_suite_text(file, text) for text in _fuzz.suite_texts()} == {"read"}
+    assert _fuzz.read_run_file(file, b"".join(_fuzz.run_lines())) == "read"
