@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError
 from hwbench.formats._base import Format
 from hwbench.records import Case, Cost, Quantity
+from hwbench.workloads import _trained
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator
 from hwbench.workloads._data import MATRICES
+
+TRAINED = "trained"
 
 
 class Projection(Workload):
     """Project a matrix onto a format; the score is ‖W − Ŵ‖ / ‖W‖ in the Frobenius norm.
 
-    Options: ``matrix`` (power_law or gaussian) and ``seeds``, the number of matrices drawn.
+    Options: ``matrix`` (gaussian, power_law, or trained: a linear layer of all-MiniLM-L6-v2 that
+    has the shape) and ``seeds``, the number of matrices drawn.
     """
 
     TIMED = False
@@ -29,14 +34,15 @@ class Projection(Workload):
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         del described, device
-        if str(self.options(case)["matrix"]) not in MATRICES:
-            raise UnknownNameError("matrix", str(self.options(case)["matrix"]), MATRICES)
+        matrix = str(self.options(case)["matrix"])
+        if matrix == TRAINED:
+            return _no_weights(case)
+        if matrix not in MATRICES:
+            raise UnknownNameError("matrix", matrix, [*MATRICES, TRAINED])
         return None
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
-        make = MATRICES[str(self.options(case)["matrix"])]
-        weight = make(case.out_features, case.in_features, generator(device, seed, 4))
-        weight = weight.to(DTYPES[case.dtype])
+        weight = self._matrix(case, device, seed).to(DTYPES[case.dtype])
 
         def score() -> float:
             with torch.no_grad():
@@ -50,3 +56,21 @@ class Projection(Workload):
             score_name=self.SCORE.name,
             inputs=[weight],
         )
+
+    def _matrix(self, case: Case, device: Device, seed: int) -> Tensor:
+        matrix = str(self.options(case)["matrix"])
+        if matrix == TRAINED:
+            found = _trained.weight(case.out_features, case.in_features, seed)
+            return found.to(device.torch_device)
+        return MATRICES[matrix](case.out_features, case.in_features, generator(device, seed, 4))
+
+
+def _no_weights(case: Case) -> str | None:
+    """Why there are no trained weights of the case's shape, in words."""
+    if reason := _trained.missing():
+        return reason
+    shapes = _trained.shapes()
+    if (case.out_features, case.in_features) in shapes:
+        return None
+    had = ", ".join(f"{rows}×{columns}" for rows, columns in shapes)
+    return f"all-MiniLM-L6-v2 has no layer of {case.out_features}×{case.in_features}; it has {had}."
