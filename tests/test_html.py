@@ -199,7 +199,7 @@ def test_figures_name_rows_of_their_own_kind(page: Page) -> None:
                 assert all(saved[n] is not None for n in numbers)
             if figure["kind"] == "pareto":
                 assert len({directions[n] for n in numbers}) == 1
-                assert len(figure["front"]) == len(figure["error"]) == len(numbers) == 18
+                assert len(figure["own"]["error"]) == len(numbers) == 18
 
 
 # alone, and inert

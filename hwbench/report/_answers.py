@@ -35,6 +35,7 @@ class Answer:
     """What one group of cases answers."""
 
     title: str
+    group: int = 0  # the number of its group
     sentences: list[Sentence] = field(default_factory=list)
     winners: dict[float, Winner] = field(default_factory=dict)  # by density
 
@@ -44,6 +45,7 @@ class Trade:
     """The Pareto front of one group in words: at an error of at most E, the fastest."""
 
     title: str
+    group: int
     lead: str
     steps: list[tuple[str, Sentence]] = field(default_factory=list)  # the error, who is fastest
     last: str = ""
@@ -56,7 +58,7 @@ def plain(sentence: Sentence) -> str:
 
 def answer(members: list[Row]) -> Answer:
     """What a group of timed cases says, one sentence for each asked density."""
-    found = Answer(title=words.group_title(members[0]))
+    found = Answer(words.group_title(members[0]), members[0].get("group_number", 0))
     others = [row for row in members if row["format"] != DENSE]
     comparable = [row for row in others if relative(row) is not None]
     if not comparable:
@@ -75,9 +77,9 @@ def answer(members: list[Row]) -> Answer:
 def trade(join: Join) -> Trade:
     """What the Pareto front of accuracy and time says of the formats that beat dense."""
     faster = [pair for pair in join.front if pair.relative < 1]
-    title = words.group_title(join.timed)
+    title, group = words.group_title(join.timed), join.timed["group_number"]
     if not faster:
-        return Trade(title, "No format with a projection error is faster than dense here.")
+        return Trade(title, group, "No format with a projection error is faster than dense here.")
     steps: list[tuple[str, Sentence]] = []
     for pair in faster:
         said: Sentence = [(printable(pair.timed["label"]), POINT), (", ", REST), *_span(pair.timed)]
@@ -85,7 +87,8 @@ def trade(join: Join) -> Trade:
             said.append((", undecided", REST))
         steps.append((units.significant(pair.error), said))
     last = f"Below {steps[0][0]}, nothing that was measured beats dense."
-    return Trade(title, "At a projection error of at most … the fastest is …", steps, last)
+    lead = "At a projection error of at most … the fastest is …"
+    return Trade(title, group, lead, steps, last)
 
 
 def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:

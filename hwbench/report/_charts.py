@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 INK, FAINT, GRID = "var(--ink)", "var(--faint)", "var(--grid)"
 
 CONFIG: dict[str, Any] = {
+    "aria": False,  # the figure around it has the words
     "background": "transparent",
     "font": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, sans-serif",
     "view": {"stroke": "transparent"},

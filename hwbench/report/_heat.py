@@ -27,7 +27,7 @@ SHADES = [
 """The shades and what they stand for."""
 
 _NAMES = ("f4", "f3", "f2", "f1", "s1", "s2", "s3", "s4")
-_FAILED = {
+FAILED = {
     "unsupported": ("n/s", "unsupported"),
     "out_of_memory": ("oom", "out of memory"),
     "timed_out": ("t/o", "timed out"),
@@ -35,6 +35,7 @@ _FAILED = {
     "wrong": ("wrong", "wrong result"),
     "missing": ("…", "not measured"),
 }
+"""What stands in a cell without a number: a short word, and what it means."""
 
 
 @dataclass(frozen=True)
@@ -54,50 +55,62 @@ class Heat:
     heads: list[tuple[str, str, int]] = field(default_factory=list)  # format, series, columns
     densities: list[str] = field(default_factory=list)
     lines: list[tuple[list[str], list[Cell]]] = field(default_factory=list)
+    groups: int = 0  # of which so many lines are written
 
 
-def heat(rows: list[Row]) -> Heat:
-    """The table of all groups that have a relative time or a failure."""
+def mark(rows: list[Row]) -> None:
+    """Give every row its ``density_word`` and ``shade``, and the winner of each group ``best``."""
+    for row in rows:
+        asked = row["asked_density"] if known(row["asked_density"]) else row["density"]
+        row["density_word"] = f"{asked:.3g}" if known(asked) else ""
+        row["shade"] = _shade(row)
+        row["best"] = 0
+    for members in groups([row for row in rows if row["format"] != DENSE]).values():
+        best = min(filter(beats, members), key=lambda row: row["relative_time"], default=None)
+        if best is not None:
+            best["best"] = 1
+
+
+def heat(rows: list[Row], most: int = 40) -> Heat:
+    """The table of the groups that have a relative time or a failure, the first ``most`` of them.
+
+    The rows are marked; the page's script draws the same table from what passes its filters.
+    """
     timed = [row for row in rows if row["workload"] != PROJECTION and row["format"] != DENSE]
+    sets = list(groups(timed).values())
+    shown = [row for members in sets[:most] for row in members]
     columns: dict[str, dict[str, str]] = {}
-    for row in timed:
-        columns.setdefault(row["series"], {})[_column(row)] = row["format"]
-    table = Heat()
+    for row in shown:
+        columns.setdefault(row["series"], {})[row["density_word"]] = row["format"]
+    table = Heat(groups=len(sets))
     order: list[tuple[str, str]] = []
     for series, densities in columns.items():
         names = sorted(densities, key=lambda text: (text == "", -float(text or 0)))
         order += [(series, name) for name in names]
         table.heads.append((next(iter(densities.values())), printable(series), len(names)))
         table.densities += [name or "–" for name in names]
-    for members in groups(timed).values():
-        found = {(row["series"], _column(row)): row for row in members}
-        best = _best(members)
-        cells = [_cell(found.get(place), best) for place in order]
+    for members in sets[:most]:
+        found = {(row["series"], row["density_word"]): row for row in members}
+        cells = [_cell(found.get(place)) for place in order]
         table.lines.append((words.group_parts(members[0]), cells))
     return table
 
 
-def _column(row: Row) -> str:
-    """The asked density, or the density that a format has by itself."""
-    asked = row["asked_density"] if known(row["asked_density"]) else row["density"]
-    return f"{asked:.3g}" if known(asked) else ""
+def _shade(row: Row) -> str:
+    value = relative(row)
+    if value is None:
+        return "none"
+    low, high = row["relative_low"], row["relative_high"]
+    undecided = not (known(low) and known(high)) or low <= 1 <= high
+    return "even" if undecided else _NAMES[sum(value > step for step in STEPS)]
 
 
-def _best(members: list[Row]) -> Row | None:
-    """The fastest of those that beat dense beyond their interval."""
-    return min(filter(beats, members), key=lambda row: row["relative_time"], default=None)
-
-
-def _cell(row: Row | None, best: Row | None) -> Cell:
+def _cell(row: Row | None) -> Cell:
     if row is None:
         return Cell()
     value = relative(row)
     if value is None:
-        text, says = _FAILED.get(row["status"], ("–", "no relative time"))
+        text, says = FAILED.get(row["status"], ("–", "no relative time"))
         return Cell(text=text, shade="none", says=says)
-    low, high = row["relative_low"], row["relative_high"]
-    undecided = not (known(low) and known(high)) or low <= 1 <= high
-    shade = "even" if undecided else _NAMES[sum(value > step for step in STEPS)]
-    return Cell(
-        text=units.significant(value, 3 if 0.9 < value < 1.1 else 2), shade=shade, best=row is best
-    )
+    text = units.significant(value, 3 if 0.9 < value < 1.1 else 2)
+    return Cell(text=text, shade=row["shade"], best=bool(row["best"]))

@@ -33,6 +33,8 @@ TEXT = (
     "contract",
     "score_name",
     "bound",
+    "density_word",
+    "shade",
 )
 NUMBERS = (
     "run",
@@ -68,6 +70,7 @@ NUMBERS = (
     "intensity",
     "unfused_intensity",
     "efficiency",
+    "best",
 )
 _DIGITS = 5
 _BOUND_DIGITS = 4  # of the ends of intervals

@@ -24,7 +24,8 @@ class Figure:
     rows: list[int]
     note: str = ""
     alone: list[tuple[str, str]] = field(default_factory=list)  # what could not be drawn, and why
-    extra: dict[str, Any] = field(default_factory=dict)  # columns beside those of the table
+    own: dict[str, list[Any]] = field(default_factory=dict)  # columns beside those of the table
+    extra: dict[str, Any] = field(default_factory=dict)  # what is not one value a row
 
     @property
     def label(self) -> str:
@@ -40,6 +41,7 @@ class Figure:
             "note": self.note,
             "alone": self.alone,
             "rows": spans(self.rows),
+            "own": self.own,
             **self.extra,
         }
 
@@ -88,10 +90,7 @@ def pareto(join: Join) -> Figure:
             f"at {printable(scored_at)}."
         ),
         alone=[(printable(row["label"]), printable(why)) for row, why in join.alone],
-        extra={
-            "error": [float(f"{pair.error:.5g}") for pair in ordered],
-            "front": [int(pair.front) for pair in ordered],
-        },
+        own={"error": [float(f"{pair.error:.5g}") for pair in ordered]},
     )
 
 
@@ -137,7 +136,7 @@ def crossover(rows: list[Row]) -> list[Figure]:
             title = words.group_title(members[0])
             numbers = [row["number"] for row in have]
             figures.append(
-                Figure("crossover", title, _crossings(have), numbers, extra={"aside": _aside(have)})
+                Figure("crossover", title, _crossings(have), numbers, own={"aside": _aside(have)})
             )
     return figures
 

@@ -21,7 +21,7 @@ from hwbench.report._rows import Row, groups, printable, report_rows
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPTS = ("data.js", "charts.js", "rows.js", "page.js")
+_SCRIPTS = ("data.js", "filters.js", "charts.js", "heat.js", "rows.js", "page.js")
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
 
@@ -34,6 +34,7 @@ class Section:
     figures: list[_views.Figure]
     shown: int
     empty: str  # the sentence where there is nothing to draw
+    listed: int = 60  # of the others are in the list without the script, which lists all
 
     @property
     def more(self) -> list[_views.Figure]:
@@ -75,6 +76,7 @@ def _rows(runs: list[Run], machines: list[str]) -> list[Row]:
     numbers = {group: number for number, group in enumerate(groups(rows))}
     for number, row in enumerate(rows):
         row |= {"number": number, "group_number": numbers[row["group"]]}
+    _heat.mark(rows)
     return rows
 
 
@@ -182,6 +184,7 @@ def _data(
             "groups": titles,
             "statuses": words.STATUSES,
             "directions": words.DIRECTIONS,
+            "heat_words": _heat.FAILED,
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
             "columns": _pack.columns(rows),
             "figures": {s.id: [figure.packed() for figure in s.figures] for s in sections},

@@ -1,4 +1,5 @@
-// Charts: each figure element names its section and number; its rows come from the one table.
+// Charts: each figure element is a place that shows one figure of its section; its rows come from
+// the one table, as far as they pass the filters.
 
 const range = (low, high, words) => (known(low) && known(high) ? ` (${words(low)}–${words(high)})` : "");
 
@@ -19,9 +20,11 @@ function chartRow(data, number) {
 }
 
 function figureNumbers(figure) {
-  const numbers = [];
-  for (const [start, end] of figure.rows) for (let n = start; n < end; n += 1) numbers.push(n);
-  return numbers;
+  if (!figure.numbers) {
+    figure.numbers = [];
+    for (const [start, end] of figure.rows) for (let n = start; n < end; n += 1) figure.numbers.push(n);
+  }
+  return figure.numbers;
 }
 
 // An interval is drawn to three times the range of the points at most: one that is wider would
@@ -36,79 +39,177 @@ function cutSpans(rows) {
   return rows;
 }
 
-function figureRows(data, figure) {
-  const rows = figureNumbers(figure).map((number, place) => {
+function figureRows(data, figure, passes) {
+  const rows = [];
+  figureNumbers(figure).forEach((number, place) => {
+    if (!passes[number]) return;
     const row = chartRow(data, number);
-    if (figure.aside) row.aside = figure.aside[place];
-    if (figure.front) {
-      row.front = Boolean(figure.front[place]);
-      row.error = figure.error[place];
-      row.error_text = plain(row.error);
-    }
-    return row;
+    for (const [name, values] of Object.entries(figure.own || {})) row[name] = values[place];
+    if ("error" in row) row.error_text = plain(row.error);
+    rows.push(row);
   });
-  return cutSpans(rows);
+  return cutSpans(findFront(rows));
 }
 
-async function draw(data, element) {
-  const figure = data.figures[element.dataset.section][Number(element.dataset.number)];
-  const specification = structuredClone(data.specifications[figure.kind]);
-  specification.datasets = { ...specification.datasets, table: figureRows(data, figure), roofs: figure.roofs || [] };
+// The front of what is drawn: nothing else that is drawn is both faster and nearer.
+function findFront(rows) {
+  let least = Infinity;
+  for (const row of rows.filter((each) => known(each.error)).sort((a, b) => a.relative - b.relative || a.error - b.error)) {
+    row.front = row.error < least;
+    least = Math.min(least, row.error);
+  }
+  return rows;
+}
+
+// A place keeps its Vega view: another figure of the same kind only changes the view's data.
+async function draw(data, element, passes) {
+  const figure = element.figure;
+  const rows = figureRows(data, figure, passes);
+  const specification = data.specifications[figure.kind];
   const step = specification.height?.step; // a row a line: then the width alone is fitted
-  if (step) specification.height = step * specification.datasets.table.length;
-  const plot = element.querySelector(".plot");
-  element.view?.finalize();
-  const result = await window.vegaEmbed(plot, specification, {
-    actions: false,
-    renderer: "svg",
-    config: data.config,
-    tooltip: { disableDefaultStyle: true },
-  });
-  plot.classList.remove("vega-embed");
-  element.view = result;
-  for (const svg of plot.querySelectorAll("svg")) svg.setAttribute("aria-hidden", "true");
+  const lines = step && step * new Set(rows.map((row) => row.label)).size;
+  if (element.view && element.kind === figure.kind) {
+    const { view } = element;
+    view.data("table", rows);
+    if (figure.roofs) view.data("roofs", figure.roofs);
+    if (step) view.height(lines);
+    await view.resize().runAsync();
+  } else {
+    element.view?.finalize();
+    const whole = structuredClone(specification);
+    whole.datasets = { ...whole.datasets, table: rows, roofs: figure.roofs || [] };
+    if (step) whole.height = lines;
+    const plot = element.querySelector(".plot");
+    const result = await window.vegaEmbed(plot, whole, {
+      actions: false,
+      renderer: "svg",
+      config: data.config,
+      tooltip: { disableDefaultStyle: true },
+    });
+    plot.classList.remove("vega-embed");
+    element.view = result.view;
+    element.kind = figure.kind;
+  }
+  for (const svg of element.querySelectorAll(".plot svg")) svg.setAttribute("aria-hidden", "true");
+  element.dataset.points = rows.length;
 }
 
-function replaceFigure(data, element, number) {
-  const figure = data.figures[element.dataset.section][number];
-  element.dataset.number = number;
+// The words around a chart, where it is another figure than the one Python wrote there.
+function letter(element, figure, shown) {
   element.querySelector("h3").textContent = figure.title;
   element.querySelector("figcaption p").textContent = figure.says;
-  element.querySelector(".note").textContent = figure.note;
   element.querySelector(".plot").setAttribute("aria-label", `${figure.title}. ${figure.says}`);
+  const total = figureNumbers(figure).length;
+  const hidden = shown < total ? `Filtered: ${shown} of ${total} points are drawn; the sentence above is about all of them. ` : "";
+  element.querySelector(".note").textContent = hidden + figure.note;
   const alone = element.querySelector(".alone");
-  if (alone) {
-    alone.querySelector("summary").textContent = `${figure.alone.length} not drawn: no partner`;
-    alone.querySelector("ul").replaceChildren(...figure.alone.map(([label, why]) => {
-      const item = document.createElement("li");
-      const name = document.createElement("b");
-      name.textContent = label;
-      item.append(name, ` ${why}`);
-      return item;
-    }));
-  }
-  return draw(data, element);
+  alone.hidden = !figure.alone.length;
+  alone.querySelector("summary").textContent = `${figure.alone.length} not drawn: no partner`;
+  alone.querySelector("ul").replaceChildren(...figure.alone.map(([label, why]) => {
+    const item = document.createElement("li");
+    const name = document.createElement("b");
+    name.textContent = label;
+    item.append(name, ` ${why}`);
+    return item;
+  }));
 }
 
-function startCharts(data) {
-  const waiting = new Set(document.querySelectorAll("figure.chart"));
-  const drawOnce = (element) => (waiting.delete(element) ? draw(data, element) : Promise.resolve());
-  const watch = new IntersectionObserver(
-    (entries) => entries.forEach((entry) => {
-      if (!entry.isIntersecting) return;
-      watch.unobserve(entry.target);
-      drawOnce(entry.target);
-    }),
-    { rootMargin: "500px" },
-  );
-  waiting.forEach((element) => watch.observe(element));
-  const next = () => {
-    const [element] = waiting;
-    if (element) drawOnce(element).then(() => setTimeout(next, 0));
-  };
-  next(); // from top to bottom, what is in view before; so a print has every chart
-  for (const select of document.querySelectorAll("select[data-more]")) {
-    const element = select.closest(".more").querySelector("figure");
-    select.addEventListener("change", () => replaceFigure(data, element, Number(select.value)));
+const LISTED = 100; // figures in a list at most: filters find the others
+
+function listFigures({ figures, select }, rest, chosen) {
+  const shown = rest.slice(0, LISTED);
+  if (chosen && rest.includes(chosen) && !shown.includes(chosen)) shown.push(chosen);
+  const options = shown.map((figure) => {
+    const option = document.createElement("option");
+    option.value = figures.indexOf(figure);
+    option.textContent = figure.title;
+    option.selected = figure === chosen;
+    return option;
+  });
+  if (shown.length < rest.length) {
+    const option = document.createElement("option");
+    option.disabled = true;
+    option.textContent = `… ${rest.length - shown.length} further ones: use the filters`;
+    options.push(option);
   }
+  select.replaceChildren(...options);
+}
+
+function startCharts(data, filters) {
+  const sections = [...document.querySelectorAll(".figures")].map((box) => ({
+    box,
+    id: box.dataset.section,
+    figures: data.figures[box.dataset.section],
+    places: [...box.querySelectorAll("figure.chart")],
+    select: box.querySelector("select"),
+  }));
+  const waiting = new Set();
+  let busy = 0;
+  const near = (element) => {
+    const { top, bottom } = element.getBoundingClientRect();
+    return bottom > -200 && top < window.innerHeight + 200;
+  };
+
+  const redraw = (element) => {
+    if (!waiting.delete(element) || !element.figure) return Promise.resolve();
+    busy += 1;
+    return draw(data, element, filters.passes).finally(() => {
+      busy -= 1;
+      if (!busy && !waiting.size) document.body.dataset.drawn = "yes";
+    });
+  };
+
+  function assign(element, figure) {
+    element.hidden = !figure;
+    const before = element.figure;
+    element.figure = figure;
+    if (!figure) return waiting.delete(element);
+    let shown = 0;
+    for (const number of figureNumbers(figure)) shown += filters.passes[number];
+    if (figure !== before || shown !== element.shown) letter(element, figure, shown);
+    element.shown = shown;
+    return waiting.add(element);
+  }
+
+  function update() {
+    for (const section of sections) {
+      const live = section.figures.filter((figure) => figureNumbers(figure).some((number) => filters.passes[number]));
+      const fixed = section.select ? section.places.slice(0, -1) : section.places;
+      fixed.forEach((element, place) => assign(element, live[place]));
+      const rest = live.slice(fixed.length);
+      if (section.select) {
+        const chosen = section.figures[filters.state.more[section.id]];
+        listFigures(section, rest, chosen);
+        section.box.querySelector(".more").hidden = !rest.length;
+        section.box.querySelector(".more-count").textContent = rest.length;
+        assign(section.places.at(-1), rest.includes(chosen) ? chosen : rest[0]);
+      }
+      section.box.querySelector(".nothing").hidden = live.length > 0;
+    }
+    document.body.dataset.drawn = "no";
+    const first = [...waiting].filter(near);
+    return Promise.all(first.map(redraw)).then(() => setTimeout(next, 0));
+  }
+
+  // What is in view is drawn at once, the rest from top to bottom after it; so a print has all.
+  function next() {
+    const [element] = waiting;
+    if (element) redraw(element).then(() => setTimeout(next, 0));
+    else if (!busy) document.body.dataset.drawn = "yes"; // also where there is nothing to draw
+  }
+
+  const watch = new IntersectionObserver(
+    (entries) => entries.forEach(({ isIntersecting, target }) => { if (isIntersecting) redraw(target); }),
+    { rootMargin: "400px" },
+  );
+  for (const section of sections) {
+    section.places.forEach((element) => watch.observe(element));
+    section.select?.addEventListener("change", () => {
+      filters.state.more[section.id] = Number(section.select.value);
+      filters.remember();
+      assign(section.places.at(-1), section.figures[section.select.value]);
+      next();
+    });
+  }
+  return update;
 }

@@ -7,9 +7,8 @@ function startTheme() {
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
   const say = () => {
     button.textContent = isDark() ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
+    button.setAttribute("aria-label", `${button.textContent}: switch colours`);
   };
-  button.removeAttribute("aria-pressed");
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
     say();
@@ -18,10 +17,27 @@ function startTheme() {
   say();
 }
 
+// Answers about groups of which no row passes are set aside.
+function startAnswers(filters, data) {
+  const items = [...document.querySelectorAll("[data-group]")];
+  const numbers = data.column("group_number");
+  return () => {
+    const live = new Set();
+    for (let row = 0; row < data.count; row += 1) if (filters.passes[row]) live.add(numbers[row]);
+    for (const item of items) item.hidden = !live.has(Number(item.dataset.group));
+  };
+}
+
 startTheme();
 readData().then((data) => {
-  startRows(data);
-  startCharts(data);
+  const updates = [];
+  const filters = startFilters(data, () => {
+    const begun = performance.now();
+    const drawn = updates.map((update) => update());
+    Promise.all(drawn).then(() => { document.body.dataset.milliseconds = performance.now() - begun; });
+  });
+  updates.push(startRows(data, filters), startHeat(data, filters), startAnswers(filters, data), startCharts(data, filters));
+  for (const update of updates) update();
 }).catch((error) => {
   const said = document.getElementById("count");
   said.textContent = `This browser could not read the data of the page (${error.message}); a current one can.`;

@@ -33,26 +33,25 @@ function tableRow(data, number) {
   const flags = (row.flags || "").split(",").filter(Boolean).map((flag) => flag.replaceAll("_", " "));
   const status = data.statuses[row.status] || row.status;
   row.said = [status, ...flags].join(", ");
-  row.words = [row.machine, row.case, row.label, row.said, row.reason, row.does, row.kernel].join(" ").toLowerCase();
   return row;
 }
 
-function compare(a, b) {
-  const [emptyA, emptyB] = [a, b].map((value) => value === null || value === undefined || value === "");
-  if (emptyA || emptyB) return emptyA - emptyB;
-  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
-}
+const ORDER = new Intl.Collator("en", { numeric: true });
 
-function startRows(data) {
-  const all = Array.from({ length: data.count }, (_, number) => tableRow(data, number));
+const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : ORDER.compare(a, b));
+
+function startRows(data, filters) {
+  const { state } = filters;
   const columns = COLUMNS.filter(({ needs }) => (needs === "machine" ? data.runs.length > 1 : !needs || data.columns[needs]));
   const find = (id) => document.getElementById(id);
-  const state = { sort: null, down: false, limit: STEP, only: null, onlyTitle: "" };
+  let limit = STEP;
   const table = find("table");
   const head = table.createTHead().insertRow();
   const body = table.createTBody();
+  const made = []; // the rows as the table needs them, made when they are first needed
+  const tabled = (number) => { made[number] ||= tableRow(data, number); return made[number]; };
 
-  for (const column of columns) {
+  columns.forEach((column) => {
     const cell = document.createElement("th");
     cell.scope = "col";
     const button = document.createElement("button");
@@ -61,26 +60,36 @@ function startRows(data) {
     cell.className = column.left ? "left" : "";
     cell.append(button);
     button.addEventListener("click", () => {
-      state.down = state.sort === column ? !state.down : false;
-      state.sort = column;
-      for (const other of head.cells) other.removeAttribute("aria-sort");
-      cell.setAttribute("aria-sort", state.down ? "descending" : "ascending");
-      show();
+      state.sort = state.sort === column.title ? `-${column.title}` : column.title;
+      filters.remember();
+      restart();
     });
     head.append(cell);
+  });
+
+  function only() {
+    const [section, number] = state.only.split(".");
+    const figure = data.figures[section]?.[Number(number)];
+    return figure ? { title: figure.title, numbers: new Set(figureNumbers(figure)) } : null;
   }
 
   function chosen() {
-    const asked = find("query").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const status = find("status").value;
-    const kept = all.filter((row) => (!state.only || state.only.has(row.number))
-      && (!status || (row.status === "ok") === (status === "ok"))
-      && asked.every((word) => row.words.includes(word)));
-    if (!state.sort) return kept;
-    const { value } = state.sort;
-    const filled = (row) => { const v = value(row); return v !== null && v !== undefined && v !== ""; };
-    const sorted = kept.filter(filled).sort((a, b) => compare(value(a), value(b)));
-    return [...(state.down ? sorted.reverse() : sorted), ...kept.filter((row) => !filled(row))];
+    const chart = only();
+    const kept = [];
+    for (let row = 0; row < data.count; row += 1) {
+      if (filters.passes[row] && (!chart || chart.numbers.has(row))) kept.push(row);
+    }
+    const down = state.sort.startsWith("-");
+    const sorted = columns.find((column) => column.title === (down ? state.sort.slice(1) : state.sort));
+    columns.forEach((column, place) => {
+      if (column === sorted) head.cells[place].setAttribute("aria-sort", down ? "descending" : "ascending");
+      else head.cells[place].removeAttribute("aria-sort");
+    });
+    if (!sorted) return kept;
+    const values = new Map(kept.map((row) => [row, sorted.value(tabled(row))]));
+    const filled = (row) => { const v = values.get(row); return v !== null && v !== undefined && v !== ""; };
+    const full = kept.filter(filled).sort((a, b) => compare(values.get(a), values.get(b)));
+    return [...(down ? full.reverse() : full), ...kept.filter((row) => !filled(row))];
   }
 
   function line(row) {
@@ -105,39 +114,39 @@ function startRows(data) {
 
   function show() {
     const rows = chosen();
-    body.replaceChildren(...rows.slice(0, state.limit).map(line));
-    const shown = Math.min(rows.length, state.limit);
-    find("count").textContent = rows.length ? `${shown} of ${rows.length} rows${rows.length < all.length ? `, filtered from ${all.length}` : ""}` : "No row fits the filter.";
+    const chart = only();
+    body.replaceChildren(...rows.slice(0, limit).map((number) => line(tabled(number))));
+    const shown = Math.min(rows.length, limit);
+    find("count").textContent = rows.length ? `${shown} of ${rows.length} rows${rows.length < data.count ? `, filtered from ${data.count}` : ""}` : "No row passes the filters.";
+    find("passing").textContent = `${rows.length} of ${data.count} rows`;
     find("further").hidden = shown === rows.length;
     find("further").textContent = `Show ${Math.min(10 * STEP, rows.length - shown)} more`;
-    find("only").hidden = !state.only;
-    find("only").textContent = `Only: ${state.onlyTitle} ✕`;
+    find("only").hidden = !chart;
+    find("only").textContent = chart ? `Only: ${chart.title} ✕` : "";
   }
 
   function restart() {
-    state.limit = STEP;
+    limit = STEP;
     show();
   }
 
-  find("tools").addEventListener("submit", (event) => event.preventDefault());
-  find("query").addEventListener("input", restart);
-  find("status").addEventListener("change", restart);
-  find("further").addEventListener("click", () => { state.limit += 10 * STEP; show(); });
-  find("only").addEventListener("click", () => { state.only = null; restart(); });
-  find("csv").addEventListener("click", () => download(asCsv(data, chosen()), "text/csv", `${fileName(data)}.csv`));
-  find("json").addEventListener("click", () => download(asJson(data, chosen()), "application/json", `${fileName(data)}.json`));
+  const rows = () => chosen().map((number) => enrich(data.row(number)));
+  find("further").addEventListener("click", () => { limit += 10 * STEP; show(); });
+  find("only").addEventListener("click", () => { state.only = ""; filters.remember(); restart(); });
+  find("csv").addEventListener("click", () => download(asCsv(data, rows()), "text/csv", `${fileName(data)}.csv`));
+  find("json").addEventListener("click", () => download(asJson(data, rows()), "application/json", `${fileName(data)}.json`));
   for (const button of document.querySelectorAll("[data-rows]")) {
     button.addEventListener("click", () => {
-      const element = button.closest("figure");
-      const figure = data.figures[element.dataset.section][Number(element.dataset.number)];
-      state.only = new Set(figureNumbers(figure));
-      state.onlyTitle = figure.title;
+      const { figure } = button.closest("figure");
+      const section = button.closest(".figures").dataset.section;
+      state.only = `${section}.${data.figures[section].indexOf(figure)}`;
+      filters.remember();
       restart();
       find("rows").scrollIntoView();
       find("only").focus({ preventScroll: true });
     });
   }
-  show();
+  return restart;
 }
 
 const fileName = (data) => data.runs.map((run) => run.name.replaceAll(/[^\w.-]/g, "_")).join("+").slice(0, 120) || "hwbench";
