@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 CUDA_RESULTS := .pytest_cache/cuda.xml
+BROWSER_RESULTS := .pytest_cache/browser.xml
+BROWSER_TESTS := 25                      # fewer than these is a failure: a skipped browser proves nothing
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -29,7 +31,10 @@ docs: $(VENV)/.dev ## write docs/formats.md and its pictures from the formats
 	$(BIN)/python docs/make_formats.py
 
 test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium)
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m browser --junit-xml $(BROWSER_RESULTS)
+	@$(BIN)/python -c "import xml.etree.ElementTree as T; s = T.parse('$(BROWSER_RESULTS)').getroot().find('testsuite'); \
+	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'browser tests ran'); \
+	raise SystemExit(n < $(BROWSER_TESTS) and f'at least $(BROWSER_TESTS) should have run: is there a Chromium?')"
 
 test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has torch and pytest); installs nothing
 	$(PYTHON) -m pytest -m cuda --junit-xml $(CUDA_RESULTS)

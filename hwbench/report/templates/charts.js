@@ -61,17 +61,17 @@ function findFront(rows) {
   return rows;
 }
 
-// A place keeps its Vega view: another figure of the same kind only changes the view's data.
+// A place keeps its Vega view: another figure of the same kind only changes the view's data. (A
+// roofline is made anew: the text along its roofs decides how wide the plot can be.)
 async function draw(data, element, passes) {
   const figure = element.figure;
   const rows = figureRows(data, figure, passes);
   const specification = data.specifications[figure.kind];
   const step = specification.height?.step; // a row a line: then the width alone is fitted
   const lines = step && step * new Set(rows.map((row) => row.label)).size;
-  if (element.view && element.kind === figure.kind) {
+  if (element.view && element.kind === figure.kind && !figure.roofs) {
     const { view } = element;
     view.data("table", rows);
-    if (figure.roofs) view.data("roofs", figure.roofs);
     if (step) view.height(lines);
     await view.resize().runAsync();
   } else {
