@@ -73,9 +73,17 @@ def cpu_caches() -> dict[str, int]:
 @cache
 def last_level_cache_bytes() -> int:
     """Bytes of the last-level caches of all cores that this process may use; 0 where hidden."""
+    return list(cache_totals().values())[-1] if cache_totals() else 0
+
+
+@cache
+def cache_totals() -> dict[str, int]:
+    """Bytes of all data caches of a level that this process may use, by level, the first first."""
+    totals: dict[str, int] = {}
     found = {cache for core in _allowed_cores() for cache in _data_caches(core)}
-    last = max((level for level, _, _ in found), default=0)
-    return sum(size for level, size, _ in found if level == last)
+    for level, size, _ in sorted(found):
+        totals[f"L{level}"] = totals.get(f"L{level}", 0) + size
+    return totals
 
 
 def _data_caches(core: int) -> Iterator[tuple[int, int, str]]:

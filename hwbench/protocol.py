@@ -24,10 +24,9 @@ class Hello(Record, tag="hello", tag_field="say"):
 
 
 class PlanRequest(Record, tag="plan", tag_field="say"):
-    """Resolve knobs, densities, support and device facts of all cases; measure the ceilings."""
+    """Resolve knobs, densities, support and device facts of all cases."""
 
     cases: list[Case]
-    ceilings: list[str] = []  # dtypes to measure the matrix ceiling of; none: measure nothing
 
 
 class PlanReply(Record, tag="planned", tag_field="say"):
@@ -38,7 +37,19 @@ class PlanReply(Record, tag="planned", tag_field="say"):
     fingerprint: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     state: dict[str, Any] = {}
-    ceilings: dict[str, Any] = {}
+
+
+class CeilingsRequest(Record, tag="ceilings", tag_field="say"):
+    """Measure the machine's ceilings: the matrix rate of these dtypes, copy, and launch."""
+
+    dtypes: list[str]
+    full: bool = False  # sweeps of sizes and working sets, memory levels, other precisions
+
+
+class CeilingsReply(Record, tag="measured", tag_field="say"):
+    """The ceilings as ``hwbench.meters._ceilings.measure_ceilings`` describes them."""
+
+    ceilings: dict[str, Any]
 
 
 class SoloRequest(Record, tag="solo", tag_field="say"):
@@ -134,8 +145,19 @@ class Mistake(Record, tag="mistake", tag_field="say"):
     detail: str = ""
 
 
-Request = PlanRequest | SoloRequest | ChunkRequest | ForgetRequest | DescribeRequest
-Reply = Hello | PlanReply | SoloReply | ChunkReply | ForgetReply | DescribeReply | Mistake
+Request = (
+    PlanRequest | CeilingsRequest | SoloRequest | ChunkRequest | ForgetRequest | DescribeRequest
+)
+Reply = (
+    Hello
+    | PlanReply
+    | CeilingsReply
+    | SoloReply
+    | ChunkReply
+    | ForgetReply
+    | DescribeReply
+    | Mistake
+)
 
 encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode

@@ -1,9 +1,13 @@
 """Where a case stands against the machine's roofline: cost × ceilings × time, and nothing else.
 
 The roofline says that no call can be faster than its FLOPs at the machine's best arithmetic rate,
-nor than its bytes at the machine's best copy rate. Both rates are *measured* by the run itself
-(``Header.ceilings``), so a case may stand above a roof: efficiency is never clipped at one, and a
-case faster than its bytes could come from memory is said to have stayed in cache.
+than its bytes at the rate of the memory that they come from, nor than the smallest call there is
+(Williams, Waterman and Patterson, 2009). The rates are *measured* (``Header.ceilings``), so a case
+may stand above a roof: efficiency is never clipped at one, and a case faster than its bytes could
+come from memory is said to have stayed in cache.
+
+On a GPU two more roofs are drawn: what its maker says, and the maker's rule at the clock that was
+observed (``hwbench.peaks``).
 """
 
 from __future__ import annotations
@@ -12,11 +16,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hwbench import peaks
 from hwbench.errors import UsageError
-from hwbench.records import Cost, Record
+from hwbench.records import Cost, Environment, Record
 
 COMPUTE = "compute"
 MEMORY = "memory"
+LAUNCH = "launch"
+
+MODEL = "model"
+"""The source of bytes that are counted by formulas; hardware counters would be ``counter``."""
 
 IN_CACHE = (
     "faster than its bytes could come from memory at the measured copy rate: "
@@ -25,11 +34,21 @@ IN_CACHE = (
 """What is said of a case whose time lies below its memory bound."""
 
 
+class Level(Record):
+    """A cache as the sweep of working sets found it."""
+
+    name: str
+    bytes_per_second: float
+    most_bytes: float  # the largest working set that moved at that rate
+
+
 class Roof(Record):
     """The measured ceilings of one machine for one dtype."""
 
     flops_per_second: float
-    bytes_per_second: float
+    bytes_per_second: float  # of memory, beyond all caches
+    launch_seconds: float = 0.0  # of the smallest call; 0 where it was not measured
+    levels: tuple[Level, ...] = ()  # caches, the fastest first; none in the short form
 
     @property
     def ridge(self) -> float:
@@ -40,6 +59,24 @@ class Roof(Record):
         """The best rate, in FLOP per second, that the roofs allow at an intensity."""
         return min(self.flops_per_second, intensity * self.bytes_per_second)
 
+    def level(self, working_set_bytes: float) -> Level | None:
+        """The fastest cache that was seen to hold so much; None where only memory does."""
+        return next((each for each in self.levels if working_set_bytes <= each.most_bytes), None)
+
+
+class Line(Record):
+    """One roof as it is drawn: where it comes from, and its two rates."""
+
+    source: str  # measured, cache (measured as well), datasheet, formula
+    label: str
+    flops_per_second: float
+    bytes_per_second: float
+
+    @property
+    def ridge(self) -> float:
+        """The intensity, in FLOP per byte, at which its slope meets its top."""
+        return self.flops_per_second / self.bytes_per_second
+
 
 class Placement(Record):
     """Where one case stands.
@@ -47,43 +84,54 @@ class Placement(Record):
     ``intensity`` counts every operand once, as a fused kernel would move them;
     ``unfused_intensity`` adds what the kernel used writes and reads beside that. ``efficiency`` is
     the attainable time of the fused kernel over the measured time; it exceeds one where the
-    operands stayed in cache or a kernel beat the measured roof.
+    operands stayed in a cache that was not measured, or a kernel beat the measured roof.
     """
 
     intensity: float
     unfused_intensity: float
-    bound: str  # which roof is the lower one here: compute or memory
+    bound: str  # what takes longest: compute, memory or the cache's name, launch
     compute_seconds: float  # the executed FLOPs at the measured arithmetic rate
-    memory_seconds: float  # the compulsory bytes at the measured copy rate
-    attainable_seconds: float  # the larger of the two
+    memory_seconds: float  # the compulsory bytes at the rate of memory
+    attainable_seconds: float  # the longest of compute, the level that holds the bytes, launch
     unfused_seconds: float  # the same with the intermediate bytes of the kernel used
     flops_per_second: float  # executed
     dense_flops_per_second: float  # what a dense layer would have had to execute in that time
     bytes_per_second: float  # compulsory
     efficiency: float
     in_cache: bool
+    level: str = MEMORY  # where the working set was held, as far as the sweep tells
+    bytes_source: str = MODEL
 
     @property
     def note(self) -> str | None:
         """What must be said beside the efficiency, if anything."""
-        return IN_CACHE if self.in_cache else None
+        if not self.in_cache:
+            return None
+        return IN_CACHE if self.level == MEMORY else f"{IN_CACHE} ({self.level})"
 
 
 def roof(ceilings: Mapping[str, Any], dtype: str) -> Roof | None:
     """The measured roof for a dtype; None where the run measured none.
 
-    ``ceilings`` is that of a run's header:
-    ``{"matmul": {dtype: {"flops_per_second": …}}, "copy": {"bytes_per_second": …}}``.
+    ``ceilings`` is that of a run's header, in short or full form.
     """
     compute = _rate(_entry(ceilings, "matmul", dtype), "flops_per_second")
     memory = _rate(_entry(ceilings, "copy"), "bytes_per_second")
     if compute is None or memory is None:
         return None
-    return Roof(flops_per_second=compute, bytes_per_second=memory)
+    return Roof(
+        flops_per_second=compute,
+        bytes_per_second=memory,
+        launch_seconds=_rate(_entry(ceilings, "launch"), "seconds") or 0.0,
+        levels=tuple(_levels(ceilings)),
+    )
 
 
-def place(cost: Cost, ceiling: Roof, seconds: float) -> Placement:
+def place(cost: Cost, ceiling: Roof, seconds: float, *, hot: bool = True) -> Placement:
     """Place one call, given its exact cost, the machine's roof and the measured time.
+
+    A hot call whose working set fits in a measured cache is bound by that cache; a cold one by
+    memory.
 
     Raises:
         UsageError: the time or the bytes are not above zero, so that there is nothing to place.
@@ -95,21 +143,98 @@ def place(cost: Cost, ceiling: Roof, seconds: float) -> Placement:
     unfused_bytes = cost.compulsory_bytes + cost.intermediate_bytes
     compute_seconds = cost.flops / ceiling.flops_per_second
     memory_seconds = cost.compulsory_bytes / ceiling.bytes_per_second
-    attainable = max(compute_seconds, memory_seconds)
+    level = ceiling.level(unfused_bytes) if hot else None
+    name, rate = (level.name, level.bytes_per_second) if level else (MEMORY, None)
+    rate = rate or ceiling.bytes_per_second
+    bounds = {
+        COMPUTE: compute_seconds,
+        name: cost.compulsory_bytes / rate,
+        LAUNCH: ceiling.launch_seconds,
+    }
+    bound = max(bounds, key=lambda each: bounds[each])
+    attainable = bounds[bound]
     return Placement(
         intensity=cost.flops / cost.compulsory_bytes,
         unfused_intensity=cost.flops / unfused_bytes,
-        bound=COMPUTE if compute_seconds >= memory_seconds else MEMORY,
+        bound=bound,
         compute_seconds=compute_seconds,
         memory_seconds=memory_seconds,
         attainable_seconds=attainable,
-        unfused_seconds=max(compute_seconds, unfused_bytes / ceiling.bytes_per_second),
+        unfused_seconds=max(attainable, unfused_bytes / rate),
         flops_per_second=cost.flops / seconds,
         dense_flops_per_second=cost.dense_flops / seconds,
         bytes_per_second=cost.compulsory_bytes / seconds,
         efficiency=attainable / seconds,
         in_cache=seconds < memory_seconds,
+        level=name,
     )
+
+
+def precision(dtype: str, settings: Mapping[str, Any]) -> str:
+    """How products of a dtype are computed under torch's settings, as ``peaks.toml`` names it."""
+    if dtype == "float32":
+        tf32 = settings.get("matmul.fp32_precision") == "tf32"
+        if tf32 or settings.get("matmul.allow_tf32") is True:
+            return "float32_tf32"
+    if dtype == "float16" and settings.get("matmul.allow_fp16_accumulation") is True:
+        return "float16_accumulate_float16"
+    return dtype
+
+
+def lines(
+    ceilings: Mapping[str, Any], environment: Environment, dtype: str
+) -> tuple[list[Line], str]:
+    """The roofs to draw, the measured one first, and why others are missing ("" where none is).
+
+    Three on a GPU that ``peaks.toml`` knows: measured, the maker's datasheet, and the maker's rule
+    at the clock that was observed while the matrix ceiling was measured. The caches of a full sweep
+    have slopes of their own.
+    """
+    found = []
+    measured = roof(ceilings, dtype)
+    if measured is not None:
+        slopes = [("measured", "measured", measured.bytes_per_second)]
+        slopes += [("cache", each.name, each.bytes_per_second) for each in measured.levels]
+        found = [
+            Line(source=source, label=label, bytes_per_second=rate,
+                 flops_per_second=measured.flops_per_second)
+            for source, label, rate in slopes
+        ]  # fmt: skip
+    peak = peaks.of_device(environment.fingerprint.get("device"))
+    if isinstance(peak, str):
+        return found, peak
+    how = precision(dtype, environment.settings)
+    if how == "float64" and "float64_tensor" in peak.flops_per_clock:
+        how = "float64_tensor"  # what a matrix product of float64 uses there
+    if peak.bytes_per_second is None:
+        return found, f"No bandwidth of {peak.name} with a source was found."
+    clock = _rate(_entry(ceilings, "matmul", dtype), "sm_clock_hertz")
+    drawn = [("datasheet", "datasheet", peak.flops_per_second(how))]
+    if clock is not None:
+        label = f"formula at {clock / 1e6:.0f} MHz"
+        drawn.append(("formula", label, peak.formula(how, clock)))
+    found += [
+        Line(source=source, label=label, flops_per_second=rate,
+             bytes_per_second=peak.bytes_per_second)
+        for source, label, rate in drawn if rate is not None
+    ]  # fmt: skip
+    missing = [label for _, label, rate in drawn if rate is None]
+    if missing:
+        return found, f"{peak.name} has no figure of {how} for: {', '.join(missing)}."
+    return found, "" if clock else "The clock was not read while the ceiling was measured."
+
+
+def _levels(ceilings: Mapping[str, Any]) -> list[Level]:
+    """The caches among the measured levels; the last level is memory itself."""
+    entries = ceilings.get("levels")
+    found = []
+    for entry in entries[:-1] if isinstance(entries, list) else []:
+        sizes = entry.get("working_set_bytes") if isinstance(entry, Mapping) else None
+        rate = _rate(entry, "bytes_per_second") if isinstance(entry, Mapping) else None
+        if rate is not None and isinstance(sizes, list) and sizes:
+            name = str(entry.get("name"))
+            found.append(Level(name=name, bytes_per_second=rate, most_bytes=float(max(sizes))))
+    return found
 
 
 def _entry(ceilings: Mapping[str, Any], *names: str) -> Mapping[str, Any]:

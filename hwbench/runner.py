@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import environment, plugins, protocol
+from hwbench import ceilings, environment, plugins, protocol
 from hwbench import suite as suites
 from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
 from hwbench.execution import Listener, State, execute
@@ -35,7 +35,7 @@ from hwbench.replicate import ANCHOR
 from hwbench.store import Run, RunWriter, read_run, run_path
 from hwbench.transports.local import LocalWorker
 
-_PLAN_SECONDS = 600.0  # planning a large suite, with its ceilings
+_PLAN_SECONDS = 600.0  # planning a large suite
 _MOST_MISTAKES = 5  # sentences of a planning error that are shown
 
 
@@ -80,6 +80,8 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     worker = LocalWorker(device, threads)
     try:
         reply = _planned(worker, cases)
+        dtypes = {case.dtype for case in cases if case.tokens is not None}
+        roofs = ceilings.of_machine(worker, reply, threads, dtypes)
     finally:
         worker.close()
     header = _header(
@@ -88,6 +90,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         seed,
         threads,
         reply,
+        roofs,
         {"filter": filter, "threads": threads, "energy": energy},
     )
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
@@ -259,9 +262,7 @@ def _with_anchors(cases: list[Case]) -> list[Case]:
 
 
 def _planned(worker: LocalWorker, cases: list[Case]) -> protocol.PlanReply:
-    dtypes = sorted({case.dtype for case in cases if case.tokens is not None})
-    request = protocol.PlanRequest(cases=cases, ceilings=dtypes)
-    reply = worker.ask(request, protocol.PlanReply, _PLAN_SECONDS)
+    reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, _PLAN_SECONDS)
     if reply.mistakes:
         shown = reply.mistakes[:_MOST_MISTAKES]
         more = len(reply.mistakes) - len(shown)
@@ -275,6 +276,7 @@ def _header(
     seed: int,
     threads: int,
     reply: protocol.PlanReply,
+    roofs: dict[str, Any],
     arguments: dict[str, Any],
 ) -> Header:
     now = datetime.now(UTC)
@@ -294,7 +296,7 @@ def _header(
         environment=Environment(
             fingerprint=fingerprint, state=reply.state, settings=reply.settings
         ),
-        ceilings=reply.ceilings,
+        ceilings=roofs,
         arguments=arguments,
     )
 

@@ -62,6 +62,9 @@ class Worker:
         match request:
             case protocol.PlanRequest():
                 return self.plan(request)
+            case protocol.CeilingsRequest():
+                measured = measure_ceilings(self.device, request.dtypes, full=request.full)
+                return protocol.CeilingsReply(ceilings=measured)
             case protocol.SoloRequest():
                 return self.solo(request)
             case protocol.ChunkRequest():
@@ -81,9 +84,6 @@ class Worker:
                 planned.append(_planned(case, self.device, made))
             except HwbenchError as error:
                 mistakes.append(f"{case.label} for {case.out_features}x{case.in_features}: {error}")
-        measured = {}
-        if request.ceilings and not mistakes:
-            measured = measure_ceilings(self.device, request.ceilings)
         return protocol.PlanReply(
             planned=planned,
             mistakes=list(dict.fromkeys(mistakes)),
@@ -95,7 +95,6 @@ class Worker:
             },
             settings=self.device.settings(),
             state=self.device.state(),
-            ceilings=measured,
         )
 
     def solo(self, request: protocol.SoloRequest) -> protocol.SoloReply:

@@ -56,7 +56,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(environment, f"_{name.upper()}", tmp_path / name)
     monkeypatch.setattr(environment, "_allowed_cores", lambda: {0, 1})
     monkeypatch.setattr(environment, "memory_total_bytes", lambda: 1000 * MIB)
-    for cached in ("cpu_facts", "cpu_caches", "last_level_cache_bytes"):
+    for cached in ("cpu_facts", "cpu_caches", "cache_totals", "last_level_cache_bytes"):
         function = getattr(environment, cached).__wrapped__
         monkeypatch.setattr(environment, cached, function)
     return Machine(tmp_path)
@@ -87,6 +87,7 @@ def test_last_level_caches_are_added_up_once_each(machine: Machine) -> None:
         machine.cache(core, 0, 2, "Unified", "1M", shared)
         machine.cache(core, 3, 3, "Unified", "32M", shared)
     assert environment.last_level_cache_bytes() == 64 * MIB
+    assert environment.cache_totals() == {"L2": 2 * MIB, "L3": 64 * MIB}
     machine.cache(0, 3, 3, "Unified", "32M", "0-1")
     machine.cache(1, 3, 3, "Unified", "32M", "0-1")
     assert environment.last_level_cache_bytes() == 32 * MIB

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from hwbench.errors import UsageError
-from hwbench.records import Cost
-from hwbench.roofline import COMPUTE, MEMORY, Roof, place, roof
+from hwbench.records import Cost, Environment
+from hwbench.roofline import COMPUTE, LAUNCH, MEMORY, Level, Roof, lines, place, precision, roof
 
 ROOF = Roof(flops_per_second=1e12, bytes_per_second=1e10)  # ridge at 100 FLOP per byte
 CEILINGS = {
@@ -133,3 +133,138 @@ def test_a_time_that_is_none_has_no_place(seconds: float) -> None:
 def test_no_bytes_have_no_place() -> None:
     with pytest.raises(UsageError, match="no place"):
         place(cost(1, 0), ROOF, 1.0)
+
+
+# --- levels and launch -------------------------------------------------------------------------
+
+LEVELS = Roof(
+    flops_per_second=1e12,
+    bytes_per_second=1e10,
+    launch_seconds=1e-6,
+    levels=(
+        Level(name="L2", bytes_per_second=1e11, most_bytes=1_000_000.0),
+        Level(name="L3", bytes_per_second=5e10, most_bytes=10_000_000.0),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("moved", "bound", "seconds"),
+    [(50_000, LAUNCH, 1e-6), (500_000, "L2", 5e-6), (5_000_000, "L3", 1e-4),
+     (50_000_000, MEMORY, 5e-3)],
+)  # fmt: skip
+def test_a_hot_call_is_bound_by_the_level_that_holds_it(
+    moved: int, bound: str, seconds: float
+) -> None:
+    placed = place(cost(10, moved), LEVELS, 1.0)
+    assert placed.bound == bound
+    assert placed.attainable_seconds == pytest.approx(seconds)
+
+
+def test_a_cold_call_is_bound_by_memory() -> None:
+    assert place(cost(10, 5_000_000), LEVELS, 1.0, hot=False).bound == MEMORY
+
+
+def test_what_the_kernel_writes_between_needs_room_in_the_cache_too() -> None:
+    assert place(cost(10, 500_000, between=600_000), LEVELS, 1.0).bound == "L3"
+
+
+def test_cache_residency_is_said_with_the_cache() -> None:
+    placed = place(cost(10, 5_000_000), LEVELS, 2e-4)
+    assert placed.in_cache
+    assert placed.efficiency == pytest.approx(0.5)
+    assert placed.note is not None
+    assert placed.note.endswith("the operands stayed in cache (L3)")
+
+
+FULL = {
+    **CEILINGS,
+    "launch": {"seconds": 2e-6},
+    "levels": [
+        {"name": "L3", "bytes_per_second": 5e10, "working_set_bytes": [1000, 2000]},
+        {"name": "memory", "bytes_per_second": 1e10, "working_set_bytes": [10**8, 2 * 10**8]},
+    ],
+}
+
+
+def test_levels_and_launch_are_read_from_the_full_form() -> None:
+    read = roof(FULL, "float32")
+    assert read is not None
+    assert read.launch_seconds == 2e-6
+    assert read.levels == (Level(name="L3", bytes_per_second=5e10, most_bytes=2000.0),)
+    assert read.level(2000) == read.levels[0]
+    assert read.level(2001) is None
+
+
+@pytest.mark.parametrize("levels", [None, "x", [], [{}], [3, {}], [{"name": "L3"}, {}]])
+def test_levels_that_are_none_are_none(levels: object) -> None:
+    read = roof({**CEILINGS, "levels": levels}, "float32")
+    assert read == ROOF
+
+
+# --- three roofs -------------------------------------------------------------------------------
+
+A100 = {"name": "NVIDIA A100-SXM4-80GB", "multiprocessors": 108, "memory_bytes": 85_049_475_072}
+
+
+def of(device: dict[str, object], **settings: object) -> Environment:
+    return Environment(fingerprint={"device": device}, settings=settings)
+
+
+def gpu(dtype: str, clock: float | None = 1.2e9) -> dict[str, object]:
+    entry = {"flops_per_second": 2.5e14} | ({"sm_clock_hertz": clock} if clock else {})
+    return {"matmul": {dtype: entry}, "copy": {"bytes_per_second": 1.7e12}}
+
+
+def test_a_processor_has_its_measured_roof_and_its_caches() -> None:
+    found, why = lines(FULL, of({"name": "EPYC", "cores": 2}), "float32")
+    assert [(each.source, each.label) for each in found] == [
+        ("measured", "measured"),
+        ("cache", "L3"),
+    ]
+    assert why == "Only NVIDIA devices have peaks in peaks.toml."
+
+
+def test_a_known_gpu_has_three() -> None:
+    found, why = lines(gpu("bfloat16"), of(A100), "bfloat16")
+    assert why == ""
+    assert [each.source for each in found] == ["measured", "datasheet", "formula"]
+    measured, datasheet, formula = found
+    assert measured.flops_per_second == 2.5e14
+    assert datasheet.flops_per_second == pytest.approx(3.12e14)
+    assert datasheet.bytes_per_second == pytest.approx(2.039e12)
+    assert formula.flops_per_second == pytest.approx(108 * 1.2e9 * 2048)
+    assert formula.label == "formula at 1200 MHz"
+    assert datasheet.ridge == pytest.approx(153, abs=0.5)
+
+
+def test_without_a_clock_there_is_no_formula_and_it_is_said() -> None:
+    found, why = lines(gpu("bfloat16", None), of(A100), "bfloat16")
+    assert [each.source for each in found] == ["measured", "datasheet"]
+    assert "clock was not read" in why
+
+
+def test_an_unknown_variant_keeps_its_measured_roof() -> None:
+    found, why = lines(gpu("bfloat16"), of({**A100, "multiprocessors": 124}), "bfloat16")
+    assert [each.source for each in found] == ["measured"]
+    assert "unknown variant" in why
+
+
+def test_a_dtype_that_the_card_emulates_has_no_peak() -> None:
+    v100 = {"name": "Tesla V100-SXM2-16GB", "multiprocessors": 80, "memory_bytes": 16_945_512_448}
+    found, why = lines(gpu("bfloat16"), of(v100), "bfloat16")
+    assert [each.source for each in found] == ["measured"]
+    assert "no figure of bfloat16" in why
+
+
+def test_the_settings_choose_the_roof() -> None:
+    assert precision("float32", {}) == "float32"
+    assert precision("float32", {"matmul.allow_tf32": True}) == "float32_tf32"
+    assert precision("float32", {"matmul.fp32_precision": "tf32"}) == "float32_tf32"
+    half = {"matmul.allow_fp16_accumulation": True}
+    assert precision("float16", half) == "float16_accumulate_float16"
+    assert precision("bfloat16", half) == "bfloat16"
+    tf32 = lines(gpu("float32"), of(A100, **{"matmul.allow_tf32": True}), "float32")[0]
+    assert tf32[1].flops_per_second == pytest.approx(1.56e14)
+    double = lines(gpu("float64"), of(A100), "float64")[0]
+    assert double[1].flops_per_second == pytest.approx(1.95e13)

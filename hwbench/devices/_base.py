@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,9 @@ class Device(ABC):
     contract: ClassVar[str]  # what its times mean: wall, event
     asynchronous: ClassVar[bool] = False  # whether calls return before their work is done
     matmul_sides: ClassVar[tuple[int, ...]] = (512, 1024, 2048)  # tried for the matrix ceiling
-    copy_bytes: ClassVar[int] = 256_000_000  # copied for the bandwidth ceiling
+    matmul_sweep: ClassVar[tuple[int, ...]] = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+    least_copy_bytes: ClassVar[int] = 65_536  # where the sweep of working sets begins
+    copy_bytes: int = 256_000_000  # the working set of the bandwidth ceiling: no cache holds it
     resolution_seconds: float  # the smallest span that its marks resolve
 
     def __init__(self, index: int = 0) -> None:
@@ -105,6 +108,14 @@ class Device(ABC):
         """A function that replays ``call`` as a graph, or the reason why that is not possible."""
         del call
         return f"{self.kind} has no graphs."
+
+    def matmul_modes(self, dtype: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+        """The ways to multiply matrices of a dtype; the dtype alone is the way torch is set."""
+        return {dtype: nullcontext}
+
+    def cache_bytes(self) -> dict[str, int]:
+        """Bytes of each level of data caches in all, as the system tells; empty where it hides."""
+        return {}
 
     def energy_joules(self) -> float | str:
         """The reading of the energy counter, or the reason why there is none."""

@@ -29,6 +29,7 @@ class Cpu(Device):
     def __init__(self, index: int = 0) -> None:
         super().__init__(index)
         self.resolution_seconds = time.get_clock_info("perf_counter").resolution
+        self.copy_bytes = max(self.copy_bytes, 4 * environment.last_level_cache_bytes())
         self._evict: torch.Tensor | None = None
 
     @classmethod
@@ -106,6 +107,9 @@ class Cpu(Device):
                 taken += event.nbytes()
                 peak = max(peak, taken)
         return peak
+
+    def cache_bytes(self) -> dict[str, int]:
+        return environment.cache_totals()
 
     def energy_joules(self) -> float | str:
         return environment.rapl_joules()

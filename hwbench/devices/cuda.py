@@ -7,7 +7,9 @@ import ctypes
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib import metadata
 from operator import attrgetter
 from pathlib import Path
@@ -77,6 +79,8 @@ class Cuda(Device):
     contract = "event"
     asynchronous = True
     matmul_sides = (4096, 8192)
+    matmul_sweep = (1024, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+    least_copy_bytes = 1_048_576
     copy_bytes = 2_000_000_000
     resolution_seconds = 0.5e-6
 
@@ -259,9 +263,43 @@ class Cuda(Device):
     def disturbance(self, before: Probe, after: Probe, seconds: float) -> list[str]:
         return _nvml.disturbances(before, after, seconds)
 
+    def matmul_modes(self, dtype: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+        """TF32 and IEEE float32, and float16 accumulated in float16, beside what is set."""
+        matmul = "backends.cuda.matmul"
+        ways: dict[str, dict[str, tuple[str, object]]] = {
+            "float32": {
+                "float32_ieee": (f"{matmul}.fp32_precision", "ieee"),
+                "float32_tf32": (f"{matmul}.fp32_precision", "tf32"),
+            },
+            "float16": {
+                "float16_accumulate_float32": (f"{matmul}.allow_fp16_accumulation", False),
+                "float16_accumulate_float16": (f"{matmul}.allow_fp16_accumulation", True),
+            },
+        }
+        found: dict[str, Callable[[], AbstractContextManager[None]]] = {dtype: nullcontext}
+        for name, (path, value) in ways.get(dtype, {}).items():
+            found[name] = partial(_switched, path, value)
+        return found
+
+    def cache_bytes(self) -> dict[str, int]:
+        return {"L2": self._properties.L2_cache_size}
+
     def energy_joules(self) -> float | str:
         energy = self._nvml.energy_joules()
         return str(energy) if isinstance(energy, _nvml.Reason) else energy
+
+
+@contextlib.contextmanager
+def _switched(path: str, value: object) -> Iterator[None]:
+    """One switch of torch set to a value, and as it was afterwards."""
+    owner, _, name = path.rpartition(".")
+    holder = attrgetter(owner)(torch)
+    before = getattr(holder, name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)
 
 
 def _set_sync_debug_mode(mode: int | str) -> None:

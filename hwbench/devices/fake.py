@@ -115,6 +115,7 @@ class Fake(Device):
     kind = "fake"
     contract = "wall"
     matmul_sides = (64,)
+    matmul_sweep = (32, 64)
     copy_bytes = 4_000_000
     resolution_seconds = 1e-9
 

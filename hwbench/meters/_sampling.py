@@ -73,7 +73,7 @@ def calibrate(
             break
         window = max(1, min(subject.max_calls, math.ceil(allowed / 20 / max(now, 1e-9))))
         before, now = now, sample(device, subject, window, cold=cold)
-    enqueue = _enqueue_seconds(device, subject) if device.asynchronous else 0.0
+    enqueue = enqueue_seconds(device, subject) if device.asynchronous else 0.0
     if enqueue > ENQUEUE_SECONDS:  # the pre-filled queue was too short: this is the device's time
         now = sample(device, subject, 1, cold=cold, enqueue_seconds=enqueue)
     shortest = max(SAMPLE_SECONDS, RESOLUTION_MULTIPLE * device.resolution_seconds)
@@ -88,7 +88,7 @@ def calibrate(
     )
 
 
-def _enqueue_seconds(device: Device, subject: Subject) -> float:
+def enqueue_seconds(device: Device, subject: Subject) -> float:
     """The host's time to launch one call into an empty queue; the median of a few."""
     taken = []
     for _ in range(ENQUEUE_CALLS):

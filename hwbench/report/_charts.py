@@ -241,13 +241,29 @@ def _roofline(styles: dict[str, Style]) -> Any:
         axis=alt.Axis(values=_EVEN, format="~s", labelOverlap="greedy"),
     )
     roofs = alt.Chart(alt.NamedData(name="roofs"), width="container", height=360)
-    roof = roofs.mark_line(color=INK, strokeWidth=1.6).encode(x=x, y=y)
-    said = roofs.mark_text(baseline="bottom", color=INK).encode(x=x, y=y, text="text:N")
-    flat = said.transform_filter("datum.at == 'compute'").mark_text(
-        align="right", baseline="bottom", dy=-5, color=INK
+    dashes = alt.Scale(
+        domain=["measured", "cache", "datasheet", "formula"],
+        range=[[1, 0], [1, 0], [7, 3], [2, 3]],
     )
-    slope = said.transform_filter("datum.at == 'memory'").mark_text(
-        align="right", baseline="middle", dx=-9, color=INK
+    roof = (
+        roofs.mark_line(color=INK, strokeWidth=alt.expr("datum.source == 'cache' ? 0.7 : 1.6"))
+        .encode(
+            x=x,
+            y=y,
+            detail="roof:N",
+            strokeDash=alt.StrokeDash("source:N", scale=dashes, legend=None),
+        )
+        .transform_filter("!datum.text")
+    )
+    said = roofs.mark_text(baseline="bottom", color=INK).encode(x=x, y=y, text="text:N")
+    flat = said.transform_filter("datum.at == 'compute' || datum.at == 'room'").mark_text(
+        align="right", baseline="bottom", dy=-5, color=INK, yOffset={"expr": "-(datum.lift || 0)"}
+    )
+    slope = said.transform_filter("datum.at == 'measured'").mark_text(
+        align="right", baseline="middle", dx=-10, dy=-5, color=INK
+    )
+    caches = said.transform_filter("datum.at == 'cache'").mark_text(
+        align="left", baseline="middle", dx=12, dy=2, color=INK
     )
     base = _base(360)
     unfused = base.mark_rule(strokeWidth=1, opacity=0.5).encode(
@@ -257,9 +273,10 @@ def _roofline(styles: dict[str, Style]) -> Any:
         intensity_text="FLOP per byte", rate_text="executed", efficiency_text="of its roof"
     )
     return alt.layer(
-        roof.transform_filter("!datum.text"),
+        roof,
         flat,
         slope,
+        caches,
         unfused,
         _points(base, styles, tips).encode(x=x, y=y),
     )

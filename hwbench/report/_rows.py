@@ -8,7 +8,7 @@ from typing import Any
 
 from hwbench.frames import summary_rows
 from hwbench.records import Cost
-from hwbench.roofline import Placement, Roof, place, roof
+from hwbench.roofline import Placement, Roof, lines, place, roof
 from hwbench.store import Run
 
 Row = dict[str, Any]
@@ -32,15 +32,20 @@ def report_rows(run: Run) -> list[Row]:
     """One row a case, in the order of the suite: the summary, and what outputs need beside it.
 
     ``series`` is the format with all knobs but the density; ``group`` is what cases must share to
-    be shown side by side; ``roof`` is that of its dtype, None where none was measured;
-    ``placement`` is where the case stands under it, None where it was not timed.
+    be shown side by side; ``roof`` is that of its dtype, None where none was measured; ``roofs``
+    are all that are drawn; ``placement`` is where the case stands, None where it was not timed.
     """
     rows = summary_rows(run)
+    header = run.header
+    roofs = {
+        dtype: (roof(header.ceilings, dtype), lines(header.ceilings, header.environment, dtype)[0])
+        for dtype in {row["dtype"] for row in rows}
+    }
     for row, planned in zip(rows, run.planned.values(), strict=True):
         knobs = {k: v for k, v in planned.case.knobs.items() if k != "density"}
         row["series"] = " ".join([row["format"], *(f"{k}={word(knobs[k])}" for k in sorted(knobs))])
         row["group"] = tuple(row[name] for name in _GROUP)
-        row["roof"] = roof(run.header.ceilings, row["dtype"])
+        row["roof"], row["roofs"] = roofs[row["dtype"]]
         row["placement"] = _placement(row, row["roof"])
     return rows
 
@@ -52,7 +57,7 @@ def _placement(row: Row, ceiling: Roof | None) -> Placement | None:
     cost = Cost(
         **{name: row[name] for name in _COST}, intermediate_bytes=row["intermediate_bytes"] or 0
     )
-    return place(cost, ceiling, seconds)
+    return place(cost, ceiling, seconds, hot=row["regime"] != "cold")
 
 
 def groups(rows: list[Row]) -> dict[tuple[Any, ...], list[Row]]:

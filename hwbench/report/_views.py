@@ -11,7 +11,7 @@ from hwbench.report import _words as words
 from hwbench.report._answers import beats, loses
 from hwbench.report._join import PROJECTION, Join, joins
 from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, timed
-from hwbench.roofline import Roof
+from hwbench.roofline import Line, Roof
 
 
 @dataclass
@@ -233,20 +233,42 @@ def _under_the_roof(members: list[Row], ceiling: Roof) -> str:
 
 
 def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
-    places = [row["placement"] for row in members]
+    """Corners of every roof, and its words: beside slopes, and stacked over the highest top.
+
+    ``lift`` is in pixels; ``room`` keeps the words within the figure.
+    """
+    places, roofs = [row["placement"] for row in members], members[0]["roofs"]
+    ridges = [each.ridge for each in roofs]
     low = min([ceiling.ridge / 8, *(p.unfused_intensity / 2 for p in places)])
-    high = max([ceiling.ridge, *(p.intensity for p in places)]) * 2
-    corners = [(x, ceiling.attainable(x)) for x in (low, ceiling.ridge, high)]
-    lines: list[dict[str, Any]] = [
-        {"intensity": x, "flops_per_second": y, "text": ""} for x, y in corners
-    ]
-    said = {
-        "compute": f"{units.flops_per_second(ceiling.flops_per_second)} matmul",
-        "memory": f"{units.si(ceiling.bytes_per_second, 'B/s')} copy",
-    }
-    for at, (x, y) in zip(("memory", "compute"), corners[1:], strict=True):
-        lines.append({"intensity": x, "flops_per_second": y, "text": said[at], "at": at})
-    return lines
+    high = max([*ridges, *(p.intensity for p in places)]) * 2
+    drawn: list[dict[str, Any]] = []
+    for each in roofs:
+        foot = min(low, each.ridge / 2)
+        for x in (foot, each.ridge, *([] if each.source == "cache" else [high])):
+            y = min(each.flops_per_second, x * each.bytes_per_second)
+            drawn.append(_corner(x, y, each) | {"text": ""})
+        if each.source in ("measured", "cache"):
+            said = f"{units.si(each.bytes_per_second, 'B/s')} "
+            said += "copy" if each.source == "measured" else each.label
+            x = foot if each.source == "cache" else foot**0.25 * each.ridge**0.75
+            corner = _corner(x, x * each.bytes_per_second, each)
+            drawn.append(corner | {"text": said, "at": each.source})
+    tops = sorted(
+        (each for each in roofs if each.source != "cache"), key=lambda e: e.flops_per_second
+    )
+    highest = tops[-1].flops_per_second
+    for number, each in enumerate(tops):
+        said = units.flops_per_second(each.flops_per_second)
+        said += " matmul" if each.source == "measured" else f" {each.label}"
+        lift = 12 * number
+        drawn.append(_corner(high, highest, each) | {"text": said, "at": "compute", "lift": lift})
+    if len(tops) > 1:
+        drawn.append(_corner(high, highest * 3, tops[-1]) | {"text": " ", "at": "room"})
+    return drawn
+
+
+def _corner(x: float, y: float, line: Line) -> dict[str, Any]:
+    return {"intensity": x, "flops_per_second": y, "roof": line.label, "source": line.source}
 
 
 def memory(rows: list[Row]) -> list[Figure]:

@@ -18,7 +18,7 @@ from hwbench.report import _words as words
 from hwbench.report._join import PROJECTION, Join, joins
 from hwbench.report._palette import Style, styles
 from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, report_rows, timed
-from hwbench.roofline import Roof
+from hwbench.roofline import Line
 from hwbench.store import Run
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _roofline(rows: list[Row]) -> Figure:
         if row["placement"] and row["flops"]:
             placed.setdefault(row["dtype"], []).append(row)
     looks = _looks([row for members in placed.values() for row in members])
-    panels = [(dtype, _under(m, m[0]["roof"], looks)) for dtype, m in placed.items()]
+    panels = [(dtype, _under(m, looks)) for dtype, m in placed.items()]
     if not panels:
         raise UsageError(
             "The run has no roofline: its ceilings were not measured, or nothing was timed."
@@ -266,13 +266,16 @@ def _roofline(rows: list[Row]) -> Figure:
     return _panels(panels, looks)
 
 
-def _under(members: list[Row], ceiling: Roof, looks: dict[str, Style]) -> Callable[[Axes], None]:
+_DASHES = {"measured": "-", "cache": "-", "datasheet": "--", "formula": ":"}
+
+
+def _under(members: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        places = [row["placement"] for row in members]
-        low = min([ceiling.ridge / 8, *(p.unfused_intensity / 2 for p in places)])
-        high = max([ceiling.ridge, *(p.intensity for p in places)]) * 2
-        corners = [low, ceiling.ridge, high]
-        ax.plot(corners, [ceiling.attainable(x) for x in corners], color=_INK, lw=1.1, zorder=1)
+        places, roofs = [row["placement"] for row in members], members[0]["roofs"]
+        ridges = [each.ridge for each in roofs]
+        low = min([roofs[0].ridge / 8, *(p.unfused_intensity / 2 for p in places)])
+        high = max([*ridges, *(p.intensity for p in places)]) * 2
+        _draw_roofs(ax, roofs, low, high)
         for row, place in zip(members, places, strict=True):
             look, rate = looks[row["format"]], place.flops_per_second
             span = [place.unfused_intensity, place.intensity]
@@ -282,15 +285,38 @@ def _under(members: list[Row], ceiling: Roof, looks: dict[str, Style]) -> Callab
             )
         ax.set_xscale("log")
         ax.set_yscale("log")
-        top = f"{units.flops_per_second(ceiling.flops_per_second)} matmul"
-        slope = f"{units.si(ceiling.bytes_per_second, 'B/s')} copy"
-        peak = ceiling.flops_per_second
-        shift: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
-        ax.annotate(top, (high, peak), (0, 3), ha="right", **shift)
-        ax.annotate(slope, (ceiling.ridge, peak), (-6, 0), ha="right", va="center", **shift)
         ax.set(xlabel="executed FLOP per byte", ylabel="executed FLOP/s")
 
     return draw
+
+
+def _draw_roofs(ax: Axes, roofs: list[Line], low: float, high: float) -> None:
+    """Every roof with its rates beside its slope, or stacked over the highest top."""
+    shift: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
+    for each in roofs:
+        top, ends = each.flops_per_second, [min(low, each.ridge / 2), each.ridge]
+        corners = ends if each.source == "cache" else [*ends, high]
+        heights = [min(top, x * each.bytes_per_second) for x in corners]
+        width = 1.1 if each.source == "measured" else 0.7
+        ax.plot(corners, heights, _DASHES[each.source], color=_INK, lw=width, zorder=1)
+        if each.source in ("measured", "cache"):
+            word = "copy" if each.source == "measured" else each.label
+            said = f"{units.si(each.bytes_per_second, 'B/s')} {word}"
+            middle = corners[0] ** 0.25 * corners[1] ** 0.75
+            beside: dict[str, Any] = {"xytext": (-8, 4), "ha": "right"}
+            if each.source == "cache":
+                middle, beside = corners[0], {"xytext": (7, 0)}
+            at = (middle, middle * each.bytes_per_second)
+            ax.annotate(said, at, va="center", **beside, **shift)
+    tops = [each for each in roofs if each.source != "cache"]
+    tops.sort(key=lambda each: each.flops_per_second)
+    highest = tops[-1].flops_per_second
+    for number, each in enumerate(tops):
+        word = "matmul" if each.source == "measured" else each.label
+        said = f"{units.flops_per_second(each.flops_per_second)} {word}"
+        ax.annotate(said, (high, highest), (0, 3 + 8 * number), ha="right", **shift)
+    if len(tops) > 1:
+        ax.plot(high, highest * 4, alpha=0)  # room for the words
 
 
 def _heatmap(rows: list[Row]) -> Figure:

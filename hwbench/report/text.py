@@ -56,7 +56,7 @@ def rows_json(run: Run) -> list[dict[str, Any]]:
 
 def plain_row(row: Row) -> dict[str, Any]:
     """A row that JSON can hold: no group, no NaN, the roofline as fields."""
-    inner = ("group", "placement", "roof", "label", "series")
+    inner = ("group", "placement", "roof", "roofs", "label", "series")
     plain = {name: value for name, value in row.items() if name not in inner}
     for name, value in plain.items():
         if isinstance(value, float) and not known(value):

@@ -1,0 +1,117 @@
+"""``hwbench ceilings``: what this machine reaches at best, measured in full and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hwbench.cli import _shared
+from hwbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def ceilings(
+    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    dtype: list[str] | None = typer.Option(
+        None, "--dtype", help="Matrix rates of these dtypes only.  [default: all four]"
+    ),
+    threads: int | None = typer.Option(
+        None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Measure what this machine reaches at best: the roofs of the roofline.
+
+    A large matrix product by dtype, copy and triad from every memory level, and the smallest call.
+    It takes about a minute. The runs that follow on this machine copy it into their file.
+    """
+    from hwbench import ceilings as kept
+    from hwbench import environment, protocol, runner
+    from hwbench.records import ITEM_BYTES
+    from hwbench.transports.local import LocalWorker
+
+    dtypes = _shared.listed(dtype) or list(_DTYPES)
+    if unknown := [name for name in dtypes if name not in ITEM_BYTES]:
+        raise UsageError(f"--dtype takes {', '.join(ITEM_BYTES)}, not {unknown[0]!r}.")
+    threads = threads or environment.usable_cores()
+    console = _shared.console(error=True)
+    worker = LocalWorker(runner.resolve_device(device), threads)
+    try:
+        with console.status("Measuring sizes and working sets, about a minute …"):
+            reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 120)
+            found = kept.measure(worker, reply, threads, dtypes)
+    finally:
+        worker.close()
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    out = _shared.console()
+    for part in _tables(found):
+        out.print(part)
+    where = found.get("not_kept") or f"Kept in {kept.path(reply, threads)}."
+    out.print(where, soft_wrap=True)
+
+
+def _tables(found: dict[str, Any]) -> list[RenderableType]:
+    from hwbench import units
+
+    matmul = [
+        (name, units.flops_per_second(entry["flops_per_second"]), _product(entry["shape"]),
+         ", ".join(f"{at['shape'][0]}: {units.si(at['flops_per_second'], '')}"
+                   for at in entry["sweep"]))
+        for name, entry in found["matmul"].items()
+    ]  # fmt: skip
+    levels = [
+        (level["name"], units.si(level["bytes_per_second"], "B/s"),
+         " to ".join(units.nbytes(size) for size in dict.fromkeys(level["working_set_bytes"])))
+        for level in found["levels"]
+    ]  # fmt: skip
+    moved = [
+        (name, units.si(found[name]["bytes_per_second"], "B/s"),
+         units.nbytes(found[name]["working_set_bytes"]))
+        for name in ("copy", "triad")
+    ]  # fmt: skip
+    launch = [
+        (words, units.seconds(found["launch"][name]))
+        for name, words in _LAUNCH.items()
+        if name in found["launch"]
+    ]
+    if "graph" in found["launch"]:
+        launch.append(("replayed from a graph", found["launch"]["graph"]))
+    return [
+        _table(("matrix product", "at best", "side", "by side"), matmul),
+        _table(("memory level (copy)", "at best", "working sets"), levels),
+        _table(("largest working set", "at best", "working set"), moved),
+        _table(("smallest call", "at best"), launch),
+    ]
+
+
+_LAUNCH = {
+    "seconds": "one after another",
+    "host_seconds": "the host's part",
+    "graph_seconds": "a graph of one",
+    "graph_kernel_seconds": "each in a graph of many",
+}
+
+
+def _product(shape: list[int]) -> str:
+    return " × ".join(map(str, shape)) if len(set(shape)) > 1 else str(shape[0])
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[Sequence[str]]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number == 1 else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table

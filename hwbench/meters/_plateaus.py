@@ -1,0 +1,78 @@
+"""Plateaus of a bandwidth sweep: one a memory level. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+_PENALTY = 0.02  # that one more piece must save, in squared logarithms
+_FLAT = 0.15  # the rates of a plateau lie within this share of their mean
+_FEWEST = 3  # working sets make a plateau
+_STEP = 1.1  # a level is at least so much faster than the next
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Consecutive working sets that move at one rate."""
+
+    least_bytes: float
+    most_bytes: float
+    bytes_per_second: float  # the best of them
+
+    @property
+    def middle_bytes(self) -> float:
+        """The working set in its middle, on a logarithmic axis."""
+        return math.sqrt(self.least_bytes * self.most_bytes)
+
+
+def plateaus(points: Sequence[tuple[float, float]]) -> list[Plateau]:
+    """The plateaus of (working set in bytes, bytes per second), the fastest first.
+
+    The logarithms of the rates are cut into pieces of one rate each, by the cut that saves the most
+    squared error for its pieces. A piece that is short or slopes lies between two levels; one
+    before the fastest is the cost of the call and not of the memory; two of about the same rate
+    are one level.
+    """
+    ordered = sorted(points)
+    found: list[Plateau] = []
+    for first, last in _pieces([math.log(rate) for _, rate in ordered]):
+        piece = ordered[first:last]
+        rates = [rate for _, rate in piece]
+        mean = fmean(rates)
+        if len(piece) < _FEWEST or max(abs(rate - mean) for rate in rates) > _FLAT * mean:
+            continue
+        new = Plateau(piece[0][0], piece[-1][0], max(rates))
+        while found and new.bytes_per_second * _STEP > found[-1].bytes_per_second:
+            before = found.pop()
+            if before.bytes_per_second * _STEP > new.bytes_per_second:
+                best = max(before.bytes_per_second, new.bytes_per_second)
+                new = Plateau(before.least_bytes, new.most_bytes, best)
+        found.append(new)
+    return found
+
+
+def named(level: Plateau, capacities: Mapping[str, int]) -> str:
+    """The cache that holds the middle of a plateau; ``cache`` where the system tells of none."""
+    holding = {name: size for name, size in capacities.items() if size >= level.middle_bytes}
+    return min(holding, key=lambda name: holding[name]) if holding else "cache"
+
+
+def _pieces(values: Sequence[float]) -> list[tuple[int, int]]:
+    """Where to cut: the least squared error within pieces, and a penalty for each of them."""
+    best, cut = [0.0], [0]
+    for last in range(1, len(values) + 1):
+        costs = [best[first] + _error(values[first:last]) + _PENALTY for first in range(last)]
+        cut.append(min(range(last), key=costs.__getitem__))
+        best.append(costs[cut[-1]])
+    pieces, last = [], len(values)
+    while last:
+        pieces.append((cut[last], last))
+        last = cut[last]
+    return pieces[::-1]
+
+
+def _error(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return sum((value - mean) ** 2 for value in values)

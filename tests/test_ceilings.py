@@ -1,0 +1,280 @@
+"""Ceilings: plateaus found, sweeps that say what they did, and a cache that is keyed and whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwbench import ceilings, protocol
+from hwbench.devices.cpu import Cpu
+from hwbench.devices.fake import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
+from hwbench.meters._ceilings import measure_ceilings
+from hwbench.meters._plateaus import Plateau, named, plateaus
+
+MIB = 2**20
+
+
+# --- plateaus ----------------------------------------------------------------------------------
+
+
+def sweep(*steps: tuple[int, float]) -> list[tuple[float, float]]:
+    """So many working sets at each rate, each √2 larger than the one before."""
+    rates = [rate for count, rate in steps for _ in range(count)]
+    return [(65536 * 2 ** (number / 2), rate) for number, rate in enumerate(rates)]
+
+
+def test_three_levels_are_found_with_their_working_sets() -> None:
+    points = sweep((6, 200.0), (6, 90.0), (5, 20.0))
+    found = plateaus(points)
+    assert [level.bytes_per_second for level in found] == [200.0, 90.0, 20.0]
+    assert [level.least_bytes for level in found] == [points[at][0] for at in (0, 6, 12)]
+    assert [level.most_bytes for level in found] == [points[at][0] for at in (5, 11, 16)]
+
+
+def test_noise_makes_no_level_and_hides_none() -> None:
+    noisy = [
+        (size, rate * (1.0, 0.94, 1.05, 0.97)[number % 4])
+        for number, (size, rate) in enumerate(sweep((8, 200.0), (8, 60.0)))
+    ]
+    found = plateaus(noisy)
+    assert [level.bytes_per_second for level in found] == [210.0, 63.0]
+
+
+def test_a_slope_is_no_level_and_what_rises_is_the_cost_of_the_call() -> None:
+    rising = [(1, 20.0), (1, 40.0), (1, 80.0), (1, 130.0)]
+    falling = [(1, 150.0), (1, 110.0), (1, 70.0), (1, 40.0)]
+    found = plateaus(sweep(*rising, (6, 200.0), *falling, (4, 30.0)))
+    assert [level.bytes_per_second for level in found] == [200.0, 30.0]
+
+
+def test_a_slow_plateau_before_the_fastest_is_no_level() -> None:
+    found = plateaus(sweep((4, 50.0), (5, 200.0), (4, 30.0)))
+    assert [level.bytes_per_second for level in found] == [200.0, 30.0]
+
+
+def test_two_plateaus_of_one_rate_are_one_level() -> None:
+    points = sweep((4, 100.0), (1, 60.0), (4, 104.0), (4, 20.0))
+    found = plateaus(points)
+    assert [level.bytes_per_second for level in found] == [104.0, 20.0]
+    assert found[0].least_bytes == points[0][0]
+
+
+def test_a_level_is_named_after_the_smallest_cache_that_holds_its_middle() -> None:
+    caches = {"L1": 64 * 1024, "L2": 2 * MIB, "L3": 32 * MIB}
+    assert named(Plateau(16384, 65536, 1.0), caches) == "L1"
+    assert named(Plateau(4 * MIB, 40 * MIB, 1.0), caches) == "L3"
+    assert named(Plateau(40 * MIB, 90 * MIB, 1.0), caches) == "cache"
+    assert named(Plateau(1, 2, 1.0), {}) == "cache"
+
+
+# --- what is measured --------------------------------------------------------------------------
+
+
+def fake() -> Fake:
+    return Fake(effects={"replicate": 0})
+
+
+def test_the_short_form_has_what_a_run_needs() -> None:
+    found = measure_ceilings(fake(), ["float32", "bfloat16"])
+    assert set(found) == {"matmul", "copy", "launch"}
+    rate = 2 * 64**3 / (2 * 64**3 / FLOPS_PER_SECOND + LAUNCH_SECONDS)
+    assert found["matmul"]["float32"] == {
+        "flops_per_second": pytest.approx(rate),
+        "shape": [64, 64, 64],
+    }
+    assert found["copy"]["bytes_per_second"] == pytest.approx(BYTES_PER_SECOND, rel=0.05)
+    assert found["launch"]["seconds"] == pytest.approx(LAUNCH_SECONDS, rel=1e-3)
+    assert found["launch"]["graph"] == "fake has no graphs."
+
+
+def test_the_full_form_names_the_best_size_and_keeps_the_sweep() -> None:
+    found = measure_ceilings(fake(), ["float32"], full=True)
+    sizes = {at["shape"][0]: at["flops_per_second"] for at in found["matmul"]["float32"]["sweep"]}
+    assert sizes[32] < sizes[64] == found["matmul"]["float32"]["flops_per_second"]
+    for name, arrays in (("copy", 2), ("triad", 3)):
+        sets = [at["working_set_bytes"] for at in found[name]["sweep"]]
+        assert sets == sorted(sets)
+        assert found[name]["working_set_bytes"] == sets[-1] <= Fake.copy_bytes
+        assert all(size % (4 * arrays) == 0 for size in sets)
+    assert found["levels"][-1]["name"] == "memory"
+    assert found["levels"][-1]["working_set_bytes"][-1] == found["copy"]["working_set_bytes"]
+
+
+def test_other_precisions_belong_to_the_full_form_and_are_set_back() -> None:
+    switched: list[str] = []
+
+    class Two(Fake):
+        def matmul_modes(self, dtype: str) -> Any:
+            from contextlib import contextmanager
+
+            @contextmanager
+            def other() -> Any:
+                switched.append("on")
+                yield
+                switched.append("off")
+
+            return {**super().matmul_modes(dtype), f"{dtype}_other": other}
+
+    assert list(measure_ceilings(Two(), ["float32"])["matmul"]) == ["float32"]
+    assert switched == []
+    found = measure_ceilings(Two(), ["float32"], full=True)
+    assert list(found["matmul"]) == ["float32", "float32_other"]
+    assert switched == ["on", "off"]
+
+
+def test_a_size_that_would_take_all_the_time_is_left_out() -> None:
+    class Slow(Fake):
+        matmul_sweep = (64, 65536)
+
+    found = measure_ceilings(Slow(effects={"replicate": 0}), ["float32"], full=True)
+    assert [at["shape"][0] for at in found["matmul"]["float32"]["sweep"]] == [64]
+
+
+def test_a_processor_copies_more_than_its_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hwbench import environment
+
+    monkeypatch.setattr(environment, "last_level_cache_bytes", lambda: 200 * MIB)
+    assert Cpu().copy_bytes == 800 * MIB
+    monkeypatch.setattr(environment, "last_level_cache_bytes", lambda: 0)
+    assert Cpu().copy_bytes == 256_000_000
+
+
+# --- what is kept ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "hwbench"
+
+
+class Worker:
+    """Answers with made-up ceilings, and remembers what it was asked."""
+
+    def __init__(self, rate: float = 1.0) -> None:
+        self.rate = rate
+        self.asked: list[tuple[list[str], bool]] = []
+
+    def ask(self, request: Any, expected: Any, timeout_seconds: float) -> Any:
+        self.asked.append((request.dtypes, request.full))
+        matmul = {dtype: {"flops_per_second": self.rate} for dtype in request.dtypes}
+        copy = {"bytes_per_second": self.rate}
+        return protocol.CeilingsReply(
+            ceilings={"matmul": matmul, "copy": copy, "launch": {"seconds": 1.0}}
+        )
+
+
+def reply(**facts: Any) -> protocol.PlanReply:
+    device = {"name": "example", "memory_bytes": 1, **facts}
+    return protocol.PlanReply(
+        fingerprint={"device": device, "torch": "2.13", "hwbench": "1"}, settings={"tf32": False}
+    )
+
+
+def test_only_the_first_run_measures_and_a_new_dtype_is_added(cache: Path) -> None:
+    worker = Worker()
+    first = ceilings.of_machine(worker, reply(), 2, {"float32"})
+    assert ceilings.of_machine(worker, reply(), 2, {"float32"}) == first
+    worker.rate = 2.0
+    both = ceilings.of_machine(worker, reply(), 2, {"float32", "bfloat16"})
+    assert worker.asked == [(["float32"], False), (["bfloat16"], False)]
+    assert both["matmul"]["float32"] == {"flops_per_second": 1.0}
+    assert both["matmul"]["bfloat16"] == {"flops_per_second": 2.0}
+    assert both["copy"] == {"bytes_per_second": 1.0}
+    assert ceilings.of_machine(worker, reply(), 2, {"bfloat16"}) == both
+
+
+def test_without_dtypes_nothing_is_measured(cache: Path) -> None:
+    worker = Worker()
+    assert ceilings.of_machine(worker, reply(), 2, []) == {}
+    assert worker.asked == []
+
+
+def test_the_full_form_takes_the_place_of_what_was_kept(cache: Path) -> None:
+    ceilings.of_machine(Worker(), reply(), 2, {"float32"})
+    found = ceilings.measure(Worker(3.0), reply(), 2, ["float32"])
+    assert found["form"] == "full"
+    after = Worker()
+    assert ceilings.of_machine(after, reply(), 2, {"float32"}) == found
+    assert after.asked == []
+
+
+def test_another_machine_setting_or_torch_has_ceilings_of_its_own(cache: Path) -> None:
+    base = ceilings.path(reply(), 2)
+    assert base.parent == cache
+    assert ceilings.path(reply(), 2) == base
+    assert ceilings.path(reply(uuid="another of the same"), 2) == base
+    others = {
+        ceilings.path(reply(), 1),
+        ceilings.path(reply(name="other"), 2),
+        ceilings.path(reply(driver="2"), 2),
+        ceilings.path(protocol.PlanReply(fingerprint={"torch": "2.12"}), 2),
+    }
+    assert len({base, *others}) == 5
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"matmul": 3}', '{"matmul": {"x": {}}}'])
+def test_a_file_that_is_not_whole_is_measured_again(cache: Path, text: str) -> None:
+    file = ceilings.path(reply(), 2)
+    file.parent.mkdir(parents=True)
+    file.write_text(text, encoding="utf-8")
+    worker = Worker()
+    ceilings.of_machine(worker, reply(), 2, {"float32"})
+    assert worker.asked == [(["float32"], False)]
+    assert json.loads(file.read_text(encoding="utf-8"))["matmul"]["float32"]
+    assert [path.name for path in cache.iterdir()] == [file.name]
+
+
+def test_where_nothing_can_be_kept_the_ceilings_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    found = ceilings.of_machine(Worker(), reply(), 2, {"float32"})
+    assert found["matmul"]["float32"] == {"flops_per_second": 1.0}
+    assert "cannot be written" in found["not_kept"]
+
+
+def test_the_folder_follows_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    for platform, folder in (("linux", ".cache"), ("darwin", "Library/Caches")):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert ceilings.folder() == Path("/home/me") / folder / "hwbench"
+
+
+# --- the verb ----------------------------------------------------------------------------------
+
+
+def verb(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hwbench", "ceilings", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_verb_measures_shows_and_keeps(cache: Path) -> None:
+    done = verb("--device", "fake", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["matmul"]) == {"float32", "bfloat16", "float16", "float64"}
+    shown = verb("--device", "fake")
+    assert shown.returncode == 0, shown.stderr
+    for words in ("matrix product", "memory level", "smallest call", f"Kept in {cache}"):
+        assert words in shown.stdout
+
+
+def test_the_verb_refuses_a_dtype_that_there_is_not(cache: Path) -> None:
+    done = verb("--device", "fake", "--dtype", "int3")
+    assert done.returncode == 2
+    assert "--dtype takes float64" in done.stderr
+    assert "Traceback" not in done.stderr
