@@ -52,6 +52,16 @@ class CeilingsReply(Record, tag="measured", tag_field="say"):
     ceilings: dict[str, Any]
 
 
+class HealthRequest(Record, tag="health", tag_field="say"):
+    """Whether the device can be trusted now: a second of equal work, and 2:4 tried."""
+
+
+class HealthReply(Record, tag="healthy", tag_field="say"):
+    """What ``hwbench.meters._health.examine`` found."""
+
+    found: dict[str, Any]
+
+
 class SoloRequest(Record, tag="solo", tag_field="say"):
     """Prepare one case and read everything of it that is not timed in rounds."""
 
@@ -146,12 +156,19 @@ class Mistake(Record, tag="mistake", tag_field="say"):
 
 
 Request = (
-    PlanRequest | CeilingsRequest | SoloRequest | ChunkRequest | ForgetRequest | DescribeRequest
+    PlanRequest
+    | CeilingsRequest
+    | HealthRequest
+    | SoloRequest
+    | ChunkRequest
+    | ForgetRequest
+    | DescribeRequest
 )
 Reply = (
     Hello
     | PlanReply
     | CeilingsReply
+    | HealthReply
     | SoloReply
     | ChunkReply
     | ForgetReply

@@ -30,6 +30,7 @@ from hwbench.formats._base import Format
 from hwbench.meters import latency
 from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
+from hwbench.meters._health import examine
 from hwbench.records import (
     ITEM_BYTES,
     Case,
@@ -65,6 +66,8 @@ class Worker:
             case protocol.CeilingsRequest():
                 measured = measure_ceilings(self.device, request.dtypes, full=request.full)
                 return protocol.CeilingsReply(ceilings=measured)
+            case protocol.HealthRequest():
+                return protocol.HealthReply(found=examine(self.device))
             case protocol.SoloRequest():
                 return self.solo(request)
             case protocol.ChunkRequest():

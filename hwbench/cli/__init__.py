@@ -13,7 +13,18 @@ import traceback
 import typer
 
 import hwbench
-from hwbench.cli import baseline, ceilings, check, export, list_, plot, report, run, selftest
+from hwbench.cli import (
+    baseline,
+    ceilings,
+    check,
+    doctor,
+    export,
+    list_,
+    plot,
+    report,
+    run,
+    selftest,
+)
 from hwbench.errors import HwbenchError, UsageError, shortened
 
 BUG, INTERRUPTED = 70, 130
@@ -37,6 +48,7 @@ app.add_typer(baseline.app, name="baseline")
 app.command("plot")(plot.plot)
 app.command("export")(export.export)
 app.command("ceilings")(ceilings.ceilings)
+app.command("doctor")(doctor.doctor)
 app.command("list")(list_.list_)
 
 

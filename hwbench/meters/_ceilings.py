@@ -67,7 +67,7 @@ def _matmul(device: Device, dtype: str, *, full: bool) -> dict[str, Any]:
         too_slow = subjects and 2 * side**3 / rate * _PASSES > budget / 2
         if too_slow or (subjects and 3 * side**2 * ITEM_BYTES[dtype] > room):
             break
-        subject = _subject(device, "matmul", dtype, (side, side), tokens=side)
+        subject = subject_of(device, "matmul", dtype, (side, side), tokens=side)
         rate = max(rate, 2 * side**3 / min(sample(device, subject, 1) for _ in range(2)))
         subjects[side] = subject
     rates = {
@@ -104,7 +104,7 @@ def _moved(device: Device, workload: str, *, full: bool) -> dict[str, Any]:
     subjects = {}
     for size in sizes:
         elements = max(1, size // 4 // _ARRAYS[workload])
-        subject = _subject(device, workload, "float32", (1, elements))
+        subject = subject_of(device, workload, "float32", (1, elements))
         assert subject.cost is not None
         subjects[subject.cost.compulsory_bytes] = subject
     budget = _SWEEP_SECONDS if full else _SHORT_SECONDS
@@ -138,7 +138,7 @@ def _levels(device: Device, sweep: list[dict[str, float]]) -> list[dict[str, Any
 
 def _launch(device: Device) -> dict[str, Any]:
     """Seconds of the smallest call: on the device, on the host, and replayed from a graph."""
-    subject = _subject(device, "launch", "float32", (1, 1))
+    subject = subject_of(device, "launch", "float32", (1, 1))
     found: dict[str, Any] = {"seconds": _fastest(device, {0: subject}, _LAUNCH_SECONDS)[0]}
     if device.asynchronous:
         found["host_seconds"] = min(enqueue_seconds(device, subject) for _ in range(_PASSES))
@@ -187,9 +187,10 @@ def _fastest(device: Device, subjects: Mapping[Key, Subject], budget: float) -> 
     return found
 
 
-def _subject(
+def subject_of(
     device: Device, workload: str, dtype: str, shape: tuple[int, int], tokens: int | None = None
 ) -> Subject:
+    """A workload prepared on the device, ready to be sampled."""
     case = Case(
         workload=workload,
         format="dense",

@@ -1,0 +1,72 @@
+"""Whether a device can be trusted now: a second of equal work, and what disturbed it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from statistics import quantiles
+from typing import Any
+
+import torch
+
+from hwbench import plugins
+from hwbench.devices import _nvml
+from hwbench.devices._base import Device
+from hwbench.errors import HwbenchError
+from hwbench.formats._base import FORWARD, Format
+from hwbench.meters._ceilings import subject_of
+from hwbench.meters._sampling import sample
+
+_SECONDS = 1.0  # of equal work
+_SAMPLE_SECONDS = 5e-3
+_FEWEST, _MOST = 20, 400  # samples
+_SIDE = 512  # of the products that are the work
+_TWO_FOUR = "semi_structured"
+_TIMER_LOOKS = 1000
+
+
+def examine(device: Device) -> dict[str, Any]:
+    """What only a process on the device can tell.
+
+    ``disturbances`` are words; ``spread`` is the 90th percentile of equal samples over the 10th,
+    less one; ``two_four`` has a reason for each kernel, "" where it ran; ``retired_package`` says
+    what to do about it, "" where it is not installed.
+    """
+    subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE), tokens=_SIDE)
+    first = min(sample(device, subject, 1) for _ in range(3))
+    calls = max(1, math.ceil(_SAMPLE_SECONDS / first))
+    before, begun, taken = device.probe(), time.monotonic(), [sample(device, subject, calls)]
+    while len(taken) < _MOST and (len(taken) < _FEWEST or time.monotonic() - begun < _SECONDS):
+        taken.append(sample(device, subject, calls))
+    seconds = time.monotonic() - begun
+    tenths = quantiles(taken, n=10)
+    return {
+        "disturbances": device.disturbance(before, device.probe(), seconds),
+        "seconds": seconds,
+        "spread": tenths[-1] / tenths[0] - 1,
+        "timer_seconds": _timer_seconds(),
+        "resolution_seconds": device.resolution_seconds,
+        "two_four": _two_four(device),
+        "retired_package": _nvml.retired_package() or "",
+    }
+
+
+def _timer_seconds() -> float:
+    """The smallest step of the host's clock that was seen."""
+    looks = [time.perf_counter_ns() for _ in range(_TIMER_LOOKS)]
+    steps = [b - a for a, b in itertools.pairwise(looks) if b > a]
+    return min(steps, default=0) * 1e-9
+
+
+def _two_four(device: Device) -> dict[str, str]:
+    """Each kernel of 2:4 tried with a small product; the reason where it does not run."""
+    format_class = plugins.load("formats", _TWO_FOUR, Format)
+    found = {}
+    for kernel in format_class.KERNELS:
+        try:
+            example = format_class.from_knobs(256, 256, kernel=kernel)
+            found[kernel] = example.unsupported(device.kind, torch.bfloat16, FORWARD) or ""
+        except HwbenchError as error:
+            found[kernel] = str(error)
+    return found

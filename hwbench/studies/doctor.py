@@ -1,0 +1,215 @@
+"""Whether this machine can be trusted now: one check a fact, each with its verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from hwbench import environment, peaks, protocol, runner, units
+from hwbench.errors import EnvironmentMismatchError, UnknownNameError
+from hwbench.transports.local import LocalWorker
+
+_SECONDS = 300.0  # until the worker has to have answered
+_LOAD_SHARE = 0.5  # of the cores may be busy with other work
+_SPREAD = 0.25  # of equal samples, 90th percentile over 10th
+_COOL = 0.97  # of the card's power limit is a cap that bites
+_LIBRARIES = ("torch", "cuda_runtime", "driver", "cublas", "cudnn", "cusparselt")
+
+
+class Verdict(StrEnum):
+    """What a check came to."""
+
+    FINE = "fine"
+    DOUBT = "doubt"  # numbers taken now are not to be trusted, or less than they could be
+    ABSENT = "absent"  # the machine does not have it
+    UNKNOWN = "unknown"  # it could not be read
+
+
+@dataclass(frozen=True)
+class Check:
+    """One fact, and whether it is as a measurement wants it; ``key`` is what --require names."""
+
+    key: str
+    verdict: Verdict
+    says: str
+
+
+KEYS = (
+    *("device", "libraries", "peak", "clocks", "power", "throttling", "processes", "load", "quota"),
+    *("quiet", "steady", "timer", "two_four", "pynvml"),
+)
+"""What can be required, in the order in which it is told."""
+
+
+def examine(device: str, threads: int | None = None) -> list[Check]:
+    """Every check of one device, a second of work included.
+
+    Raises:
+        DeviceError: the device is not there; the message says why.
+    """
+    load = environment.machine_state()["load_1min"]  # before our own work adds to it
+    worker = LocalWorker(runner.resolve_device(device), threads or environment.usable_cores())
+    try:
+        plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
+        health = worker.ask(protocol.HealthRequest(), protocol.HealthReply, _SECONDS).found
+    finally:
+        worker.close()
+    return list(checks(plan, health, load))
+
+
+def demand(found: Collection[Check], required: Collection[str]) -> None:
+    """Hold the machine to what is required of it.
+
+    Raises:
+        UnknownNameError: there is no such check.
+        EnvironmentMismatchError: a required check is not fine (exit code 4).
+    """
+    for name in required:
+        if name not in KEYS:
+            raise UnknownNameError("requirement", name, KEYS)
+    failed = [c for c in found if c.key in required and c.verdict is not Verdict.FINE]
+    if failed:
+        said = "; ".join(f"{check.key}: {check.says.rstrip('.')}" for check in failed)
+        raise EnvironmentMismatchError(f"Required and not fine: {said}.")
+
+
+def checks(
+    plan: protocol.PlanReply, health: Mapping[str, Any], load_1min: float
+) -> Iterator[Check]:
+    """The checks, from what a worker told."""
+    device, state = plan.fingerprint.get("device", {}), plan.state
+    gpu = "multiprocessors" in device
+    host = state.get("host", {}) if gpu else state
+    yield Check("device", Verdict.FINE, _device(device, plan.fingerprint.get("host", {})))
+    yield _libraries(plan.fingerprint, device)
+    yield _peak(device)
+    yield _clocks(state, device, host, gpu=gpu)
+    yield _power(state, device)
+    yield _throttling(state, gpu=gpu)
+    yield _processes(state, gpu=gpu)
+    yield _load(load_1min)
+    yield _quota()
+    disturbed = health["disturbances"]
+    said = f"{'; '.join(disturbed) or 'undisturbed'} in {units.seconds(health['seconds'])} of work"
+    yield Check("quiet", Verdict.DOUBT if disturbed else Verdict.FINE, said)
+    spread = health["spread"]
+    said = f"equal samples spread by {units.percent(spread)} (10th to 90th percentile)"
+    yield Check("steady", Verdict.FINE if spread <= _SPREAD else Verdict.DOUBT, said)
+    yield _timer(health)
+    yield _two_four(health["two_four"])
+    retired = health["retired_package"]
+    said = retired or "the retired package pynvml is not installed"
+    yield Check("pynvml", Verdict.DOUBT if retired else Verdict.FINE, said)
+
+
+def _device(device: Mapping[str, Any], host: Mapping[str, Any]) -> str:
+    parts = [str(device.get("name", "unknown")), f"{units.nbytes(device.get('memory_bytes'))}"]
+    if "multiprocessors" in device:
+        parts.append(f"{device['multiprocessors']} multiprocessors")
+        parts.append(f"L2 {units.nbytes(device.get('l2_bytes'))}")
+    else:
+        parts.append(f"{device.get('cores')} usable cores")
+        caches = device.get("caches_bytes") or {}
+        parts += [f"{name} {units.nbytes(size)}" for name, size in caches.items()]
+        if not caches:
+            parts.append("caches hidden by the system")
+    if host.get("virtual"):
+        parts.append("a virtual machine")
+    return ", ".join(parts)
+
+
+def _libraries(fingerprint: Mapping[str, Any], device: Mapping[str, Any]) -> Check:
+    found = {name: device.get(name, fingerprint.get(name)) for name in _LIBRARIES}
+    said = ", ".join(f"{name} {version}" for name, version in found.items() if version)
+    return Check("libraries", Verdict.FINE, said)
+
+
+def _peak(device: Mapping[str, Any]) -> Check:
+    peak = peaks.of_device(dict(device))
+    if isinstance(peak, str):
+        return Check("peak", Verdict.ABSENT, peak)
+    return Check("peak", Verdict.FINE, f"{peak.name} in peaks.toml {peak.note}".rstrip())
+
+
+def _clocks(
+    state: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], *, gpu: bool
+) -> Check:
+    if gpu:
+        now, most = state.get("sm_clock_hertz"), device.get("max_sm_clock_hertz")
+        if not (isinstance(now, int | float) and isinstance(most, int | float)):
+            return Check("clocks", Verdict.UNKNOWN, str(now or state.get("nvml") or "not read"))
+        said = f"SM {now / 1e6:.0f} MHz now, {most / 1e6:.0f} MHz at most"
+        return Check("clocks", Verdict.FINE, said)
+    governor, turbo = host.get("governor"), host.get("turbo")
+    said = f"governor {governor or 'not told'}, turbo {turbo or 'not told'}"
+    if governor in (None, "not readable"):
+        return Check("clocks", Verdict.UNKNOWN, said)
+    return Check("clocks", Verdict.FINE if governor == "performance" else Verdict.DOUBT, said)
+
+
+def _power(state: Mapping[str, Any], device: Mapping[str, Any]) -> Check:
+    watts, limit = state.get("power_watts"), device.get("power_limit_watts")
+    if not isinstance(watts, int | float) or not isinstance(limit, int | float):
+        told = [value for value in (watts, limit) if isinstance(value, str)]
+        said = told[0] if told else str(state.get("nvml", "no power is read of this device"))
+        return Check("power", Verdict.UNKNOWN, said)
+    said = f"{watts:.0f} W of {limit:.0f} W ({state.get('power_meaning')})"
+    return Check("power", Verdict.DOUBT if watts > _COOL * limit else Verdict.FINE, said)
+
+
+def _throttling(state: Mapping[str, Any], *, gpu: bool) -> Check:
+    if not gpu:
+        periods = state.get("throttled_periods", 0)
+        said = f"{periods:.0f} periods throttled by a quota since it began"
+        return Check("throttling", Verdict.DOUBT if periods else Verdict.FINE, said)
+    reasons = state.get("clocks_event_reasons")
+    if not isinstance(reasons, list):
+        return Check("throttling", Verdict.UNKNOWN, str(reasons or state.get("nvml", "not read")))
+    bad = [r for r in reasons if "slowdown" in r or "brake" in r]
+    verdict = Verdict.DOUBT if bad else Verdict.FINE
+    return Check("throttling", verdict, ", ".join(reasons) or "no reason to be slower")
+
+
+def _processes(state: Mapping[str, Any], *, gpu: bool) -> Check:
+    if not gpu:
+        return Check("processes", Verdict.FINE, "asked of GPUs only; see load")
+    others = state.get("other_processes")
+    if not isinstance(others, list):
+        return Check("processes", Verdict.UNKNOWN, str(others or state.get("nvml", "not read")))
+    said = f"{len(others)} other processes on the device"
+    if note := state.get("other_processes_note"):
+        return Check("processes", Verdict.UNKNOWN, f"{said}. {note}")
+    return Check("processes", Verdict.DOUBT if others else Verdict.FINE, said)
+
+
+def _load(load_1min: float) -> Check:
+    cores = environment.usable_cores()
+    said = f"{load_1min:.2f} over the last minute on {cores} usable cores"
+    return Check("load", Verdict.FINE if load_1min <= _LOAD_SHARE * cores else Verdict.DOUBT, said)
+
+
+def _quota() -> Check:
+    quota = environment.cpu_quota()
+    if quota is None:
+        return Check("quota", Verdict.FINE, "no quota")
+    whole = quota >= 1 and quota == int(quota)
+    said = f"a quota of {quota:g} cores"
+    return Check("quota", Verdict.FINE if whole else Verdict.DOUBT, said)
+
+
+def _timer(health: Mapping[str, Any]) -> Check:
+    step = max(health["timer_seconds"], health["resolution_seconds"])
+    said = (
+        f"the host's clock moves in {units.seconds(health['timer_seconds'])}, marks resolve "
+        f"{units.seconds(health['resolution_seconds'])}"
+    )
+    return Check("timer", Verdict.FINE if step <= 1e-6 else Verdict.DOUBT, said)
+
+
+def _two_four(kernels: Mapping[str, str]) -> Check:
+    ran = [kernel for kernel, reason in kernels.items() if not reason]
+    if ran:
+        return Check("two_four", Verdict.FINE, f"ran with {', '.join(ran)}")
+    return Check("two_four", Verdict.ABSENT, " ".join(dict.fromkeys(kernels.values())))

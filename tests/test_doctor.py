@@ -1,0 +1,173 @@
+"""The doctor: every check from what a worker tells, the gate, and the page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from hwbench import environment, protocol
+from hwbench.devices.fake import Fake
+from hwbench.errors import EnvironmentMismatchError, UnknownNameError
+from hwbench.meters import _health
+from hwbench.studies.doctor import KEYS, Check, Verdict, checks, demand
+
+HEALTH = {
+    "disturbances": [],
+    "seconds": 1.0,
+    "spread": 0.02,
+    "timer_seconds": 4e-8,
+    "resolution_seconds": 1e-9,
+    "two_four": {"cusparselt": "no kernel.", "cutlass": "no kernel."},
+    "retired_package": "",
+}
+CPU = {"name": "Example 9000", "memory_bytes": 8 * 10**9, "cores": 2, "caches_bytes": {"L2": 10**6}}
+CPU_STATE = {"governor": "performance", "turbo": "off", "throttled_periods": 0.0}
+GPU = {
+    "name": "NVIDIA A100-SXM4-80GB",
+    "memory_bytes": 85_049_475_072,
+    "multiprocessors": 108,
+    "l2_bytes": 41_943_040,
+    "driver": "580.1",
+    "cusparselt": "not in this PyTorch",
+    "max_sm_clock_hertz": 1.41e9,
+    "power_limit_watts": 400.0,
+}
+GPU_STATE = {
+    "sm_clock_hertz": 1.2e9,
+    "power_watts": 80.0,
+    "power_meaning": "instant",
+    "clocks_event_reasons": ["idle"],
+    "other_processes": [],
+    "host": CPU_STATE,
+}
+
+
+def told(
+    device: dict[str, Any], state: dict[str, Any], *, load: float = 0.0, **health: Any
+) -> dict[str, Check]:
+    reply = protocol.PlanReply(fingerprint={"device": device, "torch": "2.13"}, state=state)
+    return {check.key: check for check in checks(reply, {**HEALTH, **health}, load)}
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
+    monkeypatch.setattr(environment, "cpu_quota", lambda: None)
+
+
+def test_every_key_that_can_be_required_is_checked_once_and_in_order() -> None:
+    for device, state in ((CPU, CPU_STATE), (GPU, GPU_STATE)):
+        reply = protocol.PlanReply(fingerprint={"device": device}, state=state)
+        assert tuple(check.key for check in checks(reply, HEALTH, 0.0)) == KEYS
+
+
+def test_a_quiet_processor_is_fine_but_for_what_it_does_not_have() -> None:
+    found = told(CPU, CPU_STATE)
+    assert {key for key, check in found.items() if check.verdict is not Verdict.FINE} == {
+        *("peak", "power", "two_four")
+    }
+    assert "L2 1.00 MB" in found["device"].says
+    assert found["two_four"].says == "no kernel."
+
+
+def test_a_quiet_gpu_is_fine() -> None:
+    found = told(GPU, GPU_STATE, two_four={"cusparselt": "", "cutlass": "no kernel."})
+    assert {check.verdict for check in found.values()} == {Verdict.FINE}
+    assert found["two_four"].says == "ran with cusparselt"
+    assert "cusparselt not in this PyTorch" in found["libraries"].says
+    assert "NVIDIA A100-SXM4-80GB in peaks.toml" in found["peak"].says
+    assert "80 W of 400 W" in found["power"].says
+
+
+@pytest.mark.parametrize(
+    ("key", "device", "state", "extra", "verdict", "says"),
+    [
+        ("clocks", CPU, {**CPU_STATE, "governor": "powersave"}, {}, "doubt", "powersave"),
+        ("clocks", CPU, {**CPU_STATE, "governor": "not readable"}, {}, "unknown", "not readable"),
+        ("clocks", GPU, {**GPU_STATE, "sm_clock_hertz": "NVML: no."}, {}, "unknown", "NVML: no."),
+        ("clocks", GPU, {"nvml": "NVML does not start."}, {}, "unknown", "does not start"),
+        ("throttling", CPU, {**CPU_STATE, "throttled_periods": 3.0}, {}, "doubt", "3 periods"),
+        ("throttling", GPU, {**GPU_STATE, "clocks_event_reasons": ["software thermal slowdown"]},
+         {}, "doubt", "thermal"),
+        ("throttling", GPU, {**GPU_STATE, "clocks_event_reasons": "NVML: no."}, {}, "unknown",
+         "NVML: no."),
+        ("power", GPU, {**GPU_STATE, "power_watts": 399.0}, {}, "doubt", "399 W"),
+        ("power", GPU, {**GPU_STATE, "power_watts": "Not permitted."}, {}, "unknown", "permitted"),
+        ("processes", GPU, {**GPU_STATE, "other_processes": [{"pid": 1, "bytes": 2}]}, {}, "doubt",
+         "1 other"),
+        ("processes", GPU, {**GPU_STATE, "other_processes": [{"pid": 1, "bytes": 2}],
+         "other_processes_note": "One may be itself."}, {}, "unknown", "One may be itself."),
+        ("processes", GPU, {**GPU_STATE, "other_processes": "Hidden."}, {}, "unknown", "Hidden."),
+        ("load", CPU, CPU_STATE, {"load": 1.5}, "doubt", "1.50"),
+        ("quiet", CPU, CPU_STATE, {"disturbances": ["0.10 s stolen"]}, "doubt", "stolen"),
+        ("steady", CPU, CPU_STATE, {"spread": 0.5}, "doubt", "50.0 %"),
+        ("timer", CPU, CPU_STATE, {"timer_seconds": 1e-3}, "doubt", "1.00 ms"),
+        ("pynvml", CPU, CPU_STATE, {"retired_package": "Uninstall pynvml."}, "doubt", "Uninstall"),
+        ("peak", {**GPU, "multiprocessors": 99}, GPU_STATE, {}, "absent", "unknown variant"),
+        ("device", {**CPU, "caches_bytes": {}}, CPU_STATE, {}, "fine", "caches hidden"),
+    ],
+)  # fmt: skip
+def test_what_speaks_against_a_machine_is_said(
+    key: str, device: Any, state: Any, extra: Any, verdict: str, says: str
+) -> None:
+    check = told(device, state, **extra)[key]
+    assert check.verdict == verdict
+    assert says in check.says
+
+
+@pytest.mark.parametrize(("quota", "verdict"), [(2.0, "fine"), (1.5, "doubt"), (0.5, "doubt")])
+def test_a_quota_of_whole_cores_is_fine(
+    monkeypatch: pytest.MonkeyPatch, quota: float, verdict: str
+) -> None:
+    monkeypatch.setattr(environment, "cpu_quota", lambda: quota)
+    assert told(CPU, CPU_STATE)["quota"].verdict == verdict
+
+
+def test_the_gate_passes_what_is_fine_and_names_what_is_not() -> None:
+    found = list(told(CPU, CPU_STATE, disturbances=["noise"]).values())
+    demand(found, ["load", "timer"])
+    with pytest.raises(EnvironmentMismatchError, match="quiet: noise in .* two_four: no kernel"):
+        demand(found, ["load", "quiet", "two_four"])
+    with pytest.raises(UnknownNameError, match="did you mean 'two_four'"):
+        demand(found, ["twofour"])
+
+
+def test_the_work_is_sampled_on_the_device_and_its_disturbances_are_told() -> None:
+    found = _health.examine(Fake(effects={"replicate": 0, "disturb_probability": 1.0}))
+    assert found["disturbances"] == ["a scripted disturbance"]
+    assert found["spread"] == pytest.approx(0.0)
+    assert set(found["two_four"]) == {"cusparselt", "cutlass"}
+    assert all(found["two_four"].values())
+    noisy = _health.examine(Fake(effects={"replicate": 0, "noise": 0.3}))
+    assert noisy["spread"] > 0.3
+
+
+def verb(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hwbench", "doctor", "--device", "fake", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_verb_is_a_page_and_a_gate() -> None:
+    page = verb("--require", "timer,device")
+    assert page.returncode == 0, page.stderr
+    assert [line.split()[0] for line in page.stdout.splitlines()] == list(KEYS)
+    gate = verb("--json", "--require", "two_four")
+    assert gate.returncode == 4
+    assert [check["key"] for check in json.loads(gate.stdout)] == list(KEYS)
+    assert gate.stderr.startswith("hwbench: Required and not fine: two_four")
+
+
+def test_a_requirement_that_is_none_is_told_before_anything_is_measured() -> None:
+    done = verb("--require", "fast")
+    assert done.returncode == 2
+    assert "Unknown requirement 'fast'" in done.stderr
