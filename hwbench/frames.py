@@ -34,6 +34,12 @@ QUANTITIES = (
     "gradient_bytes",
     "energy_joules",
     "prepare_seconds",
+    "unhealed_score",
+    "retrieval_agreement",
+    "model_seconds",
+    "model_bytes",
+    "model_parameters",
+    "step_seconds",
 )
 """The measured columns; each is the median over the blocks of a replicate."""
 

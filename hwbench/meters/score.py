@@ -11,11 +11,17 @@ from hwbench.workloads._base import Subject
 
 
 class Score(Meter):
-    """The workload's own score, and the time that it took to make it."""
+    """The workload's own score, the time that it took to make it, and what was found on the way."""
 
     QUANTITIES = (
         Quantity(name="score", unit=""),
         Quantity(name="prepare_seconds", unit="s"),
+        Quantity(name="unhealed_score", unit="", better="higher"),
+        Quantity(name="retrieval_agreement", unit="", better="higher"),
+        Quantity(name="model_seconds", unit="s"),
+        Quantity(name="model_bytes", unit="B"),
+        Quantity(name="model_parameters", unit=""),
+        Quantity(name="step_seconds", unit="s"),
     )
 
     ORDER = 20
@@ -33,4 +39,11 @@ class Score(Meter):
             Measurement(
                 quantity="prepare_seconds", unit="s", values=[taken], contract=device.contract
             ),
+            *(_beside(name, found, device) for name, found in subject.beside.items()),
         ]
+
+
+def _beside(name: str, value: float, device: Device) -> Measurement:
+    unit = next(each.unit for each in Score.QUANTITIES if each.name == name)
+    contract = device.contract if unit == "s" else None
+    return Measurement(quantity=name, unit=unit, values=[value], contract=contract)

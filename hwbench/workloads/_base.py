@@ -37,6 +37,7 @@ class Subject:
     tolerance: float = 0.0
     score: Callable[[], float] | None = None
     score_name: str | None = None
+    beside: dict[str, float] = field(default_factory=dict)  # what the score found out on its way
     module: nn.Module | None = None  # what is at rest: its bytes are not "saved for backward"
     inputs: list[Tensor] = field(default_factory=list)
 

