@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from hwbench.records import ITEM_BYTES, Planned, Result, Status
+from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status
+from hwbench.roofline import Placement, Roof, place, roof
 from hwbench.stats import estimate
 from hwbench.store import Run, read_run
 
@@ -23,6 +25,10 @@ _BOUNDED = {
     "score": "score",
 }
 """The columns that have an interval in ``summary``, and what its ends are called."""
+_COST = (
+    *("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes"),
+    "intermediate_bytes",
+)
 QUANTITIES = (
     "time_seconds",
     "graph_seconds",
@@ -86,10 +92,35 @@ def summary_rows(run: Run) -> list[dict[str, Any]]:
     by_case: dict[str, list[Result]] = defaultdict(list)
     for result in run.results:
         by_case[result.case].append(result)
-    return [
+    rows = [
         _case_columns(run, planned) | _summary_columns(by_case.get(case, []))
         for case, planned in run.planned.items()
     ]
+    roofs = {dtype: roof(run.header.ceilings, dtype) for dtype in {row["dtype"] for row in rows}}
+    return [row | _placed_columns(row, roofs[row["dtype"]]) for row in rows]
+
+
+def placement(row: Mapping[str, Any], ceiling: Roof | None) -> Placement | None:
+    """Where a row stands under its roof; None without a time, a cost or a roof."""
+    seconds = row["time_seconds"]
+    if ceiling is None or not 0 < seconds < math.inf or not row["compulsory_bytes"]:
+        return None
+    cost = Cost(**{name: row[name] or 0 for name in _COST})
+    return place(cost, ceiling, seconds, hot=row["regime"] != Regime.COLD)
+
+
+def _placed_columns(row: Mapping[str, Any], ceiling: Roof | None) -> dict[str, Any]:
+    """The roofline as columns, and the energy of a FLOP that a dense layer would have executed."""
+    placed, dense_flops = placement(row, ceiling), row["dense_flops"]
+    return {
+        "intensity": placed.intensity if placed else math.nan,
+        "bound": placed.bound if placed else None,
+        "attainable_seconds": placed.attainable_seconds if placed else math.nan,
+        "efficiency": placed.efficiency if placed else math.nan,
+        "in_cache": placed.in_cache if placed else None,
+        "bytes_source": placed.bytes_source if placed else None,
+        "joules_per_dense_flop": row["energy_joules"] / dense_flops if dense_flops else math.nan,
+    }
 
 
 def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:

@@ -62,6 +62,21 @@ class HealthReply(Record, tag="healthy", tag_field="say"):
     found: dict[str, Any]
 
 
+class ProfileRequest(Record, tag="profile", tag_field="say"):
+    """Profile so many calls of one case; the Chrome trace is written to that path."""
+
+    planned: Planned
+    seed: int
+    calls: int
+    trace: str
+
+
+class ProfileReply(Record, tag="profiled", tag_field="say"):
+    """What ran, as ``hwbench.meters._profile.profile_case`` describes it."""
+
+    found: dict[str, Any]
+
+
 class SoloRequest(Record, tag="solo", tag_field="say"):
     """Prepare one case and read everything of it that is not timed in rounds."""
 
@@ -159,6 +174,7 @@ Request = (
     PlanRequest
     | CeilingsRequest
     | HealthRequest
+    | ProfileRequest
     | SoloRequest
     | ChunkRequest
     | ForgetRequest
@@ -169,6 +185,7 @@ Reply = (
     | PlanReply
     | CeilingsReply
     | HealthReply
+    | ProfileReply
     | SoloReply
     | ChunkReply
     | ForgetReply

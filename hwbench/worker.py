@@ -31,6 +31,7 @@ from hwbench.meters import latency
 from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
 from hwbench.meters._health import examine
+from hwbench.meters._profile import profile_case
 from hwbench.records import (
     ITEM_BYTES,
     Case,
@@ -68,6 +69,10 @@ class Worker:
                 return protocol.CeilingsReply(ceilings=measured)
             case protocol.HealthRequest():
                 return protocol.HealthReply(found=examine(self.device))
+            case protocol.ProfileRequest(planned=planned):
+                subject = self._prepared(planned, request.seed)
+                found = profile_case(self.device, subject, planned, request.calls, request.trace)
+                return protocol.ProfileReply(found=found)
             case protocol.SoloRequest():
                 return self.solo(request)
             case protocol.ChunkRequest():

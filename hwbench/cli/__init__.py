@@ -21,6 +21,7 @@ from hwbench.cli import (
     export,
     list_,
     plot,
+    profile,
     report,
     run,
     selftest,
@@ -49,6 +50,7 @@ app.command("plot")(plot.plot)
 app.command("export")(export.export)
 app.command("ceilings")(ceilings.ceilings)
 app.command("doctor")(doctor.doctor)
+app.command("profile")(profile.profile)
 app.command("list")(list_.list_)
 
 

@@ -6,9 +6,8 @@ import json
 import math
 from typing import Any
 
-from hwbench.frames import summary_rows
-from hwbench.records import Cost
-from hwbench.roofline import Placement, Roof, lines, place, roof
+from hwbench.frames import placement, summary_rows
+from hwbench.roofline import lines, roof
 from hwbench.store import Run
 
 Row = dict[str, Any]
@@ -25,7 +24,6 @@ _GROUP = (
     "regime",
     "mode",
 )
-_COST = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
 
 
 def report_rows(run: Run) -> list[Row]:
@@ -46,18 +44,8 @@ def report_rows(run: Run) -> list[Row]:
         row["series"] = " ".join([row["format"], *(f"{k}={word(knobs[k])}" for k in sorted(knobs))])
         row["group"] = tuple(row[name] for name in _GROUP)
         row["roof"], row["roofs"] = roofs[row["dtype"]]
-        row["placement"] = _placement(row, row["roof"])
+        row["placement"] = placement(row, row["roof"])
     return rows
-
-
-def _placement(row: Row, ceiling: Roof | None) -> Placement | None:
-    seconds = row["time_seconds"]
-    if ceiling is None or not known(seconds) or seconds <= 0 or not row["compulsory_bytes"]:
-        return None
-    cost = Cost(
-        **{name: row[name] for name in _COST}, intermediate_bytes=row["intermediate_bytes"] or 0
-    )
-    return place(cost, ceiling, seconds, hot=row["regime"] != "cold")
 
 
 def groups(rows: list[Row]) -> dict[tuple[Any, ...], list[Row]]:

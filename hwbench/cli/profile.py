@@ -1,0 +1,124 @@
+"""``hwbench profile``: one case under torch.profiler, and whether it ran what it claims."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hwbench.cli import _shared
+from hwbench.errors import CasesFailedError, SuiteError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MOST_ROWS = 20
+
+
+def profile(
+    format_: str = typer.Option(..., "--format", "-f", help="The format, such as low_rank."),
+    density: float | None = typer.Option(None, "--density", help="Kept fraction of the weights."),
+    knob: list[str] | None = typer.Option(
+        None, "--knob", help="A knob of the format: blocks=16 or kernel=einsum. Repeat it."
+    ),
+    shape: str = typer.Option("1024x1024", "--shape", help="OUTxIN."),
+    tokens: int = typer.Option(256, "--tokens", min=1, help="Batch × sequence."),
+    dtype: str = typer.Option("float32", "--dtype", help="float32, bfloat16 or float16."),
+    direction: str = typer.Option(
+        "forward", "--direction", help="forward, backward, backward_input, backward_weight, step."
+    ),
+    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    threads: int | None = typer.Option(
+        None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
+    ),
+    calls: int = typer.Option(10, "--calls", min=1, max=10_000, help="Calls that are profiled."),
+    trace: Path = typer.Option(
+        Path("trace.json"), "--trace", help="The Chrome trace: open it in ui.perfetto.dev."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Show what one case runs: kernels (operators on a CPU), calls, and share of the time.
+
+    They are checked against what the format claims: for 2:4, that the sparse tensor cores ran.
+    Its times are those of the profiler and no benchmark.
+    """
+    from hwbench import environment, protocol, runner
+    from hwbench import suite as suites
+    from hwbench.transports.local import LocalWorker
+
+    if not trace.parent.is_dir():
+        raise UsageError(f"There is no folder {trace.parent} for the trace.")
+    name = runner.resolve_device(device)
+    entry: dict[str, Any] = {"name": format_, **_knobs(knob)}
+    if density is not None:
+        entry["density"] = density
+    document = {
+        "schema": 1,
+        "name": "profile",
+        "cases": [
+            {"workload": "linear", "shape": _shared.shapes([shape]), "tokens": tokens,
+             "dtype": dtype, "direction": direction, "format": [entry]}
+        ],
+    }  # fmt: skip
+    cases = suites.build(document, name.partition(":")[0]).cases
+    worker = LocalWorker(name, threads or environment.usable_cores())
+    try:
+        reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, 300)
+        if reply.mistakes:
+            raise SuiteError(reply.mistakes[0])
+        (planned,) = reply.planned
+        if planned.unsupported:
+            raise UsageError(f"{planned.case.label} cannot run here: {planned.unsupported}")
+        request = protocol.ProfileRequest(
+            planned=planned, seed=0, calls=calls, trace=str(trace.resolve())
+        )
+        found = worker.ask(request, protocol.ProfileReply, 600).found
+    finally:
+        worker.close()
+    if as_json:
+        typer.echo(json.dumps({"case": planned.case.id, **found}))
+    else:
+        for part in _shown(planned.case.id, found):
+            _shared.console().print(part, soft_wrap=isinstance(part, str))
+    if found["verdict"] == "contradicted":
+        raise CasesFailedError(f"{planned.case.label} did not run what it claims: {found['says']}.")
+
+
+def _knobs(asked: list[str] | None) -> dict[str, Any]:
+    """``blocks=16`` as a knob; numbers and truth values are read as such."""
+    found: dict[str, Any] = {}
+    for text in asked or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"--knob is NAME=VALUE, such as blocks=16, not {text!r}.")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def _shown(case: str, found: dict[str, Any]) -> list[RenderableType]:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from hwbench import units
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("ran", overflow="fold")
+    for head in ("calls", "each", "share"):
+        table.add_column(head, justify="right")
+    for row in found["rows"][:_MOST_ROWS]:
+        each = units.seconds(row["seconds"] / row["calls"])
+        table.add_row(Text(row["name"]), str(row["calls"]), each, units.percent(row["share"]))
+    hidden = len(found["rows"]) - _MOST_ROWS
+    more = f" {hidden} more are in --json." if hidden > 0 else ""
+    return [
+        f"{case}, {found['calls']} calls, {units.seconds(found['seconds'])} in all",
+        table,
+        f"{found['verdict']}: {found['says']}.{more}",
+        f"The trace is in {found['trace']}.",
+    ]
