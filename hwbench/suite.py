@@ -24,7 +24,7 @@ from hwbench.records import ITEM_BYTES, Case, Direction, Knob, Mode, Plan, Regim
 SCHEMA = 1
 _TOP = ("schema", "name", "about", "plan", "cases")
 _AXES = ("shape", "tokens", "dtype", "direction", "regime", "mode")
-_BLOCK = ("workload", "format", "exclude", "on", *_AXES)
+_BLOCK = ("workload", "format", "exclude", "on", "quick", *_AXES)
 _MOST_FEATURES = 2**24  # a longer side is a slip, not a layer
 _LONGEST_WORD = 100
 _TOO_LARGE = 2**63  # a run file holds 64-bit numbers
@@ -301,6 +301,20 @@ def _facts(case: Case) -> dict[str, Any]:
         "regime": case.regime,
         "mode": case.mode,
     }
+
+
+def quickened(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with what each block's table ``quick`` says put in place: shorter trainings.
+
+    Raises:
+        SuiteError: ``quick`` is not a table, or names what the block does not have.
+    """
+    blocks = []
+    for block in document.get("cases", []):
+        table = block.get("quick", {})
+        _known(table, [key for key in block if key != "quick"], "key of quick")
+        blocks.append({key: value for key, value in (block | table).items() if key != "quick"})
+    return {**document, "cases": blocks}
 
 
 def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import torch
 from msgspec.structs import replace
 
 import hwbench
+from hwbench import protocol, worker
 from hwbench import suite as suites
 from hwbench.compare import compare, side
+from hwbench.devices.cpu import Cpu
 from hwbench.formats.low_rank import LowRank
 from hwbench.frames import replicate_rows, summary_rows
 from hwbench.records import Case, Verdict
@@ -120,3 +122,14 @@ def test_the_shipped_suites_name_every_kind_and_three_densities(name: str) -> No
     kinds = {"gaussian", "power_law", *(["trained"] if name == "projection" else [])}
     assert {each.options["matrix"] for each in cases} == kinds
     assert {each.options["seeds"] for each in cases} == {2}
+
+
+@pytest.mark.parametrize(
+    "name", ["projection", "projection_full", "compress", "compress_healed", "training"]
+)
+def test_every_case_of_the_shipped_suites_can_be_planned(name: str) -> None:
+    cases = suites.build(suites.read(name), "cpu").cases
+    planned = worker.Worker(Cpu(0)).plan(protocol.PlanRequest(cases=cases))
+    assert planned.mistakes == []
+    reasons = {each.case.format: each.unsupported for each in planned.planned if each.unsupported}
+    assert set(reasons) <= {"semi_structured", "two_four_training"}, reasons

@@ -83,6 +83,7 @@ def run(
     )
     changes: dict[str, Any] = {}
     if quick:
+        document = suites.quickened(document)
         changes = runner.smallest(suites.build(document, "cpu").plan)
     if replicates is not None:
         changes["replicates"] = replicates

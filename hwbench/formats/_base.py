@@ -153,6 +153,14 @@ class Format(ABC):
             STEP: 3 * each,
         }[direction]
 
+    def rate_multipliers(self) -> dict[str, float]:
+        """What to multiply a dense layer's learning rate by, by parameter; 1 where none is named.
+
+        A factor that sees fewer inputs than the layer has may learn faster (Qiu et al., Compute
+        Better Spent, 2024, arXiv:2406.06248).
+        """
+        return {}
+
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
         """Why this cannot run on that kind of device ("cpu", "cuda"), or None where it can."""
         del device, dtype, direction

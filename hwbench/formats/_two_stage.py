@@ -201,6 +201,12 @@ class TwoStage(Format):
         first = torch.empty(k, l, self.rank, p, device=device)
         return first, torch.empty(l, s, k, self.rank, device=device)
 
+    def rate_multipliers(self) -> dict[str, float]:
+        """Inputs of the layer over those of the factor, shared by two factors."""
+        grid = self.grid()
+        inputs = {"first": grid.in_side, "second": grid.in_blocks * self.rank}
+        return {name: self.in_features / seen / 2 for name, seen in inputs.items()}
+
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest member: the blocks decouple, and each has its truncated decomposition."""
         k, p, l, s = self.grid()  # noqa: E741

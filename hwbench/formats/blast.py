@@ -219,6 +219,10 @@ class Blast(Format):
         )
         return _Map(self, factors, dtype)
 
+    def rate_multipliers(self) -> dict[str, float]:
+        """Three times the dense rate, as Memory Better Spent trains it."""
+        return dict.fromkeys(("bases_out", "couplings", "bases_in"), 3.0)
+
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """A near member by alternating least squares; never worse than low rank of that rank."""
         work = _blocks.working(weight)

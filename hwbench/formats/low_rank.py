@@ -67,6 +67,10 @@ class LowRank(Format):
             factor.normal_(std=_blocks.spectral_std(*factor.shape), generator=generator)
         return _Map(left.to(dtype), right.to(dtype))
 
+    def rate_multipliers(self) -> dict[str, float]:
+        """Inputs of the layer over those of the factor, shared by two factors."""
+        return {"right": 0.5, "left": self.in_features / self.rank / 2}
+
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         work = _blocks.working(weight)
         worth = _blocks.importance(activations, work)

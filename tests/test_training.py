@@ -1,0 +1,122 @@
+"""Training from scratch: it learns, it repeats itself, and the rates are the format's."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hwbench
+from hwbench import plugins
+from hwbench import suite as suites
+from hwbench.devices.cpu import Cpu
+from hwbench.errors import SuiteError, UnknownNameError
+from hwbench.formats._base import Format
+from hwbench.meters.score import Score
+from hwbench.records import Case
+from hwbench.runner import resume
+from hwbench.store import read_run
+from hwbench.workloads.training import Training
+
+
+def case(name: str = "low_rank", width: int = 16, **options: Any) -> Case:
+    return Case(
+        workload="training",
+        format=name,
+        out_features=width,
+        in_features=width,
+        dtype="float32",
+        device="cpu",
+        knobs={} if name == "dense" else {"density": 0.5},
+        options={"steps": 150, **options},
+    )
+
+
+def described(one: Case) -> Format:
+    kind = plugins.load("formats", one.format, Format)
+    return kind.from_knobs(one.out_features, one.in_features, **one.knobs)
+
+
+def scored(one: Case, seed: int = 0) -> dict[str, float]:
+    device = Cpu(0)
+    subject = Training().prepare(one, described(one), device, seed)
+    return {each.quantity: each.values[0] for each in Score().read(subject, device)}
+
+
+@pytest.mark.parametrize(("task", "least"), [("digits", 0.2), ("mnist1d", 0.15)])
+@pytest.mark.parametrize("name", ["dense", "low_rank", "btt", "blast"])
+def test_a_short_training_is_better_than_chance(task: str, least: float, name: str) -> None:
+    found = scored(case(name, task=task))
+    assert least < found["score"] <= 1
+    assert found["step_seconds"] > 0
+
+
+def test_a_seed_repeats_itself_and_another_differs() -> None:
+    first, again, other = (scored(case(steps=40), seed)["score"] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_more_steps_learn_more() -> None:
+    assert scored(case(steps=150))["score"] > scored(case(steps=5))["score"] + 0.1
+
+
+def test_the_rates_of_btt_are_those_of_the_paper() -> None:
+    kind = plugins.load("formats", "btt", Format)
+    multipliers = kind.from_knobs(144, 96, rank=2, in_blocks=12, out_blocks=12).rate_multipliers()
+    assert multipliers == {"first": 6.0, "second": 2.0}
+
+
+@pytest.mark.parametrize("name", plugins.names("formats"))
+def test_rates_are_named_after_parameters(name: str) -> None:
+    kind = plugins.load("formats", name, Format)
+    found = kind.from_knobs(64, 64, **({} if name == "dense" else {"density": 0.5}))
+    if found.unsupported("cpu", torch.float32, "step"):
+        pytest.skip("it cannot train here")
+    layer = found.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    assert set(found.rate_multipliers()) <= {each for each, _ in layer.named_parameters()}
+
+
+def test_without_the_data_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    one = case(task="mnist1d")
+    assert "mnist1d is not installed" in str(Training().unsupported(one, described(one), Cpu(0)))
+
+
+def test_a_wrong_width_or_task_is_said() -> None:
+    with pytest.raises(SuiteError, match="width twice"):
+        Training().unsupported(case(width=18), described(case(width=18)), Cpu(0))
+    with pytest.raises(UnknownNameError, match="task"):
+        Training().cost(case(task="digit"), described(case()))
+
+
+def test_quick_shortens_the_trainings_of_the_suite() -> None:
+    document = suites.read("training")
+    full, quick = (
+        {(c.options["task"], c.options["steps"]) for c in suites.build(d, "cpu").cases}
+        for d in (document, suites.quickened(document))
+    )
+    assert full == {("digits", 1500), ("mnist1d", 3000)}
+    assert quick == {("digits", 200), ("mnist1d", 400)}
+    with pytest.raises(UnknownNameError, match="quick"):
+        suites.quickened({"cases": [{"workload": "training", "quick": {"step": 1}}]})
+
+
+def test_an_interrupted_run_goes_on_at_the_last_finished_seed(tmp_path: Path) -> None:
+    block = {"workload": "training", "shape": [[16, 16]], "steps": 5, "seeds": 3}
+    document = {"schema": 1, "name": "t", "cases": [{**block, "format": [{"name": "dense"}]}]}
+    path = hwbench.run(document, device="cpu", out=tmp_path)
+    whole = read_run(path)
+    lines = path.read_text().splitlines()
+    cut = [line for line in lines if '"line":"footer"' not in line and '"replicate":2' not in line]
+    assert len(cut) == len(lines) - 2
+    path.write_text("\n".join(cut) + "\n")
+    finished = read_run(resume(path))
+    assert finished.complete
+    assert [r.values("score") for r in finished.results] == [
+        r.values("score") for r in whole.results
+    ]
+    assert path.read_text().splitlines()[: len(cut)] == cut  # nothing was trained again
