@@ -46,6 +46,8 @@ QUANTITIES = (
     "model_bytes",
     "model_parameters",
     "step_seconds",
+    "compile_seconds",
+    "first_call_seconds",
 )
 """The measured columns; each is the median over the blocks of a replicate."""
 

@@ -15,7 +15,7 @@ from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, questions, run
 
 from hwbench.errors import UsageError
 from hwbench.records import Status
-from hwbench.report import _charts, _pack, _palette, html
+from hwbench.report import _charts, _heat, _pack, _palette, html
 from hwbench.store import Run
 
 
@@ -84,6 +84,8 @@ def page(text: str) -> Page:
     return Page(text)
 
 
+_SHADES = {"none", *(name for name, _ in _heat.SHADES)}
+
 # what the page holds
 
 
@@ -120,20 +122,30 @@ def test_the_answer_comes_first_and_says_numbers_and_intervals(page: Page) -> No
         r"0\.458× of dense \(0\.4\d\d–0\.4\d\d\) ; also faster than dense: monarch \(0\.56\d×\)",
         shown,
     )
-    assert "At a projection error of at most … the fastest is …" in shown
-    assert re.search(r"0\.211 low_rank density=0\.5 , 0\.458× of dense", shown)
+    assert "Which format is the fastest at the accuracy I need?" in shown
+    assert re.search(
+        r"In 10 % of dense’s bytes: blast density=0\.1 , error 0\.\d+ on projection", shown
+    )
+    assert f"Not answered: 4 of 4 cases did not run. {UNSUPPORTED}" in shown
+    assert "Nowhere : in each of 4 groups a format is faster beyond its interval." in shown
+
+
+def test_the_table_at_the_accuracy_you_need_says_time_memory_and_dense(page: Page) -> None:
+    shown = page.shown.split("At the accuracy you need")[1]
+    assert re.search(r"Dense takes [\d.]+ µs and stores 4\.19 MB\.", shown)
+    assert re.search(r"0\.211 low_rank density=0\.5 [\d.]+ [mµ]s 0\.\d+× 2\.08 MB faster", shown)
 
 
 def test_both_shapes_of_a_join_are_named(page: Page) -> None:
     assert (
-        "Time measured at 1024×1024 float32; error of projection matrix=power_law seeds=1 "
-        "at 512×512 float32." in page.shown
+        "Time measured at 1024×1024 float32; projection error of projection matrix=power_law "
+        "seeds=1 at 512×512 float32." in page.shown
     )
 
 
 def test_what_has_no_partner_is_listed(page: Page) -> None:
     assert "1 not drawn: no partner" in page.shown
-    assert f"semi_structured has no relative time: unsupported ({UNSUPPORTED})" in page.shown
+    assert f"semi_structured not timed: unsupported ({UNSUPPORTED})" in page.shown
 
 
 def test_statuses_other_than_ok_are_listed_with_reason_and_cases(page: Page) -> None:
@@ -149,7 +161,8 @@ def test_the_machine_and_the_method_are_told(page: Page) -> None:
 
 
 def test_the_table_of_winners_shows_every_cell(page: Page) -> None:
-    shades = [a.get("class", "") for a in page.tags("td")]
+    cells = [str(a.get("class", "")) for a in page.tags("td")]
+    shades = [name for name in cells if name.split()[:1] and name.split()[0] in _SHADES]
     assert len(shades) == 4 * 19
     assert sum("best" in str(shade) for shade in shades) == 4
     assert sum(str(shade) == "none" for shade in shades) == 4  # semi_structured
@@ -160,7 +173,7 @@ def test_the_table_of_winners_shows_every_cell(page: Page) -> None:
 
 def test_every_chart_has_title_sentence_and_role(page: Page) -> None:
     plots = [a for a in page.tags("div") if a.get("class") == "plot"]
-    assert len(plots) == 4 + 2 + 4 + 1 + 3
+    assert len(plots) == 5 + 4 + 2 + 4 + 5 + 1 + 3 + 2 + 3 + 3
     for attributes in plots:
         assert attributes["role"] == "img"
         title, _, says = str(attributes["aria-label"]).partition(". ")
@@ -180,7 +193,8 @@ def test_every_specification_compiles() -> None:
 
     specifications = _charts.specifications(_palette.styles(["dense", "low_rank", HOSTILE]))
     assert set(specifications) == {
-        "pareto", "error_density", "error_bytes", "crossover", "roofline", "stored", "saved",
+        "pareto", "error_density", "error_bytes", "crossover", "sweep", "roofline", "stored",
+        "saved", "energy", "compile", "first", "pack", "split", "winners", "spread", "series",
     }  # fmt: skip
     for name, specification in specifications.items():
         compiled = vl_convert.vegalite_to_vega({**specification, "width": 300})

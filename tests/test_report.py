@@ -16,12 +16,9 @@ from _synthetic import (
     UNSUPPORTED,
     failed,
     linear_case,
-    projection_case,
     questions,
     run_of,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -29,7 +26,6 @@ from hwbench.errors import MissingPartError, RunFileError, UnknownNameError, Usa
 from hwbench.frames import replicate_rows
 from hwbench.records import Status
 from hwbench.report import _answers, _palette, export, figures, text
-from hwbench.report._join import joins
 from hwbench.report._rows import printable, report_rows
 from hwbench.store import Run
 
@@ -255,7 +251,10 @@ def test_the_overview_counts_groups_and_keeps_what_is_undecided() -> None:
         "and dense stays the fastest in 1 of 4 groups; 1 is undecided."
     )
     (none,) = _answers.overview([level, level])
-    assert _answers.plain(none) == "At density 0.5, no group is decided: intervals overlap."
+    assert _answers.plain(none) == (
+        "At density 0.5, no group is decided: intervals overlap. "
+        "The shortest times are those of low_rank in 2 of 2 groups, 0.41× of dense."
+    )
     assert _answers.overview([clear]) == []
 
 
@@ -264,71 +263,6 @@ def test_a_disturbed_run_is_said_to_be_one() -> None:
     noisy[1]["flags"] = "disturbed,not_steady"
     assert _answers.disturbance(quiet) is None
     assert "1 of 2 timed cases were disturbed" in str(_answers.disturbance(noisy))
-
-
-# accuracy joined to time
-
-
-def test_partners_have_the_same_format_and_knobs(run: Run) -> None:
-    found = joins(report_rows(run))
-    assert len(found) == 4  # two directions, two token counts
-    for join in found:
-        assert len(join.pairs) == 18
-        for pair in join.pairs:
-            assert pair.timed["format"] == pair.scored["format"]
-            assert pair.timed["knobs"] == pair.scored["knobs"]
-        assert [(row["format"], UNSUPPORTED in why) for row, why in join.alone] == [
-            ("semi_structured", True)
-        ]
-
-
-def test_what_has_no_partner_is_listed_with_the_reason() -> None:
-    cases = [linear_case("dense", None), linear_case("btt", 0.5), linear_case("btt", 0.1)]
-    cases += [projection_case("btt", 0.5), projection_case("monarch", 0.5)]
-    (join,) = joins(report_rows(run_of(cases)))
-    assert [pair.timed["label"] for pair in join.pairs] == ["btt density=0.5"]
-    assert {row["label"]: why for row, why in join.alone} == {
-        "btt density=0.1": "timed, but not projected with these knobs",
-        "monarch density=0.5": "projected, but not in this group of timed cases",
-    }
-
-
-def test_the_projection_of_the_same_shape_is_taken_else_the_nearest() -> None:
-    shapes = [(64, 64), (512, 512), (2048, 2048)]
-    cases = [linear_case("dense", None, shape=s) for s in [(512, 512), (4096, 4096)]]
-    cases += [linear_case("btt", 0.5, shape=s) for s in [(512, 512), (4096, 4096)]]
-    cases += [projection_case("btt", 0.5, shape=s) for s in shapes]
-    found = joins(report_rows(run_of(cases)))
-    at = {join.timed["out_features"]: join.scored["out_features"] for join in found}
-    assert at == {512: 512, 4096: 2048}
-
-
-@given(
-    st.lists(
-        st.tuples(st.floats(0.05, 20), st.floats(0.01, 1)), min_size=1, max_size=12, unique=True
-    )
-)
-def test_the_front_is_what_nothing_dominates(points: list[tuple[float, float]]) -> None:
-    names = [f"format_{number}" for number in range(len(points))]
-    cases = [linear_case("dense", None), *(linear_case(name, 0.5) for name in names)]
-    run = run_of([*cases, *(projection_case(name, 0.5) for name in names)], replicates=1)
-    wanted = dict(zip(names, points, strict=True))
-    for result in run.results:
-        case = run.planned[result.case].case
-        for measured in result.measurements:
-            if case.format in wanted and measured.quantity in ("relative_time", "score"):
-                place = 0 if measured.quantity == "relative_time" else 1
-                measured.values[:] = [wanted[case.format][place]]
-    (join,) = joins(report_rows(run))
-    assert len(join.pairs) == len(points)
-    for pair in join.pairs:
-        dominated = any(
-            other.relative <= pair.relative
-            and other.error <= pair.error
-            and (other.relative, other.error) != (pair.relative, pair.error)
-            for other in join.pairs
-        )
-        assert pair.front == (not dominated)
 
 
 # colours and shapes

@@ -12,13 +12,17 @@ from hwbench.cli import _shared
 def report(
     runs: list[Path] = typer.Argument(..., help="Run files, or folders of them."),
     out: Path = typer.Option(Path("report.html"), "--out", "-o", help="The page to write."),
+    samples: list[str] | None = typer.Option(
+        None, "--samples", help="Cases, or parts of their names, to show every sample of."
+    ),
 ) -> None:
     """Write one HTML page that opens from disk, with no network: answers, charts and every row."""
     from hwbench.errors import RunFileError
     from hwbench.report.html import render
     from hwbench.store import read_run
 
-    page = render([read_run(path) for path in _shared.run_files(runs)])
+    read = [read_run(path) for path in _shared.run_files(runs)]
+    page = render(read, samples=samples or [])
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:

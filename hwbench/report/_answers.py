@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from hwbench import units
 from hwbench.report import _words as words
-from hwbench.report._join import Join
-from hwbench.report._rows import DENSE, Row, known, printable, relative, timed
+from hwbench.report._rows import DENSE, Row, Seen, known, printable, relative, timed
 
 Sentence = list[tuple[str, str]]
 """Text in pieces; the second of each is its part: the POINT of the sentence, a SPAN, or nothing."""
@@ -28,6 +27,7 @@ class Winner:
 
     name: str | None  # dense where everything is slower; None where the data do not decide
     relative: float = 1.0
+    nearest: str = ""  # where undecided: the format of the shortest time
 
 
 @dataclass
@@ -38,17 +38,6 @@ class Answer:
     group: int = 0  # the number of its group
     sentences: list[Sentence] = field(default_factory=list)
     winners: dict[float, Winner] = field(default_factory=dict)  # by density
-
-
-@dataclass
-class Trade:
-    """The Pareto front of one group in words: at an error of at most E, the fastest."""
-
-    title: str
-    group: int
-    lead: str
-    steps: list[tuple[str, Sentence]] = field(default_factory=list)  # the error, who is fastest
-    last: str = ""
 
 
 def plain(sentence: Sentence) -> str:
@@ -74,23 +63,6 @@ def answer(members: list[Row]) -> Answer:
     return found
 
 
-def trade(join: Join) -> Trade:
-    """What the Pareto front of accuracy and time says of the formats that beat dense."""
-    faster = [pair for pair in join.front if pair.relative < 1]
-    title, group = words.group_title(join.timed), join.timed["group_number"]
-    if not faster:
-        return Trade(title, group, "No format with a projection error is faster than dense here.")
-    steps: list[tuple[str, Sentence]] = []
-    for pair in faster:
-        said: Sentence = [(printable(pair.timed["label"]), POINT), (", ", REST), *_span(pair.timed)]
-        if not beats(pair.timed):
-            said.append((", undecided", REST))
-        steps.append((units.significant(pair.error), said))
-    last = f"Below {steps[0][0]}, nothing that was measured beats dense."
-    lead = "At a projection error of at most … the fastest is …"
-    return Trade(title, group, lead, steps, last)
-
-
 def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:
     """Who wins how often, over all groups; nothing where a single group says it already."""
     where = f"On {machine}, at" if machine else "At"
@@ -108,10 +80,20 @@ def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:
 
 def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
     decided = [winner for winner in winners if winner.name is not None]
+    pieces: Sentence
     groups = "groups" if len(winners) > 1 else "group"
     if not decided:
-        return [(f"{lead}no {groups.removesuffix('s')} is decided: intervals overlap.", REST)]
-    pieces: Sentence = [(lead, REST)]
+        open_said = f"{lead}no {groups.removesuffix('s')} is decided: intervals overlap"
+        pieces = [(f"{open_said}. The shortest times are those of ", REST)]
+        nearest = Counter(winner.nearest for winner in winners)
+        for place, (near, times) in enumerate(nearest.most_common(most)):
+            own = [winner.relative for winner in winners if winner.nearest == near]
+            low, high = (units.significant(f(own), 2) for f in (min, max))
+            span = f"{low}–{high}×" if low != high else f"{low}×"
+            pieces += [(", and " if place else "", REST), (near, POINT)]
+            pieces.append((f" in {times} of {len(winners)} {groups}, {span} of dense", REST))
+        return [*pieces, (".", REST)]
+    pieces = [(lead, REST)]
     for place, (name, times) in enumerate(Counter(w.name for w in decided).most_common(most)):
         share = f"all {times}" if times == len(winners) else f"{times} of {len(winners)}"
         pieces += [(", and " if place else "", REST), (str(name), POINT)]
@@ -135,15 +117,15 @@ def _winner(rivals: list[Row]) -> Winner:
         return Winner(DENSE)
     if beats(best) and not _level_with(best, rivals):
         return Winner(printable(best["series"]), _value(best))
-    return Winner(None)
+    return Winner(None, _value(best), printable(best["series"]))
 
 
-def beats(row: Row) -> bool:
+def beats(row: Seen) -> bool:
     """Whether a row is faster than dense beyond its interval."""
     return known(row["relative_high"]) and row["relative_high"] < 1
 
 
-def loses(row: Row) -> bool:
+def loses(row: Seen) -> bool:
     """Whether a row is slower than dense beyond its interval."""
     return known(row["relative_low"]) and row["relative_low"] > 1
 

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hwbench.report._chart_base import FAINT, GRID, INK
+from hwbench.report._chart_base import SIZE as _SIZE
+from hwbench.report._chart_base import base as _base
+from hwbench.report._chart_base import colour as _colour
+from hwbench.report._chart_base import points as _points
+from hwbench.report._chart_base import tips as _tips
+from hwbench.report._charts_costs import charts_beside
+from hwbench.report._crossing import EQUAL
 from hwbench.report._palette import Style
 
 if TYPE_CHECKING:
     import altair as alt
-
-INK, FAINT, GRID = "var(--ink)", "var(--faint)", "var(--grid)"
 
 CONFIG: dict[str, Any] = {
     "aria": False,  # the figure around it has the words
@@ -44,21 +50,11 @@ CONFIG: dict[str, Any] = {
 }
 """The look of all charts, given to Vega-Embed."""
 
-_HEIGHT = 300
-_SIZE = 70
 _DENSITIES = [1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
 _RATIOS = [v * 10.0**power for power in range(-4, 5) for v in (1, 2, 5)]
 _EVEN = [v * 10.0**power for power in range(-3, 19) for v in (1, 2, 5)]
 _BYTES = "datum.value ? format(datum.value, '~s') + 'B' : '0'"
 _TIMES = "format(datum.value, '~g') + '×'"
-_TIPS = {
-    "label": "format",
-    "group_title": "group",
-    "density_text": "density",
-    "time_text": "time",
-    "relative_text": "relative to dense",
-    "flags": "flags",
-}
 
 
 def specifications(styles: dict[str, Style]) -> dict[str, dict[str, Any]]:
@@ -68,9 +64,9 @@ def specifications(styles: dict[str, Style]) -> dict[str, dict[str, Any]]:
         "error_density": _error(styles, "density", "density (parameters kept)"),
         "error_bytes": _error(styles, "stored_ratio", "stored bytes, relative to dense"),
         "crossover": _crossover(styles),
+        "sweep": _sweep(styles),
         "roofline": _roofline(styles),
-        "stored": _bytes(styles, "stored_bytes", "stored", "at rest"),
-        "saved": _bytes(styles, "saved_bytes", "saved", "saved for backward"),
+        **charts_beside(styles),
     }
     return {name: _specification(chart) for name, chart in charts.items()}
 
@@ -81,46 +77,6 @@ def _specification(chart: Any) -> dict[str, Any]:
         spec.pop(key, None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
-
-
-def _base(height: int = _HEIGHT) -> alt.Chart:
-    import altair as alt
-
-    return alt.Chart(alt.NamedData(name="table"), height=height, width="container")
-
-
-def _tips(**more: str) -> list[alt.Tooltip]:
-    import altair as alt
-
-    return [alt.Tooltip(f"{name}:N", title=title) for name, title in {**_TIPS, **more}.items()]
-
-
-def _look(styles: dict[str, Style], *, filled: bool = True) -> dict[str, Any]:
-    """Colour and shape by format."""
-    import altair as alt
-
-    names = list(styles)
-    colours = alt.Scale(domain=names, range=[styles[name].css for name in names])
-    shapes = alt.Scale(domain=names, range=[styles[name].path for name in names])
-    colour = alt.Fill if filled else alt.Color
-    return {
-        "fill" if filled else "color": colour("format:N", scale=colours, legend=None),
-        "shape": alt.Shape("format:N", scale=shapes, legend=None),
-    }
-
-
-def _colour(styles: dict[str, Style]) -> dict[str, Any]:
-    return {"color": _look(styles, filled=False)["color"]}
-
-
-def _points(
-    base: alt.Chart, styles: dict[str, Style], tips: list[alt.Tooltip], **mark: Any
-) -> alt.Chart:
-    """Points with a thin edge in the colour of the page, so that neighbours stay apart."""
-    drawn = base.mark_point(
-        filled=True, size=_SIZE, opacity=1, stroke="var(--card)", strokeWidth=0.8, **mark
-    )
-    return drawn.encode(**_look(styles), tooltip=tips)
 
 
 def _relative(channel: type[alt.X] | type[alt.Y], title: str) -> Any:
@@ -221,7 +177,34 @@ def _crossover(styles: dict[str, Style]) -> Any:
     span = base.mark_rule(strokeWidth=1.4, **aside)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
     points = _points(base, styles, _tips(), **aside)
-    return alt.layer(_reach(), _dense_line("y"), line, span, points)
+    return alt.layer(_reach(), _equal(), _dense_line("y"), line, span, points)
+
+
+def _sweep(styles: dict[str, Style]) -> Any:
+    import altair as alt
+
+    ticks = [4**power for power in range(12)]
+    x = alt.X(
+        "tokens:Q",
+        title="tokens (log)",
+        scale=alt.Scale(type="log", nice=False, padding=18),
+        axis=alt.Axis(values=ticks, format="~s", labelOverlap="greedy"),
+    )
+    base = _base().encode(x=x, y=_relative(alt.Y, "time relative to dense (log)"))
+    line = base.mark_line(strokeWidth=1.2, opacity=0.6)
+    line = line.encode(detail="series:N", order="tokens:Q", **_colour(styles))
+    span = base.mark_rule(strokeWidth=1.4)
+    span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
+    return alt.layer(_equal(), _dense_line("y"), line, span, _points(base, styles, _tips()))
+
+
+def _equal() -> Any:
+    """The band in which a format is as fast as dense for all that matters."""
+    import altair as alt
+
+    data = alt.InlineData(values=[{"one": 1}])
+    band = alt.Chart(data).mark_rect(color=FAINT, opacity=0.22, tooltip=None)
+    return band.encode(y=alt.datum(1 / (1 + EQUAL)), y2=alt.datum(1 + EQUAL))
 
 
 def _roofline(styles: dict[str, Style]) -> Any:
@@ -280,30 +263,3 @@ def _roofline(styles: dict[str, Style]) -> Any:
         unfused,
         _points(base, styles, tips).encode(x=x, y=y),
     )
-
-
-def _bytes(styles: dict[str, Style], field: str, word: str, title: str) -> Any:
-    import altair as alt
-
-    base = (
-        _base()
-        .properties(height=alt.Step(19))
-        .encode(
-            y=alt.Y(
-                "label:N",
-                title=None,
-                sort=alt.EncodingSortField(field=field, order="descending"),
-                axis=alt.Axis(labelLimit=150),
-            ),
-            x=alt.X(
-                f"{field}:Q",
-                title=title,
-                scale=alt.Scale(zero=True, nice=False, padding=6),
-                axis=alt.Axis(labelExpr=_BYTES, tickCount=4, labelOverlap=True, labelSeparation=8),
-            ),
-        )
-    )
-    bar = base.mark_rule(strokeWidth=2, opacity=0.55).encode(x2=alt.datum(0), **_colour(styles))
-    text = base.mark_text(align="left", baseline="middle", dx=9)
-    tips = [alt.Tooltip("label:N", title="format"), alt.Tooltip(f"{word}_text:N", title=word)]
-    return alt.layer(bar, _points(base, styles, tips), text.encode(text=f"{word}_text:N"))

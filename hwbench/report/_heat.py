@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from hwbench import units
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
-from hwbench.report._join import PROJECTION
-from hwbench.report._rows import DENSE, Row, groups, known, printable, relative
+from hwbench.report._rows import DENSE, PROJECTION, Row, groups, known, printable, relative
 
 STEPS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 """Edges between the shades; below one is faster than dense."""

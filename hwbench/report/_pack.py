@@ -8,6 +8,7 @@ import json
 import math
 from typing import Any
 
+from hwbench.report import _samples
 from hwbench.report._rows import Row
 
 PLAIN_LIMIT = 400_000
@@ -71,6 +72,9 @@ NUMBERS = (
     "unfused_intensity",
     "efficiency",
     "best",
+    "compile_seconds",
+    "first_call_seconds",
+    *_samples.columns(),
 )
 _DIGITS = 5
 _BOUND_DIGITS = 4  # of the ends of intervals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from hwbench.frames import placement, summary_rows
@@ -11,8 +12,11 @@ from hwbench.roofline import lines, roof
 from hwbench.store import Run
 
 Row = dict[str, Any]
+Seen = Mapping[str, Any]
+"""A row that is only read."""
 
 DENSE = "dense"
+PROJECTION = "projection"
 _GROUP = (
     "workload",
     "options",
@@ -61,12 +65,12 @@ def known(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def timed(row: Row) -> bool:
+def timed(row: Seen) -> bool:
     """Whether a row has a time."""
     return known(row["time_seconds"])
 
 
-def relative(row: Row) -> float | None:
+def relative(row: Seen) -> float | None:
     """A row's time over that of dense: one for dense itself, None where it was not measured."""
     if row["format"] == DENSE and timed(row):
         return 1.0

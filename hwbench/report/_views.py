@@ -8,9 +8,7 @@ from typing import Any
 
 from hwbench import units
 from hwbench.report import _words as words
-from hwbench.report._answers import beats, loses
-from hwbench.report._join import PROJECTION, Join, joins
-from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, timed
+from hwbench.report._rows import Row, groups, printable
 from hwbench.roofline import Line, Roof
 
 
@@ -57,120 +55,6 @@ def spans(numbers: Iterable[int]) -> list[list[int]]:
     return found
 
 
-def unjoined(rows: list[Row]) -> list[str]:
-    """Timed groups for which the run has projections but no pair of the same knobs."""
-    return [words.group_title(join.timed) for join in joins(rows) if not join.pairs]
-
-
-def pareto(join: Join) -> Figure:
-    """Projection error against relative time."""
-    ordered = sorted(join.pairs, key=lambda pair: pair.timed["number"])
-    front, faster = join.front, [pair for pair in join.front if pair.relative < 1]
-    if faster:
-        first, last = (
-            f"{_mark(p.error)} ({printable(p.timed['label'])}, {units.ratio(p.relative)})"
-            for p in (faster[0], faster[-1])
-        )
-        reach = f"from an error of {first} to {last}" if len(faster) > 1 else f"at {first}"
-        sure = sum(beats(pair.timed) for pair in faster)
-        surely = f"{sure or 'none'} of {len(faster)} such points"
-        if sure == len(faster):
-            surely = "each such point"
-        says = f"The front is faster than dense {reach}; {surely} beyond its interval."
-    else:
-        says = f"None of the {len(front)} points on the front is faster than dense."
-    timed_at, scored_at = (f"{words.shape(r)} {r['dtype']}" for r in (join.timed, join.scored))
-    return Figure(
-        kind="pareto",
-        title=words.group_title(join.timed),
-        says=says,
-        rows=[pair.timed["number"] for pair in ordered],
-        note=(
-            f"Time measured at {printable(timed_at)}; error of {words.workload(join.scored)} "
-            f"at {printable(scored_at)}."
-        ),
-        alone=[(printable(row["label"]), printable(why)) for row, why in join.alone],
-        own={"error": [float(f"{pair.error:.5g}") for pair in ordered]},
-    )
-
-
-def errors(rows: list[Row]) -> list[Figure]:
-    """Projection error against density and against stored bytes."""
-    figures = []
-    scored = [row for row in rows if row["workload"] == PROJECTION]
-    for members in groups(scored).values():
-        have = [row for row in members if known(row["score"])]
-        if not have:
-            continue
-        title, numbers = words.group_title(members[0]), [row["number"] for row in have]
-        for kind, field_name, what in (
-            ("error_density", "density", "parameters kept"),
-            ("error_bytes", "stored_ratio", "stored bytes of dense"),
-        ):
-            says = _least_errors(have, field_name, what)
-            by = "by parameters kept" if kind == "error_density" else "by stored bytes"
-            figures.append(Figure(kind=kind, title=f"{title}, {by}", says=says, rows=numbers))
-    return figures
-
-
-def _least_errors(have: list[Row], field_name: str, what: str) -> str:
-    """The format with the least error at about half and about a tenth of dense."""
-    said = []
-    for share in (0.5, 0.1):
-        near = [row for row in have if known(row[field_name]) and row[field_name] <= share]
-        if near:
-            best = min(near, key=lambda row: row["score"])
-            said.append(
-                f"{printable(best['label'])} ({_mark(best['score'])}) with at most "
-                f"{share:g} of the {what.removesuffix(' of dense')}"
-            )
-    return f"The smallest error has {', and '.join(said)}." if said else "Every error by format."
-
-
-def crossover(rows: list[Row]) -> list[Figure]:
-    """Relative time against density, one figure a group."""
-    figures = []
-    for members in groups([r for r in rows if r["workload"] != PROJECTION]).values():
-        have = [row for row in members if relative(row) is not None and known(row["density"])]
-        if any(row["format"] != DENSE for row in have):
-            title = words.group_title(members[0])
-            numbers = [row["number"] for row in have]
-            figures.append(
-                Figure("crossover", title, _crossings(have), numbers, own={"aside": _aside(have)})
-            )
-    return figures
-
-
-def _crossings(have: list[Row]) -> str:
-    series: dict[str, list[Row]] = {}
-    for row in have:
-        if row["format"] != DENSE:
-            series.setdefault(printable(row["series"]), []).append(row)
-    if not any(known(row["relative_low"]) for row in have):
-        return "One replicate: points without intervals decide nothing."
-    won = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
-    lost = [name for name, members in series.items() if all(loses(row) for row in members)]
-    said = f"Faster than dense: {', '.join(won)}" if won else "Nothing is surely faster than dense"
-    return f"{said}; slower at every density: {', '.join(lost)}." if lost else f"{said}."
-
-
-def _winning(members: list[Row]) -> str:
-    """At which densities a format beats dense: ``from 0.495 down``, or ``at 0.25``."""
-    won = sorted((row["density"] for row in members if beats(row)), reverse=True)
-    below = [row["density"] for row in members if won and row["density"] <= won[0]]
-    if len(won) > 1 and len(won) == len(below):
-        return f"from {_mark(won[0])} down"
-    return f"at {', '.join(map(_mark, won))}" if won else ""
-
-
-def _aside(have: list[Row], step: float = 3.0) -> list[float]:
-    """Pixels by which each row's point moves, so that formats of one density stay apart."""
-    names = [name for name in dict.fromkeys(row["series"] for row in have) if name != DENSE]
-    middle = (len(names) - 1) / 2
-    places = {name: round((number - middle) * step, 1) for number, name in enumerate(names)}
-    return [places.get(row["series"], 0.0) for row in have]
-
-
 def rooflines(rows: list[Row], most: int = 600) -> list[Figure]:
     """One figure a run and dtype that has measured roofs and timed cases."""
     figures = []
@@ -184,7 +68,7 @@ def rooflines(rows: list[Row], most: int = 600) -> list[Figure]:
         figures.append(
             Figure(
                 kind="roofline",
-                title=_titled(dtype, members[0]),
+                title=titled(dtype, members[0]),
                 says=_under_the_roof(shown, ceiling),
                 rows=[row["number"] for row in shown],
                 note=note,
@@ -271,44 +155,6 @@ def _corner(x: float, y: float, line: Line) -> dict[str, Any]:
     return {"intensity": x, "flops_per_second": y, "roof": line.label, "source": line.source}
 
 
-def memory(rows: list[Row]) -> list[Figure]:
-    """Stored bytes by format, one figure a shape and dtype; saved bytes, one a group."""
-    figures = []
-    stored: dict[tuple[Any, ...], dict[str, Row]] = {}
-    layers = [row for row in rows if row["workload"] != PROJECTION]
-    for row in layers or rows:
-        if known(row["stored_bytes"]):
-            key = (row["run"], row["out_features"], row["in_features"], row["dtype"])
-            stored.setdefault(key, {}).setdefault(row["label"], row)
-    for by_label in stored.values():
-        members = list(by_label.values())
-        title = _titled(f"Stored, {words.shape(members[0])}, {members[0]['dtype']}", members[0])
-        figures.append(_bytes_figure("stored", title, members, "stored_bytes"))
-    for members in groups(rows).values():
-        have = [row for row in members if known(row["saved_bytes"]) and timed(row)]
-        if have:
-            title = f"Saved for backward, {', '.join(words.group_parts(have[0])[1:])}"
-            figures.append(_bytes_figure("saved", title, have, "saved_bytes"))
-    return figures
-
-
-def _bytes_figure(kind: str, title: str, members: list[Row], name: str) -> Figure:
-    least, most = (f(members, key=lambda row: row[name]) for f in (min, max))
-    dense = next((row[name] for row in members if row["format"] == DENSE), None)
-    if kind == "stored":
-        dense = members[0]["dense_bytes"]
-    said = [
-        f"{printable(row['label'])} {units.nbytes(row[name])}"
-        + (f" ({units.ratio(row[name] / dense)} of dense)" if dense else "")
-        for row in (least, most)
-    ]
-    says = f"Least: {said[0]}; most: {said[1]}."
-    return Figure(kind, title, says, [row["number"] for row in members])
-
-
-def _titled(title: str, row: Row) -> str:
+def titled(title: str, row: Row) -> str:
+    """A title with the machine, where there are several."""
     return ", ".join(part for part in (printable(title), words.machine(row)) if part)
-
-
-def _mark(value: float) -> str:
-    return units.significant(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from hwbench import units
-from hwbench.report._rows import Row, known, printable, word
+from hwbench.report._rows import Seen, known, printable, word
 
 DIRECTIONS = {
     "forward": "Forward",
@@ -25,30 +25,30 @@ STATUSES = {
 }
 
 
-def shape(row: Row) -> str:
+def shape(row: Seen) -> str:
     """``1024×1024``: out_features × in_features."""
     return f"{row['out_features']}×{row['in_features']}"
 
 
-def tokens(row: Row) -> str | None:
+def tokens(row: Seen) -> str | None:
     """``256 tokens``; None where the workload has none."""
     count = row["tokens"]
     return None if count is None else f"{count} token{'' if count == 1 else 's'}"
 
 
-def direction(row: Row) -> str | None:
+def direction(row: Seen) -> str | None:
     """The direction in words; None where the workload has none."""
     name = row["direction"]
     return None if name is None else DIRECTIONS.get(name, printable(name))
 
 
-def workload(row: Row) -> str:
+def workload(row: Seen) -> str:
     """The workload and its options, such as ``projection matrix=power_law``."""
     options = json.loads(row["options"])
     return printable(" ".join([row["workload"], *(f"{k}={word(options[k])}" for k in options)]))
 
 
-def setting(row: Row) -> list[str]:
+def setting(row: Seen) -> list[str]:
     """What is not as usual: cold caches, a compiled layer."""
     unusual = []
     if row["regime"] not in (None, "hot"):
@@ -58,12 +58,12 @@ def setting(row: Row) -> list[str]:
     return unusual
 
 
-def machine(row: Row) -> str:
+def machine(row: Seen) -> str:
     """Which run a row is of, where the rows of several are shown together; else nothing."""
     return printable(row.get("machine") or "")
 
 
-def group_parts(row: Row) -> list[str]:
+def group_parts(row: Seen) -> list[str]:
     """What a group of cases shares, such as ``Forward``, ``1024×1024``, ``256 tokens``."""
     options = json.loads(row["options"])
     named = workload(row) if row["direction"] is None or options else None
@@ -74,10 +74,10 @@ def group_parts(row: Row) -> list[str]:
     return [part for part in [*parts, machine(row)] if part]
 
 
-def group_title(row: Row) -> str:
+def group_title(row: Seen, *, capital: bool = True) -> str:
     """A group in one line: ``Forward, 1024×1024, 256 tokens, float32``."""
     title = ", ".join(group_parts(row))
-    return title[:1].upper() + title[1:]
+    return (title[:1].upper() if capital else title[:1].lower()) + title[1:]
 
 
 def interval(value: float, low: float, high: float) -> str:
@@ -87,7 +87,7 @@ def interval(value: float, low: float, high: float) -> str:
     return units.interval(value, low, high)
 
 
-def status(row: Row) -> str:
+def status(row: Seen) -> str:
     """How a case ended, and its flags."""
     name = STATUSES.get(row["status"], printable(row["status"]))
     flags = [printable(flag).replace("_", " ") for flag in row["flags"].split(",") if flag]

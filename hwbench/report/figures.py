@@ -14,10 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from hwbench import units
 from hwbench.errors import RunFileError, UnknownNameError, UsageError
+from hwbench.join import Joined
 from hwbench.report import _words as words
-from hwbench.report._join import PROJECTION, Join, joins
 from hwbench.report._palette import Style, styles
-from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, report_rows, timed
+from hwbench.report._rows import (
+    DENSE,
+    PROJECTION,
+    Row,
+    Seen,
+    groups,
+    known,
+    printable,
+    relative,
+    report_rows,
+    timed,
+)
+from hwbench.report._trade import joins, placed
 from hwbench.roofline import Line
 from hwbench.store import Run
 
@@ -129,7 +141,7 @@ def _legend(figure: Figure, shown: dict[str, Style], columns: int) -> None:
     )
 
 
-def _looks(rows: Sequence[Row]) -> dict[str, Style]:
+def _looks(rows: Sequence[Seen]) -> dict[str, Style]:
     return styles(row["format"] for row in rows)
 
 
@@ -218,30 +230,30 @@ def _crossing(have: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None
 
 
 def _pareto(rows: list[Row]) -> Figure:
-    found = [join for join in joins(rows) if join.pairs]
+    found = [join for join in joins(rows) if placed(join)]
     if not found:
         raise UsageError(
             "The run has no projection error that goes with a time; a suite with a second block, "
             'workload = "projection", over the same formats gives both.'
         )
-    looks = _looks([pair.timed for join in found for pair in join.pairs])
+    looks = _looks([pair.timed for join in found for pair in placed(join)])
     panels = [(words.group_title(join.timed), _trade(join, looks)) for join in found]
     return _panels(panels, looks)
 
 
-def _trade(join: Join, looks: dict[str, Style]) -> Callable[[Axes], None]:
+def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ax.axvline(1, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        front = join.front
-        steps = [pair.relative for pair in front], [pair.error for pair in front]
-        points = [1.0, *(pair.relative for pair in join.pairs)]
+        front = [pair for pair in reversed(placed(join)) if pair.front]
+        steps = [pair.relative for pair in front], [pair.score for pair in front]
+        points = [1.0, *(pair.relative for pair in placed(join))]
         ax.step(*steps, where="pre", color=_GREY, lw=0.9, zorder=1)
-        for pair in join.pairs:
+        for pair in placed(join):
             look, row = looks[pair.timed["format"]], pair.timed
             span = _cut(row["relative_low"], row["relative_high"], points)
-            ax.plot(span, [pair.error] * 2, color=look.light, lw=1.0, zorder=2)
+            ax.plot(span, [pair.score] * 2, color=look.light, lw=1.0, zorder=2)
             ax.plot(
-                pair.relative, pair.error, look.marker, color=look.light, mec="white", mew=0.4,
+                pair.relative, pair.score, look.marker, color=look.light, mec="white", mew=0.4,
                 ms=5.5 if pair.front else 4, alpha=1 if pair.front else 0.7, zorder=3,
             )  # fmt: skip
         _log(ax, "x", "×")

@@ -7,17 +7,27 @@ data. A content security policy in the page forbids every request on top of that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hwbench.errors import UsageError
-from hwbench.report import _answers, _facts, _heat, _pack, _views
+from hwbench.join import Joined
+from hwbench.report import (
+    _answers,
+    _density,
+    _facts,
+    _heat,
+    _pack,
+    _questions,
+    _samples,
+    _sections,
+    _trade,
+)
 from hwbench.report import _words as words
-from hwbench.report._join import PROJECTION, Join, joins
 from hwbench.report._palette import DARK, LIGHT, styles
-from hwbench.report._rows import Row, groups, printable, report_rows
+from hwbench.report._rows import PROJECTION, Row, groups, known, printable, report_rows
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -26,35 +36,26 @@ _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
 
 
-@dataclass(frozen=True)
-class Section:
-    """Figures of one kind, under one heading; those beyond ``shown`` are chosen from a list."""
-
-    id: str
-    figures: list[_views.Figure]
-    shown: int
-    empty: str  # the sentence where there is nothing to draw
-    listed: int = 60  # of the others are in the list without the script, which lists all
-
-    @property
-    def more(self) -> list[_views.Figure]:
-        """The figures that are chosen from a list."""
-        return self.figures[self.shown :]
-
-
-def render(runs: list[Run]) -> str:
+def render(runs: list[Run], samples: Collection[str] = (), before: Any = None) -> str:
     """The report of one run, or of several side by side, as one HTML page.
 
+    Args:
+        runs: what is reported.
+        samples: cases, or parts of their names, whose raw samples the page carries.
+        before: a comparison of the runs that stands first, or None.
+
     Raises:
-        UsageError: there is no run.
+        UsageError: there is no run, or ``samples`` names no case that was timed.
     """
     if not runs:
         raise UsageError("There is no run to report; name at least one run file.")
     machines = _facts.machines(runs)
     rows = _rows(runs, machines)
+    chosen = _samples.asked(runs, samples)
     template = _environment().get_template("page.html.j2")
     return template.render(
-        **_context(runs, machines, rows),
+        **_context(runs, machines, rows, chosen),
+        before=before,
         css=_safe((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
         colours=list(zip(LIGHT, DARK, strict=True)),
         script=_safe("\n".join((_TEMPLATES / n).read_text(encoding="utf-8") for n in _SCRIPTS)),
@@ -66,7 +67,9 @@ def _rows(runs: list[Run], machines: list[str]) -> list[Row]:
     """All rows, numbered; those of several runs are labelled by their machine."""
     rows: list[Row] = []
     for number, run in enumerate(runs):
-        for row in report_rows(run):
+        own = report_rows(run)
+        _samples.attach(run, own)
+        for row in own:
             row |= {"run": number, "machine": machines[number] if len(runs) > 1 else ""}
             rows.append(row | _on_the_roofline(row))
     order = {group: number for number, group in enumerate(groups(rows))}
@@ -91,7 +94,9 @@ def _on_the_roofline(row: Row) -> Row:
     }
 
 
-def _context(runs: list[Run], machines: list[str], rows: list[Row]) -> dict[str, Any]:
+def _context(
+    runs: list[Run], machines: list[str], rows: list[Row], chosen: set[str]
+) -> dict[str, Any]:
     by_run = [[row for row in rows if row["run"] == n] for n in range(len(runs))]
     summaries = [
         _facts.summary(run, name, own)
@@ -99,7 +104,8 @@ def _context(runs: list[Run], machines: list[str], rows: list[Row]) -> dict[str,
     ]
     timed = [row for row in rows if row["workload"] != PROJECTION]
     answers = [_answers.answer(members) for members in groups(timed).values()]
-    sections = _sections(rows, by_run)
+    joined = _joins(by_run)
+    sections = _sections.sections(rows, runs, joined, chosen)
     looks = styles(row["format"] for row in rows)
     return {
         "runs": summaries,
@@ -110,9 +116,13 @@ def _context(runs: list[Run], machines: list[str], rows: list[Row]) -> dict[str,
         "answers_spelled": _SPELLED,
         "disturbance": _answers.disturbance(rows),
         "overview": _overview(machines, by_run),
-        "trades": [_answers.trade(join) for join in _joins(by_run)],
-        "unjoined": [title for own in by_run for title in _views.unjoined(own)],
+        "questions": _questions.questions(rows, joined),
+        "trades": [_trade.trade(each) for each in joined],
+        "trade_heads": _trade.HEADS,
+        "unjoined": [title for own in by_run for title in _trade.unjoined(own)],
+        "starts": _density.starts(rows),
         "sections": {section.id: section for section in sections},
+        "energy": _energy(rows),
         "heat": _heat.heat(rows),
         "shades": _heat.SHADES,
         "looks": looks,
@@ -132,32 +142,18 @@ def _overview(machines: list[str], by_run: list[list[Row]]) -> list[_answers.Sen
     return sentences
 
 
-def _joins(by_run: list[list[Row]]) -> list[Join]:
+def _joins(by_run: list[list[Row]]) -> list[Joined]:
     """Accuracy joined to time inside each run, in the order of the rows."""
-    found = [join for own in by_run for join in joins(own) if join.pairs]
-    return sorted(found, key=lambda join: join.timed["number"])
+    found = [each for own in by_run for each in _trade.joins(own) if _trade.placed(each)]
+    return sorted(found, key=lambda each: each.timed["number"])
 
 
-def _sections(rows: list[Row], by_run: list[list[Row]]) -> list[Section]:
-    trade = [_views.pareto(join) for join in _joins(by_run)]
-    return [
-        Section(
-            "accuracy",
-            trade,
-            4,
-            "The run has no projection errors that go with its times: nothing to trade. A suite "
-            'with a second block, workload = "projection", over the same formats gives them.',
-        ),
-        Section("errors", _views.errors(rows), 4, ""),
-        Section("density", _views.crossover(rows), 6, "No case has a time relative to dense."),
-        Section(
-            "roofline",
-            _views.rooflines(rows),
-            4,
-            "No roofline: the ceilings of this machine were not measured, or nothing was timed.",
-        ),
-        Section("memory", _views.memory(rows), 4, "No case has a known cost."),
-    ]
+def _energy(rows: list[Row]) -> str:
+    if any(known(row["energy_joules"]) for row in rows):
+        return "Energy is the device’s own counter over two seconds of calls, idle power included."
+    return (
+        "Energy was not read in this run: hwbench run --energy reads it where there is a counter."
+    )
 
 
 def _title(runs: list[Run], machines: list[str]) -> str:
@@ -169,7 +165,7 @@ def _title(runs: list[Run], machines: list[str]) -> str:
 def _data(
     summaries: list[_facts.Summary],
     rows: list[Row],
-    sections: list[Section],
+    sections: list[_sections.Section],
     looks: dict[str, Any],
 ) -> dict[str, Any]:
     """What the script reads: plain JSON while it is small, gzipped when it is not."""

@@ -16,6 +16,24 @@ function chartRow(data, number) {
   row.intensity_text = plain(row.intensity);
   row.rate_text = si(row.flops_per_second, "FLOP/s");
   row.efficiency_text = percent(row.efficiency);
+  row.time_short = si(row.time_seconds, "s");
+  row.relative_short = `${plain(row.relative)}×`;
+  row.energy_text = si(row.energy_joules, "J");
+  row.compile_text = si(row.compile_seconds, "s");
+  row.first_text = si(row.first_call_seconds, "s");
+  row.pack_text = si(row.prepare_seconds, "s");
+  row.shape_text = `${row.out_features}×${row.in_features}`;
+  row.area = row.out_features * row.in_features;
+  row.line = `${row.label}, ${row.direction}`;
+  return spreadOut(row);
+}
+
+// Quantiles and replicates are carried as thousandths of a logarithm over the time.
+function spreadOut(row) {
+  const at = (code) => (known(code) && known(row.time_seconds) ? row.time_seconds * Math.exp(code / 1000) : null);
+  [row.low, row.quarter, row.three_quarters, row.high] = [5, 25, 75, 95].map((share) => at(row[`spread_${share}`]));
+  row.replicates_at = [];
+  for (let place = 0; known(row[`replicate_${place}`]); place += 1) row.replicates_at.push(at(row[`replicate_${place}`]));
   return row;
 }
 
@@ -61,15 +79,17 @@ function findFront(rows) {
   return rows;
 }
 
+const LINES = { split: "line", winners: "shape_text" }; // what has a line of its own, else each case
+
 // A place keeps its Vega view: another figure of the same kind only changes the view's data. (A
-// roofline is made anew: the text along its roofs decides how wide the plot can be.)
+// roofline is made anew: the text along its roofs decides how wide the plot can be. So are samples.)
 async function draw(data, element, passes) {
   const figure = element.figure;
   const rows = figureRows(data, figure, passes);
   const specification = data.specifications[figure.kind];
   const step = specification.height?.step; // a row a line: then the width alone is fitted
-  const lines = step && step * new Set(rows.map((row) => row.label)).size;
-  if (element.view && element.kind === figure.kind && !figure.roofs) {
+  const lines = step && step * Math.max(1, new Set(rows.map((row) => row[LINES[figure.kind] || "label"])).size);
+  if (element.view && element.kind === figure.kind && !figure.roofs && !figure.points) {
     const { view } = element;
     view.data("table", rows);
     if (step) view.height(lines);
@@ -77,7 +97,7 @@ async function draw(data, element, passes) {
   } else {
     element.view?.finalize();
     const whole = structuredClone(specification);
-    whole.datasets = { ...whole.datasets, table: rows, roofs: figure.roofs || [] };
+    whole.datasets = { ...whole.datasets, table: rows, roofs: figure.roofs || [], points: figure.points || [] };
     if (step) whole.height = lines;
     const plot = element.querySelector(".plot");
     const result = await window.vegaEmbed(plot, whole, {

@@ -1,0 +1,65 @@
+"""What all charts share: sizes, colours, the look of points, and their tooltips."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hwbench.report._palette import Style
+
+if TYPE_CHECKING:
+    import altair as alt
+
+INK, FAINT, GRID = "var(--ink)", "var(--faint)", "var(--grid)"
+HEIGHT, SIZE = 300, 70
+
+_TIPS = {
+    "label": "format",
+    "group_title": "group",
+    "density_text": "density",
+    "time_text": "time",
+    "relative_text": "relative to dense",
+    "flags": "flags",
+}
+
+
+def base(height: Any = HEIGHT) -> alt.Chart:
+    """A chart of the figure's rows, as wide as its place."""
+    import altair as alt
+
+    return alt.Chart(alt.NamedData(name="table"), height=height, width="container")
+
+
+def tips(**more: str) -> list[alt.Tooltip]:
+    """What a point says, by the fields that the page's script makes."""
+    import altair as alt
+
+    return [alt.Tooltip(f"{name}:N", title=title) for name, title in {**_TIPS, **more}.items()]
+
+
+def look(styles: dict[str, Style], *, filled: bool = True) -> dict[str, Any]:
+    """Colour and shape of points, by format."""
+    import altair as alt
+
+    names = list(styles)
+    colours = alt.Scale(domain=names, range=[styles[name].css for name in names])
+    shapes = alt.Scale(domain=names, range=[styles[name].path for name in names])
+    colour = alt.Fill if filled else alt.Color
+    return {
+        "fill" if filled else "color": colour("format:N", scale=colours, legend=None),
+        "shape": alt.Shape("format:N", scale=shapes, legend=None),
+    }
+
+
+def colour(styles: dict[str, Style]) -> dict[str, Any]:
+    """The colour of lines, by format."""
+    return {"color": look(styles, filled=False)["color"]}
+
+
+def points(
+    base: alt.Chart, styles: dict[str, Style], tips: list[alt.Tooltip], **mark: Any
+) -> alt.Chart:
+    """Points with a thin edge in the colour of the page, so that neighbours stay apart."""
+    drawn = base.mark_point(
+        filled=True, size=SIZE, opacity=1, stroke="var(--card)", strokeWidth=0.8, **mark
+    )
+    return drawn.encode(**look(styles), tooltip=tips)

@@ -1,0 +1,153 @@
+"""The charts of costs, winners and samples: bars by format, the grid of who wins, distributions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hwbench.report._chart_base import FAINT, INK, SIZE, base, colour, points
+from hwbench.report._palette import Style
+
+_SHADES = ("f4", "f3", "f2", "f1", "even", "s1", "s2", "s3", "s4")
+_BYTES = "datum.value ? format(datum.value, '~s') + 'B' : '0'"
+_SECONDS = "datum.value ? format(datum.value, '~s') + 's' : '0'"
+_JOULES = "datum.value ? format(datum.value, '~s') + 'J' : '0'"
+_WARN = "var(--warn)"
+
+
+def charts_beside(styles: dict[str, Style]) -> dict[str, Any]:
+    """The charts of this file, by kind."""
+    return {
+        "stored": _bars(styles, "stored_bytes", "stored_text", "bytes at rest", _BYTES),
+        "saved": _bars(styles, "saved_bytes", "saved_text", "bytes saved for backward", _BYTES),
+        "energy": _bars(styles, "energy_joules", "energy_text", "joules a call", _JOULES),
+        "compile": _bars(styles, "compile_seconds", "compile_text", "seconds", _SECONDS),
+        "first": _bars(styles, "first_call_seconds", "first_text", "seconds", _SECONDS),
+        "pack": _bars(styles, "prepare_seconds", "pack_text", "seconds", _SECONDS),
+        "split": _bars(styles, "time_seconds", "time_short", "seconds a call", _SECONDS, "line"),
+        "winners": _winners(),
+        "spread": _spread(styles),
+        "series": _series(),
+    }
+
+
+def _lines(field: str, line: str) -> Any:
+    """A line a case: sorted by its value, or by name where a case has several lines."""
+    import altair as alt
+
+    by_name = line != "label"
+    sort = alt.EncodingSortField(
+        field=line if by_name else field, order="ascending" if by_name else "descending"
+    )
+    return alt.Y(f"{line}:N", title=None, sort=sort, axis=alt.Axis(labelLimit=190))
+
+
+def _bars(
+    styles: dict[str, Style], field: str, text: str, title: str, words: str, line: str = "label"
+) -> Any:
+    import altair as alt
+
+    ground = (
+        base()
+        .properties(height=alt.Step(19))
+        .encode(
+            y=_lines(field, line),
+            x=alt.X(
+                f"{field}:Q",
+                title=title,
+                scale=alt.Scale(zero=True, nice=False, padding=6),
+                axis=alt.Axis(labelExpr=words, tickCount=4, labelOverlap=True, labelSeparation=8),
+            ),
+        )
+    )
+    bar = ground.mark_rule(strokeWidth=2, opacity=0.55).encode(x2=alt.datum(0), **colour(styles))
+    said = ground.mark_text(align="left", baseline="middle", dx=9)
+    tips = [alt.Tooltip(f"{line}:N", title="case"), alt.Tooltip(f"{text}:N", title=title)]
+    return alt.layer(bar, points(ground, styles, tips), said.encode(text=f"{text}:N"))
+
+
+def _winners() -> Any:
+    """The fastest of what is drawn in each cell: its name, its time, and the shade of that."""
+    import altair as alt
+
+    best = base(alt.Step(46)).transform_aggregate(
+        [alt.AggregatedFieldDef(op="argmin", field="relative", **{"as": "best"})],
+        groupby=["shape_text", "tokens"],
+    )
+    best = best.transform_calculate(
+        shade="datum.best.shade", name="datum.best.series", said="datum.best.relative_short"
+    ).encode(
+        x=alt.X("tokens:O", title="tokens", axis=alt.Axis(labelAngle=0, orient="top")),
+        y=alt.Y("shape_text:N", title="out × in", sort=alt.EncodingSortField("best.area")),
+    )
+    fills = alt.Scale(domain=list(_SHADES), range=[f"var(--h-{name})" for name in _SHADES])
+    inks = alt.Scale(domain=list(_SHADES), range=[f"var(--t-{name})" for name in _SHADES])
+    tips = [alt.Tooltip("name:N", title="fastest"), alt.Tooltip("said:N", title="of dense")]
+    cell = best.mark_rect(stroke="var(--card)", strokeWidth=2, cornerRadius=4).encode(
+        fill=alt.Fill("shade:N", scale=fills, legend=None), tooltip=tips
+    )
+    ink = alt.Color("shade:N", scale=inks, legend=None)
+    name = best.mark_text(dy=-7, fontWeight=600, limit=96).encode(text="name:N", color=ink)
+    said = best.mark_text(dy=8).encode(text="said:N", color=ink)
+    return alt.layer(cell, name, said)
+
+
+def _spread(styles: dict[str, Style]) -> Any:
+    """Quantiles of the samples of each case, and the value of each replicate."""
+    import altair as alt
+
+    ground = base(alt.Step(22))
+    y = alt.Y(
+        "label:N",
+        title=None,
+        sort=alt.EncodingSortField(field="time_seconds", order="descending"),
+        axis=alt.Axis(labelLimit=190),
+    )
+    x = alt.X(
+        "low:Q",
+        title="seconds a call (log): 5–95 %, 25–75 %, replicates",
+        scale=alt.Scale(type="log", nice=False, padding=10),
+        axis=alt.Axis(labelExpr=_SECONDS, labelOverlap="greedy", tickCount=6),
+    )
+    wide = ground.mark_rule(strokeWidth=1.4, opacity=0.8)
+    wide = wide.encode(x=x, x2="high:Q", y=y, **colour(styles))
+    half = ground.mark_rule(strokeWidth=7, opacity=0.45)
+    half = half.encode(x="quarter:Q", x2="three_quarters:Q", y=y, **colour(styles))
+    each = ground.transform_flatten(["replicates_at"], ["value"])
+    dots = each.mark_tick(thickness=2, size=14, color=INK)
+    tips = [
+        alt.Tooltip("label:N", title="case"),
+        alt.Tooltip("time_text:N", title="time"),
+        alt.Tooltip("flags:N", title="flags"),
+    ]
+    return alt.layer(wide, half, dots.encode(x="value:Q", y=y, tooltip=tips))
+
+
+def _series() -> Any:
+    """Every sample of one case in its order, a panel a replicate; disturbed blocks stand out."""
+    import altair as alt
+
+    states = ["quiet", "disturbed"]
+    ground = alt.Chart(alt.NamedData(name="points"), height=260, width="container")
+    return ground.mark_point(filled=True, opacity=0.8).encode(
+        x=alt.X("at:Q", title="sample, in the order of its replicate", axis=alt.Axis(tickCount=6)),
+        y=alt.Y(
+            "seconds:Q",
+            title="seconds a call",
+            scale=alt.Scale(zero=False),
+            axis=alt.Axis(labelExpr=_SECONDS, tickCount=6),
+        ),
+        color=alt.Color(
+            "state:N",
+            scale=alt.Scale(domain=states, range=[FAINT, _WARN]),
+            legend=None,
+        ),
+        shape=alt.Shape(
+            "state:N", scale=alt.Scale(domain=states, range=["circle", "cross"]), legend=None
+        ),
+        size=alt.condition("datum.state == 'disturbed'", alt.value(SIZE), alt.value(SIZE / 3)),
+        tooltip=[
+            alt.Tooltip("replicate:N", title="replicate"),
+            alt.Tooltip("seconds:Q", title="seconds", format=".4s"),
+            alt.Tooltip("state:N", title="block"),
+        ],
+    )

@@ -1,0 +1,115 @@
+"""Where a format starts to win: the crossings of its relative time with dense. Pure.
+
+Between two measured points the curve is taken as straight on log–log axes. The interval of a
+crossing goes from where the upper ends of the intervals cross to where the lower ends do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from hwbench import units
+from hwbench.report._rows import Row, known, printable, relative
+
+EQUAL = 0.03
+"""Within this share of dense's time a format is as fast as dense for all that matters."""
+
+Point = tuple[float, float, float, float]
+"""x, relative time, and the ends of its interval (nan where it has none)."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where one curve meets dense, and on which side of that it is faster."""
+
+    at: float
+    below: bool  # faster below it, else above it
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass
+class Wins:
+    """Over which of the measured x a format is faster than dense."""
+
+    measured: tuple[float, float]
+    everywhere: bool = False
+    crossings: list[Crossing] = field(default_factory=list)
+
+    def said(self, unit: str = "") -> str:
+        """``below 0.42 (0.38–0.47)``; ``everywhere measured``; ``nowhere measured``."""
+        if not self.crossings:
+            return "everywhere measured" if self.everywhere else "nowhere measured"
+        return " and ".join(_one(crossing, unit) for crossing in self.crossings)
+
+
+def _one(crossing: Crossing, unit: str) -> str:
+    side = "below" if crossing.below else "above"
+    said = f"{side} {units.significant(crossing.at)}{unit}"
+    ends = [crossing.low, crossing.high]
+    if any(map(math.isfinite, ends)):
+        low, high = (units.significant(end) if math.isfinite(end) else "?" for end in ends)
+        said += f" ({low}–{high})"
+    return said
+
+
+def wins(points: Sequence[Point]) -> Wins | None:
+    """Where a curve of relative times is below one; None where fewer than two points are known."""
+    curve = sorted(point for point in points if point[0] > 0 and point[1] > 0)
+    if len({point[0] for point in curve}) < 2:
+        return None
+    found = Wins((curve[0][0], curve[-1][0]), everywhere=all(point[1] < 1 for point in curve))
+    ends = [_crossings([(p[0], p[place]) for p in curve]) for place in (2, 3)]
+    for at, below in _crossings([(x, y) for x, y, _, _ in curve]):
+        near = [_nearest(at, below, other) for other in ends]
+        low, high = sorted(near, key=lambda end: (math.isnan(end), end))
+        found.crossings.append(Crossing(at, below, low, high))
+    return found
+
+
+def _crossings(curve: list[tuple[float, float]]) -> list[tuple[float, bool]]:
+    """Each x at which the curve meets one, and whether it is lower to the left of it."""
+    found = []
+    for (x, y), (next_x, next_y) in pairwise(curve):
+        if not (y > 0 and next_y > 0) or (y < 1) == (next_y < 1):
+            continue
+        share = math.log(y) / (math.log(y) - math.log(next_y))
+        found.append((math.exp(math.log(x) + share * (math.log(next_x) - math.log(x))), y < 1))
+    return found
+
+
+def _nearest(at: float, below: bool, found: list[tuple[float, bool]]) -> float:
+    alike = [x for x, side in found if side == below]
+    return min(alike, key=lambda x: abs(math.log(x / at)), default=math.nan)
+
+
+def points(members: list[Row], name: str) -> list[Point]:
+    """The relative times of rows against one of their columns."""
+    return [
+        (float(row[name]), value, _end(row, "low"), _end(row, "high"))
+        for row in members
+        if known(row[name]) and (value := relative(row)) is not None
+    ]
+
+
+def _end(row: Row, side: str) -> float:
+    value = row[f"relative_{side}"]
+    return float(value) if known(value) else math.nan
+
+
+def by_series(members: list[Row]) -> dict[str, list[Row]]:
+    """Rows by format with all knobs but the density, dense left out."""
+    found: dict[str, list[Row]] = {}
+    for row in members:
+        if row["format"] != "dense":
+            found.setdefault(printable(row["series"]), []).append(row)
+    return found
+
+
+def repaid(pack_seconds: float, dense_seconds: float, seconds: float) -> float | None:
+    """After how many calls the time that packing took is saved; None where nothing is saved."""
+    saved = dense_seconds - seconds
+    return pack_seconds / saved if saved > 0 else None

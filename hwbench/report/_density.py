@@ -1,0 +1,189 @@
+"""Relative time against density and against tokens, and who wins where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hwbench import units
+from hwbench.report import _words as words
+from hwbench.report._answers import beats, loses
+from hwbench.report._crossing import by_series, points, repaid, wins
+from hwbench.report._rows import DENSE, PROJECTION, Row, groups, known, printable, relative, timed
+from hwbench.report._views import Figure
+
+
+@dataclass
+class Starts:
+    """The table of where each format starts to win: one line a group and format."""
+
+    lines: list[tuple[int, list[str]]] = field(default_factory=list)  # the group's number, cells
+    left_out: int = 0
+    packed: bool = False  # whether packing was measured at any of the shapes
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The headings of the cells."""
+        heads = ("group", "format", "faster than dense")
+        return (*heads, "packing repaid after") if self.packed else heads
+
+
+def starts(rows: list[Row], most: int = 120) -> Starts:
+    """At which densities each format is faster than dense, and when packing it is repaid."""
+    found = Starts()
+    packs = _packs(rows)
+    for members in groups(_layers(rows)).values():
+        dense = next(
+            (r["time_seconds"] for r in members if r["format"] == DENSE and timed(r)), None
+        )
+        for name, own in by_series(members).items():
+            where = wins(points(own, "density"))
+            if where is None:
+                continue
+            low, high = (units.significant(end) for end in where.measured)
+            said = where.said()
+            if not where.crossings:
+                said += f" ({low}–{high})"
+            pays = _repaid(own, dense, packs)
+            found.packed |= pays is not None
+            line = [words.group_title(own[0]), name, said, pays or "not measured at this shape"]
+            found.lines.append((own[0]["group_number"], line))
+    found.lines = [(number, line[: len(found.heads)]) for number, line in found.lines]
+    found.left_out = max(0, len(found.lines) - most)
+    del found.lines[most:]
+    return found
+
+
+def _packs(rows: list[Row]) -> dict[tuple[Any, ...], float]:
+    """Seconds of projecting and packing, by run, format, knobs and shape."""
+    return {
+        (row["run"], row["format"], row["knobs"], row["out_features"], row["in_features"]): float(
+            row["prepare_seconds"]
+        )
+        for row in rows
+        if known(row["prepare_seconds"])
+    }
+
+
+def _repaid(own: list[Row], dense: float | None, packs: dict[tuple[Any, ...], float]) -> str | None:
+    """After how many calls the packing of the fastest setting is repaid."""
+    best = min(filter(timed, own), key=lambda row: row["time_seconds"])
+    key = ("run", "format", "knobs", "out_features", "in_features")
+    pack = packs.get(tuple(best[name] for name in key))
+    if dense is None or pack is None:
+        return None
+    calls = repaid(pack, dense, best["time_seconds"])
+    return "never" if calls is None else f"{units.significant(calls)} calls ({best['density']:.3g})"
+
+
+def _layers(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["workload"] != PROJECTION]
+
+
+def winners(rows: list[Row]) -> list[Figure]:
+    """The fastest format over shape and tokens, one figure a density, dtype and pass."""
+    sets: dict[tuple[Any, ...], list[Row]] = {}
+    for row in _layers(rows):
+        if row["format"] != DENSE and relative(row) is not None and row["tokens"]:
+            parts = (*row["group"][:3], *row["group"][6:])  # run, workload and options; the rest
+            sets.setdefault((row["density_word"], *parts), []).append(row)
+    common = [key for key, members in sets.items() if len({r["format"] for r in members}) > 1]
+    figures = []
+    for key in common:
+        members = sets[key]
+        first = members[0]
+        told = [words.direction(first), first["dtype"], *words.setting(first)]
+        title = ", ".join([*filter(None, told), f"density {key[0]}"])
+        if words.machine(first):
+            title += f", {words.machine(first)}"
+        numbers = [row["number"] for row in members]
+        figures.append(Figure("winners", title, _won(members), numbers))
+    return figures
+
+
+def _won(members: list[Row]) -> str:
+    cells: dict[tuple[Any, ...], Row] = {}
+    for row in members:
+        place = (row["out_features"], row["in_features"], row["tokens"])
+        if place not in cells or row["relative_time"] < cells[place]["relative_time"]:
+            cells[place] = row
+    sure = sum(beats(row) for row in cells.values())
+    best = min(cells.values(), key=lambda row: row["relative_time"])
+    return (
+        f"The fastest format beats dense beyond its interval in {sure} of {len(cells)} cells; "
+        f"the best is {printable(best['label'])}, {units.ratio(best['relative_time'])} of dense at "
+        f"{words.shape(best)} and {words.tokens(best)}."
+    )
+
+
+def _by_tokens(members: list[Row]) -> str:
+    """At which token counts each format is faster than dense, by its curve."""
+    said: dict[str, list[str]] = {}
+    for name, own in by_series(members).items():
+        where = wins(points(own, "tokens"))
+        if where is not None:
+            said.setdefault(where.said(" tokens"), []).append(name)
+    pieces = [f"{', '.join(names)} {where}" for where, names in said.items()]
+    return f"Faster than dense: {'; '.join(pieces)}." if pieces else "Each format has one point."
+
+
+def sweeps(rows: list[Row]) -> list[Figure]:
+    """Relative time against tokens, one figure a density, shape, dtype and pass."""
+    sets: dict[tuple[Any, ...], list[Row]] = {}
+    for row in _layers(rows):
+        if row["format"] != DENSE and relative(row) is not None and row["tokens"]:
+            parts = (*row["group"][:5], *row["group"][6:])  # all but the tokens
+            sets.setdefault((row["density_word"], *parts), []).append(row)
+    figures = []
+    for key, members in sets.items():
+        if len({row["tokens"] for row in members}) < 2:
+            continue
+        told = [part for part in words.group_parts(members[0]) if "token" not in part]
+        title = ", ".join([*told, f"density {key[0]}"])
+        says = _by_tokens(members)
+        figures.append(Figure("sweep", title, says, [row["number"] for row in members]))
+    return figures
+
+
+def crossover(rows: list[Row]) -> list[Figure]:
+    """Relative time against density, one figure a group."""
+    figures = []
+    for members in groups(_layers(rows)).values():
+        have = [row for row in members if relative(row) is not None and known(row["density"])]
+        if any(row["format"] != DENSE for row in have):
+            title = words.group_title(members[0])
+            numbers = [row["number"] for row in have]
+            figures.append(
+                Figure("crossover", title, _crossings(have), numbers, own={"aside": _aside(have)})
+            )
+    return figures
+
+
+def _crossings(have: list[Row]) -> str:
+    series: dict[str, list[Row]] = {}
+    for row in have:
+        if row["format"] != DENSE:
+            series.setdefault(printable(row["series"]), []).append(row)
+    if not any(known(row["relative_low"]) for row in have):
+        return "One replicate: points without intervals decide nothing."
+    won = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
+    lost = [name for name, members in series.items() if all(loses(row) for row in members)]
+    said = f"Faster than dense: {', '.join(won)}" if won else "Nothing is surely faster than dense"
+    return f"{said}; slower at every density: {', '.join(lost)}." if lost else f"{said}."
+
+
+def _winning(members: list[Row]) -> str:
+    """At which densities a format beats dense: ``from 0.495 down``, or ``at 0.25``."""
+    won = sorted((row["density"] for row in members if beats(row)), reverse=True)
+    below = [row["density"] for row in members if won and row["density"] <= won[0]]
+    if len(won) > 1 and len(won) == len(below):
+        return f"from {units.significant(won[0])} down"
+    return f"at {', '.join(map(units.significant, won))}" if won else ""
+
+
+def _aside(have: list[Row], step: float = 3.0) -> list[float]:
+    """Pixels by which each row's point moves, so that formats of one density stay apart."""
+    names = [name for name in dict.fromkeys(row["series"] for row in have) if name != DENSE]
+    middle = (len(names) - 1) / 2
+    places = {name: round((number - middle) * step, 1) for number, name in enumerate(names)}
+    return [places.get(row["series"], 0.0) for row in have]

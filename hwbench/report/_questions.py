@@ -1,0 +1,167 @@
+"""The questions that a reader brings, each answered in sentences made from all rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from hwbench import units
+from hwbench.join import Joined, Pair, best_within
+from hwbench.report import _words as words
+from hwbench.report._answers import POINT, REST, Sentence, beats, loses
+from hwbench.report._rows import (
+    DENSE,
+    PROJECTION,
+    Row,
+    groups,
+    known,
+    printable,
+    relative,
+)
+
+BOUNDS = (0.05, 0.1, 0.2, 0.5)
+"""Errors at which the first question is answered; those that change nothing are left out."""
+SHARES = (0.5, 0.25, 0.1)
+"""Shares of dense's bytes at which the second is."""
+_SPARSE = ("semi_structured", "two_four_training", "n_m")
+
+
+@dataclass
+class Question:
+    """A question in words, and its answer."""
+
+    asked: str
+    sentences: list[Sentence] = field(default_factory=list)
+
+
+def questions(rows: list[Row], joins: list[Joined]) -> list[Question]:
+    """Every question that the rows can say something of."""
+    found = [
+        Question("Which format is the fastest at the accuracy I need?", _at_accuracy(joins)),
+        Question("Which keeps the most per byte?", _per_byte(rows)),
+        Question("Where does 2:4 pay?", _two_four(rows)),
+        Question("Where does nothing beat dense?", _nothing(rows)),
+    ]
+    return [question for question in found if question.sentences]
+
+
+def _at_accuracy(joins: list[Joined]) -> list[Sentence]:
+    joins = [found for found in joins if found.better == "lower"]
+    said: list[Sentence] = []
+    before: Any = None
+    for bound in BOUNDS:
+        fastest = [best_within(found, [bound])[0].fastest for found in joins]
+        chosen = [pair for pair in fastest if pair is not None]
+        names = Counter(pair.name for pair in chosen)
+        if not chosen or names == before:
+            continue
+        before = names
+        said.append(_choice(bound, chosen, names))
+    return said
+
+
+def _choice(bound: float, chosen: list[Pair], names: Counter[str]) -> Sentence:
+    lead = f"At an error of at most {bound:g}: "
+    if set(names) == {DENSE}:
+        return [(lead, REST), ("dense", POINT), (", nothing faster is as near.", REST)]
+    pieces: Sentence = [(lead, REST)]
+    for place, (name, times) in enumerate(names.most_common(3)):
+        own = sorted(pair.relative for pair in chosen if pair.name == name)
+        low, high = (units.significant(end, 2) for end in (own[0], own[-1]))
+        share = f"{times} of {len(chosen)} group{'' if len(chosen) == 1 else 's'}"
+        span = f"{low}–{high}×" if low != high else f"{low}×"
+        said = f" in {share}" if name == DENSE else f" in {share}, {span} of dense"
+        pieces += [("; " if place else "", REST), (printable(name), POINT), (said, REST)]
+    sure = sum(beats(pair.timed) for pair in chosen)
+    told = f"; faster than dense beyond its interval in {sure} of {len(chosen)}."
+    return [*pieces, (told, REST)]
+
+
+def _per_byte(rows: list[Row]) -> list[Sentence]:
+    scored = [
+        row
+        for row in rows
+        if row["workload"] == PROJECTION and known(row["score"]) and row["better"] != "higher"
+    ]
+    said: list[Sentence] = []
+    for share in SHARES:
+        fit = [r for r in scored if known(r["stored_ratio"]) and r["stored_ratio"] <= share * 1.001]
+        for members in list(groups(fit).values())[:2]:
+            best = min(members, key=lambda row: row["score"])
+            low, high = best["score_low"], best["score_high"]
+            span = f" ({units.significant(low)}–{units.significant(high)})" if known(low) else ""
+            said.append(
+                [
+                    (f"In {units.percent(share, 0)} of dense’s bytes: ", REST),
+                    (printable(best["label"]), POINT),
+                    (f", error {units.significant(best['score'])}{span}", REST),
+                    (f" on {words.workload(best)}, {words.shape(best)}.", REST),
+                ]
+            )
+    return said
+
+
+def _two_four(rows: list[Row]) -> list[Sentence]:
+    own = [row for row in rows if row["format"] in _SPARSE and row["workload"] != PROJECTION]
+    if not own:
+        return []
+    have = [row for row in own if relative(row) is not None]
+    if not have:
+        reasons = Counter(printable(row["reason"] or words.status(row)) for row in own)
+        (reason, times), *_ = reasons.most_common(1)
+        return [[(f"Not answered: {times} of {len(own)} cases did not run. {reason}", REST)]]
+    won, lost = [row for row in have if beats(row)], [row for row in have if loses(row)]
+    best = min(have, key=lambda row: row["relative_time"])
+    where = _where(won) if won else "nowhere beyond its interval"
+    return [
+        [
+            ("Faster than dense in ", REST),
+            (f"{len(won)} of {len(have)} cases", POINT),
+            (f" ({where}), slower in {len(lost)}; at its best ", REST),
+            (f"{units.ratio(best['relative_time'])} of dense", POINT),
+            (_span(best) + f" ({words.group_title(best)}).", REST),
+        ]
+    ]
+
+
+def _span(row: Row) -> str:
+    low, high = row["relative_low"], row["relative_high"]
+    if not known(low):
+        return ", without an interval"
+    return f" ({units.significant(low)}–{units.significant(high)})"
+
+
+def _where(won: list[Row]) -> str:
+    tokens = sorted({row["tokens"] for row in won if row["tokens"]})
+    ways = dict.fromkeys(filter(None, map(words.direction, won)))
+    many = f"{tokens[0]}–{tokens[-1]} tokens" if len(tokens) > 1 else f"{tokens[0]} tokens"
+    return ", ".join([*(way.lower() for way in ways), *([many] if tokens else [])])
+
+
+def _nothing(rows: list[Row]) -> list[Sentence]:
+    layers = [row for row in rows if row["workload"] != PROJECTION and row["format"] != DENSE]
+    sets = [
+        [row for row in members if relative(row) is not None] for members in groups(layers).values()
+    ]
+    sets = [members for members in sets if members]
+    if not sets:
+        return []
+    dense_wins = [m for m in sets if all(loses(row) for row in m)]
+    unsure = [
+        m for m in sets if not all(loses(row) for row in m) and not any(beats(row) for row in m)
+    ]
+    if not dense_wins and not unsure:
+        return [
+            [
+                ("Nowhere", POINT),
+                (f": in each of {len(sets)} groups a format is faster beyond its interval.", REST),
+            ]
+        ]
+    named = "; ".join(words.group_title(m[0]) for m in dense_wins[:3])
+    further = f"; and {len(dense_wins) - 3} more" if len(dense_wins) > 3 else ""
+    lead = f"In {len(dense_wins)} of {len(sets)} groups every format is slower than dense"
+    said: Sentence = [(lead, POINT), (f": {named}{further}" if named else "", REST)]
+    if unsure:
+        said.append((f"; in {len(unsure)} more none can be told from it", REST))
+    return [[*said, (".", REST)]]

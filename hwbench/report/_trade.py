@@ -1,0 +1,158 @@
+"""Accuracy against wall-clock: what is drawn and tabled of the join, and errors by themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hwbench import units
+from hwbench.join import Joined, Pair, join, table
+from hwbench.report import _words as words
+from hwbench.report._answers import beats
+from hwbench.report._rows import DENSE, PROJECTION, Row, Seen, groups, known, printable, relative
+from hwbench.report._views import Figure
+
+
+@dataclass
+class Trade:
+    """One group as a table: at most so much error, the fastest, and what dense costs."""
+
+    title: str
+    group: int
+    shapes: str
+    dense: str
+    lines: list[list[str]] = field(default_factory=list)
+    error: str = "error"
+
+
+HEADS = ("at most", "fastest", "time", "of dense", "stored", "told from dense")
+"""The columns of the table."""
+
+
+def joins(rows: list[Row]) -> list[Joined]:
+    """Every group of the rows of one run that has relative times, with every experiment."""
+    return [
+        found
+        for found in join(rows, rows)
+        if any(relative(row) is not None for row in _timed(found) if row["format"] != DENSE)
+    ]
+
+
+def _timed(found: Joined) -> list[Seen]:
+    return [pair.timed for pair in found.pairs] + [alone.row for alone in found.alone]
+
+
+def placed(found: Joined) -> list[Pair]:
+    """The pairs that can be drawn: those with a relative time, fastest first, dense left out."""
+    return [p for p in found.pairs if known(p.relative) and p.timed["format"] != DENSE]
+
+
+def trade(found: Joined) -> Trade:
+    """At most so much error: the fastest format, its time and memory, and what dense costs."""
+    rows = table(found)
+    dense = found.dense
+    told = Trade(
+        title=words.group_title(found.timed),
+        group=found.timed["group_number"],
+        shapes=_shapes(found),
+        dense="Dense was not timed here."
+        if dense is None
+        else f"Dense takes {units.seconds(dense['time_seconds'])} and stores "
+        f"{units.nbytes(dense['stored_bytes'])}.",
+        error=printable(found.score_name).replace("_", " "),
+    )
+    for row in rows:
+        if row["format"] in (None, DENSE):
+            continue
+        level = f"; level: {', '.join(map(printable, row['level']))}" if row["level"] else ""
+        told.lines.append(
+            [
+                units.significant(row["bound"]),
+                printable(row["format"]),
+                units.seconds(row["time_seconds"]),
+                units.ratio(row["relative_time"]),
+                units.nbytes(row["stored_bytes"]),
+                f"{row['verdict']}{level}",
+            ]
+        )
+    return told
+
+
+def _shapes(found: Joined) -> str:
+    timed, scored = found.shapes
+    return (
+        f"Time measured at {printable(timed)}; {printable(found.score_name).replace('_', ' ')} of "
+        f"{words.workload(found.scored)} at {printable(scored)}."
+    )
+
+
+def pareto(found: Joined) -> Figure:
+    """The score against relative time."""
+    pairs = sorted(placed(found), key=lambda pair: pair.timed["number"])
+    front = [pair for pair in reversed(placed(found)) if pair.front]
+    faster = [pair for pair in front if pair.relative < 1]
+    if faster:
+        first, last = (
+            f"{units.significant(p.score)} ({printable(p.name)}, {units.ratio(p.relative)})"
+            for p in (faster[0], faster[-1])
+        )
+        reach = f"from an error of {first} to {last}" if len(faster) > 1 else f"at {first}"
+        sure = sum(beats(pair.timed) for pair in faster)
+        surely = f"{sure or 'none'} of {len(faster)} such points"
+        if sure == len(faster):
+            surely = "each such point"
+        says = f"The front is faster than dense {reach}; {surely} beyond its interval."
+    else:
+        says = f"None of the {len(front)} points on the front is faster than dense."
+    alone = [(printable(a.row["label"]), printable(a.reason)) for a in found.alone]
+    aside = [
+        (printable(p.name), f"set aside to make the pair: {', '.join(p.aside)}")
+        for p in pairs
+        if p.aside
+    ]
+    return Figure(
+        kind="pareto",
+        title=words.group_title(found.timed),
+        says=says,
+        rows=[pair.timed["number"] for pair in pairs],
+        note=_shapes(found),
+        alone=alone + aside,
+        own={"error": [float(f"{pair.score:.5g}") for pair in pairs]},
+    )
+
+
+def unjoined(rows: list[Row]) -> list[str]:
+    """Timed groups for which the run has scores but no pair of the same knobs."""
+    return [words.group_title(j.timed) for j in joins(rows) if not placed(j)]
+
+
+def errors(rows: list[Row]) -> list[Figure]:
+    """Projection error against density and against stored bytes."""
+    figures = []
+    scored = [row for row in rows if row["workload"] == PROJECTION]
+    for members in groups(scored).values():
+        have = [row for row in members if known(row["score"])]
+        if not have:
+            continue
+        title, numbers = words.group_title(members[0]), [row["number"] for row in have]
+        for kind, field_name, what in (
+            ("error_density", "density", "parameters kept"),
+            ("error_bytes", "stored_ratio", "stored bytes of dense"),
+        ):
+            says = _least_errors(have, field_name, what)
+            by = "by parameters kept" if kind == "error_density" else "by stored bytes"
+            figures.append(Figure(kind=kind, title=f"{title}, {by}", says=says, rows=numbers))
+    return figures
+
+
+def _least_errors(have: list[Row], field_name: str, what: str) -> str:
+    """The format with the least error at about half and about a tenth of dense."""
+    said = []
+    for share in (0.5, 0.1):
+        near = [row for row in have if known(row[field_name]) and row[field_name] <= share]
+        if near:
+            best = min(near, key=lambda row: row["score"])
+            said.append(
+                f"{printable(best['label'])} ({units.significant(best['score'])}) with at most "
+                f"{share:g} of the {what.removesuffix(' of dense')}"
+            )
+    return f"The smallest error has {', and '.join(said)}." if said else "Every error by format."

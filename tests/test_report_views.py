@@ -1,0 +1,191 @@
+"""What the page draws and says beside the answers: crossings, questions, costs, samples."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+
+import pytest
+from _synthetic import linear_case, projection_case, questions, run_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwbench.errors import UsageError
+from hwbench.records import Measurement
+from hwbench.report import _answers, _crossing, _density, _questions, _samples, _trade, html
+from hwbench.report._rows import Row
+from hwbench.store import Run
+
+NAN = math.nan
+
+
+def rows_of(run: Run) -> list[Row]:
+    return html._rows([run], ["somewhere"])
+
+
+def asked(run: Run) -> dict[str, list[str]]:
+    rows = rows_of(run)
+    found = _questions.questions(rows, [j for j in _trade.joins(rows) if _trade.placed(j)])
+    return {q.asked: [_answers.plain(sentence) for sentence in q.sentences] for q in found}
+
+
+# crossings
+
+
+def test_a_crossing_lies_between_its_points_on_logs() -> None:
+    found = _crossing.wins([(0.1, 0.5, 0.4, 0.6), (0.4, 2.0, 1.8, 2.2)])
+    assert found is not None
+    (crossing,) = found.crossings
+    assert crossing.at == pytest.approx(0.2)
+    assert crossing.below
+    assert crossing.low < crossing.at < crossing.high
+    assert found.said().startswith("below 0.200 (0.1")
+
+
+def test_a_format_that_wins_with_many_tokens_wins_above() -> None:
+    found = _crossing.wins([(16, 2.0, NAN, NAN), (256, 0.5, NAN, NAN)])
+    assert found is not None
+    assert found.said(" tokens") == "above 64.0 tokens"
+
+
+@pytest.mark.parametrize(("times", "said"), [((0.4, 0.5), "everywhere"), ((2, 3), "nowhere")])
+def test_without_a_crossing_it_is_said_on_which_side_all_lie(
+    times: tuple[float, float], said: str
+) -> None:
+    found = _crossing.wins([(0.1, times[0], NAN, NAN), (0.5, times[1], NAN, NAN)])
+    assert found is not None
+    assert found.said() == f"{said} measured"
+
+
+def test_one_point_crosses_nothing() -> None:
+    assert _crossing.wins([(0.5, 0.5, 0.4, 0.6)]) is None
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.1, 10)), min_size=2, max_size=8))
+def test_every_crossing_is_where_the_side_changes(points: list[tuple[float, float]]) -> None:
+    curve = sorted(dict(points).items())
+    found = _crossing.wins([(x, y, NAN, NAN) for x, y in curve])
+    changes = sum((a < 1) != (b < 1) for (_, a), (_, b) in pairwise(curve))
+    if found is None:
+        assert len(curve) < 2
+    else:
+        assert len(found.crossings) == changes
+        assert all(curve[0][0] <= c.at * 1.001 and c.at <= curve[-1][0] * 1.001
+                   for c in found.crossings)  # fmt: skip
+
+
+def test_packing_is_repaid_by_the_time_it_saves() -> None:
+    assert _crossing.repaid(2.0, 0.5, 0.3) == pytest.approx(10)
+    assert _crossing.repaid(2.0, 0.5, 0.6) is None
+
+
+def test_packing_is_only_told_where_it_was_measured_at_the_shape() -> None:
+    cases = [linear_case("dense", None), linear_case("btt", 0.5), linear_case("btt", 0.1)]
+    elsewhere = run_of([*cases, projection_case("btt", 0.1)])
+    assert not _density.starts(rows_of(elsewhere)).packed
+    here = run_of([*cases, projection_case("btt", 0.1, shape=(1024, 1024))])
+    for result in here.results:
+        if result.case.startswith("projection"):
+            result.measurements.append(
+                Measurement(quantity="prepare_seconds", unit="s", values=[3.0])
+            )
+    ((_, line),) = _density.starts(rows_of(here)).lines
+    assert line[-1].endswith("calls (0.099)")
+
+
+# questions
+
+
+def test_what_keeps_the_accuracy_is_named_with_its_range() -> None:
+    found = asked(run_of(questions()))["Which format is the fastest at the accuracy I need?"]
+    assert found[0] == "At an error of at most 0.05: dense, nothing faster is as near."
+    assert any("monarch density=0.5 in 4 of 4 groups" in sentence for sentence in found)
+
+
+def test_two_four_is_counted_where_it_ran() -> None:
+    run = run_of([linear_case("dense", None), linear_case("two_four_training", 0.5)])
+    for result in run.results:
+        for measured in result.measurements:
+            if measured.quantity == "relative_time":
+                measured.values[:] = [0.6 + 0.01 * result.replicate]
+    (said,) = asked(run)["Where does 2:4 pay?"]
+    assert said.startswith("Faster than dense in 1 of 1 cases (forward, 256 tokens), slower in 0")
+
+
+def test_where_all_is_slower_dense_wins_and_is_said_to() -> None:
+    run = run_of([linear_case("dense", None), linear_case("coo", 0.5), linear_case("csr", 0.5)])
+    (said,) = asked(run)["Where does nothing beat dense?"]
+    assert said == (
+        "In 1 of 1 groups every format is slower than dense: Forward, 1024×1024, 256 tokens, "
+        "float32."
+    )
+
+
+def test_where_nothing_is_decided_it_is_said() -> None:
+    run = run_of([linear_case("dense", None), linear_case("btt", 0.5)], replicates=1)
+    (said,) = asked(run)["Where does nothing beat dense?"]
+    assert "in 1 more none can be told from it" in said
+
+
+# samples
+
+
+def spiked(replicates: int = 3) -> Run:
+    """Samples from 1 to 2 ms; every second block is disturbed and far slower."""
+    run = run_of([linear_case("dense", None), linear_case("btt", 0.5)], replicates=replicates)
+    rng = random.Random(1)
+    for result in run.results:
+        result.flags.clear()
+        for place, measured in enumerate(result.measurements):
+            if measured.quantity == "time_seconds":
+                blocks = [[rng.uniform(1e-3, 2e-3) for _ in range(50)] for _ in range(4)]
+                blocks[3] = [0.1] * 50
+                result.measurements[place] = Measurement(
+                    quantity="time_seconds",
+                    unit="s",
+                    contract="wall",
+                    values=[sorted(block)[25] for block in blocks],
+                    samples=blocks,
+                    disturbed=[False, False, False, True],
+                )
+    return run
+
+
+def test_quantiles_are_of_quiet_samples_and_keep_three_digits() -> None:
+    row = rows_of(spiked())[0]
+    low, high = (row["time_seconds"] * math.exp(row[f"spread_{s}"] / 1000) for s in (5, 95))
+    assert 1.0e-3 < low < 1.15e-3
+    assert 1.85e-3 < high < 2.0e-3
+    for place in range(3):
+        assert abs(row[f"replicate_{place}"]) < 150
+    assert "replicate_3" not in row
+
+
+def test_a_named_case_carries_every_sample_and_shows_the_disturbed() -> None:
+    run = spiked()
+    rows = rows_of(run)
+    (figure,) = _samples.series(run, rows, _samples.asked([run], ["btt"]))
+    assert figure.says == "600 samples of 3 replicates, 150 of them (crosses) in disturbed blocks."
+    states = [point["state"] for point in figure.extra["points"]]
+    assert states.count("disturbed") == 150
+    assert _samples.series(run, rows, set()) == []
+
+
+def test_a_long_series_is_thinned_and_says_so() -> None:
+    run = spiked(replicates=9)
+    (figure,) = _samples.series(run, rows_of(run), _samples.asked([run], ["btt"]))
+    assert figure.note == "One sample in 2 is drawn."
+    assert len(figure.extra["points"]) == 900
+
+
+def test_a_name_of_no_case_is_an_error() -> None:
+    with pytest.raises(UsageError, match="'nobody' is part of no case"):
+        html.render([spiked()], samples=["nobody"])
+
+
+def test_flagged_cases_come_without_being_asked_for() -> None:
+    run = spiked()
+    run.results[0].flags.append("disturbed")
+    (figure,) = _samples.series(run, rows_of(run), set())
+    assert figure.title.startswith("dense")
