@@ -102,6 +102,7 @@ async function draw(data, element, passes) {
     const plot = element.querySelector(".plot");
     const result = await window.vegaEmbed(plot, whole, {
       actions: false,
+      logLevel: 1, // errors: a layer without a point is none
       renderer: "svg",
       config: data.config,
       tooltip: { disableDefaultStyle: true },
