@@ -24,6 +24,7 @@ from typing import Any
 from hwbench import units
 from hwbench.errors import UnknownNameError
 from hwbench.fingerprint import Severity, differences, facts
+from hwbench.power import MOST_REPLICATES, replicates_needed
 from hwbench.records import (
     ANSWERS,
     Change,
@@ -35,7 +36,7 @@ from hwbench.records import (
     Status,
     Verdict,
 )
-from hwbench.stats import Judgement, Rule, judge, median
+from hwbench.stats import Judgement, Rule, judge, median, spread
 
 METRICS = {
     "time": ("time_seconds",),
@@ -101,8 +102,8 @@ def side(
 ) -> Side:
     """What one run says, from its records.
 
-    A replicate's value of a quantity is the median over its blocks. A planned case without any
-    result is absent, unless planning already found it unsupported.
+    A replicate's value of a quantity is the median over its blocks that count. A planned case
+    without any result is absent, unless planning already found it unsupported.
     """
     if not isinstance(planned, Mapping):
         planned = {line.id: line.planned for line in planned}
@@ -143,7 +144,7 @@ def _reading(quantity: str, results: list[Result]) -> Reading:
     for result in results:
         for measurement in result.measurements:
             if measurement.quantity == quantity and measurement.values:
-                values[result.replicate] = median(measurement.values)
+                values[result.replicate] = median(measurement.kept())
                 contracts.add(measurement.contract or "none")
     return Reading(values, frozenset(contracts))
 
@@ -324,8 +325,18 @@ def _judged(
     if found.verdict is Verdict.UNDECIDED and math.isnan(found.ratio.low):
         note = "One replicate on each side tells no spread."
     elif found.verdict is Verdict.UNDECIDED and found.replicates_needed is None:
-        note = "The change is too near the threshold to be told from it."
+        note = _open(spread(first, second), asked.rule)
     return found, note
+
+
+def _open(noise: float, rule: Rule) -> str:
+    """Why no number of replicates is named that would decide a case."""
+    if replicates_needed(noise, min(rule.threshold, rule.margin), level=rule.level) is None:
+        return (
+            f"Its replicates differ by {units.percent(noise)}: more than {MOST_REPLICATES} on each "
+            "side would be needed."
+        )
+    return "The change is too near the threshold to be told from it."
 
 
 def _replicates(

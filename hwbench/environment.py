@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -228,6 +229,27 @@ def _turbo() -> str:
     if boost is None and without is None:
         return "not readable"
     return "on" if boost == "1" or without == "0" else "off"
+
+
+def commit() -> dict[str, Any]:
+    """The git revision of the folder that one stands in, and whether files differ from it.
+
+    Empty outside of a repository and without git.
+    """
+    git = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks"]
+    asked = ("log", "-1", "--format=%H"), ("status", "--porcelain", "--untracked-files=no")
+    told = []
+    for words in asked:
+        try:
+            done = subprocess.run(
+                [*git, *words], capture_output=True, text=True, timeout=30, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return {}
+        if done.returncode != 0:
+            return {}
+        told.append(done.stdout.strip())
+    return {"commit": told[0], "dirty": bool(told[1])}
 
 
 def host_facts() -> dict[str, Any]:

@@ -95,8 +95,10 @@ class Outcome:
             return f"Regressed ({how}): {cases(told[Verdict.REGRESSED])}."
         if self.exit == UNDECIDED:
             return f"Not decided: {cases(sum(told.get(verdict, 0) for verdict in _OPEN))}."
-        rest = ", ".join(f"{count} {verdict}" for verdict, count in told.items())
-        return f"No regression in {cases(self.compared)} ({rest})."
+        what = f"No regression in {cases(self.compared)}"
+        if not {Verdict.EQUIVALENT, Verdict.IMPROVED} & set(told):
+            what = "No regression was shown, and nothing is proven unchanged"
+        return f"{what} ({', '.join(f'{count} {verdict}' for verdict, count in told.items())})."
 
     def _why(self) -> str:
         reasons = Counter(change.reason for change in self.changes if change.reason)

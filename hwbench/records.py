@@ -159,6 +159,11 @@ class Case(Record):
         )
 
     @property
+    def among(self) -> str:
+        """The id without the format: one name for all members of a group."""
+        return msgspec.structs.replace(self, format="", knobs={}).id.replace("//", "/")
+
+    @property
     def label(self) -> str:
         """The format and its knobs, such as ``low_rank density=0.5``."""
         return " ".join([self.format, *(f"{k}={_text(v)}" for k, v in sorted(self.knobs.items()))])

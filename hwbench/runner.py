@@ -84,7 +84,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         roofs = ceilings.of_machine(worker, reply, threads, dtypes)
     finally:
         worker.close()
-    header = _header(
+    header = header_of(
         built,
         device,
         seed,
@@ -209,7 +209,7 @@ def anew(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         plan=replace(found.header.plan, replicates=replicates),
         seed=seed,
-        environment=replace(found.header.environment, state=reply.state),
+        environment=replace(found.header.environment, state=_state(reply)),
         arguments={"threads": threads, **arguments},
     )
     lines = [PlannedLine(id=case, planned=each) for case, each in planned.items()]
@@ -270,7 +270,7 @@ def _planned(worker: LocalWorker, cases: list[Case]) -> protocol.PlanReply:
     return reply
 
 
-def _header(
+def header_of(
     suite: Suite,
     device: str,
     seed: int,
@@ -279,6 +279,7 @@ def _header(
     roofs: dict[str, Any],
     arguments: dict[str, Any],
 ) -> Header:
+    """The header of a new run of a suite, with a name of its own."""
     now = datetime.now(UTC)
     kind = device.replace(":", "")
     name = f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}-{secrets.token_hex(2)}"
@@ -294,11 +295,16 @@ def _header(
         seed=seed,
         device=device,
         environment=Environment(
-            fingerprint=fingerprint, state=reply.state, settings=reply.settings
+            fingerprint=fingerprint, state=_state(reply), settings=reply.settings
         ),
         ceilings=roofs,
         arguments=arguments,
     )
+
+
+def _state(reply: protocol.PlanReply) -> dict[str, Any]:
+    """What the worker says of the moment, and the revision of the caller's own code."""
+    return {**reply.state, **environment.commit()}
 
 
 def _different(found: Run, reply: protocol.PlanReply) -> list[str]:

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import torch
@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 import hwbench
 from hwbench import environment, plugins, protocol
-from hwbench.devices._base import Device
+from hwbench.devices._base import Device, Step
 from hwbench.errors import DeviceError, HwbenchError, KnobError
 from hwbench.formats._base import Format
 from hwbench.meters import latency
@@ -167,6 +167,20 @@ class Worker:
             sampled_seconds=sum(sum(map(sum, m.blocks)) * m.calls for m in everyone),
             warm_seconds=sum(m.warm_seconds for m in everyone),
         )
+
+    def calls(self, planned: Planned, seed: int) -> tuple[Callable[[], Any] | None, Step]:
+        """The untimed part of one call, if there is one, and the timed part that takes its state.
+
+        They are for a clock that is not ours; the timed part ends when the device is done.
+        """
+        subject = self._prepared(planned, seed)
+
+        def call(state: Any = None) -> None:
+            with torch.set_grad_enabled(subject.grad):
+                self.device.run(subject.step, [state])
+            self.device.synchronize()
+
+        return (None if subject.before is None else lambda: subject.states(1)[0]), call
 
     def _read(self, subject: Subject, result: Result, on_request: list[str]) -> Result:
         """Read every meter in order; correct before fast: what is wrong is read no further."""

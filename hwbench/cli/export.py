@@ -1,4 +1,4 @@
-"""``hwbench export``: a run's rows for other tools."""
+"""``hwbench export``: a run for other tools."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hwbench.cli import _shared
 
 def export(
     run: Path = typer.Argument(..., help="A run file."),
-    to: str = typer.Option(..., "--to", help="csv, json or parquet."),
+    to: str = typer.Option(..., "--to", help="csv, json, parquet or pytest-benchmark."),
     out: Path = typer.Option(..., "--out", "-o", help="The file to write."),
 ) -> None:
-    """Write one row for each case and replicate of a run."""
+    """Write one row for each case and replicate of a run, or a file that pytest-benchmark reads."""
     from hwbench.report import export as exporters
     from hwbench.store import read_run
 
     (path,) = _shared.run_files([run])[-1:]
     exporters.export(read_run(path), to, out)
-    typer.echo(f"The rows are in {out}.")
+    typer.echo(f"The run is in {out}.")

@@ -1,4 +1,4 @@
-"""The rows of a run as csv, json or parquet: one row a case and replicate, in full precision."""
+"""A run as csv, json or parquet (one row a case and replicate), or for pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -9,43 +9,44 @@ from pathlib import Path
 
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError
 from hwbench.frames import replicate_rows
-from hwbench.report._rows import Row, known
+from hwbench.report import pytest_benchmark
+from hwbench.report._rows import known
 from hwbench.store import Run
 
 
 def export(run: Run, to: str, path: Path) -> None:
-    """Write the rows of ``hwbench.load_run`` to a file; ``to`` is csv, json or parquet.
+    """Write the rows of ``hwbench.load_run``, or what ``to`` is the name of, in full precision.
 
     Raises:
         UnknownNameError: there is no such kind of file.
-        MissingPartError: parquet was asked for and pyarrow is not installed.
+        MissingPartError: it needs a package that is not installed.
         RunFileError: the file cannot be written.
     """
     if to not in KINDS:
         raise UnknownNameError("kind of export", to, KINDS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        KINDS[to](replicate_rows(run), path)
+        KINDS[to](run, path)
     except OSError as error:
         raise RunFileError(f"Cannot write {path}: {error.strerror}.") from error
 
 
-def _csv(rows: list[Row], path: Path) -> None:
+def _csv(run: Run, path: Path) -> None:
     import pandas as pd
 
-    pd.DataFrame(rows).to_csv(path, index=False)
+    pd.DataFrame(replicate_rows(run)).to_csv(path, index=False)
 
 
-def _json(rows: list[Row], path: Path) -> None:
+def _json(run: Run, path: Path) -> None:
     """A list of objects; what is unknown is null, as JSON knows no NaN."""
     plain = [
         {k: None if isinstance(v, float) and not known(v) else v for k, v in row.items()}
-        for row in rows
+        for row in replicate_rows(run)
     ]
     path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _parquet(rows: list[Row], path: Path) -> None:
+def _parquet(run: Run, path: Path) -> None:
     import pandas as pd
 
     if importlib.util.find_spec("pyarrow") is None:
@@ -53,12 +54,13 @@ def _parquet(rows: list[Row], path: Path) -> None:
             "Writing parquet needs pyarrow, which is not installed; "
             "install it with `pip install pyarrow`, or export to csv."
         )
-    pd.DataFrame(rows).to_parquet(path, engine="pyarrow", index=False)
+    pd.DataFrame(replicate_rows(run)).to_parquet(path, engine="pyarrow", index=False)
 
 
-KINDS: dict[str, Callable[[list[Row], Path], None]] = {
+KINDS: dict[str, Callable[[Run, Path], None]] = {
     "csv": _csv,
     "json": _json,
     "parquet": _parquet,
+    "pytest-benchmark": pytest_benchmark.write,
 }
 """The kinds of file, and what writes each."""

@@ -17,6 +17,7 @@ from hwbench.errors import RunFileError, UsageError
 from hwbench.fingerprint import Difference, Severity, differences, facts, flat, severity
 from hwbench.outcome import cases
 from hwbench.records import ANSWERS, Header, Status
+from hwbench.report import pytest_benchmark
 from hwbench.store import Run, list_runs, read_header, read_run, run_path
 
 _TOLD = ("cannot be read", "damaged", "not finished")
@@ -44,6 +45,20 @@ class Kept:
     header: Header
 
 
+def load(path: Path) -> Run:
+    """A run from its file, or from a file of pytest-benchmark with cases of ours.
+
+    Raises:
+        RunFileError: the file cannot be read, or is neither.
+    """
+    return pytest_benchmark.read(path) if foreign(path) else read_run(path)
+
+
+def foreign(path: Path) -> bool:
+    """Whether a path names a file of pytest-benchmark."""
+    return path.suffix == pytest_benchmark.SUFFIX
+
+
 def choose(path: Path, run: Run, window: int) -> Chosen:
     """The baseline runs that ``path`` stands for, which is a run file or a folder of them."""
     if path.is_dir():
@@ -51,7 +66,7 @@ def choose(path: Path, run: Run, window: int) -> Chosen:
     if not path.exists():
         return Chosen(problem=f"There is no baseline {path}.")
     try:
-        found = read_run(path)
+        found = load(path)
     except RunFileError as error:
         return Chosen(problem=f"The baseline cannot be used: {error}")
     if found.header.run == run.header.run:
@@ -82,7 +97,7 @@ def _from_folder(folder: Path, run: Run, window: int) -> Chosen:
     found: list[Run] = []
     others: list[tuple[Path, list[str]]] = []  # of other machines, newest first
     left_out: Counter[str] = Counter()
-    for path, header in _newest_first(folder, left_out):
+    for path, header in _newest_first(folder, run.path, left_out):
         if len(found) == window:
             break
         if reason := _unsuitable(header, run.header):
@@ -104,11 +119,14 @@ def _from_folder(folder: Path, run: Run, window: int) -> Chosen:
     return Chosen(problem=f"No run in {folder} can be a baseline: {why}.")
 
 
-def _newest_first(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, Header]]:
+def _newest_first(
+    folder: Path, like: Path, left_out: Counter[str]
+) -> Iterator[tuple[Path, Header]]:
+    """The runs of a folder, in files of the same kind as that of the run."""
     headers = []
-    for path in run_files(folder):
+    for path in run_files(folder, pytest_benchmark.SUFFIX if foreign(like) else None):
         try:
-            headers.append((path, read_header(path)))
+            headers.append((path, load(path).header if foreign(path) else read_header(path)))
         except RunFileError:
             left_out["cannot be read"] += 1
     return iter(sorted(headers, key=lambda each: (each[1].created, each[1].run), reverse=True))
@@ -131,7 +149,7 @@ def _unsuitable(header: Header, new: Header) -> str | None:
 
 def _readable(path: Path, left_out: Counter[str]) -> Run | None:
     try:
-        run = read_run(path)
+        run = load(path)
     except RunFileError:
         left_out["damaged"] += 1
         return None
@@ -144,14 +162,15 @@ def _readable(path: Path, left_out: Counter[str]) -> Run | None:
 # Runs that are kept on purpose
 
 
-def run_files(folder: Path) -> list[Path]:
+def run_files(folder: Path, suffix: str | None = None) -> list[Path]:
     """The run files of a folder; where it holds none itself, those of the folders in it."""
-    found = list_runs(folder)
-    if found:
+
+    def listed(where: Path) -> list[Path]:
+        return sorted(where.glob(f"*{suffix}")) if suffix else list_runs(where)
+
+    if found := listed(folder):
         return found
-    return [
-        path for inner in sorted(folder.iterdir()) if inner.is_dir() for path in list_runs(inner)
-    ]
+    return [path for inner in sorted(folder.iterdir()) if inner.is_dir() for path in listed(inner)]
 
 
 def promote(path: Path, folder: Path) -> Path:

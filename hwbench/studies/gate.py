@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from hwbench import runner, units
 from hwbench.compare import METRICS, Side, compare, side, unlike, worked
-from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError
+from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError, UsageError
 from hwbench.execution import Listener
 from hwbench.outcome import Outcome
 from hwbench.ranks import normal_quantile
@@ -28,7 +28,7 @@ from hwbench.records import Change, Status, Verdict
 from hwbench.stats import Rule, median
 from hwbench.store import Run, read_run, without_gc
 from hwbench.studies._nights import FEWEST_RUNS, Noise, noises
-from hwbench.studies.baseline import Chosen, choose, warnings
+from hwbench.studies.baseline import Chosen, choose, foreign, load, warnings
 
 WINDOW = 5  # baseline runs
 CONFIRMATIONS = 10  # fresh replicates of each flagged case
@@ -286,10 +286,16 @@ def check(
     Raises:
         RunFileError: the run cannot be read, or is not finished.
         UnknownNameError: there is no such metric.
+        UsageError: the run cannot be measured again.
     """
     if metric not in (*METRICS, "auto"):
         raise UnknownNameError("metric", metric, [*METRICS, "auto"])
-    run = read_run(path)
+    if confirm and foreign(path):
+        raise UsageError(
+            f"{path} is a file of pytest-benchmark, whose cases cannot be measured again here; "
+            "leave --confirm out, or check a run of hwbench run."
+        )
+    run = load(path)
     if not run.complete:
         raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
     chosen = choose(baseline, run, window)
