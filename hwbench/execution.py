@@ -85,28 +85,49 @@ def execute(state: State, threads: int, time_budget_seconds: float | None) -> Pa
                 notes["stopped"] = f"The time budget ended after {number} replicates."
                 break
             share = None if end is None else (end - begun) / max(1, plan.replicates - number)
-            replicate = Replicate(
-                number=number,
-                seed=state.header.seed + number,
-                plan=plan,
-                start=lambda: LocalWorker(state.header.device, threads),
-                keep=state.keep,
-                on_request=["energy"] if state.header.arguments.get("energy") else [],
+            seconds = measure(
+                state,
+                number,
+                lambda: LocalWorker(state.header.device, threads),
+                None if share is None else begun + share,
             )
-            try:
-                _visit(state, replicate, None if share is None else begun + share)
-            finally:
-                replicate.close()
-            spent = {span: spent[span] + replicate.seconds[span] for span in SPANS}
+            spent = {span: spent[span] + seconds[span] for span in SPANS}
             longest = max(longest, time.monotonic() - begun)
-        notes |= {f"{span}_seconds": seconds for span, seconds in spent.items()}
-        wall = time.monotonic() - state.begun
-        finished = datetime.now(UTC).isoformat(timespec="seconds")
-        machine = {**environment.machine_state(), **notes}
-        state.writer.append(Footer(finished=finished, wall_seconds=wall, state=machine))
+        finish(state, spent, notes)
     finally:
         state.writer.close()
     return state.writer.path
+
+
+def measure(
+    state: State, number: int, start: Callable[[], LocalWorker], end: float | None = None
+) -> dict[str, float]:
+    """Measure what is missing of one replicate; the seconds that it took, by span.
+
+    ``start`` opens a worker; ``end`` is the host time (``time.monotonic``) to be done by.
+    """
+    replicate = Replicate(
+        number=number,
+        seed=state.header.seed + number,
+        plan=state.header.plan,
+        start=start,
+        keep=state.keep,
+        on_request=["energy"] if state.header.arguments.get("energy") else [],
+    )
+    try:
+        _visit(state, replicate, end)
+    finally:
+        replicate.close()
+    return replicate.seconds
+
+
+def finish(state: State, spent: dict[str, float], notes: dict[str, Any]) -> None:
+    """Write the footer of a run that is complete."""
+    notes = {**notes, **{f"{span}_seconds": seconds for span, seconds in spent.items()}}
+    wall = time.monotonic() - state.begun
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    machine = {**environment.machine_state(), **notes}
+    state.writer.append(Footer(finished=finished, wall_seconds=wall, state=machine))
 
 
 def _visit(state: State, replicate: Replicate, end: float | None) -> None:

@@ -44,6 +44,7 @@ class Outcome:
     problem: str | None = None  # why there is no usable baseline
     notes: Sequence[str] = ()
     fail_on_undecided: bool = False
+    paired: bool = False  # measured against each other, pair by pair
 
     def counts(self) -> dict[Verdict, int]:
         """How many cases have each verdict, the gravest first."""
@@ -92,6 +93,7 @@ class Outcome:
             return f"No case of the baseline can be compared with the run {self.run}{self._why()}."
         if self.exit == REGRESSION:
             how = "unconfirmed" if self.confirmed is None else "confirmed"
+            how = "in pairs" if self.paired else how
             return f"Regressed ({how}): {cases(told[Verdict.REGRESSED])}."
         if self.exit == UNDECIDED:
             return f"Not decided: {cases(sum(told.get(verdict, 0) for verdict in _OPEN))}."

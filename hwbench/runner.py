@@ -70,13 +70,13 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         UsageError: the suite, a knob, the device or the folder is not usable as asked.
     """
     begun = time.monotonic()
-    threads = _threads(threads)
+    threads = usable_threads(threads)
     document = suites.read(suite) if isinstance(suite, str) else suite
     device = resolve_device(device)
     built = suites.build(document, device.partition(":")[0])
     built = replace(built, plan=replace(built.plan, **changes))
     cases = suites.select(built.cases, filter) if filter else built.cases
-    cases = _with_anchors(cases)
+    cases = with_anchors(cases)
     worker = LocalWorker(device, threads)
     try:
         reply = _planned(worker, cases)
@@ -242,7 +242,12 @@ def resolve_device(device: str) -> str:
     return "cuda" if environment.nvidia_devices() else "cpu"
 
 
-def _threads(threads: int | None) -> int:
+def usable_threads(threads: int | None) -> int:
+    """The threads that were asked for, or the usable cores.
+
+    Raises:
+        UsageError: there cannot be so many.
+    """
     if threads is None:
         return environment.usable_cores()
     if not 1 <= threads <= 4096:
@@ -250,7 +255,7 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
-def _with_anchors(cases: list[Case]) -> list[Case]:
+def with_anchors(cases: list[Case]) -> list[Case]:
     """The cases, and a dense one for each timed group that has none: it is the yardstick."""
     have = {case.group for case in cases if case.format == ANCHOR}
     found = list(cases)

@@ -14,11 +14,13 @@ import typer
 
 import hwbench
 from hwbench.cli import (
+    ab,
     baseline,
     ceilings,
     check,
     doctor,
     export,
+    history,
     list_,
     plot,
     profile,
@@ -44,8 +46,10 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("check")(check.check)
+app.command("ab")(ab.ab)
 app.command("selftest")(selftest.selftest)
 app.add_typer(baseline.app, name="baseline")
+app.command("history")(history.history)
 app.command("plot")(plot.plot)
 app.command("export")(export.export)
 app.command("ceilings")(ceilings.ceilings)

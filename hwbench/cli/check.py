@@ -7,7 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -70,7 +70,12 @@ def check(
             window=window, confirm=confirm, fail_on_undecided=fail_on is not None,
             listener=listener,
         )  # fmt: skip
-    _write(outcome, junit=junit, markdown=markdown, json_out=json_out)
+    write(outcome, junit=junit, markdown=markdown, json_out=json_out)
+    tell(outcome, as_json=as_json, github=github)
+
+
+def tell(outcome: Outcome, *, as_json: bool, github: bool = False) -> NoReturn:
+    """Print an outcome, and end with its exit code."""
     if as_json:
         typer.echo(_json(outcome))
     else:
@@ -108,7 +113,7 @@ def _json(outcome: Outcome) -> str:
     return json.dumps(plain(outcome), allow_nan=False)
 
 
-def _write(
+def write(
     outcome: Outcome, *, junit: Path | None, markdown: Path | None, json_out: Path | None
 ) -> None:
     """Every report that was asked for, whatever the verdict is."""
@@ -116,14 +121,19 @@ def _write(
     from hwbench.report import markdown as comment
 
     if junit:
-        _file(junit, xml.render(outcome))
+        write_file(junit, xml.render(outcome))
     if markdown:
-        _file(markdown, comment.render(outcome))
+        write_file(markdown, comment.render(outcome))
     if json_out:
-        _file(json_out, _json(outcome) + "\n")
+        write_file(json_out, _json(outcome) + "\n")
 
 
-def _file(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
+    """Write a report.
+
+    Raises:
+        RunFileError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -65,8 +65,8 @@ class Noise:
 
 def noises(baselines: Sequence[Sample], new: Sequence[Sequence[float]]) -> list[Noise]:
     """The noise of each case, from its baseline runs' values and the new run's, on logs."""
-    inner = _moderated([_within([*old, now]) for old, now in zip(baselines, new, strict=True)])
-    spreads = _moderated([_between(old) for old in baselines])
+    inner = moderated([_within([*old, now]) for old, now in zip(baselines, new, strict=True)])
+    spreads = moderated([_between(old) for old in baselines])
     return [
         Noise(
             within=within,
@@ -114,7 +114,7 @@ def _beyond(spread: Variance, within: Variance, runs: Sample) -> Variance:
     return max(0.0, total - within[0] * statistics.fmean(parts)), freedom
 
 
-def _moderated(found: Sequence[Variance]) -> list[Variance]:
+def moderated(found: Sequence[Variance]) -> list[Variance]:
     """Each variance drawn towards what is usual, as far as they are alike; unknown: as usual."""
     known = [(value, freedom) for value, freedom in found if freedom > 0]
     if not known:

@@ -25,6 +25,8 @@ CONFIRMS = "confirms"
 """The argument in the header of a run that measured some cases of another one again."""
 SLOWER = "slower"
 """The argument in the header of a run whose calls were delayed on purpose."""
+PAIRED = "pair"
+"""The argument in the header of a side of ``hwbench ab``."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,23 @@ def _unsuitable(header: Header, new: Header) -> str | None:
     """Why a run is no baseline of another; None where it may be."""
     if header.run == new.run:
         return "the run itself"
-    if CONFIRMS in header.arguments:
-        return "measured cases of another run again"
-    if SLOWER in header.arguments:
-        return "slowed on purpose"
+    if why := purpose(header):
+        return why
     if header.suite != new.suite:
         return "of another suite"
     if header.created > new.created:
         return "made after it"
+    return None
+
+
+def purpose(header: Header) -> str | None:
+    """What a run was made for, where that was no night's measure; None where it was."""
+    if CONFIRMS in header.arguments:
+        return "measured cases of another run again"
+    if SLOWER in header.arguments:
+        return "slowed on purpose"
+    if PAIRED in header.arguments:
+        return "a side of hwbench ab"
     return None
 
 
@@ -206,6 +217,8 @@ def _unworthy(run: Run) -> str | None:
         return "it measured some cases of another run again"
     if SLOWER in run.header.arguments:
         return "it was slowed on purpose"
+    if PAIRED in run.header.arguments:
+        return "it is a side of hwbench ab"
     failed = {result.case for result in run.results if result.status not in ANSWERS}
     if failed:
         return f"{cases(len(failed))} in it failed"

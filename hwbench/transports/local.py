@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -30,15 +31,23 @@ class WorkerTimedOutError(WorkerError):
 
 
 class LocalWorker:
-    """One child process with one device; ``ask`` sends a request and sleeps until the answer."""
+    """One child process with one device; ``ask`` sends a request and sleeps until the answer.
 
-    def __init__(self, device: str, threads: int, python: str = sys.executable) -> None:
+    ``python`` is its interpreter; ``paths``, where given, all that it finds beside that one's own
+    packages.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        threads: int,
+        python: str = sys.executable,
+        paths: Sequence[str] | None = None,
+    ) -> None:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         read_request, self._write = os.pipe()
         self._read, write_reply = os.pipe()
-        root = Path(__file__).parents[2]
-        paths = [str(root)] if root.name not in ("site-packages", "dist-packages") else []
-        paths += filter(None, [os.environ.get("PYTHONPATH")])
+        paths = _own_paths() if paths is None else paths
         self._process = subprocess.Popen(
             [
                 *(python, "-m", "hwbench.worker", "--device", device),
@@ -134,6 +143,13 @@ class LocalWorker:
         for descriptor in (self._read, self._write):
             os.close(descriptor)
         self._log.close()
+
+
+def _own_paths() -> list[str]:
+    """Where a worker of this interpreter finds hwbench, and what the caller has it find."""
+    root = Path(__file__).parents[2]
+    own = [str(root)] if root.name not in ("site-packages", "dist-packages") else []
+    return [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

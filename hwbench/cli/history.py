@@ -1,0 +1,51 @@
+"""``hwbench history``: every case over many runs, and the first run at which a level changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from hwbench.cli.check import fraction, write_file
+
+
+def history(
+    folder: Path = typer.Argument(..., help="A folder of run files."),
+    metric: str = typer.Option(
+        "auto", "--metric", help="auto, time, relative, memory or score; auto prefers relative."
+    ),
+    threshold: str = typer.Option(
+        "3%", "--threshold", help="The smallest change of level that counts, such as 3%."
+    ),
+    suite: str | None = typer.Option(None, "--suite", "-s", help="Only runs of this suite."),
+    case: str | None = typer.Option(
+        None, "--case", help="Only cases whose id has this part, or matches this glob."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="Write a page with a line for every case here."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Show when levels changed: the first run of each, its commit, and what else was different.
+
+    Runs are grouped by suite and machine. A level is one that held for three runs. What happened
+    in the last night alone is for hwbench check. This verb never fails a night: it ends with 0.
+    """
+    from hwbench.report import history as pages
+    from hwbench.studies import history as study
+
+    share = fraction("--threshold", threshold)
+    told = study.history(folder, metric=metric, threshold=share, suite=suite, cases=case)
+    if out is not None:
+        write_file(out, pages.render(told.histories, told.notes))
+    if as_json:
+        typer.echo(pages.plain(told.histories, told.notes))
+        return
+    for each in told.histories:
+        for line in pages.lines(each):
+            typer.echo(line)
+        typer.echo()
+    for note in told.notes:
+        typer.echo(note)
+    if out is not None:
+        typer.echo(f"The page is in {out}.")

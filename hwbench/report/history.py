@@ -1,0 +1,252 @@
+"""A history as one self-contained HTML page with sparklines, as text, and as plain data."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hwbench import units
+from hwbench.records import Verdict
+from hwbench.report._rows import printable
+from hwbench.series import Event, History, Series, Step
+from hwbench.stats import median
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_LISTED = 10  # cases of an event that a line or a list names; JSON has them all
+_EVENTS = 20  # events that the terminal shows
+_WIDTH, _HEIGHT, _PAD = 320.0, 44.0, 4.0  # of a sparkline, in pixels
+_POINTS = 160  # a longer series is drawn as the band and the median of so many parts
+_NAMES = {"relative": "relative to dense", "time": "time", "memory": "bytes", "score": "score"}
+
+
+def render(histories: Sequence[History], notes: Sequence[str]) -> str:
+    """The page: what changed, the newest first, then every case as a line."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined
+    )
+    template = environment.get_template("history.html.j2")
+    css = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+    return template.render(
+        css=Markup(css),  # noqa: S704 (a file of ours)
+        notes=[printable(note) for note in notes],
+        histories=[_view(number, each) for number, each in enumerate(histories)],
+    )
+
+
+def _view(number: int, history: History) -> dict[str, Any]:
+    first, last = history.nights[0], history.nights[-1]
+    worst = sorted(history.series, key=_weight)
+    return {
+        "id": f"h{number}",
+        "title": printable(f"{history.suite} on {history.machine}"),
+        "runs": len(history.nights),
+        "cases": len(history.series),
+        "span": printable(f"{first.created} to {last.created}"),
+        "threshold": units.percent(history.threshold),
+        "events": [_shown(history, event) for event in history.events],
+        "series": [_row(history, each) for each in worst],
+    }
+
+
+def _weight(each: Series) -> tuple[int, float, str]:
+    """Regressed levels first, the largest step first."""
+    last = each.steps[-1] if each.steps else None
+    order = 2 if last is None else int(last.verdict is not Verdict.REGRESSED)
+    return order, -max((abs(math.log(s.ratio)) for s in each.steps), default=0.0), each.case
+
+
+def _shown(history: History, event: Event) -> dict[str, Any]:
+    night, before = history.nights[event.run], history.nights[event.since]
+    return {
+        "run": printable(night.run),
+        "created": printable(night.created),
+        "before": printable(before.run),
+        "headline": headline(event),
+        "reasons": reasons(event),
+        "cases": [
+            {"name": printable(series.case), "metric": series.metric, "change": change(step)}
+            for series, step in [*event.regressed, *event.improved][:_LISTED]
+        ],
+        "more": max(0, len(event.regressed) + len(event.improved) - _LISTED),
+        "bad": bool(event.regressed),
+    }
+
+
+def headline(event: Event) -> str:
+    """How many cases moved at a run, and by how much, in words."""
+    parts = [
+        f"{len(moved)} {'case' if len(moved) == 1 else 'cases'} {word} by "
+        f"{units.percent(abs(median([s.ratio for _, s in moved]) - 1))}"
+        for moved, word in ((event.regressed, "worse"), (event.improved, "better"))
+        if moved
+    ]
+    return ", ".join(parts)
+
+
+def reasons(event: Event) -> list[str]:
+    """What changed beside the levels: the commit, then the environment."""
+    old, new = event.commits
+    lines = [f"commit {old} → {new}"] if old and new and old != new else []
+    if not lines:
+        same = f"the same commit, {new}" if new else "no commit was recorded"
+        lines = [same]
+    lines += list(event.changed) or ["nothing else that is recorded"]
+    return [printable(line) for line in lines]
+
+
+def change(step: Step) -> str:
+    """A step's size, with its sign."""
+    value = units.percent(step.ratio - 1)
+    return f"+{value}" if step.ratio > 1 else value
+
+
+def _row(history: History, each: Series) -> dict[str, Any]:
+    steps = [
+        {"run": printable(history.nights[each.runs[s.index]].run), "change": change(s),
+         "bad": s.verdict is Verdict.REGRESSED}
+        for s in each.steps
+    ]  # fmt: skip
+    return {
+        "case": printable(each.case),
+        "metric": _NAMES.get(each.metric, each.metric),
+        "last": _amount(each.metric, each.values[-1]),
+        "spread": units.percent(_spread(each)),
+        "count": len(each.values),
+        "left_out": each.left_out,
+        "steps": steps,
+        "line": sparkline(each, len(history.nights)),
+    }
+
+
+def _amount(metric: str, value: float) -> str:
+    shown = {"time": units.seconds, "memory": units.nbytes}.get(metric, units.ratio)
+    return shown(value)
+
+
+def _spread(each: Series) -> float:
+    """The usual distance of two neighbours, as a share."""
+    moves = [abs(math.log(b / a)) for a, b in zip(each.values, each.values[1:], strict=False)]
+    return math.expm1(median(moves)) if moves else math.nan
+
+
+def sparkline(each: Series, nights: int) -> dict[str, Any]:
+    """The paths of a series over all runs of its history: band, line, levels and steps."""
+    low, high = min(each.values), max(each.values)
+    room = math.log(high / low) if high > low else 1.0
+
+    def x(number: float) -> float:
+        return _PAD + (_WIDTH - 2 * _PAD) * number / max(1, nights - 1)
+
+    def y(value: float) -> float:
+        share = math.log(value / low) / room if high > low else 0.5
+        return _HEIGHT - _PAD - (_HEIGHT - 2 * _PAD) * share
+
+    parts = list(_parts(each))
+    line = [(x(at), y(middle)) for at, _, middle, _ in parts]
+    tops = [(x(at), y(most)) for at, _, _, most in parts]
+    feet = [(x(at), y(least)) for at, least, _, _ in reversed(parts)]
+    edges = [0, *(step.index for step in each.steps), len(each.values)]
+    levels = [
+        {"x1": _at(x(each.runs[a])), "x2": _at(x(each.runs[b - 1])),
+         "y": _at(y(median(each.values[a:b])))}
+        for a, b in itertools.pairwise(edges)
+    ]  # fmt: skip
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "line": _path(line),
+        "band": _path(tops + feet) + "Z" if len(parts) < len(each.values) else "",
+        "levels": levels,
+        "steps": [
+            {"x": _at(x(each.runs[s.index])), "bad": s.verdict is Verdict.REGRESSED}
+            for s in each.steps
+        ],
+    }
+
+
+def _parts(each: Series) -> Iterator[tuple[float, float, float, float]]:
+    """Place, least, median and most of each point, or of each part of a long series."""
+    size = max(1, math.ceil(len(each.values) / _POINTS))
+    for begin in range(0, len(each.values), size):
+        values = each.values[begin : begin + size]
+        yield median(each.runs[begin : begin + size]), min(values), median(values), max(values)
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{_at(x)} {_at(y)}" for x, y in points)
+
+
+def _at(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def lines(history: History) -> list[str]:
+    """The history for a terminal: what changed, the newest first."""
+    count = len(history.nights)
+    first, last = history.nights[0].created, history.nights[-1].created
+    told = [(f"{history.suite} on {history.machine}: {count} runs, {first} to {last}, "
+            f"{len(history.series)} cases")]  # fmt: skip
+    for event in history.events[:_EVENTS]:
+        night = history.nights[event.run]
+        told.append(f"{night.created}  {night.run}: {headline(event)}")
+        told += [f"    {line}" for line in reasons(event)]
+        moved = [*event.regressed, *event.improved]
+        told += [f"    {change(step)}  {each.case} ({each.metric})" for each, step in moved[:3]]
+        told += [f"    … and {len(moved) - 3} more"] if len(moved) > 3 else []
+    if len(history.events) > _EVENTS:
+        told.append(f"… and {len(history.events) - _EVENTS} earlier; --json has them all")
+    if not history.events:
+        told.append(f"No level changed by {units.percent(history.threshold)} or more.")
+    return [line[: len(line) - len(line.lstrip())] + printable(line) for line in told]
+
+
+def plain(histories: Sequence[History], notes: Sequence[str]) -> str:
+    """The histories as JSON."""
+    return json.dumps(
+        {"notes": list(notes), "histories": [_plain(each) for each in histories]}, allow_nan=False
+    )
+
+
+def _plain(history: History) -> dict[str, Any]:
+    def moved(pairs: Sequence[tuple[Series, Step]]) -> list[dict[str, Any]]:
+        return [{"case": s.case, "metric": s.metric, "ratio": step.ratio} for s, step in pairs]
+
+    runs = [night.run for night in history.nights]
+    return {
+        "suite": history.suite,
+        "machine": history.machine,
+        "threshold": history.threshold,
+        "runs": [{"run": n.run, "created": n.created, "commit": n.commit} for n in history.nights],
+        "changes": [
+            {
+                "first_run": runs[event.run],
+                "run_before": runs[event.since],
+                "commits": list(event.commits),
+                "changed": list(event.changed),
+                "regressed": moved(event.regressed),
+                "improved": moved(event.improved),
+            }
+            for event in history.events
+        ],
+        "series": [
+            {
+                "case": each.case,
+                "metric": each.metric,
+                "runs": [runs[number] for number in each.runs],
+                "values": list(each.values),
+                "left_out": each.left_out,
+                "steps": [
+                    {"run": runs[each.runs[s.index]], "ratio": s.ratio, "verdict": s.verdict.value}
+                    for s in each.steps
+                ],
+            }
+            for each in history.series
+        ],
+    }

@@ -1,0 +1,168 @@
+"""What ``hwbench ab`` compares: an interpreter as it stands, or a git revision in one of its own.
+
+A revision is unpacked and installed once, into ``hwbench/ab`` in the user's cache folder, under a
+name made of everything that decides what it becomes; a second call finds it there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import hwbench
+from hwbench.errors import UnknownNameError, UsageError
+
+INSTALLS = ("shared", "fresh")
+_DONE = "ready.json"
+_TAIL = 300  # characters of pip's last words that an error quotes
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one side's workers run: an interpreter, and what it finds beside its own packages."""
+
+    python: str
+    paths: Sequence[str]
+    label: str
+    revision: str | None = None
+
+
+def resolve(option: str, asked: str, install: str, worker: Path) -> Origin:
+    """The side that ``asked`` names: an interpreter by path or name, or else a git revision.
+
+    Args:
+        option: ``--a`` or ``--b``, for messages.
+        asked: what was given.
+        install: ``shared`` or ``fresh``, how a revision is installed.
+        worker: a folder that holds this hwbench and nothing else.
+
+    Raises:
+        UsageError: it is neither, or the revision cannot be installed.
+    """
+    if install not in INSTALLS:
+        raise UnknownNameError("install", install, INSTALLS)
+    python = shutil.which(asked)
+    if python is not None:
+        return Origin(python=str(Path(python).absolute()), paths=[str(worker)], label=asked)
+    if Path(asked).exists():
+        raise UsageError(f"{option} {asked} is no program that can be started.")
+    top, sha = _revision(option, asked)
+    home = _home(top, sha, install)
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / _DONE).exists():
+            _make(option, top, sha, install, home)
+    source = home / "source"
+    label = f"{asked} ({sha[:12]})"
+    if (source / "hwbench" / "worker.py").is_file():  # it is hwbench itself that is compared
+        return Origin(sys.executable, [str(source)], label, sha)
+    return Origin(str(home / "venv" / "bin" / "python"), [str(worker)], label, sha)
+
+
+def worker_folder(folder: Path) -> Path:
+    """A folder in which an interpreter finds this hwbench, and nothing else of ours."""
+    (folder / "hwbench").symlink_to(Path(hwbench.__file__).parent)
+    return folder
+
+
+def _revision(option: str, asked: str) -> tuple[Path, str]:
+    top = _git(["rev-parse", "--show-toplevel"])
+    if top is None:
+        raise UsageError(
+            f"{option} {asked} is no interpreter, and no git revision either: this folder is in "
+            "no git repository."
+        )
+    sha = _git(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}"])
+    if sha is None:
+        raise UsageError(f"{option} {asked} is no interpreter, and no revision of {top}.")
+    return Path(top), sha
+
+
+def _git(words: Sequence[str]) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _home(top: Path, sha: str, install: str) -> Path:
+    """The folder of a revision in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    facts = [str(top), sha, install, sys.executable, sys.version, hwbench.__version__]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return cache / "hwbench" / "ab" / f"{sha[:12]}-{digest}"
+
+
+def _make(option: str, top: Path, sha: str, install: str, home: Path) -> None:
+    """Unpack and install a revision; what an earlier try left is removed."""
+    source, venv = home / "source", home / "venv"
+    for folder in (source, venv):
+        shutil.rmtree(folder, ignore_errors=True)
+    packed = subprocess.run(
+        ["git", "-C", str(top), "archive", "--format=tar", sha], capture_output=True, check=False
+    )
+    if packed.returncode != 0:
+        raise UsageError(f"git cannot unpack {sha}: {_last(packed.stderr.decode())}")
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+        archive.extractall(source, filter="data")
+    if not (source / "hwbench" / "worker.py").is_file():
+        if not any((source / name).is_file() for name in ("pyproject.toml", "setup.py")):
+            raise UsageError(
+                f"{option}: the revision {sha[:12]} of {top} has neither pyproject.toml nor "
+                "setup.py, so it cannot be installed."
+            )
+        _environment(venv, share=install == "shared")
+        _install(option, source, venv, share=install == "shared")
+    (home / _DONE).write_text(json.dumps({"repository": str(top), "revision": sha}) + "\n")
+
+
+def _environment(venv: Path, *, share: bool) -> None:
+    """An environment without pip; where it shares, ours stands behind its own packages."""
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(venv)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if made.returncode != 0:
+        raise UsageError(f"No environment can be made in {venv}: {_last(made.stderr)}")
+    if share:
+        (packages,) = venv.glob("lib/python*/site-packages")
+        ours = [path for path in site.getsitepackages() if Path(path).is_dir()]
+        lines = [f"import site; site.addsitedir({path!r})" for path in ours]
+        (packages / "_shared.pth").write_text("\n".join(lines) + "\n")
+
+
+def _install(option: str, source: Path, venv: Path, *, share: bool) -> None:
+    """Install with the pip of this interpreter: from what is here where that is enough."""
+    pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install"]
+    pip += ["--quiet", "--disable-pip-version-check", "--no-input"]
+    if share:
+        offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+        tries = [[*offline, str(source)], ["--no-deps", str(source)]]
+    else:
+        tries = [[str(source), "torch", "msgspec"]]
+    said = ""
+    for words in tries:
+        done = subprocess.run([*pip, *words], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        said = _last(done.stderr)
+    raise UsageError(f"{option}: the revision in {source} cannot be installed: {said}")
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.lower().startswith("error")]
+    return (errors or lines or ["no reason was given."])[-1][:_TAIL]

@@ -1,0 +1,264 @@
+"""Two interpreters, or two revisions, measured against each other replicate by replicate.
+
+The way to compare torch versions, libraries or a change of a kernel without drift: the replicates
+of both sides run in pairs, in a random order within each pair, with the same seed and the same
+worker code. Drift then moves both values of a pair, and verdicts rest on the quotients of pairs.
+
+As in the gate, a change must also lie outside of what so many unchanged cases would show by
+chance: each case's quotients scatter with a variance drawn towards what is usual.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from hwbench import protocol, runner, units
+from hwbench import suite as suites
+from hwbench.compare import METRICS, Side, compare, side
+from hwbench.errors import SuiteError, UnknownNameError, UsageError, WorkerError
+from hwbench.execution import Listener, Progress, State, finish, measure
+from hwbench.fingerprint import differences, facts
+from hwbench.outcome import Outcome
+from hwbench.power import student
+from hwbench.records import Case, Change, Header, PlannedLine, Status, Suite, Verdict
+from hwbench.replicate import SPANS
+from hwbench.stats import Rule, variance
+from hwbench.store import RunWriter, read_run
+from hwbench.studies import gate
+from hwbench.studies._nights import moderated
+from hwbench.studies._sides import Origin, resolve, worker_folder
+from hwbench.studies.baseline import PAIRED
+from hwbench.transports.local import LocalWorker
+
+FALSE = 0.005  # chance that any of the cases is told as changed when none is
+_PLAN_SECONDS = 600.0
+_SIDES = ("a", "b")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of it: the outcome, and the files of the two runs."""
+
+    outcome: Outcome
+    paths: tuple[Path, Path]
+    labels: tuple[str, str]
+
+
+def ab(  # noqa: PLR0913 (each is an option of the command line)
+    a: str,
+    b: str,
+    suite: str | dict[str, Any],
+    *,
+    device: str = "auto",
+    replicates: int | None = None,
+    install: str = "shared",
+    threads: int | None = None,
+    seed: int = 0,
+    filter: str | None = None,  # noqa: A002 (the option's name on the command line)
+    threshold: float = 0.03,
+    metric: str = "auto",
+    out: str | Path = "runs",
+    listener: Listener = lambda progress: None,
+) -> Told:
+    """Measure ``b`` against ``a`` in pairs of fresh replicates.
+
+    Args:
+        a: an interpreter (a path, or a name on PATH), or a git revision: the baseline.
+        b: the same for what is compared with it.
+        suite: the name of a shipped suite, the path of a suite file, or a suite's document.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        replicates: pairs; what the suite says by default.
+        install: ``shared`` (a revision beside this interpreter's packages) or ``fresh``.
+        threads: threads that a CPU worker uses; the usable cores by default.
+        seed: seeds all data and all orders; the sides of a pair share it.
+        filter: keep only the cases that match.
+        threshold: the smallest relative change that counts; up to it cases may be equivalent.
+        metric: ``auto`` or one of ``compare.METRICS``.
+        out: the folder of the two run files.
+        listener: told of every result.
+
+    Raises:
+        UsageError: a side cannot be made or does not start, or plans other cases than the other.
+        UnknownNameError: there is no such metric.
+    """
+    if metric not in (*METRICS, "auto"):
+        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
+    count, device = runner.usable_threads(threads), runner.resolve_device(device)
+    document = suites.read(suite) if isinstance(suite, str) else suite
+    built = suites.build(document, device.partition(":")[0])
+    if replicates is not None:
+        built = replace(built, plan=replace(built.plan, replicates=replicates))
+    cases = suites.select(built.cases, filter) if filter else built.cases
+    built = replace(built, cases=runner.with_anchors(cases))
+    with tempfile.TemporaryDirectory(prefix="hwbench-ab-") as folder:
+        worker = worker_folder(Path(folder))
+        origins = [
+            resolve(f"--{name}", asked, install, worker)
+            for name, asked in zip(_SIDES, (a, b), strict=True)
+        ]
+        states = _begun(built, origins, device, count, seed, Path(out), listener)
+        _measured(states, origins, count, seed)
+    paths = states[0].writer.path, states[1].writer.path
+    labels = origins[0].label, origins[1].label
+    return Told(_outcome(paths, labels, threshold, metric), paths, labels)
+
+
+def _begun(
+    built: Suite,
+    origins: Sequence[Origin],
+    device: str,
+    threads: int,
+    seed: int,
+    out: Path,
+    listener: Listener,
+) -> list[State]:
+    """Plan both sides, and open the file of each."""
+    replies = [
+        _planned(name, origin, built.cases, device, threads)
+        for name, origin in zip(_SIDES, origins, strict=True)
+    ]
+    stem = runner.header_of(built, device, seed, threads, replies[0], {}).run
+    states: list[State] = []
+
+    def both(progress: Progress) -> None:
+        done = sum(len(state.done) for state in states)
+        total = sum(state.total for state in states)
+        listener(Progress(done, total, progress.seconds, progress.path, progress.result))
+
+    for name, origin, reply in zip(_SIDES, origins, replies, strict=True):
+        arguments = {PAIRED: name, "python": origin.python, "threads": threads}
+        header = runner.header_of(built, device, seed, threads, reply, arguments)
+        moment = header.environment.state
+        if origin.revision is not None:
+            moment = {**moment, "commit": origin.revision, "dirty": False}
+        where = replace(header.environment, state=moment)
+        header = replace(header, run=f"{stem}-{name}", environment=where)
+        states.append(_opened(header, reply, out, both))
+    return states
+
+
+def _opened(header: Header, reply: protocol.PlanReply, out: Path, listener: Listener) -> State:
+    lines = [PlannedLine(id=each.case.id, planned=each) for each in reply.planned]
+    state = State(
+        header=header,
+        planned={line.id: line.planned for line in lines},
+        writer=RunWriter.create(out, header, lines),
+        listener=listener,
+        done=set(),
+    )
+    state.total = sum(state.seeds(planned) for planned in state.planned.values())
+    return state
+
+
+def _planned(
+    name: str, origin: Origin, cases: list[Case], device: str, threads: int
+) -> protocol.PlanReply:
+    """Start a worker of a side once, and let it plan."""
+    try:
+        worker = _worker(origin, device, threads)
+    except WorkerError as error:
+        raise UsageError(
+            f"--{name} {origin.label} cannot run a worker; it needs torch and msgspec. {error}"
+        ) from error
+    except UsageError as error:
+        raise UsageError(f"--{name} {origin.label}: {error}") from error
+    try:
+        reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, _PLAN_SECONDS)
+    except UsageError as error:
+        raise UsageError(f"--{name} {origin.label}: {error}") from error
+    finally:
+        worker.close()
+    if reply.mistakes:
+        raise SuiteError(f"--{name} {origin.label}: {' '.join(reply.mistakes[:3])}")
+    return reply
+
+
+def _worker(origin: Origin, device: str, threads: int) -> LocalWorker:
+    return LocalWorker(device, threads, origin.python, origin.paths)
+
+
+def _measured(states: list[State], origins: Sequence[Origin], threads: int, seed: int) -> None:
+    """All pairs, each in a random order; what was measured stays when it is cut off."""
+    rng = random.Random(f"{seed}/pairs")
+    pairs = max(state.seeds(planned) for state in states for planned in state.planned.values())
+    spent = [dict.fromkeys(SPANS, 0.0) for _ in states]
+    try:
+        for number in range(pairs):
+            for which in rng.sample(range(len(states)), len(states)):
+                state = states[which]
+                start = partial(_worker, origins[which], state.header.device, threads)
+                seconds = measure(state, number, start)
+                spent[which] = {span: spent[which][span] + seconds[span] for span in SPANS}
+        for state, seconds in zip(states, spent, strict=True):
+            finish(state, seconds, {})
+    finally:
+        for state in states:
+            state.writer.close()
+
+
+def _outcome(
+    paths: tuple[Path, Path], labels: tuple[str, str], threshold: float, metric: str
+) -> Outcome:
+    """The verdicts on ``b`` against ``a``, in the form of a check's."""
+    old, new = (read_run(path) for path in paths)
+    rule = Rule(threshold=threshold, margin=threshold, floor=gate.FLOOR_SECONDS)
+    first, second = (side(run.header, run.planned, run.results) for run in (old, new))
+    changes = judge_pairs(first, second, rule, metric)
+    found = differences(facts(old.header.environment), facts(new.header.environment))
+    return Outcome(
+        run=f"{labels[1]}, {new.header.run}",
+        suite=new.header.suite,
+        machine=new.header.machine,
+        baseline=[f"{labels[0]}, {old.header.run}"],
+        changes=changes,
+        measured=sum(entry.status is Status.OK for entry in second.cases.values()),
+        threshold=threshold,
+        used_threshold=threshold,
+        paired=True,
+        notes=[f"Between the two {each}." for each in found],
+    )
+
+
+def judge_pairs(first: Side, second: Side, rule: Rule, metric: str = "auto") -> list[Change]:
+    """The verdicts on the second side, whose replicates ran in pairs with those of the first."""
+    changes = compare([first], [second], rule, metric=metric, paired=True, across_machines=True)
+    settled = {change.case: change for change in changes}
+    for name in gate.TIMED:
+        (quantity,) = METRICS[name]
+        timed = [each for each in changes if each.metric == name and each.ratio]
+        pairs = {each.case: _pairs(first, second, each.case, quantity) for each in timed}
+        usable = {case: values for case, values in pairs.items() if len(values) > 1}
+        spreads = moderated([(variance(v), len(v) - 1.0) for v in usable.values()])
+        for (case, values), (spread, freedom) in zip(usable.items(), spreads, strict=True):
+            bound = student(freedom, 1 - 2 * FALSE / len(usable))
+            needed = bound * math.sqrt(spread / len(values))
+            settled[case] = _settled(settled[case], needed)
+    return list(settled.values())
+
+
+def _pairs(first: Side, second: Side, case: str, quantity: str) -> list[float]:
+    """The logs of the quotients of the pairs that both sides have."""
+    old, new = (one.cases[case].readings[quantity].values for one in (first, second))
+    both = [(old[number], new[number]) for number in old if number in new]
+    if not all(value > 0 and math.isfinite(value) for pair in both for value in pair):
+        return []
+    return [math.log(after / before) for before, after in both]
+
+
+def _settled(change: Change, needed: float) -> Change:
+    """The verdict that stands among so many cases."""
+    if change.ratio is None or change.verdict not in (Verdict.REGRESSED, Verdict.IMPROVED):
+        return change
+    if abs(math.log(change.ratio.value)) > needed:
+        return change
+    told = f"Among so many cases it takes {units.percent(math.expm1(needed))} to tell a change."
+    return replace(change, verdict=Verdict.UNDECIDED, replicates_needed=None, reason=told)

@@ -1,0 +1,221 @@
+"""A folder of runs as series: each case over time, where its level changed, and what else did.
+
+Runs of another suite or machine make a history of their own. Runs that were not finished, that
+measured some cases again, that were slowed on purpose or that are a side of ``hwbench ab`` are
+left out, and counted.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hwbench.compare import METRICS, Entry, Reading, side, unlike, worked
+from hwbench.errors import RunFileError, UnknownNameError
+from hwbench.fingerprint import differences, facts
+from hwbench.records import Header, Verdict
+from hwbench.series import Event, History, Night, Series, Step, change_points
+from hwbench.stats import median
+from hwbench.store import Run, read_header, read_run, without_gc
+from hwbench.studies.baseline import machine_key, purpose, run_files
+
+METRICS_IN_ORDER = ("relative", "time", "score")
+_STATE = ("governor", "turbo", "hostname")
+
+
+@dataclass(frozen=True)
+class Told:
+    """The histories of a folder, the longest first, and what was left out of them."""
+
+    histories: Sequence[History]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What is kept of a run once it was read: a value a case and quantity."""
+
+    header: Header
+    entries: dict[str, Entry]
+
+
+def history(
+    folder: Path,
+    *,
+    metric: str = "auto",
+    threshold: float = 0.03,
+    suite: str | None = None,
+    cases: str | None = None,
+    higher: Collection[str] = (),
+) -> Told:
+    """The series of every case in a folder of runs.
+
+    Args:
+        folder: where the run files are; where it holds none itself, the folders in it.
+        metric: ``auto`` (relative where most runs have it, else time, else score) or one of
+            ``compare.METRICS``.
+        threshold: the smallest change of level that counts.
+        suite: keep only runs of this suite.
+        cases: keep only cases whose id has this part, or matches this glob.
+        higher: the workloads whose score is better when it is higher.
+
+    Raises:
+        RunFileError: the folder holds no run that can be used.
+        UnknownNameError: there is no such metric.
+    """
+    if metric not in (*METRICS, "auto"):
+        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
+    left_out: Counter[str] = Counter()
+    groups: dict[tuple[str, str], list[_Read]] = defaultdict(list)
+    with without_gc():
+        for run in _runs(folder, suite, left_out):
+            read = _Read(run.header, _entries(run, cases))
+            groups[machine_key(run.header), run.header.suite].append(read)
+    told = [f"{count} {why}" for why, count in left_out.items()]
+    notes = [f"Runs in {folder} that are left out: {'; '.join(told)}."] if told else []
+    if not groups:
+        raise RunFileError(" ".join([f"{folder} holds no run that makes a history.", *notes]))
+    made = partial(_history, metric=metric, threshold=threshold, higher=higher)
+    found = [made(sorted(runs, key=_when)) for runs in groups.values()]
+    return Told(sorted(found, key=lambda each: len(each.nights), reverse=True), notes)
+
+
+def _when(read: _Read) -> tuple[str, str]:
+    return read.header.created, read.header.run
+
+
+def _runs(folder: Path, suite: str | None, left_out: Counter[str]) -> Iterator[Run]:
+    """The runs of the folder that make a history, one at a time."""
+    if not folder.is_dir():
+        raise RunFileError(f"{folder} is not a folder.")
+    for path in run_files(folder):
+        try:
+            header = read_header(path)
+            if suite is not None and header.suite != suite:
+                left_out["of another suite"] += 1
+                continue
+            if why := purpose(header):
+                left_out[why] += 1
+                continue
+            run = read_run(path)
+        except RunFileError:
+            left_out["cannot be read"] += 1
+            continue
+        if run.complete:
+            yield run
+        else:
+            left_out["not finished"] += 1
+
+
+def _entries(run: Run, cases: str | None) -> dict[str, Entry]:
+    """What the run says of each case that is asked for."""
+    found = side(run.header, run.planned, run.results).cases
+    return {
+        case: entry
+        for case, entry in found.items()
+        if cases is None or cases in case or fnmatch.fnmatchcase(case, cases)
+    }
+
+
+def _history(
+    runs: Sequence[_Read], *, metric: str, threshold: float, higher: Collection[str]
+) -> History:
+    """One suite on one machine."""
+    ids = dict.fromkeys(case for read in runs for case in read.entries)
+    plain = [_series(runs, case, metric) for case in ids]
+    kept = [each for each in plain if each is not None]
+    series = [_stepped(each, runs, threshold, len(kept), higher) for each in kept]
+    last = runs[-1].header
+    return History(
+        suite=last.suite,
+        machine=last.machine,
+        nights=[
+            Night(r.header.run, r.header.created, r.header.environment.state.get("commit"))
+            for r in runs
+        ],
+        series=series,
+        events=_events(runs, series),
+        threshold=threshold,
+    )
+
+
+def _series(runs: Sequence[_Read], case: str, metric: str) -> Series | None:
+    """The values of a case in the runs that can be compared with the last that has it."""
+    known = [
+        (number, read.entries[case])
+        for number, read in enumerate(runs)
+        if case in read.entries and worked(read.entries[case])
+    ]
+    asked = METRICS_IN_ORDER if metric == "auto" else (metric,)
+    for name in asked:
+        for quantity in METRICS[name]:
+            having = [(n, e) for n, e in known if quantity in e.readings]
+            if not having or 2 * len(having) < len(known):
+                continue
+            last = having[-1][1]
+            alike = [(n, e) for n, e in having if unlike(e, [last], quantity) is None]
+            pairs = [(n, _value(e.readings[quantity])) for n, e in alike]
+            usable = [(n, value) for n, value in pairs if value > 0]
+            if usable:
+                numbers, values = zip(*usable, strict=True)
+                return Series(case, name, numbers, values, left_out=len(having) - len(alike))
+    return None
+
+
+def _value(reading: Reading) -> float:
+    return median(list(reading.values.values()))
+
+
+def _stepped(
+    plain: Series, runs: Sequence[_Read], threshold: float, count: int, higher: Collection[str]
+) -> Series:
+    """The series with its change points."""
+    workload = runs[plain.runs[-1]].entries[plain.case].workload
+    better = "higher" if plain.metric == "score" and workload in higher else "lower"
+    steps = change_points(plain.values, floor=threshold, series=count, better=better)
+    return Series(plain.case, plain.metric, plain.runs, plain.values, steps, plain.left_out)
+
+
+def _events(runs: Sequence[_Read], series: Sequence[Series]) -> list[Event]:
+    """The runs at which levels changed, the newest first, with what changed beside them."""
+    at: dict[int, list[tuple[Series, Step]]] = defaultdict(list)
+    for each in series:
+        for step in each.steps:
+            at[each.runs[step.index]].append((each, step))
+    events = []
+    for number in sorted(at, reverse=True):
+        since = max(0, number - 1)
+        old, new = runs[since].header, runs[number].header
+        moved = sorted(at[number], key=lambda pair: -abs(pair[1].ratio - 1))
+        events.append(
+            Event(
+                run=number,
+                since=since,
+                regressed=[pair for pair in moved if pair[1].verdict is Verdict.REGRESSED],
+                improved=[pair for pair in moved if pair[1].verdict is Verdict.IMPROVED],
+                changed=_changed(old, new),
+                commits=(_commit(old), _commit(new)),
+            )
+        )
+    return events
+
+
+def _commit(header: Header) -> str | None:
+    found = header.environment.state.get("commit")
+    return str(found) if found else None
+
+
+def _changed(old: Header, new: Header) -> list[str]:
+    """What else differs between two runs of one machine, in words."""
+    found = [str(each) for each in differences(facts(old.environment), facts(new.environment))]
+    for key in _STATE:
+        before, now = (each.environment.state.get(key) for each in (old, new))
+        if before != now:
+            found.append(f"{key} was {before!r} and is {now!r}")
+    if new.environment.state.get("dirty"):
+        found.append("files differed from the commit")
+    return found

@@ -1,0 +1,263 @@
+"""Two sides in pairs: what is paired, what is found, and what is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from _faulty import ROOT
+
+import hwbench as package
+from hwbench import cli, protocol
+from hwbench.compare import Entry, Reading, Side
+from hwbench.errors import UsageError
+from hwbench.records import Verdict
+from hwbench.stats import Rule
+from hwbench.store import read_header, read_run
+from hwbench.studies import _sides
+from hwbench.studies.ab import judge_pairs
+
+SUITE = (
+    'schema = 1\nname = "tiny"\n[plan]\nreplicates = 3\nbudget_seconds = 0.005\n'
+    '[[cases]]\nworkload = "linear"\ndirection = "forward"\nshape = [64, 64]\n'
+    'tokens = 512\nformat = [{ name = "dense" }, { name = "low_rank", density = 0.5 }]\n'
+)
+RULE = Rule(threshold=0.03, margin=0.03)
+WALL = frozenset(["wall"])
+
+
+@pytest.fixture
+def hwbench(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Callable[..., Any]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("tiny.toml").write_text(SUITE)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
+        code = cli._code()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def git(*words: str) -> str:
+    who = ["-c", "user.name=n", "-c", "user.email=n@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *who, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+# Verdicts on pairs
+
+
+def sides(first: np.ndarray, second: np.ndarray) -> tuple[Side, Side]:
+    made = [
+        Side(
+            {
+                f"case {n}": Entry("linear", readings={"relative_time": reading(row)})
+                for n, row in enumerate(values.tolist())
+            }
+        )
+        for values in (first, second)
+    ]
+    return made[0], made[1]
+
+
+def reading(values: list[float]) -> Reading:
+    return Reading(dict(enumerate(values)), WALL)
+
+
+def counts(first: np.ndarray, second: np.ndarray) -> dict[Verdict, int]:
+    told = [change.verdict for change in judge_pairs(*sides(first, second), RULE)]
+    return {verdict: told.count(verdict) for verdict in set(told)}
+
+
+def test_what_both_sides_share_is_no_change_and_what_they_do_not_is_found() -> None:
+    rng = np.random.default_rng(1)
+    false, found, equal = 0, 0, 0
+    for _ in range(40):
+        drift = rng.normal(0, 0.10, (200, 5))  # shared by the two of a pair
+        first = np.exp(drift + rng.normal(0, 0.01, drift.shape))
+        same = np.exp(drift + rng.normal(0, 0.01, drift.shape))
+        told = counts(first, same)
+        false += Verdict.REGRESSED in told or Verdict.IMPROVED in told
+        equal += told.get(Verdict.EQUIVALENT, 0)
+        found += counts(first, 1.05 * same).get(Verdict.REGRESSED, 0)
+    assert false <= 1  # of 40 comparisons of 200 cases
+    assert found >= 0.95 * 40 * 200
+    assert equal >= 0.90 * 40 * 200
+
+
+def test_a_case_of_many_needs_more_than_its_own_interval() -> None:
+    rng = np.random.default_rng(2)
+    first = np.exp(rng.normal(0, 0.02, (400, 5)))
+    second = np.exp(rng.normal(0, 0.02, (400, 5)))
+    told = judge_pairs(*sides(first, second), RULE)
+    assert {change.verdict for change in told} <= {Verdict.UNDECIDED, Verdict.EQUIVALENT}
+    assert any("Among so many cases it takes" in str(change.reason) for change in told)
+
+
+# The command line
+
+
+@pytest.mark.slow
+def test_an_interpreter_against_itself(hwbench: Callable[..., Any], monkeypatch: Any) -> None:
+    monkeypatch.setenv("HWBENCH_FAKE", json.dumps({"seed": 1, "noise": 0.002}))
+    code, out, err = hwbench(
+        "ab", "--a", sys.executable, "--b", sys.executable, "-s", "tiny.toml", "-d", "fake",
+        "--threads", "1", "--json", "--markdown", "ab.md",
+    )  # fmt: skip
+    assert code == 0
+    assert "No regression" in err
+    assert sys.executable in json.loads(out)["baseline"][0]
+    assert "hwbench check" in Path("ab.md").read_text(encoding="utf-8")
+    a, b = (read_run(path) for path in sorted(Path("runs").glob("*.jsonl")))
+    assert (a.header.arguments["pair"], b.header.arguments["pair"]) == ("a", "b")
+    assert a.complete
+    assert b.complete
+    assert [(r.case, r.replicate, r.seed) for r in sorted(a.results, key=str)] == [
+        (r.case, r.replicate, r.seed) for r in sorted(b.results, key=str)
+    ]
+    code, _, err = hwbench("baseline", "promote", str(a.path))
+    assert code == 2
+    assert "side of hwbench ab" in err
+
+
+@pytest.mark.slow
+def test_a_revision_is_installed_once_and_its_code_is_what_runs(
+    hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("repo/shop").mkdir(parents=True)
+    monkeypatch.chdir("repo")
+    Path("tiny.toml").write_text(SUITE)
+    Path("pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "shop"\nversion = "1"\n'
+        '[tool.hatch.build.targets.wheel]\npackages = ["shop"]\n'
+    )
+    Path("shop/__init__.py").write_text("PRICE = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    Path("shop/__init__.py").write_text("PRICE = 2\n")
+    git("commit", "-qam", "two")
+    monkeypatch.setenv("HWBENCH_FAKE", json.dumps({"seed": 1, "noise": 0.002}))
+    words = (
+        "ab", "--a", "HEAD~1", "--b", "HEAD", "-s", "tiny.toml", "-d", "fake", "--threads", "1",
+    )  # fmt: skip
+    code, out, err = hwbench(*words, "-r", "1")
+    assert code == 0, err
+    assert "HEAD~1 (" in out
+    headers = [read_header(path) for path in sorted(Path("runs").glob("*.jsonl"))]
+    assert [h.environment.state["commit"] for h in headers] == [
+        git("rev-parse", "HEAD~1"),
+        git("rev-parse", "HEAD"),
+    ]
+    for header, price in zip(headers, ("1", "2"), strict=True):
+        python = str(header.arguments["python"])
+        said = subprocess.run(
+            [python, "-c", "import shop, torch; print(shop.PRICE)"],
+            capture_output=True, text=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert said.stdout.strip() == price  # with the torch of this interpreter
+    monkeypatch.setattr(_sides, "_make", lambda *_: pytest.fail("it is there already"))
+    assert hwbench(*words, "-r", "1")[0] == 0
+
+
+def worker_that_says(folder: Path, hello: dict[str, Any]) -> Path:
+    """An interpreter whose worker opens with these words, and ends."""
+    script = folder / "worker.py"
+    script.write_text(
+        "import os, sys\n"
+        "pipe = int(sys.argv[sys.argv.index('--write') + 1])\n"
+        f"os.write(pipe, {json.dumps(hello)!r}.encode() + b'\\n')\n"
+    )
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {script} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+def test_another_protocol_is_refused(hwbench: Callable[..., Any], tmp_path: Path) -> None:
+    hello = {"say": "hello", "protocol": protocol.PROTOCOL + 1, "version": "9", "pid": 1}
+    python = worker_that_says(tmp_path, hello)
+    code, out, err = hwbench("ab", "--a", str(python), "--b", str(python), "-s", "tiny.toml")
+    assert (code, out) == (2, "")
+    assert f"speaks protocol {protocol.PROTOCOL + 1}" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_interpreter_without_torch_is_refused(
+    hwbench: Callable[..., Any], tmp_path: Path
+) -> None:
+    python = tmp_path / "bare"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    code, out, err = hwbench("ab", "--a", str(python), "--b", str(python), "-s", "tiny.toml")
+    assert (code, out) == (2, "")
+    assert "it needs torch and msgspec" in err
+    assert "ModuleNotFoundError" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--a", "nowhere", "--b", "x"], "this folder is in no git repository"),
+        (["--a", "tiny.toml", "--b", "x"], "is no program that can be started"),
+        (["--a", sys.executable], "Missing option '--b'"),
+        (["--a", sys.executable, "--b", "x", "--install", "some"], "Unknown install 'some'"),
+        (["--a", sys.executable, "--b", "x", "--metric", "tiem"], "did you mean 'time'"),
+        (["--a", sys.executable, "--b", "x", "-s", "tny"], "Unknown suite 'tny'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_2(hwbench, monkeypatch, arguments, words) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd()))
+    rest = [] if "-s" in arguments else ["-s", "tiny.toml"]
+    code, out, err = hwbench("ab", *arguments, *rest)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_what_cannot_be_installed_is_said(hwbench: Callable[..., Any], tmp_path: Path) -> None:
+    git("init", "-q")
+    Path("notes.txt").write_text("x")
+    git("add", "notes.txt")
+    git("commit", "-qm", "one")
+    with pytest.raises(UsageError, match=r"neither pyproject\.toml nor setup\.py"):
+        _sides.resolve("--a", "HEAD", "shared", tmp_path)
+    with pytest.raises(UsageError, match="no interpreter, and no revision of"):
+        _sides.resolve("--a", "HEAD~7", "shared", tmp_path)
+    with pytest.raises(UsageError, match="no interpreter, and no revision of"):
+        _sides.resolve("--a", "--output=x", "shared", tmp_path)
+
+
+def test_a_revision_of_hwbench_runs_its_own_worker(
+    hwbench: Callable[..., Any], tmp_path: Path
+) -> None:
+    git("init", "-q")
+    Path("hwbench").mkdir()
+    Path("hwbench/worker.py").write_text("# another one\n")
+    git("add", "hwbench")
+    git("commit", "-qm", "one")
+    found = _sides.resolve("--a", "HEAD", "shared", tmp_path)
+    assert found.python == sys.executable
+    (path,) = found.paths
+    assert (Path(path) / "hwbench/worker.py").read_text() == "# another one\n"
+
+
+def test_an_interpreter_finds_this_worker_and_nothing_else_of_ours(tmp_path: Path) -> None:
+    folder = _sides.worker_folder(tmp_path)
+    assert os.listdir(folder) == ["hwbench"]
+    assert (folder / "hwbench" / "worker.py").samefile(
+        Path(package.__file__).parent / "worker.py"
+    )
