@@ -113,7 +113,7 @@ class Cases:
             raise SuiteError(" ".join(reply.mistakes[:5]))
         once = replace(built, plan=replace(built.plan, replicates=1))
         threads = int(reply.settings.get("threads", 1))
-        self.header = runner.header_of(once, device, 0, threads, reply, {"timed_by": "pytest"})
+        self.header = runner.header_of(once, device, 0, threads, reply, {}, {"timed_by": "pytest"})
         return list(reply.planned)
 
     def test(self, planned: Planned) -> Callable[..., None]:

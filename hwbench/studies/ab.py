@@ -126,7 +126,7 @@ def _begun(
         _planned(name, origin, built.cases, device, threads)
         for name, origin in zip(_SIDES, origins, strict=True)
     ]
-    stem = runner.header_of(built, device, seed, threads, replies[0], {}).run
+    stem = runner.header_of(built, device, seed, threads, replies[0], {}, {}).run
     states: list[State] = []
 
     def both(progress: Progress) -> None:
@@ -136,7 +136,7 @@ def _begun(
 
     for name, origin, reply in zip(_SIDES, origins, replies, strict=True):
         arguments = {PAIRED: name, "python": origin.python, "threads": threads}
-        header = runner.header_of(built, device, seed, threads, reply, arguments)
+        header = runner.header_of(built, device, seed, threads, reply, {}, arguments)
         moment = header.environment.state
         if origin.revision is not None:
             moment = {**moment, "commit": origin.revision, "dirty": False}
