@@ -18,6 +18,7 @@ from hwbench.cli import (
     baseline,
     ceilings,
     check,
+    compare,
     doctor,
     export,
     history,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("check")(check.check)
 app.command("ab")(ab.ab)
 app.command("selftest")(selftest.selftest)

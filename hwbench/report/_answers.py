@@ -130,6 +130,19 @@ def loses(row: Seen) -> bool:
     return known(row["relative_low"]) and row["relative_low"] > 1
 
 
+def overlap(one: Seen, other: Seen) -> bool:
+    """Whether the intervals of two relative times overlap, or one of them is not known."""
+    ends = [
+        one["relative_low"],
+        one["relative_high"],
+        other["relative_low"],
+        other["relative_high"],
+    ]
+    if not all(map(known, ends)):
+        return True
+    return bool(ends[0] <= ends[3] and ends[2] <= ends[1])
+
+
 def disturbance(rows: list[Row], share: float = 0.1) -> str | None:
     """A warning where so many timed cases were disturbed that the numbers may mislead."""
     have = [row for row in rows if timed(row)]

@@ -36,20 +36,23 @@ _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
 
 
-def render(runs: list[Run], samples: Collection[str] = (), before: Any = None) -> str:
+def render(
+    runs: list[Run], samples: Collection[str] = (), before: Any = (), names: list[str] | None = None
+) -> str:
     """The report of one run, or of several side by side, as one HTML page.
 
     Args:
         runs: what is reported.
         samples: cases, or parts of their names, whose raw samples the page carries.
-        before: a comparison of the runs that stands first, or None.
+        before: comparisons of the runs as the template shows them, which then stand first.
+        names: what the runs are called; without it, their machines.
 
     Raises:
         UsageError: there is no run, or ``samples`` names no case that was timed.
     """
     if not runs:
         raise UsageError("There is no run to report; name at least one run file.")
-    machines = _facts.machines(runs)
+    machines = names or _facts.machines(runs)
     rows = _rows(runs, machines)
     chosen = _samples.asked(runs, samples)
     template = _environment().get_template("page.html.j2")

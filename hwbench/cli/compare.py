@@ -1,0 +1,54 @@
+"""``hwbench compare``: machines or versions side by side; never a gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from hwbench.cli import _shared
+from hwbench.errors import UsageError
+
+
+def compare(
+    runs: list[Path] = typer.Argument(..., help="Run files; the first is the base."),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Write a page with all runs too."),
+    price: list[str] | None = typer.Option(
+        None, "--price", help="NAME=PRICE of an hour, NAME being part of a machine's name."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Set machines or versions side by side: ratios, what explains them, where the winner flips."""
+    from hwbench.errors import RunFileError
+    from hwbench.report import versus
+    from hwbench.store import read_run
+
+    read = [read_run(path) for path in _shared.run_files(runs)]
+    found = versus.compare(read, _prices(price))
+    if as_json:
+        typer.echo(json.dumps(versus.plain(found), indent=1, ensure_ascii=False))
+    else:
+        console = _shared.console()
+        for part in versus.table(found):
+            console.print(part)
+    if out is None:
+        return
+    try:
+        out.write_text(versus.page(read, found), encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(f"Cannot write the report {out}: {error.strerror}.") from error
+    typer.echo(f"The report is in {out}.", err=as_json)
+
+
+def _prices(given: list[str] | None) -> dict[str, float]:
+    prices: dict[str, float] = {}
+    for text in given or []:
+        name, _, value = text.rpartition("=")
+        try:
+            prices[name] = float(value)
+        except ValueError:
+            prices[name] = 0.0
+        if not name or not 0 < prices[name] < float("inf"):
+            raise UsageError(f"--price is NAME=PRICE, such as a100=1.8, not {text!r}.")
+    return prices

@@ -1,0 +1,190 @@
+"""Runs side by side: machines or versions, on the terminal, as JSON and at the head of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hwbench import units
+from hwbench.errors import UsageError
+from hwbench.report import _facts, html
+from hwbench.report import _words as words
+from hwbench.report._rows import groups, printable
+from hwbench.report._versus import Matched, Versus, matters, summary, versus
+from hwbench.store import Run
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MOST = 400  # cases in the page's own table of ratios; the table of all rows has the rest
+
+
+def compare(runs: Sequence[Run], prices: Mapping[str, float] | None = None) -> list[Versus]:
+    """Every further run against the first one.
+
+    Args:
+        runs: two or more; the first is the base.
+        prices: of an hour, by a part of a machine's or a run's name.
+
+    Raises:
+        UsageError: there is one run only, two have no case in common, or a price names none.
+    """
+    if len(runs) < 2:
+        raise UsageError("To compare takes two runs or more; name each of them.")
+    names = labels(runs)
+    priced = _prices(names, prices or {})
+    return [
+        versus(runs[0], run, (names[0], name), priced)
+        for run, name in zip(runs[1:], names[1:], strict=True)
+    ]
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its machine; with its threads, or its id, where machines are alike."""
+    names = [printable(run.header.machine) for run in runs]
+    if len(set(names)) < len(names):
+        threads = [run.header.environment.fingerprint.get("threads") for run in runs]
+        names = [
+            f"{name}, {count} thread{'' if count == 1 else 's'}" if count else name
+            for name, count in zip(names, threads, strict=True)
+        ]
+    if len(set(names)) < len(names):
+        return _facts.machines(list(runs))
+    return names
+
+
+def _prices(names: list[str], prices: Mapping[str, float]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part, price in prices.items():
+        fitting = [name for name in names if part.lower() in name.lower()]
+        if not fitting:
+            known = ", ".join(names)
+            raise UsageError(f"--price {printable(part)!r} names none of the runs: {known}.")
+        found |= dict.fromkeys(fitting, price)
+    return found
+
+
+def page(runs: Sequence[Run], found: Sequence[Versus]) -> str:
+    """The report of all runs, with the comparison at its head."""
+    return html.render(list(runs), before=[_shown(each) for each in found], names=labels(runs))
+
+
+def _shown(each: Versus) -> dict[str, Any]:
+    """A comparison as the page's template shows it."""
+    return {
+        "title": f"{each.other} against {each.base}",
+        "sentences": summary(each),
+        "groups": lines(each),
+        "flips": flips(each),
+        "environment": environment(each),
+        "roofs": [
+            (name, units.si(old, ""), units.si(new, ""), units.ratio(new / old))
+            for name, old, new in each.roofs
+        ],
+    }
+
+
+def lines(each: Versus) -> list[tuple[str, list[list[str]]]]:
+    """Group titles with their rows: format, density, both times, the ratio, what explains it."""
+    by_case = {id(matched.base): matched for matched in each.matched}
+    timed = [m.base for m in each.matched if m.ratio is not None or m.explained]
+    return [
+        (words.group_title(members[0]), [_line(by_case[id(row)]) for row in members])
+        for members in groups(timed[:_MOST]).values()
+    ]
+
+
+HEADS = ("format", "density", "base", "other", "ratio", "roofs", "explained by")
+
+
+def _line(each: Matched) -> list[str]:
+    density = each.base["density"]
+    found = each.ratio
+    return [
+        printable(each.base["series"]),
+        "–" if density is None else units.significant(density),
+        units.seconds(each.base["time_seconds"]),
+        units.seconds(each.other["time_seconds"]),
+        "–" if found is None else words.interval(found.value, found.low, found.high),
+        "–" if each.expected is None else units.significant(each.expected),
+        each.explained.removeprefix("explained by ").replace("not explained", "not"),
+    ]
+
+
+def table(found: Sequence[Versus]) -> list[RenderableType]:
+    """The comparison as renderables that fit 80 columns."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for each in found:
+        parts += [Text(sentence) for sentence in summary(each)]
+        for title, cells in lines(each):
+            shown = Table(
+                box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+            )
+            for place, head in enumerate(HEADS):
+                left = place in (0, len(HEADS) - 1)
+                shown.add_column(head, justify="left" if left else "right", overflow="fold")
+            for line in cells:
+                shown.add_row(*map(Text, line))
+            parts += [Text(), Text(title, style="bold"), shown]
+        if each.flips:
+            parts += [Text(), Text("Where another format is the fastest", style="bold")]
+            parts += [Text(f"  {sentence}") for sentence in flips(each)]
+        if each.environment:
+            parts += [Text(), Text("What differs between the environments", style="bold")]
+            parts += [Text(f"  {name}: {said} ({why})") for name, said, why in environment(each)]
+    return parts
+
+
+def flips(each: Versus) -> list[str]:
+    """Where another format is the fastest, one line each."""
+    return [
+        f"{flip.group}, density {flip.density}: {printable(flip.base['series'])} on "
+        f"{each.base}, {printable(flip.other['series'])} on {each.other}"
+        f"{'' if flip.sure else ' (intervals overlap)'}"
+        for flip in each.flips
+    ]
+
+
+def environment(each: Versus) -> list[tuple[str, str, str]]:
+    """What differs, from what to what, and which of it matters."""
+    return [
+        (printable(d.key), f"{printable(d.baseline)} → {printable(d.new)}", matters(d))
+        for d in each.environment
+    ]
+
+
+def plain(found: Sequence[Versus]) -> list[dict[str, Any]]:
+    """The comparison for ``--json``; what is unknown is null."""
+    return [
+        {
+            "base": each.base,
+            "other": each.other,
+            "summary": summary(each),
+            "cases": [_plain(matched) for matched in each.matched],
+            "agreement": each.agreement,
+            "flips": flips(each),
+            "environment": [
+                {"fact": name, "change": said, "matters": why}
+                for name, said, why in environment(each)
+            ],
+        }
+        for each in found
+    ]
+
+
+def _plain(each: Matched) -> dict[str, Any]:
+    ends = (each.ratio.value, each.ratio.low, each.ratio.high) if each.ratio else (math.nan,) * 3
+    return {
+        "case": each.base["case"],
+        **{
+            name: end if math.isfinite(end) else None
+            for name, end in zip(("ratio", "low", "high"), ends, strict=True)
+        },
+        "expected": each.expected,
+        "explained": each.explained or None,
+    }
