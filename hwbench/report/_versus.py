@@ -220,9 +220,10 @@ def summary(found: Versus) -> list[str]:
         said.append(f"Of {total} ratios, set against each machine’s own measured roofs: {parts}.")
     if found.agreement:
         least = min(found.agreement, key=found.agreement.__getitem__)
+        middle = median(found.agreement.values())
         said.append(
-            f"The order of the formats agrees with Kendall’s τ "
-            f"{median(found.agreement.values()):.2f} at the median of {len(found.agreement)} groups; "
+            f"The order of the formats agrees with Kendall’s τ {middle:.2f} "
+            f"at the median of {len(found.agreement)} groups; "
             f"least in {least} ({found.agreement[least]:.2f})."
         )
     if found.compared:
