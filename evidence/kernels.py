@@ -28,7 +28,7 @@ def layer(name: str, shape: tuple[int, int] = (SIDE, SIDE), **knobs: object) -> 
 
 def forward(made: hwbench.Linear, tokens: int) -> Call:
     """One forward call without autograd."""
-    x = torch.randn(tokens, made.in_features)
+    x = torch.randn(tokens, made.in_features, dtype=next(made.parameters()).dtype)
 
     def call() -> object:
         with torch.no_grad():
@@ -39,8 +39,9 @@ def forward(made: hwbench.Linear, tokens: int) -> Call:
 
 def step(made: hwbench.Linear, tokens: int) -> Call:
     """One forward and backward call with every gradient."""
-    x = torch.randn(tokens, made.in_features, requires_grad=True)
-    dy = torch.randn(tokens, made.out_features)
+    dtype = next(made.parameters()).dtype
+    x = torch.randn(tokens, made.in_features, dtype=dtype, requires_grad=True)
+    dy = torch.randn(tokens, made.out_features, dtype=dtype)
     wanted = [x, *made.parameters()]
     return lambda: torch.autograd.grad(made(x), wanted, dy)
 
