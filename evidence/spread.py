@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rest", type=float, default=0.0, help="seconds between the runs")
     asked = parser.parse_args()
     logs: dict[str, dict[str, list[float]]] = {t: {n: [] for n in FORMATS} for t in TOOLS}
     walls: dict[str, list[float]] = {tool: [] for tool in TOOLS}
@@ -158,6 +159,7 @@ def main() -> None:
         each = budgets(folder, asked.threads)
         for _ in range(asked.runs):
             for tool in TOOLS:
+                time.sleep(asked.rest)
                 wall, ratios = timed(tool, folder, asked.threads, each[tool])
                 walls[tool].append(wall)
                 for format_name, value in ratios.items():
