@@ -23,7 +23,7 @@ from hwbench.frames import summary_rows
 from hwbench.store import read_run
 
 FORMATS = {"low_rank": 0.5, "monarch": 0.5, "csr": 0.1}
-SIDE, TOKENS = 1024, 16
+SIDE = 1024
 PROBES = (0.5, 2.0)  # seconds a layer, tried to learn how much wall time a tool makes of them
 
 LAYERS = """
@@ -65,7 +65,7 @@ def test_layer(benchmark, name):
 )
 
 
-def by_hwbench(folder: Path, threads: int, each: float) -> dict[str, float]:
+def by_hwbench(folder: Path, asked: argparse.Namespace, each: float) -> dict[str, float]:
     """One run of hwbench; the relative times by format."""
     del each  # it sets the time
     document = {
@@ -77,37 +77,37 @@ def by_hwbench(folder: Path, threads: int, each: float) -> dict[str, float]:
                 "workload": "linear",
                 "direction": "forward",
                 "shape": [SIDE, SIDE],
-                "tokens": TOKENS,
+                "tokens": asked.tokens,
                 "format": [{"name": n, "density": d} for n, d in FORMATS.items()],
             }
         ],
     }
-    run = read_run(hwbench.run(document, device="cpu", out=folder, threads=threads))
+    run = read_run(hwbench.run(document, device="cpu", out=folder, threads=asked.threads))
     rows = {row["format"]: row["relative_time"] for row in summary_rows(run)}
     return {name: rows[name] for name in FORMATS}
 
 
-def _filled(template: str, each: float, threads: int) -> str:
+def _filled(template: str, each: float, asked: argparse.Namespace) -> str:
     return template.format(
-        threads=threads, formats=repr(FORMATS), side=SIDE, tokens=TOKENS, each=each
+        threads=asked.threads, formats=repr(FORMATS), side=SIDE, tokens=asked.tokens, each=each
     )
 
 
-def by_torch(folder: Path, threads: int, each: float) -> dict[str, float]:
+def by_torch(folder: Path, asked: argparse.Namespace, each: float) -> dict[str, float]:
     """One process of torch.utils.benchmark; the ratios of medians by format."""
     del folder
     done = subprocess.run(
-        [sys.executable, "-c", _filled(TORCH, each, threads)],
+        [sys.executable, "-c", _filled(TORCH, each, asked)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return {name: found[name] / found["dense"] for name in FORMATS}
 
 
-def by_pytest(folder: Path, threads: int, each: float) -> dict[str, float]:
+def by_pytest(folder: Path, asked: argparse.Namespace, each: float) -> dict[str, float]:
     """One process of pytest-benchmark; the ratios of medians by format."""
     test = folder / "test_spread.py"
-    test.write_text(_filled(PYTEST, each, threads))
+    test.write_text(_filled(PYTEST, each, asked))
     stored = folder / "stored.json"
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(test),
@@ -127,19 +127,21 @@ TOOLS = {
 }
 
 
-def timed(tool: str, folder: Path, threads: int, each: float) -> tuple[float, dict[str, float]]:
+def timed(
+    tool: str, folder: Path, asked: argparse.Namespace, each: float
+) -> tuple[float, dict[str, float]]:
     """Wall seconds of one run of a tool, its start included, and its ratios."""
     begun = time.monotonic()
-    ratios = TOOLS[tool](folder, threads, each)
+    ratios = TOOLS[tool](folder, asked, each)
     return time.monotonic() - begun, ratios
 
 
-def budgets(folder: Path, threads: int) -> dict[str, float]:
+def budgets(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """Seconds a layer with which each tool takes as long as hwbench takes for a run."""
-    wanted = timed("hwbench", folder, threads, 0.0)[0]
+    wanted = timed("hwbench", folder, asked, 0.0)[0]
     found = {"hwbench": 0.0}
     for tool in list(TOOLS)[1:]:
-        short, long = (timed(tool, folder, threads, each)[0] for each in PROBES)
+        short, long = (timed(tool, folder, asked, each)[0] for each in PROBES)
         slope = (long - short) / (PROBES[1] - PROBES[0])
         found[tool] = max(0.1, PROBES[0] + (wanted - short) / slope)
     return found
@@ -150,21 +152,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rest", type=float, default=0.0, help="seconds between the runs")
     asked = parser.parse_args()
     logs: dict[str, dict[str, list[float]]] = {t: {n: [] for n in FORMATS} for t in TOOLS}
     walls: dict[str, list[float]] = {tool: [] for tool in TOOLS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        each = budgets(folder, asked.threads)
+        each = budgets(folder, asked)
         for _ in range(asked.runs):
             for tool in TOOLS:
                 time.sleep(asked.rest)
-                wall, ratios = timed(tool, folder, asked.threads, each[tool])
+                wall, ratios = timed(tool, folder, asked, each[tool])
                 walls[tool].append(wall)
                 for format_name, value in ratios.items():
                     logs[tool][format_name].append(math.log(value))
-    print(f"spread of the ratio to dense, {asked.runs} runs (sd of logs), {asked.threads} threads")
+    print(f"spread of the ratio to dense, {asked.runs} runs (sd of logs), {asked.tokens} tokens")
     print(
         f"{'tool':24s}{'wall':>8s}" + "".join(f"{name:>12s}" for name in FORMATS) + "        mean"
     )
