@@ -125,7 +125,7 @@ def test_the_shipped_suites_name_every_kind_and_three_densities(name: str) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["projection", "projection_full", "compress", "compress_healed", "training"]
+    "name", ["projection", "projection_full", "image", "compress", "compress_healed", "training"]
 )
 def test_every_case_of_the_shipped_suites_can_be_planned(name: str) -> None:
     cases = suites.build(suites.read(name), "cpu").cases
