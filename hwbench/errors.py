@@ -10,6 +10,7 @@ HwbenchError
 │   └── MissingPartError   2   an optional package is needed and not installed
 ├── EnvironmentMismatchError 4   two runs come from machines that cannot be compared
 ├── CasesFailedError       5   a case was wrong, crashed or timed out, or nothing could be measured
+├── IncompleteRunError     5   the machines of a run went away before it was complete
 ├── NoBaselineError        6   there is no usable baseline
 └── WorkerError           70   the worker broke its protocol
 """
@@ -78,6 +79,12 @@ class EnvironmentMismatchError(HwbenchError):
 
 class CasesFailedError(HwbenchError):
     """A case was wrong, crashed or timed out, or nothing could be measured."""
+
+    exit_code = 5
+
+
+class IncompleteRunError(HwbenchError):
+    """The machines of a run went away before it was complete; what is there can be resumed."""
 
     exit_code = 5
 

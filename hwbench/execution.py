@@ -1,26 +1,34 @@
 """A run while it is made: replicates, order, time budget and progress events; no torch.
 
 Each replicate visits every group of cases once, in a new random order. Each result is kept as soon
-as it is final, so a run that is killed loses at most the chunk in flight. Progress is told to a
+as it is final, so a run that is killed loses at most the chunk in flight. Several seats share the
+replicates; where a machine goes away, another seat takes over what it left. Progress is told to a
 listener, so that nothing here prints.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hwbench import environment
+from hwbench.errors import HwbenchError, IncompleteRunError
 from hwbench.records import Footer, Header, Planned, Result, ResultLine, Status
 from hwbench.replicate import ANCHOR, SPANS, Replicate
 from hwbench.store import RunWriter
-from hwbench.transports.local import LocalWorker
+from hwbench.transports._base import Seat, SeatLostError, Worker
+
+WHOLE = (0, 1)
+"""The only share of one."""
+
+_LOOK_SECONDS = 2.0  # between two looks for a machine that came back
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,19 @@ class Progress:
     seconds: float
     path: Path
     result: Result | None = None
+    note: str = ""  # what the run waits for
 
 
 Listener = Callable[[Progress], None]
 
 
+class _StoppedError(HwbenchError):
+    """The run was interrupted: nothing more is kept."""
+
+
 @dataclass
 class State:
-    """A run while it is made."""
+    """A run while it is made; seats on several threads may keep results in it."""
 
     header: Header
     planned: dict[str, Planned]
@@ -49,62 +62,161 @@ class State:
     failed: dict[str, Result] = field(default_factory=dict)
     total: int = 0
     begun: float = field(default_factory=time.monotonic)
+    stopped: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, result: Result) -> None:
         """Store one result and tell the listener."""
-        self.writer.append(ResultLine(result=result))
-        self.done.add((result.case, result.replicate))
-        if result.status is not Status.OK:
-            self.failed.setdefault(result.case, result)
+        with self.lock:
+            if self.stopped:
+                raise _StoppedError("The run was interrupted.")
+            self.writer.append(ResultLine(result=result))
+            self.done.add((result.case, result.replicate))
+            if result.status is not Status.OK:
+                self.failed.setdefault(result.case, result)
+            self.tell(result=result)
+
+    def tell(self, *, result: Result | None = None, note: str = "") -> None:
+        """Tell the listener where the run stands."""
         seconds = time.monotonic() - self.begun
-        self.listener(Progress(len(self.done), self.total, seconds, self.writer.path, result))
+        path = self.writer.path
+        self.listener(Progress(len(self.done), self.total, seconds, path, result, note))
 
     def seeds(self, planned: Planned) -> int:
         """How many results the case shall have."""
         return self.header.plan.replicates if planned.seeds is None else planned.seeds
 
 
-def execute(state: State, threads: int, time_budget_seconds: float | None) -> Path:
-    """Measure what is missing, replicate by replicate, write the footer and return the file."""
-    plan = state.header.plan
-    state.total = sum(state.seeds(planned) for planned in state.planned.values())
-    end = None if time_budget_seconds is None else state.begun + time_budget_seconds
-    replicates = max(state.seeds(planned) for planned in state.planned.values())
-    notes: dict[str, Any] = {}
-    spent = dict.fromkeys(SPANS, 0.0)
-    longest = 0.0
-    try:
-        state.listener(
-            Progress(
-                len(state.done), state.total, time.monotonic() - state.begun, state.writer.path
-            )
-        )
-        for number in range(replicates):
+@dataclass(frozen=True)
+class Unit:
+    """What one fresh worker measures: a share of the groups in one replicate."""
+
+    replicate: int
+    shard: int
+
+
+@dataclass
+class Work:
+    """What is still to be measured of a run, shared by its seats."""
+
+    state: State
+    shards: int
+    end: float | None  # of the time budget
+    units: deque[Unit] = field(default_factory=deque)
+    busy: int = 0  # seats that serve
+    spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
+    longest: float = 0.0
+    stopped: str | None = None  # why units were left out
+    where: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    gone: list[Seat] = field(default_factory=list)
+    error: BaseException | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def serve(self, seat: Seat) -> None:
+        """Measure units on one seat until none is left.
+
+        Raises:
+            SeatLostError: its machine went away; its unit was put back.
+        """
+        while (taken := self._take()) is not None:
+            unit, until = taken
             begun = time.monotonic()
-            if end is not None and number > 0 and begun + 0.7 * longest > end:
-                notes["stopped"] = f"The time budget ended after {number} replicates."
-                break
-            share = None if end is None else (end - begun) / max(1, plan.replicates - number)
-            seconds = measure(
-                state,
-                number,
-                lambda: LocalWorker(state.header.device, threads),
-                None if share is None else begun + share,
-            )
-            spent = {span: spent[span] + seconds[span] for span in SPANS}
-            longest = max(longest, time.monotonic() - begun)
-        finish(state, spent, notes)
+            try:
+                share = (unit.shard, self.shards)
+                seconds = measure(self.state, unit.replicate, seat.start, until, share)
+            except SeatLostError as error:
+                with self.lock:
+                    self.units.appendleft(unit)
+                    self.lost.append(str(error))
+                raise
+            with self.lock:
+                self.longest = max(self.longest, time.monotonic() - begun)
+                self.where[f"{unit.replicate}.{unit.shard}"] = seat.name
+                for span in SPANS:
+                    self.spent[span] += seconds[span]
+
+    def serve_apart(self, seat: Seat) -> None:
+        """``serve`` on a thread of its own: what goes wrong is kept for the one that waits."""
+        try:
+            self.serve(seat)
+        except SeatLostError:
+            self.gone.append(seat)
+            seat.close()
+        except BaseException as error:  # noqa: BLE001 (raised again where the run is waited for)
+            self.error = self.error or error
+        finally:
+            with self.lock:
+                self.busy -= 1
+
+    def _take(self) -> tuple[Unit, float | None] | None:
+        """The next unit, and when its share of the time budget ends."""
+        with self.lock:
+            if not self.units or self.error is not None or self.state.stopped:
+                return None
+            now = time.monotonic()
+            if self.end is None:
+                return self.units.popleft(), None
+            if self.units[0].replicate > 0 and now + 0.7 * self.longest > self.end:
+                self.stopped = f"The time budget ended after {self.units[0].replicate} replicates."
+                self.units.clear()
+                return None
+            asked = self.state.header.plan.replicates
+            left = sum(unit.replicate < asked for unit in self.units) / max(1, self.busy)
+            return self.units.popleft(), now + (self.end - now) / max(1.0, left)
+
+
+def execute(
+    state: State,
+    seats: Sequence[Seat],
+    time_budget_seconds: float | None,
+    *,
+    shards: int = 1,
+    more: Callable[[], Sequence[Seat]] | None = None,
+    patience_seconds: float = 0.0,
+) -> Path:
+    """Measure what is missing, write the footer and return the file.
+
+    ``more`` finds seats that came back when none is left; it is asked for ``patience_seconds``.
+
+    Raises:
+        IncompleteRunError: every seat went away and none came back; the file can be resumed.
+    """
+    state.total = sum(state.seeds(planned) for planned in state.planned.values())
+    replicates = max(state.seeds(planned) for planned in state.planned.values())
+    end = None if time_budget_seconds is None else state.begun + time_budget_seconds
+    work = Work(state, shards, end)
+    work.units.extend(Unit(r, shard) for r in range(replicates) for shard in range(shards))
+    remote = more is not None
+    try:
+        state.tell()
+        if len(seats) == 1 and not remote:
+            work.busy = 1
+            work.serve(seats[0])
+        else:
+            Crew(work, list(seats), more or tuple, patience_seconds).run()
+        if work.units:
+            raise _incomplete(work)
+        notes: dict[str, Any] = {"stopped": work.stopped} if work.stopped else {}
+        if remote or len(seats) > 1:
+            notes |= {"seats": work.where, "shards": shards, "lost": work.lost}
+        finish(state, work.spent, notes, here=not remote)
     finally:
         state.writer.close()
     return state.writer.path
 
 
 def measure(
-    state: State, number: int, start: Callable[[], LocalWorker], end: float | None = None
+    state: State,
+    number: int,
+    start: Callable[[], Worker],
+    end: float | None = None,
+    share: tuple[int, int] = WHOLE,
 ) -> dict[str, float]:
     """Measure what is missing of one replicate; the seconds that it took, by span.
 
-    ``start`` opens a worker; ``end`` is the host time (``time.monotonic``) to be done by.
+    ``start`` opens a worker; ``end`` is the host time (``time.monotonic``) to be done by; ``share``
+    is which of how many shares of the groups is meant.
     """
     replicate = Replicate(
         number=number,
@@ -115,34 +227,111 @@ def measure(
         on_request=["energy"] if state.header.arguments.get("energy") else [],
     )
     try:
-        _visit(state, replicate, end)
+        _visit(state, replicate, end, share)
     finally:
         replicate.close()
     return replicate.seconds
 
 
-def finish(state: State, spent: dict[str, float], notes: dict[str, Any]) -> None:
-    """Write the footer of a run that is complete."""
+def finish(
+    state: State, spent: dict[str, float], notes: dict[str, Any], *, here: bool = True
+) -> None:
+    """Write the footer of a run that is complete; with the state of this machine if it ran here."""
     notes = {**notes, **{f"{span}_seconds": seconds for span, seconds in spent.items()}}
     wall = time.monotonic() - state.begun
     finished = datetime.now(UTC).isoformat(timespec="seconds")
-    machine = {**environment.machine_state(), **notes}
+    machine = {**(environment.machine_state() if here else {}), **notes}
     state.writer.append(Footer(finished=finished, wall_seconds=wall, state=machine))
 
 
-def _visit(state: State, replicate: Replicate, end: float | None) -> None:
-    """One replicate: every group, in a new random order, and what is scored."""
+@dataclass
+class Crew:
+    """All seats of a run at once; where every one went away, it waits for one to come back."""
+
+    work: Work
+    seats: list[Seat]
+    more: Callable[[], Sequence[Seat]]
+    patience_seconds: float
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Serve until nothing is left to measure, or nobody is left to measure it."""
+        try:
+            self._begin(self.seats)
+            while not self._settled() and (found := self._left() or self._awaited()):
+                self._begin(found)
+        except BaseException:
+            self.work.state.stopped = True
+            for seat in self.seats:
+                seat.close()
+            for thread in self.threads:
+                thread.join()
+            raise
+
+    def _begin(self, seats: Sequence[Seat]) -> None:
+        self.work.busy += len(seats)
+        for seat in seats:
+            thread = threading.Thread(target=self.work.serve_apart, args=(seat,), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def _settled(self) -> bool:
+        for thread in self.threads:
+            thread.join()
+        self.threads.clear()
+        if self.work.error is not None:
+            raise self.work.error
+        return not self.work.units
+
+    def _left(self) -> list[Seat]:
+        """Seats that had nothing to do any more when another one went away."""
+        return [seat for seat in self.seats if seat not in self.work.gone]
+
+    def _awaited(self) -> list[Seat]:
+        begun = time.monotonic()
+        while not (found := list(self.more())):
+            if self.work.state.stopped or time.monotonic() - begun > self.patience_seconds:
+                return []
+            self.work.state.tell(
+                note=f"waiting: no machine with {_device(self.work.state)} is left"
+            )
+            time.sleep(_LOOK_SECONDS)
+        self.seats += found
+        return found
+
+
+def _device(state: State) -> str:
+    return str(state.header.arguments.get("cluster") or state.header.device)
+
+
+def _incomplete(work: Work) -> IncompleteRunError:
+    state = work.state
+    replicates = sorted({unit.replicate for unit in work.units})
+    named = ", ".join(map(str, replicates[:8])) + (", …" if len(replicates) > 8 else "")
+    why = f" ({work.lost[-1]})" if work.lost else ""
+    return IncompleteRunError(
+        f"{state.total - len(state.done)} of {state.total} results are missing, of replicate "
+        f"{named}: no machine with {_device(state)} is left{why}. What was measured is in "
+        f"{state.writer.path}; go on with --resume {state.writer.path}, and --cluster."
+    )
+
+
+def _visit(state: State, replicate: Replicate, end: float | None, share: tuple[int, int]) -> None:
+    """One replicate: every group of the share, in a new random order, and what is scored."""
     rng = random.Random(f"{state.header.seed}/{replicate.number}")
     groups: dict[tuple[Any, ...], list[Planned]] = defaultdict(list)
-    for case, planned in state.planned.items():
+    for planned in state.planned.values():
         if replicate.number < state.seeds(planned):
-            _answer_early(state, case, planned, replicate)
             groups[planned.case.group].append(planned)
-    order = rng.sample(list(groups), len(groups))
-    missing = [key for key in order if _wanted(state, groups[key], replicate)]
+    mine = {key: groups[key] for key in list(groups)[share[0] :: share[1]]}
+    for members in mine.values():
+        for planned in members:
+            _answer_early(state, planned.case.id, planned, replicate)
+    order = rng.sample(list(mine), len(mine))
+    missing = [key for key in order if _wanted(state, mine[key], replicate)]
     for index, key in enumerate(missing):
-        wanted = _wanted(state, groups[key], replicate)
-        members = [p for p in groups[key] if p.case.id in wanted or _is_anchor(state, p)]
+        wanted = _wanted(state, mine[key], replicate)
+        members = [p for p in mine[key] if p.case.id in wanted or _is_anchor(state, p)]
         rng.shuffle(members)
         if members[0].seeds is not None:
             for planned in members:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from hwbench import protocol
 from hwbench.errors import WorkerError
 from hwbench.records import Plan, Planned, Result, Status
-from hwbench.transports.local import LocalWorker, WorkerDiedError, WorkerTimedOutError
+from hwbench.transports._base import Worker, WorkerDiedError, WorkerTimedOutError
 
 CHUNK = 8  # the most members that are timed in the same rounds
 MEMORY_SHARE = 0.5  # of the free memory may be held by one chunk
@@ -47,10 +47,10 @@ class Replicate:
     number: int
     seed: int
     plan: Plan
-    start: Callable[[], LocalWorker]
+    start: Callable[[], Worker]
     keep: Keep
     on_request: list[str] = field(default_factory=list)
-    worker: LocalWorker | None = None
+    worker: Worker | None = None
     free_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
 
@@ -127,7 +127,7 @@ class Replicate:
             reason=reason,
         )
 
-    def _opened(self) -> LocalWorker:
+    def _opened(self) -> Worker:
         if self.worker is None:
             begun = time.monotonic()
             self.worker = self.start()

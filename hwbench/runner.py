@@ -6,9 +6,11 @@ A planning worker resolves what only torch knows; ``execution`` then measures wh
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import time
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,8 @@ from hwbench.records import (
 )
 from hwbench.replicate import ANCHOR
 from hwbench.store import Run, RunWriter, read_run, run_path
-from hwbench.transports.local import LocalWorker
+from hwbench.transports._base import Seat, Worker
+from hwbench.transports.local import LocalSeat
 
 _PLAN_SECONDS = 600.0  # planning a large suite
 _MOST_MISTAKES = 5  # sentences of a planning error that are shown
@@ -69,41 +72,75 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     Raises:
         UsageError: the suite, a knob, the device or the folder is not usable as asked.
     """
+    question = Question(
+        document=suites.read(suite) if isinstance(suite, str) else suite,
+        out=Path(out), filter=filter, seed=seed, energy=energy, changes=changes, listener=listener,
+    )  # fmt: skip
+    seat = LocalSeat(resolve_device(device), usable_threads(threads))
+    return execute(begin(question, seat), [seat], time_budget_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of every device: a suite, and how to measure it."""
+
+    document: dict[str, Any]
+    out: Path
+    filter: str | None = None
+    seed: int = 0
+    energy: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+    listener: Listener = lambda progress: None
+
+
+def begin(question: Question, seat: Seat, **arguments: Any) -> State:
+    """Plan the suite on a seat and open the run file; nothing of it is measured yet.
+
+    Raises:
+        UsageError: the suite, a knob, the device or the folder is not usable as asked.
+        SeatLostError: the machine went away.
+    """
     begun = time.monotonic()
-    threads = usable_threads(threads)
-    document = suites.read(suite) if isinstance(suite, str) else suite
-    device = resolve_device(device)
-    built = suites.build(document, device.partition(":")[0])
-    built = replace(built, plan=replace(built.plan, **changes))
-    cases = suites.select(built.cases, filter) if filter else built.cases
-    cases = with_anchors(cases)
-    worker = LocalWorker(device, threads)
+    built = suites.build(question.document, seat.device.partition(":")[0])
+    built = replace(built, plan=replace(built.plan, **question.changes))
+    cases = suites.select(built.cases, question.filter) if question.filter else built.cases
+    worker = seat.start()
     try:
+        cases = with_anchors(cases)
         reply = _planned(worker, cases)
         dtypes = {case.dtype for case in cases if case.tokens is not None}
-        roofs = ceilings.of_machine(worker, reply, threads, dtypes)
+        roofs = ceilings.of_machine(worker, reply, seat.threads, dtypes)
     finally:
         worker.close()
-    header = header_of(
-        built,
-        device,
-        seed,
-        threads,
-        reply,
-        roofs,
-        {"filter": filter, "threads": threads, "energy": energy},
-    )
+    arguments |= {
+        "filter": question.filter,
+        "threads": seat.threads,
+        "energy": question.energy,
+    }
+    header = header_of(built, seat.device, question.seed, seat.threads, reply, roofs, arguments)
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
-    writer = RunWriter.create(Path(out), header, lines)
-    state = State(
+    return State(
         header=header,
         planned={line.id: line.planned for line in lines},
-        writer=writer,
-        listener=listener,
+        writer=RunWriter.create(question.out, header, lines),
+        listener=question.listener,
         done=set(),
         begun=begun,
     )
-    return execute(state, threads, time_budget_seconds)
+
+
+def facts(seat: Seat) -> protocol.PlanReply:
+    """What a worker on the seat knows of its machine.
+
+    Raises:
+        UsageError: there is no such device.
+        SeatLostError: the machine went away.
+    """
+    worker = seat.start()
+    try:
+        return worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _PLAN_SECONDS)
+    finally:
+        worker.close()
 
 
 def resume(
@@ -117,27 +154,28 @@ def resume(
     Raises:
         RunFileError: the run cannot be read or written, or was made on another machine.
     """
-    begun = time.monotonic()
     found = read_run(Path(path))
     if found.complete:
         return found.path
-    threads = int(found.header.arguments.get("threads") or environment.usable_cores())
-    worker = LocalWorker(found.header.device, threads)
-    try:
-        reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _PLAN_SECONDS)
-    finally:
-        worker.close()
-    _same_machine(found, reply)
-    state = State(
+    seat = LocalSeat(found.header.device, _threads_of(found))
+    _same_machine(found, facts(seat))
+    return execute(reopened(found, listener), [seat], time_budget_seconds)
+
+
+def reopened(found: Run, listener: Listener) -> State:
+    """A run that was cut off, ready to be gone on with.
+
+    Raises:
+        RunFileError: the run cannot be written, or another process writes it.
+    """
+    return State(
         header=found.header,
         planned=found.planned,
         writer=RunWriter.resume(found),
         listener=listener,
         done=found.done,
         failed={r.case: r for r in found.results if r.status is not Status.OK},
-        begun=begun,
     )
-    return execute(state, threads, time_budget_seconds)
 
 
 def again(
@@ -193,12 +231,8 @@ def anew(
         RunFileError: the new run cannot be written.
     """
     begun = time.monotonic()
-    threads = int(found.header.arguments.get("threads") or environment.usable_cores())
-    worker = LocalWorker(found.header.device, threads)
-    try:
-        reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _PLAN_SECONDS)
-    finally:
-        worker.close()
+    seat = LocalSeat(found.header.device, _threads_of(found))
+    reply = facts(seat)
     if different := _different(found, reply):
         raise EnvironmentMismatchError(
             f"{', '.join(different)} of this machine differ from those of the run {found.path}"
@@ -210,7 +244,7 @@ def anew(
         plan=replace(found.header.plan, replicates=replicates),
         seed=seed,
         environment=replace(found.header.environment, state=_state(reply)),
-        arguments={"threads": threads, **arguments},
+        arguments={"threads": seat.threads, **arguments},
     )
     lines = [PlannedLine(id=case, planned=each) for case, each in planned.items()]
     state = State(
@@ -221,7 +255,7 @@ def anew(
         done=set(),
         begun=begun,
     )
-    return execute(state, threads, None)
+    return execute(state, [seat], None)
 
 
 def _confirm_path(found: Run, cases: Collection[str]) -> Path:
@@ -242,11 +276,15 @@ def resolve_device(device: str) -> str:
     return "cuda" if environment.nvidia_devices() else "cpu"
 
 
+def _threads_of(found: Run) -> int:
+    return int(found.header.arguments.get("threads") or environment.usable_cores())
+
+
 def usable_threads(threads: int | None) -> int:
-    """The threads that were asked for, or the usable cores.
+    """The threads that were asked for, or as many as there are cores.
 
     Raises:
-        UsageError: there cannot be so many.
+        UsageError: nobody has so many.
     """
     if threads is None:
         return environment.usable_cores()
@@ -266,7 +304,7 @@ def with_anchors(cases: list[Case]) -> list[Case]:
     return found
 
 
-def _planned(worker: LocalWorker, cases: list[Case]) -> protocol.PlanReply:
+def _planned(worker: Worker, cases: list[Case]) -> protocol.PlanReply:
     reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, _PLAN_SECONDS)
     if reply.mistakes:
         shown = reply.mistakes[:_MOST_MISTAKES]
@@ -286,7 +324,9 @@ def header_of(
 ) -> Header:
     """The header of a new run of a suite, with a name of its own."""
     now = datetime.now(UTC)
-    kind = device.replace(":", "")
+    kind = re.sub(r"[^A-Za-z0-9.]+", "-", str(arguments.get("cluster") or device.replace(":", "")))[
+        :40
+    ]
     name = f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}-{secrets.token_hex(2)}"
     fingerprint = {**reply.fingerprint, "threads": threads}
     return Header(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,25 @@ else:
     settings.load_profile("hwbench")
 
 
+_HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
 def pytest_report_header() -> list[str]:
-    return [f"left out without hypothesis: {', '.join(collect_ignore)}"] if collect_ignore else []
+    lines = []
+    if collect_ignore:
+        lines.append(f"left out without hypothesis: {', '.join(collect_ignore)}")
+    if not _HAS_RAY:
+        lines.append("left out without ray: the tests marked ray")
+    return lines
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tests of a Ray cluster out by name where there is no Ray."""
+    if _HAS_RAY:
+        return
+    left_out = [item for item in items if item.get_closest_marker("ray")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -59,5 +59,6 @@ def _fields(progress: Progress, first: Progress) -> dict[str, Any]:
         "completed": progress.done,
         "total": progress.total,
         "left": left,
-        "description": shortened(progress.result.case) if progress.result else "",
+        "description": progress.note
+        or (shortened(progress.result.case) if progress.result else ""),
     }

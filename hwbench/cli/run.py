@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,12 +15,19 @@ from hwbench.cli import _shared
 from hwbench.cli._progress import progress
 from hwbench.errors import CasesFailedError, UsageError
 
+if TYPE_CHECKING:
+    from hwbench.execution import Listener
+    from hwbench.fleet import Fleet
+    from hwbench.runner import Question
+
 
 def run(
     suite: str | None = typer.Option(
         None, "--suite", "-s", help="A shipped suite by name, or a TOML file.  [default: linear]"
     ),
-    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    device: str = typer.Option(
+        "auto", "--device", "-d", help="auto, cpu, cuda, cuda:N, or a list of them."
+    ),
     replicates: int | None = typer.Option(
         None, "--replicates", "-r", min=1, max=1000, help="Fresh processes that visit every case."
     ),
@@ -50,6 +60,18 @@ def run(
     ),
     seed: int = typer.Option(0, "--seed", help="Seeds all data and all orders."),
     resume: Path | None = typer.Option(None, "--resume", help="Finish a run that was cut off."),
+    cluster: str | None = typer.Option(
+        None, "--cluster", help="A Ray cluster that runs: auto, or ray://HOST:PORT."
+    ),
+    on: list[str] | None = typer.Option(
+        None, "--on", help="Only these kinds of device of the cluster: A100,RTX4090."
+    ),
+    shards: int | None = typer.Option(
+        None, "--shards", min=1, help="Shares that equal devices cut each replicate into."
+    ),
+    wait: str = typer.Option(
+        "10m", "--wait", help="How long to wait for a kind of device whose machines all went away."
+    ),
     out: Path = typer.Option(Path("runs"), "--out", "-o", help="Folder for the run file."),
     as_json: bool = typer.Option(False, "--json", help="Print rows as JSON instead of a table."),
 ) -> None:
@@ -67,12 +89,18 @@ def run(
     budget = parse_seconds(time_budget) if time_budget else None
     if cores is not None:
         environment.pin(cores)
+    fleet = _Fleet(
+        device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
+    )
     if resume is not None:
         if suite is not None or format_ or filter_ or shape or tokens or dtype or density:
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
-            path = runner.resume(resume, time_budget_seconds=budget, listener=listener)
-        return _show(path, as_json=as_json)
+            if cluster is not None:
+                fleet.resume(resume, listener)
+            else:
+                runner.resume(resume, time_budget_seconds=budget, listener=listener)
+        return _show(resume, as_json=as_json)
     document = suites.override(
         suites.read(suite or "linear"),
         shape=_shared.shapes(shape),
@@ -88,12 +116,68 @@ def run(
     if replicates is not None:
         changes["replicates"] = replicates
     with progress() as listener:
-        path = runner.run(
-            document, device=device, out=out, filter=filter_, threads=threads, seed=seed,
-            time_budget_seconds=budget, energy=energy, listener=listener, **changes,
-        )  # fmt: skip
-    _show(path, as_json=as_json)
-    run_failed(read_run(path).results)
+        if fleet.many:
+            question = runner.Question(
+                document=document, out=out, filter=filter_, seed=seed, energy=energy,
+                changes=changes,
+            )  # fmt: skip
+            paths = fleet.run(question, listener)
+        else:
+            paths = [runner.run(
+                document, device=device, out=out, filter=filter_, threads=threads, seed=seed,
+                time_budget_seconds=budget, energy=energy, listener=listener, **changes,
+            )]  # fmt: skip
+    for path in paths:
+        _show(path, as_json=as_json)
+    run_failed([result for path in paths for result in read_run(path).results])
+
+
+@dataclass(frozen=True)
+class _Fleet:
+    """The options that say where a run is made."""
+
+    device: str
+    threads: int | None
+    cluster: str | None
+    on: list[str]
+    shards: int | None
+    patience_seconds: float
+    budget: float | None
+
+    @property
+    def many(self) -> bool:
+        """Whether it is more than one device of this machine; else their options are mistakes."""
+        many = self.cluster is not None or "," in self.device
+        if not many and (self.on or self.shards):
+            raise UsageError("--on and --shards need --cluster, or a list in --device.")
+        return many
+
+    def run(self, question: Question, listener: Listener) -> list[Path]:
+        with self._found(listener) as fleet:
+            return fleet.run(question)
+
+    def resume(self, path: Path, listener: Listener) -> list[Path]:
+        with self._found(listener) as fleet:
+            return fleet.resume(path)
+
+    @contextlib.contextmanager
+    def _found(self, listener: Listener) -> Iterator[Fleet]:
+        from hwbench.fleet import Fleet, local_seats
+        from hwbench.transports.ray import Cluster
+
+        options: dict[str, Any] = {
+            "on": self.on, "shards": self.shards, "listener": listener,
+            "time_budget_seconds": self.budget, "patience_seconds": self.patience_seconds,
+        }  # fmt: skip
+        if self.cluster is None:
+            devices = _shared.listed([self.device])
+            yield Fleet(lambda: local_seats(devices, self.threads), **options)
+            return
+        cluster = Cluster(self.cluster)
+        try:
+            yield Fleet(lambda: cluster.seats(self.device, self.threads), **options)
+        finally:
+            cluster.close()
 
 
 def run_failed(results: list[Any]) -> None:

@@ -11,27 +11,45 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 from hwbench import protocol
 from hwbench.errors import UsageError, WorkerError
+from hwbench.transports._base import (
+    Seat,
+    SeatLostError,
+    Worker,
+    WorkerDiedError,
+    WorkerTimedOutError,
+)
 
 START_SECONDS = 300.0  # importing torch from a cold disk can take this long
 _LOG_TAIL = 2000  # characters of the worker's own output that a death notice may quote
 
-R = TypeVar("R")
+
+class LocalSeat(Seat):
+    """A device of this machine."""
+
+    def __init__(self, device: str, threads: int) -> None:
+        self.device, self.threads = device, threads
+        self.name, self.kind = device, ""
+        self._worker: LocalWorker | None = None
+        self._closed = False
+
+    def start(self) -> LocalWorker:
+        if self._closed:
+            raise SeatLostError(f"The device {self.name} was let go.")
+        self._worker = LocalWorker(self.device, self.threads)
+        return self._worker
+
+    def close(self) -> None:
+        self._closed = True
+        if self._worker is not None:
+            self._worker.kill()
 
 
-class WorkerDiedError(WorkerError):
-    """The worker process ended in the middle of a request."""
-
-
-class WorkerTimedOutError(WorkerError):
-    """The worker did not answer in time and was killed."""
-
-
-class LocalWorker:
-    """One child process with one device; ``ask`` sends a request and sleeps until the answer.
+class LocalWorker(Worker):
+    """One child process with one device.
 
     ``python`` is its interpreter; ``paths``, where given, all that it finds beside that one's own
     packages.
@@ -70,7 +88,7 @@ class LocalWorker:
         os.close(write_reply)
         self._buffer = b""
         try:
-            self.hello = self._answer(protocol.Hello, START_SECONDS)
+            self.hello = self._hello()
         except BaseException:
             self.close()
             raise
@@ -81,29 +99,21 @@ class LocalWorker:
                 f"{protocol.PROTOCOL}; install the same version there."
             )
 
-    def ask(self, request: protocol.Request, expected: type[R], timeout_seconds: float) -> R:
-        """Send a request and wait for its answer.
+    def _hello(self) -> protocol.Hello:
+        """The worker's first line, or the sentence that stands in its place."""
+        reply = protocol.decode_reply(self._line(time.monotonic() + START_SECONDS))
+        if isinstance(reply, protocol.Mistake):
+            raise UsageError(reply.sentence)
+        if not isinstance(reply, protocol.Hello):
+            raise WorkerError(f"The worker began with {type(reply).__name__}.")
+        return reply
 
-        Raises:
-            WorkerDiedError: the process ended; the message says how.
-            WorkerTimedOutError: no answer came in time; the process was killed.
-            UsageError: the worker found a mistake in the request.
-        """
+    def exchange(self, line: bytes, timeout_seconds: float) -> bytes:
         try:
-            _write_all(self._write, protocol.encode(request) + b"\n")
+            _write_all(self._write, line + b"\n")
         except BrokenPipeError:
             raise WorkerDiedError(self._death()) from None
-        return self._answer(expected, timeout_seconds)
-
-    def _answer(self, expected: type[R], timeout_seconds: float) -> R:
-        reply = protocol.decode_reply(self._line(time.monotonic() + timeout_seconds))
-        if isinstance(reply, protocol.Mistake):
-            if reply.detail:
-                raise WorkerError(f"{reply.sentence}\n{reply.detail}")
-            raise UsageError(reply.sentence)
-        if not isinstance(reply, expected):
-            raise WorkerError(f"The worker answered {type(reply).__name__}.")
-        return reply
+        return self._line(time.monotonic() + timeout_seconds)
 
     def _line(self, deadline: float) -> bytes:
         with selectors.DefaultSelector() as selector:

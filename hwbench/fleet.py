@@ -1,0 +1,247 @@
+"""One suite on many devices: equal ones share a run, unequal ones have a run file each.
+
+Where the devices are is a matter of the transport: several of this machine, or those of a Ray
+cluster. A group of cases stays whole on one device within a replicate; replicates, or shards of
+them, are what equal devices share.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hwbench import runner
+from hwbench.errors import DeviceError, UsageError
+from hwbench.execution import Listener, Progress, State, execute
+from hwbench.fingerprint import differences
+from hwbench.protocol import PlanReply
+from hwbench.records import Header
+from hwbench.runner import Question
+from hwbench.store import read_run
+from hwbench.transports._base import Seat, SeatLostError
+from hwbench.transports.local import LocalSeat
+
+Find = Callable[[], Sequence[Seat]]
+"""Looks for the seats that can be had now."""
+
+
+@dataclass
+class Squad:
+    """Seats whose devices and software are equal, and what they know of themselves."""
+
+    name: str
+    seats: list[Seat]
+    known: PlanReply
+
+    def takes(self, seat: Seat, known: PlanReply) -> bool:
+        """Whether a seat is one of these."""
+        mine, first = _facts(seat, known), _facts(self.seats[0], self.known)
+        return (seat.kind, seat.device.partition(":")[0]) == (
+            self.seats[0].kind,
+            self.seats[0].device.partition(":")[0],
+        ) and not differences(first, mine)
+
+
+@dataclass
+class Fleet:
+    """What is to be measured, and where."""
+
+    find: Find
+    on: Sequence[str] = ()
+    shards: int | None = None
+    time_budget_seconds: float | None = None
+    patience_seconds: float = 0.0
+    listener: Listener = lambda progress: None
+    states: list[State] = field(default_factory=list)
+    held: list[Seat] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    seen: dict[Path, Progress] = field(default_factory=dict)
+
+    def run(self, question: Question) -> list[Path]:
+        """Run the suite on every kind of device that was found; one run file for each.
+
+        Raises:
+            DeviceError: there is no such device.
+            IncompleteRunError: machines went away and nobody was left to take their work.
+            UsageError: the suite, a knob or the folder is not usable as asked.
+        """
+        question = replace(question, listener=self._hear)
+        squads = self._squads()
+        begun = [(squad, _begun(question, squad)) for squad in squads]
+        return self._measure(begun)
+
+    def resume(self, path: Path) -> list[Path]:
+        """Go on with a run on the devices that it was made on.
+
+        Raises:
+            DeviceError: none of the devices is one that the run was made on.
+        """
+        found = read_run(path)
+        if found.complete:
+            return [path]
+        mine = [squad for squad in self._squads() if _made_on(found.header, squad)]
+        if not mine:
+            raise DeviceError(
+                f"{path} was made on {found.header.machine}, which is not there now, or not with "
+                "the same software; start a new run instead."
+            )
+        return self._measure([(mine[0], runner.reopened(found, self._hear))])
+
+    def _squads(self) -> list[Squad]:
+        """Ask every seat what it is, and put equal ones together."""
+        squads: list[Squad] = []
+        missed: list[str] = []
+        for seat, known in self._asked(self.find(), missed):
+            joined = next((squad for squad in squads if squad.takes(seat, known)), None)
+            if joined:
+                joined.seats.append(seat)
+            else:
+                squads.append(Squad(_name(seat, known, self.on), [seat], known))
+        absent = [t for t in self.on if not any(_matches(s.seats[0], s.known, [t]) for s in squads)]
+        if absent or not squads:
+            why = f" {' '.join(missed)}" if missed else ""
+            wanted = " or ".join(absent) if absent else "such a device"
+            raise DeviceError(f"There is no machine with {wanted} that can be had now.{why}")
+        return squads
+
+    def _asked(self, seats: Sequence[Seat], missed: list[str]) -> list[tuple[Seat, PlanReply]]:
+        """What the wanted seats know of themselves, all asked at once; the others are let go."""
+        answers: dict[int, PlanReply] = {}
+        errors: list[BaseException] = []
+
+        def ask(index: int, seat: Seat) -> None:
+            try:
+                answers[index] = runner.facts(seat)
+            except SeatLostError as error:
+                missed.append(str(error))
+            except BaseException as error:  # noqa: BLE001 (raised again below)
+                errors.append(error)
+
+        self.held += seats
+        _at_once([(ask, (index, seat)) for index, seat in enumerate(seats)])
+        if errors:
+            raise errors[0]
+        found = []
+        for index, seat in enumerate(seats):
+            if index in answers and _matches(seat, answers[index], self.on):
+                found.append((seat, answers[index]))
+            else:
+                seat.close()
+        return found
+
+    def _measure(self, begun: list[tuple[Squad, State]]) -> list[Path]:
+        """All runs at once, except that a CPU is left alone by what else runs on its machine."""
+        self.states = [state for _, state in begun]
+        hosts = [each for each in begun if not each[0].seats[0].kind and _is_cpu(each[0])]
+        others = [each for each in begun if each not in hosts]
+        try:
+            for together in (others, *([host] for host in hosts)):
+                _at_once([(self._execute, pair) for pair in together])
+        except BaseException:
+            for state in self.states:
+                state.stopped = True
+            raise
+        finally:
+            for seat in self.held:
+                seat.close()
+        for error in self.errors:
+            raise error
+        return [state.writer.path for state in self.states]
+
+    def _execute(self, squad: Squad, state: State) -> None:
+        replicates = state.header.plan.replicates
+        shards = self.shards or -(-len(squad.seats) // replicates)
+        try:
+            execute(
+                state, squad.seats, self.time_budget_seconds, shards=shards,
+                more=(lambda: self._returned(squad)) if squad.seats[0].kind else None,
+                patience_seconds=self.patience_seconds,
+            )  # fmt: skip
+        except BaseException as error:  # noqa: BLE001 (raised again where all are waited for)
+            self.errors.append(error)
+
+    def _returned(self, squad: Squad) -> list[Seat]:
+        """Seats of the same kind that can be had again."""
+        fresh = [seat for seat in self.find() if seat.kind == squad.seats[0].kind]
+        return [seat for seat, known in self._asked(fresh, []) if squad.takes(seat, known)]
+
+    def _hear(self, progress: Progress) -> None:
+        """Tell the listener of all runs as one."""
+        with self.lock:
+            self.seen[progress.path] = progress
+            totals = {state.writer.path: state.total for state in self.states}
+            done = sum(each.done for each in self.seen.values())
+            self.listener(
+                replace(progress, done=done, total=sum(totals.values()) or progress.total)
+            )
+
+
+def local_seats(devices: Iterable[str], threads: int | None) -> list[Seat]:
+    """The devices of this machine that a list names.
+
+    Raises:
+        UsageError: one is named twice, or there is no such kind.
+    """
+    named = [runner.resolve_device(device) for device in devices]
+    for device in named:
+        if named.count(device) > 1:
+            raise UsageError(f"--device names {device} twice; a device measures alone.")
+    return [LocalSeat(device, runner.usable_threads(threads)) for device in named]
+
+
+def _begun(question: Question, squad: Squad) -> State:
+    """The run of a squad, planned on the first of its seats that answers."""
+    for seat in squad.seats[:-1]:
+        try:
+            return runner.begin(question, seat, cluster=seat.kind or None)
+        except SeatLostError:
+            continue
+    return runner.begin(question, squad.seats[-1], cluster=squad.seats[-1].kind or None)
+
+
+def _at_once(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    threads = [threading.Thread(target=f, args=args, daemon=True) for f, args in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _made_on(header: Header, squad: Squad) -> bool:
+    seat = squad.seats[0]
+    same = (header.arguments.get("cluster") or "") == seat.kind
+    return same and not differences(header.environment.fingerprint, _facts(seat, squad.known))
+
+
+def _facts(seat: Seat, known: PlanReply) -> dict[str, Any]:
+    return {**known.fingerprint, "threads": seat.threads}
+
+
+def _device_name(seat: Seat, known: PlanReply) -> str:
+    device = known.fingerprint.get("device")
+    return str(device.get("name") if isinstance(device, dict) else seat.device)
+
+
+def _name(seat: Seat, known: PlanReply, on: Sequence[str]) -> str:
+    asked = next((term for term in on if _matches(seat, known, [term])), None)
+    return asked or seat.kind or _device_name(seat, known)
+
+
+def _matches(seat: Seat, known: PlanReply, on: Sequence[str]) -> bool:
+    """Whether a seat is of a kind that was asked for: RTX4090 is NVIDIA GeForce RTX 4090 too."""
+    names: set[str] = set()
+    for name in (seat.kind, _device_name(seat, known)):
+        words = re.findall(r"[a-z0-9]+", name.lower())
+        names |= {
+            "".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, 1 + len(words))
+        }
+    return not on or any(re.sub(r"[^a-z0-9]", "", term.lower()) in names for term in on)
+
+
+def _is_cpu(squad: Squad) -> bool:
+    return squad.seats[0].device.partition(":")[0] == "cpu"
