@@ -8,7 +8,7 @@ fit shows the first ones and says so below.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,29 @@ from hwbench import units
 from hwbench.errors import RunFileError, UnknownNameError, UsageError
 from hwbench.join import Joined
 from hwbench.report import _words as words
-from hwbench.report._palette import Style, styles
+from hwbench.report._palette import Style
+from hwbench.report._paper import (
+    COLUMN_INCHES,
+    GREY,
+    INK,
+    MOST_PANELS,
+    TEXT_INCHES,
+    Panel,
+    bars,
+    cut,
+    lines,
+    literal,
+    log,
+    looks_of,
+    paneled,
+    wrapped,
+)
 from hwbench.report._rows import (
     DENSE,
     PROJECTION,
     Row,
-    Seen,
     groups,
     known,
-    printable,
     relative,
     report_rows,
     timed,
@@ -37,9 +51,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMN_INCHES, TEXT_INCHES = 3.35, 6.9
 SUFFIXES = (".png", ".svg", ".pdf")
-MOST_PANELS = 12
 
 _RC: dict[Any, Any] = {
     "axes.titlesize": 7.5,
@@ -61,10 +73,6 @@ _RC: dict[Any, Any] = {
     "pdf.fonttype": 42,  # text stays text
     "svg.hashsalt": "hwbench",  # the same file for the same run
 }
-_GREY = "#7a808a"
-_INK = "#1b1e23"
-
-Panel = tuple[str, Callable[["Axes"], None]]
 
 
 def plot(run: Run, kind: str, path: Path) -> None:
@@ -97,133 +105,24 @@ def _save(figure: Figure, path: Path) -> None:
         raise RunFileError(f"Cannot write the figure {path}: {error.strerror}.") from error
 
 
-def _panels(panels: Sequence[Panel], shown: dict[str, Style], height: float = 2.35) -> Figure:
-    """A figure of panels with one legend below, and a note where panels were left out."""
-    from matplotlib.figure import Figure as NewFigure
-
-    some = list(panels[:MOST_PANELS])
-    across = 1 if len(some) == 1 else 2
-    down = math.ceil(len(some) / across)
-    width = COLUMN_INCHES if across == 1 else TEXT_INCHES
-    figure = NewFigure(figsize=(width, height * down + 0.45), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for ax, (title, draw) in zip(axes, some, strict=False):
-        draw(ax)
-        ax.set_title(_wrapped(title))
-    for ax in axes[len(some) :]:
-        ax.set_visible(False)
-    _legend(figure, shown, 4 if across == 1 else 8)
-    if len(panels) > len(some):
-        figure.supxlabel(f"{len(some)} of {len(panels)} groups", fontsize=7, color=_GREY)
-    return figure
-
-
-def _wrapped(title: str, width: int = 44) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(_literal(title), width))
-
-
-def _literal(name: str) -> str:
-    """Text that matplotlib shows as it is: a dollar would open a formula."""
-    return printable(name).replace("$", r"\$")
-
-
-def _legend(figure: Figure, shown: dict[str, Style], columns: int) -> None:
-    from matplotlib.lines import Line2D
-
-    marks = [
-        Line2D([], [], color=s.light, marker=s.marker, ls="", ms=4.5, label=_literal(name))
-        for name, s in shown.items()
-    ]
-    figure.legend(
-        handles=marks, loc="outside lower center", ncols=columns, frameon=False, handletextpad=0.2
-    )
-
-
-def _looks(rows: Sequence[Seen]) -> dict[str, Style]:
-    return styles(row["format"] for row in rows)
-
-
-def _log(ax: Axes, which: str, suffix: str = "") -> None:
-    """A log axis whose labels are plain numbers at 1, 2 and 5."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{suffix}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _lines(ax: Axes, rows: Sequence[Row], x: str, y: str, looks: dict[str, Style]) -> None:
-    """One line a series, with the format's colour and marker."""
-    import pandas as pd
-    import seaborn as sns
-
-    frame = pd.DataFrame(
-        [
-            {k: row[k] for k in ("format", "series")} | {"x": float(row[x]), "y": _value(row, y)}
-            for row in rows
-        ]
-    )
-    sns.lineplot(
-        frame,
-        x="x",
-        y="y",
-        hue="format",
-        style="format",
-        units="series",
-        estimator=None,
-        palette={name: look.light for name, look in looks.items()},
-        markers={name: look.marker for name, look in looks.items()},
-        dashes=False,
-        markersize=4.5,
-        markeredgewidth=0.4,
-        legend=False,
-        ax=ax,
-    )
-
-
-def _value(row: Row, name: str) -> float:
-    value = relative(row) if name == "relative_time" else row[name]
-    return math.nan if value is None else float(value)
-
-
-def _bars(ax: Axes, rows: Sequence[Row], x: str, prefix: str, looks: dict[str, Style]) -> None:
-    """The interval of each point, drawn to three times the range of the points at most."""
-    name = "relative_time" if prefix == "relative" else "time_seconds"
-    points = [_value(row, name) for row in rows]
-    for row in rows:
-        span = _cut(row[f"{prefix}_low"], row[f"{prefix}_high"], points)
-        ax.plot([row[x]] * 2, span, color=looks[row["format"]].light, lw=1.1, zorder=1)
-
-
-def _cut(low: Any, high: Any, points: Sequence[float]) -> tuple[float, float]:
-    """The ends of an interval; one that is far wider than the range of the points is cut."""
-    if not (known(low) and known(high)):
-        return math.nan, math.nan
-    return max(low, min(points) / 3), min(high, max(points) * 3)
-
-
 def _crossover(rows: list[Row]) -> Figure:
     found = [row for row in rows if relative(row) is not None and known(row["density"])]
-    looks, panels = _looks(found), list[Panel]()
+    looks, panels = looks_of(found), list[Panel]()
     for have in groups(found).values():
         if any(row["format"] != DENSE for row in have):
             panels.append((words.group_title(have[0]), _crossing(have, looks)))
     if not panels:
         raise UsageError("The run has no case with a time relative to dense, so nothing can cross.")
-    return _panels(panels, looks)
+    return paneled(panels, looks)
 
 
 def _crossing(have: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        ax.axhline(1, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        _lines(ax, have, "density", "relative_time", looks)
-        _bars(ax, have, "density", "relative", looks)
-        _log(ax, "x")
-        _log(ax, "y", "×")
+        ax.axhline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
+        lines(ax, have, "density", "relative_time", looks)
+        bars(ax, have, "density", "relative", looks)
+        log(ax, "x")
+        log(ax, "y", "×")
         ax.set(xlabel="density (parameters kept)", ylabel="time relative to dense")
 
     return draw
@@ -236,27 +135,27 @@ def _pareto(rows: list[Row]) -> Figure:
             "The run has no projection error that goes with a time; a suite with a second block, "
             'workload = "projection", over the same formats gives both.'
         )
-    looks = _looks([pair.timed for join in found for pair in placed(join)])
+    looks = looks_of([pair.timed for join in found for pair in placed(join)])
     panels = [(words.group_title(join.timed), _trade(join, looks)) for join in found]
-    return _panels(panels, looks)
+    return paneled(panels, looks)
 
 
 def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        ax.axvline(1, color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
+        ax.axvline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
         front = [pair for pair in reversed(placed(join)) if pair.front]
         steps = [pair.relative for pair in front], [pair.score for pair in front]
         points = [1.0, *(pair.relative for pair in placed(join))]
-        ax.step(*steps, where="pre", color=_GREY, lw=0.9, zorder=1)
+        ax.step(*steps, where="pre", color=GREY, lw=0.9, zorder=1)
         for pair in placed(join):
             look, row = looks[pair.timed["format"]], pair.timed
-            span = _cut(row["relative_low"], row["relative_high"], points)
+            span = cut(row["relative_low"], row["relative_high"], points)
             ax.plot(span, [pair.score] * 2, color=look.light, lw=1.0, zorder=2)
             ax.plot(
                 pair.relative, pair.score, look.marker, color=look.light, mec="white", mew=0.4,
                 ms=5.5 if pair.front else 4, alpha=1 if pair.front else 0.7, zorder=3,
             )  # fmt: skip
-        _log(ax, "x", "×")
+        log(ax, "x", "×")
         ax.set_ylim(bottom=0)
         scored = f"{words.shape(join.scored)} {join.scored['dtype']}"
         ax.set(xlabel="time relative to dense", ylabel=f"projection error ({scored})")
@@ -269,13 +168,13 @@ def _roofline(rows: list[Row]) -> Figure:
     for row in rows:
         if row["placement"] and row["flops"]:
             placed.setdefault(row["dtype"], []).append(row)
-    looks = _looks([row for members in placed.values() for row in members])
+    looks = looks_of([row for members in placed.values() for row in members])
     panels = [(dtype, _under(m, looks)) for dtype, m in placed.items()]
     if not panels:
         raise UsageError(
             "The run has no roofline: its ceilings were not measured, or nothing was timed."
         )
-    return _panels(panels, looks)
+    return paneled(panels, looks)
 
 
 _DASHES = {"measured": "-", "cache": "-", "datasheet": "--", "formula": ":"}
@@ -310,7 +209,7 @@ def _draw_roofs(ax: Axes, roofs: list[Line], low: float, high: float) -> None:
         corners = ends if each.source == "cache" else [*ends, high]
         heights = [min(top, x * each.bytes_per_second) for x in corners]
         width = 1.1 if each.source == "measured" else 0.7
-        ax.plot(corners, heights, _DASHES[each.source], color=_INK, lw=width, zorder=1)
+        ax.plot(corners, heights, _DASHES[each.source], color=INK, lw=width, zorder=1)
         if each.source in ("measured", "cache"):
             word = "copy" if each.source == "measured" else each.label
             said = f"{units.si(each.bytes_per_second, 'B/s')} {word}"
@@ -338,7 +237,7 @@ def _heatmap(rows: list[Row]) -> Figure:
     from matplotlib.ticker import FuncFormatter
 
     cells = [
-        {"group": words.group_title(row), "format": _literal(row["label"]), "x": math.log2(value)}
+        {"group": words.group_title(row), "format": literal(row["label"]), "x": math.log2(value)}
         for row in rows
         if row["format"] != DENSE and (value := relative(row)) is not None and value > 0
     ]
@@ -370,10 +269,10 @@ def _heatmap(rows: list[Row]) -> Figure:
         },
     )
     ax.set(xlabel="", ylabel="")
-    ax.set_xticklabels([_wrapped(str(name), 60) for name in table.columns], rotation=35, ha="right")
+    ax.set_xticklabels([wrapped(str(name), 26) for name in table.columns], rotation=90)
     ax.tick_params(length=0)
     if total > MOST_PANELS:
-        figure.supxlabel(f"{MOST_PANELS} of {total} groups", fontsize=7, color=_GREY)
+        figure.supxlabel(f"{MOST_PANELS} of {total} groups", fontsize=7, color=GREY)
     return figure
 
 
@@ -387,7 +286,7 @@ def _scaling(rows: list[Row]) -> Figure:
     for row in kept:
         key = tuple(part for place, part in enumerate(row["group"]) if place != 4)  # but tokens
         sets.setdefault(key, []).append(row)
-    looks = _looks(kept)
+    looks = looks_of(kept)
     panels: list[Panel] = []
     for members in sets.values():
         if len({row["tokens"] for row in members}) > 1:
@@ -395,17 +294,17 @@ def _scaling(rows: list[Row]) -> Figure:
             panels.append((title, _sweep(members, looks, largest)))
     if not panels:
         raise UsageError("Scaling needs at least two token counts of one shape; the run has none.")
-    return _panels(panels, looks)
+    return paneled(panels, looks)
 
 
 def _sweep(
     members: list[Row], looks: dict[str, Style], density: float | None
 ) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        _lines(ax, members, "tokens", "time_seconds", looks)
-        _log(ax, "x")
+        lines(ax, members, "tokens", "time_seconds", looks)
+        log(ax, "x")
         ax.set_yscale("log")
-        _bars(ax, members, "tokens", "time", looks)
+        bars(ax, members, "tokens", "time", looks)
         said = "" if density is None else f", at density {density:g}"
         ax.set(xlabel="tokens", ylabel=f"seconds a call{said}")
 
