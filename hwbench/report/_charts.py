@@ -130,14 +130,14 @@ def _pareto(styles: dict[str, Style]) -> Any:
     import altair as alt
 
     base = _base(360)
-    y = alt.Y("error:Q", title="projection error", scale=alt.Scale(zero=True, nice=True))
+    y = alt.Y("error:Q", title="score", scale=alt.Scale(zero=True, nice=True))
     x = _relative(alt.X, "time relative to dense (log), with 95 % interval")
     front = base.transform_filter("datum.front")
     step = front.mark_line(interpolate="step-before", color=FAINT, strokeWidth=1.5)
     span = base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(
         x="span_low:Q", x2="span_high:Q", y=y, **_colour(styles)
     )
-    points = _points(base, styles, _tips(error_text="projection error")).encode(
+    points = _points(base, styles, _tips(error_text="score")).encode(
         x=x,
         y=y,
         size=alt.condition("datum.front", alt.value(_SIZE * 1.7), alt.value(_SIZE * 0.9)),
@@ -158,11 +158,11 @@ def _error(styles: dict[str, Style], field: str, title: str) -> Any:
 
     base = _base().encode(
         x=_density(field, title),
-        y=alt.Y("score:Q", title="projection error", scale=alt.Scale(zero=True)),
+        y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=True)),
     )
     line = base.mark_line(strokeWidth=1.3, opacity=0.7)
     line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
-    tips = _tips(error_text="projection error", stored_text="stored")
+    tips = _tips(error_text="score", stored_text="stored")
     return alt.layer(_reach(), line, _points(base, styles, tips[:1] + tips[2:3] + tips[-2:]))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hwbench import units
+from hwbench.join import is_scored
 from hwbench.report import _words as words
-from hwbench.report._rows import DENSE, PROJECTION, Row, groups, known, printable, timed
+from hwbench.report._rows import DENSE, Row, groups, known, printable, timed
 from hwbench.report._views import Figure, titled
 
 _READ = {
@@ -46,7 +47,7 @@ def _split(rows: list[Row]) -> list[Figure]:
     """The passes of one layer beside one another; none is the difference of two others."""
     sets: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        if timed(row) and row["direction"] and row["workload"] != PROJECTION:
+        if timed(row) and row["direction"] and not is_scored(row):
             key = tuple(part for part in row["group"] if part != row["direction"])
             sets.setdefault(key, []).append(row)
     figures = []
@@ -86,7 +87,7 @@ def memory(rows: list[Row]) -> list[Figure]:
     """Stored bytes by format, one figure a shape and dtype; saved bytes, one a group."""
     figures = []
     stored: dict[tuple[Any, ...], dict[str, Row]] = {}
-    layers = [row for row in rows if row["workload"] != PROJECTION]
+    layers = [row for row in rows if not is_scored(row)]
     for row in layers or rows:
         if known(row["stored_bytes"]):
             key = (row["run"], row["out_features"], row["in_features"], row["dtype"])

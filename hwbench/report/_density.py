@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import units
+from hwbench.join import is_scored
 from hwbench.report import _words as words
 from hwbench.report._answers import beats, loses
 from hwbench.report._crossing import by_series, points, repaid, wins
-from hwbench.report._rows import DENSE, PROJECTION, Row, groups, known, printable, relative, timed
+from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, timed
 from hwbench.report._views import Figure
 
 
@@ -77,7 +78,7 @@ def _repaid(own: list[Row], dense: float | None, packs: dict[tuple[Any, ...], fl
 
 
 def _layers(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if row["workload"] != PROJECTION]
+    return [row for row in rows if not is_scored(row)]
 
 
 def winners(rows: list[Row]) -> list[Figure]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hwbench import units
+from hwbench.join import is_scored
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
-from hwbench.report._rows import DENSE, PROJECTION, Row, groups, known, printable, relative
+from hwbench.report._rows import DENSE, Row, groups, known, printable, relative
 
 STEPS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 """Edges between the shades; below one is faster than dense."""
@@ -75,7 +76,7 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
 
     The rows are marked; the page's script draws the same table from what passes its filters.
     """
-    timed = [row for row in rows if row["workload"] != PROJECTION and row["format"] != DENSE]
+    timed = [row for row in rows if not is_scored(row) and row["format"] != DENSE]
     sets = list(groups(timed).values())
     shown = [row for members in sets[:most] for row in members]
     columns: dict[str, dict[str, str]] = {}

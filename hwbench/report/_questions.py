@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import units
-from hwbench.join import Joined, Pair, best_within
+from hwbench.join import Joined, Pair, best_within, is_scored
 from hwbench.report import _words as words
 from hwbench.report._answers import POINT, REST, Sentence, beats, loses
 from hwbench.report._rows import (
     DENSE,
-    PROJECTION,
     Row,
     groups,
     known,
@@ -80,9 +79,7 @@ def _choice(bound: float, chosen: list[Pair], names: Counter[str]) -> Sentence:
 
 def _per_byte(rows: list[Row]) -> list[Sentence]:
     scored = [
-        row
-        for row in rows
-        if row["workload"] == PROJECTION and known(row["score"]) and row["better"] != "higher"
+        row for row in rows if is_scored(row) and known(row["score"]) and row["better"] != "higher"
     ]
     said: list[Sentence] = []
     for share in SHARES:
@@ -103,7 +100,7 @@ def _per_byte(rows: list[Row]) -> list[Sentence]:
 
 
 def _two_four(rows: list[Row]) -> list[Sentence]:
-    own = [row for row in rows if row["format"] in _SPARSE and row["workload"] != PROJECTION]
+    own = [row for row in rows if row["format"] in _SPARSE and not is_scored(row)]
     if not own:
         return []
     have = [row for row in own if relative(row) is not None]
@@ -140,7 +137,7 @@ def _where(won: list[Row]) -> str:
 
 
 def _nothing(rows: list[Row]) -> list[Sentence]:
-    layers = [row for row in rows if row["workload"] != PROJECTION and row["format"] != DENSE]
+    layers = [row for row in rows if not is_scored(row) and row["format"] != DENSE]
     sets = [
         [row for row in members if relative(row) is not None] for members in groups(layers).values()
     ]

@@ -16,7 +16,6 @@ Seen = Mapping[str, Any]
 """A row that is only read."""
 
 DENSE = "dense"
-PROJECTION = "projection"
 _GROUP = (
     "workload",
     "options",

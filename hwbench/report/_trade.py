@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hwbench import units
-from hwbench.join import Joined, Pair, join, table
+from hwbench.join import Joined, Pair, is_scored, join, table
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
-from hwbench.report._rows import DENSE, PROJECTION, Row, Seen, groups, known, printable, relative
+from hwbench.report._rows import DENSE, Row, Seen, groups, known, printable, relative
 from hwbench.report._views import Figure
 
 
@@ -126,33 +126,37 @@ def unjoined(rows: list[Row]) -> list[str]:
 
 
 def errors(rows: list[Row]) -> list[Figure]:
-    """Projection error against density and against stored bytes."""
+    """The scores of every experiment against density and against stored bytes."""
     figures = []
-    scored = [row for row in rows if row["workload"] == PROJECTION]
+    scored = [row for row in rows if is_scored(row)]
     for members in groups(scored).values():
         have = [row for row in members if known(row["score"])]
         if not have:
             continue
         title, numbers = words.group_title(members[0]), [row["number"] for row in have]
+        name = printable(have[0]["score_name"]).replace("_", " ")
         for kind, field_name, what in (
             ("error_density", "density", "parameters kept"),
             ("error_bytes", "stored_ratio", "stored bytes of dense"),
         ):
-            says = _least_errors(have, field_name, what)
+            says = _best_scores(have, field_name, what)
             by = "by parameters kept" if kind == "error_density" else "by stored bytes"
-            figures.append(Figure(kind=kind, title=f"{title}, {by}", says=says, rows=numbers))
+            figures.append(
+                Figure(kind=kind, title=f"{title}: {name}, {by}", says=says, rows=numbers)
+            )
     return figures
 
 
-def _least_errors(have: list[Row], field_name: str, what: str) -> str:
-    """The format with the least error at about half and about a tenth of dense."""
+def _best_scores(have: list[Row], field_name: str, what: str) -> str:
+    """The format with the best score at about half and about a tenth of dense."""
+    better = max if have[0]["better"] == "higher" else min
     said = []
     for share in (0.5, 0.1):
         near = [row for row in have if known(row[field_name]) and row[field_name] <= share]
         if near:
-            best = min(near, key=lambda row: row["score"])
+            best = better(near, key=lambda row: row["score"])
             said.append(
                 f"{printable(best['label'])} ({units.significant(best['score'])}) with at most "
                 f"{share:g} of the {what.removesuffix(' of dense')}"
             )
-    return f"The smallest error has {', and '.join(said)}." if said else "Every error by format."
+    return f"The best score has {', and '.join(said)}." if said else "Every score by format."

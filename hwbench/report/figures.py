@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwbench import units
 from hwbench.errors import RunFileError, UnknownNameError, UsageError
-from hwbench.join import Joined
+from hwbench.join import Joined, is_scored
 from hwbench.report import _words as words
 from hwbench.report._palette import Style
 from hwbench.report._paper import (
@@ -35,7 +35,6 @@ from hwbench.report._paper import (
 )
 from hwbench.report._rows import (
     DENSE,
-    PROJECTION,
     Row,
     groups,
     known,
@@ -278,7 +277,7 @@ def _heatmap(rows: list[Row]) -> Figure:
 
 def _scaling(rows: list[Row]) -> Figure:
     """Time against tokens, at the largest density that was asked for."""
-    have = [row for row in rows if timed(row) and row["tokens"] and row["workload"] != PROJECTION]
+    have = [row for row in rows if timed(row) and row["tokens"] and not is_scored(row)]
     asked = [row["asked_density"] for row in have if known(row["asked_density"])]
     largest = max(asked, default=None)
     kept = [row for row in have if row["asked_density"] in (None, largest)]

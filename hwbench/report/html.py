@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hwbench.errors import UsageError
-from hwbench.join import Joined
+from hwbench.join import Joined, is_scored
 from hwbench.report import (
     _answers,
     _density,
@@ -27,7 +27,7 @@ from hwbench.report import (
 )
 from hwbench.report import _words as words
 from hwbench.report._palette import DARK, LIGHT, styles
-from hwbench.report._rows import PROJECTION, Row, groups, known, printable, report_rows
+from hwbench.report._rows import Row, groups, known, printable, report_rows
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -105,7 +105,7 @@ def _context(
         _facts.summary(run, name, own)
         for run, name, own in zip(runs, machines, by_run, strict=True)
     ]
-    timed = [row for row in rows if row["workload"] != PROJECTION]
+    timed = [row for row in rows if not is_scored(row)]
     answers = [_answers.answer(members) for members in groups(timed).values()]
     joined = _joins(by_run)
     sections = _sections.sections(rows, runs, joined, chosen)
@@ -139,7 +139,7 @@ def _context(
 def _overview(machines: list[str], by_run: list[list[Row]]) -> list[_answers.Sentence]:
     sentences = []
     for machine, own in zip(machines, by_run, strict=True):
-        timed = [row for row in own if row["workload"] != PROJECTION]
+        timed = [row for row in own if not is_scored(row)]
         answers = [_answers.answer(members) for members in groups(timed).values()]
         sentences += _answers.overview(answers, machine if len(machines) > 1 else "")
     return sentences
