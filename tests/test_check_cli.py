@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from hwbench import cli
 from hwbench.outcome import Outcome
-from hwbench.records import Change, PlannedLine, Ratio, ResultLine, Status, Verdict
+from hwbench.records import Change, Measurement, PlannedLine, Ratio, ResultLine, Status, Verdict
 from hwbench.report import github, junit, markdown
 from hwbench.report.changes import table
 from hwbench.store import Run, RunWriter, read_run
@@ -324,6 +324,75 @@ def test_scores_are_compared_by_seed(hwbench: Call) -> None:
     code, out, _ = hwbench("check", kept(worse), "-b", "nights", "--fail-on", "undecided")
     assert code == 3  # one seed proves nothing
     assert "One replicate on each side tells no spread" in out
+
+
+def with_bytes(run: Run, peak: float) -> Run:
+    """The run in which low_rank takes so many bytes at most."""
+    memory = Measurement(quantity="peak_bytes", unit="B", values=[peak])
+    run.results = [
+        replace(r, measurements=[*r.measurements, memory])
+        if "low_rank" in r.case and r.replicate == 0
+        else r
+        for r in run.results
+    ]
+    return run
+
+
+def test_one_byte_more_is_a_regression_and_one_less_an_improvement(hwbench: Call) -> None:
+    for day in range(1, 6):
+        kept(with_bytes(made(day), 1e6), "nights")
+    for day, peak, expected, verdict in (
+        (9, 1e6, 0, "equivalent"),
+        (10, 1e6 + 1, 1, "regressed"),
+        (11, 1e6 - 1, 0, "improved"),
+    ):
+        new = kept(with_bytes(made(day), peak))
+        code, out, _ = hwbench("check", new, "-b", "nights", "--metric", "memory", "--json")
+        told = json.loads(out)
+        assert code == expected
+        assert [c["verdict"] for c in told["changes"] if c["ratio"]] == [verdict]
+        assert hwbench("check", new, "-b", "nights")[0] == 0  # by time nothing changed
+
+
+def test_a_worse_score_of_the_same_seeds_is_a_regression(hwbench: Call) -> None:
+    cases = [projection_case("low_rank", 0.5)]
+
+    def seeded(day: int, worse: float = 1.0) -> Run:
+        run = made(day, cases, steady=True)
+        run.results = [
+            replace(
+                run.results[0],
+                replicate=seed,
+                seed=seed,
+                measurements=[
+                    Measurement(quantity="score", unit="", values=[worse * 0.2 * (1 + 0.1 * seed)])
+                ],
+            )
+            for seed in range(5)
+        ]
+        return run
+
+    for day in range(1, 6):
+        kept(seeded(day), "nights")
+    for day, worse, expected in ((8, 1.0, 0), (9, 1.1, 1), (10, 0.9, 0)):
+        code, out, _ = hwbench("check", kept(seeded(day, worse)), "-b", "nights", "--json")
+        assert code == expected
+        (told,) = json.loads(out)["changes"]
+        assert told["metric"] == "score"
+        assert told["ratio"] == pytest.approx(worse)
+
+
+def test_the_replicates_that_are_named_would_decide(hwbench: Call) -> None:
+    """Two values a side, too few; the number that is named then shows a change of the threshold."""
+    old, new = made(1, replicates=2), made(9, replicates=2, slower=1.02)
+    code, out, _ = hwbench("check", kept(new), "-b", kept(old), "--json")
+    assert code == 0
+    named = [c["replicates_needed"] for c in json.loads(out)["changes"] if "low_rank" in c["case"]]
+    assert named[0] is not None
+    many = max(named[0], 3)
+    old, new = made(2, replicates=many), made(10, replicates=many, slower=1.10)
+    code, out, _ = hwbench("check", kept(new), "-b", kept(old), "--json")
+    assert code == 1
 
 
 # A confirmation

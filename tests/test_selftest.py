@@ -152,6 +152,25 @@ def test_a_real_device_is_kept_busy_that_long() -> None:
     assert subject.numerical_error() < subject.tolerance  # it still computes what it did
 
 
+def test_stored_runs_of_identical_code_are_checked_like_nights(
+    machine: dict[str, Any], tmp_path: Path
+) -> None:
+    machine["slower"] = 0.2
+    told = selftest.run("any", 12, slower=0.2)
+    for path, run in [(path, read_run(path)) for path in told.runs]:
+        if "-slow-" in path.name:  # the made-up machine does not say so in their headers
+            path.unlink()
+        else:
+            assert run.complete
+    again = selftest.stored(tmp_path)
+    assert again.nights == 12
+    assert again.false_nights == told.false_nights
+    assert {s.metric for s in again.sights} == {"relative", "time"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="needs 2 finished runs"):
+        selftest.stored(tmp_path / "empty")
+
+
 # The command line
 
 
@@ -177,6 +196,8 @@ def hwbench(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Cal
         (["aa", "--nights", "1"], "--nights"),
         (["ab", "--slower", "much"], "--slower is a share"),
         (["aa", "--suite", "smok"], "did you mean 'smoke'"),
+        (["aa", "--runs", "nowhere"], "nowhere is not a folder"),
+        (["ab", "--runs", "nowhere"], "--runs goes with aa"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_2(hwbench, arguments, words) -> None:

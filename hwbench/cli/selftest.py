@@ -10,7 +10,7 @@ import typer
 
 from hwbench.cli._progress import progress
 from hwbench.cli.check import fraction
-from hwbench.errors import UnknownNameError
+from hwbench.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from hwbench.studies.selftest import Rate, Sight, Told
@@ -36,6 +36,9 @@ def selftest(
     slower: str = typer.Option("5%", "--slower", help="The slow-down of ab, such as 5%."),
     threshold: str = typer.Option("3%", "--threshold", help="The smallest change that counts."),
     threads: int | None = typer.Option(None, "--threads", min=1, help="Threads on a CPU."),
+    runs: Path | None = typer.Option(
+        None, "--runs", help="Measure nothing: take the runs of identical code in this folder (aa)."
+    ),
     out: Path = typer.Option(Path("runs/selftest"), "--out", "-o", help="Folder for the runs."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
@@ -51,11 +54,16 @@ def selftest(
         raise UnknownNameError("selftest", kind, _KINDS)
     asked = fraction("--slower", slower) if kind == "ab" else None
     share = fraction("--threshold", threshold)
-    with progress() as listener:
-        told = study.run(
-            suite, nights, slower=asked, threshold=share, listener=listener, device=device,
-            out=out, threads=threads, replicates=replicates,
-        )  # fmt: skip
+    if runs is not None:
+        if asked is not None:
+            raise UsageError("--runs goes with aa; ab has to measure, because it delays calls.")
+        told = study.stored(runs, threshold=share)
+    else:
+        with progress() as listener:
+            told = study.run(
+                suite, nights, slower=asked, threshold=share, listener=listener, device=device,
+                out=out, threads=threads, replicates=replicates,
+            )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(_plain(told), allow_nan=False))
         return

@@ -18,14 +18,14 @@ from msgspec.structs import replace
 
 from hwbench import runner
 from hwbench.compare import Side, side
-from hwbench.errors import UsageError
+from hwbench.errors import RunFileError, UsageError
 from hwbench.execution import Listener
 from hwbench.records import Change, Planned, Status, Verdict
 from hwbench.replicate import ANCHOR
 from hwbench.stats import Rule, clopper_pearson, median
-from hwbench.store import Run, read_run
+from hwbench.store import Run, read_header, read_run
 from hwbench.studies import gate
-from hwbench.studies.baseline import SLOWER
+from hwbench.studies.baseline import SLOWER, machine_key, purpose, run_files
 
 FEWEST_NIGHTS = 2
 _SEEDS_A_NIGHT = 1000  # no two replicates of a self-test share their data and order
@@ -165,6 +165,37 @@ def run(
         last = _again(first, first.planned, night, None, listener)
         found.unchanged(last)
     return _told(first, found, slower)
+
+
+def stored(folder: Path, *, threshold: float = 0.03) -> Told:
+    """Runs of identical code that are there already, each checked against those before it.
+
+    They are the finished runs of the folder that are of the suite and machine of the last one.
+
+    Raises:
+        RunFileError: the folder cannot be read.
+        UsageError: there are too few runs, or nothing is timed in them.
+    """
+    if not folder.is_dir():
+        raise RunFileError(f"{folder} is not a folder.")
+    headers = [(path, read_header(path)) for path in run_files(folder)]
+    nights = sorted((h.created, h.run, p) for p, h in headers if purpose(h) is None)
+    runs = [run for run in (read_run(path) for _, _, path in nights) if run.complete]
+    alike = [run for run in runs if _place(run) == _place(runs[-1])]
+    if len(alike) < FEWEST_NIGHTS:
+        raise UsageError(
+            f"A self-test needs {FEWEST_NIGHTS} finished runs of one suite on one machine; "
+            f"{folder} holds {len(alike)}."
+        )
+    rule = Rule(threshold=threshold, margin=threshold, floor=gate.FLOOR_SECONDS)
+    found = _Nights(rule, gate.WINDOW)
+    for run in alike:
+        found.unchanged(run)
+    return _told(alike[0], found, None)
+
+
+def _place(run: Run) -> tuple[str, str]:
+    return machine_key(run.header), run.header.suite
 
 
 def _again(
