@@ -19,6 +19,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _LISTED = 10  # cases of an event that a line or a list names; JSON has them all
 _EVENTS = 20  # events that the terminal shows
 _WIDTH, _HEIGHT, _PAD = 320.0, 44.0, 4.0  # of a sparkline, in pixels
+_RANGE = 0.10  # of a sparkline from bottom to top, at least: noise shall look like noise
 _POINTS = 160  # a longer series is drawn as the band and the median of so many parts
 _NAMES = {"relative": "relative to dense", "time": "time", "memory": "bytes", "score": "score"}
 
@@ -138,14 +139,15 @@ def _spread(each: Series) -> float:
 
 def sparkline(each: Series, nights: int) -> dict[str, Any]:
     """The paths of a series over all runs of its history: band, line, levels and steps."""
-    low, high = min(each.values), max(each.values)
-    room = math.log(high / low) if high > low else 1.0
+    low, high = math.log(min(each.values)), math.log(max(each.values))
+    room = max(high - low, math.log1p(_RANGE))
+    foot = (low + high - room) / 2
 
     def x(number: float) -> float:
         return _PAD + (_WIDTH - 2 * _PAD) * number / max(1, nights - 1)
 
     def y(value: float) -> float:
-        share = math.log(value / low) / room if high > low else 0.5
+        share = (math.log(value) - foot) / room
         return _HEIGHT - _PAD - (_HEIGHT - 2 * _PAD) * share
 
     parts = list(_parts(each))
