@@ -158,6 +158,7 @@ def test_the_machine_and_the_method_are_told(page: Page) -> None:
     for fact in ("Example Processor 9000", "33.6 MB", "avx2, avx512f", "2.13.0+cpu", "110 GFLOP/s"):
         assert fact in page.shown
     assert "How each number was made" in page.shown
+    assert "Of the 72 intervals of relative time here, about 4 miss" in page.shown
 
 
 def test_the_table_of_winners_shows_every_cell(page: Page) -> None:

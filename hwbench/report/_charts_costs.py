@@ -104,9 +104,9 @@ def _spread(styles: dict[str, Style]) -> Any:
     )
     x = alt.X(
         "low:Q",
-        title="seconds a call (log): 5–95 %, 25–75 %, replicates",
+        title="seconds a call (log)",
         scale=alt.Scale(type="log", nice=False, padding=10),
-        axis=alt.Axis(labelExpr=_SECONDS, labelOverlap="greedy", tickCount=6),
+        axis=alt.Axis(labelExpr=_SECONDS, labelOverlap="greedy", labelSeparation=9, tickCount=6),
     )
     wide = ground.mark_rule(strokeWidth=1.4, opacity=0.8)
     wide = wide.encode(x=x, x2="high:Q", y=y, **colour(styles))

@@ -126,6 +126,8 @@ def _context(
         "starts": _density.starts(rows),
         "sections": {section.id: section for section in sections},
         "energy": _energy(rows),
+        "intervals": (bounded := sum(known(row["relative_low"]) for row in rows)),
+        "missed": max(1, round(0.05 * bounded)),
         "heat": _heat.heat(rows),
         "shades": _heat.SHADES,
         "looks": looks,
