@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import re
-import time
 from html.parser import HTMLParser
 from typing import Any
 
@@ -341,12 +340,10 @@ def test_machines_of_one_name_are_told_apart() -> None:
 
 
 @pytest.mark.slow
-def test_twenty_thousand_rows_are_written_quickly_and_stay_small() -> None:
+def test_twenty_thousand_rows_stay_small() -> None:
     shapes = [(256 * a, 256 * b) for a in range(1, 12) for b in range(1, 10)]
     run = run_of(questions(shapes=shapes, tokens=(1, 16, 64, 256, 1024)))
-    begun = time.perf_counter()
     text = html.render([run])
-    assert time.perf_counter() - begun < 40  # five seconds where nothing else runs
     assert len(text.encode()) < 3_000_000
     page = Page(text)
     assert len(page.column("case")) == len(run.planned) > 19_000

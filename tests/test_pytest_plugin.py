@@ -21,6 +21,9 @@ from hwbench.records import Result, Status
 from hwbench.report import pytest_benchmark
 from hwbench.store import read_run
 
+PLUGINS = ("-p", "benchmark", "-p", "hwbench.pytest_plugin")
+"""By name, because an installed hwbench may be another one than this."""
+
 SUITE = (
     'schema = 1\nname = "tiny"\n[[cases]]\nworkload = "linear"\n'
     'direction = ["forward", "backward"]\nshape = [64, 64]\ntokens = 16\n'
@@ -49,11 +52,16 @@ def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
         path = os.environ["PYTHONPATH"] if "faulty" in str(arguments) else str(ROOT)
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "hwbench.pytest_plugin", *arguments],
+            [sys.executable, "-m", "pytest", *PLUGINS, *arguments],
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "OMP_NUM_THREADS": "1",
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            },
         )
 
     return call

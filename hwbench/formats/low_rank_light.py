@@ -36,8 +36,6 @@ class _Map(Linear):
         self.right = nn.Parameter(right)  # B (rank, in - rank)
         self.register_buffer("pivots", pivots)  # (rank,)
         self._order: Tensor | None = None
-        if left.device.type != "meta":
-            self.order()  # now, because its size depends on data, which no compiler can trace
 
     def apply_weight(self, x: Tensor) -> Tensor:
         order = self.order()

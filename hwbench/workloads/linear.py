@@ -46,6 +46,8 @@ class LinearLayer(Workload):
         x.requires_grad_(direction not in (Direction.FORWARD, Direction.BACKWARD_WEIGHT))
         call: nn.Module = layer
         if case.mode == "compile":
+            with torch.no_grad():
+                layer(x)  # what a layer derives at its first call is not the compiler's to trace
             call = torch.compile(layer, dynamic=False)  # type: ignore[assignment]
         subject = _subject(call, layer, x, dy, direction)
         subject.cost = self.cost(case, described)
