@@ -84,9 +84,18 @@ class Replicate:
             if seconds is not None:
                 left = max(0.0, seconds - (time.monotonic() - begun)) / (len(chunks) - index)
             self._time(chunk, anchor, wanted, left)
-        if self.worker is not None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Have the worker drop the group; one that dies of it is replaced by the next case's."""
+        if self.worker is None:
+            return
+        try:
             forgotten = self.worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)
-            self.free_bytes = forgotten.free_bytes
+        except (WorkerDiedError, WorkerTimedOutError):
+            self.close()
+            return
+        self.free_bytes = forgotten.free_bytes
 
     def _alone(self, planned: Planned, wanted: set[str]) -> Solo | None:
         reply = self._solo(planned)

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 import hwbench
 from hwbench import environment, plugins, protocol
 from hwbench.devices._base import Device, Step
+from hwbench.devices._settings import restored, settings
 from hwbench.errors import DeviceError, HwbenchError, KnobError
 from hwbench.formats._base import Format
 from hwbench.meters import latency
@@ -111,19 +112,20 @@ class Worker:
         result = Result(
             case=case.id, replicate=request.replicate, seed=request.seed, status=Status.OK
         )
+        before = settings()
         try:
             self._check_room(planned)
             subject = self._prepared(planned, request.seed)
             result = self._read(subject, result, request.on_request)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            self.live.pop(case.id, None)
-            return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
         except Exception as error:  # noqa: BLE001 (the boundary: it becomes a result with its reason)
+            changed = restored(before)
             self.live.pop(case.id, None)
             if _is_out_of_memory(error):
                 return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
             traceback.print_exc()
-            return self._ended(result, Status.CRASHED, _sentence(error))
+            return self._ended(result, Status.CRASHED, " ".join([_sentence(error), *changed]))
+        if changed := restored(before):
+            result = replace(result, status=Status.WRONG, reason=" ".join(changed), measurements=[])
         if result.status is Status.WRONG:
             self.live.pop(case.id, None)
             return protocol.SoloReply(result=result, free_bytes=self._free())
@@ -326,7 +328,8 @@ def _label(subject: Subject, case: Case) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
 
 
 def _sentence(error: BaseException) -> str:

@@ -9,7 +9,10 @@ import pytest
 
 from hwbench import plugins
 
-FORMATS = "Tame Segfault LateDeath Hang Wrong NotANumber WrongShape Memory Raises Chatty".split()
+FORMATS = (
+    "Tame Segfault LateDeath Hang Wrong NotANumber WrongShape WrongDtype Memory OomPrepare "
+    "OomBackward Exits Leaks Settings NoGrad Raises Chatty"
+).split()
 ROOT = Path(__file__).parents[1]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hwbench.cli import _shared
-from hwbench.errors import UnknownNameError
+from hwbench.errors import UnknownNameError, shortened
 
 if TYPE_CHECKING:
     from hwbench.protocol import FormatDetails
@@ -72,8 +72,9 @@ def _runs(kind: str, folder: Path) -> list[dict[str, Any]]:
     for path in _shared.run_files([folder]) if folder.is_dir() else []:
         run = read_run(path)
         state = "complete" if run.complete else "unfinished"
-        about = f"{run.header.suite} on {run.header.device}, {len(run.results)} results, {state}"
-        rows.append({"name": str(path), "about": about})
+        what = shortened(f"{run.header.suite} on {run.header.device}")
+        about = f"{what}, {len(run.results)} results, {state}"
+        rows.append({"name": shortened(str(path), len(str(path))), "about": about})
     return rows
 
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -128,3 +129,71 @@ class Chatty(_Faulty):
     def misbehave(calls):
         print('{"say":"soloed"}')
         os.write(1, b"more noise\n")
+
+
+class WrongDtype(_Faulty):
+    """Returns float64 for float32."""
+
+    @staticmethod
+    def misbehave(calls):
+        return lambda y: y.double()
+
+
+class OomPrepare(_Faulty):
+    """Asks for more memory than there is when it is built."""
+
+    def random(self, *, dtype, generator):
+        torch.empty(10**15)
+
+
+class _Gradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.empty(10**15) + gradient
+
+
+class OomBackward(_Faulty):
+    """Asks for more memory than there is in its backward pass."""
+
+    @staticmethod
+    def misbehave(calls):
+        return _Gradient.apply
+
+
+class Exits(_Faulty):
+    """Ends the process as if all were well."""
+
+    @staticmethod
+    def misbehave(calls):
+        raise SystemExit(0)
+
+
+class Leaks(_Faulty):
+    """Keeps a megabyte of every call."""
+
+    kept: ClassVar[list] = []
+
+    @staticmethod
+    def misbehave(calls):
+        Leaks.kept.append(torch.ones(2**18))
+
+
+class Settings(_Faulty):
+    """Changes settings of torch that belong to everyone."""
+
+    @staticmethod
+    def misbehave(calls):
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(3)
+
+
+class NoGrad(_Faulty):
+    """Switches gradients off for everyone."""
+
+    @staticmethod
+    def misbehave(calls):
+        torch.set_grad_enabled(False)
