@@ -57,7 +57,7 @@ def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             text=True,
             check=False,
             env={
-                **os.environ,
+                **{key: os.environ[key] for key in os.environ if not key.startswith("PYTEST")},
                 "PYTHONPATH": path,
                 "OMP_NUM_THREADS": "1",
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
