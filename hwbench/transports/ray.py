@@ -193,7 +193,7 @@ class Cluster:
         """The devices of all nodes: GPUs where there are any or ``kind`` says cuda, else CPUs."""
         import ray
 
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = [node for node in ray.nodes() if node["Alive"]]
         gpus = any(node["Resources"].get("GPU") for node in nodes)
         on_gpus = kind == "cuda" or (kind == "auto" and gpus)
         return [seat for node in nodes for seat in _seats(node, threads, kind, on_gpus=on_gpus)]
