@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,16 @@ import pytest
 from _faulty import ROOT
 
 from hwbench import fleet, runner
-from hwbench.errors import DeviceError, IncompleteRunError, UsageError
+from hwbench.errors import (
+    DeviceError,
+    EnvironmentMismatchError,
+    IncompleteRunError,
+    UsageError,
+)
 from hwbench.execution import execute
 from hwbench.records import Status
 from hwbench.store import Run, read_run
+from hwbench.studies import nodes as nodes_study
 from hwbench.transports._base import Seat, SeatLostError, Worker
 from hwbench.transports.local import LocalSeat
 
@@ -230,6 +237,13 @@ def test_two_kinds_of_device_are_measured_into_two_runs(nodes: Any, tmp_path: Pa
     assert {run.header.arguments["cluster"] for run in runs} == {"A100", "RTX4090"}
     assert all(run.complete for run in runs)
     assert [len(run.results) for run in runs] == [len(run.planned) for run in runs]
+    asked = [*made[:3], "doctor", "--cluster", nodes.address, "--device", "cpu"]
+    told = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "A100 0 of" in told.stdout
+    assert "RTX4090 0 of" in told.stdout
+    compared = [*made[:3], "compare", *(str(run.path) for run in runs)]
+    assert ended(compared) == (0, "")
     code, error = ended([*made, "--device", "cpu", "--on", "H200", "--out", str(out)])
     assert (code, "no machine with H200" in error) == (2, True)
 
@@ -275,3 +289,15 @@ def test_the_last_node_of_a_kind_is_named_as_missing_and_the_run_resumed(
     assert ended(again) == (0, "")
     after = {(r.case, r.replicate): r for r in whole(path, 8).results}
     assert all(after[key] == result for key, result in before.items())
+
+
+def test_unequal_devices_are_named_before_minutes_are_spent(tmp_path: Path):
+    found = nodes_study.examine([Frail("one"), Frail("two"), Frail("gone", 0)])
+    assert [bool(node.missed) for node in found] == [False, False, True]
+    assert nodes_study.unequal(found) == []
+    other = replace(found[1], facts={**found[1].facts, "torch": "1.0"})
+    (said,) = nodes_study.unequal([found[0], other])
+    assert "two is not equal to one: torch is '1.0'" in said
+    nodes_study.demand(found, [])
+    with pytest.raises(EnvironmentMismatchError, match="gone"):
+        nodes_study.demand(found, ["steady"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hwbench.cli import _shared
+from hwbench.errors import shortened
 
 if TYPE_CHECKING:
     from hwbench.studies.doctor import Check
@@ -24,6 +25,9 @@ def doctor(
     threads: int | None = typer.Option(
         None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
     ),
+    cluster: str | None = typer.Option(
+        None, "--cluster", help="Every device of a Ray cluster: auto, or ray://HOST:PORT."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Say whether this machine can be trusted now, and what speaks against it.
@@ -36,11 +40,46 @@ def doctor(
 
     required = _shared.listed(require)
     study.demand([], required)  # a name that is none is told before anything is measured
+    if cluster is not None:
+        return _cluster(cluster, device, threads, required, as_json=as_json)
     found = study.examine(device, threads)
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in found]))
     else:
         _show(found)
+    study.demand(found, required)
+
+
+def _cluster(
+    address: str, device: str, threads: int | None, required: list[str], *, as_json: bool
+) -> None:
+    """Every device of a cluster, a line each, and what differs between equal ones."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from hwbench.studies import nodes as study
+    from hwbench.transports.ray import Cluster
+
+    joined = Cluster(address)
+    try:
+        found = study.examine(joined.seats(device, threads))
+    finally:
+        joined.close()
+    if as_json:
+        typer.echo(json.dumps([asdict(node) for node in found]))
+    else:
+        table = Table.grid(padding=(0, 2))
+        for node in found:
+            said = {check.key: check.says for check in node.checks}
+            doubts = [c for c in node.checks if c.verdict.value == "doubt"]
+            words = "; ".join(f"{c.key}: {c.says}" for c in doubts) or node.missed or "fine"
+            facts = (said.get("device", ""), said.get("libraries", ""), words)
+            texts = (shortened(each, 300) for each in facts)
+            table.add_row(Text(node.name, style="bold"), *map(Text, texts))
+        out = _shared.console()
+        out.print(table)
+        for sentence in study.unequal(found):
+            out.print(Text(shortened(sentence, 1000)))
     study.demand(found, required)
 
 

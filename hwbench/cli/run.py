@@ -83,6 +83,7 @@ def run(
     """
     from hwbench import environment, runner
     from hwbench import suite as suites
+    from hwbench.report.text import rows_json
     from hwbench.store import read_run
     from hwbench.units import parse_seconds
 
@@ -127,8 +128,12 @@ def run(
                 document, device=device, out=out, filter=filter_, threads=threads, seed=seed,
                 time_budget_seconds=budget, energy=energy, listener=listener, **changes,
             )]  # fmt: skip
-    for path in paths:
-        _show(path, as_json=as_json)
+    if as_json and len(paths) > 1:
+        rows = [{"run": str(path), **row} for path in paths for row in rows_json(read_run(path))]
+        typer.echo(json.dumps(rows))
+    else:
+        for path in paths:
+            _show(path, as_json=as_json)
     run_failed([result for path in paths for result in read_run(path).results])
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import socket
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,9 +185,13 @@ class Cluster:
                 "--cluster needs Ray: pip install -c constraints.txt 'hwbench-torch[ray]'."
             ) from None
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with warnings.catch_warnings(action="ignore"):  # what Ray warns of, the error says
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else "no answer"
+            if address == "auto" and isinstance(error, ConnectionError):
+                why = "no cluster was started on this machine, and RAY_ADDRESS names none."
+            else:
+                why = next(iter(str(error).strip().splitlines()), "no answer")
             raise UsageError(f"There is no Ray cluster at {address}: {why}") from error
 
     def seats(self, kind: str, threads: int | None) -> list[Seat]:

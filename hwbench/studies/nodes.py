@@ -1,0 +1,87 @@
+"""Every device of a fleet on one page: what it is, its software, and what speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hwbench import protocol
+from hwbench.errors import EnvironmentMismatchError, UsageError
+from hwbench.fingerprint import differences
+from hwbench.studies.doctor import Check, Verdict, checks
+from hwbench.transports._base import Seat, SeatLostError
+
+_SECONDS = 300.0  # until a worker has to have answered
+_OF_THIS_MACHINE = ("load", "quota")  # read where the command runs, and not where the device is
+
+
+@dataclass(frozen=True)
+class Node:
+    """One device as its own worker tells of it; without checks it could not be asked."""
+
+    name: str
+    kind: str
+    facts: dict[str, Any]
+    checks: list[Check]
+    missed: str = ""
+
+
+def examine(seats: Sequence[Seat]) -> list[Node]:
+    """Ask every seat, one after the other, for its facts and a second of work.
+
+    Raises:
+        UsageError: there is no seat.
+    """
+    if not seats:
+        raise UsageError("The cluster has no such device; see ray status.")
+    return [_examined(seat) for seat in seats]
+
+
+def _examined(seat: Seat) -> Node:
+    try:
+        worker = seat.start()
+        try:
+            plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
+            health = worker.ask(protocol.HealthRequest(), protocol.HealthReply, _SECONDS).found
+        finally:
+            worker.close()
+    except (SeatLostError, UsageError) as error:
+        return Node(seat.name, seat.kind, {}, [], missed=str(error))
+    finally:
+        seat.close()
+    found = [c for c in checks(plan, health, 0.0) if c.key not in _OF_THIS_MACHINE]
+    facts = {**plan.fingerprint, "threads": seat.threads}
+    return Node(seat.name, seat.kind, facts, found)
+
+
+def unequal(nodes: Sequence[Node]) -> list[str]:
+    """A sentence for each device that differs from the first of its kind: it gets its own run."""
+    first: dict[str, Node] = {}
+    said = []
+    for node in nodes:
+        if not node.facts:
+            continue
+        like = first.setdefault(node.kind, node)
+        found = differences(like.facts, node.facts)
+        if found:
+            named = "; ".join(f"{d.key} is {d.new!r} and not {d.baseline!r}" for d in found)
+            said.append(f"{node.name} is not equal to {like.name}: {named}.")
+    return said
+
+
+def demand(nodes: Sequence[Node], required: Collection[str]) -> None:
+    """Hold every device to what is required.
+
+    Raises:
+        EnvironmentMismatchError: a required check is not fine on one, or one could not be asked.
+    """
+    failed = [f"{node.name}: {node.missed}" for node in nodes if node.missed]
+    failed += [
+        f"{node.name}, {check.key}: {check.says.rstrip('.')}"
+        for node in nodes
+        for check in node.checks
+        if check.key in required and check.verdict is not Verdict.FINE
+    ]
+    if required and failed:
+        raise EnvironmentMismatchError(f"Required and not fine: {'; '.join(failed)}.")
