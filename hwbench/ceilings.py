@@ -1,7 +1,8 @@
 """The machine's ceilings, measured once and kept in the user's cache folder.
 
 The first run on a machine measures the short form; ``hwbench ceilings`` the full form. Every run
-copies what is kept into its header, so that reports read nothing else.
+copies what is kept into its header, so that reports read nothing else. What was measured while the
+machine was busy is measured again by the next run, and the higher of each figure is kept.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any, Protocol, TypeVar
 from hwbench import protocol
 from hwbench.fingerprint import Severity, flat, severity
 
-METHOD = 1
+METHOD = 2
 """Raised when ceilings are measured in another way: what was kept before is measured again."""
 
 _SECONDS = 600.0  # until the worker has to be done, on a machine however busy
 _IN_BOTH_FORMS = ("copy", "launch")
+_BUSY = 0.5  # more than this share of the measuring was disturbed
 
 R = TypeVar("R")
 
@@ -59,12 +61,17 @@ def of_machine(
     """The ceilings of these dtypes: as they are kept, and what is missing measured and kept."""
     file = path(reply, threads)
     kept = _read(file)
-    missing = sorted(set(dtypes) - set(kept.get("matmul", {})))
-    if not missing:
+    known = set(kept.get("matmul", {}))
+    wanted = set(dtypes) | known if busy(kept) else set(dtypes) - known
+    if not dtypes or not wanted:
         return kept if dtypes else {}
-    measured = _measured(worker, protocol.CeilingsRequest(dtypes=missing))
-    both = {**measured, **kept, "matmul": {**measured["matmul"], **kept.get("matmul", {})}}
-    return _keep(file, both)
+    measured = _measured(worker, protocol.CeilingsRequest(dtypes=sorted(wanted)))
+    return _keep(file, _higher(kept, measured) if kept else measured)
+
+
+def busy(found: Mapping[str, Any]) -> bool:
+    """Whether something disturbed the machine for most of the time in which these were measured."""
+    return bool(found.get("disturbed", 0.0) > _BUSY)
 
 
 def measure(
@@ -79,6 +86,26 @@ def _measured(worker: _Worker, request: protocol.CeilingsRequest) -> dict[str, A
     found = worker.ask(request, protocol.CeilingsReply, _SECONDS).ceilings
     form = "full" if request.full else "short"
     return {"form": form, "measured": datetime.now(UTC).isoformat(timespec="seconds"), **found}
+
+
+def _higher(kept: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """The better of each figure; whether the machine was disturbed is that of the later ones."""
+    matmul = {
+        dtype: _better(kept["matmul"].get(dtype), measured["matmul"].get(dtype), "flops_per_second")
+        for dtype in (*kept["matmul"], *measured["matmul"])
+    }
+    copy = _better(kept["copy"], measured["copy"], "bytes_per_second")
+    slower = kept["launch"]["seconds"] > measured["launch"]["seconds"]
+    launch = measured["launch"] if slower else kept["launch"]
+    disturbed = measured["disturbed"]
+    return {**kept, "matmul": matmul, "copy": copy, "launch": launch, "disturbed": disturbed}
+
+
+def _better(kept: dict[str, Any] | None, measured: dict[str, Any] | None, rate: str) -> Any:
+    """What is kept, with the later figures where they are higher; either may be missing."""
+    if not kept or not measured:
+        return kept or measured
+    return {**kept, **measured} if measured[rate] > kept[rate] else kept
 
 
 def _read(file: Path) -> dict[str, Any]:

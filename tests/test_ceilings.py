@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hwbench import ceilings, protocol
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
-from hwbench.meters._ceilings import measure_ceilings
+from hwbench.meters._ceilings import _working_sets, measure_ceilings
 from hwbench.meters._plateaus import Plateau, named, plateaus
 
 MIB = 2**20
@@ -81,7 +82,8 @@ def fake() -> Fake:
 
 def test_the_short_form_has_what_a_run_needs() -> None:
     found = measure_ceilings(fake(), ["float32", "bfloat16"])
-    assert set(found) == {"matmul", "copy", "launch"}
+    assert set(found) == {"matmul", "copy", "launch", "disturbed"}
+    assert found["disturbed"] == 0
     rate = 2 * 64**3 / (2 * 64**3 / FLOPS_PER_SECOND + LAUNCH_SECONDS)
     assert found["matmul"]["float32"] == {
         "flops_per_second": pytest.approx(rate),
@@ -110,8 +112,6 @@ def test_other_precisions_belong_to_the_full_form_and_are_set_back() -> None:
 
     class Two(Fake):
         def matmul_modes(self, dtype: str) -> Any:
-            from contextlib import contextmanager
-
             @contextmanager
             def other() -> Any:
                 switched.append("on")
@@ -124,7 +124,40 @@ def test_other_precisions_belong_to_the_full_form_and_are_set_back() -> None:
     assert switched == []
     found = measure_ceilings(Two(), ["float32"], full=True)
     assert list(found["matmul"]) == ["float32", "float32_other"]
-    assert switched == ["on", "off"]
+    assert switched == len(switched) // 2 * ["on", "off"] != []
+
+
+def test_what_disturbs_the_measuring_is_told() -> None:
+    disturbed = Fake(effects={"replicate": 0, "disturb_probability": 1.0})
+    assert measure_ceilings(disturbed, ["float32"])["disturbed"] == 1
+
+
+def test_every_sweep_is_visited_in_every_pass() -> None:
+    visited: list[str] = []
+
+    class Told(Fake):
+        def matmul_modes(self, dtype: str) -> Any:
+            @contextmanager
+            def visit() -> Any:
+                visited.append(dtype)
+                yield
+
+            return {dtype: visit}
+
+    measure_ceilings(Told(), ["float32", "bfloat16"])
+    passes = len(visited) // 2 - 1  # and once each to read the clock
+    assert passes > 3
+    assert visited == [*(passes * ["float32", "bfloat16"]), "float32", "bfloat16"]
+
+
+def test_a_sweep_takes_no_more_memory_than_its_largest_size() -> None:
+    device = Cpu()
+    device.copy_bytes = 64 * MIB
+    sets = _working_sets(device, "copy", full=True)
+    starts = {subject.inputs[0].data_ptr() for subject in sets.values()}
+    assert len(sets) > 10
+    assert len(starts) == 1
+    assert all(size % 8192 == 0 == start % 64 for size in sets for start in starts)
 
 
 def test_a_size_that_would_take_all_the_time_is_left_out() -> None:
@@ -156,8 +189,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Worker:
     """Answers with made-up ceilings, and remembers what it was asked."""
 
-    def __init__(self, rate: float = 1.0) -> None:
-        self.rate = rate
+    def __init__(self, rate: float = 1.0, disturbed: float = 0.0) -> None:
+        self.rate, self.disturbed = rate, disturbed
         self.asked: list[tuple[list[str], bool]] = []
 
     def ask(self, request: Any, expected: Any, timeout_seconds: float) -> Any:
@@ -165,7 +198,12 @@ class Worker:
         matmul = {dtype: {"flops_per_second": self.rate} for dtype in request.dtypes}
         copy = {"bytes_per_second": self.rate}
         return protocol.CeilingsReply(
-            ceilings={"matmul": matmul, "copy": copy, "launch": {"seconds": 1.0}}
+            ceilings={
+                "matmul": matmul,
+                "copy": copy,
+                "launch": {"seconds": 1.0},
+                "disturbed": self.disturbed,
+            }
         )
 
 
@@ -185,8 +223,29 @@ def test_only_the_first_run_measures_and_a_new_dtype_is_added(cache: Path) -> No
     assert worker.asked == [(["float32"], False), (["bfloat16"], False)]
     assert both["matmul"]["float32"] == {"flops_per_second": 1.0}
     assert both["matmul"]["bfloat16"] == {"flops_per_second": 2.0}
-    assert both["copy"] == {"bytes_per_second": 1.0}
+    assert both["copy"] == {"bytes_per_second": 2.0}
     assert ceilings.of_machine(worker, reply(), 2, {"bfloat16"}) == both
+
+
+def test_what_a_busy_machine_gave_is_measured_again_and_the_higher_is_kept(cache: Path) -> None:
+    worker = Worker(rate=2.0, disturbed=0.8)
+    first = ceilings.of_machine(worker, reply(), 2, {"float32", "bfloat16"})
+    assert ceilings.busy(first)
+    worker.rate, worker.disturbed = 1.0, 0.9
+    assert ceilings.of_machine(worker, reply(), 2, {"float32"})["matmul"] == first["matmul"]
+    worker.rate, worker.disturbed = 3.0, 0.1
+    quiet = ceilings.of_machine(worker, reply(), 2, {"float32"})
+    assert quiet["copy"] == {"bytes_per_second": 3.0}
+    assert {at["flops_per_second"] for at in quiet["matmul"].values()} == {3.0}
+    assert not ceilings.busy(quiet)
+    assert ceilings.of_machine(worker, reply(), 2, {"float32"}) == quiet
+    assert worker.asked == 3 * [(["bfloat16", "float32"], False)]
+
+
+def test_a_dtype_added_on_a_busy_machine_marks_them_all(cache: Path) -> None:
+    ceilings.of_machine(Worker(), reply(), 2, {"float32"})
+    both = ceilings.of_machine(Worker(disturbed=0.8), reply(), 2, {"bfloat16"})
+    assert ceilings.busy(both)
 
 
 def test_without_dtypes_nothing_is_measured(cache: Path) -> None:

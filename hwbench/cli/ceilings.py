@@ -55,6 +55,12 @@ def ceilings(
     out = _shared.console()
     for part in _tables(found):
         out.print(part)
+    if kept.busy(found):
+        out.print(
+            f"The machine was busy in {found['disturbed']:.0%} of that time, so these may be "
+            "too low; the next run measures them again.",
+            soft_wrap=True,
+        )
     where = found.get("not_kept") or f"Kept in {kept.path(reply, threads)}."
     out.print(where, soft_wrap=True)
 

@@ -1,15 +1,18 @@
 """The machine's measured ceilings: matrix rate, bandwidth of each memory level, launch latency.
 
-Every figure is the best over several passes through all sizes, so that what disturbs one pass does
-not lower it. The short form is what a run needs; the full form sweeps sizes and working sets.
+Every figure is the best over several passes through all that is measured, so that a device which is
+disturbed, or slow for some seconds, lowers none of them. The short form is what a run needs; the
+full form sweeps sizes and working sets.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 from hwbench import plugins
 from hwbench.devices._base import Device
@@ -17,22 +20,38 @@ from hwbench.formats._base import Format
 from hwbench.meters._plateaus import Plateau, named, plateaus
 from hwbench.meters._sampling import ENQUEUE_SECONDS, enqueue_seconds, sample
 from hwbench.records import ITEM_BYTES, Case
+from hwbench.workloads._arrays import Arrays
 from hwbench.workloads._base import Subject, Workload
 
-_PASSES = 4  # through all sizes
+_PASSES = 6  # through everything
 _SAMPLE_SECONDS = 2e-3  # a sample lasts about this long
-_LATE = 1.5  # passes end when so much more than the budget went by
+_LATE = 1.5  # passes end when so much more than their time went by
 _MOST_SAMPLES = 200  # of one size in one pass
 _SHORT_SECONDS = 0.4  # for each size, and for the copy
-_MATMUL_SECONDS = 5.0  # of the full form, for each dtype
+_MATMUL_SECONDS = 5.0  # of the full form, for each way to multiply
 _SWEEP_SECONDS = 5.0  # of the full form, for copy and for triad
 _LAUNCH_SECONDS = 0.2
 _QUEUED = 20  # products in the queue while the clock is read
 _GRAPH_CALLS = 100  # in the graph whose replay tells what one more kernel costs
 _FREE_SHARE = 0.25  # of the free memory may be swept over
-_ARRAYS = {"copy": 2, "triad": 3}
+_LINE = 1024  # elements: arrays are multiples of it, so that every thread begins at a cache line
 
-Key = TypeVar("Key", bound=Hashable)
+Setting = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass
+class _Sweep:
+    """Subjects by size, and the fastest call of each that was seen."""
+
+    subjects: dict[int, Subject]
+    seconds: float  # to spend in all passes together
+    setting: Setting = nullcontext
+    fastest: dict[int, float] = field(default_factory=dict)
+    ahead: dict[int, float] = field(default_factory=dict)  # pre-filled in the queue, for each call
+
+    def rates(self, amount: Callable[[int], float]) -> dict[int, float]:
+        """``amount`` of a size over its seconds."""
+        return {size: amount(size) / seconds for size, seconds in self.fastest.items()}
 
 
 def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -> dict[str, Any]:
@@ -40,43 +59,58 @@ def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -
 
     ``matmul`` holds one entry a dtype, as torch is set, and in full form one for every other way
     in which the device may compute it; ``copy`` (and ``triad``) the rate of the largest working
-    set; ``levels`` the plateaus of the copy; ``launch`` what a call of one element takes.
+    set; ``levels`` the plateaus of the copy; ``launch`` what a call of one element takes;
+    ``disturbed`` the share of the visits to a sweep in which something disturbed the device.
     """
-    found: dict[str, Any] = {"matmul": {}}
+    products = {}
     for dtype in dtypes:
-        for mode, setting in device.matmul_modes(dtype).items():
-            if mode == dtype or full:
-                with setting():
-                    found["matmul"][mode] = _matmul(device, dtype, full=full)
-    found["copy"] = _moved(device, "copy", full=full)
+        subjects, modes = _products(device, dtype, full=full), device.matmul_modes(dtype)
+        seconds = _matmul_seconds(len(subjects), full=full)
+        for mode in modes if full else (dtype,):
+            products[mode] = _Sweep(subjects, seconds, modes[mode])
+    seconds = _SWEEP_SECONDS if full else _SHORT_SECONDS
+    moved = {
+        name: _Sweep(_working_sets(device, name, full=full), seconds)
+        for name in (("copy", "triad") if full else ("copy",))
+    }
+    disturbed = _pass_through(device, [*products.values(), *moved.values()])
+    found: dict[str, Any] = {
+        "matmul": {mode: _matmul(device, sweep, full=full) for mode, sweep in products.items()},
+        **{name: _bandwidth(sweep, full=full) for name, sweep in moved.items()},
+    }
     if full:
-        found["triad"] = _moved(device, "triad", full=True)
         found["levels"] = _levels(device, found["copy"]["sweep"])
-    found["launch"] = _launch(device)
-    return found
+    return {**found, "launch": _launch(device), "disturbed": disturbed}
 
 
-def _matmul(device: Device, dtype: str, *, full: bool) -> dict[str, Any]:
-    """Square products of growing size, as far as the time allows; the best is named."""
-    sides = device.matmul_sweep if full else device.matmul_sides
-    budget = _MATMUL_SECONDS if full else _SHORT_SECONDS * len(sides)
+def _matmul_seconds(sides: int, *, full: bool) -> float:
+    return _MATMUL_SECONDS if full else _SHORT_SECONDS * sides
+
+
+def _products(device: Device, dtype: str, *, full: bool) -> dict[int, Subject]:
+    """Square products of growing side, as far as the memory and the time allow."""
+    room = _FREE_SHARE * device.free_bytes()
+    least, *larger = device.matmul_sweep if full else device.matmul_sides
+    sides = [least, *(side for side in larger if 3 * side**2 * ITEM_BYTES[dtype] <= room)]
+    seconds = _matmul_seconds(len(sides), full=full)
     subjects: dict[int, Subject] = {}
     rate = 0.0
-    room = _FREE_SHARE * device.free_bytes()
-    for side in sides:
-        too_slow = subjects and 2 * side**3 / rate * _PASSES > budget / 2
-        if too_slow or (subjects and 3 * side**2 * ITEM_BYTES[dtype] > room):
+    for side, subject in _sharing(device, "matmul", dtype, {side: (side, side) for side in sides}):
+        if subjects and 2 * side**3 / rate * _PASSES > seconds / 2:
             break
-        subject = subject_of(device, "matmul", dtype, (side, side), tokens=side)
         rate = max(rate, 2 * side**3 / min(sample(device, subject, 1) for _ in range(2)))
         subjects[side] = subject
-    rates = {
-        side: 2 * side**3 / seconds for side, seconds in _fastest(device, subjects, budget).items()
-    }
+    return subjects
+
+
+def _matmul(device: Device, sweep: _Sweep, *, full: bool) -> dict[str, Any]:
+    """The best side of a sweep of square products."""
+    rates = sweep.rates(lambda side: 2 * side**3)
     best = max(rates, key=lambda side: rates[side])
     entry: dict[str, Any] = {"flops_per_second": rates[best], "shape": [best, best, best]}
-    if clock := _clock_hertz(device, subjects[best]):
-        entry["sm_clock_hertz"] = clock
+    with sweep.setting():
+        if clock := _clock_hertz(device, sweep.subjects[best]):
+            entry["sm_clock_hertz"] = clock
     if full:
         entry["sweep"] = [
             {"shape": [side] * 3, "flops_per_second": rate} for side, rate in rates.items()
@@ -94,22 +128,19 @@ def _clock_hertz(device: Device, subject: Subject) -> float | None:
     return clock
 
 
-def _moved(device: Device, workload: str, *, full: bool) -> dict[str, Any]:
-    """Bytes a second, by working set; the largest counts, which no cache holds."""
+def _working_sets(device: Device, name: str, *, full: bool) -> dict[int, Subject]:
+    """Copies or triads by the bytes that they move, up to a working set that no cache holds."""
     most = min(device.copy_bytes, int(_FREE_SHARE * device.free_bytes()))
-    sizes = [most]
-    if full:
-        steps = max(0, math.floor(2 * math.log2(most / device.least_copy_bytes)))
-        sizes = [int(most / 2 ** (step / 2)) for step in range(steps, -1, -1)]
-    subjects = {}
-    for size in sizes:
-        elements = max(1, size // 4 // _ARRAYS[workload])
-        subject = subject_of(device, workload, "float32", (1, elements))
-        assert subject.cost is not None
-        subjects[subject.cost.compulsory_bytes] = subject
-    budget = _SWEEP_SECONDS if full else _SHORT_SECONDS
-    fastest = _fastest(device, subjects, budget)
-    rates = {size: size / seconds for size, seconds in fastest.items()}
+    steps = max(0, math.floor(2 * math.log2(most / device.least_copy_bytes))) if full else 0
+    arrays = len(_arrays(name).shapes(_case(device, name, "float32", (1, 1))))
+    lines = [int(most / 2 ** (step / 2)) // (4 * arrays * _LINE) for step in range(steps, -1, -1)]
+    shapes = {4 * arrays * _LINE * max(1, line): (max(1, line), _LINE) for line in lines}
+    return dict(_sharing(device, name, "float32", shapes))
+
+
+def _bandwidth(sweep: _Sweep, *, full: bool) -> dict[str, Any]:
+    """The rate of the largest working set, which no cache holds."""
+    rates = sweep.rates(lambda size: size)
     largest = max(rates)
     entry: dict[str, Any] = {"bytes_per_second": rates[largest], "working_set_bytes": largest}
     if full:
@@ -139,7 +170,7 @@ def _levels(device: Device, sweep: list[dict[str, float]]) -> list[dict[str, Any
 def _launch(device: Device) -> dict[str, Any]:
     """Seconds of the smallest call: on the device, on the host, and replayed from a graph."""
     subject = subject_of(device, "launch", "float32", (1, 1))
-    found: dict[str, Any] = {"seconds": _fastest(device, {0: subject}, _LAUNCH_SECONDS)[0]}
+    found: dict[str, Any] = {"seconds": _fastest(device, subject)}
     if device.asynchronous:
         found["host_seconds"] = min(enqueue_seconds(device, subject) for _ in range(_PASSES))
     for calls, name in ((1, "graph_seconds"), (_GRAPH_CALLS, "graph_kernel_seconds")):
@@ -147,8 +178,7 @@ def _launch(device: Device) -> dict[str, Any]:
         if isinstance(replay, str):
             found["graph"] = replay
             break
-        again = Subject(step=_ignoring_state(replay))
-        found[name] = _fastest(device, {0: again}, _LAUNCH_SECONDS)[0] / calls
+        found[name] = _fastest(device, Subject(step=_ignoring_state(replay))) / calls
     return found
 
 
@@ -164,43 +194,86 @@ def _ignoring_state(replay: Callable[[], None]) -> Callable[[Any], None]:
     return lambda _: replay()
 
 
-def _fastest(device: Device, subjects: Mapping[Key, Subject], budget: float) -> dict[Key, float]:
-    """Seconds a call of each, the least of several passes through all; ``budget`` is for all."""
-    share = budget / len(subjects) / _PASSES
-    found = dict.fromkeys(subjects, math.inf)
-    ahead = dict.fromkeys(subjects, ENQUEUE_SECONDS)
-    begun = time.monotonic()
+def _fastest(device: Device, subject: Subject) -> float:
+    sweep = _Sweep({0: subject}, _LAUNCH_SECONDS)
+    _pass_through(device, [sweep])
+    return sweep.fastest[0]
+
+
+def _pass_through(device: Device, sweeps: Sequence[_Sweep]) -> float:
+    """Visit every sweep once a pass; the share of the visits that something disturbed.
+
+    On a machine so busy that passes take much longer than they should, the first ones must do.
+    """
+    limit = time.monotonic() + _LATE * sum(sweep.seconds for sweep in sweeps)
+    visits = disturbed = 0
     for number in range(_PASSES):
-        for key, subject in subjects.items():
-            if number and time.monotonic() - begun > _LATE * budget:
-                return found  # a busy machine: the passes so far must do
-            if number == 0:
-                found[key] = min(sample(device, subject, 1) for _ in range(2))
-                if device.asynchronous:  # a queue that runs dry would time the host
-                    ahead[key] = max(ENQUEUE_SECONDS, 2 * enqueue_seconds(device, subject))
-            calls = max(1, math.ceil(_SAMPLE_SECONDS / found[key]))
-            spent, samples = 0.0, 0
-            while samples == 0 or (spent < share and samples < _MOST_SAMPLES):
-                seconds = sample(device, subject, calls, enqueue_seconds=ahead[key])
-                found[key] = min(found[key], seconds)
-                spent, samples = spent + seconds * calls, samples + 1
-    return found
+        for sweep in sweeps:
+            if number and time.monotonic() > limit:
+                break
+            before, begun = device.probe(), time.monotonic()
+            with sweep.setting():
+                _visit(device, sweep)
+            seconds = time.monotonic() - begun
+            visits += 1
+            disturbed += bool(device.disturbance(before, device.probe(), seconds))
+    return disturbed / visits
 
 
-def subject_of(
-    device: Device, workload: str, dtype: str, shape: tuple[int, int], tokens: int | None = None
-) -> Subject:
-    """A workload prepared on the device, ready to be sampled."""
-    case = Case(
-        workload=workload,
+def _visit(device: Device, sweep: _Sweep) -> None:
+    """Sample every subject for its share of the time of one pass."""
+    share = sweep.seconds / len(sweep.subjects) / _PASSES
+    for size, subject in sweep.subjects.items():
+        if size not in sweep.fastest:
+            sweep.fastest[size] = min(sample(device, subject, 1) for _ in range(2))
+            ahead = enqueue_seconds(device, subject) if device.asynchronous else 0.0
+            sweep.ahead[size] = max(ENQUEUE_SECONDS, 2 * ahead)  # a dry queue would time the host
+        calls = max(1, math.ceil(_SAMPLE_SECONDS / sweep.fastest[size]))
+        spent, samples = 0.0, 0
+        while samples == 0 or (spent < share and samples < _MOST_SAMPLES):
+            seconds = sample(device, subject, calls, enqueue_seconds=sweep.ahead[size])
+            sweep.fastest[size] = min(sweep.fastest[size], seconds)
+            spent, samples = spent + seconds * calls, samples + 1
+
+
+def _sharing(
+    device: Device, name: str, dtype: str, shapes: dict[int, tuple[int, int]]
+) -> Iterator[tuple[int, Subject]]:
+    """The subject of each shape, by its key: all lie in the arrays of the last, the largest."""
+    *_, largest = shapes.values()
+    whole = subject_of(device, name, dtype, largest)
+    workload, described = _arrays(name), _dense(largest)
+    for key, shape in shapes.items():
+        yield key, _costed(workload.within(whole, _case(device, name, dtype, shape), described))
+
+
+def subject_of(device: Device, name: str, dtype: str, shape: tuple[int, int]) -> Subject:
+    """A workload prepared on the device, ready to be sampled; tokens of a product are its rows."""
+    workload = plugins.load("workloads", name, Workload)()
+    case = _case(device, name, dtype, shape)
+    return _costed(workload.prepare(case, _dense(shape), device, seed=0))
+
+
+def _costed(subject: Subject) -> Subject:
+    subject.step.cost = subject.cost  # type: ignore[attr-defined]
+    return subject
+
+
+def _arrays(name: str) -> Arrays:
+    return plugins.load("workloads", name, Arrays)()
+
+
+def _dense(shape: tuple[int, int]) -> Format:
+    return plugins.load("formats", "dense", Format).from_knobs(*shape)
+
+
+def _case(device: Device, name: str, dtype: str, shape: tuple[int, int]) -> Case:
+    return Case(
+        workload=name,
         format="dense",
         out_features=shape[0],
         in_features=shape[1],
         dtype=dtype,
         device=device.kind,
-        tokens=tokens,
+        tokens=shape[0] if name == "matmul" else None,
     )
-    dense = plugins.load("formats", "dense", Format).from_knobs(*shape)
-    subject = plugins.load("workloads", workload, Workload)().prepare(case, dense, device, seed=0)
-    subject.step.cost = subject.cost  # type: ignore[attr-defined]
-    return subject

@@ -33,7 +33,7 @@ def examine(device: Device) -> dict[str, Any]:
     less one; ``two_four`` has a reason for each kernel, "" where it ran; ``retired_package`` says
     what to do about it, "" where it is not installed.
     """
-    subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE), tokens=_SIDE)
+    subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE))
     first = min(sample(device, subject, 1) for _ in range(3))
     calls = max(1, math.ceil(_SAMPLE_SECONDS / first))
     before, begun, taken = device.probe(), time.monotonic(), [sample(device, subject, calls)]

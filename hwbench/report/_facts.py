@@ -108,6 +108,8 @@ def ceilings(found: Mapping[str, Any]) -> Facts:
         working = copy.get("working_set_bytes")
         size = f", working set {units.nbytes(working)}" if known(working) else ""
         facts.append(("copy", f"{units.si(rate, 'B/s')}{size}"))
+    if known(disturbed := found.get("disturbed")) and disturbed:
+        facts.append(("disturbed", f"{disturbed:.0%} of the time in which they were measured"))
     return facts or [("ceilings", "not measured in this run, so there is no roofline")]
 
 

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from hwbench.devices._base import Device
+from torch import Tensor
+
+from hwbench.devices._base import Step
 from hwbench.formats._base import Format
 from hwbench.records import ITEM_BYTES, Case, Cost
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._arrays import Arrays, Shape
 
 
-class Copy(Workload):
+class Copy(Arrays):
     """Copy (out_features, in_features) elements; bytes count one read and one write of each."""
 
     AXES = ("regime",)
+    STREAM = 6
 
     def cost(self, case: Case, described: Format) -> Cost:
         del described
         size = ITEM_BYTES[case.dtype] * case.out_features * case.in_features
         return Cost(parameters=0, stored_bytes=0, flops=0, dense_flops=0, compulsory_bytes=2 * size)
 
-    def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
-        source = generator(device, seed, 6)
-        shape = (case.out_features, case.in_features)
-        origin = torch.rand(shape, generator=source, device=source.device).to(DTYPES[case.dtype])
-        target = torch.empty_like(origin)
-        return Subject(
-            step=lambda _: target.copy_(origin),
-            cost=self.cost(case, described),
-            inputs=[origin, target],
-        )
+    def shapes(self, case: Case) -> list[Shape]:
+        return 2 * [(case.out_features, case.in_features)]
+
+    def step(self, arrays: Sequence[Tensor]) -> Step:
+        origin, target = arrays
+        return lambda _: target.copy_(origin)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from hwbench.devices._base import Device
+import torch
+from torch import Tensor
+
+from hwbench.devices._base import Step
 from hwbench.formats._base import Format
 from hwbench.records import ITEM_BYTES, Case, Cost
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._arrays import Arrays, Shape
 
 
-class Matmul(Workload):
+class Matmul(Arrays):
     """C = A B, A of (tokens, in_features), B of (in_features, out_features), C preallocated."""
 
     AXES = ("tokens", "regime")
+    STREAM = 5
+    DRAW = staticmethod(torch.randn)
 
     def cost(self, case: Case, described: Format) -> Cost:
         del described
@@ -28,14 +33,10 @@ class Matmul(Workload):
             compulsory_bytes=moved,
         )
 
-    def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
-        source, dtype = generator(device, seed, 5), DTYPES[case.dtype]
+    def shapes(self, case: Case) -> list[Shape]:
         rows, inner, columns = case.tokens or 1, case.in_features, case.out_features
-        left = torch.randn(rows, inner, generator=source, device=source.device).to(dtype)
-        right = torch.randn(inner, columns, generator=source, device=source.device).to(dtype)
-        out = torch.empty(rows, columns, dtype=dtype, device=source.device)
-        return Subject(
-            step=lambda _: torch.mm(left, right, out=out),
-            cost=self.cost(case, described),
-            inputs=[left, right, out],
-        )
+        return [(rows, inner), (inner, columns), (rows, columns)]
+
+    def step(self, arrays: Sequence[Tensor]) -> Step:
+        left, right, out = arrays
+        return lambda _: torch.mm(left, right, out=out)

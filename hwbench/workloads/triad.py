@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from hwbench.devices._base import Device
+import torch
+from torch import Tensor
+
+from hwbench.devices._base import Step
 from hwbench.formats._base import Format
 from hwbench.records import ITEM_BYTES, Case, Cost
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._arrays import Arrays, Shape
 
 _SCALE = 0.5
 
 
-class Triad(Workload):
+class Triad(Arrays):
     """a = b + s c over (out_features, in_features) elements, in one pass.
 
     Bytes count two reads and one write of each element, as STREAM does: what a cache reads of a
@@ -20,6 +23,7 @@ class Triad(Workload):
     """
 
     AXES = ("regime",)
+    STREAM = 7
 
     def cost(self, case: Case, described: Format) -> Cost:
         del described
@@ -33,14 +37,9 @@ class Triad(Workload):
             compulsory_bytes=3 * elements * ITEM_BYTES[case.dtype],
         )
 
-    def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
-        source = generator(device, seed, 7)
-        shape = (case.out_features, case.in_features)
-        left = torch.rand(shape, generator=source, device=source.device).to(DTYPES[case.dtype])
-        right = torch.rand(shape, generator=source, device=source.device).to(DTYPES[case.dtype])
-        target = torch.empty_like(left)
-        return Subject(
-            step=lambda _: torch.add(left, right, alpha=_SCALE, out=target),
-            cost=self.cost(case, described),
-            inputs=[left, right, target],
-        )
+    def shapes(self, case: Case) -> list[Shape]:
+        return 3 * [(case.out_features, case.in_features)]
+
+    def step(self, arrays: Sequence[Tensor]) -> Step:
+        left, right, target = arrays
+        return lambda _: torch.add(left, right, alpha=_SCALE, out=target)
