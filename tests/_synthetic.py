@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from hwbench.records import (
     ITEM_BYTES,
@@ -154,6 +157,7 @@ def run_of(
             density=density,
             cost=cost(case, density),
             unsupported=unsupported,
+            seeds=case.options.get("seeds"),
         )
         for replicate in range(1 if case.workload == "projection" else replicates):
             run.results.append(result(run.planned[case.id], replicate, rng))
@@ -202,6 +206,19 @@ def failed(run: Run, status: Status, reason: str) -> Run:
         Result(case=r.case, replicate=r.replicate, seed=r.seed, status=status, reason=reason)
         for r in run.results
     ]
+    return run
+
+
+def rescored(run: Run, name: str = "psnr_db") -> Run:
+    """The same run with another score, the higher the better: decibels."""
+    for case, planned in run.planned.items():
+        if planned.seeds:
+            run.planned[case] = msgspec.structs.replace(planned, better="higher")
+    for result in run.results:
+        for place, measured in enumerate(result.measurements):
+            if measured.quantity == "score":
+                decibels = -40 * math.log10(measured.values[0])
+                result.measurements[place] = _one("score", decibels, "", note=name)
     return run
 
 

@@ -15,6 +15,7 @@ from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, questions, run
 from hwbench.errors import UsageError
 from hwbench.records import Status
 from hwbench.report import _charts, _heat, _pack, _palette, html
+from hwbench.report._scores import score_of
 from hwbench.store import Run
 
 
@@ -123,7 +124,8 @@ def test_the_answer_comes_first_and_says_numbers_and_intervals(page: Page) -> No
     )
     assert "Which format is the fastest at the accuracy I need?" in shown
     assert re.search(
-        r"In 10 % of dense’s bytes: blast density=0\.1 , error 0\.\d+ on projection", shown
+        r"In 10 % of dense’s bytes: blast density=0\.1 , projection error 0\.\d+ on projection",
+        shown,
     )
     assert f"Not answered: 4 of 4 cases did not run. {UNSUPPORTED}" in shown
     assert "Nowhere : in each of 4 groups a format is faster beyond its interval." in shown
@@ -191,9 +193,13 @@ def test_each_format_has_its_own_colour_and_shape_in_the_data(page: Page) -> Non
 def test_every_specification_compiles() -> None:
     import vl_convert
 
-    specifications = _charts.specifications(_palette.styles(["dense", "low_rank", HOSTILE]))
+    known = [score_of({"score_name": name}) for name in ("projection_error", "psnr_db", HOSTILE)]
+    looks = _palette.styles(["dense", "low_rank", HOSTILE])
+    specifications = _charts.specifications(looks, known)
     assert set(specifications) == {
-        "pareto", "error_density", "error_bytes", "crossover", "sweep", "roofline", "stored",
+        *(f"{kind} {score.name}" for score in known
+          for kind in ("pareto", "error_density", "error_bytes")),
+        "crossover", "sweep", "roofline", "stored",
         "saved", "energy", "compile", "first", "pack", "split", "winners", "spread", "series",
     }  # fmt: skip
     for name, specification in specifications.items():
@@ -211,7 +217,7 @@ def test_figures_name_rows_of_their_own_kind(page: Page) -> None:
             assert numbers == sorted(set(numbers))
             if figure["kind"] == "saved":
                 assert all(saved[n] is not None for n in numbers)
-            if figure["kind"] == "pareto":
+            if figure["kind"] == "pareto projection_error":
                 assert len({directions[n] for n in numbers}) == 1
                 assert len(figure["own"]["error"]) == len(numbers) == 18
 
@@ -307,7 +313,7 @@ def test_without_ceilings_there_is_a_sentence_and_no_roofline() -> None:
 
 def test_without_projections_there_is_a_sentence() -> None:
     page = Page(html.render([run_of(questions(projection=False))]))
-    assert 'A suite with a second block, workload = "projection"' in page.shown
+    assert 'A suite with a second block, such as workload = "projection"' in page.shown
 
 
 def test_one_replicate_decides_nothing() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _synthetic import hostile_run, questions, run_of
+from _synthetic import hostile_run, questions, rescored, run_of
 
 from hwbench import units
 from hwbench.report import _pack, html
@@ -350,6 +350,23 @@ def test_the_page_writes_numbers_as_python_does(chromium: Any) -> None:
     page.close()
     assert [pair[0] for pair in seen] == [units.seconds(value) for value in values]
     assert [pair[1] for pair in seen] == [units.significant(value) for value in values]
+
+
+def test_the_front_of_a_score_that_is_better_higher_rises(opened: Callable[..., Opened]) -> None:
+    shown = opened(html.render([rescored(run_of(questions()))]))
+    figure = shown.page.locator("[data-section=accuracy] figure.chart").first
+    assert figure.locator("svg").get_by_text("PSNR (dB), higher is better").count() == 1
+    points = figure.evaluate(
+        "(f) => f.view.data('table').map((r) => [r.relative, r.error, r.front])"
+    )
+    best = [max(e for r, e, _ in points if r <= relative) for relative, _, _ in points]
+    front = [error for (_, error, _), most in zip(points, best, strict=True) if error == most]
+    assert set(front) == {error for _, error, on_front in points if on_front}
+    assert 2 < len(set(front)) < len(points)
+    row = "[...document.querySelectorAll('#table tbody tr')].map((r) => r.innerText)"
+    shown.page.get_by_label("Search").fill("projection blast")
+    shown.wait()
+    assert all(" dB PSNR" in line for line in shown.page.evaluate(row))
 
 
 @pytest.mark.slow

@@ -336,7 +336,7 @@ def test_an_unknown_suffix_is_a_sentence(run: Run, tmp_path: Path) -> None:
     ("kind", "said"),
     [
         ("roofline", "ceilings were not measured"),
-        ("pareto", "no projection error"),
+        ("pareto", "no score that goes with a time"),
         ("crossover", "nothing can cross"),
         ("heatmap", "nothing to map"),
         ("scaling", "at least two token counts"),

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import re
 from itertools import pairwise
 
 import pytest
-from _synthetic import linear_case, projection_case, questions, run_of
+from _synthetic import linear_case, projection_case, questions, rescored, run_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hwbench import plugins
 from hwbench.errors import UsageError
 from hwbench.records import Measurement
-from hwbench.report import _answers, _crossing, _density, _questions, _samples, _trade, html
+from hwbench.report import (
+    _answers,
+    _charts,
+    _crossing,
+    _density,
+    _facts,
+    _questions,
+    _samples,
+    _trade,
+    html,
+)
+from hwbench.report._palette import styles
 from hwbench.report._rows import Row
+from hwbench.report._scores import score_of, scores
 from hwbench.store import Run
+from hwbench.workloads._base import Workload
 
 NAN = math.nan
 
@@ -99,8 +115,55 @@ def test_packing_is_only_told_where_it_was_measured_at_the_shape() -> None:
 
 def test_what_keeps_the_accuracy_is_named_with_its_range() -> None:
     found = asked(run_of(questions()))["Which format is the fastest at the accuracy I need?"]
-    assert found[0] == "At an error of at most 0.05: dense, nothing faster is as near."
+    assert found[0] == ("With projection error of at most 0.05: dense, nothing faster is as good.")
     assert any("monarch density=0.5 in 4 of 4 groups" in sentence for sentence in found)
+
+
+def test_a_score_has_its_name_unit_and_direction_wherever_it_stands() -> None:
+    run = rescored(run_of(questions()))
+    fastest, per_byte = list(asked(run).values())[:2]
+    assert fastest[0].startswith("With PSNR of at least 35 dB: blast density=0.5 in 4")
+    assert per_byte[0].startswith("In 50 % of dense’s bytes: blast density=0.5, PSNR 35.3 dB on")
+    rows = rows_of(run)
+    (pareto, *_) = [_trade.pareto(join) for join in _trade.joins(rows)]
+    assert pareto.kind == "pareto psnr_db"
+    assert re.search(r"faster than dense from PSNR \d\d\.\d dB \(\w+ density=0\.5, 0", pareto.says)
+    (by_density, _) = _trade.errors(rows)
+    assert by_density.title.endswith(": PSNR, by parameters kept")
+    assert by_density.says.startswith("The best PSNR has ")
+    told = _trade.trade(_trade.joins(rows)[0])
+    assert told.heads[0] == "PSNR (dB) at least"
+    assert [float(line[0]) for line in told.lines] == sorted(
+        [float(line[0]) for line in told.lines], reverse=True
+    )
+    axes = json.dumps(_charts.specifications(styles(["btt"]), scores(rows).values()))
+    assert axes.count("PSNR (dB), higher is better") >= 3
+    assert "error" not in " ".join([*fastest, *per_byte, pareto.says, by_density.says])
+
+
+def test_a_score_nobody_knows_is_shown_by_its_name() -> None:
+    score = score_of({"score_name": "code_bleu", "better": "higher"})
+    assert score.axis == "code bleu, higher is better"
+    assert score.said(0.5) == "0.500"
+
+
+def test_every_score_of_the_workloads_is_known() -> None:
+    names = ("projection", "image", "compress", "training")
+    found = [plugins.load("workloads", name, Workload).SCORE for name in names]
+    for quantity in found:
+        assert quantity
+        score = score_of({"score_name": quantity.name})
+        assert (score.unit, score.better) == (quantity.unit, quantity.better)
+        assert score.asked
+
+
+def test_a_replicate_of_a_scored_case_is_a_seed() -> None:
+    scored = run_of([projection_case("btt", 0.5)], replicates=5)
+    assert _facts.counts(scored) == "1 case, 1 of 1 seed"
+    timed = run_of([linear_case("btt", 0.5)], replicates=5)
+    assert _facts.counts(timed) == "1 case, 5 of 5 replicates"
+    both = run_of([linear_case("btt", 0.5), projection_case("btt", 0.5)], replicates=5)
+    assert _facts.counts(both) == "2 cases, 5 of 5 replicates, 1 of 1 seed"
 
 
 def test_two_four_is_counted_where_it_ran() -> None:

@@ -6,6 +6,7 @@ under ``roofs``). Colours are CSS variables, so that one drawing serves light, d
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hwbench.report._chart_base import FAINT, GRID, INK
@@ -17,6 +18,7 @@ from hwbench.report._chart_base import tips as _tips
 from hwbench.report._charts_costs import charts_beside
 from hwbench.report._crossing import EQUAL
 from hwbench.report._palette import Style
+from hwbench.report._scores import Score
 
 if TYPE_CHECKING:
     import altair as alt
@@ -57,17 +59,26 @@ _BYTES = "datum.value ? format(datum.value, '~s') + 'B' : '0'"
 _TIMES = "format(datum.value, '~g') + '×'"
 
 
-def specifications(styles: dict[str, Style]) -> dict[str, dict[str, Any]]:
-    """Every kind of chart as a Vega-Lite specification, by name."""
+def specifications(
+    styles: dict[str, Style], scores: Iterable[Score] = ()
+) -> dict[str, dict[str, Any]]:
+    """Every kind of chart as a Vega-Lite specification, by name; some have one a score."""
     charts = {
-        "pareto": _pareto(styles),
-        "error_density": _error(styles, "density", "density (parameters kept)"),
-        "error_bytes": _error(styles, "stored_ratio", "stored bytes, relative to dense"),
         "crossover": _crossover(styles),
         "sweep": _sweep(styles),
         "roofline": _roofline(styles),
         **charts_beside(styles),
     }
+    for score in scores:
+        charts |= {
+            f"pareto {score.name}": _pareto(styles, score),
+            f"error_density {score.name}": _error(
+                styles, score, "density", "density (parameters kept)"
+            ),
+            f"error_bytes {score.name}": _error(
+                styles, score, "stored_ratio", "stored bytes, relative to dense"
+            ),
+        }
     return {name: _specification(chart) for name, chart in charts.items()}
 
 
@@ -126,18 +137,26 @@ def _dense_line(along: str) -> Any:
     return rule + text.encode(x=alt.value(0))
 
 
-def _pareto(styles: dict[str, Style]) -> Any:
+def _scored(field: str, score: Score) -> Any:
+    """The axis of a score: an error starts at zero, where nothing is lost."""
+    import altair as alt
+
+    scale = alt.Scale(zero=not score.higher, nice=True)
+    return alt.Y(f"{field}:Q", title=score.axis, scale=scale)
+
+
+def _pareto(styles: dict[str, Style], score: Score) -> Any:
     import altair as alt
 
     base = _base(360)
-    y = alt.Y("error:Q", title="score", scale=alt.Scale(zero=True, nice=True))
+    y = _scored("error", score)
     x = _relative(alt.X, "time relative to dense (log), with 95 % interval")
     front = base.transform_filter("datum.front")
     step = front.mark_line(interpolate="step-before", color=FAINT, strokeWidth=1.5)
     span = base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(
         x="span_low:Q", x2="span_high:Q", y=y, **_colour(styles)
     )
-    points = _points(base, styles, _tips(error_text="score")).encode(
+    points = _points(base, styles, _tips(error_text=score.measured)).encode(
         x=x,
         y=y,
         size=alt.condition("datum.front", alt.value(_SIZE * 1.7), alt.value(_SIZE * 0.9)),
@@ -145,7 +164,7 @@ def _pareto(styles: dict[str, Style]) -> Any:
     )
     names = front.mark_text(align="left", baseline="bottom", dx=7, dy=-4)
     return alt.layer(
-        step.encode(x=x, y=y, order="error:Q"),
+        step.encode(x=x, y=y, order=alt.Order("relative:Q", sort="descending")),
         _dense_line("x"),
         span,
         points,
@@ -153,16 +172,13 @@ def _pareto(styles: dict[str, Style]) -> Any:
     )
 
 
-def _error(styles: dict[str, Style], field: str, title: str) -> Any:
+def _error(styles: dict[str, Style], score: Score, field: str, title: str) -> Any:
     import altair as alt
 
-    base = _base().encode(
-        x=_density(field, title),
-        y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=True)),
-    )
+    base = _base().encode(x=_density(field, title), y=_scored("score", score))
     line = base.mark_line(strokeWidth=1.3, opacity=0.7)
     line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
-    tips = _tips(error_text="score", stored_text="stored")
+    tips = _tips(error_text=score.measured, stored_text="stored")
     return alt.layer(_reach(), line, _points(base, styles, tips[:1] + tips[2:3] + tips[-2:]))
 
 

@@ -42,8 +42,6 @@ def machines(runs: list[Run]) -> list[str]:
 def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
     """What is said of a run before its results, and in the last section."""
     header = run.header
-    asked = _count(header.plan.replicates, "replicate")
-    done = len({result.replicate for result in run.results})
     return Summary(
         machine=machine,
         name=printable(header.run),
@@ -53,9 +51,23 @@ def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
         version=printable(header.version),
         state=_state(run, rows),
         complete=run.complete,
-        counts=f"{_count(len(rows), 'case')}, {done} of {asked}",
+        counts=counts(run),
         tables=_tables(run),
     )
+
+
+def counts(run: Run) -> str:
+    """``36 cases, 3 of 5 replicates, 2 of 2 seeds``: a scored case has seeds, a timed one not."""
+    seeds = {case: planned.seeds for case, planned in run.planned.items() if planned.seeds}
+    done: dict[bool, set[int]] = {False: set(), True: set()}
+    for result in run.results:
+        done[result.case in seeds].add(result.replicate)
+    parts = [_count(len(run.planned), "case")]
+    if len(seeds) < len(run.planned) or not seeds:
+        parts.append(f"{len(done[False])} of {_count(run.header.plan.replicates, 'replicate')}")
+    if seeds:
+        parts.append(f"{len(done[True])} of {_count(max(seeds.values()), 'seed')}")
+    return ", ".join(parts)
 
 
 def _count(number: int, noun: str) -> str:

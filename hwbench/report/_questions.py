@@ -18,11 +18,10 @@ from hwbench.report._rows import (
     printable,
     relative,
 )
+from hwbench.report._scores import Score, score_of
 
-BOUNDS = (0.05, 0.1, 0.2, 0.5)
-"""Errors at which the first question is answered; those that change nothing are left out."""
 SHARES = (0.5, 0.25, 0.1)
-"""Shares of dense's bytes at which the second is."""
+"""Shares of dense's bytes at which the second question is answered."""
 _SPARSE = ("semi_structured", "two_four_training", "n_m")
 
 
@@ -46,24 +45,30 @@ def questions(rows: list[Row], joins: list[Joined]) -> list[Question]:
 
 
 def _at_accuracy(joins: list[Joined]) -> list[Sentence]:
-    joins = [found for found in joins if found.better == "lower"]
+    """For each score and each of its levels the fastest that keeps it; what changes it, once."""
+    by_score: dict[Score, list[Joined]] = {}
+    for found in joins:
+        by_score.setdefault(score_of(found.scored), []).append(found)
     said: list[Sentence] = []
-    before: Any = None
-    for bound in BOUNDS:
-        fastest = [best_within(found, [bound])[0].fastest for found in joins]
-        chosen = [pair for pair in fastest if pair is not None]
-        names = Counter(pair.name for pair in chosen)
-        if not chosen or names == before:
-            continue
-        before = names
-        said.append(_choice(bound, chosen, names))
+    for score, own in by_score.items():
+        before: Any = None
+        for level in score.asked:
+            fastest = [best_within(found, [level])[0].fastest for found in own]
+            chosen = [pair for pair in fastest if pair is not None]
+            names = Counter(pair.name for pair in chosen)
+            if chosen and names != before:
+                before = names
+                said.append(
+                    _choice(f"{score.bound} {level:g} {score.unit}".rstrip(), score, chosen)
+                )
     return said
 
 
-def _choice(bound: float, chosen: list[Pair], names: Counter[str]) -> Sentence:
-    lead = f"At an error of at most {bound:g}: "
+def _choice(level: str, score: Score, chosen: list[Pair]) -> Sentence:
+    names = Counter(pair.name for pair in chosen)
+    lead = f"With {score.title} of {level}: "
     if set(names) == {DENSE}:
-        return [(lead, REST), ("dense", POINT), (", nothing faster is as near.", REST)]
+        return [(lead, REST), ("dense", POINT), (", nothing faster is as good.", REST)]
     pieces: Sentence = [(lead, REST)]
     for place, (name, times) in enumerate(names.most_common(3)):
         own = sorted(pair.relative for pair in chosen if pair.name == name)
@@ -78,21 +83,20 @@ def _choice(bound: float, chosen: list[Pair], names: Counter[str]) -> Sentence:
 
 
 def _per_byte(rows: list[Row]) -> list[Sentence]:
-    scored = [
-        row for row in rows if is_scored(row) and known(row["score"]) and row["better"] != "higher"
-    ]
+    scored = [row for row in rows if is_scored(row) and known(row["score"])]
     said: list[Sentence] = []
     for share in SHARES:
         fit = [r for r in scored if known(r["stored_ratio"]) and r["stored_ratio"] <= share * 1.001]
         for members in list(groups(fit).values())[:2]:
-            best = min(members, key=lambda row: row["score"])
+            score = score_of(members[0])
+            best = (max if score.higher else min)(members, key=lambda row: row["score"])
             low, high = best["score_low"], best["score_high"]
             span = f" ({units.significant(low)}–{units.significant(high)})" if known(low) else ""
             said.append(
                 [
                     (f"In {units.percent(share, 0)} of dense’s bytes: ", REST),
                     (printable(best["label"]), POINT),
-                    (f", error {units.significant(best['score'])}{span}", REST),
+                    (f", {score.title} {score.said(best['score'])}{span}", REST),
                     (f" on {words.workload(best)}, {words.shape(best)}.", REST),
                 ]
             )

@@ -42,8 +42,8 @@ def sections(
             "accuracy",
             [_trade.pareto(each) for each in joined],
             4,
-            "The run has no projection errors that go with its times: nothing to trade. A suite "
-            'with a second block, workload = "projection", over the same formats gives them.',
+            "The run has no scores that go with its times: nothing to trade. A suite with a second "
+            'block, such as workload = "projection", over the same formats gives them.',
         ),
         Section("errors", _trade.errors(rows), 4, ""),
         Section("density", _density.crossover(rows), 4, "No case has a time relative to dense."),

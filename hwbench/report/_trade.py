@@ -9,23 +9,30 @@ from hwbench.join import Joined, Pair, is_scored, join, table
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
 from hwbench.report._rows import DENSE, Row, Seen, groups, known, printable, relative
+from hwbench.report._scores import score_of
 from hwbench.report._views import Figure
 
 
 @dataclass
 class Trade:
-    """One group as a table: at most so much error, the fastest, and what dense costs."""
+    """One group as a table: the score that is kept, the fastest that keeps it, what dense costs."""
 
     title: str
     group: int
     shapes: str
     dense: str
     lines: list[list[str]] = field(default_factory=list)
-    error: str = "error"
+    score: str = "score"
+    bound: str = "at most"
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The headings of the table's columns."""
+        return (f"{self.score} {self.bound}", *HEADS)
 
 
-HEADS = ("at most", "fastest", "time", "of dense", "stored", "told from dense")
-"""The columns of the table."""
+HEADS = ("fastest", "time", "of dense", "stored", "told from dense")
+"""The columns of the table beside the score that is kept."""
 
 
 def joins(rows: list[Row]) -> list[Joined]:
@@ -47,8 +54,9 @@ def placed(found: Joined) -> list[Pair]:
 
 
 def trade(found: Joined) -> Trade:
-    """At most so much error: the fastest format, its time and memory, and what dense costs."""
+    """For each score: the fastest format that keeps it, its time and memory, what dense costs."""
     rows = table(found)
+    score = score_of(found.scored)
     dense = found.dense
     told = Trade(
         title=words.group_title(found.timed),
@@ -58,7 +66,8 @@ def trade(found: Joined) -> Trade:
         if dense is None
         else f"Dense takes {units.seconds(dense['time_seconds'])} and stores "
         f"{units.nbytes(dense['stored_bytes'])}.",
-        error=printable(found.score_name).replace("_", " "),
+        score=score.measured,
+        bound=score.bound,
     )
     for row in rows:
         if row["format"] in (None, DENSE):
@@ -80,7 +89,7 @@ def trade(found: Joined) -> Trade:
 def _shapes(found: Joined) -> str:
     timed, scored = found.shapes
     return (
-        f"Time measured at {printable(timed)}; {printable(found.score_name).replace('_', ' ')} of "
+        f"Time measured at {printable(timed)}; {score_of(found.scored).title} of "
         f"{words.workload(found.scored)} at {printable(scored)}."
     )
 
@@ -89,13 +98,18 @@ def pareto(found: Joined) -> Figure:
     """The score against relative time."""
     pairs = sorted(placed(found), key=lambda pair: pair.timed["number"])
     front = [pair for pair in reversed(placed(found)) if pair.front]
+    score = score_of(found.scored)
     faster = [pair for pair in front if pair.relative < 1]
     if faster:
         first, last = (
-            f"{units.significant(p.score)} ({printable(p.name)}, {units.ratio(p.relative)})"
+            f"{score.said(p.score)} ({printable(p.name)}, {units.ratio(p.relative)})"
             for p in (faster[0], faster[-1])
         )
-        reach = f"from an error of {first} to {last}" if len(faster) > 1 else f"at {first}"
+        reach = (
+            f"from {score.title} {first} to {last}"
+            if len(faster) > 1
+            else f"at {score.title} {first}"
+        )
         sure = sum(beats(pair.timed) for pair in faster)
         surely = f"{sure or 'none'} of {len(faster)} such points"
         if sure == len(faster):
@@ -110,13 +124,14 @@ def pareto(found: Joined) -> Figure:
         if p.aside
     ]
     return Figure(
-        kind="pareto",
+        kind=f"pareto {score.name}",
         title=words.group_title(found.timed),
         says=says,
         rows=[pair.timed["number"] for pair in pairs],
         note=_shapes(found),
         alone=alone + aside,
         own={"error": [float(f"{pair.score:.5g}") for pair in pairs]},
+        extra={"better": score.better},
     )
 
 
@@ -134,7 +149,7 @@ def errors(rows: list[Row]) -> list[Figure]:
         if not have:
             continue
         title, numbers = words.group_title(members[0]), [row["number"] for row in have]
-        name = printable(have[0]["score_name"]).replace("_", " ")
+        score = score_of(have[0])
         for kind, field_name, what in (
             ("error_density", "density", "parameters kept"),
             ("error_bytes", "stored_ratio", "stored bytes of dense"),
@@ -142,21 +157,26 @@ def errors(rows: list[Row]) -> list[Figure]:
             says = _best_scores(have, field_name, what)
             by = "by parameters kept" if kind == "error_density" else "by stored bytes"
             figures.append(
-                Figure(kind=kind, title=f"{title}: {name}, {by}", says=says, rows=numbers)
+                Figure(f"{kind} {score.name}", f"{title}: {score.title}, {by}", says, numbers)
             )
     return figures
 
 
 def _best_scores(have: list[Row], field_name: str, what: str) -> str:
     """The format with the best score at about half and about a tenth of dense."""
-    better = max if have[0]["better"] == "higher" else min
+    score = score_of(have[0])
+    better = max if score.higher else min
     said = []
     for share in (0.5, 0.1):
         near = [row for row in have if known(row[field_name]) and row[field_name] <= share]
         if near:
             best = better(near, key=lambda row: row["score"])
             said.append(
-                f"{printable(best['label'])} ({units.significant(best['score'])}) with at most "
+                f"{printable(best['label'])} ({score.said(best['score'])}) with at most "
                 f"{share:g} of the {what.removesuffix(' of dense')}"
             )
-    return f"The best score has {', and '.join(said)}." if said else "Every score by format."
+    return (
+        f"The best {score.title} has {', and '.join(said)}."
+        if said
+        else f"Every {score.title} by format."
+    )

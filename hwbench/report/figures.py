@@ -42,6 +42,7 @@ from hwbench.report._rows import (
     report_rows,
     timed,
 )
+from hwbench.report._scores import score_of
 from hwbench.report._trade import joins, placed
 from hwbench.roofline import Line
 from hwbench.store import Run
@@ -131,7 +132,7 @@ def _pareto(rows: list[Row]) -> Figure:
     found = [join for join in joins(rows) if placed(join)]
     if not found:
         raise UsageError(
-            "The run has no projection error that goes with a time; a suite with a second block, "
+            "The run has no score that goes with a time; a suite with a second block, such as "
             'workload = "projection", over the same formats gives both.'
         )
     looks = looks_of([pair.timed for join in found for pair in placed(join)])
@@ -140,6 +141,8 @@ def _pareto(rows: list[Row]) -> Figure:
 
 
 def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
+    score = score_of(join.scored)
+
     def draw(ax: Axes) -> None:
         ax.axvline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
         front = [pair for pair in reversed(placed(join)) if pair.front]
@@ -155,9 +158,11 @@ def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
                 ms=5.5 if pair.front else 4, alpha=1 if pair.front else 0.7, zorder=3,
             )  # fmt: skip
         log(ax, "x", "×")
-        ax.set_ylim(bottom=0)
-        scored = f"{words.shape(join.scored)} {join.scored['dtype']}"
-        ax.set(xlabel="time relative to dense", ylabel=f"projection error ({scored})")
+        if not score.higher:
+            ax.set_ylim(bottom=0)  # an error of zero loses nothing
+        of = f"{words.shape(join.scored)} {join.scored['dtype']}"
+        label = f"{wrapped(f'{score.measured}, {of}', 42)}\n{score.better} is better"
+        ax.set(xlabel="time relative to dense", ylabel=label)
 
     return draw
 

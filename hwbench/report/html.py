@@ -28,6 +28,7 @@ from hwbench.report import (
 from hwbench.report import _words as words
 from hwbench.report._palette import DARK, LIGHT, styles
 from hwbench.report._rows import Row, groups, known, printable, report_rows
+from hwbench.report._scores import scores
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -121,7 +122,6 @@ def _context(
         "overview": _overview(machines, by_run),
         "questions": _questions.questions(rows, joined),
         "trades": [_trade.trade(each) for each in joined],
-        "trade_heads": _trade.HEADS,
         "unjoined": [title for own in by_run for title in _trade.unjoined(own)],
         "starts": _density.starts(rows),
         "sections": {section.id: section for section in sections},
@@ -177,6 +177,7 @@ def _data(
     from hwbench.report._charts import CONFIG, specifications
 
     titles = [words.group_title(members[0]) for members in groups(rows).values()]
+    found = scores(rows)
     text = _pack.embedded(
         {
             "schema": 1,
@@ -189,7 +190,8 @@ def _data(
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
             "columns": _pack.columns(rows),
             "figures": {s.id: [figure.packed() for figure in s.figures] for s in sections},
-            "specifications": specifications(looks) if looks else {},
+            "specifications": specifications(looks, found.values()) if looks else {},
+            "scores": {n: {"title": s.title, "unit": s.unit} for n, s in found.items()},
             "config": CONFIG,
         }
     )

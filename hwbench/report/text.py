@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hwbench import units
+from hwbench.report import _facts
 from hwbench.report import _words as words
 from hwbench.report._rows import DENSE, Row, groups, known, printable, report_rows, timed
+from hwbench.report._scores import score_of
 from hwbench.store import Run
 
 if TYPE_CHECKING:
@@ -69,10 +71,9 @@ def plain_row(row: Row) -> dict[str, Any]:
 def _head(run: Run, rows: list[Row]) -> list[str]:
     header = run.header
     name = printable(header.machine)
-    replicates, planned = len({r.replicate for r in run.results}), header.plan.replicates
     lines = [
         f"{printable(header.suite)} on {name}",
-        f"run {printable(header.run)}: {len(rows)} cases, {replicates} of {planned} replicates",
+        f"run {printable(header.run)}: {_facts.counts(run)}",
     ]
     if not rows:
         lines.append("The run holds no cases: nothing was measured.")
@@ -143,7 +144,7 @@ def _natural(columns: list[_Column], rows: list[Row]) -> int:
 
 
 def _columns(rows: list[Row]) -> list[_Column]:
-    score = next((row["score_name"] for row in rows if row["score_name"]), None)
+    score = score_of(next((row for row in rows if row["score_name"]), rows[0])).measured
     rate = lambda row: units.flops_per_second(_rate(row))  # noqa: E731
     return [
         _Column("label", "format", lambda row: printable(row["series"]), left=True),
@@ -155,7 +156,7 @@ def _columns(rows: list[Row]) -> list[_Column]:
         _Column("stored", "stored", lambda row: units.nbytes(row["stored_bytes"])),
         _Column("saved", "saved", lambda row: units.nbytes(row["saved_bytes"])),
         _Column("error", "num. error", lambda row: _number(row["numerical_error"], 2)),
-        _Column("score", printable(score or "score"), lambda row: _number(row["score"])),
+        _Column("score", score, lambda row: _number(row["score"])),
         _Column("status", "status", words.status, left=True),
     ]
 

@@ -66,15 +66,15 @@ function figureRows(data, figure, passes) {
     if ("error" in row) row.error_text = plain(row.error);
     rows.push(row);
   });
-  return cutSpans(findFront(rows));
+  return cutSpans(findFront(rows, figure.better === "higher" ? -1 : 1));
 }
 
-// The front of what is drawn: nothing else that is drawn is both faster and nearer.
-function findFront(rows) {
+// The front of what is drawn: nothing else that is drawn is both faster and better.
+function findFront(rows, sign) {
   let least = Infinity;
-  for (const row of rows.filter((each) => known(each.error)).sort((a, b) => a.relative - b.relative || a.error - b.error)) {
-    row.front = row.error < least;
-    least = Math.min(least, row.error);
+  for (const row of rows.filter((each) => known(each.error)).sort((a, b) => a.relative - b.relative || sign * (a.error - b.error))) {
+    row.front = sign * row.error < least;
+    least = Math.min(least, sign * row.error);
   }
   return rows;
 }

@@ -20,7 +20,7 @@ const COLUMNS = [
   { title: "peak", needs: "peak_bytes", value: (r) => r.peak_bytes, text: (r) => si(r.peak_bytes, "B") },
   { title: "energy", needs: "energy_joules", value: (r) => r.energy_joules, text: (r) => si(r.energy_joules, "J") },
   { title: "num. error", needs: "numerical_error", value: (r) => r.numerical_error, text: (r) => plain(r.numerical_error, 2) },
-  { title: "score", needs: "score", value: (r) => r.score, text: (r) => plain(r.score), more: (r) => (known(r.score) ? (r.score_name || "").replaceAll("_", " ") : "") },
+  { title: "score", needs: "score", value: (r) => r.score, text: (r) => plain(r.score), more: (r) => r.scored },
 ];
 
 function tableRow(data, number) {
@@ -33,6 +33,8 @@ function tableRow(data, number) {
   const flags = (row.flags || "").split(",").filter(Boolean).map((flag) => flag.replaceAll("_", " "));
   const status = data.statuses[row.status] || row.status;
   row.said = [status, ...flags].join(", ");
+  const score = known(row.score) && Object.hasOwn(data.scores, row.score_name) ? data.scores[row.score_name] : null;
+  row.scored = score ? [score.unit, score.title].filter(Boolean).join(" ") : "";
   return row;
 }
 
