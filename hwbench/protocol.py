@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hwbench.records import Case, Knob, Measurement, Plan, Planned, Record, Result
+from hwbench.records import Case, Knob, Measurement, Plan, Planned, Record, Result, without_gc
 
 PROTOCOL = 1
 
@@ -194,5 +194,17 @@ Reply = (
 )
 
 encode = msgspec.json.Encoder().encode
-decode_request = msgspec.json.Decoder(Request).decode
-decode_reply = msgspec.json.Decoder(Reply).decode
+_requests = msgspec.json.Decoder(Request)
+_replies = msgspec.json.Decoder(Reply)
+
+
+@without_gc()
+def decode_request(line: bytes) -> Request:
+    """What the runner asks."""
+    return _requests.decode(line)
+
+
+@without_gc()
+def decode_reply(line: bytes) -> Reply:
+    """What the worker says."""
+    return _replies.decode(line)

@@ -8,7 +8,11 @@ file); a *series* many runs. All quantities are SI base units, and the unit stan
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import math
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -127,12 +131,10 @@ class Case(Record):
     @property
     def id(self) -> str:
         """A stable, readable name: the same for the same question, whatever the order of keys."""
-        knobs = ",".join(f"{key}={_text(value)}" for key, value in sorted(self.knobs.items()))
-        options = ",".join(f"{key}={_text(value)}" for key, value in sorted(self.options.items()))
         parts = (
-            f"{self.workload}[{options}]" if options else self.workload,
+            _with(self.workload, self.options),
             self.direction,
-            f"{self.format}[{knobs}]" if knobs else self.format,
+            _with(self.format, self.knobs),
             f"{self.out_features}x{self.in_features}",
             None if self.tokens is None else f"t{self.tokens}",
             self.dtype,
@@ -140,7 +142,7 @@ class Case(Record):
             self.mode,
             self.device,
         )
-        return "/".join(part for part in parts if part is not None)
+        return "/".join([part for part in parts if part is not None])
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -169,8 +171,19 @@ class Case(Record):
         return " ".join([self.format, *(f"{k}={_text(v)}" for k, v in sorted(self.knobs.items()))])
 
 
+def _with(name: str, settings: dict[str, Knob]) -> str:
+    """A name with its settings, such as ``blast[blocks=16,density=0.5]``."""
+    if not settings:
+        return name
+    return f"{name}[{','.join([f'{k}={_text(v)}' for k, v in sorted(settings.items())])}]"
+
+
 def _text(value: Knob) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)  # which is what JSON writes of it, and quicker
+    return json.dumps(value)
 
 
 class Planned(Record):
@@ -335,3 +348,15 @@ class Change(Record):
     ratio: Ratio | None = None
     reason: str | None = None
     replicates_needed: int | None = None
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """No cycles are looked for: among millions of records that takes longer than reading them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -32,6 +32,7 @@ from hwbench.records import (
     PlannedLine,
     Status,
     Suite,
+    without_gc,
 )
 from hwbench.replicate import ANCHOR
 from hwbench.store import Run, RunWriter, read_run, run_path
@@ -93,6 +94,7 @@ class Question:
     listener: Listener = lambda progress: None
 
 
+@without_gc()
 def begin(question: Question, seat: Seat, **arguments: Any) -> State:
     """Plan the suite on a seat and open the run file; nothing of it is measured yet.
 

@@ -7,12 +7,10 @@ line in flight; the reader drops an unfinished last line, and a resumed run cuts
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import gc
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +27,7 @@ from hwbench.records import (
     PlannedLine,
     Result,
     ResultLine,
+    without_gc,
 )
 
 _encoder = msgspec.json.Encoder()
@@ -178,18 +177,6 @@ def read_run(path: Path) -> Run:
         for number, text in enumerate(lines[1:], start=2):
             _take(run, number, text)
     return run
-
-
-@contextlib.contextmanager
-def without_gc() -> Iterator[None]:
-    """No cycles are looked for: among millions of records that takes longer than reading them."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _take(run: Run, number: int, text: bytes) -> None:

@@ -42,6 +42,7 @@ from hwbench.records import (
     Regime,
     Result,
     Status,
+    without_gc,
 )
 from hwbench.workloads._base import DTYPES, Subject, Workload
 
@@ -84,10 +85,11 @@ class Worker:
                 self.live.clear()
                 return protocol.ForgetReply(free_bytes=self.device.free_bytes())
 
+    @without_gc()
     def plan(self, request: protocol.PlanRequest) -> protocol.PlanReply:
         """Resolve every case; all mistakes are gathered, not only the first."""
         planned, mistakes = [], []
-        made: dict[tuple[Any, ...], Format] = {}
+        made: _Made = {}
         for case in request.cases:
             try:
                 planned.append(_planned(case, self.device, made))
@@ -249,8 +251,12 @@ def _members(workload: str, format_: str) -> tuple[Workload, type[Format]]:
     return plugins.load("workloads", workload, Workload)(), plugins.load("formats", format_, Format)
 
 
-def _planned(case: Case, device: Device, made: dict[tuple[Any, ...], Format]) -> Planned:
-    """The case with all that a device and a format say of it; ``made`` keeps formats by knobs."""
+_Made = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
+"""Formats by shape and knobs, each with what it says of itself whatever the case."""
+
+
+def _planned(case: Case, device: Device, made: _Made) -> Planned:
+    """The case with all that a device and a format say of it; ``made`` keeps the formats."""
     workload, format_class = _members(case.workload, case.format)
     workload.options(case)
     if "tokens" in workload.AXES and case.tokens is None:
@@ -258,16 +264,21 @@ def _planned(case: Case, device: Device, made: dict[tuple[Any, ...], Format]) ->
     if "tokens" not in workload.AXES and case.tokens is not None:
         raise KnobError(f"the workload {case.workload} has no use for tokens or direction.")
     key = (case.format, case.out_features, case.in_features, repr(sorted(case.knobs.items())))
-    described = made.get(key)
-    if described is None:
+    if key not in made:
         described = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
-        made[key] = described
+        made[key] = (
+            described,
+            {
+                "resolved": described.knobs(),
+                "revision": described.revision,
+                "kernel": described.kernel,
+                "density": described.density(),
+            },
+        )
+    described, facts = made[key]
     return Planned(
         case=case,
-        resolved=described.knobs(),
-        revision=described.revision,
-        kernel=described.kernel,
-        density=described.density(),
+        **facts,
         cost=workload.cost(case, described),
         unsupported=workload.unsupported(case, described, device),
         better=workload.SCORE.better if workload.SCORE else "lower",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import math
 import types
 import typing
@@ -170,6 +171,21 @@ def test_id_does_not_depend_on_the_order_of_keys(case: Case) -> None:
     knobs, options = (dict(reversed(d.items())) for d in (case.knobs, case.options))
     turned = msgspec.structs.replace(case, knobs=knobs, options=options)
     assert (turned.id, turned.label, turned.group) == (case.id, case.label, case.group)
+
+
+@given(st.integers() | st.floats() | st.booleans())
+def test_a_number_in_an_id_is_written_as_json_writes_it(value: records.Knob) -> None:
+    case = Case(
+        workload="linear",
+        format="blast",
+        out_features=8,
+        in_features=4,
+        dtype="float32",
+        device="cpu",
+        knobs={"x": value},
+    )
+    assert case.label == f"blast x={json.dumps(value)}"
+    assert case.id == f"linear/blast[x={json.dumps(value)}]/8x4/float32/cpu"
 
 
 @given(CASES, st.data())

@@ -24,9 +24,9 @@ from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameEr
 from hwbench.execution import Listener
 from hwbench.outcome import Outcome
 from hwbench.ranks import normal_quantile
-from hwbench.records import Change, Status, Verdict
+from hwbench.records import Change, Status, Verdict, without_gc
 from hwbench.stats import Rule, median
-from hwbench.store import Run, read_run, without_gc
+from hwbench.store import Run, read_run
 from hwbench.studies._nights import FEWEST_RUNS, Noise, noises
 from hwbench.studies.baseline import Chosen, choose, foreign, load, warnings
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from hwbench.compare import METRICS, Entry, Reading, side, unlike, worked
 from hwbench.errors import RunFileError, UnknownNameError
 from hwbench.fingerprint import differences, facts
-from hwbench.records import Header, Verdict
+from hwbench.records import Header, Verdict, without_gc
 from hwbench.series import Event, History, Night, Series, Step, change_points
 from hwbench.stats import median
-from hwbench.store import Run, read_header, read_run, without_gc
+from hwbench.store import Run, read_header, read_run
 from hwbench.studies.baseline import machine_key, purpose, run_files
 
 METRICS_IN_ORDER = ("relative", "time", "score")
