@@ -276,12 +276,13 @@ def _planned(case: Case, device: Device, made: _Made) -> Planned:
             },
         )
     described, facts = made[key]
+    quantity = workload.quantity(case)
     return Planned(
         case=case,
         **facts,
         cost=workload.cost(case, described),
         unsupported=workload.unsupported(case, described, device),
-        better=workload.SCORE.better if workload.SCORE else "lower",
+        better=quantity.better if quantity else "lower",
         seeds=workload.seeds(case),
     )
 

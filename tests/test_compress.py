@@ -15,7 +15,7 @@ from hwbench.errors import UnknownNameError
 from hwbench.formats._base import Format
 from hwbench.meters.score import Score
 from hwbench.records import Case
-from hwbench.workloads import _distill, _encoder, _texts, _trained
+from hwbench.workloads import _encoder, _texts, _trained
 from hwbench.workloads.compress import Compress
 
 CONFIG = {
@@ -125,9 +125,9 @@ def test_activations_weigh_the_columns(tiny: Path) -> None:
 
 def test_agreement_counts_shared_neighbours() -> None:
     same = torch.nn.functional.normalize(torch.randn(9, 4), dim=-1)
-    assert _distill.agreement(same, same) == 1
+    assert _encoder.agreement(same, same) == 1
     plane = torch.eye(4)  # all as far from each other: only the order of places decides
-    assert 0 <= _distill.agreement(same[:4], plane, nearest=1) <= 1
+    assert 0 <= _encoder.agreement(same[:4], plane, nearest=1) <= 1
 
 
 def test_cost_is_that_of_all_layers(tiny: Path) -> None:

@@ -49,6 +49,12 @@ def run(
     density: list[str] | None = typer.Option(
         None, "--density", help="Kept fraction of the dense parameters: 0.5,0.1."
     ),
+    model: str | None = typer.Option(
+        None,
+        "--model",
+        help="For --suite compress: a folder in Hugging Face's layout, or a name on its Hub, "
+        "which is downloaded.  [default: the packaged all-MiniLM-L6-v2]",
+    ),
     energy: bool = typer.Option(
         False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."
     ),
@@ -81,7 +87,7 @@ def run(
 
     hwbench run --shape 4096x11008 --tokens 16,512 --density 0.5 --format low_rank,monarch
     """
-    from hwbench import environment, runner
+    from hwbench import environment, models, runner
     from hwbench import suite as suites
     from hwbench.report.text import rows_json
     from hwbench.store import read_run
@@ -94,7 +100,7 @@ def run(
         device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
     )
     if resume is not None:
-        if suite is not None or format_ or filter_ or shape or tokens or dtype or density:
+        if suite is not None or format_ or filter_ or shape or tokens or dtype or density or model:
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
             if cluster is not None:
@@ -102,7 +108,7 @@ def run(
             else:
                 runner.resume(resume, time_budget_seconds=budget, listener=listener)
         return _show(resume, as_json=as_json)
-    document = suites.override(
+    read = suites.override(
         suites.read(suite or "linear"),
         shape=_shared.shapes(shape),
         tokens=_shared.numbers("--tokens", tokens, int),
@@ -110,6 +116,7 @@ def run(
         density=_shared.numbers("--density", density, float),
         formats=_shared.listed(format_),
     )
+    document = models.put(read, model) if model is not None else read
     changes: dict[str, Any] = {}
     if quick:
         document = suites.quickened(document)

@@ -86,6 +86,11 @@ class Workload(ABC):
             merged[key] = value
         return merged
 
+    def quantity(self, case: Case) -> Quantity | None:
+        """What the score of a case is; None for workloads without one."""
+        del case
+        return self.SCORE
+
     def seeds(self, case: Case) -> int | None:
         """How many seeds a scored case runs; None for timed workloads."""
         return int(self.options(case).get("seeds", 1)) if self.SCORE else None

@@ -1,4 +1,4 @@
-"""An encoder with its linear layers replaced: by projection, then healed by distillation."""
+"""A model with its linear layers replaced: by projection, then healed by distillation."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import copy
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
 from hwbench.formats._base import Linear
-from hwbench.workloads._encoder import Encoder, pooled
+from hwbench.workloads._models import Model
 
 ROWS = 4096
 """The most rows of activations that a layer's projection looks at."""
@@ -24,20 +23,19 @@ Project = Callable[[Tensor, Tensor | None], Linear]
 """A weight and the activations of its layer, or None → the layer that stands in for it."""
 
 
-def compressed(
-    model: Encoder, project: Project, activations: Mapping[str, Tensor] | None
-) -> Encoder:
+def compressed(model: Model, project: Project, activations: Mapping[str, Tensor] | None) -> Model:
     """A copy of the model with every linear layer projected; biases are kept."""
     found = copy.deepcopy(model)
     for name, linear in model.linears().items():
         layer = project(linear.weight.detach(), None if activations is None else activations[name])
-        layer.bias = nn.Parameter(linear.bias.detach().clone())
+        if linear.bias is not None:
+            layer.bias = nn.Parameter(linear.bias.detach().clone())
         parent, _, last = name.rpartition(".")
         setattr(found.get_submodule(parent), last, layer)
     return found.requires_grad_(False)
 
 
-def activations(model: Encoder, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def activations(model: Model, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """What every linear layer sees at the tokens of these texts: (rows, in_features) by name."""
     seen: dict[str, Tensor] = {}
     hooks = [
@@ -55,14 +53,14 @@ def _keeper(
     seen: dict[str, Tensor], name: str, mask: Tensor
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[name] = inputs[0][mask][:ROWS]
+        seen[name] = inputs[0].reshape(*mask.shape, -1)[mask][:ROWS]
 
     return keep
 
 
 def heal(
-    student: Encoder,
-    teacher: Encoder,
+    student: Model,
+    teacher: Model,
     ids: Tensor,
     mask: Tensor,
     steps: int,
@@ -71,14 +69,14 @@ def heal(
     """Train the student's linear layers so that its hidden states follow the teacher's.
 
     The loss is the squared error of each layer's hidden states at the tokens, over their mean
-    square, plus one minus the cosine of the embeddings. AdamW, the rate falling to zero.
+    square, plus how far apart the model says that the outputs are. AdamW, the rate falling to zero.
     """
     layers = [module for module in student.modules() if isinstance(module, Linear)]
     weights = [p for layer in layers for p in layer.parameters() if p.is_floating_point()]
     for weight in weights:
         weight.requires_grad_()
     optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
-    vocabulary = int(teacher.embeddings["word_embeddings"].num_embeddings)
+    vocabulary = teacher.vocabulary()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 5) * (1 - step / steps)
@@ -91,7 +89,8 @@ def heal(
         batch = torch.where(swapped & inside, noise, batch)
         with torch.no_grad():
             wanted = teacher.states(batch, inside)
-        loss = _distance(student.states(batch, inside), wanted, inside)
+        ours = student.states(batch, inside)
+        loss = teacher.apart(ours[-1], wanted[-1], inside) + _distance(ours, wanted, inside)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -104,22 +103,4 @@ def _distance(ours: list[Tensor], wanted: list[Tensor], mask: Tensor) -> Tensor:
         (a[mask] - b[mask]).square().mean() / b[mask].square().mean()
         for a, b in zip(ours, wanted, strict=True)
     ]
-    cosine = (pooled(ours[-1], mask) * pooled(wanted[-1], mask)).sum(-1).mean()
-    return F.relu(1 - cosine) + torch.stack(each).mean()
-
-
-def agreement(ours: Tensor, wanted: Tensor, nearest: int = 3) -> float:
-    """How many of the ``nearest`` neighbours of each text are the same in both embeddings.
-
-    Args:
-        ours: embeddings of length one, (texts, hidden).
-        wanted: those of the original model.
-        nearest: how many neighbours count; the text itself is none.
-    """
-    sets = []
-    for embeddings in (ours, wanted):
-        alike = embeddings @ embeddings.T
-        alike.fill_diagonal_(-2.0)
-        sets.append(alike.topk(nearest).indices)
-    same = (sets[0].unsqueeze(-1) == sets[1].unsqueeze(-2)).any(-1)
-    return float(same.float().mean())
+    return torch.stack(each).mean()

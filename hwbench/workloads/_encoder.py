@@ -7,7 +7,6 @@ have the names of the weights in the file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
-MOST_TOKENS = 128
-"""Longer texts are cut off."""
+from hwbench import models
+from hwbench.workloads._models import MOST_TOKENS, Model, padded
 
 
-class Encoder(nn.Module):
-    """Token ids and mask of shape (batch, tokens) → hidden states (batch, tokens, hidden)."""
+class Encoder(Model):
+    """A BERT encoder; what it gives are sentence embeddings."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -38,7 +37,6 @@ class Encoder(nn.Module):
         self.encoder: Any = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
     def states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        """The output of every layer, the last one last; mask is True at tokens."""
         e = self.embeddings
         places = torch.arange(ids.shape[1], device=ids.device)
         x = e["word_embeddings"](ids) + e["position_embeddings"](places)
@@ -54,8 +52,21 @@ class Encoder(nn.Module):
         return pooled(self.states(ids, mask)[-1], mask)
 
     def linears(self) -> dict[str, nn.Linear]:
-        """The linear layers by name."""
         return {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear)}
+
+    def vocabulary(self) -> int:
+        return int(self.embeddings["word_embeddings"].num_embeddings)
+
+    def apart(self, ours: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+        """One minus the cosine of the embeddings."""
+        cosine = (pooled(ours, mask) * pooled(wanted, mask)).sum(-1).mean()
+        return F.relu(1 - cosine)
+
+    def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
+        """The mean cosine to this model's embeddings, and the agreement of nearest neighbours."""
+        found, wanted = student(ids, mask), self(ids, mask)
+        cosine = float((found.double() * wanted.double()).sum(-1).mean())
+        return cosine, {"retrieval_agreement": agreement(found, wanted)}
 
 
 class _Layer(nn.Module):
@@ -100,27 +111,28 @@ def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
     return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
 
 
-def unreadable(folder: Path) -> str | None:
-    """Why a folder holds no encoder that can be read, in words; None where it does."""
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).is_file():
-            return f"{folder} holds no {name}."
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "bert":
-        return f"{folder} holds a model of type {kind!r}; encoders of type 'bert' can be read."
-    return None
+def agreement(ours: Tensor, wanted: Tensor, nearest: int = 3) -> float:
+    """How many of the ``nearest`` neighbours of each text are the same in both embeddings.
 
-
-def config(folder: Path) -> dict[str, Any]:
-    """The configuration of the encoder in a folder."""
-    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    Args:
+        ours: embeddings of length one, (texts, hidden).
+        wanted: those of the original model.
+        nearest: how many neighbours count; the text itself is none.
+    """
+    sets = []
+    for embeddings in (ours, wanted):
+        alike = embeddings @ embeddings.T
+        alike.fill_diagonal_(-2.0)
+        sets.append(alike.topk(nearest).indices)
+    same = (sets[0].unsqueeze(-1) == sets[1].unsqueeze(-2)).any(-1)
+    return float(same.float().mean())
 
 
 def load(folder: Path) -> Encoder:
     """The encoder of a folder with config.json and model.safetensors, in float32."""
     from safetensors.torch import load_file
 
-    model = Encoder(config(folder))
+    model = Encoder(models.config(folder))
     found = load_file(folder / "model.safetensors")
     found = {name.removeprefix("bert."): value for name, value in found.items()}
     wanted = model.state_dict()
@@ -132,7 +144,7 @@ def load(folder: Path) -> Encoder:
 
 def shapes(folder: Path) -> list[tuple[int, int]]:
     """(out_features, in_features) of every linear layer, from the configuration alone."""
-    known = config(folder)
+    known = models.config(folder)
     hidden, inner = int(known["hidden_size"]), int(known["intermediate_size"])
     each = [(hidden, hidden)] * 4 + [(inner, hidden), (hidden, inner)]
     return each * int(known["num_hidden_layers"])
@@ -146,10 +158,4 @@ def tokens(folder: Path, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
     tokenizer.no_padding()
     tokenizer.enable_truncation(MOST_TOKENS)
     rows = [each.ids for each in tokenizer.encode_batch(list(texts))]
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for row, values in enumerate(rows):
-        ids[row, : len(values)] = torch.tensor(values)
-        mask[row, : len(values)] = True
-    return ids, mask
+    return padded(rows)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
-from hwbench.workloads._trained import no_package
+from hwbench.models import no_package
 
 Make = Callable[[int, int], nn.Module]
 """(out_features, in_features) → a layer in the format."""

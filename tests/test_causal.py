@@ -1,0 +1,253 @@
+"""Causal models: perplexity against transformers' own loss, compression of tiny ones, bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hwbench
+from hwbench import cli, models, plugins
+from hwbench import suite as suites
+from hwbench.devices.cpu import Cpu
+from hwbench.errors import MissingPartError, SuiteError, UsageError
+from hwbench.formats._base import Format
+from hwbench.meters.score import Score
+from hwbench.records import Case
+from hwbench.store import read_run
+from hwbench.workloads import _causal, _texts
+from hwbench.workloads.compress import Compress
+
+transformers = pytest.importorskip("transformers")
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SIDE, VOCABULARY = 32, 400
+SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
+
+
+def write(folder: Path, model: Any) -> Path:
+    """The model in its layout, with a tokenizer learned from the calibration text."""
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, show_progress=False, initial_alphabet=alphabet
+    )
+    tokenizer.train_from_iterator(_texts.calibration(), trainer)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of two layers that has seen the calibration text for a few seconds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        known = transformers.GPT2Config(
+            n_embd=SIDE, n_layer=2, n_head=2, n_positions=64,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **SIZES,
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(known)
+        folder = write(tmp_path_factory.mktemp("gpt2"), model)
+        ids, mask = _causal.tokens(folder, _texts.calibration())
+        labels = ids.masked_fill(~mask, -100)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(40):
+            loss = model(input_ids=ids, attention_mask=mask.long(), labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of Llama's kind: linear layers without bias, fewer keys than queries."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        known = transformers.LlamaConfig(
+            hidden_size=SIDE, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=64, **SIZES,
+        )  # fmt: skip
+        return write(tmp_path_factory.mktemp("llama"), transformers.LlamaForCausalLM(known))
+
+
+def case(folder: Path | str, name: str = "low_rank", density: float = 0.5, **options: Any) -> Case:
+    return Case(
+        workload="compress",
+        format=name,
+        out_features=SIDE,
+        in_features=SIDE,
+        dtype="float32",
+        device="cpu",
+        knobs={} if name == "dense" else {"density": density},
+        options={"model": str(folder), **options},
+    )
+
+
+def described(one: Case) -> Format:
+    return plugins.load("formats", one.format, Format).from_knobs(SIDE, SIDE, **one.knobs)
+
+
+def scored(one: Case, seed: int = 0) -> dict[str, float]:
+    device = Cpu(0)
+    subject = Compress().prepare(one, described(one), device, seed)
+    return {each.quantity: each.values[0] for each in Score().read(subject, device)}
+
+
+@pytest.mark.parametrize("which", ["gpt2", "llama"])
+def test_perplexity_is_that_of_transformers_own_loss(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    folder, texts = request.getfixturevalue(which), _texts.held_out()[:8]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    total, count = 0.0, 0
+    for text in texts:  # one at a time, so that nothing is padded
+        ids, _ = _causal.tokens(folder, [text])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    ids, mask = _causal.tokens(folder, texts)
+    assert not mask.all()
+    found = _causal.perplexity(_causal.load(folder)(ids, mask), ids, mask)
+    assert found == pytest.approx(math.exp(total / count), rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
+    ids, mask = torch.randint(50, (3, 7)), torch.ones(3, 7, dtype=torch.bool)
+    assert _causal.perplexity(torch.zeros(3, 7, 50), ids, mask) == pytest.approx(50)
+
+
+def test_dense_keeps_everything(gpt2: Path, llama: Path) -> None:
+    for folder in (gpt2, llama):
+        found = scored(case(folder, "dense"))
+        assert found["score"] == pytest.approx(found["original_perplexity"], rel=1e-5)
+        assert found["perplexity_ratio"] == pytest.approx(1, rel=1e-5)
+    assert scored(case(gpt2, "dense"))["score"] < VOCABULARY / 2  # it has learned something
+
+
+def test_compression_costs_perplexity_and_healing_brings_some_back(gpt2: Path) -> None:
+    rough, fine = (scored(case(gpt2, density=density)) for density in (0.15, 0.8))
+    assert rough["perplexity_ratio"] > 1.1 * fine["perplexity_ratio"]
+    assert rough["score"] == pytest.approx(rough["original_perplexity"] * rough["perplexity_ratio"])
+    healed = scored(case(gpt2, density=0.15, heal=60))
+    assert healed["unhealed_perplexity"] == pytest.approx(rough["score"])
+    assert healed["score"] < 0.95 * healed["unhealed_perplexity"]
+
+
+def test_activations_weigh_the_columns(gpt2: Path) -> None:
+    assert scored(case(gpt2, weighting="activations"))["score"] != scored(case(gpt2))["score"]
+
+
+def test_every_linear_layer_but_the_head_is_replaced(gpt2: Path, llama: Path) -> None:
+    for folder, each in ((gpt2, 4), (llama, 7)):
+        names = list(_causal.load(folder).linears())
+        assert len(names) == each * (2 if folder == gpt2 else 1)
+        assert not [name for name in names if "lm_head" in name]
+    attention, output, up, down = (96, 32), (32, 32), (128, 32), (32, 128)
+    assert _causal.shapes(gpt2) == [attention, output, up, down] * 2
+    found = Compress().cost(case(gpt2, "dense"), described(case(gpt2, "dense")))
+    assert found is not None
+    assert found.parameters == 2 * 12 * SIDE * SIDE
+
+
+@pytest.mark.slow
+def test_the_command_line_stores_the_model_and_its_score(
+    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(gpt2.parent)
+    asked = ["--suite", "compress", "--model", gpt2.name, "--filter", "weighting=none"]
+    asked += ["--device", "fake", "--format", "low_rank", "--density", "0.15"]
+    monkeypatch.setattr(sys, "argv", ["hwbench", "run", *asked, "--out", str(tmp_path)])
+    assert cli._code() == 0
+    (path,) = tmp_path.glob("*.jsonl")
+    assert {p.case.options["model"] for p in read_run(path).planned.values()} == {str(gpt2)}
+    rows = hwbench.summary(path).set_index("format")
+    assert set(rows["score_name"]) == {"perplexity"}
+    assert set(rows["better"]) == {"lower"}
+    assert set(rows["out_features"]) == {SIDE}
+    assert rows.loc["dense", "score"] < rows.loc["low_rank", "score"]
+    assert hwbench.load_run(path)["perplexity_ratio"].notna().all()
+
+
+def test_a_name_is_read_from_the_cache_at_its_commit(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    home = tmp_path / "models--somebody--tiny"
+    shutil.copytree(llama, home / "snapshots" / COMMIT)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert models.fetched("somebody/tiny") == f"somebody/tiny@{COMMIT}"
+    assert models.folder(f"somebody/tiny@{COMMIT}") == home / "snapshots" / COMMIT
+    one = case(f"somebody/tiny@{COMMIT}")
+    assert Compress().unsupported(one, described(one), Cpu(0)) is None
+    with pytest.raises(UsageError, match="'somebody/other' is no folder, and as a name it cannot"):
+        models.fetched("somebody/other")
+    other = case("somebody/other")
+    assert "not in the Hub's cache" in str(Compress().unsupported(other, described(other), Cpu(0)))
+    with pytest.raises(UsageError, match="'a/b/c' is no folder"):
+        models.fetched("a/b/c")
+
+
+def test_a_folder_that_is_no_model_says_what_it_lacks(gpt2: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="There is no folder"):
+        models.fetched(str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match=r"holds no config\.json"):
+        models.fetched(str(tmp_path))
+    for text, words in (("{", "is no JSON"), ("[]", "is no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UsageError, match=words):
+            models.fetched(str(tmp_path))
+    shutil.copy(gpt2 / "config.json", tmp_path)
+    with pytest.raises(UsageError, match=r"holds no model\.safetensors"):
+        models.fetched(str(tmp_path))
+    shutil.copy(gpt2 / "model.safetensors", tmp_path)
+    with pytest.raises(UsageError, match=r"holds no tokenizer\.json"):
+        models.fetched(str(tmp_path))
+    shutil.copy(gpt2 / "tokenizer.json", tmp_path)
+    assert models.fetched(str(tmp_path)) == str(tmp_path.resolve())
+
+
+def test_a_model_that_transformers_does_not_know_is_unsupported(gpt2: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(gpt2, tmp_path / "model")
+    told = json.loads((folder / "config.json").read_text())
+    own = {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(told | own | {"model_type": "mine"}))
+    (folder / "evil.py").write_text("raise SystemExit('code of a model was run')")
+    one = case(folder)
+    assert "transformers cannot read" in str(Compress().unsupported(one, described(one), Cpu(0)))
+
+
+def test_without_transformers_the_extra_is_named(
+    gpt2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPartError, match=r"hwbench-torch\[huggingface\]"):
+        models.fetched(str(gpt2))
+    one = case(gpt2)
+    assert "transformers is not installed" in str(
+        Compress().unsupported(one, described(one), Cpu(0))
+    )
+    with pytest.raises(MissingPartError, match="to look it up as a name"):
+        models.fetched("somebody/tiny")
+
+
+def test_a_suite_that_compresses_nothing_has_no_model(gpt2: Path) -> None:
+    with pytest.raises(SuiteError, match="projection has no such case"):
+        models.put(suites.read("projection"), str(gpt2))
