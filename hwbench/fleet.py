@@ -71,8 +71,16 @@ class Fleet:
             UsageError: the suite, a knob or the folder is not usable as asked.
         """
         question = replace(question, listener=self._hear)
-        squads = self._squads()
-        begun = [(squad, _begun(question, squad)) for squad in squads]
+        begun: list[tuple[Squad, State]] = []
+        try:
+            for squad in self._squads():
+                begun.append((squad, _begun(question, squad)))  # noqa: PERF401 (kept where one fails)
+        except BaseException:
+            for _, state in begun:
+                state.writer.discard()
+            for seat in self.held:
+                seat.close()
+            raise
         return self._measure(begun)
 
     def resume(self, path: Path) -> list[Path]:

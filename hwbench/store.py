@@ -125,6 +125,11 @@ class RunWriter:
         """Release the file and its lock."""
         self._handle.close()
 
+    def discard(self) -> None:
+        """Take back the file of a run that measured nothing."""
+        self.path.unlink()
+        self.close()
+
 
 def run_path(folder: Path, run: str) -> Path:
     """Where the file of a run stands in a folder.

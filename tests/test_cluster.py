@@ -177,6 +177,20 @@ def test_a_list_of_local_devices_needs_no_cluster(tmp_path: Path):
         fleet.local_seats(["cpu", "cpu"], 1)
 
 
+def test_a_device_that_cannot_be_planned_for_leaves_no_run_of_the_others(tmp_path: Path):
+    asked = document(1)
+    bad = {"format": [{"name": "dense"}, {"name": "low_rank", "rank": 99}]}
+    asked["cases"][0]["on"] = {"cpu": bad}
+    question = runner.Question(document=asked, out=tmp_path)
+    found = fleet.local_seats(["fake", "cpu"], 1)
+    with pytest.raises(UsageError, match="low_rank rank=99"):
+        fleet.Fleet(lambda: found).run(question)
+    assert list(tmp_path.iterdir()) == []
+    for seat in found:
+        with pytest.raises(SeatLostError):
+            seat.start()
+
+
 @pytest.mark.parametrize("address", ["http://x", "ray://", "auto; rm", "ray://a b:1"])
 def test_an_address_that_is_none_is_refused_before_anything_is_asked(address: str):
     from hwbench.transports.ray import Cluster
