@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _faulty import ROOT
 
 import hwbench as package
-from hwbench import cli, protocol
+from hwbench import protocol
 from hwbench.compare import Entry, Reading, Side
 from hwbench.errors import UsageError
 from hwbench.records import Verdict
@@ -33,19 +32,13 @@ WALL = frozenset(["wall"])
 
 
 @pytest.fixture
-def hwbench(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Callable[..., Any]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def hwbench(
+    hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Any]:
+    """The command line, in a folder with a suite and with a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("tiny.toml").write_text(SUITE)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
-        code = cli._code()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+    return hwbench
 
 
 def git(*words: str) -> str:

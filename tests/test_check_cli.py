@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _faulty import ROOT
 from _synthetic import failed, linear_case, projection_case, run_of
 from markdown_it import MarkdownIt
 from msgspec.structs import replace
 
-from hwbench import cli
 from hwbench.outcome import Outcome
 from hwbench.records import Change, Measurement, PlannedLine, Ratio, ResultLine, Status, Verdict
 from hwbench.report import github, junit, markdown
@@ -29,21 +26,6 @@ CASES = [linear_case("dense", None), linear_case("low_rank", 0.5), linear_case("
 FACTS = {"name": "Example Processor 9000", "threads": 2, "torch": "2.13.0"}
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def hwbench(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Call:
-    """Run the command line in this process; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
-        code = cli._code()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def made(

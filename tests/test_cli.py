@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from _faulty import ROOT, install, uninstall
 
-from hwbench import cli, environment
+from hwbench import environment
 from hwbench.store import read_run
 
 TINY = """
@@ -31,21 +31,6 @@ workload = "projection"
 shape = [16, 16]
 format = [{ name = "low_rank", density = 0.5 }]
 """
-
-
-@pytest.fixture
-def hwbench(monkeypatch, capsys, tmp_path):
-    """Run the command line in this process; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
-        code = cli._code()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

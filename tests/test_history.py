@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -17,7 +16,6 @@ import pytest
 from _synthetic import CEILINGS, HOSTILE, linear_case, run_of
 from msgspec.structs import replace
 
-from hwbench import cli
 from hwbench.records import Measurement, PlannedLine, Result, ResultLine, Status, Verdict
 from hwbench.report import history as pages
 from hwbench.series import FEWEST, Series, change_points
@@ -138,17 +136,6 @@ def nights(tmp_path: Path) -> Path:
     return tmp_path / "nights"
 
 
-@pytest.fixture
-def hwbench(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
-        code = cli._code()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 def test_the_first_bad_run_is_named_with_what_changed(nights: Path) -> None:
     told = history(nights)
     (one,) = told.histories
@@ -227,8 +214,7 @@ def test_other_machines_and_contracts_are_not_one_series(nights: Path) -> None:
         ([], "Missing argument"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_2(hwbench, tmp_path, monkeypatch, arguments, words) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_mistake_is_one_sentence_and_2(hwbench, tmp_path, arguments, words) -> None:
     Path("empty").mkdir()
     code, out, err = hwbench("history", *arguments)
     assert (code, out) == (2, "")

@@ -15,7 +15,6 @@ from _faulty import ROOT, install
 from _synthetic import linear_case, projection_case
 from test_check_cli import CASES, FACTS, kept, made, one_sentence
 
-from hwbench import cli
 from hwbench.errors import RunFileError
 from hwbench.records import Result, Status
 from hwbench.report import pytest_benchmark
@@ -63,17 +62,6 @@ def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             },
         )
-
-    return call
-
-
-@pytest.fixture
-def hwbench(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
-        code = cli._code()
-        out, err = capsys.readouterr()
-        return code, out, err
 
     return call
 
@@ -203,9 +191,8 @@ def exported(run: str, hwbench: Callable[..., tuple[int, str, str]], folder: str
 
 
 def test_an_exported_run_comes_back(
-    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: Any
+    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     run = made(9, [*CASES, linear_case("semi_structured", None), projection_case("btt", 0.5)])
     run.results += [
         Result(case=CASES[2].id, replicate=9, seed=9, status=Status.CRASHED, reason="signal 11")
@@ -223,9 +210,8 @@ def test_an_exported_run_comes_back(
 
 
 def test_the_gate_reads_exported_files(
-    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: Any
+    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     for day in range(1, 6):
         exported(kept(made(day)), hwbench, "nights")
     Path("nights/check.json").write_text('{"exit": 0}')
@@ -248,9 +234,8 @@ def test_the_gate_reads_exported_files(
 
 
 def test_times_of_pytest_are_not_compared_with_ours(
-    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: Any
+    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     old = kept(made(1))
     new = Path(exported(kept(made(9)), hwbench, "new"))
     new.write_text(new.read_text().replace('"contract": "wall"', '"contract": "pytest"'))
@@ -294,9 +279,8 @@ def test_a_newer_schema_and_an_unknown_case_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pytest_benchmark_compares_exported_files(
-    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: Any
+    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     files = [exported(kept(made(day)), hwbench, "ex") for day in (1, 2)]
     done = subprocess.run(
         [sys.executable, "-m", "pytest_benchmark", "compare", *files, "--csv", "out.csv"],

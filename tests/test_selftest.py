@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _faulty import ROOT
 from _synthetic import linear_case, run_of
 from msgspec.structs import replace
 
-from hwbench import cli, protocol
+from hwbench import protocol
 from hwbench.devices.fake import Fake
 from hwbench.errors import UsageError
 from hwbench.records import PlannedLine, ResultLine
@@ -172,21 +169,6 @@ def test_stored_runs_of_identical_code_are_checked_like_nights(
 
 
 # The command line
-
-
-@pytest.fixture
-def hwbench(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> Callable[..., Any]:
-    """Run the command line in this process; returns its exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hwbench", *arguments])
-        code = cli._code()
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

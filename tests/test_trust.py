@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from pathlib import Path
 
 import msgspec
@@ -12,7 +11,6 @@ from _faulty import ROOT
 from _synthetic import questions, run_of
 from msgspec.structs import replace
 
-from hwbench.cli import _code
 from hwbench.records import Footer, PlannedLine, ResultLine
 from hwbench.store import read_run, run_path
 
@@ -64,19 +62,17 @@ def hostile(path: Path, **header: str) -> Path:
 )
 @pytest.mark.parametrize("name", ["20260102-030405-plain", "../../escaped", STEERS])
 def test_a_name_from_a_file_is_text_everywhere(
-    tmp_path: Path, monkeypatch, capsys, verb: list[str], name: str
+    hwbench, tmp_path: Path, monkeypatch, verb: list[str], name: str
 ):
     inside = tmp_path / "a" / "b"
     (inside / "runs").mkdir(parents=True)
     path = hostile(inside / "runs" / "20260102-030405-plain.jsonl", run=name)
     assert len(read_run(path).results) > 0
     monkeypatch.chdir(inside)
-    monkeypatch.setattr(sys, "argv", ["hwbench", *(str(path) if w == "RUN" else w for w in verb)])
-    code = _code()
-    shown = capsys.readouterr()
-    assert code in (0, 2, 4, 5, 6), shown.err
-    assert "Traceback" not in shown.err
-    for text in (shown.out, shown.err):
+    code, out, err = hwbench(*(str(path) if word == "RUN" else word for word in verb))
+    assert code in (0, 2, 4, 5, 6), err
+    assert "Traceback" not in err
+    for text in (out, err):
         assert not [sign for sign in SIGNS if sign in text]
     made = [p for p in tmp_path.rglob("*") if p.is_file() and inside not in p.parents]
     assert made == []  # nothing outside of the folder
