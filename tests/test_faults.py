@@ -209,6 +209,8 @@ def test_a_run_cut_off_at_any_byte_is_read_up_to_its_last_whole_line(
                 read_run(cut)
             continue
         run = read_run(cut)
+        lines = data[header:end].count(b"\n")
+        assert len(run.planned) + len(run.results) == lines
         assert len(run.results) >= seen
         assert run.truncated == (data[end - 1 : end] != b"\n")
         assert not run.complete

@@ -84,22 +84,6 @@ def test_what_was_written_is_read_back(written: Path):
     assert list_runs(written.parent) == [written]
 
 
-def test_a_file_cut_at_any_byte_is_read_or_refused_in_words(written: Path, tmp_path: Path):
-    data = written.read_bytes()
-    header_end = data.index(b"\n") + 1
-    cut = tmp_path / "cut.jsonl"
-    for size in range(len(data)):
-        cut.write_bytes(data[:size])
-        if size < header_end:
-            with pytest.raises(RunFileError):
-                read_run(cut)
-            continue
-        run = read_run(cut)
-        whole = data[:size].count(b"\n")
-        assert len(run.planned) + len(run.results) + run.complete == whole - 1
-        assert run.truncated == (data[:size][-1:] != b"\n")
-
-
 def test_resuming_cuts_off_the_unfinished_line(written: Path):
     data = written.read_bytes()
     keep = data.rindex(b"\n", 0, data.index(b'"replicate":1')) + 1
