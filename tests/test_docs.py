@@ -140,22 +140,24 @@ def test_there_are_commands_to_check():
 def test_command_shown_is_one_that_exists(command):
     _, *words = shlex.split(re.sub(r"\s[<>]{1,2}\s*\S+$", "", command), comments=True)
     words = [word for word in words if word not in ("…", "...")]
-    _parse(words)
+    assert _parsed(words) == next((word for word in words if not word.startswith("-")), None)
 
 
 @pytest.mark.parametrize("words", [["rum"], ["run", "--sweet", "x"], ["list", "--threads", "2"]])
 def test_command_that_does_not_exist_is_found(words):
     with pytest.raises(Exception, match="No such"):
-        _parse(words)
+        _parsed(words)
 
 
-def _parse(words: list[str]) -> None:
-    """Parse as the command line would, and run nothing."""
+def _parsed(words: list[str]) -> str | None:
+    """Parse as the command line would, and run nothing; the verb that was understood."""
     group = typer.main.get_command(cli.app)
+    name = None
     try:
         context = group.make_context("hwbench", list(words) or ["--help"])
         name, verb, rest = group.resolve_command(context, [*context._protected_args, *context.args])
         if rest:  # a verb alone is how a sentence names it
             verb.make_context(name, rest, parent=context)
     except typer.Exit:  # --help and --version
-        return
+        pass
+    return name

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+ENDS = ("read", "refused")  # what else a reader raises fails the test, as does a long sentence
 few = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
@@ -22,19 +23,19 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(data=st.data())
 def test_a_mutilated_suite_is_read_or_refused(file: Path, data: st.DataObject):
     text = data.draw(st.sampled_from(_fuzz.suite_texts()))
-    _fuzz.read_suite_text(file, data.draw(_fuzz.mutilated(text)))
+    assert _fuzz.read_suite_text(file, data.draw(_fuzz.mutilated(text))) in ENDS
 
 
 @few
 @given(document=_fuzz.documents())
 def test_a_suite_with_anything_in_it_is_read_or_refused(document: dict[str, Any]):
-    _fuzz.read_document(document)
+    assert _fuzz.read_document(document) in ENDS
 
 
 @few
 @given(data=_fuzz.run_files())
 def test_a_mutilated_run_is_read_or_refused(file: Path, data: bytes):
-    _fuzz.read_run_file(file, data)
+    assert _fuzz.read_run_file(file, data) in ENDS
 
 
 def test_the_inputs_that_are_not_mutilated_are_read(file: Path):

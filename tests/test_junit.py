@@ -38,7 +38,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_the_document_is_valid(name: str) -> None:
-    SCHEMA.validate(junit.render(OUTCOMES[name]))
+    assert list(SCHEMA.iter_errors(junit.render(OUTCOMES[name]))) == []
 
 
 def test_the_schema_refuses_what_is_not_junit() -> None:
