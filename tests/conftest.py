@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _browser import chromium, opened
+
+__all__ = ["chromium", "opened"]  # fixtures of the tests marked browser
 
 pytest.register_assert_rewrite("_formats")
 

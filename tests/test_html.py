@@ -201,6 +201,7 @@ def test_every_specification_compiles() -> None:
           for kind in ("pareto", "error_density", "error_bytes")),
         "crossover", "sweep", "roofline", "stored",
         "saved", "energy", "compile", "first", "pack", "split", "winners", "spread", "series",
+        "versus", "versus_all",
     }  # fmt: skip
     for name, specification in specifications.items():
         compiled = vl_convert.vegalite_to_vega({**specification, "width": 300})

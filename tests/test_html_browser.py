@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _browser import Opened
 from _synthetic import hostile_run, questions, rescored, run_of
 
 from hwbench import units
@@ -17,10 +17,6 @@ from hwbench.store import Run
 
 pytestmark = pytest.mark.browser
 
-playwright = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRAWN = "document.body.dataset.drawn === 'yes'"
 FILTERS = {
     "format": "monarch",
     "dtype": "bfloat16",
@@ -42,82 +38,6 @@ def run() -> Run:
 @pytest.fixture(scope="module")
 def text(run: Run) -> str:
     return html.render([run])
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A page from disk, with everything that it said and asked for."""
-
-    def __init__(self, page: Any, path: Path) -> None:
-        self.page, self.path = page, path
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        page.on("console", lambda message: self.said.append(message.text))
-        page.on("pageerror", lambda error: self.said.append(str(error)))
-        page.on("request", lambda request: self.asked.append(request.url))
-
-    def go(self, address: str = "") -> None:
-        self.page.goto(f"{self.path.as_uri()}{address}")
-        self.wait()
-
-    def wait(self) -> None:
-        self.page.wait_for_function(DRAWN, timeout=120_000)
-
-    def tick(self, name: str, value: str) -> None:
-        """Choose one value of a filter with the mouse."""
-        choice = self.page.locator(f"[data-filter={name}]")
-        choice.locator("summary").click()
-        choice.locator("label", has_text=value).first.click()
-        self.page.keyboard.press("Escape")
-        self.wait()
-
-    def drawn(self) -> dict[str, str]:
-        """What each section draws, and the table's own words."""
-        return self.page.evaluate(
-            """() => {
-              const found = { table: document.getElementById("passing").textContent };
-              const marks = (f) => [...f.querySelectorAll("svg path, svg text, svg line")].map(
-                (e) => [e.getAttribute("transform"), e.getAttribute("d"), e.textContent].join(" ")
-                  .replace(/-?\\d+(\\.\\d+)?(e-?\\d+)?/g, (number) => Math.round(number) || 0));
-              for (const box of document.querySelectorAll(".figures")) {
-                found[box.dataset.section] = [...box.querySelectorAll("figure.chart")]
-                  .filter((f) => !f.hidden)
-                  .map((f) => [f.querySelector("h3").textContent, ...marks(f).sort()].join("\\n"))
-                  .join("\\n\\n");
-              }
-              const heat = document.getElementById("heat");
-              found.heat = heat.hidden ? "" : heat.innerText;
-              return found;
-            }"""
-        )
-
-
-@pytest.fixture
-def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    made = []
-
-    def start(text: str, width: int = 1400, address: str = "", **options: Any) -> Opened:
-        path = tmp_path / "page.html"
-        path.write_text(text, encoding="utf-8")
-        view = {"width": width, "height": 1000}
-        context = chromium.new_context(viewport=view, reduced_motion="reduce", **options)
-        made.append(context)
-        shown = Opened(context.new_page(), path)
-        shown.go(address)
-        return shown
-
-    yield start
-    for context in made:
-        context.close()
 
 
 @pytest.mark.parametrize("width", [1400, 400])

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 INK, FAINT, GRID = "var(--ink)", "var(--faint)", "var(--grid)"
 HEIGHT, SIZE = 300, 70
 
+_RATIOS = [v * 10.0**power for power in range(-4, 5) for v in (1, 2, 5)]
+_TIMES = "format(datum.value, '~g') + '×'"
+
 _TIPS = {
     "label": "format",
     "group_title": "group",
@@ -27,6 +30,18 @@ def base(height: Any = HEIGHT) -> alt.Chart:
     import altair as alt
 
     return alt.Chart(alt.NamedData(name="table"), height=height, width="container")
+
+
+def times(channel: type[alt.X] | type[alt.Y], title: str, field: str = "relative") -> Any:
+    """A logarithmic axis of times over other times."""
+    import altair as alt
+
+    return channel(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(type="log", nice=False, padding=14),
+        axis=alt.Axis(values=_RATIOS, labelExpr=_TIMES, labelOverlap="greedy"),
+    )
 
 
 def tips(**more: str) -> list[alt.Tooltip]:

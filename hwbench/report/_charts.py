@@ -14,8 +14,10 @@ from hwbench.report._chart_base import SIZE as _SIZE
 from hwbench.report._chart_base import base as _base
 from hwbench.report._chart_base import colour as _colour
 from hwbench.report._chart_base import points as _points
+from hwbench.report._chart_base import times as _relative
 from hwbench.report._chart_base import tips as _tips
 from hwbench.report._charts_costs import charts_beside
+from hwbench.report._charts_versus import charts_of_ratios
 from hwbench.report._crossing import EQUAL
 from hwbench.report._palette import Style
 from hwbench.report._scores import Score
@@ -53,10 +55,8 @@ CONFIG: dict[str, Any] = {
 """The look of all charts, given to Vega-Embed."""
 
 _DENSITIES = [1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
-_RATIOS = [v * 10.0**power for power in range(-4, 5) for v in (1, 2, 5)]
 _EVEN = [v * 10.0**power for power in range(-3, 19) for v in (1, 2, 5)]
 _BYTES = "datum.value ? format(datum.value, '~s') + 'B' : '0'"
-_TIMES = "format(datum.value, '~g') + '×'"
 
 
 def specifications(
@@ -68,6 +68,7 @@ def specifications(
         "sweep": _sweep(styles),
         "roofline": _roofline(styles),
         **charts_beside(styles),
+        **charts_of_ratios(styles),
     }
     for score in scores:
         charts |= {
@@ -88,17 +89,6 @@ def _specification(chart: Any) -> dict[str, Any]:
         spec.pop(key, None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
-
-
-def _relative(channel: type[alt.X] | type[alt.Y], title: str) -> Any:
-    import altair as alt
-
-    return channel(
-        "relative:Q",
-        title=title,
-        scale=alt.Scale(type="log", nice=False, padding=14),
-        axis=alt.Axis(values=_RATIOS, labelExpr=_TIMES, labelOverlap="greedy"),
-    )
 
 
 def _density(field: str = "density", title: str = "density (parameters kept)") -> alt.X:

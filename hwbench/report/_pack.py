@@ -36,6 +36,7 @@ TEXT = (
     "bound",
     "density_word",
     "shade",
+    "explained",
 )
 NUMBERS = (
     "run",
@@ -74,6 +75,11 @@ NUMBERS = (
     "best",
     "compile_seconds",
     "first_call_seconds",
+    "base_seconds",
+    "ratio",
+    "ratio_low",
+    "ratio_high",
+    "ratio_roofs",
     *_samples.columns(),
 )
 _DIGITS = 5

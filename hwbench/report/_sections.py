@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwbench.join import Joined
-from hwbench.report import _costs, _density, _samples, _trade, _views
+from hwbench.report import _costs, _density, _ratios, _samples, _trade, _views
 from hwbench.report._rows import Row
 from hwbench.report._views import Figure
 from hwbench.store import Run
@@ -27,10 +27,23 @@ class Section:
         return self.figures[self.shown :]
 
 
+def compared(rows: list[Row], machines: list[str]) -> list[Section]:
+    """One section for every run that is compared with the first one."""
+    return [
+        Section(
+            f"versus{number}",
+            _ratios.figures(rows, number, machines[0]),
+            4,
+            "No case has a ratio: none was timed in both runs within one timing contract.",
+        )
+        for number in range(1, len(machines))
+    ]
+
+
 def sections(
     rows: list[Row], runs: list[Run], joined: list[Joined], chosen: set[str]
 ) -> list[Section]:
-    """Every section of figures, whether it has any or not."""
+    """Every section of figures of the runs themselves, whether it has any or not."""
     series = [
         figure
         for number, run in enumerate(runs)

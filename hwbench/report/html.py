@@ -7,7 +7,8 @@ data. A content security policy in the page forbids every request on top of that
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,20 +33,37 @@ from hwbench.report._scores import scores
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPTS = ("data.js", "filters.js", "charts.js", "heat.js", "rows.js", "page.js")
+_SCRIPTS = ("data.js", "filters.js", "charts.js", "heat.js", "rows.js", "ratios.js", "page.js")
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A run beside the first one, as the page shows it above everything else."""
+
+    title: str
+    sentences: list[str]
+    heads: tuple[str, ...]
+    groups: list[tuple[str, list[list[str]]]]  # of ratios: the title of a group, its first lines
+    flips: list[str]
+    environment: list[tuple[str, str, str]]
+    roofs: list[tuple[str, str, str, str]]
+    columns: Mapping[str, Row]  # further columns of its rows, by case
+
+
 def render(
-    runs: list[Run], samples: Collection[str] = (), before: Any = (), names: list[str] | None = None
+    runs: list[Run],
+    samples: Collection[str] = (),
+    before: Sequence[Compared] = (),
+    names: list[str] | None = None,
 ) -> str:
     """The report of one run, or of several side by side, as one HTML page.
 
     Args:
         runs: what is reported.
         samples: cases, or parts of their names, whose raw samples the page carries.
-        before: comparisons of the runs as the template shows them, which then stand first.
+        before: each further run compared with the first one, in their order; they stand first.
         names: what the runs are called; without it, their machines.
 
     Raises:
@@ -54,12 +72,11 @@ def render(
     if not runs:
         raise UsageError("There is no run to report; name at least one run file.")
     machines = names or _facts.machines(runs)
-    rows = _rows(runs, machines)
+    rows = _rows(runs, machines, [each.columns for each in before])
     chosen = _samples.asked(runs, samples)
     template = _environment().get_template("page.html.j2")
     return template.render(
-        **_context(runs, machines, rows, chosen),
-        before=before,
+        **_context(runs, machines, rows, chosen, before),
         css=_safe((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
         colours=list(zip(LIGHT, DARK, strict=True)),
         script=_safe("\n".join((_TEMPLATES / n).read_text(encoding="utf-8") for n in _SCRIPTS)),
@@ -67,15 +84,21 @@ def render(
     )
 
 
-def _rows(runs: list[Run], machines: list[str]) -> list[Row]:
-    """All rows, numbered; those of several runs are labelled by their machine."""
+def _rows(
+    runs: list[Run], machines: list[str], ratios: Sequence[Mapping[str, Row]] = ()
+) -> list[Row]:
+    """All rows, numbered; those of several runs are labelled by their machine.
+
+    ``ratios`` are further columns by case, of every run but the first.
+    """
     rows: list[Row] = []
     for number, run in enumerate(runs):
         own = report_rows(run)
         _samples.attach(run, own)
         for row in own:
             row |= {"run": number, "machine": machines[number] if len(runs) > 1 else ""}
-            rows.append(row | _on_the_roofline(row))
+            more = ratios[number - 1].get(row["case"], {}) if ratios and number else {}
+            rows.append(row | _on_the_roofline(row) | more)
     order = {group: number for number, group in enumerate(groups(rows))}
     rows.sort(key=lambda row: (order[row["group"]], row["run"]))  # one question, all machines
     for row in rows:
@@ -99,7 +122,11 @@ def _on_the_roofline(row: Row) -> Row:
 
 
 def _context(
-    runs: list[Run], machines: list[str], rows: list[Row], chosen: set[str]
+    runs: list[Run],
+    machines: list[str],
+    rows: list[Row],
+    chosen: set[str],
+    before: Sequence[Compared],
 ) -> dict[str, Any]:
     by_run = [[row for row in rows if row["run"] == n] for n in range(len(runs))]
     summaries = [
@@ -110,11 +137,13 @@ def _context(
     answers = [_answers.answer(members) for members in groups(timed).values()]
     joined = _joins(by_run)
     sections = _sections.sections(rows, runs, joined, chosen)
+    sections += _sections.compared(rows, machines) if before else []
     looks = styles(row["format"] for row in rows)
     return {
         "runs": summaries,
         "title": _title(runs, machines),
         "several": len(runs) > 1,
+        "before": before,
         "answers": answers,
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,

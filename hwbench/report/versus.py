@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwbench import units
 from hwbench.errors import UsageError
-from hwbench.report import _facts, html
+from hwbench.report import _facts, _ratios, html
 from hwbench.report import _words as words
 from hwbench.report._rows import groups, printable
 from hwbench.report._versus import Matched, Versus, matters, summary, versus
@@ -17,7 +17,8 @@ from hwbench.store import Run
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_MOST = 400  # cases in the page's own table of ratios; the table of all rows has the rest
+_MOST = 400  # cases in a table of the terminal
+_ON_PAGE = 60  # ratios that the page shows before its script, which has all, shows more
 
 
 def compare(runs: Sequence[Run], prices: Mapping[str, float] | None = None) -> list[Versus]:
@@ -70,28 +71,30 @@ def page(runs: Sequence[Run], found: Sequence[Versus]) -> str:
     return html.render(list(runs), before=[_shown(each) for each in found], names=labels(runs))
 
 
-def _shown(each: Versus) -> dict[str, Any]:
+def _shown(each: Versus) -> html.Compared:
     """A comparison as the page's template shows it."""
-    return {
-        "title": f"{each.other} against {each.base}",
-        "sentences": summary(each),
-        "groups": lines(each),
-        "flips": flips(each),
-        "environment": environment(each),
-        "roofs": [
+    return html.Compared(
+        title=f"{each.other} against {each.base}",
+        sentences=summary(each),
+        heads=HEADS,
+        groups=lines(each, _ON_PAGE),
+        flips=flips(each),
+        environment=environment(each),
+        roofs=[
             (name, units.si(old, ""), units.si(new, ""), units.ratio(new / old))
             for name, old, new in each.roofs
         ],
-    }
+        columns=_ratios.columns(each),
+    )
 
 
-def lines(each: Versus) -> list[tuple[str, list[list[str]]]]:
+def lines(each: Versus, most: int = _MOST) -> list[tuple[str, list[list[str]]]]:
     """Group titles with their rows: format, density, both times, the ratio, what explains it."""
     by_case = {id(matched.base): matched for matched in each.matched}
     timed = [m.base for m in each.matched if m.ratio is not None or m.explained]
     return [
         (words.group_title(members[0]), [_line(by_case[id(row)]) for row in members])
-        for members in groups(timed[:_MOST]).values()
+        for members in groups(timed[:most]).values()
     ]
 
 
@@ -108,7 +111,7 @@ def _line(each: Matched) -> list[str]:
         units.seconds(each.other["time_seconds"]),
         "–" if found is None else words.interval(found.value, found.low, found.high),
         "–" if each.expected is None else units.significant(each.expected),
-        each.explained.removeprefix("explained by ").replace("not explained", "not"),
+        _ratios.explained(each),
     ]
 
 

@@ -25,6 +25,9 @@ function chartRow(data, number) {
   row.shape_text = `${row.out_features}×${row.in_features}`;
   row.area = row.out_features * row.in_features;
   row.line = `${row.label}, ${row.direction}`;
+  row.ratio_text = `${plain(row.ratio)}×` + range(row.ratio_low, row.ratio_high, plain);
+  row.base_text = si(row.base_seconds, "s");
+  row.roofs_text = known(row.ratio_roofs) ? `${plain(row.ratio_roofs)}×` : "–";
   return spreadOut(row);
 }
 
@@ -47,12 +50,13 @@ function figureNumbers(figure) {
 
 // An interval is drawn to three times the range of the points at most: one that is wider would
 // squeeze all the others into a line. Its ends stand in the tooltip and in the table.
-function cutSpans(rows) {
-  const points = rows.map((row) => row.relative).filter(known);
+function cutSpans(rows, value) {
+  const points = rows.map((row) => row[value]).filter(known);
+  const [lower, upper] = [`${value}_low`, `${value}_high`];
   const [low, high] = [Math.min(1, ...points) / 3, Math.max(1, ...points) * 3];
   for (const row of rows) {
-    row.span_low = known(row.relative_low) ? Math.max(row.relative_low, low) : null;
-    row.span_high = known(row.relative_high) ? Math.min(row.relative_high, high) : null;
+    row.span_low = known(row[lower]) ? Math.max(row[lower], low) : null;
+    row.span_high = known(row[upper]) ? Math.min(row[upper], high) : null;
   }
   return rows;
 }
@@ -66,7 +70,7 @@ function figureRows(data, figure, passes) {
     if ("error" in row) row.error_text = plain(row.error);
     rows.push(row);
   });
-  return cutSpans(findFront(rows, figure.better === "higher" ? -1 : 1));
+  return cutSpans(findFront(rows, figure.better === "higher" ? -1 : 1), figure.value || "relative");
 }
 
 // The front of what is drawn: nothing else that is drawn is both faster and better.
@@ -79,7 +83,7 @@ function findFront(rows, sign) {
   return rows;
 }
 
-const LINES = { split: "line", winners: "shape_text" }; // what has a line of its own, else each case
+const LINES = { split: "line", winners: "shape_text", versus_all: "format" }; // what has a line of its own, else each case
 
 // A place keeps its Vega view: another figure of the same kind only changes the view's data. (A
 // roofline is made anew: the text along its roofs decides how wide the plot can be. So are samples.)
