@@ -155,6 +155,8 @@ def test_every_score_of_the_workloads_is_known() -> None:
         score = score_of({"score_name": quantity.name})
         assert (score.unit, score.better) == (quantity.unit, quantity.better)
         assert score.asked
+    perplexity = score_of({"score_name": "perplexity"})
+    assert (perplexity.axis, perplexity.zero) == ("perplexity, lower is better", False)
 
 
 def test_a_replicate_of_a_scored_case_is_a_seed() -> None:

@@ -128,10 +128,10 @@ def _dense_line(along: str) -> Any:
 
 
 def _scored(field: str, score: Score) -> Any:
-    """The axis of a score: an error starts at zero, where nothing is lost."""
+    """The axis of a score."""
     import altair as alt
 
-    scale = alt.Scale(zero=not score.higher, nice=True)
+    scale = alt.Scale(zero=score.zero, nice=True)
     return alt.Y(f"{field}:Q", title=score.axis, scale=scale)
 
 

@@ -22,6 +22,7 @@ class Score:
     unit: str = ""
     better: str = "lower"  # or "higher"
     asked: tuple[float, ...] = ()  # levels at which "the accuracy I need" is answered
+    zero: bool = False  # whether an axis begins at zero, where nothing is lost
 
     @property
     def higher(self) -> bool:
@@ -49,7 +50,8 @@ class Score:
 
 
 _LISTED = (
-    Score("projection_error", "projection error", asked=(0.05, 0.1, 0.2, 0.5)),
+    Score("projection_error", "projection error", asked=(0.05, 0.1, 0.2, 0.5), zero=True),
+    Score("perplexity", "perplexity"),  # what is good depends on the model: no levels
     Score("psnr_db", "PSNR", "dB", "higher", asked=(40, 35, 30, 25, 20)),
     Score("embedding_cosine", "cosine similarity of embeddings", "", "higher",
           asked=(0.99, 0.95, 0.9, 0.8)),

@@ -158,8 +158,8 @@ def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
                 ms=5.5 if pair.front else 4, alpha=1 if pair.front else 0.7, zorder=3,
             )  # fmt: skip
         log(ax, "x", "×")
-        if not score.higher:
-            ax.set_ylim(bottom=0)  # an error of zero loses nothing
+        if score.zero:
+            ax.set_ylim(bottom=0)
         of = f"{words.shape(join.scored)} {join.scored['dtype']}"
         label = f"{wrapped(f'{score.measured}, {of}', 42)}\n{score.better} is better"
         ax.set(xlabel="time relative to dense", ylabel=label)
