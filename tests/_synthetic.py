@@ -94,7 +94,12 @@ def linear_case(name: str, density: float | None, **axes: Any) -> Case:
     )
 
 
-def projection_case(name: str, density: float | None, shape: tuple[int, int] = (512, 512)) -> Case:
+def projection_case(
+    name: str,
+    density: float | None,
+    shape: tuple[int, int] = (512, 512),
+    matrix: str = "power_law",
+) -> Case:
     """A case with a projection error."""
     return Case(
         workload="projection",
@@ -104,7 +109,7 @@ def projection_case(name: str, density: float | None, shape: tuple[int, int] = (
         dtype="float32",
         device="cpu",
         knobs={} if density is None else {"density": density},
-        options={"matrix": "power_law", "seeds": 1},
+        options={"matrix": matrix, "seeds": 1},
     )
 
 

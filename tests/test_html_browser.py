@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from _browser import Opened
-from _synthetic import hostile_run, questions, rescored, run_of
+from _synthetic import hostile_run, projection_case, questions, rescored, run_of
 
 from hwbench import units
 from hwbench.report import _pack, html
@@ -309,3 +309,14 @@ def test_twenty_thousand_rows_paint_and_filter_quickly(opened: Callable[..., Ope
             taken.append(shown.page.evaluate(change, name))
             shown.wait()
         assert sorted(taken)[2] < 300, (name, taken)
+
+
+def test_closed_forms_stay_with_the_figure_that_has_them(opened: Callable[..., Opened]) -> None:
+    cases = [projection_case("coo", each, matrix="gaussian") for each in (0.5, 0.1)]
+    cases += [projection_case("coo", each, shape=(256, 256)) for each in (0.5, 0.1)]
+    shown = opened(html.render([run_of(cases)]))
+    words = shown.page.locator("figure.chart:visible svg text", has_text="closed form")
+    assert sorted(words.all_text_contents()) == ["2:4, closed form", "unstructured, closed form"]
+    shown.tick("shape", "256×256")  # the other figure takes the place, and the view, of the first
+    assert words.count() == 0
+    assert not shown.said

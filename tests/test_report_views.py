@@ -141,6 +141,25 @@ def test_a_score_has_its_name_unit_and_direction_wherever_it_stands() -> None:
     assert "error" not in " ".join([*fastest, *per_byte, pareto.says, by_density.says])
 
 
+def test_errors_of_gaussian_matrices_stand_beside_the_closed_forms() -> None:
+    gaussian = [projection_case("coo", each, matrix="gaussian") for each in (0.5, 0.1)]
+    by_density, by_bytes, *others = _trade.errors(
+        rows_of(run_of([*gaussian, projection_case("coo", 0.1), projection_case("btt", 0.5)]))
+    )
+    *curve, two_four = by_density.packed()["closed"]
+    assert curve[0]["density"] == pytest.approx(0.1, abs=0.01)  # the least that is drawn
+    assert (curve[-1]["density"], curve[-1]["score"]) == (1, 0)
+    assert all(a["score"] > b["score"] for a, b in pairwise(curve))
+    near = min(curve, key=lambda each: abs(each["density"] - 0.3))  # the error at 0.3 is 0.4655
+    assert near["score"] == pytest.approx(0.4655, abs=0.03)
+    assert (two_four["density"], two_four["score"]) == (0.5, pytest.approx(0.3636, abs=5e-4))
+    assert [each["text"] for each in (*curve, two_four) if each["text"]] == [
+        "unstructured, closed form", "2:4, closed form",
+    ]  # fmt: skip
+    assert "closed forms" in by_density.note
+    assert not any(figure.extra or figure.note for figure in (by_bytes, *others))
+
+
 def test_a_score_nobody_knows_is_shown_by_its_name() -> None:
     score = score_of({"score_name": "code_bleu", "better": "higher"})
     assert score.axis == "code bleu, higher is better"

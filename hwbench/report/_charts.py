@@ -169,7 +169,29 @@ def _error(styles: dict[str, Style], score: Score, field: str, title: str) -> An
     line = base.mark_line(strokeWidth=1.3, opacity=0.7)
     line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
     tips = _tips(error_text=score.measured, stored_text="stored")
-    return alt.layer(_reach(), line, _points(base, styles, tips[:1] + tips[2:3] + tips[-2:]))
+    points = _points(base, styles, tips[:1] + tips[2:3] + tips[-2:])
+    closed = _closed() if (score.name, field) == ("projection_error", "density") else []
+    return alt.layer(_reach(), *closed, line, points)
+
+
+def _closed() -> list[Any]:
+    """Closed forms, which only the figures of Gaussian matrices have."""
+    import altair as alt
+
+    base = alt.Chart(alt.NamedData(name="closed")).encode(x="density:Q", y="score:Q")
+    largest, two_four = (
+        base.transform_filter(f"datum.law == '{law}'") for law in ("unstructured", "2:4")
+    )
+    curve = largest.mark_line(color=INK, strokeWidth=1, strokeDash=[4, 3], tooltip=None)
+    ring = two_four.mark_point(size=_SIZE * 3, color=INK, strokeWidth=1, tooltip=None)
+    below = largest.mark_text(align="right", baseline="top", dx=-6, dy=4, color=INK)
+    right = two_four.mark_text(align="left", baseline="middle", dx=12, color=INK)
+    return [
+        curve.encode(order="density:Q"),
+        ring,
+        below.encode(text="text:N"),
+        right.encode(text="text:N"),
+    ]
 
 
 def _crossover(styles: dict[str, Style]) -> Any:

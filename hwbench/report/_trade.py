@@ -8,6 +8,7 @@ from hwbench import units
 from hwbench.join import Joined, Pair, is_scored, join, table
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
+from hwbench.report._closed import NOTE, closed_forms
 from hwbench.report._rows import DENSE, Row, Seen, groups, known, printable, relative
 from hwbench.report._scores import score_of
 from hwbench.report._views import Figure
@@ -159,6 +160,8 @@ def errors(rows: list[Row]) -> list[Figure]:
             figures.append(
                 Figure(f"{kind} {score.name}", f"{title}: {score.title}, {by}", says, numbers)
             )
+        if closed := closed_forms(have):
+            figures[-2].note, figures[-2].extra = NOTE, {"closed": closed}
     return figures
 
 

@@ -96,12 +96,13 @@ async function draw(data, element, passes) {
   if (element.view && element.kind === figure.kind && !figure.roofs && !figure.points) {
     const { view } = element;
     view.data("table", rows);
+    if (figure.kind === "error_density projection_error") view.data("closed", figure.closed || []);
     if (step) view.height(lines);
     await view.resize().runAsync();
   } else {
     element.view?.finalize();
     const whole = structuredClone(specification);
-    whole.datasets = { ...whole.datasets, table: rows, roofs: figure.roofs || [], points: figure.points || [] };
+    whole.datasets = { ...whole.datasets, table: rows, roofs: figure.roofs || [], points: figure.points || [], closed: figure.closed || [] };
     if (step) whole.height = lines;
     const plot = element.querySelector(".plot");
     const result = await window.vegaEmbed(plot, whole, {
