@@ -7,10 +7,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from hwbench.errors import RunFileError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+DEVICE = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N.")
+THREADS = typer.Option(
+    None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
+)
 
 _PIPED_WIDTH = 160  # columns of a table that no terminal cuts
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from hwbench.cli import check
+from hwbench.cli import _shared, check
 from hwbench.cli._progress import progress
 
 
@@ -18,7 +18,7 @@ def ab(
         ..., "--b", metavar="PYTHON|REF", help="What is compared with it: likewise."
     ),
     suite: str = typer.Option("linear", "--suite", "-s", help="A shipped suite, or a TOML file."),
-    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    device: str = _shared.DEVICE,
     replicates: int | None = typer.Option(
         None, "--replicates", "-r", min=1, max=1000, help="Pairs of fresh processes."
     ),
@@ -29,7 +29,7 @@ def ab(
         "network where its build backend is here) or fresh (with all it needs, from the index).",
     ),
     filter_: str | None = typer.Option(None, "--filter", help="Only matching cases."),
-    threads: int | None = typer.Option(None, "--threads", min=1, help="Threads on a CPU."),
+    threads: int | None = _shared.THREADS,
     seed: int = typer.Option(0, "--seed", help="Seeds all data and all orders."),
     threshold: str = typer.Option("3%", "--threshold", help="The smallest change that counts."),
     metric: str = typer.Option("auto", "--metric", help="auto, time, relative, memory or score."),

@@ -18,13 +18,11 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def ceilings(
-    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    device: str = _shared.DEVICE,
     dtype: list[str] | None = typer.Option(
         None, "--dtype", help="Matrix rates of these dtypes only.  [default: all four]"
     ),
-    threads: int | None = typer.Option(
-        None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
-    ),
+    threads: int | None = _shared.THREADS,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Measure what this machine reaches at best: the roofs of the roofline.

@@ -18,13 +18,11 @@ _STYLES = {"fine": "green", "doubt": "yellow", "absent": "dim", "unknown": "dim"
 
 
 def doctor(
-    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    device: str = _shared.DEVICE,
     require: list[str] | None = typer.Option(
         None, "--require", help="Checks that must be fine, else exit code 4. Repeat, or use commas."
     ),
-    threads: int | None = typer.Option(
-        None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
-    ),
+    threads: int | None = _shared.THREADS,
     cluster: str | None = typer.Option(
         None, "--cluster", help="Every device of a Ray cluster: auto, or ray://HOST:PORT."
     ),

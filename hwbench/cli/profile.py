@@ -29,10 +29,8 @@ def profile(
     direction: str = typer.Option(
         "forward", "--direction", help="forward, backward, backward_input, backward_weight, step."
     ),
-    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
-    threads: int | None = typer.Option(
-        None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
-    ),
+    device: str = _shared.DEVICE,
+    threads: int | None = _shared.THREADS,
     calls: int = typer.Option(10, "--calls", min=1, max=10_000, help="Calls that are profiled."),
     trace: Path = typer.Option(
         Path("trace.json"), "--trace", help="The Chrome trace: open it in ui.perfetto.dev."

@@ -58,9 +58,7 @@ def run(
     energy: bool = typer.Option(
         False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."
     ),
-    threads: int | None = typer.Option(
-        None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
-    ),
+    threads: int | None = _shared.THREADS,
     cores: str | None = typer.Option(
         None, "--cores", help="Stay on these cores, such as 0-3,8.  [default: all that are allowed]"
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hwbench.cli import _shared
 from hwbench.cli._progress import progress
 from hwbench.cli.check import fraction
 from hwbench.errors import UnknownNameError, UsageError
@@ -21,7 +22,7 @@ _KINDS = ("aa", "ab")
 def selftest(
     kind: str = typer.Argument(..., help="aa: nothing changes; ab: a known slow-down as well."),
     suite: str = typer.Option("smoke", "--suite", "-s", help="A shipped suite, or a TOML file."),
-    device: str = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N."),
+    device: str = _shared.DEVICE,
     nights: int = typer.Option(
         6,
         "--nights",
@@ -35,7 +36,7 @@ def selftest(
     ),
     slower: str = typer.Option("5%", "--slower", help="The slow-down of ab, such as 5%."),
     threshold: str = typer.Option("3%", "--threshold", help="The smallest change that counts."),
-    threads: int | None = typer.Option(None, "--threads", min=1, help="Threads on a CPU."),
+    threads: int | None = _shared.THREADS,
     runs: Path | None = typer.Option(
         None, "--runs", help="Measure nothing: take the runs of identical code in this folder (aa)."
     ),
