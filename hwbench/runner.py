@@ -77,8 +77,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         document=suites.read(suite) if isinstance(suite, str) else suite,
         out=Path(out), filter=filter, seed=seed, energy=energy, changes=changes, listener=listener,
     )  # fmt: skip
-    seat = LocalSeat(resolve_device(device), usable_threads(threads))
-    return execute(begin(question, seat), [seat], time_budget_seconds)
+    return answer(question, device, threads, time_budget_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +91,14 @@ class Question:
     energy: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
     listener: Listener = lambda progress: None
+
+
+def answer(
+    question: Question, device: str, threads: int | None, time_budget_seconds: float | None
+) -> Path:
+    """Ask one device of this machine; the path of the run file. It raises what ``run`` does."""
+    seat = LocalSeat(resolve_device(device), usable_threads(threads))
+    return execute(begin(question, seat), [seat], time_budget_seconds)
 
 
 @without_gc()

@@ -87,7 +87,6 @@ def run(
     """
     from hwbench import environment, models, runner
     from hwbench import suite as suites
-    from hwbench.report.text import rows_json
     from hwbench.store import read_run
     from hwbench.units import parse_seconds
 
@@ -101,10 +100,7 @@ def run(
         if suite is not None or format_ or filter_ or shape or tokens or dtype or density or model:
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
-            if cluster is not None:
-                fleet.resume(resume, listener)
-            else:
-                runner.resume(resume, time_budget_seconds=budget, listener=listener)
+            fleet.resume(resume, listener)
         return _show(resume, as_json=as_json)
     read = suites.override(
         suites.read(suite or "linear"),
@@ -122,23 +118,11 @@ def run(
     if replicates is not None:
         changes["replicates"] = replicates
     with progress() as listener:
-        if fleet.many:
-            question = runner.Question(
-                document=document, out=out, filter=filter_, seed=seed, energy=energy,
-                changes=changes,
-            )  # fmt: skip
-            paths = fleet.run(question, listener)
-        else:
-            paths = [runner.run(
-                document, device=device, out=out, filter=filter_, threads=threads, seed=seed,
-                time_budget_seconds=budget, energy=energy, listener=listener, **changes,
-            )]  # fmt: skip
-    if as_json and len(paths) > 1:
-        rows = [{"run": str(path), **row} for path in paths for row in rows_json(read_run(path))]
-        typer.echo(json.dumps(rows))
-    else:
-        for path in paths:
-            _show(path, as_json=as_json)
+        paths = fleet.run(runner.Question(
+            document=document, out=out, filter=filter_, seed=seed, energy=energy,
+            changes=changes, listener=listener,
+        ))  # fmt: skip
+    _show_all(paths, as_json=as_json)
     run_failed([result for path in paths for result in read_run(path).results])
 
 
@@ -162,13 +146,22 @@ class _Fleet:
             raise UsageError("--on and --shards need --cluster, or a list in --device.")
         return many
 
-    def run(self, question: Question, listener: Listener) -> list[Path]:
-        with self._found(listener) as fleet:
+    def run(self, question: Question) -> list[Path]:
+        if not self.many:
+            from hwbench import runner
+
+            return [runner.answer(question, self.device, self.threads, self.budget)]
+        with self._found(question.listener) as fleet:
             return fleet.run(question)
 
-    def resume(self, path: Path, listener: Listener) -> list[Path]:
+    def resume(self, path: Path, listener: Listener) -> None:
+        if self.cluster is None:
+            from hwbench import runner
+
+            runner.resume(path, time_budget_seconds=self.budget, listener=listener)
+            return
         with self._found(listener) as fleet:
-            return fleet.resume(path)
+            fleet.resume(path)
 
     @contextlib.contextmanager
     def _found(self, listener: Listener) -> Iterator[Fleet]:
@@ -202,6 +195,19 @@ def run_failed(results: list[Any]) -> None:
         )
     if not any(result.status is Status.OK for result in results):
         raise CasesFailedError("Nothing could be measured; the reasons are listed above.")
+
+
+def _show_all(paths: list[Path], *, as_json: bool) -> None:
+    """Each run, or the rows of several as one JSON list."""
+    from hwbench.report.text import rows_json
+    from hwbench.store import read_run
+
+    if as_json and len(paths) > 1:
+        rows = [{"run": str(path), **row} for path in paths for row in rows_json(read_run(path))]
+        typer.echo(json.dumps(rows))
+        return
+    for path in paths:
+        _show(path, as_json=as_json)
 
 
 def _show(path: Path, *, as_json: bool) -> None:

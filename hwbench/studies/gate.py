@@ -290,14 +290,7 @@ def check(
     """
     if metric not in (*METRICS, "auto"):
         raise UnknownNameError("metric", metric, [*METRICS, "auto"])
-    if confirm and foreign(path):
-        raise UsageError(
-            f"{path} is a file of pytest-benchmark, whose cases cannot be measured again here; "
-            "leave --confirm out, or check a run of hwbench run."
-        )
-    run = load(path)
-    if not run.complete:
-        raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
+    run = _finished(path, confirm=confirm)
     chosen = choose(baseline, run, window)
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     mismatch, notes = list(chosen.mismatch), _notes(chosen, run, threshold, window)
@@ -328,6 +321,19 @@ def check(
         notes=notes,
         fail_on_undecided=fail_on_undecided,
     )
+
+
+def _finished(path: Path, *, confirm: bool) -> Run:
+    """The run under test, once it is known that it can be judged as asked."""
+    if confirm and foreign(path):
+        raise UsageError(
+            f"{path} is a file of pytest-benchmark, whose cases cannot be measured again here; "
+            "leave --confirm out, or check a run of hwbench run."
+        )
+    run = load(path)
+    if not run.complete:
+        raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
+    return run
 
 
 def _side(run: Run) -> Side:
