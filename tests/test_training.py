@@ -8,17 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
 
 import hwbench
 from hwbench import plugins
 from hwbench import suite as suites
+from hwbench.cli._shared import with_data
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import Format
 from hwbench.meters.score import Score
+from hwbench.protocol import PlanRequest
 from hwbench.records import Case
 from hwbench.runner import resume
 from hwbench.store import read_run
+from hwbench.worker import Worker
+from hwbench.workloads._networks import TASKS, Vision
 from hwbench.workloads.training import Training
 
 
@@ -78,6 +84,68 @@ def test_rates_are_named_after_parameters(name: str) -> None:
         pytest.skip("it cannot train here")
     layer = found.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
     assert set(found.rate_multipliers()) <= {each for each, _ in layer.named_parameters()}
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """CIFAR-10's binary version in small: ten brightnesses with noise, a label each."""
+    source = torch.Generator().manual_seed(0)
+    names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
+    for name in names:
+        labels = torch.arange(40) % 10
+        noise = torch.randint(20, (40, 3072), generator=source)
+        records = torch.cat([labels[:, None], labels[:, None] * 25 + noise], 1)
+        (tmp_path / name).write_bytes(records.to(torch.uint8).numpy().tobytes())
+    return tmp_path
+
+
+def test_a_folder_of_cifar10_is_read_and_learned(photographs: Path) -> None:
+    found = TASKS["cifar10"].data(photographs)
+    assert found.x.shape == (200, 3, 32, 32)
+    assert found.x_test.shape == (40, 3, 32, 32)
+    assert found.y[:12].tolist() == [*range(10), 0, 1]
+    assert torch.equal(found.x[3, 1].long() // 25, torch.full((32, 32), 3))
+    one = case("low_rank", task="cifar10", data=str(photographs), steps=60, batch=32)
+    assert Training().unsupported(one, described(one), Cpu(0)) is None
+    assert scored(one)["score"] > 0.3
+
+
+def test_a_picture_is_cut_into_patches_of_all_channels() -> None:
+    network = Vision(4, nn.Linear, side=4, channels=2, patch=2, depth=0)
+    seen: list[Tensor] = []
+    network.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.arange(32.0).reshape(1, 2, 4, 4)
+    network(x)
+    assert seen[0].shape == (1, 4, 8)
+    assert seen[0][0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]  # above right, both channels
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_every_case_of_the_suite_can_be_planned_where_the_data_is(
+    photographs: Path, kind: str
+) -> None:
+    document = with_data(suites.read("training_cifar10"), photographs)
+    cases = [replace(each, device="cpu") for each in suites.build(document, kind).cases]
+    planned = Worker(Cpu(0)).plan(PlanRequest(cases=cases))
+    assert planned.mistakes == []
+    assert {p.case.format for p in planned.planned if p.unsupported} == {"two_four_training"}
+    assert {p.case.options["data"] for p in planned.planned} == {str(photographs)}
+
+
+def test_what_is_no_cifar10_is_unsupported_with_the_reason(photographs: Path) -> None:
+    def reason(**options: Any) -> str:
+        one = case(**{"task": "cifar10", **options})
+        return str(Training().unsupported(one, described(one), Cpu(0)))
+
+    assert "given with --data" in reason()
+    assert "holds no data_batch_1.bin" in reason(data=str(photographs / "nowhere"))
+    (photographs / "test_batch.bin").write_bytes(bytes(3000))
+    assert "3000 bytes are no whole records" in reason(data=str(photographs))
+    (photographs / "test_batch.bin").write_bytes(bytes([11]) + bytes(3072))
+    with pytest.raises(ValueError, match="has the label 11"):
+        TASKS["cifar10"].data(photographs)
+    with pytest.raises(SuiteError, match="digits has no use for data"):
+        reason(task="digits", data="x")
 
 
 def test_without_the_data_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -65,6 +65,26 @@ def numbers(option: str, values: list[str] | None, kind: type[int] | type[float]
         except ValueError:
             raise UsageError(f"{option} takes numbers, not {value!r}.") from None
     return found
+
+
+def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The document of a suite with this folder where its cases ask for data; None changes nothing.
+
+    Raises:
+        UsageError: there is no such folder, or no case asks for data.
+    """
+    if folder is None:
+        return document
+    if not folder.expanduser().is_dir():
+        raise UsageError(f"--data {str(folder)!r} is not a folder.")
+    found = str(folder.expanduser().resolve())
+    blocks = [dict(block) for block in document.get("cases", [])]
+    asking = [block for block in blocks if "data" in block]
+    if not asking:
+        raise UsageError("--data is for suites that ask for it, such as --suite training_cifar10.")
+    for block in asking:
+        block["data"] = found
+    return {**document, "cases": blocks}
 
 
 def run_files(paths: list[Path]) -> list[Path]:

@@ -55,6 +55,9 @@ def run(
         help="For --suite compress: a folder in Hugging Face's layout, or a name on its Hub, "
         "which is downloaded.  [default: the packaged all-MiniLM-L6-v2]",
     ),
+    data: Path | None = typer.Option(
+        None, "--data", help="For --suite training_cifar10: your folder of its binary version."
+    ),
     energy: bool = typer.Option(
         False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."
     ),
@@ -97,7 +100,8 @@ def run(
         device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
     )
     if resume is not None:
-        if suite is not None or format_ or filter_ or shape or tokens or dtype or density or model:
+        asked = (suite, format_, filter_, shape, tokens, dtype, density, model, data)
+        if any(asked):
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
             fleet.resume(resume, listener)
@@ -110,7 +114,8 @@ def run(
         density=_shared.numbers("--density", density, float),
         formats=_shared.listed(format_),
     )
-    document = models.put(read, model) if model is not None else read
+    document = read if model is None else models.put(read, model)
+    document = _shared.with_data(document, data)
     changes: dict[str, Any] = {}
     if quick:
         document = suites.quickened(document)

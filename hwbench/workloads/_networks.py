@@ -1,4 +1,4 @@
-"""Two small networks whose inner linear layers are in a format, and the data that they learn.
+"""Small networks whose inner linear layers are in a format, by the task that each learns.
 
 The first and the last layer stay dense: they have as many inputs or outputs as the data.
 """
@@ -6,25 +6,18 @@ The first and the last layer stay dense: they have as many inputs or outputs as 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
 from hwbench.models import no_package
+from hwbench.workloads import _sets
 
 Make = Callable[[int, int], nn.Module]
 """(out_features, in_features) → a layer in the format."""
-
-
-class Data(NamedTuple):
-    """Inputs, float32, and labels; the test part is the same for every seed."""
-
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
 
 
 class Perceptron(nn.Module):
@@ -46,23 +39,45 @@ class Perceptron(nn.Module):
 
 
 class Vision(nn.Module):
-    """(batch, 8, 8) → (batch, 10): a vision transformer of two blocks on 16 patches of 2 × 2."""
+    """(batch, channels, side, side) → (batch, 10): a vision transformer on square patches."""
 
-    def __init__(self, width: int, make: Make, heads: int = 4) -> None:
+    def __init__(
+        self,
+        width: int,
+        make: Make,
+        *,
+        side: int = 8,
+        channels: int = 1,
+        patch: int = 2,
+        depth: int = 2,
+        heads: int = 4,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Linear(4, width)
-        self.places = nn.Parameter(torch.zeros(16, width))
-        self.blocks = nn.ModuleList([_Block(width, make, heads) for _ in range(2)])
+        self.cut = (side // patch, patch)
+        self.embed = nn.Linear(channels * patch * patch, width)
+        self.places = nn.Parameter(torch.zeros(self.cut[0] ** 2, width))
+        self.blocks = nn.ModuleList([_Block(width, make, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
-        patches = x.unflatten(1, (4, 2)).unflatten(3, (4, 2)).transpose(2, 3).reshape(-1, 16, 4)
-        x = self.embed(patches) + self.places
+        patches = x.unflatten(2, self.cut).unflatten(4, self.cut).permute(0, 2, 4, 1, 3, 5)
+        x = self.embed(patches.flatten(3).flatten(1, 2)) + self.places
         for block in self.blocks:
             x = block(x)
         return self.last(self.norm(x).mean(1))
+
+
+class Photographs(Vision):
+    """(batch, 3, 32, 32) of 0 to 255 → (batch, 10): four blocks on 64 patches of 4 × 4."""
+
+    def __init__(self, width: int, make: Make) -> None:
+        super().__init__(width, make, side=32, channels=3, patch=4, depth=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(x / 127.5 - 1)
 
 
 class _Block(nn.Module):
@@ -85,47 +100,27 @@ class _Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.norms[1](x))))
 
 
-def digits() -> Data:
-    """scikit-learn's handwritten digits, 1797 pictures of 8 × 8; every fifth is for the test."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 8, 8) / 8 - 1
-    y = torch.tensor(labels)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    cut = len(x) // 5
-    return Data(x[order[cut:]], y[order[cut:]], x[order[:cut]], y[order[:cut]])
-
-
-def mnist1d() -> Data:
-    """MNIST-1D as its package generates it: 4000 and 1000 sequences of 40 values.
-
-    Greydanus and Kobak, Scaling Down Deep Learning with MNIST-1D, 2024, arXiv:2011.14439.
-    """
-    from mnist1d.data import make_dataset
-
-    made = make_dataset()
-    x, x_test = (torch.tensor(made[name], dtype=torch.float32) for name in ("x", "x_test"))
-    return Data(x, torch.tensor(made["y"]), x_test, torch.tensor(made["y_test"]))
-
-
 class Task(NamedTuple):
-    """A network, its data, the package that brings the data, and the rate of a dense layer."""
+    """A network, its data, and where the data comes from: a package, or a folder of the user's."""
 
     network: Callable[[int, Make], nn.Module]
-    data: Callable[[], Data]
-    package: str
     layers: Callable[[int], list[tuple[int, int]]]  # the shapes of the layers in the format
+    data: Callable[[Path], _sets.Data]
+    missing: Callable[[Path], str | None]  # why there is no data here, in words
+    from_folder: bool = False
 
-    def missing(self) -> str | None:
-        """Why there is no data here, in words."""
-        return no_package(self.package)
+
+def _transformer(depth: int) -> Callable[[int], list[tuple[int, int]]]:
+    return lambda w: ([(w, w)] * 4 + [(2 * w, w), (w, 2 * w)]) * depth
+
+
+def _packaged(data: Callable[[], _sets.Data], package: str) -> dict[str, Any]:
+    return {"data": lambda _: data(), "missing": lambda _: no_package(package)}
 
 
 TASKS = {
-    "digits": Task(
-        Vision, digits, "sklearn", lambda w: ([(w, w)] * 4 + [(2 * w, w), (w, 2 * w)]) * 2
-    ),
-    "mnist1d": Task(Perceptron, mnist1d, "mnist1d", lambda w: [(w, w)] * 3),
+    "digits": Task(Vision, _transformer(2), **_packaged(_sets.digits, "sklearn")),
+    "mnist1d": Task(Perceptron, lambda w: [(w, w)] * 3, **_packaged(_sets.mnist1d, "mnist1d")),
+    "cifar10": Task(Photographs, _transformer(4), _sets.cifar10, _sets.no_cifar10, True),
 }
-"""``digits`` trains the vision transformer, ``mnist1d`` the perceptron."""
+"""``digits`` and ``cifar10`` train vision transformers, ``mnist1d`` the perceptron."""

@@ -1,0 +1,84 @@
+"""Data that small networks learn: of packages, and CIFAR-10 where somebody has it; no downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_TRAINING = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_TEST = "test_batch.bin"
+_PIXELS = 3 * 32 * 32
+_SOURCE = "the binary version of https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+class Data(NamedTuple):
+    """Inputs and labels; the test part is the same for every seed."""
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def digits() -> Data:
+    """scikit-learn's handwritten digits, 1797 pictures of 8 × 8; every fifth is for the test."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 8 - 1
+    y = torch.tensor(labels)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    cut = len(x) // 5
+    return Data(x[order[cut:]], y[order[cut:]], x[order[:cut]], y[order[:cut]])
+
+
+def mnist1d() -> Data:
+    """MNIST-1D as its package generates it: 4000 and 1000 sequences of 40 values.
+
+    Greydanus and Kobak, Scaling Down Deep Learning with MNIST-1D, 2024, arXiv:2011.14439.
+    """
+    from mnist1d.data import make_dataset
+
+    made = make_dataset()
+    x, x_test = (torch.tensor(made[name], dtype=torch.float32) for name in ("x", "x_test"))
+    return Data(x, torch.tensor(made["y"]), x_test, torch.tensor(made["y_test"]))
+
+
+def no_cifar10(folder: Path) -> str | None:
+    """Why the folder holds no CIFAR-10, in words; None where it does."""
+    if folder == Path():
+        return f"CIFAR-10 is read from a folder of yours, given with --data: {_SOURCE}."
+    for name in (*_TRAINING, _TEST):
+        if not (folder / name).is_file():
+            return f"{folder} holds no {name}; it should be {_SOURCE}."
+        size = (folder / name).stat().st_size
+        if size == 0 or size % (1 + _PIXELS):
+            return f"{folder / name} is damaged: {size} bytes are no whole records of 3073."
+    return None
+
+
+def cifar10(folder: Path) -> Data:
+    """CIFAR-10 in its binary version: uint8 of 0 to 255, (pictures, 3, 32, 32), and labels.
+
+    Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. A file is a row of
+    records, a byte of label and 3 × 32 × 32 bytes of picture. (The version for Python is pickled,
+    and reading a pickle runs it.) Ask ``no_cifar10`` first.
+
+    Raises:
+        ValueError: a label is not one of the ten.
+    """
+    each_file = [_records(folder / name) for name in _TRAINING]
+    x, y = (torch.cat(each) for each in zip(*each_file, strict=True))
+    return Data(x, y, *_records(folder / _TEST))
+
+
+def _records(path: Path) -> tuple[Tensor, Tensor]:
+    found = torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(-1, 1 + _PIXELS)
+    labels = found[:, 0].long()
+    if int(labels.max()) > 9:
+        raise ValueError(f"{path} has the label {int(labels.max())}; CIFAR-10 has 0 to 9.")
+    return found[:, 1:].reshape(-1, 3, 32, 32), labels
