@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import subprocess
 import sys
@@ -96,6 +97,12 @@ def stored(path: Path) -> tuple[Path, int, float]:
     return writer.path, count, time.perf_counter() - begun
 
 
+def processor_seconds() -> float:
+    """The processor time of this process and of its children that ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
 def peak_bytes() -> float:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -106,21 +113,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path, seconds = planned(folder, 50)
+        spent = processor_seconds()
         cases = len(read_run(path).planned)
         child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         print(f"planned   {cases:7d} cases    {seconds:6.2f} s   "
+              f"{spent:.2f} s of processor time, "
               f"{peak_bytes() / 1e6:.0f} MB, its worker {child / 1e6:.0f} MB")  # fmt: skip
         small, _ = planned(folder, 10)
         run, count, seconds = stored(small)
         print(f"stored    {count:7d} results  {seconds:6.2f} s   {run.stat().st_size / 1e6:.0f} MB")
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), processor_seconds()
         frame = hwbench.load_run(run)
-        print(f"loaded    {len(frame):7d} rows     {time.perf_counter() - begun:6.2f} s   pandas")
+        print(f"loaded    {len(frame):7d} rows     {time.perf_counter() - begun:6.2f} s   "
+              f"{processor_seconds() - before:.2f} s of processor time, pandas")  # fmt: skip
         page = folder / "report.html"
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), processor_seconds()
         command = [sys.executable, "-m", "hwbench", "report", str(run), "--out", str(page)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         print(f"reported  {len(frame):7d} results  {time.perf_counter() - begun:6.2f} s   "
+              f"{processor_seconds() - before:.2f} s of processor time, "
               f"{page.stat().st_size / 1e6:.0f} MB of HTML")  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status
+from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status, without_gc
 from hwbench.roofline import Placement, Roof, place, roof
 from hwbench.stats import estimate
 from hwbench.store import Run, read_run
@@ -53,6 +53,7 @@ QUANTITIES = (
     "first_call_seconds",
 )
 """The measured columns; each is the median over the blocks of a replicate."""
+_NOT_MEASURED = dict.fromkeys(QUANTITIES, math.nan)
 
 
 def load_run(path: str | Path) -> pd.DataFrame:
@@ -63,7 +64,8 @@ def load_run(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame(replicate_rows(read_run(Path(path))))
+    with without_gc():
+        return pd.DataFrame(replicate_rows(read_run(Path(path))))
 
 
 def summary(path: str | Path) -> pd.DataFrame:
@@ -79,13 +81,20 @@ def summary(path: str | Path) -> pd.DataFrame:
 
 def replicate_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of ``load_run`` as dictionaries."""
+    of_case: dict[str, dict[str, Any]] = {}
     rows = []
     for result in run.results:
-        row = _case_columns(run, run.planned[result.case])
-        row |= {"status": result.status.value, "reason": result.reason}
-        row |= {"flags": ",".join(result.flags)}
-        row |= {"replicate": result.replicate, "seed": result.seed}
-        rows.append(row | _measured(result))
+        if result.case not in of_case:
+            of_case[result.case] = _case_columns(run, run.planned[result.case])
+        rows.append({
+            **of_case[result.case],
+            "status": result.status.value,
+            "reason": result.reason,
+            "flags": ",".join(result.flags),
+            "replicate": result.replicate,
+            "seed": result.seed,
+            **_measured(result),
+        })  # fmt: skip
     return rows
 
 
@@ -161,10 +170,12 @@ def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:
 
 
 def _measured(result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {"contract": None, "score_name": None}
-    for name in QUANTITIES:
-        values = result.values(name)
-        row[name] = median(values) if values else math.nan
+    row: dict[str, Any] = {"contract": None, "score_name": None, **_NOT_MEASURED}
+    for name in {
+        measurement.quantity for measurement in result.measurements
+    } & _NOT_MEASURED.keys():
+        if values := result.values(name):
+            row[name] = median(values)
     for measurement in result.measurements:
         if measurement.quantity == "time_seconds":
             row["contract"] = measurement.contract
