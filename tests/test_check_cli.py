@@ -620,11 +620,11 @@ def test_twenty_thousand_cases_are_checked_in_seconds(hwbench: Call) -> None:
         for name, density in (("dense", None), ("low_rank", 0.5), ("csr", 0.5), ("btt", 0.5))
     ]
     old, new = kept(made(1, cases, replicates=3)), kept(made(2, cases, replicates=3))
-    begun = time.perf_counter()
+    begun = time.process_time()
     code, out, _ = hwbench("check", new, "-b", old, "--json")
-    taken = time.perf_counter() - begun
+    taken = time.process_time() - begun
     assert (code, len(json.loads(out)["changes"])) == (0, len(cases))
-    assert taken < 60  # it takes a tenth of that; a machine may be busy
+    assert taken < 10  # seconds of the processor, which others on the machine do not add to
 
 
 # Baselines that are kept
