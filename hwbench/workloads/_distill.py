@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
 from hwbench.formats._base import Linear
@@ -69,17 +73,21 @@ def heal(
     """Train the student's linear layers so that its hidden states follow the teacher's.
 
     The loss is the squared error of each layer's hidden states at the tokens, over their mean
-    square, plus how far apart the model says that the outputs are. AdamW, the rate falling to zero.
+    square, plus how far apart the model says that the outputs are. AdamW, each parameter at a rate
+    of its own (``_at_rates``), all falling to zero. Only what is learnt matters here, so every
+    format is trained through its dense matrix: the gradients are those of its kernels, and no
+    format takes long.
     """
     layers = [module for module in student.modules() if isinstance(module, Linear)]
-    weights = [p for layer in layers for p in layer.parameters() if p.is_floating_point()]
-    for weight in weights:
-        weight.requires_grad_()
-    optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
+    groups = [group for layer in layers for group in _at_rates(layer, source)]
+    weights = [weight for group in groups for weight in group["params"]]
+    rates = [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     vocabulary = teacher.vocabulary()
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 5) * (1 - step / steps)
+        share = min(1.0, (step + 1) / 5) * (1 - step / steps)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = share * rate
         picked = torch.randint(len(ids), (BATCH,), generator=source, device=ids.device)
         inside = mask[picked]
         width = int(inside.sum(1).max())
@@ -89,13 +97,60 @@ def heal(
         batch = torch.where(swapped & inside, noise, batch)
         with torch.no_grad():
             wanted = teacher.states(batch, inside)
-        ours = student.states(batch, inside)
+        with _through_dense(layers):
+            ours = student.states(batch, inside)
         loss = teacher.apart(ours[-1], wanted[-1], inside) + _distance(ours, wanted, inside)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
     student.requires_grad_(False)
+
+
+@contextmanager
+def _through_dense(layers: Sequence[Linear]) -> Iterator[None]:
+    """Within it these layers multiply by their dense matrices."""
+    for layer in layers:
+        layer.forward = partial(_dense_product, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the method of the class is back
+
+
+def _dense_product(layer: Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.to_dense(), layer.bias)
+
+
+def _at_rates(layer: Linear, source: torch.Generator) -> list[dict[str, Any]]:
+    """The parameters of a layer, each a group of an optimizer with its learning rate.
+
+    Parameters of formats move the dense matrix by very different amounts: at one rate some learn
+    nothing and others are destroyed. So each learns at the rate at which a step of random signs
+    moves the entries of the matrix by ``RATE`` in the root mean square, as in a dense layer.
+    """
+    groups = []
+    for name, weight in layer.named_parameters():
+        if weight.is_floating_point():
+            moved = 1.0 if name == "bias" else _moved(layer, weight, source)
+            groups.append({"params": [weight.requires_grad_()], "lr": RATE / moved})
+    return groups
+
+
+@torch.no_grad()
+def _moved(layer: Linear, weight: nn.Parameter, source: torch.Generator) -> float:
+    """How far random signs, added to a parameter, move the entries of the dense matrix.
+
+    Formats are linear in each of their parameters, so signs of any size tell the same.
+    """
+    signs = torch.randint(2, weight.shape, generator=source, device=weight.device) * 2 - 1
+    kept, before = weight.clone(), layer.to_dense().clone()
+    weight.add_(signs)
+    after = layer.to_dense()
+    moved = float((after - before).square().mean().sqrt())
+    weight.copy_(kept)
+    return moved
 
 
 def _distance(ours: list[Tensor], wanted: list[Tensor], mask: Tensor) -> Tensor:
