@@ -42,7 +42,7 @@ test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has t
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'cuda tests ran'); raise SystemExit(n == 0)"
 
 evidence: $(VENV)/.dev ## measure what docs/method.md claims, on this machine (two hours)
-	@for script in durations overhead kernels projections spread nights; do echo "== $$script"; $(BIN)/python evidence/$$script.py || exit 1; done
+	@for script in durations overhead ceilings kernels projections spread nights; do echo "== $$script"; $(BIN)/python evidence/$$script.py || exit 1; done
 
 lint: $(VENV)/.dev ## check style, types and who imports whom
 	$(BIN)/ruff check .

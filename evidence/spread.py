@@ -71,7 +71,7 @@ def by_hwbench(folder: Path, asked: argparse.Namespace, each: float) -> dict[str
     document = {
         "schema": 1,
         "name": "spread",
-        "plan": {"replicates": 5, "relative_width": 0.002, "budget_seconds": 0.4},
+        "plan": {"replicates": 10, "relative_width": 0.002, "budget_seconds": 0.1},
         "cases": [
             {
                 "workload": "linear",
