@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -212,16 +213,16 @@ def _nearest(timed: Row, shapes: list[list[Row]]) -> list[Row]:
 def _join(timed: list[Row], scored: list[Row]) -> Joined:
     named = next((row for row in scored if row.get("score_name")), scored[0])
     better = str(named.get("better") or "lower")
-    exact = {(row["format"], _text(_knobs(row))): row for row in scored}
-    bare = {(row["format"], _text(_without(_knobs(row)))): row for row in reversed(scored)}
+    exact = {(row["format"], _text(row["knobs"])): row for row in scored}
+    bare = {(row["format"], _text(row["knobs"], bare=True)): row for row in reversed(scored)}
     pairs: list[Pair] = []
     alone: list[Alone] = []
     used: set[int] = set()
     for row in timed:
-        partner = exact.get((row["format"], _text(_knobs(row))))
+        partner = exact.get((row["format"], _text(row["knobs"])))
         aside: tuple[str, ...] = ()
         if partner is None:
-            partner = bare.get((row["format"], _text(_without(_knobs(row)))))
+            partner = bare.get((row["format"], _text(row["knobs"], bare=True)))
             aside = _differing(row, partner) if partner is not None else ()
         if partner is not None:
             used.add(id(partner))
@@ -274,17 +275,17 @@ def _knobs(row: Row) -> dict[str, Any]:
     return dict(json.loads(row["knobs"]))
 
 
-def _without(knobs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in knobs.items() if name not in _ASIDE}
-
-
 def _differing(row: Row, partner: Row) -> tuple[str, ...]:
     ours, theirs = _knobs(row), _knobs(partner)
     return tuple(name for name in _ASIDE if ours.get(name) != theirs.get(name))
 
 
-def _text(knobs: dict[str, Any]) -> str:
-    return json.dumps(knobs, sort_keys=True)
+@lru_cache(4096)
+def _text(written: str, *, bare: bool = False) -> str:
+    """Knobs in one order; bare of those that are set aside where nothing else fits."""
+    knobs = json.loads(written)
+    kept = {name: value for name, value in knobs.items() if not (bare and name in _ASIDE)}
+    return json.dumps(kept, sort_keys=True)
 
 
 # Who is the fastest

@@ -191,6 +191,7 @@ def test_each_format_has_its_own_colour_and_shape_in_the_data(page: Page) -> Non
 
 
 def test_every_specification_compiles() -> None:
+    import altair as alt
     import vl_convert
 
     known = [score_of({"score_name": name}) for name in ("projection_error", "psnr_db", HOSTILE)]
@@ -204,6 +205,7 @@ def test_every_specification_compiles() -> None:
         "versus", "versus_all",
     }  # fmt: skip
     for name, specification in specifications.items():
+        alt.Chart.from_dict(specification)  # raises where the schema of Vega-Lite is not kept
         compiled = vl_convert.vegalite_to_vega({**specification, "width": 300})
         assert compiled["marks"], name
         assert "http" not in json.dumps(specification)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -297,18 +298,23 @@ def test_twenty_thousand_rows_paint_and_filter_quickly(opened: Callable[..., Ope
     paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
     assert shown.page.evaluate(paint) < 2000
     change = """async (name) => {
-      const box = document.querySelector(`[data-filter=${name}] input`);
+      const box = document.querySelector(`[data-filter="${name}"] input`);
+      const query = document.getElementById("query");
       delete document.body.dataset.milliseconds;
-      box.click();
+      if (box) box.click();
+      else {
+        query.value = query.value ? "" : name;
+        query.dispatchEvent(new Event("input"));
+      }
       while (!document.body.dataset.milliseconds) await new Promise((done) => setTimeout(done, 1));
       return Number(document.body.dataset.milliseconds);
     }"""
-    for name in ("format", "pass", "tokens", "shape", "density", "status"):
+    for name in ("monarch forward 0.5", "format", "pass", "tokens", "shape", "density", "status"):
         taken = []
-        for _ in range(5):  # ticked and cleared in turn; the median, for other work goes on beside
+        for _ in range(6):  # set and cleared in turn; the median, for other work goes on beside
             taken.append(shown.page.evaluate(change, name))
             shown.wait()
-        assert sorted(taken)[2] < 300, (name, taken)
+        assert median(taken) < 300, (name, taken)
 
 
 def test_closed_forms_stay_with_the_figure_that_has_them(opened: Callable[..., Opened]) -> None:

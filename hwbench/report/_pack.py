@@ -91,10 +91,14 @@ def columns(rows: list[Row]) -> dict[str, Any]:
     packed = {}
     for name in (*TEXT, *NUMBERS):
         digits = _BOUND_DIGITS if name.endswith(("_low", "_high")) else _DIGITS
-        values = [_plain(row.get(name), digits) for row in rows]
-        if any(value is not None for value in values):
-            packed[name] = _column(values)
+        values = [row.get(name) for row in rows]
+        if any(map(_holds, values)):
+            packed[name] = _column([_plain(value, digits) for value in values])
     return packed
+
+
+def _holds(value: Any) -> bool:
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
 def _plain(value: Any, digits: int) -> Any:

@@ -85,4 +85,6 @@ def word(value: Any) -> str:
 def printable(text: object) -> str:
     """Text in one line, with everything that could steer a terminal made visible."""
     line = " ".join(str(text).split())
+    if line.isprintable():
+        return line
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -136,9 +136,9 @@ def pareto(found: Joined) -> Figure:
     )
 
 
-def unjoined(rows: list[Row]) -> list[str]:
-    """Timed groups for which the run has scores but no pair of the same knobs."""
-    return [words.group_title(j.timed) for j in joins(rows) if not placed(j)]
+def unjoined(found: list[Joined]) -> list[str]:
+    """Timed groups for which a run has scores but no pair of the same knobs."""
+    return [words.group_title(j.timed) for j in found if not placed(j)]
 
 
 def errors(rows: list[Row]) -> list[Figure]:

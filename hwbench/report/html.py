@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hwbench.errors import UsageError
-from hwbench.join import Joined, is_scored
+from hwbench.join import is_scored
 from hwbench.report import (
     _answers,
     _density,
@@ -133,9 +134,9 @@ def _context(
         _facts.summary(run, name, own)
         for run, name, own in zip(runs, machines, by_run, strict=True)
     ]
-    timed = [row for row in rows if not is_scored(row)]
-    answers = [_answers.answer(members) for members in groups(timed).values()]
-    joined = _joins(by_run)
+    answered = [_answered(own) for own in by_run]
+    joins = [found for own in by_run for found in _trade.joins(own)]
+    joined = sorted(filter(_trade.placed, joins), key=lambda found: found.timed["number"])
     sections = _sections.sections(rows, runs, joined, chosen)
     sections += _sections.compared(rows, machines) if before else []
     looks = styles(row["format"] for row in rows)
@@ -144,14 +145,19 @@ def _context(
         "title": _title(runs, machines),
         "several": len(runs) > 1,
         "before": before,
-        "answers": answers,
+        "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,
         "disturbance": _answers.disturbance(rows),
-        "overview": _overview(machines, by_run),
+        "overview": [
+            sentence
+            for machine, own in zip(machines, answered, strict=True)
+            for sentence in _answers.overview(own, machine if len(runs) > 1 else "")
+        ],
         "questions": _questions.questions(rows, joined),
-        "trades": [_trade.trade(each) for each in joined],
-        "unjoined": [title for own in by_run for title in _trade.unjoined(own)],
+        "trades": [_trade.trade(each) for each in joined[:_SPELLED]],
+        "trades_left": max(0, len(joined) - _SPELLED),
+        "unjoined": _trade.unjoined(joins),
         "starts": _density.starts(rows),
         "sections": {section.id: section for section in sections},
         "energy": _energy(rows),
@@ -167,19 +173,10 @@ def _context(
     }
 
 
-def _overview(machines: list[str], by_run: list[list[Row]]) -> list[_answers.Sentence]:
-    sentences = []
-    for machine, own in zip(machines, by_run, strict=True):
-        timed = [row for row in own if not is_scored(row)]
-        answers = [_answers.answer(members) for members in groups(timed).values()]
-        sentences += _answers.overview(answers, machine if len(machines) > 1 else "")
-    return sentences
-
-
-def _joins(by_run: list[list[Row]]) -> list[Joined]:
-    """Accuracy joined to time inside each run, in the order of the rows."""
-    found = [each for own in by_run for each in _trade.joins(own) if _trade.placed(each)]
-    return sorted(found, key=lambda each: each.timed["number"])
+def _answered(rows: list[Row]) -> list[_answers.Answer]:
+    """What every timed group of one run answers."""
+    timed = [row for row in rows if not is_scored(row)]
+    return [_answers.answer(members) for members in groups(timed).values()]
 
 
 def _energy(rows: list[Row]) -> str:

@@ -104,10 +104,11 @@ function startFilters(data, changed) {
   }
 
   function apply(write = true) {
+    const begun = performance.now();
     sieve();
     show();
     if (write) remember();
-    changed();
+    changed(begun);
   }
 
   const filters = {

@@ -31,8 +31,7 @@ function startAnswers(filters, data) {
 startTheme();
 readData().then((data) => {
   const updates = [];
-  const filters = startFilters(data, () => {
-    const begun = performance.now();
+  const filters = startFilters(data, (begun) => {
     const drawn = updates.map((update) => update());
     Promise.all(drawn).then(() => { document.body.dataset.milliseconds = performance.now() - begun; });
   });
