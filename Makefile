@@ -7,7 +7,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint 
 
 CUDA_RESULTS := .pytest_cache/cuda.xml
 BROWSER_RESULTS := .pytest_cache/browser.xml
-BROWSER_TESTS := 38                      # fewer than these is a failure: a skipped browser proves nothing
+BROWSER_TESTS := 40                      # fewer than these is a failure: a skipped browser proves nothing
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

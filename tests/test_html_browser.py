@@ -14,7 +14,7 @@ from _synthetic import hostile_run, projection_case, questions, rescored, run_of
 
 from hwbench import units
 from hwbench.report import _pack, html
-from hwbench.store import Run
+from hwbench.store import Run, read_run
 
 pytestmark = pytest.mark.browser
 
@@ -288,6 +288,23 @@ def test_the_front_of_a_score_that_is_better_higher_rises(opened: Callable[..., 
     shown.page.get_by_label("Search").fill("projection blast")
     shown.wait()
     assert all(" dB PSNR" in line for line in shown.page.evaluate(row))
+
+
+def test_words_on_a_front_do_not_lie_on_one_another(opened: Callable[..., Opened]) -> None:
+    (path,) = (Path(__file__).parents[1] / "reports/2026-11-21-epyc-2core").glob("*.jsonl")
+    shown = opened(html.render([read_run(path)]), 400)
+    said = shown.page.evaluate(
+        """() => [...document.querySelectorAll("[data-section=accuracy] figure.chart")].map((f) =>
+          [...f.querySelectorAll("g.mark-text text")].filter((t) => t.textContent.trim())
+            .map((t) => t.getBoundingClientRect()).map((r) => [r.left, r.top, r.right, r.bottom]))
+        """
+    )
+    assert [len(words) > 2 for words in said] == [True] * 4
+    for words in said:
+        for place, (left, top, right, bottom) in enumerate(words):
+            for other in words[:place]:
+                apart = left >= other[2] or right <= other[0]
+                assert apart or top >= other[3] or bottom <= other[1], (words[place], other)
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def _pareto(styles: dict[str, Style], score: Score) -> Any:
         _dense_line("x"),
         span,
         points,
-        names.encode(x=x, y=y, text="density_text:N"),
+        names.encode(x=x, y=y, text="front_text:N"),
     )
 
 

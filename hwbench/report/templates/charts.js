@@ -80,7 +80,22 @@ function findFront(rows, sign) {
     row.front = sign * row.error < least;
     least = Math.min(least, sign * row.error);
   }
+  nameFront(rows.filter((each) => each.front));
   return rows;
+}
+
+// The front's densities stand beside its points, but not where two would lie on one another.
+function nameFront(front) {
+  const across = front.map((row) => Math.log(row.relative)).concat(0);
+  const up = front.map((row) => row.error).concat(0);
+  const [width, height] = [across, up].map((values) => Math.max(...values) - Math.min(...values) || 1);
+  const named = [];
+  for (const row of front) {
+    const near = (other) => Math.abs(Math.log(row.relative / other.relative)) < 0.12 * width && Math.abs(row.error - other.error) < 0.12 * height;
+    const free = !named.some(near);
+    row.front_text = free ? row.density_text : "";
+    if (free) named.push(row);
+  }
 }
 
 const LINES = { split: "line", winners: "shape_text", versus_all: "format" }; // what has a line of its own, else each case
