@@ -25,6 +25,7 @@ from hwbench import units
 from hwbench.errors import UnknownNameError
 from hwbench.fingerprint import Severity, differences, facts
 from hwbench.power import MOST_REPLICATES, replicates_needed
+from hwbench.quiet import slowed
 from hwbench.records import (
     ANSWERS,
     Change,
@@ -102,8 +103,9 @@ def side(
 ) -> Side:
     """What one run says, from its records.
 
-    A replicate's value of a quantity is the median over its blocks that count. A planned case
-    without any result is absent, unless planning already found it unsupported.
+    A replicate's value of a quantity is the median over its blocks that count; relative times are
+    those of the replicates that were not ``slowed``. A planned case without any result is absent,
+    unless planning already found it unsupported.
     """
     if not isinstance(planned, Mapping):
         planned = {line.id: line.planned for line in planned}
@@ -125,6 +127,9 @@ def _entry(planned: Planned, results: list[Result]) -> Entry:
         status, reason = gravest.status, gravest.reason
     good = [result for result in results if result.status is Status.OK]
     readings = {quantity: _reading(quantity, good) for quantity in _QUANTITIES}
+    if late := slowed(good):
+        quiet = [result for result in good if result.replicate not in late]
+        readings["relative_time"] = _reading("relative_time", quiet)
     return Entry(
         workload=planned.case.workload,
         status=status,

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from hwbench.quiet import slowed
 from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status, without_gc
 from hwbench.roofline import Placement, Roof, place, roof
 from hwbench.stats import estimate
@@ -196,9 +197,14 @@ def _summary_columns(results: list[Result]) -> dict[str, Any]:
         "contract": None,
         "score_name": None,
     }
-    good = [_measured(result) for result in results if result.status is Status.OK]
+    measured = {r.replicate: _measured(r) for r in results if r.status is Status.OK}
+    late = slowed(results)
+    good = list(measured.values())
+    quiet = [columns for replicate, columns in measured.items() if replicate not in late]
+    row["slowed"] = len(late)
     for name in QUANTITIES:
-        values = [r[name] for r in good if not math.isnan(r[name])]
+        counted = quiet if name == "relative_time" else good
+        values = [r[name] for r in counted if not math.isnan(r[name])]
         interval = estimate(values) if values else None
         row[name] = interval.value if interval else math.nan
         if name in _BOUNDED:

@@ -25,6 +25,7 @@ _TIMED = ("run", "device", "workload", "options", "out_features", "in_features",
 _SCORED = ("workload", "options", "score_name", "better")
 _SHAPE = ("out_features", "in_features", "dtype")
 _ASIDE = ("kernel", "multiple")
+_EXACT = {"projection_error": 0.0, "psnr_db": math.inf}  # what the matrix itself has, unscored
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ def best_within(
 ) -> list[Choice]:
     """For each bound on the score, the fastest that keeps it, best score first.
 
-    Dense is among the candidates where it was scored; where a projection error is asked for it is
-    one with error 0, by definition.
+    Dense is among the candidates where it was scored; where a projection error or a PSNR is asked
+    for it is one that loses nothing, by definition.
 
     Args:
         joined: one group of timed cases with their scores.
@@ -151,7 +152,8 @@ def best_within(
     """
     candidates = [pair for pair in (*joined.pairs, *_exact(joined)) if _fits(pair, densest)]
     if bounds is None:
-        bounds = [pair.score for pair in _front(candidates, joined.better) if pair.front]
+        front = [pair for pair in _front(candidates, joined.better) if pair.front]
+        bounds = [pair.score for pair in front if math.isfinite(pair.score)]
     sign = _sign(joined)
     return [_choice(bound, candidates, sign) for bound in sorted(bounds, key=lambda b: sign * b)]
 
@@ -292,11 +294,12 @@ def _text(written: str, *, bare: bool = False) -> str:
 
 
 def _exact(joined: Joined) -> list[Pair]:
-    """Dense with error 0, where errors are asked for and dense was timed but not scored."""
+    """Dense with nothing lost, where that has a score and dense was timed but not scored."""
     scored = any(pair.timed["format"] == DENSE for pair in joined.pairs)
-    if joined.dense is None or scored or not joined.score_name.endswith("projection_error"):
+    kept = _EXACT.get(joined.score_name)
+    if joined.dense is None or scored or kept is None:
         return []
-    exact = {**joined.scored, "score": 0.0, "score_low": 0.0, "score_high": 0.0}
+    exact = {**joined.scored, "score": kept, "score_low": kept, "score_high": kept}
     return [Pair(joined.dense, exact | {"format": DENSE, "label": DENSE, "knobs": "{}"})]
 
 

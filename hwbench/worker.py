@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import functools
-import inspect
 import os
 import random
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -23,11 +20,10 @@ import torch
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import environment, plugins, protocol
+from hwbench import environment, planning, plugins, protocol
 from hwbench.devices._base import Device, Step
 from hwbench.devices._settings import restored, settings
-from hwbench.errors import DeviceError, HwbenchError, KnobError
-from hwbench.formats._base import Format
+from hwbench.errors import DeviceError, HwbenchError
 from hwbench.meters import latency
 from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
@@ -36,7 +32,6 @@ from hwbench.meters._profile import profile_case
 from hwbench.records import (
     ITEM_BYTES,
     Case,
-    Direction,
     Measurement,
     Planned,
     Regime,
@@ -44,7 +39,7 @@ from hwbench.records import (
     Status,
     without_gc,
 )
-from hwbench.workloads._base import DTYPES, Subject, Workload
+from hwbench.workloads._base import Subject
 
 _KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests
 _PARENT_DEATH_SIGNAL = 1  # prctl option
@@ -80,7 +75,9 @@ class Worker:
             case protocol.ChunkRequest():
                 return self.chunk(request)
             case protocol.DescribeRequest():
-                return protocol.DescribeReply(formats=[_details(name) for name in request.names])
+                return protocol.DescribeReply(
+                    formats=[planning.details(name) for name in request.names]
+                )
             case protocol.ForgetRequest():
                 self.live.clear()
                 return protocol.ForgetReply(free_bytes=self.device.free_bytes())
@@ -89,10 +86,10 @@ class Worker:
     def plan(self, request: protocol.PlanRequest) -> protocol.PlanReply:
         """Resolve every case; all mistakes are gathered, not only the first."""
         planned, mistakes = [], []
-        made: _Made = {}
+        made: planning.Made = {}
         for case in request.cases:
             try:
-                planned.append(_planned(case, self.device, made))
+                planned.append(planning.planned(case, self.device, made))
             except HwbenchError as error:
                 mistakes.append(f"{case.label} for {case.out_features}x{case.in_features}: {error}")
         return protocol.PlanReply(
@@ -209,7 +206,7 @@ class Worker:
     def _prepared(self, planned: Planned, seed: int) -> Subject:
         case = planned.case
         if case.id not in self.live:
-            workload, described = _described(case, planned.resolved)
+            workload, described = planning.described(case, planned.resolved)
             subject = workload.prepare(case, described, self.device, seed)
             if planned.added_seconds:
                 _delay(subject, planned.added_seconds, self.device)
@@ -236,88 +233,6 @@ class Worker:
     def _ended(self, result: Result, status: Status, reason: str) -> protocol.SoloReply:
         ended = replace(result, status=status, reason=reason)
         return protocol.SoloReply(result=ended, free_bytes=self._free())
-
-
-def _described(case: Case, resolved: dict[str, Any]) -> tuple[Workload, Format]:
-    workload, format_class = _members(case.workload, case.format)
-    return workload, format_class(
-        out_features=case.out_features, in_features=case.in_features, **resolved
-    )
-
-
-@functools.cache
-def _members(workload: str, format_: str) -> tuple[Workload, type[Format]]:
-    """Looked up once: a suite of a hundred thousand cases has a handful of them."""
-    return plugins.load("workloads", workload, Workload)(), plugins.load("formats", format_, Format)
-
-
-_Made = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
-"""Formats by shape and knobs, each with what it says of itself whatever the case."""
-
-
-def _planned(case: Case, device: Device, made: _Made) -> Planned:
-    """The case with all that a device and a format say of it; ``made`` keeps the formats."""
-    workload, format_class = _members(case.workload, case.format)
-    workload.options(case)
-    if "tokens" in workload.AXES and case.tokens is None:
-        raise KnobError(f"the workload {case.workload} needs tokens.")
-    if "tokens" not in workload.AXES and case.tokens is not None:
-        raise KnobError(f"the workload {case.workload} has no use for tokens or direction.")
-    key = (case.format, case.out_features, case.in_features, repr(sorted(case.knobs.items())))
-    if key not in made:
-        described = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
-        made[key] = (
-            described,
-            {
-                "resolved": described.knobs(),
-                "revision": described.revision,
-                "kernel": described.kernel,
-                "density": described.density(),
-            },
-        )
-    described, facts = made[key]
-    quantity = workload.quantity(case)
-    return Planned(
-        case=case,
-        **facts,
-        cost=workload.cost(case, described),
-        unsupported=workload.unsupported(case, described, device),
-        better=quantity.better if quantity else "lower",
-        seeds=workload.seeds(case),
-    )
-
-
-def _details(name: str) -> protocol.FormatDetails:
-    """What a format is and where it runs, asked of the format itself."""
-    format_class = plugins.load("formats", name, Format)
-    reasons = {kernel: _reasons(format_class, kernel) for kernel in format_class.KERNELS}
-    text = inspect.cleandoc(sys.modules[format_class.__module__].__doc__ or "")
-    return protocol.FormatDetails(
-        name=name,
-        summary=plugins.summary("formats", name),
-        description=text.partition("\n\n")[2],
-        knobs=format_class.knob_names(),
-        defaults=format_class.knob_defaults(),
-        kernels=list(format_class.KERNELS),
-        paper=format_class.PAPER,
-        unsupported=reasons[format_class.KERNELS[0]],
-        by_kernel=reasons,
-    )
-
-
-def _reasons(format_class: type[Format], kernel: str) -> dict[str, str]:
-    """Why that kernel cannot run, or "", for each kind of device, dtype and direction."""
-    sides = (256, 256)
-    try:
-        example = format_class.from_knobs(*sides, kernel=kernel)
-    except KnobError:
-        example = format_class.from_knobs(*sides, kernel=kernel, density=0.5)
-    return {
-        f"{kind} {dtype} {direction}": example.unsupported(kind, DTYPES[dtype], direction) or ""
-        for kind in ("cpu", "cuda")
-        for dtype in ("float32", "bfloat16", "float16")
-        for direction in (Direction.FORWARD, Direction.STEP)
-    }
 
 
 def _delay(subject: Subject, seconds: float, device: Device) -> None:

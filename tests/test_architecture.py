@@ -27,7 +27,7 @@ OPEN_SETS = [
     "meters",
     "workloads",
 ]  # a member's file name is its registration
-TORCH_SIDE = {"formats", "devices", "workloads", "meters", "worker"}
+TORCH_SIDE = {"formats", "devices", "workloads", "meters", "planning", "worker"}
 
 
 def layered() -> tuple[set[str], set[str]]:

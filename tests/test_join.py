@@ -171,6 +171,17 @@ def test_a_score_to_reach_is_a_bound_from_below() -> None:
     ]
 
 
+def test_the_photograph_itself_loses_nothing_and_bounds_nothing() -> None:
+    kept = [
+        {**each, "score": 20 + each["score"], "better": "higher", "score_name": "psnr_db"}
+        for each in ERRORS
+    ]
+    (choice,) = best_within(only(FOUR, kept), [60.0])
+    assert choice.fastest is not None
+    assert (choice.fastest.name, choice.verdict) == ("dense", "dense")
+    assert all(math.isfinite(each.bound) for each in best_within(only(FOUR, kept)))
+
+
 def test_a_dense_that_was_scored_is_a_candidate_like_any_other() -> None:
     accuracy = [{**scored("dense", 0.95, knobs={}), "better": "higher", "score_name": "accuracy"}]
     (choice,) = best_within(only(FOUR, accuracy), [0.9])

@@ -23,13 +23,14 @@ from hwbench.records import ITEM_BYTES, Case
 from hwbench.workloads._arrays import Arrays
 from hwbench.workloads._base import Subject, Workload
 
-_PASSES = 6  # through everything
+_PASSES = 10  # through everything
 _SAMPLE_SECONDS = 2e-3  # a sample lasts about this long
 _LATE = 1.5  # passes end when so much more than their time went by
 _MOST_SAMPLES = 200  # of one size in one pass
-_SHORT_SECONDS = 0.4  # for each size, and for the copy
+_SHORT_SECONDS = 0.4  # for each side of a product
 _MATMUL_SECONDS = 5.0  # of the full form, for each way to multiply
-_SWEEP_SECONDS = 5.0  # of the full form, for copy and for triad
+_SWEEP_SECONDS = 4.0  # of the full form, for copy and for triad
+_LARGEST_SECONDS = 1.5  # for the largest copy, and for the largest triad
 _LAUNCH_SECONDS = 0.2
 _QUEUED = 20  # products in the queue while the clock is read
 _GRAPH_CALLS = 100  # in the graph whose replay tells what one more kernel costs
@@ -68,12 +69,13 @@ def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -
         seconds = _matmul_seconds(len(subjects), full=full)
         for mode in modes if full else (dtype,):
             products[mode] = _Sweep(subjects, seconds, modes[mode])
-    seconds = _SWEEP_SECONDS if full else _SHORT_SECONDS
+    seconds = _SWEEP_SECONDS if full else _LARGEST_SECONDS
     moved = {
         name: _Sweep(_working_sets(device, name, full=full), seconds)
         for name in (("copy", "triad") if full else ("copy",))
     }
-    disturbed = _pass_through(device, [*products.values(), *moved.values()])
+    again = [_only_largest(sweep) for sweep in moved.values()] if full else []
+    disturbed = _pass_through(device, [*products.values(), *moved.values(), *again])
     found: dict[str, Any] = {
         "matmul": {mode: _matmul(device, sweep, full=full) for mode, sweep in products.items()},
         **{name: _bandwidth(sweep, full=full) for name, sweep in moved.items()},
@@ -136,6 +138,13 @@ def _working_sets(device: Device, name: str, *, full: bool) -> dict[int, Subject
     lines = [int(most / 2 ** (step / 2)) // (4 * arrays * _LINE) for step in range(steps, -1, -1)]
     shapes = {4 * arrays * _LINE * max(1, line): (max(1, line), _LINE) for line in lines}
     return dict(_sharing(device, name, "float32", shapes))
+
+
+def _only_largest(sweep: _Sweep) -> _Sweep:
+    """More of the largest working set, as it is the one that counts."""
+    largest = max(sweep.subjects)
+    subjects = {largest: sweep.subjects[largest]}
+    return _Sweep(subjects, _LARGEST_SECONDS, fastest=sweep.fastest, ahead=sweep.ahead)
 
 
 def _bandwidth(sweep: _Sweep, *, full: bool) -> dict[str, Any]:

@@ -212,4 +212,10 @@ def _foot(rows: list[Row]) -> list[RenderableType]:
     several = any(known(row["relative_low"]) for row in rows)
     spread = "± is half its 95 % interval over replicates"
     interval = spread if several else "one replicate gives no interval"
-    return [Text(), Text(f"relative: time over dense in the same rounds; {interval}.", style="dim")]
+    lines = [f"relative: time over dense in the same rounds; {interval}."]
+    if most := max(row["slowed"] for row in rows):
+        lines.append(
+            f"The machine was slower in up to {most} of the replicates, by what dense took; "
+            "their relative times are left out."
+        )
+    return [Text(), *(Text(line, style="dim") for line in lines)]

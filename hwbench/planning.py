@@ -1,0 +1,100 @@
+"""What a case comes to on a device: knobs resolved, costs counted, and why it cannot run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from typing import Any
+
+from hwbench import plugins, protocol
+from hwbench.devices._base import Device
+from hwbench.errors import KnobError
+from hwbench.formats._base import Format
+from hwbench.records import Case, Direction, Planned
+from hwbench.workloads._base import DTYPES, Workload
+
+
+def described(case: Case, resolved: dict[str, Any]) -> tuple[Workload, Format]:
+    """The workload of a case, and its format as planning resolved it."""
+    workload, format_class = _members(case.workload, case.format)
+    return workload, format_class(
+        out_features=case.out_features, in_features=case.in_features, **resolved
+    )
+
+
+@functools.cache
+def _members(workload: str, format_: str) -> tuple[Workload, type[Format]]:
+    """Looked up once: a suite of a hundred thousand cases has a handful of them."""
+    return plugins.load("workloads", workload, Workload)(), plugins.load("formats", format_, Format)
+
+
+Made = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
+"""Formats by shape and knobs, each with what it says of itself whatever the case."""
+
+
+def planned(case: Case, device: Device, made: Made) -> Planned:
+    """The case with all that a device and a format say of it; ``made`` keeps the formats.
+
+    Raises:
+        HwbenchError: an option, a knob or the tokens do not fit.
+    """
+    workload, format_class = _members(case.workload, case.format)
+    workload.options(case)
+    if "tokens" in workload.AXES and case.tokens is None:
+        raise KnobError(f"the workload {case.workload} needs tokens.")
+    if "tokens" not in workload.AXES and case.tokens is not None:
+        raise KnobError(f"the workload {case.workload} has no use for tokens or direction.")
+    key = (case.format, case.out_features, case.in_features, repr(sorted(case.knobs.items())))
+    if key not in made:
+        format_ = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
+        facts: dict[str, Any] = {
+            "resolved": format_.knobs(),
+            "revision": format_.revision,
+            "kernel": format_.kernel,
+            "density": format_.density(),
+        }
+        made[key] = (format_, facts)
+    format_, facts = made[key]
+    quantity = workload.quantity(case)
+    return Planned(
+        case=case,
+        **facts,
+        cost=workload.cost(case, format_),
+        unsupported=workload.unsupported(case, format_, device),
+        better=quantity.better if quantity else "lower",
+        seeds=workload.seeds(case),
+    )
+
+
+def details(name: str) -> protocol.FormatDetails:
+    """What a format is and where it runs, asked of the format itself."""
+    format_class = plugins.load("formats", name, Format)
+    reasons = {kernel: _reasons(format_class, kernel) for kernel in format_class.KERNELS}
+    text = inspect.cleandoc(sys.modules[format_class.__module__].__doc__ or "")
+    return protocol.FormatDetails(
+        name=name,
+        summary=plugins.summary("formats", name),
+        description=text.partition("\n\n")[2],
+        knobs=format_class.knob_names(),
+        defaults=format_class.knob_defaults(),
+        kernels=list(format_class.KERNELS),
+        paper=format_class.PAPER,
+        unsupported=reasons[format_class.KERNELS[0]],
+        by_kernel=reasons,
+    )
+
+
+def _reasons(format_class: type[Format], kernel: str) -> dict[str, str]:
+    """Why that kernel cannot run, or "", for each kind of device, dtype and direction."""
+    sides = (256, 256)
+    try:
+        example = format_class.from_knobs(*sides, kernel=kernel)
+    except KnobError:
+        example = format_class.from_knobs(*sides, kernel=kernel, density=0.5)
+    return {
+        f"{kind} {dtype} {direction}": example.unsupported(kind, DTYPES[dtype], direction) or ""
+        for kind in ("cpu", "cuda")
+        for dtype in ("float32", "bfloat16", "float16")
+        for direction in (Direction.FORWARD, Direction.STEP)
+    }
