@@ -56,6 +56,7 @@ class LowRankSparse(Format):
 
     SHARE: ClassVar[float] = 0.03
     ROUNDS: ClassVar[int] = 100
+    LEAST_GAIN: ClassVar[float] = 3e-5  # a round that lowers the error by less is the last
     PROJECTION_TOLERANCE: ClassVar[float] = 0.25
 
     rank: int
@@ -157,7 +158,7 @@ class LowRankSparse(Format):
             rest = target - entries
             moved = torch.linalg.qr(rest.mT @ (rest @ basis)).Q
             split = self._split(target, rest, moved)
-            if split[3] >= error * (1 - 1e-5):
+            if split[3] >= error * (1 - self.LEAST_GAIN):
                 break
             (left, flat, entries, error), basis = split, moved
         return left, basis.mT, flat
