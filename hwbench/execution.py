@@ -28,7 +28,9 @@ from hwbench.transports._base import Seat, SeatLostError, Worker
 WHOLE = (0, 1)
 """The only share of one."""
 
+REST_SECONDS = 30.0  # how long a machine that throttles leaves the work to the others
 _LOOK_SECONDS = 2.0  # between two looks for a machine that came back
+_GLANCE_SECONDS = 0.1  # between two looks whether there is work left for the one that rests
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,10 @@ class Work:
         while (taken := self._take()) is not None:
             unit, until = taken
             begun = time.monotonic()
+            flagged: list[bool] = []
             try:
-                share = (unit.shard, self.shards)
-                seconds = measure(self.state, unit.replicate, seat.start, until, share)
+                share, start = (unit.shard, self.shards), seat.start
+                seconds = measure(self.state, unit.replicate, start, until, share, flagged)
             except SeatLostError as error:
                 with self.lock:
                     self.units.appendleft(unit)
@@ -135,6 +138,21 @@ class Work:
                 self.where[f"{unit.replicate}.{unit.shard}"] = seat.name
                 for span in SPANS:
                     self.spent[span] += seconds[span]
+            if 2 * sum(flagged) > len(flagged):
+                self._rest(seat)
+
+    def _rest(self, seat: Seat) -> None:
+        """Leave the work to others for a while, if there are others: this one throttles."""
+        until = time.monotonic() + REST_SECONDS
+        if self._left_to_others():
+            self.state.tell(note=f"{seat.name} was disturbed: the others take its work")
+        while self._left_to_others() and time.monotonic() < until:
+            time.sleep(_GLANCE_SECONDS)
+
+    def _left_to_others(self) -> bool:
+        with self.lock:
+            going = self.error is None and not self.state.stopped
+            return going and self.busy > 1 and bool(self.units)
 
     def serve_apart(self, seat: Seat) -> None:
         """``serve`` on a thread of its own: what goes wrong is kept for the one that waits."""
@@ -212,18 +230,26 @@ def measure(
     start: Callable[[], Worker],
     end: float | None = None,
     share: tuple[int, int] = WHOLE,
+    flagged: list[bool] | None = None,
 ) -> dict[str, float]:
     """Measure what is missing of one replicate; the seconds that it took, by span.
 
     ``start`` opens a worker; ``end`` is the host time (``time.monotonic``) to be done by; ``share``
-    is which of how many shares of the groups is meant.
+    is which of how many shares of the groups is meant. ``flagged`` takes, for each timed result,
+    whether it was disturbed.
     """
+
+    def keep(result: Result) -> None:
+        state.keep(result)
+        if flagged is not None and result.values("time_seconds"):
+            flagged.append("disturbed" in result.flags)
+
     replicate = Replicate(
         number=number,
         seed=state.header.seed + number,
         plan=state.header.plan,
         start=start,
-        keep=state.keep,
+        keep=keep,
         on_request=["energy"] if state.header.arguments.get("energy") else [],
     )
     try:
