@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from _faulty import ROOT
-from test_docs import _parse
+from test_docs import _parsed
 
 from hwbench import outcome
 from hwbench.errors import UsageError
@@ -47,7 +47,7 @@ def test_the_workflow_runs_commands_that_exist(steps: list[dict[str, Any]]) -> N
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("hwbench ")]
     assert [words[0] for words in commands] == ["doctor", "run", "check", "report", "history"]
     for words in commands:
-        _parse(words)
+        assert _parsed(words) == words[0]
 
 
 def test_the_workflow_is_pinned_and_takes_no_text_into_a_shell(steps: list[dict[str, Any]]) -> None:
