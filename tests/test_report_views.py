@@ -123,7 +123,7 @@ def test_a_score_has_its_name_unit_and_direction_wherever_it_stands() -> None:
     run = rescored(run_of(questions()))
     fastest, per_byte = list(asked(run).values())[:2]
     assert fastest[0] == "With PSNR of at least 40 dB: dense, nothing faster is as good."
-    assert fastest[1].startswith("With PSNR of at least 30 dB: monarch density=0.5 in 4 of 4 groups")
+    assert fastest[1].startswith("With PSNR of at least 30 dB: monarch density=0.5 in 4 of 4")
     assert per_byte[0].startswith("In 50 % of dense’s bytes: blast density=0.5, PSNR 35.3 dB on")
     rows = rows_of(run)
     (pareto, *_) = [_trade.pareto(join) for join in _trade.joins(rows)]
