@@ -15,7 +15,7 @@ from hwbench.errors import UnknownNameError
 from hwbench.formats._base import Format
 from hwbench.meters.score import Score
 from hwbench.records import Case
-from hwbench.workloads import _encoder, _texts, _trained
+from hwbench.workloads import _distill, _encoder, _texts, _trained
 from hwbench.workloads.compress import Compress
 
 CONFIG = {
@@ -117,6 +117,48 @@ def test_healing_brings_back_what_projection_lost(tiny: Path) -> None:
     found = scored(case(tiny, heal=60))
     assert found["unhealed_score"] == pytest.approx(scored(case(tiny))["score"])
     assert found["score"] > found["unhealed_score"] + 0.01
+
+
+def test_where_nothing_was_lost_healing_breaks_nothing(tiny: Path) -> None:
+    found = scored(case(tiny, "dense", heal=5))
+    assert found["score"] == pytest.approx(found["unhealed_score"], abs=1e-6)
+    assert found["score"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["low_rank_light", "kronecker", "csr", "monarch"])
+def test_healing_helps_formats_of_every_kind(tiny: Path, name: str) -> None:
+    found = scored(case(tiny, name, heal=60, weighting="activations"))
+    assert found["score"] > found["unhealed_score"]
+
+
+def test_a_parameter_learns_at_the_rate_at_which_it_moves_the_matrix() -> None:
+    source = torch.Generator().manual_seed(0)
+
+    def rates(name: str, scale: float) -> list[float]:
+        kind = plugins.load("formats", name, Format)
+        knobs = {} if name == "dense" else {"density": 0.5}
+        layer = kind.from_knobs(64, 64, **knobs).random(dtype=torch.float32, generator=source)
+        first, *_ = layer.parameters()
+        first.data.mul_(scale)
+        return [group["lr"] for group in _distill._at_rates(layer, source)]
+
+    assert rates("dense", 7.0) == pytest.approx([_distill.RATE])
+    left, right = rates("low_rank", 1.0)
+    scaled_left, scaled_right = rates("low_rank", 8.0)
+    assert scaled_left == pytest.approx(left, rel=0.2)
+    assert scaled_right == pytest.approx(right / 8, rel=0.2)
+
+
+def test_after_healing_a_layer_runs_its_own_kernel_again() -> None:
+    kind = plugins.load("formats", "low_rank", Format)
+    source = torch.Generator().manual_seed(0)
+    layer = kind.from_knobs(16, 16, density=0.5).random(dtype=torch.float32, generator=source)
+    x = torch.randn(3, 16)
+    expected = layer(x)
+    with _distill._through_dense([layer]):
+        assert "forward" in vars(layer)
+        torch.testing.assert_close(layer(x), expected)
+    assert "forward" not in vars(layer)
 
 
 def test_activations_weigh_the_columns(tiny: Path) -> None:

@@ -23,6 +23,9 @@ RATE = 1e-3
 REPLACED = 0.15
 """The share of tokens that healing replaces by random ones, so that few texts go further."""
 
+NOTHING_LOST = 1e-6
+"""A loss below it is rounding: there is nothing to heal."""
+
 Project = Callable[[Tensor, Tensor | None], Linear]
 """A weight and the activations of its layer, or None → the layer that stands in for it."""
 
@@ -100,6 +103,8 @@ def heal(
         with _through_dense(layers):
             ours = student.states(batch, inside)
         loss = teacher.apart(ours[-1], wanted[-1], inside) + _distance(ours, wanted, inside)
+        if loss.item() < NOTHING_LOST:
+            break  # AdamW would follow the rounding
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
