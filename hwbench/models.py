@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hwbench.errors import MissingPartError, SuiteError, UsageError, shortened
+from hwbench.errors import MissingPartError, UsageError, shortened
 
 ENCODER, CAUSAL = "encoder", "causal"
 
@@ -24,31 +23,6 @@ _FILES = (
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configurations call the same thing
-
-
-def put(document: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """The document of a suite with this model in its compressions, and their shape as its width.
-
-    Args:
-        document: as ``suite.override`` returns it.
-        model: as for ``fetched``.
-
-    Raises:
-        SuiteError: nothing in it compresses a model.
-        UsageError: as for ``fetched``.
-    """
-    blocks = [dict(block) for block in document.get("cases", [])]
-    mine = [block for block in blocks if block.get("workload") == "compress"]
-    if not mine:
-        raise SuiteError(
-            "--model is for suites that compress a model, such as --suite compress; "
-            f"{shortened(str(document.get('name')))} has no such case."
-        )
-    stored = fetched(model)
-    side = width(folder(stored))
-    for block in mine:
-        block |= {"model": stored, "shape": [[side, side]]}
-    return {**document, "cases": blocks}
 
 
 def fetched(model: str) -> str:

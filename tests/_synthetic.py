@@ -113,6 +113,20 @@ def projection_case(
     )
 
 
+def scored_case(workload: str, name: str, side: int, density: float = 0.5, **options: Any) -> Case:
+    """A case of a workload that scores square layers, with its options."""
+    return Case(
+        workload=workload,
+        format=name,
+        out_features=side,
+        in_features=side,
+        dtype="float32",
+        device="cpu",
+        knobs={} if name == "dense" else {"density": density},
+        options=options,
+    )
+
+
 def questions(
     *,
     directions: Sequence[str] = ("forward", "step"),

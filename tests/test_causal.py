@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from _synthetic import scored_case
 
 import hwbench
 from hwbench import cli, models, plugins
 from hwbench import suite as suites
+from hwbench.cli import _shared
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import MissingPartError, SuiteError, UsageError
 from hwbench.formats._base import Format
@@ -85,16 +87,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def case(folder: Path | str, name: str = "low_rank", density: float = 0.5, **options: Any) -> Case:
-    return Case(
-        workload="compress",
-        format=name,
-        out_features=SIDE,
-        in_features=SIDE,
-        dtype="float32",
-        device="cpu",
-        knobs={} if name == "dense" else {"density": density},
-        options={"model": str(folder), **options},
-    )
+    return scored_case("compress", name, SIDE, density, model=str(folder), **options)
 
 
 def described(one: Case) -> Format:
@@ -250,4 +243,4 @@ def test_without_transformers_the_extra_is_named(
 
 def test_a_suite_that_compresses_nothing_has_no_model(gpt2: Path) -> None:
     with pytest.raises(SuiteError, match="projection has no such case"):
-        models.put(suites.read("projection"), str(gpt2))
+        _shared.with_model(suites.read("projection"), str(gpt2))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from _synthetic import scored_case
 
 from hwbench import plugins
 from hwbench.devices.cpu import Cpu
@@ -46,16 +47,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def case(folder: Path | str, name: str = "low_rank", **options: Any) -> Case:
-    return Case(
-        workload="compress",
-        format=name,
-        out_features=16,
-        in_features=16,
-        dtype="float32",
-        device="cpu",
-        knobs={} if name == "dense" else {"density": 0.5},
-        options={"model": str(folder), **options},
-    )
+    return scored_case("compress", name, 16, model=str(folder), **options)
 
 
 def scored(one: Case, seed: int = 0) -> dict[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from _synthetic import scored_case
 from msgspec.structs import replace
 from torch import Tensor, nn
 
@@ -29,16 +30,7 @@ from hwbench.workloads.training import Training
 
 
 def case(name: str = "low_rank", width: int = 16, **options: Any) -> Case:
-    return Case(
-        workload="training",
-        format=name,
-        out_features=width,
-        in_features=width,
-        dtype="float32",
-        device="cpu",
-        knobs={} if name == "dense" else {"density": 0.5},
-        options={"steps": 150, **options},
-    )
+    return scored_case("training", name, width, **{"steps": 150, **options})
 
 
 def described(one: Case) -> Format:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hwbench.errors import RunFileError, UsageError
+from hwbench.errors import RunFileError, SuiteError, UsageError, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,20 +72,60 @@ def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """The document of a suite with this folder where its cases ask for data; None changes nothing.
 
     Raises:
-        UsageError: there is no such folder, or no case asks for data.
+        SuiteError: no case asks for data.
+        UsageError: there is no such folder.
     """
     if folder is None:
         return document
     if not folder.expanduser().is_dir():
         raise UsageError(f"--data {str(folder)!r} is not a folder.")
-    found = str(folder.expanduser().resolve())
-    blocks = [dict(block) for block in document.get("cases", [])]
-    asking = [block for block in blocks if "data" in block]
-    if not asking:
-        raise UsageError("--data is for suites that ask for it, such as --suite training_cifar10.")
+    changed, asking = _asking(
+        document,
+        lambda block: "data" in block,
+        "--data is for suites that ask for it, such as --suite training_cifar10.",
+    )
     for block in asking:
-        block["data"] = found
-    return {**document, "cases": blocks}
+        block["data"] = str(folder.expanduser().resolve())
+    return changed
+
+
+def with_model(document: dict[str, Any], model: str | None) -> dict[str, Any]:
+    """The document of a suite with this model in its compressions, and their shape as its width.
+
+    Args:
+        document: as ``suite.override`` returns it.
+        model: as for ``models.fetched``; None changes nothing.
+
+    Raises:
+        SuiteError: nothing in it compresses a model.
+        UsageError: as for ``models.fetched``.
+    """
+    from hwbench import models
+
+    if model is None:
+        return document
+    changed, compressing = _asking(
+        document,
+        lambda block: block.get("workload") == "compress",
+        "--model is for suites that compress a model, such as --suite compress; "
+        f"{shortened(str(document.get('name')))} has no such case.",
+    )
+    stored = models.fetched(model)
+    side = models.width(models.folder(stored))
+    for block in compressing:
+        block |= {"model": stored, "shape": [[side, side]]}
+    return changed
+
+
+def _asking(
+    document: dict[str, Any], asks: Callable[[dict[str, Any]], bool], otherwise: str
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A copy of the document, and those of its blocks that may be changed; an error for none."""
+    blocks = [dict(block) for block in document.get("cases", [])]
+    asking = [block for block in blocks if asks(block)]
+    if not asking:
+        raise SuiteError(otherwise)
+    return {**document, "cases": blocks}, asking
 
 
 def run_files(paths: list[Path]) -> list[Path]:

@@ -88,7 +88,7 @@ def run(
 
     hwbench run --shape 4096x11008 --tokens 16,512 --density 0.5 --format low_rank,monarch
     """
-    from hwbench import environment, models, runner
+    from hwbench import environment, runner
     from hwbench import suite as suites
     from hwbench.store import read_run
     from hwbench.units import parse_seconds
@@ -106,7 +106,7 @@ def run(
         with progress() as listener:
             fleet.resume(resume, listener)
         return _show(resume, as_json=as_json)
-    read = suites.override(
+    document = suites.override(
         suites.read(suite or "linear"),
         shape=_shared.shapes(shape),
         tokens=_shared.numbers("--tokens", tokens, int),
@@ -114,8 +114,7 @@ def run(
         density=_shared.numbers("--density", density, float),
         formats=_shared.listed(format_),
     )
-    document = read if model is None else models.put(read, model)
-    document = _shared.with_data(document, data)
+    document = _shared.with_data(_shared.with_model(document, model), data)
     changes: dict[str, Any] = {}
     if quick:
         document = suites.quickened(document)
