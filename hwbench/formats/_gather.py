@@ -246,23 +246,25 @@ def bags(rows: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tenso
 
 
 def turn(x: Tensor) -> Tensor:
-    """xᵀ with unit stride along the tokens, which ``contiguous`` does not promise for one token."""
-    tokens, inputs = x.shape
+    """xᵀ with unit stride along the rows of x, which ``contiguous`` does not promise for one row."""
+    rows, columns = x.shape
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
-    if plain and tokens > 1:
+    if plain and columns == 1:
+        return x.view(1, rows)
+    if plain and rows > 1:
         # The same permutation, which torch does here with vector instructions: copying x.t() takes
         # three times as long in float32, and less than this in the other dtypes.
-        every = (tokens * inputs, 1, tokens * inputs, tokens * inputs)
-        pixel = x.as_strided((1, tokens * inputs, 1, 1), every)
-        return torch.native_channel_shuffle(pixel, tokens).view(inputs, tokens)
-    return x.new_empty(inputs, tokens).copy_(x.t())
+        every = (rows * columns, 1, rows * columns, rows * columns)
+        pixel = x.as_strided((1, rows * columns, 1, 1), every)
+        return torch.native_channel_shuffle(pixel, rows).view(columns, rows)
+    return x.new_empty(columns, rows).copy_(x.t())
 
 
 def _put(y: Tensor | None, run: slice, product: Tensor) -> Tensor:
     """Put (features, tokens of the run) where it belongs in y; without a y it is all there is."""
     if y is None:
-        return product.t().contiguous()
-    y[run] = product.t()
+        return turn(product)
+    y[run] = turn(product)
     return y
 
 
