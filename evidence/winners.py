@@ -52,11 +52,12 @@ def winners(name: str, rounds: int) -> dict[str, list[tuple[float, str]]]:
 def main() -> None:
     """Print, for every kernel, how many cases it wins and the clearest of them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("formats", nargs="*", help="only these; else all")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    for name in plugins.names("formats"):
+    for name in asked.formats or plugins.names("formats"):
         offered = hwbench.get_format(name).KERNELS
         if len(offered) == 1 or hwbench.get_format(name).for_budget(SIDE, SIDE, 0.5).unsupported(
             "cpu", torch.float32, "forward"
