@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +19,11 @@ from test_docs import _parsed
 from hwbench import outcome
 from hwbench.errors import UsageError
 from hwbench.fingerprint import FINGERPRINT, Severity
+from hwbench.studies.baseline import promote
 
 PAGE = (ROOT / "docs/nightly.md").read_text(encoding="utf-8")
 FLOW = ROOT / ".github/workflows/nightly-gpu.yml"
+NIGHT = ("Measure", "Check against the baseline", "Report, whatever the verdict")
 
 
 @pytest.fixture
@@ -56,3 +63,36 @@ def test_the_workflow_is_pinned_and_takes_no_text_into_a_shell(steps: list[dict[
     kept = steps[-1]
     assert kept["if"] == "always()"
     assert kept["with"]["path"] == "out"
+
+
+def test_the_steps_of_the_workflow_run(steps: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Two nights on the CPU: without a baseline the gate says so, with one it judges."""
+    home, told, summary = tmp_path / "home", tmp_path / "told", tmp_path / "summary"
+    for name in ("nights", "baselines"):
+        (home / name).mkdir(parents=True)
+    given = {
+        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SUITE": "smoke", "THRESHOLD": "3%", "HWBENCH_HOME": str(home),
+        "GITHUB_OUTPUT": str(told), "GITHUB_STEP_SUMMARY": str(summary),
+    }  # fmt: skip
+    by_name = {step["name"]: step for step in steps if "name" in step}
+
+    def run(name: str) -> int:
+        script = by_name[name]["run"].replace("--device cuda", "--device cpu")
+        if told.exists():  # as GitHub passes on what a step wrote down
+            given["RUN"] = told.read_text(encoding="utf-8").splitlines()[-1].removeprefix("run=")
+        command = ["bash", "-e", "-c", script]
+        return subprocess.run(command, cwd=tmp_path, env=given, check=False).returncode
+
+    def night() -> list[int]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)  # as a fresh checkout does
+        (tmp_path / "out").mkdir()
+        return [run(name) for name in NIGHT]
+
+    assert night() == [outcome.FINE, outcome.NO_BASELINE, outcome.FINE]
+    [first] = (tmp_path / "out").glob("*.jsonl")
+    promote(first, home / "baselines")
+    assert night() == [outcome.FINE] * 3  # of one replicate a side no regression is told
+    assert first.stem in summary.read_text(encoding="utf-8")
+    kept = {each.name for each in (tmp_path / "out").iterdir()}
+    assert {"check.xml", "check.md", "check.json", "report.html", "history.html"} <= kept
