@@ -56,6 +56,28 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from threads, and lose much where cores are shared."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def unwritten_is_nan() -> Iterator[None]:
+    """New memory holds NaN, so that a kernel which reads what nobody wrote is seen."""
+    import torch
+
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)  # what turns the filling on
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
 @pytest.fixture
 def hwbench(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -64,6 +64,8 @@ from hwbench.formats._base import (
     Linear,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BAD: dict[type, tuple[Any, ...]] = {
     int: (0, -1, 1.5, "x", True),
     float: (-1.0, "x", True, math.nan),
@@ -76,15 +78,6 @@ ALL = [*SETTINGS, *settings(EDGES)]
 LIVE = [f for f in SETTINGS if runs_in(f)]  # on the processor; the rest is stored and projected
 ONE, ONE_LIVE = first_of_each(SETTINGS), first_of_each(LIVE)
 ONE_TRAINS = first_of_each(f for f in LIVE if trains(f))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from threads, and lose much where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- the description ----------------------------------------------------------------------------
@@ -329,6 +322,15 @@ def test_forward_equals_dense(f: Format, dtype: torch.dtype) -> None:
 @each("f, dtype", [(f, d) for f in ALL for d in runs_in(f)])
 def test_gradients_equal_float64(f: Format, dtype: torch.dtype) -> None:
     assert_gradients(f, dtype, "cpu")
+
+
+@pytest.mark.usefixtures("unwritten_is_nan")
+@each("f, dtype", [(f, d) for f in ONE_TRAINS for d in runs_in(f)])
+def test_nothing_is_read_that_nobody_wrote(f: Format, dtype: torch.dtype) -> None:
+    layer = random_layer(f, dtype)
+    for tokens in (1, 40):
+        x = normal(tokens, f.in_features).to(dtype)
+        assert_right(layer, x, normal(tokens, f.out_features, seed=2).to(dtype), STEP)
 
 
 CUDA_SETTINGS = list(settings([*SHAPES, (128, 256)]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from _formats import drawn, generator, relative
 from torch import Tensor
 
 from hwbench.errors import KnobError
@@ -23,6 +24,8 @@ from hwbench.formats.low_rank import LowRank
 from hwbench.formats.low_rank_light import LowRankLight
 from hwbench.formats.monarch import Monarch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILY = (Monarch, Btt, Blast, LowRank, LowRankLight, Kronecker, BlockDiagonal, BlockDense)
 TOLERANCE = {
     torch.float64: 1e-12,
@@ -30,27 +33,6 @@ TOLERANCE = {
     torch.bfloat16: 2.5e-2,
     torch.float16: 3e-3,
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
-
-
-def relative(ours: Tensor, reference: Tensor) -> float:
-    reference = reference.detach().double()
-    return float((ours.detach().double() - reference).norm() / reference.norm())
 
 
 # --- golden values -------------------------------------------------------------------------------
@@ -213,7 +195,7 @@ def test_published_monarch_of_b_blocks() -> None:
     for i, j, t in itertools.product(range(b), range(b), range(q // b)):
         w1[j, t * b + i] = first[j, i, t]
         w2[i, :, j * (q // b) + t] = second[i, :, j, t]
-    x = normal(5, n)
+    x = drawn(5, n)
     h = torch.einsum("kqp,bkp->bkq", w1, x.view(5, b, p)).reshape(5, q, b)
     y = torch.einsum("lsr,brl->bsl", w2, h).reshape(5, m)
     assert relative(layer(x), y) < 1e-12
@@ -224,7 +206,7 @@ def test_monarch_with_blocks_of_rank_one() -> None:
     b, m, n = 4, 12, 20
     f = Monarch(out_features=m, in_features=n, blocks=b, out_blocks=m // b, rank=1, order="strided")
     assert f.parameters() == m * n // b + m * b
-    layer, x = member(f), normal(5, n)
+    layer, x = member(f), drawn(5, n)
     first, second = layer.factors()
     dense = torch.zeros(m, n, dtype=torch.float64)
     for i, s, j, p in itertools.product(range(m // b), range(b), range(b), range(n // b)):
@@ -247,11 +229,11 @@ def test_btt_by_its_cores(order: str) -> None:
         for t in range(r):
             dense[out, j * p + column] += second[i, row, j, t] * first[j, i, t, column]
     assert relative(layer.to_dense(), dense) < 1e-12
-    assert relative(layer(normal(3, n)), normal(3, n) @ dense.mT) < 1e-12
+    assert relative(layer(drawn(3, n)), drawn(3, n) @ dense.mT) < 1e-12
 
 
 def test_one_block_is_low_rank() -> None:
-    weight = normal(24, 36)
+    weight = drawn(24, 36)
     one = Monarch(out_features=24, in_features=36, blocks=1, rank=5)
     low = LowRank(out_features=24, in_features=36, rank=5)
     assert one.parameters() == low.parameters()
@@ -266,7 +248,7 @@ def test_kronecker_by_its_factors() -> None:
         inner = layer.inner.permute((0, 1, 2) if f.inner_first() else (1, 0, 2))
         dense = sum(torch.kron(a, b) for a, b in zip(outer, inner, strict=True))
         assert relative(layer.to_dense(), dense) < 1e-12
-        assert relative(layer(normal(3, 20)), normal(3, 20) @ dense.mT) < 1e-12
+        assert relative(layer(drawn(3, 20)), drawn(3, 20) @ dense.mT) < 1e-12
 
 
 def test_blast_by_its_blocks() -> None:
@@ -277,7 +259,7 @@ def test_blast_by_its_blocks() -> None:
 
 
 def test_light_columns_are_taken_as_they_are() -> None:
-    weight = normal(10, 3) @ normal(3, 14, seed=2)
+    weight = drawn(10, 3) @ drawn(3, 14, seed=2)
     layer = LowRankLight(out_features=10, in_features=14, rank=3).project(weight)
     pivots = layer.pivots.long()
     assert pivots.tolist() == sorted(set(pivots.tolist()))
@@ -321,6 +303,7 @@ def gradients(layer: Linear, x: Tensor, dy: Tensor) -> list[Tensor]:
     return [y, *torch.autograd.grad(y, [x, *layer.parameters()], dy)]
 
 
+@pytest.mark.usefixtures("unwritten_is_nan")
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=name_of)
 @pytest.mark.parametrize("f", list(variants()), ids=name_of)
 def test_kernels_agree_with_the_dense_matrix(f: Format, dtype: torch.dtype) -> None:
@@ -328,8 +311,8 @@ def test_kernels_agree_with_the_dense_matrix(f: Format, dtype: torch.dtype) -> N
     layer = f.random(dtype=dtype, generator=generator())
     exact = f.random(dtype=dtype, generator=generator()).double()
     for tokens in (1, 3, 31, 32, 50):
-        x = normal(tokens, f.in_features, dtype=dtype)
-        dy = normal(tokens, f.out_features, seed=2, dtype=dtype)
+        x = drawn(tokens, f.in_features, dtype=dtype)
+        dy = drawn(tokens, f.out_features, seed=2, dtype=dtype)
         x64 = x.double().requires_grad_()
         y64 = x64 @ exact.to_dense().mT
         expected = [y64, *torch.autograd.grad(y64, [x64, *exact.parameters()], dy.double())]
@@ -344,7 +327,7 @@ def test_kernels_agree_with_the_dense_matrix(f: Format, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("tokens", [2, 33])
 @pytest.mark.parametrize("f", [f for f in variants() if f.out_features <= 48], ids=name_of)
 def test_gradients_by_differences(f: Format, tokens: int) -> None:
-    layer, x = member(f), normal(tokens, f.in_features).requires_grad_()
+    layer, x = member(f), drawn(tokens, f.in_features).requires_grad_()
     names = dict(layer.named_parameters())
 
     def call(x: Tensor, *values: Tensor) -> Tensor:
@@ -357,7 +340,7 @@ def test_gradients_by_differences(f: Format, tokens: int) -> None:
 def test_inputs_and_gradients_of_any_strides(f: Format) -> None:
     layer = member(f)
     for tokens in (3, 40):
-        x, dy = normal(tokens, f.in_features), normal(tokens, f.out_features, seed=2)
+        x, dy = drawn(tokens, f.in_features), drawn(tokens, f.out_features, seed=2)
         plain = gradients(layer, x, dy)
         turned = gradients(layer, x.mT.contiguous().mT, dy.mT.contiguous().mT)
         for a, b in zip(plain, turned, strict=True):
@@ -372,7 +355,7 @@ def test_inputs_and_gradients_of_any_strides(f: Format) -> None:
 def test_only_what_is_asked_for_is_differentiated(f: Format) -> None:
     """Every subset of wanted gradients gives those of the full set."""
     layer = member(f)
-    x, dy = normal(35, f.in_features), normal(35, f.out_features, seed=2)
+    x, dy = drawn(35, f.in_features), drawn(35, f.out_features, seed=2)
     everything = gradients(layer, x, dy)[1:]
     leaves = [x, *layer.parameters()]
     for wanted in list(itertools.product([False, True], repeat=len(leaves)))[1:]:
@@ -393,8 +376,8 @@ def test_compiled_layers_are_one_graph(cls: type[Format]) -> None:
         layer = f.random(dtype=torch.float32, generator=generator())
         for tokens in (4, 40):
             torch.compiler.reset()
-            x = normal(tokens, 64, dtype=torch.float32)
-            dy = normal(tokens, 48, dtype=torch.float32)
+            x = drawn(tokens, 64, dtype=torch.float32)
+            dy = drawn(tokens, 48, dtype=torch.float32)
             eager = gradients(layer, x, dy)
             compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
             for ours, reference in zip(gradients(compiled, x, dy), eager, strict=True):  # type: ignore[arg-type]

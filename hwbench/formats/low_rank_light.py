@@ -103,6 +103,9 @@ class _Product(torch.autograd.Function):
         if not (x_needs or right_needs):
             return None, dleft, None, None
         dordered = torch.empty_like(ordered)
+        if dy.is_cpu and dy.dtype == torch.bfloat16:
+            # With AMX, torch 2.13 reads one column past an odd rank, times zero: NaN stays NaN.
+            dordered[:, rank : rank + 1] = 0
         dhidden = _blocks.multiply_into(dordered[:, :rank], dy, left)
         dright = dhidden.mT @ ordered[:, rank:] if right_needs else None
         if not x_needs:
