@@ -148,6 +148,11 @@ def normal(*shape: int, seed: int = 1, device: str = "cpu") -> Tensor:
     return torch.randn(*shape, generator=generator(seed, device), device=device)
 
 
+def drawn(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal numbers drawn in float64, so that every dtype sees the same ones, rounded."""
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
 def random_layer(
     f: Format, dtype: torch.dtype | None = None, *, device: str = "cpu", seed: int = 0
 ) -> Linear:

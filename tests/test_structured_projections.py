@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from _formats import drawn, generator, relative
 from torch import Tensor
 
 from hwbench.formats import _alternating
@@ -21,26 +21,7 @@ from hwbench.formats.low_rank import LowRank
 from hwbench.formats.low_rank_light import LowRankLight
 from hwbench.formats.monarch import Monarch
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
-
-
-def relative(ours: Tensor, reference: Tensor) -> float:
-    ours, reference = ours.detach().double(), reference.detach().double()
-    return float((ours - reference).norm() / reference.norm())
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def error(f: Format, weight: Tensor, **more: Any) -> float:
@@ -62,7 +43,7 @@ def test_block_projection_leaves_the_tails_of_the_blocks(
     cls: Any, order: str, shape: tuple[int, int]
 ) -> None:
     m, n = shape
-    weight = normal(m, n)
+    weight = drawn(m, n)
     f = cls.for_budget(m, n, 0.4, order=order)
     k, p, groups, s = f.grid()
     padded = torch.zeros(groups * s, k * p, dtype=torch.float64)
@@ -77,7 +58,7 @@ def test_block_projection_leaves_the_tails_of_the_blocks(
 
 
 def test_block_dense_projection_leaves_the_tails_of_the_columns() -> None:
-    weight = normal(40, 50)
+    weight = drawn(40, 50)
     f = BlockDense(out_features=40, in_features=50, rank=6, blocks=4)
     expected = sum(tail(columns, 6) for columns in weight.split(13, dim=1))
     assert error(f, weight) ** 2 * float(weight.square().sum()) == pytest.approx(expected)
@@ -85,7 +66,7 @@ def test_block_dense_projection_leaves_the_tails_of_the_columns() -> None:
 
 @pytest.mark.parametrize("knobs", [{}, {"out_blocks": 3, "in_blocks": 16}])
 def test_kronecker_projection_leaves_the_tail_of_the_rearranged_weight(knobs: Any) -> None:
-    weight = normal(30, 32)
+    weight = drawn(30, 32)
     f = Kronecker(out_features=30, in_features=32, rank=4, **knobs)
     blocks = [
         columns.flatten()
@@ -97,7 +78,7 @@ def test_kronecker_projection_leaves_the_tail_of_the_rearranged_weight(knobs: An
 
 
 def test_block_diagonal_projection_keeps_its_blocks() -> None:
-    weight = normal(10, 7)
+    weight = drawn(10, 7)
     kept = torch.zeros_like(weight)
     for start in range(4):
         rows, columns = slice(3 * start, 3 * start + 3), slice(2 * start, 2 * start + 2)
@@ -112,7 +93,7 @@ def test_block_diagonal_projection_keeps_its_blocks() -> None:
 def test_light_is_as_near_as_low_rank(
     shape: tuple[int, int], columns: str, dtype: torch.dtype
 ) -> None:
-    weight = normal(*shape, dtype=dtype)
+    weight = drawn(*shape, dtype=dtype)
     rank = min(shape) // 2
     low = error(LowRank(out_features=shape[0], in_features=shape[1], rank=rank), weight)
     light = LowRankLight(out_features=shape[0], in_features=shape[1], rank=rank, columns=columns)
@@ -122,7 +103,7 @@ def test_light_is_as_near_as_low_rank(
 
 def test_pivots_avoid_small_columns() -> None:
     """The first columns of this weight say next to nothing: taking them needs a huge B."""
-    weight = normal(64, 64, dtype=torch.float32)
+    weight = drawn(64, 64, dtype=torch.float32)
     weight[:, :16] *= 1e-4
     made = {
         columns: LowRankLight(out_features=64, in_features=64, rank=32, columns=columns)
@@ -149,7 +130,7 @@ def test_pivots_avoid_small_columns() -> None:
 )
 def test_activations_weigh_the_columns(f: Format) -> None:
     """The error that independent inputs see is that of the projection of the weighed columns."""
-    weight, size = normal(37, 53), torch.logspace(-1, 1, 53, dtype=torch.float64)
+    weight, size = drawn(37, 53), torch.logspace(-1, 1, 53, dtype=torch.float64)
     signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     told = f.project(weight, activations=signs * size).to_dense()
     seen = relative(told * size, weight * size)
@@ -213,12 +194,12 @@ def test_blast_finds_members_again() -> None:
 def test_blast_on_gaussian_weights() -> None:
     """96 × 96 in 4 × 4 blocks of rank 24; low rank with as many parameters leaves 0.59."""
     f = Blast(out_features=96, in_features=96, rank=24, blocks=4)
-    weights = [normal(96, 96, seed=seed, dtype=torch.float32) for seed in range(10)]
+    weights = [drawn(96, 96, seed=seed, dtype=torch.float32) for seed in range(10)]
     assert sum(error(f, weight) for weight in weights) / 10 <= 0.457
 
 
 def test_blast_in_rectangles() -> None:
-    weight = normal(48, 90, dtype=torch.float32)
+    weight = drawn(48, 90, dtype=torch.float32)
     f = Blast(out_features=48, in_features=90, rank=20, blocks=6, out_blocks=3)
     assert error(f, weight) < error(LowRank(out_features=48, in_features=90, rank=20), weight)
 
@@ -231,14 +212,14 @@ def test_larger_problems_get_fewer_sweeps() -> None:
 
 @pytest.mark.slow
 def test_blast_at_full_size() -> None:
-    weight = normal(1024, 1024, dtype=torch.float32)
+    weight = drawn(1024, 1024, dtype=torch.float32)
     assert error(Blast.for_budget(1024, 1024, 0.5, blocks=16), weight) <= 0.5
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_components_beyond_the_rank_of_the_weight_can_learn(blocks: int) -> None:
     f = Blast(out_features=16, in_features=16, rank=20, blocks=blocks)
-    layer = f.project(normal(16, 16))
-    y = layer(normal(40, 16))
-    grads = torch.autograd.grad(y, list(layer.parameters()), normal(40, 16, seed=2))
+    layer = f.project(drawn(16, 16))
+    y = layer(drawn(40, 16))
+    grads = torch.autograd.grad(y, list(layer.parameters()), drawn(40, 16, seed=2))
     assert bool(grads[0].abs().sum((0, 1)).gt(0).all())  # bases_out, every component

@@ -29,18 +29,47 @@ INDEX_BYTES = {"int32": 4, "int64": 8}
 """Bytes of one index, by the ``index_dtype`` that a format may be given."""
 
 
-class EntriesMap(Linear):
+class PatternMap(Linear):
+    """A map with a pattern of what is kept, built when it is first asked for.
+
+    It stays beside the parameters until the layer moves or is loaded: it is working memory, with
+    the order by columns that the gradient of x needs, and no part of the state.
+    """
+
+    def __init__(self, out_features: int, in_features: int) -> None:
+        super().__init__(out_features, in_features)
+        self._pattern: _gather.Pattern | None = None
+
+    @abstractmethod
+    def build_pattern(self) -> _gather.Pattern:
+        """Where what is kept lies."""
+
+    def pattern(self) -> _gather.Pattern:
+        """Where what is kept lies, with the other orders derived from it so far."""
+        if self._pattern is None:
+            with torch.inference_mode(False):  # it outlives the call
+                self._pattern = self.build_pattern()
+        return self._pattern
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self._pattern = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._pattern = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class EntriesMap(PatternMap):
     """A map that keeps single entries of W; ``values`` is (nonzeros,), sorted by row, then column.
 
-    A subclass gives ``row_starts`` and ``columns``. The order by columns that the gradient of x
-    needs is built at the first backward pass and kept beside the parameters until the layer moves
-    or is loaded: it is working memory, not part of the state.
+    A subclass gives ``starts`` and ``places``.
     """
 
     def __init__(self, out_features: int, in_features: int, values: Tensor) -> None:
         super().__init__(out_features, in_features)
         self.values = nn.Parameter(values)
-        self._pattern: _gather.Pattern | None = None
 
     @abstractmethod
     def starts(self) -> Tensor:
@@ -50,12 +79,8 @@ class EntriesMap(Linear):
     def places(self) -> Tensor:
         """(nonzeros,), the column of each entry."""
 
-    def pattern(self) -> _gather.Pattern:
-        """Where the entries lie, with the other orders derived from it so far."""
-        if self._pattern is None:
-            with torch.inference_mode(False):  # it outlives the call
-                self._pattern = _gather.Pattern(self.starts(), self.places(), self.in_features)
-        return self._pattern
+    def build_pattern(self) -> _gather.Pattern:
+        return _gather.Pattern(self.starts(), self.places(), self.in_features)
 
     def gather(self, x: Tensor, pattern: _gather.Pattern | None = None) -> Tensor:
         """x Wᵀ by gathers, along the layer's own pattern unless another is given."""
@@ -67,15 +92,6 @@ class EntriesMap(Linear):
         rows, columns = self.pattern().rows.long(), self.places().long()
         empty = self.values.new_zeros(self.out_features, self.in_features)
         return empty.index_put((rows, columns), self.values.reshape(-1))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._pattern = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._pattern = None
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 class RowsMap(EntriesMap):

@@ -246,7 +246,7 @@ def bags(rows: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tenso
 
 
 def turn(x: Tensor) -> Tensor:
-    """xᵀ with unit stride along the rows of x, which ``contiguous`` does not promise for one row."""
+    """xᵀ, a row with unit stride, which ``contiguous`` does not promise for a single row of x."""
     rows, columns = x.shape
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
     if plain and columns == 1:

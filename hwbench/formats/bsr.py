@@ -19,6 +19,7 @@ from hwbench.errors import KnobError
 from hwbench.formats._base import FORWARD, Format, Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
     INDEX_BYTES,
+    PatternMap,
     check_index_dtype,
     column_scale,
     largest,
@@ -28,7 +29,7 @@ from hwbench.formats._gather import Pattern, spans, turn
 from hwbench.records import Knob
 
 
-class _Map(Linear):
+class _Map(PatternMap):
     row_starts: Tensor  # (block rows + 1,)
     columns: Tensor  # (blocks,)
 
@@ -41,14 +42,10 @@ class _Map(Linear):
         ends = torch.arange(rows + 1, device=flat.device) * columns
         self.register_buffer("row_starts", torch.searchsorted(flat, ends).to(dtype))
         self.register_buffer("columns", (flat % columns).to(dtype))
-        self._pattern: Pattern | None = None
 
-    def pattern(self) -> Pattern:
-        """Where the blocks lie, with the order by columns once a backward pass has asked for it."""
-        if self._pattern is None:
-            grid_columns = self.in_features // self.values.shape[2]
-            self._pattern = Pattern(self.row_starts, self.columns, grid_columns)
-        return self._pattern
+    def build_pattern(self) -> Pattern:
+        grid_columns = self.in_features // self.values.shape[2]
+        return Pattern(self.row_starts, self.columns, grid_columns)
 
     def apply_weight(self, x: Tensor) -> Tensor:
         if self.kernel == "gather":
@@ -66,15 +63,6 @@ class _Map(Linear):
         rows, columns = self.pattern().rows.long(), self.columns.long()
         blocks = self.values.new_zeros(shape).index_put((rows, columns), self.values)
         return blocks.transpose(1, 2).reshape(self.out_features, self.in_features)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self._pattern = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._pattern = None
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 class _Product(torch.autograd.Function):
