@@ -4,6 +4,7 @@ HwbenchError
 ├── UsageError             2   what was asked for cannot be done; the sentence says what to do
 │   ├── UnknownNameError   2   a name that is not there, with the nearest one
 │   ├── KnobError          2   a format's knob has a value it cannot take
+│   │   └── UnreachableError 2 a density that a format cannot reach; in a suite it is `unsupported`
 │   ├── SuiteError         2   a suite file or a case in it is wrong
 │   ├── DeviceError        2   a device was asked for that this machine does not offer
 │   ├── RunFileError       2   a run file cannot be read or written
@@ -53,6 +54,10 @@ class UnknownNameError(UsageError):
 
 class KnobError(UsageError):
     """A format's knob has a value that it cannot take."""
+
+
+class UnreachableError(KnobError):
+    """A format cannot be that small (or large) there; the message says what it can reach."""
 
 
 class SuiteError(UsageError):

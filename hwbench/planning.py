@@ -9,7 +9,7 @@ from typing import Any
 
 from hwbench import plugins, protocol
 from hwbench.devices._base import Device
-from hwbench.errors import KnobError
+from hwbench.errors import KnobError, UnreachableError
 from hwbench.formats._base import Format
 from hwbench.records import Case, Direction, Planned
 from hwbench.workloads._base import DTYPES, Workload
@@ -36,35 +36,45 @@ Made = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
 def planned(case: Case, device: Device, made: Made) -> Planned:
     """The case with all that a device and a format say of it; ``made`` keeps the formats.
 
+    A density that the format cannot reach is no mistake: the case is unsupported, and says why.
+
     Raises:
         HwbenchError: an option, a knob or the tokens do not fit.
     """
     workload, format_class = _members(case.workload, case.format)
-    workload.options(case)
+    workload.check(case)
     if "tokens" in workload.AXES and case.tokens is None:
         raise KnobError(f"the workload {case.workload} needs tokens.")
     if "tokens" not in workload.AXES and case.tokens is not None:
         raise KnobError(f"the workload {case.workload} has no use for tokens or direction.")
+    quantity = workload.quantity(case)
+    named: dict[str, Any] = {
+        "case": case,
+        "revision": format_class.revision,
+        "better": quantity.better if quantity else "lower",
+        "seeds": workload.seeds(case),
+    }
+    try:
+        format_, facts = _resolved(case, format_class, made)
+        cost = workload.cost(case, format_)
+    except UnreachableError as error:
+        return Planned(**named, unsupported=str(error))
+    unsupported = workload.unsupported(case, format_, device)
+    return Planned(**named, **facts, cost=cost, unsupported=unsupported)
+
+
+def _resolved(case: Case, format_class: type[Format], made: Made) -> tuple[Format, dict[str, Any]]:
+    """The format of the case, and what it says of itself."""
     key = (case.format, case.out_features, case.in_features, repr(sorted(case.knobs.items())))
     if key not in made:
         format_ = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
         facts: dict[str, Any] = {
             "resolved": format_.knobs(),
-            "revision": format_.revision,
             "kernel": format_.kernel,
             "density": format_.density(),
         }
         made[key] = (format_, facts)
-    format_, facts = made[key]
-    quantity = workload.quantity(case)
-    return Planned(
-        case=case,
-        **facts,
-        cost=workload.cost(case, format_),
-        unsupported=workload.unsupported(case, format_, device),
-        better=quantity.better if quantity else "lower",
-        seeds=workload.seeds(case),
-    )
+    return made[key]
 
 
 def details(name: str) -> protocol.FormatDetails:

@@ -304,13 +304,18 @@ def usable_threads(threads: int | None) -> int:
 
 def with_anchors(cases: list[Case]) -> list[Case]:
     """The cases, and a dense one for each timed group that has none: it is the yardstick."""
-    have = {case.group for case in cases if case.format == ANCHOR}
+    have = {case.group for case in cases if _is_anchor(case)}
     found = list(cases)
     for case in cases:
         if case.tokens is not None and case.group not in have:
             have.add(case.group)
             found.append(replace(case, format=ANCHOR, knobs={}))
     return found
+
+
+def _is_anchor(case: Case) -> bool:
+    """Whether it is dense, and not asked for a density that dense cannot have."""
+    return case.format == ANCHOR and case.knobs.get("density", 1.0) == 1
 
 
 def _planned(worker: Worker, cases: list[Case]) -> protocol.PlanReply:

@@ -177,6 +177,16 @@ def test_failed_cases_are_exit_5_and_the_rest_is_shown(hwbench, tiny, tmp_path, 
         uninstall()
 
 
+def test_a_density_out_of_reach_alone_is_exit_5_and_says_what_can_be_reached(hwbench):
+    only = TINY[TINY.rindex("[[cases]]") :].replace("0.5", "0.05")
+    Path("only.toml").write_text(f'schema = 1\nname = "only"\n{only}')
+    code, shown, error = hwbench("run", "--suite", "only.toml", "--device", "fake")
+    assert (code, error.splitlines()[-1]) == (
+        5, "hwbench: Nothing could be measured; the reasons are listed above."
+    )  # fmt: skip
+    assert "unsupported: low_rank cannot reach density 0.05; rank 1 has density 0.125." in shown
+
+
 def test_a_bug_is_exit_70_and_never_1(hwbench, monkeypatch):
     monkeypatch.setattr("hwbench.suite.read", lambda name: 1 / 0)
     code, _, err = hwbench("run")

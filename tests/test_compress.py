@@ -15,7 +15,9 @@ from hwbench.devices.cpu import Cpu
 from hwbench.errors import UnknownNameError
 from hwbench.formats._base import Format
 from hwbench.meters.score import Score
+from hwbench.protocol import PlanReply, PlanRequest
 from hwbench.records import Case
+from hwbench.worker import Worker
 from hwbench.workloads import _distill, _encoder, _texts, _trained
 from hwbench.workloads.compress import Compress
 
@@ -179,7 +181,21 @@ def test_what_cannot_be_read_is_unsupported_with_the_reason(tmp_path: Path) -> N
         (tmp_path / name).write_text('{"model_type": "gpt2"}')
     assert "type 'gpt2'" in str(unsupported(case(tmp_path)))
     with pytest.raises(UnknownNameError, match="weighting"):
-        unsupported(case(tmp_path, weighting="activation"))
+        Compress().check(case(tmp_path, weighting="activation"))
+
+
+@pytest.mark.parametrize("side", [16, 64])
+def test_a_layer_that_cannot_have_the_density_is_named(tiny: Path, side: int) -> None:
+    def plan(**options: Any) -> PlanReply:
+        one = scored_case("compress", "low_rank", side, 0.07, model=str(tiny), **options)
+        return Worker(Cpu(0)).plan(PlanRequest(cases=[one]))
+
+    (planned,) = plan(seeds=2).planned
+    words = "low_rank cannot reach density 0.07; rank 1 has density 0.125."
+    assert planned.unsupported == ("" if side == 16 else "In a layer of 16×16, ") + words
+    assert (planned.density, planned.cost, planned.seeds) == (None, None, 2)
+    (mistake,) = plan(weighting="activation").mistakes
+    assert "did you mean 'activations'?" in mistake
 
 
 def test_what_cannot_be_trained_is_not_healed(tiny: Path) -> None:

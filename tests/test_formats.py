@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hwbench import plugins
-from hwbench.errors import KnobError, UnknownNameError
+from hwbench.errors import KnobError, UnknownNameError, UnreachableError
 from hwbench.formats._base import (
     BACKWARD,
     BACKWARD_INPUT,
@@ -168,6 +168,21 @@ def test_bad_budget_is_refused(f: Format, knob: str, bad: Any) -> None:
     with pytest.raises(KnobError) as refusal:
         type(f).from_knobs(f.out_features, f.in_features, kernel=f.kernel, **budget)
     assert_sentence(refusal.value)
+
+
+@each("f", ONE)
+def test_a_mistake_is_told_before_a_density_out_of_reach(f: Format) -> None:
+    def refused(**knobs: Any) -> KnobError:
+        with pytest.raises(KnobError) as refusal:
+            type(f).from_knobs(f.out_features, f.in_features, density=1e-9, **knobs)
+        return refusal.value
+
+    reason = refused(kernel=f.kernel)
+    assert isinstance(reason, UnreachableError)
+    assert_sentence(reason)
+    assert "cannot reach density 1e-09; " in str(reason)
+    for mistake in ({"kernel": "none"}, {"kernel": f.kernel, "multiple": 0}):
+        assert not isinstance(refused(**mistake), UnreachableError)
 
 
 def test_multiple_rounds_down() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from _faulty import ROOT
+from msgspec.structs import replace
 from PIL import Image as Png
 
 import hwbench
@@ -35,9 +36,9 @@ def described(case: Case, **knobs: float) -> Format:
     return kind.from_knobs(case.out_features, case.in_features, **{**case.knobs, **knobs})
 
 
-def answer(rows: int, columns: int, *, rank: int = 4, **options: str) -> str | None:
+def answer(rows: int, columns: int, *, rank: int = 4) -> str | None:
     case = Case(workload="image", format="low_rank", dtype="float32", device="cpu",
-                out_features=rows, in_features=columns, options=options)  # fmt: skip
+                out_features=rows, in_features=columns)  # fmt: skip
     spec = LowRank(out_features=rows, in_features=columns, rank=rank)
     return Image().unsupported(case, spec, None)  # type: ignore[arg-type]
 
@@ -125,7 +126,7 @@ def test_what_is_no_compression_of_the_picture_says_so() -> None:
 
 def test_an_unknown_picture_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="flower"):
-        answer(48, 64, picture="flour")
+        Image().check(replace(CASES[0], options={"picture": "flour"}))
 
 
 # The gallery

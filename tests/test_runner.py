@@ -253,6 +253,48 @@ def test_mistakes_of_the_planner_are_usage_errors(tmp_path: Path):
         runner.run(asked, device="fake", out=tmp_path, threads=1)
 
 
+def test_a_density_out_of_reach_forbids_no_other_case(tmp_path: Path):
+    asked = document(["dense"], replicates=2)
+    asked["cases"][0]["shape"] = [[16, 16], [64, 64]]
+    asked["cases"][0]["format"] = [
+        {"name": "dense", "density": 0.5},
+        {"name": "low_rank", "density": [0.5, 0.05]},
+    ]
+    path = runner.run(asked, device="fake", out=tmp_path, threads=1)
+    run = read_run(path)
+    case = "linear/forward/{}/16x16/t4/float32/hot/eager/fake".format
+    short, dense = case("low_rank[density=0.05]"), case("dense[density=0.5]")
+    always = "dense cannot reach density 0.5; it always keeps every weight (density 1)."
+    refused = {r.case: r.reason for r in run.results if r.status is Status.UNSUPPORTED}
+    assert refused == {
+        short: "low_rank cannot reach density 0.05; rank 1 has density 0.125.",
+        dense: always,
+        dense.replace("16x16", "64x64"): always,
+    }
+    assert {r.status for r in run.results if r.case not in refused} == {Status.OK}
+    assert len(run.planned) == 8  # dense, without a density, is still the yardstick of both shapes
+    frame = summary(path).set_index("case")
+    assert frame[frame.format == "low_rank"].relative_time.notna().sum() == 3
+    assert (frame.asked_density[short], frame.kernel[short]) == (0.05, "")
+    assert frame.loc[short, ["density", "stored_bytes", "time_seconds"]].isna().all()
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[: 1 + 8 + 5]) + "\n")
+    again = read_run(runner.resume(path))
+    assert again.complete
+    assert Counter((r.case, r.replicate, r.status) for r in again.results) == Counter(
+        (r.case, r.replicate, r.status) for r in run.results
+    )
+
+
+@pytest.mark.parametrize("knobs", [{"density": 1.5}, {"density": 0.05, "multiple": 0}])
+def test_a_mistake_in_a_sweep_is_no_density_out_of_reach(tmp_path: Path, knobs):
+    asked = document(["dense"])
+    asked["cases"][0]["format"].append({"name": "low_rank", **knobs})
+    with pytest.raises(SuiteError, match="density must be above|multiple must be a whole"):
+        runner.run(asked, device="fake", out=tmp_path, threads=1)
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
 def test_a_device_that_is_not_there_is_a_sentence(tmp_path: Path):
     with pytest.raises(UsageError, match="numbered from 0"):
         runner.run(document(["dense"]), device="fake:7", out=tmp_path, threads=1)

@@ -137,7 +137,7 @@ def test_what_is_no_cifar10_is_unsupported_with_the_reason(photographs: Path) ->
     with pytest.raises(ValueError, match="has the label 11"):
         TASKS["cifar10"].data(photographs)
     with pytest.raises(SuiteError, match="digits has no use for data"):
-        reason(task="digits", data="x")
+        Training().check(case(task="digits", data="x"))
 
 
 def test_without_the_data_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,9 +148,9 @@ def test_without_the_data_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_wrong_width_or_task_is_said() -> None:
     with pytest.raises(SuiteError, match="width twice"):
-        Training().unsupported(case(width=18), described(case(width=18)), Cpu(0))
+        Training().check(case(width=18))
     with pytest.raises(UnknownNameError, match="task"):
-        Training().cost(case(task="digit"), described(case()))
+        Training().check(case(task="digit"))
 
 
 def test_quick_shortens_the_trainings_of_the_suite() -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from hwbench.errors import KnobError, UnknownNameError
+from hwbench.errors import KnobError, UnknownNameError, UnreachableError
 from hwbench.records import Cost, Knob
 
 FORWARD, BACKWARD, STEP = "forward", "backward", "step"
@@ -101,7 +102,8 @@ class Format(ABC):
         """The largest setting with at most density · out_features · in_features parameters.
 
         Raises:
-            KnobError: the format cannot reach that density; the message says what it can reach.
+            UnreachableError: the format cannot reach that density; say so by ``unreachable``.
+            KnobError: a knob has a value that it cannot take, whatever the density.
         """
 
     @abstractmethod
@@ -208,6 +210,7 @@ class Format(ABC):
         """Build a format from knobs as a suite writes them; ``density`` asks for a budget.
 
         Raises:
+            UnreachableError: the knobs are right, and the density cannot be reached with them.
             KnobError: a knob has a value that it cannot take.
             UnknownNameError: there is no such knob; the message names the nearest.
         """
@@ -234,7 +237,12 @@ class Format(ABC):
             raise KnobError(f"density must be a number, not {density!r}.")
         if not 0 < density <= 1:
             raise KnobError(f"density must be above 0 and at most 1, not {density}.")
-        return cls.for_budget(out_features, in_features, float(density), **knobs)
+        try:
+            return cls.for_budget(out_features, in_features, float(density), **knobs)
+        except UnreachableError:
+            with suppress(UnreachableError):  # a mistake in another knob is told first
+                cls.for_budget(out_features, in_features, 1.0, **knobs)
+            raise
 
     def density(self) -> float:
         """Parameters over those of the dense layer."""
@@ -344,9 +352,9 @@ def round_down(value: int, multiple: Knob, *, least: int = 1) -> int:
     return rounded if rounded >= least else value
 
 
-def unreachable(name: str, density: float, reachable: str) -> KnobError:
+def unreachable(name: str, density: float, reachable: str) -> UnreachableError:
     """The error of ``for_budget`` when a format cannot be that small (or that large)."""
-    return KnobError(f"{name} cannot reach density {density:g}; {reachable}.")
+    return UnreachableError(f"{name} cannot reach density {density:g}; {reachable}.")
 
 
 def _check_sides(*sides: object) -> None:

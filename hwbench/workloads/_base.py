@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hwbench import plugins
 from hwbench.devices._base import Device, Step
-from hwbench.errors import SuiteError, UnknownNameError
+from hwbench.errors import SuiteError, UnknownNameError, UnreachableError
 from hwbench.formats._base import Format
 from hwbench.records import Case, Cost, Knob, Quantity
 
@@ -86,6 +87,14 @@ class Workload(ABC):
             merged[key] = value
         return merged
 
+    def check(self, case: Case) -> None:
+        """Refuse what is a mistake in the case whatever its format.
+
+        Raises:
+            UsageError: an option has no such value, or the shape is none that the workload has.
+        """
+        self.options(case)
+
     def quantity(self, case: Case) -> Quantity | None:
         """What the score of a case is; None for workloads without one."""
         del case
@@ -97,7 +106,11 @@ class Workload(ABC):
 
     @abstractmethod
     def cost(self, case: Case, described: Format) -> Cost | None:
-        """The exact cost of one step, where it has one."""
+        """The exact cost of one step, where it has one.
+
+        Raises:
+            UnreachableError: a layer of the case cannot have the density that it asks for.
+        """
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         """Why the case cannot run there, in words; None where it can."""
@@ -107,6 +120,19 @@ class Workload(ABC):
     @abstractmethod
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         """Make the subject of one case on the device; the same seed makes the same data."""
+
+
+def layer_format(case: Case, out_features: int, in_features: int) -> Format:
+    """The format of one layer of a model, resolved from the knobs as they were written.
+
+    Raises:
+        UnreachableError: a layer of that size cannot have the density.
+    """
+    kind = plugins.load("formats", case.format, Format)
+    try:
+        return kind.from_knobs(out_features, in_features, **case.knobs)
+    except UnreachableError as error:
+        raise UnreachableError(f"In a layer of {out_features}×{in_features}, {error}") from error
 
 
 def generator(device: Device, seed: int, stream: int) -> torch.Generator:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hwbench import models, plugins
+from hwbench import models
 from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
 from hwbench.workloads import _causal, _distill, _encoder, _texts, _trained
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format
 from hwbench.workloads._models import Model
 
 WEIGHTINGS = ("none", "activations")
@@ -50,6 +50,11 @@ class Compress(Workload):
     OPTIONS = {"weighting": "none", "heal": 0, "model": "", "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
+    def check(self, case: Case) -> None:
+        weighting = str(self.options(case)["weighting"])
+        if weighting not in WEIGHTINGS:
+            raise UnknownNameError("weighting", weighting, WEIGHTINGS)
+
     def quantity(self, case: Case) -> Quantity:
         if not self._unreadable(case) and models.kind(self._folder(case)) == models.CAUSAL:
             return _PERPLEXITY
@@ -62,19 +67,16 @@ class Compress(Workload):
         item = ITEM_BYTES[case.dtype]
         folder = self._folder(case)
         each = [
-            _resized(case, *shape).cost(0, item, "forward")
+            layer_format(case, *shape).cost(0, item, "forward")
             for shape in _reader(folder).shapes(folder)
         ]
         parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
         return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
-        options = self.options(case)
-        if options["weighting"] not in WEIGHTINGS:
-            raise UnknownNameError("weighting", str(options["weighting"]), WEIGHTINGS)
         if reason := self._unreadable(case):
             return reason
-        direction = STEP if options["heal"] else "forward"
+        direction = STEP if self.options(case)["heal"] else "forward"
         kind = device.torch_device.type
         return described.unsupported(kind, DTYPES[case.dtype], direction)
 
@@ -90,7 +92,7 @@ class Compress(Workload):
         subject = Subject(step=lambda _: None, score_name=quantity.name)
 
         def project(weight: Tensor, activations: Tensor | None) -> Linear:
-            return _resized(case, *weight.shape).project(weight, activations=activations)
+            return layer_format(case, *weight.shape).project(weight, activations=activations)
 
         def score() -> float:
             seen = None
@@ -133,12 +135,6 @@ class Compress(Workload):
 def _reader(folder: Path) -> Any:
     """The module that reads models of this kind: load, shapes and tokens."""
     return _READERS[models.kind(folder)]
-
-
-def _resized(case: Case, out_features: int, in_features: int) -> Format:
-    """The format of one layer, resolved from the knobs as they were written."""
-    kind = plugins.load("formats", case.format, Format)
-    return kind.from_knobs(out_features, in_features, **case.knobs)
 
 
 def _drawn(texts: list[str], seed: int) -> list[str]:

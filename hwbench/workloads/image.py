@@ -23,14 +23,17 @@ class Image(Workload):
     OPTIONS = {"picture": "china"}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
+    def check(self, case: Case) -> None:
+        name = str(self.options(case)["picture"])
+        if name not in PICTURES:
+            raise UnknownNameError("picture", name, PICTURES)
+
     def cost(self, case: Case, described: Format) -> Cost | None:
         return described.cost(0, ITEM_BYTES[case.dtype], "forward")  # at rest: no tokens, no FLOPs
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         del device
         name = str(self.options(case)["picture"])
-        if name not in PICTURES:
-            raise UnknownNameError("picture", name, PICTURES)
         if reason := missing():
             return reason
         shape = (case.out_features, case.in_features)

@@ -28,18 +28,18 @@ class Projection(Workload):
     OPTIONS = {"matrix": "power_law", "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
+    def check(self, case: Case) -> None:
+        matrix = str(self.options(case)["matrix"])
+        if matrix not in (*MATRICES, TRAINED):
+            raise UnknownNameError("matrix", matrix, [*MATRICES, TRAINED])
+
     def cost(self, case: Case, described: Format) -> Cost | None:
         del case
         return described.cost(0, 4, "forward")  # parameters and bytes at rest; no tokens, no FLOPs
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         del described, device
-        matrix = str(self.options(case)["matrix"])
-        if matrix == TRAINED:
-            return _no_weights(case)
-        if matrix not in MATRICES:
-            raise UnknownNameError("matrix", matrix, [*MATRICES, TRAINED])
-        return None
+        return _no_weights(case) if self.options(case)["matrix"] == TRAINED else None
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         weight = self._matrix(case, device, seed).to(DTYPES[case.dtype])

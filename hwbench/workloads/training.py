@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
-from hwbench import plugins
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import STEP, Format
 from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format
 from hwbench.workloads._networks import TASKS, Task
 from hwbench.workloads._sets import Data
 
@@ -40,23 +39,25 @@ class Training(Workload):
     OPTIONS = {"task": "digits", "data": "", "steps": 1000, "batch": 64, "rate": 2e-3, "seeds": 3}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
+    def check(self, case: Case) -> None:
+        if case.out_features != case.in_features or case.in_features % 4:
+            raise SuiteError("the shape of a training is its width twice, a multiple of 4.")
+        task = self._task(case)
+        if self._folder(case) != Path() and not task.from_folder:
+            raise SuiteError(f"the task {self.options(case)['task']} has no use for data.")
+
     def cost(self, case: Case, described: Format) -> Cost | None:
         """Parameters and bytes of all layers in the format together, at rest."""
         item = ITEM_BYTES[case.dtype]
         each = [
-            _layer(case, *shape).cost(0, item, "forward")
+            layer_format(case, *shape).cost(0, item, "forward")
             for shape in self._task(case).layers(case.in_features)
         ]
         parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
         return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
-        if case.out_features != case.in_features or case.in_features % 4:
-            raise SuiteError("the shape of a training is its width twice, a multiple of 4.")
-        task, folder = self._task(case), self._folder(case)
-        if folder != Path() and not task.from_folder:
-            raise SuiteError(f"the task {self.options(case)['task']} has no use for data.")
-        if reason := task.missing(folder):
+        if reason := self._task(case).missing(self._folder(case)):
             return reason
         return described.unsupported(device.torch_device.type, DTYPES[case.dtype], STEP)
 
@@ -67,7 +68,7 @@ class Training(Workload):
         rates: dict[int, float] = {}
 
         def make(out_features: int, in_features: int) -> nn.Module:
-            kind = _layer(case, out_features, in_features)
+            kind = layer_format(case, out_features, in_features)
             layer = kind.random(dtype=torch.float32, generator=begin)
             layer.bias = nn.Parameter(torch.zeros(out_features, device=where))
             multipliers = kind.rate_multipliers()
@@ -105,12 +106,6 @@ class Training(Workload):
         if name not in TASKS:
             raise UnknownNameError("task", name, TASKS)
         return TASKS[name]
-
-
-def _layer(case: Case, out_features: int, in_features: int) -> Format:
-    """The format of one layer, resolved from the knobs as they were written."""
-    kind = plugins.load("formats", case.format, Format)
-    return kind.from_knobs(out_features, in_features, **case.knobs)
 
 
 def _begin(network: nn.Module, source: torch.Generator) -> None:
