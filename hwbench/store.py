@@ -76,18 +76,24 @@ class RunWriter:
     def create(cls, folder: Path, header: Header, planned: Iterable[PlannedLine]) -> RunWriter:
         """Start a new run file in ``folder``, with its header and its planned cases.
 
+        Where they cannot all be written there is no file: without them a run cannot be resumed.
+
         Raises:
-            RunFileError: the folder cannot be made or written.
+            RunFileError: the folder cannot be made or written, or has a run of that name.
         """
         path = run_path(folder, header.run)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             writer = cls(path, path.open("xb", buffering=0))
+            try:
+                writer._write(header, *planned)
+            except BaseException:
+                writer.discard()
+                raise
         except OSError as error:
             raise RunFileError(
                 f"Cannot write a run into {folder}: {error.strerror}; choose another with --out."
             ) from error
-        writer.append(header, *planned)
         return writer
 
     @classmethod
@@ -111,15 +117,18 @@ class RunWriter:
         Raises:
             RunFileError: the disk is full or the file went away; what was written before stays.
         """
-        data = b"".join(_encoder.encode(line) + b"\n" for line in lines)
         try:
-            while data:
-                data = data[self._handle.write(data) :]
+            self._write(*lines)
         except OSError as error:
             raise RunFileError(
                 f"Cannot write to {self.path}: {error.strerror}. What was measured before is in "
                 f"it; free some space and go on with --resume {self.path}."
             ) from error
+
+    def _write(self, *lines: Line) -> None:
+        data = b"".join(_encoder.encode(line) + b"\n" for line in lines)
+        while data:
+            data = data[self._handle.write(data) :]
 
     def close(self) -> None:
         """Release the file and its lock."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -163,16 +165,25 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(out: Path, where: str):
     assert ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("size", ["16k", "24k"])
-def test_a_full_disk_is_a_sentence_and_the_run_is_resumed(out: Path, size: str):
+@contextlib.contextmanager
+def small_disk(out: Path, size: str) -> Iterator[None]:
+    """Mount a disk of that size on the folder, where this user may."""
     out.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(out)],
         capture_output=True, check=False,
     )  # fmt: skip
     if mounted.returncode:
-        pytest.skip("this user may not mount a file system; RLIMIT_FSIZE is tried in test_runner")
+        pytest.skip("this user may not mount a file system; other tests try RLIMIT_FSIZE")
     try:
+        yield
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
+
+
+@pytest.mark.parametrize("size", ["16k", "24k"])
+def test_a_full_disk_is_a_sentence_and_the_run_is_resumed(out: Path, size: str):
+    with small_disk(out, size):
         process = begun(out)
         _, error = process.communicate()
         (path,) = out.glob("*.jsonl")
@@ -182,8 +193,18 @@ def test_a_full_disk_is_a_sentence_and_the_run_is_resumed(out: Path, size: str):
         subprocess.run(["mount", "-o", "remount,size=4m", str(out)], check=True)
         after = {(r.case, r.replicate): r for r in resumed(path).results}
         assert all(after[key] == result for key, result in before.items())
-    finally:
-        subprocess.run(["umount", str(out)], check=True)
+
+
+def test_a_disk_without_room_for_the_plan_is_a_sentence_and_no_file(out: Path):
+    with small_disk(out, "4k"):
+        process = begun(out)
+        _, error = process.communicate()
+        assert process.returncode == 2
+        assert error == (
+            f"hwbench: Cannot write a run into {out}: No space left on device; choose another "
+            "with --out.\n"
+        )
+        assert not list(out.iterdir())
 
 
 @pytest.fixture(scope="module")

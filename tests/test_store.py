@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,28 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFileError, match=r"Cannot write a run into .*choose another with --out"):
         RunWriter.create(tmp_path / "file" / "runs", HEADER, LINES)
+
+
+@pytest.mark.parametrize("room", [0, 1, 100, 400])
+def test_a_run_that_cannot_be_begun_leaves_no_file(tmp_path: Path, room: int):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(RunFileError, match=r"Cannot write a run into .*: File too large; "):
+            RunWriter.create(tmp_path, HEADER, LINES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+    RunWriter.create(tmp_path, HEADER, LINES).close()  # the same name: nothing is in its way
+    assert list(read_run(tmp_path / f"{HEADER.run}.jsonl").planned) == [CASE.id]
+
+
+def test_a_run_that_is_there_is_never_begun_anew(written: Path):
+    before = written.read_bytes()
+    for _ in range(2):
+        with pytest.raises(RunFileError, match=r"Cannot write a run into .*: File exists; "):
+            RunWriter.create(written.parent, HEADER, LINES)
+    assert written.read_bytes() == before
 
 
 def test_a_run_name_cannot_leave_its_folder(tmp_path: Path):
