@@ -262,22 +262,32 @@ def _roofline(styles: dict[str, Style]) -> Any:
         scale=log,
         axis=alt.Axis(values=_EVEN, format="~s", labelOverlap="greedy"),
     )
-    roofs = alt.Chart(alt.NamedData(name="roofs"), width="container", height=360)
+    base = _base(360)
+    unfused = base.mark_rule(strokeWidth=1, opacity=0.5).encode(
+        x="unfused_intensity:Q", x2="intensity:Q", y=y, **_colour(styles)
+    )
+    tips = _tips(
+        intensity_text="FLOP per byte", rate_text="executed", efficiency_text="of its roof"
+    )
+    points = _points(base, styles, tips).encode(x=x, y=y)
+    return alt.layer(*_roofs(x, y), unfused, points)
+
+
+def _roofs(x: alt.X, y: alt.Y) -> list[Any]:
+    """The lines of the roofs, and what is written at the flat ones, the slope and the caches."""
+    import altair as alt
+
+    roofs = alt.Chart(alt.NamedData(name="roofs"), width="container", height=360).encode(x=x, y=y)
     dashes = alt.Scale(
         domain=["measured", "cache", "datasheet", "formula"],
         range=[[1, 0], [1, 0], [7, 3], [2, 3]],
     )
     roof = (
         roofs.mark_line(color=INK, strokeWidth=alt.expr("datum.source == 'cache' ? 0.7 : 1.6"))
-        .encode(
-            x=x,
-            y=y,
-            detail="roof:N",
-            strokeDash=alt.StrokeDash("source:N", scale=dashes, legend=None),
-        )
+        .encode(detail="roof:N", strokeDash=alt.StrokeDash("source:N", scale=dashes, legend=None))
         .transform_filter("!datum.text")
     )
-    said = roofs.mark_text(baseline="bottom", color=INK).encode(x=x, y=y, text="text:N")
+    said = roofs.encode(text="text:N")
     flat = said.transform_filter("datum.at == 'compute' || datum.at == 'room'").mark_text(
         align="right", baseline="bottom", dy=-5, color=INK, yOffset={"expr": "-(datum.lift || 0)"}
     )
@@ -287,18 +297,4 @@ def _roofline(styles: dict[str, Style]) -> Any:
     caches = said.transform_filter("datum.at == 'cache'").mark_text(
         align="left", baseline="middle", dx=12, dy=2, color=INK
     )
-    base = _base(360)
-    unfused = base.mark_rule(strokeWidth=1, opacity=0.5).encode(
-        x="unfused_intensity:Q", x2="intensity:Q", y=y, **_colour(styles)
-    )
-    tips = _tips(
-        intensity_text="FLOP per byte", rate_text="executed", efficiency_text="of its roof"
-    )
-    return alt.layer(
-        roof,
-        flat,
-        slope,
-        caches,
-        unfused,
-        _points(base, styles, tips).encode(x=x, y=y),
-    )
+    return [roof, flat, slope, caches]
