@@ -15,10 +15,10 @@ import pytest
 import hwbench as package
 from hwbench import protocol
 from hwbench.compare import Entry, Reading, Side
-from hwbench.errors import UsageError
-from hwbench.records import Verdict
+from hwbench.errors import RunFileError, UsageError
+from hwbench.records import Header, Verdict
 from hwbench.stats import Rule
-from hwbench.store import read_header, read_run
+from hwbench.store import RunWriter, read_header, read_run
 from hwbench.studies import _sides
 from hwbench.studies.ab import judge_pairs
 
@@ -98,6 +98,24 @@ def test_a_case_of_many_needs_more_than_its_own_interval() -> None:
 
 
 # The command line
+
+
+@pytest.mark.slow
+def test_where_one_file_cannot_be_begun_the_other_is_taken_away(
+    hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = RunWriter.create
+
+    def first_only(folder: Path, header: Header, planned: Any) -> RunWriter:
+        if header.arguments["pair"] == "b":
+            raise RunFileError("There is no room for it.")
+        return create(folder, header, planned)
+
+    monkeypatch.setattr(RunWriter, "create", first_only)
+    sides = ("--a", sys.executable, "--b", sys.executable)
+    code, _, err = hwbench("ab", *sides, "-s", "tiny.toml", "-d", "fake", "--threads", "1")
+    assert (code, err) == (2, "hwbench: There is no room for it.\n")
+    assert not list(Path("runs").iterdir())
 
 
 @pytest.mark.slow

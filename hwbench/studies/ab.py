@@ -146,7 +146,7 @@ def _begun(
             states.append(_opened(header, reply, out, both))
         except RunFileError:
             for state in states:
-                state.writer.close()
+                state.writer.discard()
             raise
     return states
 
