@@ -66,6 +66,7 @@ def tiny(tmp_path: Path) -> str:
         (["run", "--suite", "smoke", "--model", "."], "smoke has no such case"),
         (["run", "--resume", "bad.toml", "--model", "."], "--resume goes on with the suite"),
         (["run", "--suite", "training_cifar10", "--data", "none"], "--data 'none' is not a folder"),
+        (["run", "--suite", "training_gpt2", "--data", "none"], "--data 'none' is not a folder"),
         (["run", "--suite", "training", "--data", "."], "--data is for suites that ask for it"),
         (["run", "--device", "cdua"], "Unknown device 'cdua'; did you mean 'cuda'"),
         (["run", "--resume", "none.jsonl"], "Cannot read the run none.jsonl"),

@@ -25,7 +25,8 @@ from hwbench.records import Case
 from hwbench.runner import resume
 from hwbench.store import read_run
 from hwbench.worker import Worker
-from hwbench.workloads._networks import TASKS, Vision
+from hwbench.workloads import _sets
+from hwbench.workloads._networks import Vision
 from hwbench.workloads.training import Training
 
 
@@ -92,7 +93,7 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_cifar10_is_read_and_learned(photographs: Path) -> None:
-    found = TASKS["cifar10"].data(photographs)
+    found = _sets.cifar10(photographs)
     assert found.x.shape == (200, 3, 32, 32)
     assert found.x_test.shape == (40, 3, 32, 32)
     assert found.y[:12].tolist() == [*range(10), 0, 1]
@@ -135,7 +136,7 @@ def test_what_is_no_cifar10_is_unsupported_with_the_reason(photographs: Path) ->
     assert "3000 bytes are no whole records" in reason(data=str(photographs))
     (photographs / "test_batch.bin").write_bytes(bytes([11]) + bytes(3072))
     with pytest.raises(ValueError, match="has the label 11"):
-        TASKS["cifar10"].data(photographs)
+        _sets.cifar10(photographs)
     with pytest.raises(SuiteError, match="digits has no use for data"):
         Training().check(case(task="digits", data="x"))
 

@@ -82,7 +82,7 @@ def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     changed, asking = _asking(
         document,
         lambda block: "data" in block,
-        "--data is for suites that ask for it, such as --suite training_cifar10.",
+        "--data is for suites that ask for it, such as --suite training_gpt2.",
     )
     for block in asking:
         block["data"] = str(folder.expanduser().resolve())

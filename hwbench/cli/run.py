@@ -56,7 +56,9 @@ def run(
         "which is downloaded.  [default: the packaged all-MiniLM-L6-v2]",
     ),
     data: Path | None = typer.Option(
-        None, "--data", help="For --suite training_cifar10: your folder of its binary version."
+        None,
+        "--data",
+        help="For --suite training_cifar10 or training_gpt2: your folder of the data.",
     ),
     energy: bool = typer.Option(
         False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."

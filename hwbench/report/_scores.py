@@ -52,6 +52,7 @@ class Score:
 _LISTED = (
     Score("projection_error", "projection error", asked=(0.05, 0.1, 0.2, 0.5), zero=True),
     Score("perplexity", "perplexity"),  # what is good depends on the model: no levels
+    Score("validation_loss", "validation loss", "nats/token"),  # likewise, and on the text
     Score("psnr_db", "PSNR", "dB", "higher", asked=(40, 35, 30, 25, 20)),
     Score("embedding_cosine", "cosine similarity of embeddings", "", "higher",
           asked=(0.99, 0.95, 0.9, 0.8)),

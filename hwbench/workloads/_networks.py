@@ -1,4 +1,4 @@
-"""Small networks whose inner linear layers are in a format, by the task that each learns.
+"""Small networks whose inner linear layers are in a format, and the block that they are built of.
 
 The first and the last layer stay dense: they have as many inputs or outputs as the data.
 """
@@ -6,15 +6,10 @@ The first and the last layer stay dense: they have as many inputs or outputs as 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
-
-from hwbench.models import no_package
-from hwbench.workloads import _sets
 
 Make = Callable[[int, int], nn.Module]
 """(out_features, in_features) → a layer in the format."""
@@ -32,7 +27,7 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
-        x = F.gelu(self.first(x))
+        x = F.gelu(self.first(x.to(self.first.weight.dtype)))
         for norm, layer in zip(self.norms, self.inner, strict=True):
             x = x + F.gelu(layer(norm(x)))
         return self.last(x)
@@ -56,14 +51,14 @@ class Vision(nn.Module):
         self.cut = (side // patch, patch)
         self.embed = nn.Linear(channels * patch * patch, width)
         self.places = nn.Parameter(torch.zeros(self.cut[0] ** 2, width))
-        self.blocks = nn.ModuleList([_Block(width, make, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([Block(width, make, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
         self.last = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         patches = x.unflatten(2, self.cut).unflatten(4, self.cut).permute(0, 2, 4, 1, 3, 5)
-        x = self.embed(patches.flatten(3).flatten(1, 2)) + self.places
+        x = self.embed(patches.flatten(3).flatten(1, 2).to(self.places.dtype)) + self.places
         for block in self.blocks:
             x = block(x)
         return self.last(self.norm(x).mean(1))
@@ -80,12 +75,27 @@ class Photographs(Vision):
         return super().forward(x / 127.5 - 1)
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int, make: Make, heads: int) -> None:
+class Block(nn.Module):
+    """Attention and a feed-forward part, each normalised before and added to what came in.
+
+    ``scale`` is what ``out`` and ``down``, which make what is added, are multiplied by once they
+    are drawn.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        make: Make,
+        heads: int,
+        *,
+        wider: int = 2,
+        causal: bool = False,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal, self.scale = heads, causal, scale
         self.query, self.key, self.value, self.out = (make(width, width) for _ in range(4))
-        self.up, self.down = make(2 * width, width), make(width, 2 * width)
+        self.up, self.down = make(wider * width, width), make(width, wider * width)
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,32 +105,6 @@ class _Block(nn.Module):
             layer(seen).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.out(mixed)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norms[1](x))))
-
-
-class Task(NamedTuple):
-    """A network, its data, and where the data comes from: a package, or a folder of the user's."""
-
-    network: Callable[[int, Make], nn.Module]
-    layers: Callable[[int], list[tuple[int, int]]]  # the shapes of the layers in the format
-    data: Callable[[Path], _sets.Data]
-    missing: Callable[[Path], str | None]  # why there is no data here, in words
-    from_folder: bool = False
-
-
-def _transformer(depth: int) -> Callable[[int], list[tuple[int, int]]]:
-    return lambda w: ([(w, w)] * 4 + [(2 * w, w), (w, 2 * w)]) * depth
-
-
-def _packaged(data: Callable[[], _sets.Data], package: str) -> dict[str, Any]:
-    return {"data": lambda _: data(), "missing": lambda _: no_package(package)}
-
-
-TASKS = {
-    "digits": Task(Vision, _transformer(2), **_packaged(_sets.digits, "sklearn")),
-    "mnist1d": Task(Perceptron, lambda w: [(w, w)] * 3, **_packaged(_sets.mnist1d, "mnist1d")),
-    "cifar10": Task(Photographs, _transformer(4), _sets.cifar10, _sets.no_cifar10, True),
-}
-"""``digits`` and ``cifar10`` train vision transformers, ``mnist1d`` the perceptron."""

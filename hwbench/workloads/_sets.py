@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _TRAINING = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = "test_batch.bin"
 _PIXELS = 3 * 32 * 32
+_AT_ONCE = 1024  # inputs that are scored at once, however many there are
 _SOURCE = "the binary version of https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
@@ -22,6 +24,25 @@ class Data(NamedTuple):
     y: Tensor
     x_test: Tensor
     y_test: Tensor
+
+    def to(self, where: torch.device) -> Data:
+        """All of it on a device."""
+        return Data(*(each.to(where) for each in self))
+
+    def batches(self, size: int, source: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels, each once in a random order and then anew, without end."""
+        waiting = torch.empty(0, dtype=torch.int64, device=self.x.device)
+        while True:
+            if len(waiting) < size:
+                waiting = torch.randperm(len(self.x), generator=source, device=self.x.device)
+            picked, waiting = waiting[:size], waiting[size:]
+            yield self.x[picked], self.y[picked]
+
+    def score(self, network: nn.Module) -> float:
+        """The accuracy on the test part."""
+        with torch.no_grad():
+            each = [network(x).argmax(-1) for x in self.x_test.split(_AT_ONCE)]
+        return float((torch.cat(each) == self.y_test).double().mean())
 
 
 def digits() -> Data:

@@ -2,67 +2,87 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
-from torch import Tensor, nn
+from torch import nn
 
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError
-from hwbench.formats._base import STEP, Format
+from hwbench.formats._base import STEP, Format, Linear
 from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format
-from hwbench.workloads._networks import TASKS, Task
-from hwbench.workloads._sets import Data
+from hwbench.workloads._networks import Block
+from hwbench.workloads._tasks import ACCURACY, TASKS, Lesson, Settings, Task
 
-_TEST_BATCH = 1024  # so many at once are looked at, however many there are
+_SIZES = {"context": 2**20, "depth": 1000, "heads": 1000}  # of some tasks alone; and the most
+_SAME = 1e-3  # relative: two matrices that differ by no more are the same
 _WARM_UP = 0.05  # of the steps, with a rising rate; then it falls to zero along a cosine
 
 
 class Training(Workload):
-    """Train from scratch; the score is the accuracy on the test part at the end.
+    """Train from scratch; the score is taken at the end, on data that was not trained on.
 
+    It is the accuracy; for ``gpt2`` the loss in nats a token, on the same windows every time.
     Layers begin as their format's ``random`` makes them and learn at the rate of a dense layer
     times the format's ``rate_multipliers``. A seed draws the beginning and the order of the data.
     Beside the score stands ``step_seconds``, the median over the steps of one training step.
 
     Options: ``task`` (digits: a vision transformer; mnist1d: a perceptron; cifar10: a larger vision
-    transformer), ``data`` (the folder of CIFAR-10), ``steps``, ``batch``, ``rate`` (of a dense
-    layer) and ``seeds``. The shape is square: the width of the network.
+    transformer; gpt2: a language model), ``data`` (the folder of CIFAR-10 or of a text), ``steps``,
+    ``batch``, ``rate`` (of a dense layer) and ``seeds``; for gpt2 also ``context`` (tokens that it
+    sees), ``depth`` (blocks) and ``heads``. The shape is square: the width of the network; without
+    further options gpt2 of width 768 is GPT-2 small.
     """
 
     TIMED = False
-    SCORE = Quantity(name="test_accuracy", unit="", better="higher")
-    OPTIONS = {"task": "digits", "data": "", "steps": 1000, "batch": 64, "rate": 2e-3, "seeds": 3}  # noqa: RUF012 (declared in the base)
+    SCORE = ACCURACY
+    OPTIONS = {  # noqa: RUF012 (declared in the base)
+        "task": "digits", "data": "", "steps": 1000, "batch": 64, "rate": 2e-3, "seeds": 3,
+        "context": 1024, "depth": 12, "heads": 12,
+    }  # fmt: skip
     AXES = ()
 
     def check(self, case: Case) -> None:
-        if case.out_features != case.in_features or case.in_features % 4:
-            raise SuiteError("the shape of a training is its width twice, a multiple of 4.")
-        task = self._task(case)
-        if self._folder(case) != Path() and not task.from_folder:
-            raise SuiteError(f"the task {self.options(case)['task']} has no use for data.")
+        task, name = self._task(case), self.options(case)["task"]
+        for option in ("data", *_SIZES):
+            if option in case.options and option not in task.uses:
+                raise SuiteError(f"the task {name} has no use for {option}.")
+        settings = self._settings(case)
+        for option, most in _SIZES.items():
+            if not 1 <= getattr(settings, option) <= most:
+                raise SuiteError(f"{option} of a training must be between 1 and {most}.")
+        multiple = task.multiple(settings)
+        if case.out_features != case.in_features or case.in_features % multiple:
+            raise SuiteError(
+                f"the shape of a training is its width twice, a multiple of {multiple}."
+            )
+
+    def quantity(self, case: Case) -> Quantity:
+        return self._task(case).score
 
     def cost(self, case: Case, described: Format) -> Cost | None:
         """Parameters and bytes of all layers in the format together, at rest."""
         item = ITEM_BYTES[case.dtype]
         each = [
             layer_format(case, *shape).cost(0, item, "forward")
-            for shape in self._task(case).layers(case.in_features)
+            for shape in self._task(case).layers(self._settings(case))
         ]
         parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
         return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
-        if reason := self._task(case).missing(self._folder(case)):
+        if reason := self._task(case).missing(self._settings(case)):
             return reason
         return described.unsupported(device.torch_device.type, DTYPES[case.dtype], STEP)
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
-        options, task = self.options(case), self._task(case)
+        options, task, settings = self.options(case), self._task(case), self._settings(case)
         where, dtype = device.torch_device, DTYPES[case.dtype]
         begin, order = (generator(device, seed, stream) for stream in (8, 9))
         rates: dict[int, float] = {}
@@ -75,10 +95,10 @@ class Training(Workload):
             rates.update({id(p): multipliers.get(n, 1.0) for n, p in layer.named_parameters()})
             return layer
 
-        network = task.network(case.in_features, make).to(where)
+        network = task.network(settings, make).to(where)
         _begin(network, begin)
-        data = Data(*(t.to(where) for t in task.data(self._folder(case))))
-        subject = Subject(step=lambda _: None, score_name=self.SCORE.name, module=network)
+        lesson = task.lesson(settings, where)
+        subject = Subject(step=lambda _: None, score_name=task.score.name, module=network)
 
         def score() -> float:
             optimizer = torch.optim.AdamW(
@@ -89,17 +109,20 @@ class Training(Workload):
                 weight_decay=0.01,
             )
             seconds = _train(
-                network.to(dtype), data, optimizer, order, device,
+                network.to(dtype), lesson, optimizer, order, device,
                 steps=int(options["steps"]), batch=int(options["batch"]),
             )  # fmt: skip
             subject.beside["step_seconds"] = seconds
-            return _accuracy(network, data)
+            return lesson.score(network)
 
         subject.score = score
         return subject
 
-    def _folder(self, case: Case) -> Path:
-        return Path(str(self.options(case)["data"])).expanduser()
+    def _settings(self, case: Case) -> Settings:
+        """The options that describe the network and its data; ``check`` looks at them first."""
+        options = self.options(case)
+        folder = Path(str(options["data"])).expanduser()
+        return Settings(case.in_features, folder, *(int(options[name]) for name in _SIZES))
 
     def _task(self, case: Case) -> Task:
         name = str(self.options(case)["task"])
@@ -108,19 +131,47 @@ class Training(Workload):
         return TASKS[name]
 
 
+@torch.no_grad()
 def _begin(network: nn.Module, source: torch.Generator) -> None:
-    """Draw what is dense from the seed too: uniform, as torch's own layers begin."""
+    """Draw what is dense from the seed too: layers as torch's own begin, embeddings as GPT-2's.
+
+    What a block adds to what came in is scaled as the block asks.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             for parameter in (module.weight, module.bias):
-                with torch.no_grad():
-                    parameter.uniform_(-bound, bound, generator=source)
+                parameter.uniform_(-bound, bound, generator=source)
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(std=0.02, generator=source)
+        elif isinstance(module, Block) and module.scale != 1:
+            for layer in (module.out, module.down):
+                _scale(cast(Linear, layer), module.scale)  # what make makes
+
+
+def _scale(layer: Linear, factor: float) -> None:
+    """Multiply the layer's matrix, in the fewest parameters in which it is linear.
+
+    Raises:
+        ValueError: doubling no set of its parameters doubles the matrix.
+    """
+    held = [p for name, p in layer.named_parameters() if name != "bias"]
+    once = layer.to_dense().clone()
+    for count in range(1, len(held) + 1):
+        for chosen in itertools.combinations(held, count):
+            for parameter in chosen:
+                parameter.mul_(2.0)
+            linear = (layer.to_dense() - 2 * once).norm() <= _SAME * once.norm()
+            for parameter in chosen:
+                parameter.mul_(factor / 2 if linear else 0.5)
+            if linear:
+                return
+    raise ValueError("no set of its parameters scales the layer's matrix.")
 
 
 def _train(
     network: nn.Module,
-    data: Data,
+    lesson: Lesson,
     optimizer: torch.optim.Optimizer,
     order: torch.Generator,
     device: Device,
@@ -130,17 +181,13 @@ def _train(
 ) -> float:
     """Train, and return the median seconds of a step."""
     times: list[float] = []
-    waiting = torch.empty(0, dtype=torch.int64, device=data.x.device)
-    dtype = next(network.parameters()).dtype
+    batches = lesson.batches(batch, order)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * _schedule(step / steps)
-        if len(waiting) < batch:
-            waiting = torch.randperm(len(data.x), generator=order, device=data.x.device)
-        picked, waiting = waiting[:batch], waiting[batch:]
-        x, y = data.x[picked].to(dtype), data.y[picked]
+        x, y = next(batches)
         start = device.mark()
-        loss = F.cross_entropy(network(x), y)
+        loss = F.cross_entropy(network(x).flatten(0, -2), y.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,12 +199,3 @@ def _schedule(done: float) -> float:
     if done < _WARM_UP:
         return (done + 0.01) / (_WARM_UP + 0.01)
     return 0.5 * (1 + math.cos(math.pi * (done - _WARM_UP) / (1 - _WARM_UP)))
-
-
-def _accuracy(network: nn.Module, data: Data) -> float:
-    dtype = next(network.parameters()).dtype
-    with torch.no_grad():
-        each: list[Tensor] = [
-            network(x.to(dtype)).argmax(-1) for x in data.x_test.split(_TEST_BATCH)
-        ]
-    return float((torch.cat(each) == data.y_test).double().mean())

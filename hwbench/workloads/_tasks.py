@@ -1,0 +1,97 @@
+"""What a training may learn: a network, its data and its score, by the name of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hwbench.models import no_package
+from hwbench.records import Quantity
+from hwbench.workloads import _language, _sets
+from hwbench.workloads._networks import Make, Perceptron, Photographs, Vision
+
+ACCURACY = Quantity(name="test_accuracy", unit="", better="higher")
+_LOSS = Quantity(name="validation_loss", unit="nats/token")
+
+
+class Settings(NamedTuple):
+    """What a case says of its network and data; a task uses of it what it names."""
+
+    width: int
+    data: Path = Path()  # the folder; Path() for none
+    context: int = 1024
+    depth: int = 12
+    heads: int = 12
+
+
+class Lesson(Protocol):
+    """Data that a network learns and is scored on."""
+
+    def batches(self, size: int, source: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and the classes wanted, without end, in an order that ``source`` draws."""
+
+    def score(self, network: nn.Module) -> float:
+        """The score on the part that is not trained on, the same part for every seed."""
+
+
+class Task(NamedTuple):
+    """A network, the shapes of its layers in the format, its data, and what its score is."""
+
+    network: Callable[[Settings, Make], nn.Module]
+    layers: Callable[[Settings], list[tuple[int, int]]]
+    lesson: Callable[[Settings, torch.device], Lesson]
+    missing: Callable[[Settings], str | None]  # why there is no data here, in words
+    score: Quantity = ACCURACY
+    uses: tuple[str, ...] = ()  # options that mean something, beside those of every task
+    multiple: Callable[[Settings], int] = lambda _: 4  # of which the width must be one
+
+
+def _transformer(width: int, depth: int, wider: int) -> list[tuple[int, int]]:
+    each = [(width, width)] * 4 + [(wider * width, width), (width, wider * width)]
+    return each * depth
+
+
+def _packaged(data: Callable[[], _sets.Data], package: str) -> dict[str, Any]:
+    return {"lesson": lambda _, where: data().to(where), "missing": lambda _: no_package(package)}
+
+
+def _gpt2(s: Settings, make: Make) -> nn.Module:
+    words = _language.vocabulary(s.data)
+    return _language.Language(
+        s.width, make, vocabulary=words, context=s.context, depth=s.depth, heads=s.heads
+    )
+
+
+TASKS = {
+    "digits": Task(
+        network=lambda s, make: Vision(s.width, make),
+        layers=lambda s: _transformer(s.width, 2, 2),
+        **_packaged(_sets.digits, "sklearn"),
+    ),
+    "mnist1d": Task(
+        network=lambda s, make: Perceptron(s.width, make),
+        layers=lambda s: [(s.width, s.width)] * 3,
+        **_packaged(_sets.mnist1d, "mnist1d"),
+    ),
+    "cifar10": Task(
+        network=lambda s, make: Photographs(s.width, make),
+        layers=lambda s: _transformer(s.width, 4, 2),
+        lesson=lambda s, where: _sets.cifar10(s.data).to(where),
+        missing=lambda s: _sets.no_cifar10(s.data),
+        uses=("data",),
+    ),
+    "gpt2": Task(
+        network=_gpt2,
+        layers=lambda s: _transformer(s.width, s.depth, 4),
+        lesson=lambda s, where: _language.tokens(s.data, s.context, where),
+        missing=lambda s: _language.no_tokens(s.data, s.context),
+        score=_LOSS,
+        uses=("data", "context", "depth", "heads"),
+        multiple=lambda s: s.heads,
+    ),
+}
+"""``digits`` and ``cifar10``: vision transformers; ``mnist1d``: a perceptron; ``gpt2``: GPT-2."""
