@@ -175,6 +175,7 @@ def test_what_is_missing_damaged_or_too_short_is_said(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(b"")
     assert "train.bin is too short: 0 tokens" in reason(data=str(tmp_path))
     folder = tokens(tmp_path, [50257] * 40, [3] * 40)
+    assert "train.bin has the token 50257" in reason(data=str(folder))
     with pytest.raises(ValueError, match="has the token 50257; GPT-2 has 0 to 50256"):
         TASKS["gpt2"].lesson(Settings(32, folder, 16), torch.device("cpu"))
 

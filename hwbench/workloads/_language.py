@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,6 +111,8 @@ def no_tokens(folder: Path, context: int) -> str | None:
                 f"{folder / name} is too short: {size // item} tokens, "
                 f"where a context of {context} needs {context + 1}."
             )
+        if reason := _strange(folder, name):
+            return reason
     return None
 
 
@@ -132,11 +135,25 @@ def tokens(folder: Path, context: int, where: torch.device) -> Tokens:
 
 
 def _ids(folder: Path, name: str) -> NDArray[np.unsignedinteger]:
-    found = np.memmap(folder / name, dtype=_dtype(folder), mode="r")
-    largest = int(found.max())
-    if largest >= vocabulary(folder):
-        raise ValueError(f"{folder / name} has the token {largest}; GPT-2 has 0 to 50256.")
-    return found
+    if reason := _strange(folder, name):
+        raise ValueError(reason)
+    return np.memmap(folder / name, dtype=_dtype(folder), mode="r")
+
+
+def _strange(folder: Path, name: str) -> str | None:
+    """Whether a file holds what is no token, in words."""
+    facts = (folder / name).stat()
+    largest = _largest(folder / name, _dtype(folder), facts.st_size, facts.st_mtime_ns)
+    if largest < vocabulary(folder):
+        return None
+    return f"{folder / name} has the token {largest}; GPT-2 has 0 to {_VOCABULARY - 1}."
+
+
+@lru_cache(maxsize=8)
+def _largest(path: Path, dtype: np.dtype[np.unsignedinteger], size: int, changed: int) -> int:
+    """The largest token of a file as it was at that time; a long one is read once a process."""
+    del size, changed
+    return int(np.memmap(path, dtype=dtype, mode="r").max())
 
 
 def _kind(folder: Path) -> str:
