@@ -14,15 +14,18 @@ from typing import Any
 
 from hwbench.errors import MissingPartError, UsageError, shortened
 
-ENCODER, CAUSAL = "encoder", "causal"
+BERT, ENCODER, CAUSAL = "bert", "encoder", "causal"
+MEAN, CLS = "mean", "cls"
 
+_POOLING = "1_Pooling/config.json"  # where sentence-transformers says how tokens are pooled
+_PIECES = ("spiece.model", "sentencepiece.bpe.model", "spm.model")
 _FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*",
-    "merges.txt", "special_tokens_map.json",
+    "merges.txt", "special_tokens_map.json", _POOLING, *_PIECES,
 )  # fmt: skip
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", *_PIECES)
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
-_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what configurations call the same thing
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")  # names of the same thing
 
 
 def fetched(model: str) -> str:
@@ -79,21 +82,76 @@ def config(found: Path) -> dict[str, Any]:
     Raises:
         UsageError: there is none, or it is no JSON object.
     """
+    return _object(found / "config.json")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file of a model."""
     try:
-        told = json.loads((found / "config.json").read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise UsageError(f"{found} holds no config.json.") from None
+        raise UsageError(f"{path.parent} holds no {path.name}.") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{found / 'config.json'} is no JSON.") from error
+        raise UsageError(f"{path} is no JSON.") from error
     if not isinstance(told, dict):
-        raise UsageError(f"{found / 'config.json'} is no JSON object.")
+        raise UsageError(f"{path} is no JSON object.")
     return told
 
 
 def kind(found: Path) -> str:
-    """``causal`` where config.json names an architecture that predicts the next token."""
-    named = config(found).get("architectures") or [""]
-    return CAUSAL if str(named[0]).endswith(_CAUSAL_ENDINGS) else ENCODER
+    """How a model is read.
+
+    Returns:
+        ``causal`` where config.json names an architecture that predicts the next token; ``bert``
+        for an encoder that needs no transformers; ``encoder`` for every other.
+    """
+    told = config(found)
+    named = told.get("architectures")
+    first = str(named[0]) if isinstance(named, list) and named else ""
+    if first.endswith(_CAUSAL_ENDINGS):
+        return CAUSAL
+    return BERT if _is_plain_bert(found, told) else ENCODER
+
+
+def _is_plain_bert(found: Path, told: dict[str, Any]) -> bool:
+    """Whether it is BERT as published, in one file of weights and one of the tokenizer."""
+    usual = {
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+    }
+    files = ("model.safetensors", "tokenizer.json")
+    return (
+        "model_type" in told
+        and all(told.get(key, value) == value for key, value in usual.items())
+        and all((found / name).is_file() for name in files)
+    )
+
+
+def pooling(found: Path) -> str:
+    """How an encoder's tokens become one embedding, as sentence-transformers' file says it.
+
+    Returns:
+        ``cls``, the first token; or ``mean``, also where there is no such file.
+
+    Raises:
+        UsageError: the file is no JSON, or asks for another pooling.
+    """
+    if not (found / _POOLING).is_file():
+        return MEAN
+    told = _object(found / _POOLING)
+    asked = told.get("pooling_mode")
+    if asked is None:  # as older versions write it
+        start, end = "pooling_mode_", "_tokens"
+        on = [key for key, value in told.items() if key.startswith(start) and value is True]
+        asked = [key.removeprefix(start).removesuffix(end).removesuffix("_token") for key in on]
+    modes = asked if isinstance(asked, list) else [asked]
+    if modes not in ([], [MEAN], [CLS]):
+        raise UsageError(
+            f"{found / _POOLING} asks for {shortened(repr(asked))}; {MEAN} and {CLS} are known."
+        )
+    return modes[0] if modes else MEAN
 
 
 def width(found: Path) -> int:
@@ -112,34 +170,22 @@ def width(found: Path) -> int:
 def unreadable(found: Path) -> str | None:
     """Why a folder holds no model that can be read, in words; None where it does."""
     try:
-        told = config(found)
+        config(found)
         if not any(found.glob("*.safetensors")):
             return f"{found} holds no model.safetensors."
         if not any((found / name).is_file() for name in _TOKENIZERS):
             return f"{found} holds no tokenizer.json."
-        if kind(found) == ENCODER:
-            return _no_encoder(found, told)
+        if kind(found) != CAUSAL:
+            pooling(found)
         width(found)
     except UsageError as error:
         return str(error)
     return None
 
 
-def _no_encoder(found: Path, told: dict[str, Any]) -> str | None:
-    for name in ("model.safetensors", "tokenizer.json"):
-        if not (found / name).is_file():
-            return f"{found} holds no {name}."
-    if told.get("model_type") != "bert":
-        return (
-            f"{found} holds a model of type {shortened(repr(told.get('model_type')))}; causal "
-            "models, and encoders of type 'bert', can be read."
-        )
-    return None
-
-
 def missing(found: Path) -> str | None:
     """Which package reading this folder needs that is not installed, in words."""
-    if kind(found) == CAUSAL:
+    if kind(found) != BERT:
         return no_package("transformers", "huggingface")
     return no_package("safetensors") or no_package("tokenizers")
 

@@ -9,7 +9,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,18 +138,24 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
     )
 
 
-def facts(seat: Seat) -> protocol.PlanReply:
-    """What a worker on the seat knows of its machine.
+def facts(seat: Seat, cases: Sequence[Case] = ()) -> protocol.PlanReply:
+    """What a worker on the seat knows of its machine, and what these cases come to there.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: there is no such device, or a knob or an option does not fit.
         SeatLostError: the machine went away.
     """
     worker = seat.start()
     try:
-        return worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _PLAN_SECONDS)
+        return _planned(worker, list(cases))
     finally:
         worker.close()
+
+
+def unsupported(case: Case) -> str | None:
+    """Why a case cannot run on the CPU of this machine, in words; None where it can."""
+    seat = LocalSeat("cpu", usable_threads(None))
+    return facts(seat, [case]).planned[0].unsupported
 
 
 def resume(

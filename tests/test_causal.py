@@ -6,49 +6,30 @@ import importlib.util
 import json
 import math
 import shutil
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from _compress import VOCABULARY, described, scored, unsupported, write
 from _synthetic import scored_case
 
-import hwbench
-from hwbench import cli, models, plugins
+from hwbench import load_run, models, summary
 from hwbench import suite as suites
 from hwbench.cli import _shared
-from hwbench.devices.cpu import Cpu
 from hwbench.errors import MissingPartError, SuiteError, UsageError
-from hwbench.formats._base import Format
-from hwbench.meters.score import Score
 from hwbench.records import Case
 from hwbench.store import read_run
-from hwbench.workloads import _causal, _texts
+from hwbench.workloads import _texts
+from hwbench.workloads._causal import Causal, perplexity
 from hwbench.workloads.compress import Compress
 
 transformers = pytest.importorskip("transformers")
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SIDE, VOCABULARY = 32, 400
+SIDE = 32
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 0}
-
-
-def write(folder: Path, model: Any) -> Path:
-    """The model in its layout, with a tokenizer learned from the calibration text."""
-    from tokenizers import Tokenizer, pre_tokenizers, trainers
-    from tokenizers.models import BPE
-
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, show_progress=False, initial_alphabet=alphabet
-    )
-    tokenizer.train_from_iterator(_texts.calibration(), trainer)
-    model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +43,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         model = transformers.GPT2LMHeadModel(known)
         folder = write(tmp_path_factory.mktemp("gpt2"), model)
-        ids, mask = _causal.tokens(folder, _texts.calibration())
+        ids, mask = Causal.tokens(folder, _texts.calibration())
         labels = ids.masked_fill(~mask, -100)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for _ in range(40):
@@ -90,16 +71,6 @@ def case(folder: Path | str, name: str = "low_rank", density: float = 0.5, **opt
     return scored_case("compress", name, SIDE, density, model=str(folder), **options)
 
 
-def described(one: Case) -> Format:
-    return plugins.load("formats", one.format, Format).from_knobs(SIDE, SIDE, **one.knobs)
-
-
-def scored(one: Case, seed: int = 0) -> dict[str, float]:
-    device = Cpu(0)
-    subject = Compress().prepare(one, described(one), device, seed)
-    return {each.quantity: each.values[0] for each in Score().read(subject, device)}
-
-
 @pytest.mark.parametrize("which", ["gpt2", "llama"])
 def test_perplexity_is_that_of_transformers_own_loss(
     which: str, request: pytest.FixtureRequest
@@ -108,19 +79,19 @@ def test_perplexity_is_that_of_transformers_own_loss(
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     total, count = 0.0, 0
     for text in texts:  # one at a time, so that nothing is padded
-        ids, _ = _causal.tokens(folder, [text])
+        ids, _ = Causal.tokens(folder, [text])
         with torch.no_grad():
             total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
-    ids, mask = _causal.tokens(folder, texts)
+    ids, mask = Causal.tokens(folder, texts)
     assert not mask.all()
-    found = _causal.perplexity(_causal.load(folder)(ids, mask), ids, mask)
+    found = perplexity(Causal.load(folder)(ids, mask), ids, mask)
     assert found == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
     ids, mask = torch.randint(50, (3, 7)), torch.ones(3, 7, dtype=torch.bool)
-    assert _causal.perplexity(torch.zeros(3, 7, 50), ids, mask) == pytest.approx(50)
+    assert perplexity(torch.zeros(3, 7, 50), ids, mask) == pytest.approx(50)
 
 
 def test_dense_keeps_everything(gpt2: Path, llama: Path) -> None:
@@ -146,11 +117,11 @@ def test_activations_weigh_the_columns(gpt2: Path) -> None:
 
 def test_every_linear_layer_but_the_head_is_replaced(gpt2: Path, llama: Path) -> None:
     for folder, each in ((gpt2, 4), (llama, 7)):
-        names = list(_causal.load(folder).linears())
+        names = list(Causal.load(folder).linears())
         assert len(names) == each * (2 if folder == gpt2 else 1)
         assert not [name for name in names if "lm_head" in name]
     attention, output, up, down = (96, 32), (32, 32), (128, 32), (32, 128)
-    assert _causal.shapes(gpt2) == [attention, output, up, down] * 2
+    assert Causal.shapes(gpt2) == [attention, output, up, down] * 2
     found = Compress().cost(case(gpt2, "dense"), described(case(gpt2, "dense")))
     assert found is not None
     assert found.parameters == 2 * 12 * SIDE * SIDE
@@ -158,21 +129,24 @@ def test_every_linear_layer_but_the_head_is_replaced(gpt2: Path, llama: Path) ->
 
 @pytest.mark.slow
 def test_the_command_line_stores_the_model_and_its_score(
-    gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hwbench: Callable[..., tuple[int, str, str]],
+    gpt2: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(gpt2.parent)
     asked = ["--suite", "compress", "--model", gpt2.name, "--filter", "weighting=none"]
     asked += ["--device", "fake", "--format", "low_rank", "--density", "0.15"]
-    monkeypatch.setattr(sys, "argv", ["hwbench", "run", *asked, "--out", str(tmp_path)])
-    assert cli._code() == 0
+    code, _, error = hwbench("run", *asked, "--out", str(tmp_path))
+    assert code == 0, error
     (path,) = tmp_path.glob("*.jsonl")
     assert {p.case.options["model"] for p in read_run(path).planned.values()} == {str(gpt2)}
-    rows = hwbench.summary(path).set_index("format")
+    rows = summary(path).set_index("format")
     assert set(rows["score_name"]) == {"perplexity"}
     assert set(rows["better"]) == {"lower"}
     assert set(rows["out_features"]) == {SIDE}
     assert rows.loc["dense", "score"] < rows.loc["low_rank", "score"]
-    assert hwbench.load_run(path)["perplexity_ratio"].notna().all()
+    assert load_run(path)["perplexity_ratio"].notna().all()
 
 
 def test_a_name_is_read_from_the_cache_at_its_commit(
@@ -188,12 +162,10 @@ def test_a_name_is_read_from_the_cache_at_its_commit(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert models.fetched("somebody/tiny") == f"somebody/tiny@{COMMIT}"
     assert models.folder(f"somebody/tiny@{COMMIT}") == home / "snapshots" / COMMIT
-    one = case(f"somebody/tiny@{COMMIT}")
-    assert Compress().unsupported(one, described(one), Cpu(0)) is None
+    assert unsupported(case(f"somebody/tiny@{COMMIT}")) is None
     with pytest.raises(UsageError, match="'somebody/other' is no folder, and as a name it cannot"):
         models.fetched("somebody/other")
-    other = case("somebody/other")
-    assert "not in the Hub's cache" in str(Compress().unsupported(other, described(other), Cpu(0)))
+    assert "not in the Hub's cache" in str(unsupported(case("somebody/other")))
     with pytest.raises(UsageError, match="'a/b/c' is no folder"):
         models.fetched("a/b/c")
 
@@ -223,8 +195,7 @@ def test_a_model_that_transformers_does_not_know_is_unsupported(gpt2: Path, tmp_
     own = {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (folder / "config.json").write_text(json.dumps(told | own | {"model_type": "mine"}))
     (folder / "evil.py").write_text("raise SystemExit('code of a model was run')")
-    one = case(folder)
-    assert "transformers cannot read" in str(Compress().unsupported(one, described(one), Cpu(0)))
+    assert "transformers cannot read" in str(unsupported(case(folder)))
 
 
 def test_without_transformers_the_extra_is_named(
@@ -233,10 +204,7 @@ def test_without_transformers_the_extra_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPartError, match=r"hwbench-torch\[huggingface\]"):
         models.fetched(str(gpt2))
-    one = case(gpt2)
-    assert "transformers is not installed" in str(
-        Compress().unsupported(one, described(one), Cpu(0))
-    )
+    assert "transformers is not installed" in str(unsupported(case(gpt2)))
     with pytest.raises(MissingPartError, match="to look it up as a name"):
         models.fetched("somebody/tiny")
 

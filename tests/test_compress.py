@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from _compress import scored, unsupported
 from _synthetic import scored_case
 
 from hwbench import plugins
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import UnknownNameError
 from hwbench.formats._base import Format
-from hwbench.meters.score import Score
 from hwbench.protocol import PlanReply, PlanRequest
 from hwbench.records import Case
 from hwbench.worker import Worker
-from hwbench.workloads import _distill, _encoder, _texts, _trained
+from hwbench.workloads import _distill, _embeddings, _texts, _trained
+from hwbench.workloads._bert import Bert
 from hwbench.workloads.compress import Compress
 
 CONFIG = {
@@ -39,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIG))
     tokenizer = (_trained.folder() / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    model = _encoder.Encoder(CONFIG)
+    model = Bert(CONFIG)
     source = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=source)
@@ -52,37 +54,25 @@ def case(folder: Path | str, name: str = "low_rank", **options: Any) -> Case:
     return scored_case("compress", name, 16, model=str(folder), **options)
 
 
-def scored(one: Case, seed: int = 0) -> dict[str, float]:
-    described = plugins.load("formats", one.format, Format).from_knobs(16, 16, **one.knobs)
-    device = Cpu(0)
-    subject = Compress().prepare(one, described, device, seed)
-    return {each.quantity: each.values[0] for each in Score().read(subject, device)}
-
-
-def unsupported(one: Case) -> str | None:
-    described = plugins.load("formats", one.format, Format).from_knobs(16, 16, **one.knobs)
-    return Compress().unsupported(one, described, Cpu(0))
-
-
 def test_the_packaged_encoder_gives_the_reference_embedding() -> None:
     folder = _trained.folder()
-    found = _encoder.load(folder)(*_encoder.tokens(folder, _texts.held_out()[:1]))
+    found = Bert.load(folder)(*Bert.tokens(folder, _texts.held_out()[:1]))
     assert found[0, :6].tolist() == pytest.approx(REFERENCE, abs=2e-6)
     assert float(found.norm()) == pytest.approx(1)
 
 
 def test_sentences_that_mean_the_same_are_nearest() -> None:
     folder, texts = _trained.folder(), _texts.held_out()
-    embeddings = _encoder.load(folder)(*_encoder.tokens(folder, texts))
+    embeddings = Bert.load(folder)(*Bert.tokens(folder, texts))
     alike = (embeddings @ embeddings.T).fill_diagonal_(-2)
     assert alike.argmax(1).tolist() == [i ^ 1 for i in range(len(texts))]
 
 
 def test_padding_changes_nothing(tiny: Path) -> None:
     texts = _texts.held_out()[:6]
-    model = _encoder.load(tiny)
-    together = model(*_encoder.tokens(tiny, texts))
-    alone = torch.cat([model(*_encoder.tokens(tiny, [text])) for text in texts])
+    model = Bert.load(tiny)
+    together = model(*Bert.tokens(tiny, texts))
+    alone = torch.cat([model(*Bert.tokens(tiny, [text])) for text in texts])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
@@ -95,9 +85,7 @@ def test_dense_keeps_everything(tiny: Path) -> None:
     found = scored(case(tiny, "dense"))
     assert found["score"] == pytest.approx(1, abs=1e-6)
     assert found["retrieval_agreement"] == 1
-    assert found["model_parameters"] == sum(
-        p.numel() for p in _encoder.Encoder(CONFIG).parameters()
-    )
+    assert found["model_parameters"] == sum(p.numel() for p in Bert(CONFIG).parameters())
     assert found["model_seconds"] > 0
 
 
@@ -161,9 +149,9 @@ def test_activations_weigh_the_columns(tiny: Path) -> None:
 
 def test_agreement_counts_shared_neighbours() -> None:
     same = torch.nn.functional.normalize(torch.randn(9, 4), dim=-1)
-    assert _encoder.agreement(same, same) == 1
+    assert _embeddings.agreement(same, same) == 1
     plane = torch.eye(4)  # all as far from each other: only the order of places decides
-    assert 0 <= _encoder.agreement(same[:4], plane, nearest=1) <= 1
+    assert 0 <= _embeddings.agreement(same[:4], plane, nearest=1) <= 1
 
 
 def test_cost_is_that_of_all_layers(tiny: Path) -> None:
@@ -175,13 +163,16 @@ def test_cost_is_that_of_all_layers(tiny: Path) -> None:
     assert found.parameters == 2 * layer
 
 
-def test_what_cannot_be_read_is_unsupported_with_the_reason(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_unsupported_with_the_reason(tiny: Path, tmp_path: Path) -> None:
     assert "holds no config.json" in str(unsupported(case(tmp_path)))
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_text('{"model_type": "gpt2"}')
-    assert "type 'gpt2'" in str(unsupported(case(tmp_path)))
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    (folder / "model.safetensors").write_text("{}")
+    assert "holds no BERT that can be read" in str(unsupported(case(folder)))
+    small = shutil.copytree(tiny, tmp_path / "small")
+    (small / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 99}))
+    assert "the model has 99" in str(unsupported(case(small)))
     with pytest.raises(UnknownNameError, match="weighting"):
-        Compress().check(case(tmp_path, weighting="activation"))
+        Compress().check(case(tiny, weighting="activation"))
 
 
 @pytest.mark.parametrize("side", [16, 64])
@@ -196,6 +187,65 @@ def test_a_layer_that_cannot_have_the_density_is_named(tiny: Path, side: int) ->
     assert (planned.density, planned.cost, planned.seeds) == (None, None, 2)
     (mistake,) = plan(weighting="activation").mistakes
     assert "did you mean 'activations'?" in mistake
+
+
+@pytest.mark.parametrize("wrong", ["absent", "narrow"])
+def test_a_weight_that_is_not_there_is_never_made_up(
+    tiny: Path, tmp_path: Path, wrong: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, name = shutil.copytree(tiny, tmp_path / "model"), "encoder.layer.1.output.dense.bias"
+    held = load_file(folder / "model.safetensors")
+    value = held.pop(f"bert.{name}")
+    if wrong == "narrow":
+        held[name] = value[1:].clone()
+    save_file(held, folder / "model.safetensors")
+    assert f"has no {name} of shape [16]" in str(unsupported(case(folder)))
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"embedding_dimension": 16}, "mean"),
+    ],
+)
+def test_an_embedding_is_pooled_as_the_folder_says(
+    tiny: Path, tmp_path: Path, told: dict[str, Any], found: str
+) -> None:
+    folder = pooling(tiny, tmp_path, told)
+    ids, mask = Bert.tokens(folder, _texts.held_out()[:2])
+    last = Bert.load(folder).states(ids, mask)[-1]
+    one = last[1, 0] if found == "cls" else last[1, mask[1]].mean(0)
+    embedding = Bert.load(folder)(ids, mask)[1]
+    torch.testing.assert_close(embedding, torch.nn.functional.normalize(one, dim=-1))
+    assert scored(case(folder, "dense", heal=1))["score"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"pooling_mode": "lasttoken"},
+        {"pooling_mode_max_tokens": True},
+        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
+        {"pooling_mode": {}},
+    ],
+)
+def test_another_pooling_is_not_taken_for_the_mean(
+    tiny: Path, tmp_path: Path, told: dict[str, Any]
+) -> None:
+    assert "mean and cls are known" in str(unsupported(case(pooling(tiny, tmp_path, told))))
+
+
+def pooling(tiny: Path, tmp_path: Path, told: dict[str, Any]) -> Path:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
+    return folder
 
 
 def test_what_cannot_be_trained_is_not_healed(tiny: Path) -> None:

@@ -98,9 +98,10 @@ def with_model(document: dict[str, Any], model: str | None) -> dict[str, Any]:
 
     Raises:
         SuiteError: nothing in it compresses a model.
-        UsageError: as for ``models.fetched``.
+        UsageError: as for ``models.fetched``, or the model cannot be read after all.
     """
-    from hwbench import models
+    from hwbench import models, runner
+    from hwbench.records import Case
 
     if model is None:
         return document
@@ -112,6 +113,12 @@ def with_model(document: dict[str, Any], model: str | None) -> dict[str, Any]:
     )
     stored = models.fetched(model)
     side = models.width(models.folder(stored))
+    whole = Case(
+        workload="compress", format="dense", out_features=side, in_features=side,
+        dtype="float32", device="cpu", options={"model": stored},
+    )  # fmt: skip
+    if reason := runner.unsupported(whole):
+        raise UsageError(reason)
     for block in compressing:
         block |= {"model": stored, "shape": [[side, side]]}
     return changed

@@ -52,8 +52,9 @@ def run(
     model: str | None = typer.Option(
         None,
         "--model",
-        help="For --suite compress: a folder in Hugging Face's layout, or a name on its Hub, "
-        "which is downloaded.  [default: the packaged all-MiniLM-L6-v2]",
+        help="For --suite compress: an encoder or causal model, as a folder in Hugging Face's "
+        "layout, or as a name on its Hub, which is downloaded.  "
+        "[default: the packaged all-MiniLM-L6-v2]",
     ),
     data: Path | None = typer.Option(
         None,

@@ -31,10 +31,14 @@ Project = Callable[[Tensor, Tensor | None], Linear]
 
 
 def compressed(model: Model, project: Project, activations: Mapping[str, Tensor] | None) -> Model:
-    """A copy of the model with every linear layer projected; biases are kept."""
+    """A copy of the model with every linear layer projected; biases are kept.
+
+    A layer that no activations are given of is projected as it is.
+    """
     found = copy.deepcopy(model)
     for name, linear in model.linears().items():
-        layer = project(linear.weight.detach(), None if activations is None else activations[name])
+        seen = None if activations is None else activations.get(name)
+        layer = project(linear.weight.detach(), seen)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone())
         parent, _, last = name.rpartition(".")
@@ -43,7 +47,11 @@ def compressed(model: Model, project: Project, activations: Mapping[str, Tensor]
 
 
 def activations(model: Model, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What every linear layer sees at the tokens of these texts: (rows, in_features) by name."""
+    """What every linear layer sees at the tokens of these texts: (rows, in_features) by name.
+
+    A layer that sees no tokens, but such things as relative positions, has all that it sees; one
+    that nothing passes through is left out.
+    """
     seen: dict[str, Tensor] = {}
     hooks = [
         linear.register_forward_pre_hook(_keeper(seen, name, mask))
@@ -60,7 +68,12 @@ def _keeper(
     seen: dict[str, Tensor], name: str, mask: Tensor
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[name] = inputs[0].reshape(*mask.shape, -1)[mask][:ROWS]
+        x = inputs[0]
+        rows = x.reshape(-1, x.shape[-1])
+        if x.shape[:-1] in (mask.shape, mask.flatten().shape):
+            seen[name] = rows[mask.flatten()][:ROWS]
+        else:  # a layer can see tokens in one call and positions in another
+            seen.setdefault(name, rows[:ROWS])
 
     return keep
 

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+
+from hwbench.errors import UsageError
+from hwbench.workloads import _texts
 
 MOST_TOKENS = 128
 """Longer texts are cut off."""
 
 
 class Model(nn.Module, ABC):
-    """Token ids and mask of shape (batch, tokens) → what the model is judged by."""
+    """Token ids and mask of shape (batch, tokens) → what the model is judged by.
+
+    A class is a way to read models, too: ask ``unreadable`` before anything else of a folder.
+    """
+
+    @classmethod
+    @abstractmethod
+    def unreadable(cls, folder: Path) -> str | None:
+        """Why the model of this folder cannot be read, in words; None where it can."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """The model of a folder, in float32."""
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, folder: Path) -> list[tuple[int, int]]:
+        """(out_features, in_features) of every linear layer, from the configuration alone."""
+
+    @classmethod
+    @abstractmethod
+    def tokens(cls, folder: Path, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, (texts, tokens), as short as the longest text allows."""
 
     @abstractmethod
     def states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
@@ -45,3 +73,18 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids[row, : len(values)] = torch.tensor(values)
         mask[row, : len(values)] = True
     return ids, mask
+
+
+def check_tokens(kind: type[Model], folder: Path, vocabulary: int) -> None:
+    """Whether the tokenizer of a folder makes tokens that the model has, of every packaged text.
+
+    Raises:
+        UsageError: it does not.
+    """
+    ids, mask = kind.tokens(folder, [*_texts.calibration(), *_texts.held_out()])
+    if not bool(mask.any(1).all()):
+        raise UsageError(f"The tokenizer in {folder} makes no tokens of a text.")
+    if int(ids.max()) >= vocabulary:
+        raise UsageError(
+            f"The tokenizer in {folder} makes token {int(ids.max())}; the model has {vocabulary}."
+        )

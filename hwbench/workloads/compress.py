@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +12,11 @@ from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
-from hwbench.workloads import _causal, _distill, _encoder, _texts, _trained
+from hwbench.workloads import _distill, _texts, _trained
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format
+from hwbench.workloads._bert import Bert
+from hwbench.workloads._causal import Causal
+from hwbench.workloads._encoder import Encoder
 from hwbench.workloads._models import Model
 
 WEIGHTINGS = ("none", "activations")
@@ -23,7 +25,11 @@ _CALLS = 5  # forward passes of which the median is the model's latency
 _LATENCY_BATCH = 16
 _PERPLEXITY = Quantity(name="perplexity", unit="", better="lower")
 _UNHEALED = {"embedding_cosine": "unhealed_score", "perplexity": "unhealed_perplexity"}
-_READERS: dict[str, Any] = {models.ENCODER: _encoder, models.CAUSAL: _causal}
+_READERS: dict[str, type[Model]] = {
+    models.BERT: Bert,
+    models.ENCODER: Encoder,
+    models.CAUSAL: Causal,
+}
 
 
 class Compress(Workload):
@@ -83,7 +89,7 @@ class Compress(Workload):
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         where, folder, options = device.torch_device, self._folder(case), self.options(case)
         reader = _reader(folder)
-        original: Model = reader.load(folder).to(where, DTYPES[case.dtype])
+        original = reader.load(folder).to(where, DTYPES[case.dtype])
         (ids, mask), texts = (
             tuple(t.to(where) for t in reader.tokens(folder, _drawn(lines, seed)))
             for lines in (_texts.calibration(), _texts.held_out())
@@ -126,14 +132,15 @@ class Compress(Workload):
             folder = self._folder(case)
         except UsageError as error:  # no such folder or name on this machine
             return str(error)
-        reason = models.unreadable(folder) or models.missing(folder)
-        if reason is None and models.kind(folder) == models.CAUSAL:
-            reason = _causal.unreadable(folder)
-        return reason
+        return (
+            models.unreadable(folder)
+            or models.missing(folder)
+            or _reader(folder).unreadable(folder)
+        )
 
 
-def _reader(folder: Path) -> Any:
-    """The module that reads models of this kind: load, shapes and tokens."""
+def _reader(folder: Path) -> type[Model]:
+    """The class that reads the model of this folder."""
     return _READERS[models.kind(folder)]
 
 
