@@ -76,20 +76,26 @@ class RunWriter:
     def create(cls, folder: Path, header: Header, planned: Iterable[PlannedLine]) -> RunWriter:
         """Start a new run file in ``folder``, with its header and its planned cases.
 
-        Where they cannot all be written there is no file: without them a run cannot be resumed.
+        The file appears with all of them in it, or not at all: without them a run cannot be
+        resumed.
 
         Raises:
             RunFileError: the folder cannot be made or written, or has a run of that name.
         """
         path = run_path(folder, header.run)
+        begun = folder / f".{header.run}.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            writer = cls(path, path.open("xb", buffering=0))
+            handle = begun.open("xb", buffering=0)
             try:
+                writer = cls(path, handle)
                 writer._write(header, *planned)
+                os.link(begun, path)  # unlike a rename it replaces no run of that name
             except BaseException:
-                writer.discard()
+                handle.close()
                 raise
+            finally:
+                begun.unlink()
         except OSError as error:
             raise RunFileError(
                 f"Cannot write a run into {folder}: {error.strerror}; choose another with --out."

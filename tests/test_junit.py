@@ -7,7 +7,7 @@ from pathlib import Path
 import junitparser
 import pytest
 import xmlschema
-from test_check_cli import hostile
+from _check import hostile
 
 from hwbench.outcome import Outcome
 from hwbench.records import Change, Ratio, Verdict

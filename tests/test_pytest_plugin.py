@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _check import CASES, FACTS, kept, made, one_sentence
 from _faulty import ROOT, install
 from _synthetic import linear_case, projection_case
-from test_check_cli import CASES, FACTS, kept, made, one_sentence
 
 from hwbench.errors import RunFileError
 from hwbench.records import Result, Status
