@@ -21,11 +21,13 @@ TOKENS, DENSITIES = (1, 16, 64, 256, 1024), (0.5, 0.1, 0.02)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def winners(name: str, rounds: int) -> dict[str, list[tuple[float, str]]]:
+def winners(
+    name: str, rounds: int, every_tokens: list[int], densities: list[float]
+) -> dict[str, list[tuple[float, str]]]:
     """By kernel, the cases that it wins, each with the runner-up's time over its own."""
     offered = hwbench.get_format(name).KERNELS
     won: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for density in DENSITIES:
+    for density in densities:
         try:
             made = [
                 hwbench.get_format(name).from_knobs(SIDE, SIDE, density=density, kernel=kernel)
@@ -40,7 +42,7 @@ def winners(name: str, rounds: int) -> dict[str, list[tuple[float, str]]]:
                     f.kernel: f.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
                     for f in able
                 }
-                for tokens in TOKENS if len(layers) > 1 else ():
+                for tokens in every_tokens if len(layers) > 1 else ():
                     calls = {kernel: call(layer, tokens) for kernel, layer in layers.items()}
                     times = interleaved(calls, rounds)
                     first, second = sorted(times, key=lambda kernel: times[kernel])[:2]
@@ -54,6 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("formats", nargs="*", help="only these; else all")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
+    parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -63,7 +67,7 @@ def main() -> None:
             "cpu", torch.float32, "forward"
         ):
             continue
-        won = winners(name, asked.rounds)
+        won = winners(name, asked.rounds, asked.tokens, asked.densities)
         total = sum(map(len, won.values()))
         for kernel in offered:
             best = max(won[kernel], default=None)

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,21 @@ class Linear(nn.Module, ABC):
             for name, tensor in source
             if name != "bias"
         ]
+
+    def forget(self) -> None:
+        """Drop what was derived from parameters and buffers and kept beside them.
+
+        Called where the layer moves, changes its dtype or is loaded.
+        """
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, in_features={self.in_features}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +51,8 @@ class PatternMap(Linear):
                 self._pattern = self.build_pattern()
         return self._pattern
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+    def forget(self) -> None:
         self._pattern = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._pattern = None
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 class EntriesMap(PatternMap):

@@ -1,9 +1,9 @@
 """Kept entries, each with its row and its column: coordinates.
 
 Kernels: ``gather`` sums rows of xᵀ with embedding_bag and has a backward pass of its own, for every
-dtype; ``spmm`` is torch.sparse.mm with xᵀ; ``linear`` is F.linear(x, coo), as users write it. In
-both of torch's the gradient of the weight is the whole dense product, of which the kept entries
-are then picked.
+dtype; ``spmm`` is torch.sparse.mm with xᵀ and ``linear`` F.linear(x, coo), the two ways in which
+users write it. In both of torch's the gradient of the weight is the whole dense product, of which
+the kept entries are then picked.
 """
 
 from __future__ import annotations

@@ -56,14 +56,8 @@ class _Map(Linear):
                 self._order = _order(self.pivots.clone(), self.in_features)
         return self._order
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+    def forget(self) -> None:
         self._order = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._order = None
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 def _order(pivots: Tensor, size: int) -> Tensor:

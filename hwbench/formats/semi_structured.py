@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +64,8 @@ class _Map(Linear):
         empty = self.values.new_zeros(self.out_features, self.in_features)
         return empty.scatter(1, columns, self.values)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+    def forget(self) -> None:
         self._packed = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._packed = None
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)
