@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,7 @@ def test_a_density_out_of_reach_alone_is_exit_5_and_says_what_can_be_reached(hwb
         5, "hwbench: Nothing could be measured; the reasons are listed above."
     )  # fmt: skip
     assert "unsupported: low_rank cannot reach density 0.05; rank 1 has density 0.125." in shown
+    assert re.search(r"low_rank +\(0\.05\) .* unsupported", shown)
 
 
 def test_a_bug_is_exit_70_and_never_1(hwbench, monkeypatch):

@@ -148,7 +148,7 @@ def _columns(rows: list[Row]) -> list[_Column]:
     rate = lambda row: units.flops_per_second(_rate(row))  # noqa: E731
     return [
         _Column("label", "format", lambda row: printable(row["series"]), left=True),
-        _Column("density", "density", lambda row: _number(row["density"])),
+        _Column("density", "density", _density),
         _Column("time", "time", lambda row: units.seconds(row["time_seconds"])),
         _Column("relative", "relative", _relative),
         _Column("rate", "executed", rate),
@@ -174,6 +174,13 @@ def _relative(row: Row) -> str:
     if row["format"] == DENSE:
         return "1" if timed(row) else "–"
     return words.interval(row["relative_time"], row["relative_low"], row["relative_high"])
+
+
+def _density(row: Row) -> str:
+    """The density; in brackets what was asked for where the format cannot reach it."""
+    if known(row["density"]) or not known(row["asked_density"]):
+        return _number(row["density"])
+    return f"({row['asked_density']:g})"
 
 
 def _number(value: Any, digits: int = 3) -> str:
