@@ -1,17 +1,11 @@
-"""What the tests of ``compress`` share: a model in its layout, and what is said of a case of it."""
+"""What the tests of ``compress`` share: a model in its layout."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from hwbench import plugins
-from hwbench.devices.cpu import Cpu
-from hwbench.formats._base import Format
-from hwbench.meters.score import Score
-from hwbench.records import Case
 from hwbench.workloads import _texts
-from hwbench.workloads.compress import Compress
 
 VOCABULARY = 400
 
@@ -47,18 +41,3 @@ def write(folder: Path, model: Any, template: str = "$A") -> Path:
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     return folder
-
-
-def described(one: Case) -> Format:
-    kind = plugins.load("formats", one.format, Format)
-    return kind.from_knobs(one.out_features, one.in_features, **one.knobs)
-
-
-def scored(one: Case, seed: int = 0) -> dict[str, float]:
-    device = Cpu(0)
-    subject = Compress().prepare(one, described(one), device, seed)
-    return {each.quantity: each.values[0] for each in Score().read(subject, device)}
-
-
-def unsupported(one: Case) -> str | None:
-    return Compress().unsupported(one, described(one), Cpu(0))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from _compress import scored, unsupported
+from _scored import scored, unsupported
 from _synthetic import scored_case
 
 from hwbench import plugins

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from _compress import VOCABULARY, described, scored, unsupported, write
+from _compress import VOCABULARY, write
+from _scored import described, scored, unsupported
 from _synthetic import scored_case
 
 from hwbench import models, summary

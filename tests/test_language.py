@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _scored import described, scored, trainable, unsupported
 from _synthetic import scored_case
 from msgspec.structs import replace
 from torch import nn
@@ -21,9 +22,8 @@ from hwbench import suite as suites
 from hwbench.cli._shared import with_data
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError
-from hwbench.formats._base import Format, Linear
+from hwbench.formats._base import Linear
 from hwbench.frames import summary_rows
-from hwbench.meters.score import Score
 from hwbench.protocol import PlanRequest
 from hwbench.records import Case
 from hwbench.report._scores import score_of
@@ -61,20 +61,12 @@ def case(name: str = "dense", width: int = 32, **options: Any) -> Case:
     return scored_case("training", name, width, **{"task": "gpt2", **SMALL, **options})
 
 
-def described(one: Case) -> Format:
-    kind = plugins.load("formats", one.format, Format)
-    return kind.from_knobs(one.out_features, one.in_features, **one.knobs)
-
-
 def reason(**options: Any) -> str:
-    one = case(**options)
-    return str(Training().unsupported(one, described(one), Cpu(0)))
+    return str(unsupported(case(**options)))
 
 
-def scored(one: Case, seed: int = 0) -> dict[str, float]:
-    subject = Training().prepare(one, described(one), Cpu(0), seed)
-    assert subject.score_name == "validation_loss"
-    return {each.quantity: each.values[0] for each in Score().read(subject, Cpu(0))}
+def test_the_score_is_the_loss() -> None:
+    assert Training().quantity(case()).name == "validation_loss"
 
 
 def unigram_entropy(text: bytes) -> float:
@@ -206,11 +198,7 @@ def test_the_layers_that_are_counted_are_those_that_are_made(task: str, texts: P
 
 @pytest.mark.parametrize("name", plugins.names("formats"))
 def test_a_layer_of_any_format_can_begin_smaller(name: str) -> None:
-    kind = plugins.load("formats", name, Format)
-    found = kind.from_knobs(64, 64, **({} if name == "dense" else {"density": 0.5}))
-    if found.unsupported("cpu", torch.float32, "step"):
-        pytest.skip("it cannot train here")
-    layer = found.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    _, layer = trainable(name)
     with torch.no_grad():
         before = layer.to_dense().clone()
         _scale(layer, 0.2)

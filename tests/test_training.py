@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from _scored import described, scored, trainable
 from _synthetic import scored_case
 from msgspec.structs import replace
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from hwbench.cli._shared import with_data
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import Format
-from hwbench.meters.score import Score
 from hwbench.protocol import PlanRequest
 from hwbench.records import Case
 from hwbench.runner import resume
@@ -32,17 +32,6 @@ from hwbench.workloads.training import Training
 
 def case(name: str = "low_rank", width: int = 16, **options: Any) -> Case:
     return scored_case("training", name, width, **{"steps": 150, **options})
-
-
-def described(one: Case) -> Format:
-    kind = plugins.load("formats", one.format, Format)
-    return kind.from_knobs(one.out_features, one.in_features, **one.knobs)
-
-
-def scored(one: Case, seed: int = 0) -> dict[str, float]:
-    device = Cpu(0)
-    subject = Training().prepare(one, described(one), device, seed)
-    return {each.quantity: each.values[0] for each in Score().read(subject, device)}
 
 
 @pytest.mark.parametrize(("task", "least"), [("digits", 0.2), ("mnist1d", 0.15)])
@@ -71,11 +60,7 @@ def test_the_rates_of_btt_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("name", plugins.names("formats"))
 def test_rates_are_named_after_parameters(name: str) -> None:
-    kind = plugins.load("formats", name, Format)
-    found = kind.from_knobs(64, 64, **({} if name == "dense" else {"density": 0.5}))
-    if found.unsupported("cpu", torch.float32, "step"):
-        pytest.skip("it cannot train here")
-    layer = found.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    found, layer = trainable(name)
     assert set(found.rate_multipliers()) <= {each for each, _ in layer.named_parameters()}
 
 

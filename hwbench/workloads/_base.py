@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from hwbench import plugins
 from hwbench.devices._base import Device, Step
 from hwbench.errors import SuiteError, UnknownNameError, UnreachableError
-from hwbench.formats._base import Format
-from hwbench.records import Case, Cost, Knob, Quantity
+from hwbench.formats._base import FORWARD, Format
+from hwbench.records import ITEM_BYTES, Case, Cost, Knob, Quantity
 
 DTYPES = {
     "float64": torch.float64,
@@ -133,6 +133,18 @@ def layer_format(case: Case, out_features: int, in_features: int) -> Format:
         return kind.from_knobs(out_features, in_features, **case.knobs)
     except UnreachableError as error:
         raise UnreachableError(f"In a layer of {out_features}×{in_features}, {error}") from error
+
+
+def layers_cost(case: Case, shapes: Iterable[tuple[int, int]]) -> Cost:
+    """Parameters and bytes at rest of all layers of a model together, by their shapes.
+
+    Raises:
+        UnreachableError: one of them cannot have the density.
+    """
+    item = ITEM_BYTES[case.dtype]
+    each = [layer_format(case, *shape).cost(0, item, FORWARD) for shape in shapes]
+    parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
+    return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
 
 
 def generator(device: Device, seed: int, stream: int) -> torch.Generator:

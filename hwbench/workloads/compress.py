@@ -11,9 +11,9 @@ from hwbench import models
 from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
-from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
+from hwbench.records import Case, Cost, Quantity
 from hwbench.workloads import _distill, _texts, _trained
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format
+from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format, layers_cost
 from hwbench.workloads._bert import Bert
 from hwbench.workloads._causal import Causal
 from hwbench.workloads._encoder import Encoder
@@ -70,14 +70,8 @@ class Compress(Workload):
         """Parameters and bytes of all linear layers together, at rest."""
         if self._unreadable(case):
             return None
-        item = ITEM_BYTES[case.dtype]
         folder = self._folder(case)
-        each = [
-            layer_format(case, *shape).cost(0, item, "forward")
-            for shape in _reader(folder).shapes(folder)
-        ]
-        parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
-        return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
+        return layers_cost(case, _reader(folder).shapes(folder))
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         if reason := self._unreadable(case):

@@ -15,8 +15,8 @@ from torch import nn
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import STEP, Format, Linear
-from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format
+from hwbench.records import Case, Cost, Quantity
+from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format, layers_cost
 from hwbench.workloads._networks import Block
 from hwbench.workloads._tasks import ACCURACY, TASKS, Lesson, Settings, Task
 
@@ -68,13 +68,7 @@ class Training(Workload):
 
     def cost(self, case: Case, described: Format) -> Cost | None:
         """Parameters and bytes of all layers in the format together, at rest."""
-        item = ITEM_BYTES[case.dtype]
-        each = [
-            layer_format(case, *shape).cost(0, item, "forward")
-            for shape in self._task(case).layers(self._settings(case))
-        ]
-        parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
-        return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
+        return layers_cost(case, self._task(case).layers(self._settings(case)))
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         if reason := self._task(case).missing(self._settings(case)):
