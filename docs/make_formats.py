@@ -251,7 +251,8 @@ def _places(fact: dict[str, Any]) -> list[str]:
         reasons[kernel] = dict(of_kernel)
         for place, reason in of_kernel.items():
             if any(words in reason for words in PROBED):
-                probed, reasons[kernel][place] = True, ""
+                probed |= place.startswith("cuda")
+                reasons[kernel][place] = ""
     runs, refused = where_it_runs(reasons)
     lines = [f"**Runs on** {' · '.join(runs)}."]
     if probed:

@@ -20,10 +20,15 @@ SIDE = 1024
 Call = Callable[[], object]
 
 
-def layer(name: str, shape: tuple[int, int] = (SIDE, SIDE), **knobs: object) -> hwbench.Linear:
+def layer(
+    name: str,
+    shape: tuple[int, int] = (SIDE, SIDE),
+    dtype: torch.dtype = torch.float32,
+    **knobs: object,
+) -> hwbench.Linear:
     """A random layer of a format."""
     described = hwbench.get_format(name).from_knobs(*shape, **knobs)
-    return described.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    return described.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
 
 
 def forward(made: hwbench.Linear, tokens: int) -> Call:
@@ -87,10 +92,12 @@ def main() -> None:
             "condensed": forward(layer("condensed", density=0.1), 64),
             "condensed naive": forward(layer("condensed", density=0.1, kernel="naive"), 64),
             "dense": forward(layer("dense"), 64),
+            "packed_dense mkl": forward(layer("packed_dense", kernel="mkl"), 64),
         },
         rounds,
         ("csr", "csr linear", "at most 1/8"),
         ("csr", "dense", "at most 1/4"),
+        ("csr", "packed_dense mkl", ""),
         ("condensed", "condensed naive", "at most 1/60"),
     )
     compare(
@@ -111,14 +118,41 @@ def main() -> None:
             "blast 16": forward(layer("blast", density=0.5, blocks=16), 256),
             "blast 16 multiply_sum": forward(multiply, 256),
             "low_rank": forward(layer("low_rank", density=0.5), 256),
+            "low_rank mkl": forward(layer("low_rank", density=0.5, kernel="mkl"), 256),
             "dense": forward(layer("dense"), 256),
+            "packed_dense mkl": forward(layer("packed_dense", kernel="mkl"), 256),
         },
         rounds,
         ("blast 16", "blast 16 multiply_sum", "at most 1/5"),
-        ("low_rank", "dense", "at most 0.50"),
+        ("low_rank", "dense", ""),
+        ("low_rank mkl", "dense", "at most 0.50"),
+        ("low_rank mkl", "packed_dense mkl", ""),
     )
+    for dtype in (torch.float32, torch.bfloat16):
+        _packed(dtype, rounds)
     for name in ("monarch", "btt"):
         _against_spellings(name, rounds)
+
+
+def _packed(dtype: torch.dtype, rounds: int) -> None:
+    """Weights packed in advance against those that every call packs, by tokens."""
+    kernels = [
+        kernel
+        for kernel in ("onednn", "mkl")
+        if not hwbench.get_format("packed_dense")
+        .from_knobs(SIDE, SIDE, kernel=kernel)
+        .unsupported("cpu", dtype, "forward")
+    ]
+    for tokens in (1, 16, 64, 256, 1024):
+        calls = {"dense": forward(layer("dense", dtype=dtype), tokens)}
+        for kernel in kernels:
+            packed = layer("packed_dense", dtype=dtype, kernel=kernel)
+            calls[f"packed_dense {kernel}"] = forward(packed, tokens)
+        for kernel in ("torch", *kernels):
+            packed = layer("low_rank", dtype=dtype, density=0.5, kernel=kernel)
+            calls[f"low_rank {kernel}"] = forward(packed, tokens)
+        title = f"{str(dtype).removeprefix('torch.')}, {tokens} tokens"
+        compare(title, calls, rounds, *((name, "dense", "") for name in calls if name != "dense"))
 
 
 def _against_spellings(name: str, rounds: int) -> None:

@@ -159,7 +159,8 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     formats = _formats(changes.get("format", block.get("format")))
     timed = any(key in axes for key in ("tokens", "direction"))
     exclude = _listed(block.get("exclude", []))
-    names_of_knobs = [key for _, knobs in formats for key in knobs]
+    anywhere = [table["format"] for table in (block, *here.values()) if "format" in table]
+    names_of_knobs = [key for some in anywhere for _, knobs in _formats(some) for key in knobs]
     for rule in exclude:
         _known(rule, ["format", *_AXES, *options, *names_of_knobs], "key of exclude")
     for key in ("regime", "mode"):

@@ -219,8 +219,8 @@ def assert_sentence(text: object) -> None:
 class Watch(TorchDispatchMode):
     """The largest new tensor of a call, and the FLOPs of the operators that ran.
 
-    FLOP counters take a sparse operand for a dense one, and embedding_bag and what they do not know
-    for nothing; here both are counted by the entries that they hold.
+    FLOP counters take a sparse operand for a dense one, and embedding_bag, products with packed
+    weights and what they do not know for nothing; here these are counted by what they hold.
     """
 
     def __init__(self) -> None:
@@ -246,7 +246,10 @@ class Watch(TorchDispatchMode):
     def _count(self, func: Any, given: list[Tensor], call: Any, result: Any) -> None:
         name = func.overloadpacket.__name__.removesuffix("_")
         sparse = any(tensor.layout != torch.strided for tensor in given)
-        if func.namespace != "aten":
+        if name in ("_mkl_linear", "_linear_pointwise"):
+            self.misread.add(name)
+            self.flops += 2 * given[0].numel() * result.shape[-1]
+        elif func.namespace != "aten" and not name.endswith("_reorder_linear_weight"):
             self.unknown.add(str(func))
         elif _weighted_bag(name, given) or (sparse and name.endswith("mm")):
             self.misread.add(name)
@@ -280,9 +283,12 @@ def _entries(sparse: Tensor) -> int:
 
 
 def strided(leaves: Iterable[object]) -> Iterator[Tensor]:
-    """The tensors among the leaves; of a sparse one its indices and values."""
+    """The tensors among the leaves; of a sparse one its indices and values.
+
+    What a CPU library has packed shows no storage.
+    """
     for leaf in leaves:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or leaf.is_mkldnn:
             continue
         if leaf.layout == torch.strided:
             yield leaf

@@ -25,6 +25,7 @@ from hwbench.report import (
     _questions,
     _samples,
     _trade,
+    _views,
     html,
 )
 from hwbench.report._palette import styles
@@ -34,6 +35,16 @@ from hwbench.store import Run
 from hwbench.workloads._base import Workload
 
 NAN = math.nan
+
+
+def test_what_is_drawn_without_a_knob_is_not_said_to_be_missing() -> None:
+    figure = _views.Figure("pareto", "Forward", "A sentence.", [0])
+    assert figure.heading == ""
+    figure.aside = [("low_rank kernel=mkl", "drawn; set aside to make the pair: kernel")]
+    assert figure.heading == "1 paired without a knob"
+    figure.alone = [("semi_structured", "not timed"), ("csr", "not timed")]
+    assert figure.heading == "2 not drawn: no partner, 1 paired without a knob"
+    assert figure.packed()["alone"] == [*figure.alone, *figure.aside]
 
 
 def rows_of(run: Run) -> list[Row]:

@@ -1,4 +1,8 @@
-"""Two thin factors, W = A B: the truncated singular value decomposition."""
+"""Two thin factors, W = A B: the truncated singular value decomposition.
+
+Kernels: ``torch`` is two plain products; ``mkl`` and ``onednn`` keep both factors packed for the
+products of a CPU library, forward only.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,26 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from hwbench.formats import _blocks
+from hwbench.formats import _blocks, _packing
 from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
 from hwbench.records import Knob
 
 
 class _Map(Linear):
-    def __init__(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__(left.shape[0], right.shape[1], bias)
+    def __init__(self, left: Tensor, right: Tensor, kernel: str) -> None:
+        super().__init__(left.shape[0], right.shape[1])
         self.left = nn.Parameter(left)  # (out, rank)
         self.right = nn.Parameter(right)  # (rank, in)
+        self._packings = (_packing.Packing(kernel), _packing.Packing(kernel))
 
     def apply_weight(self, x: Tensor) -> Tensor:
-        return functional.linear(functional.linear(x, self.right), self.left)
+        first, second = self._packings
+        return second.product(first.product(x, self.right), self.left)
+
+    def forget(self) -> None:
+        for packing in self._packings:
+            packing.clear()
 
     def to_dense(self) -> Tensor:
         return self.left @ self.right
@@ -31,6 +40,7 @@ class _Map(Linear):
 class LowRank(Format):
     """W = A B with A of shape (out, rank) and B of shape (rank, in)."""
 
+    KERNELS = ("torch", *_packing.KERNELS)
     PAPER = "Eckart and Young, The approximation of one matrix by another of lower rank, 1936"
 
     rank: int
@@ -60,12 +70,17 @@ class LowRank(Format):
     def intermediate_width(self) -> int:
         return self.rank
 
+    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
+        if self.kernel not in _packing.KERNELS:
+            return None
+        return _packing.unsupported(self.kernel, device, dtype, direction)
+
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         left = torch.empty(self.out_features, self.rank, device=generator.device)
         right = torch.empty(self.rank, self.in_features, device=generator.device)
         for factor in (left, right):
             factor.normal_(std=_blocks.spectral_std(*factor.shape), generator=generator)
-        return _Map(left.to(dtype), right.to(dtype))
+        return _Map(left.to(dtype), right.to(dtype), self.kernel)
 
     def rate_multipliers(self) -> dict[str, float]:
         """Inputs of the layer over those of the factor, shared by two factors."""
@@ -76,4 +91,6 @@ class LowRank(Format):
         worth = _blocks.importance(activations, work)
         left, right = _blocks.truncated(work * worth, self.rank)
         right = right / worth
-        return _Map(left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous())
+        return _Map(
+            left.to(weight.dtype).contiguous(), right.to(weight.dtype).contiguous(), self.kernel
+        )

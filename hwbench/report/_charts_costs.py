@@ -74,14 +74,17 @@ def _winners() -> Any:
         groupby=["shape_text", "tokens"],
     )
     best = best.transform_calculate(
-        shade="datum.best.shade", name="datum.best.series", said="datum.best.relative_short"
+        shade="datum.best.shade",
+        series="datum.best.series",
+        name="replace(datum.best.series, regexp(' [a-z_]+=', 'g'), ' ')",  # values of knobs only
+        said="datum.best.relative_short",
     ).encode(
         x=alt.X("tokens:O", title="tokens", axis=alt.Axis(labelAngle=0, orient="top")),
         y=alt.Y("shape_text:N", title="out × in", sort=alt.EncodingSortField("best.area")),
     )
     fills = alt.Scale(domain=list(_SHADES), range=[f"var(--h-{name})" for name in _SHADES])
     inks = alt.Scale(domain=list(_SHADES), range=[f"var(--t-{name})" for name in _SHADES])
-    tips = [alt.Tooltip("name:N", title="fastest"), alt.Tooltip("said:N", title="of dense")]
+    tips = [alt.Tooltip("series:N", title="fastest"), alt.Tooltip("said:N", title="of dense")]
     cell = best.mark_rect(stroke="var(--card)", strokeWidth=2, cornerRadius=4).encode(
         fill=alt.Fill("shade:N", scale=fills, legend=None), tooltip=tips
     )

@@ -120,7 +120,7 @@ def pareto(found: Joined) -> Figure:
         says = f"None of the {len(front)} points on the front is faster than dense."
     alone = [(printable(a.row["label"]), printable(a.reason)) for a in found.alone]
     aside = [
-        (printable(p.name), f"set aside to make the pair: {', '.join(p.aside)}")
+        (printable(p.name), f"drawn; set aside to make the pair: {', '.join(p.aside)}")
         for p in pairs
         if p.aside
     ]
@@ -130,7 +130,8 @@ def pareto(found: Joined) -> Figure:
         says=says,
         rows=[pair.timed["number"] for pair in pairs],
         note=_shapes(found),
-        alone=alone + aside,
+        alone=alone,
+        aside=aside,
         own={"error": [float(f"{pair.score:.5g}") for pair in pairs]},
         extra={"better": score.better},
     )

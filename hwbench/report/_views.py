@@ -22,6 +22,7 @@ class Figure:
     rows: list[int]
     note: str = ""
     alone: list[tuple[str, str]] = field(default_factory=list)  # what could not be drawn, and why
+    aside: list[tuple[str, str]] = field(default_factory=list)  # what is drawn without some knobs
     own: dict[str, list[Any]] = field(default_factory=dict)  # columns beside those of the table
     extra: dict[str, Any] = field(default_factory=dict)  # what is not one value a row
 
@@ -30,6 +31,15 @@ class Figure:
         """What a screen reader says of the chart."""
         return f"{self.title}. {self.says}"
 
+    @property
+    def heading(self) -> str:
+        """Of the list of what is not drawn, or not as it was measured; empty without one."""
+        counted = (
+            (len(self.alone), "not drawn: no partner"),
+            (len(self.aside), "paired without a knob"),
+        )
+        return ", ".join(f"{number} {what}" for number, what in counted if number)
+
     def packed(self) -> dict[str, Any]:
         """What the page's script needs to draw it."""
         return {
@@ -37,7 +47,8 @@ class Figure:
             "title": self.title,
             "says": self.says,
             "note": self.note,
-            "alone": self.alone,
+            "alone": [*self.alone, *self.aside],
+            "heading": self.heading,
             "rows": spans(self.rows),
             "own": self.own,
             **self.extra,

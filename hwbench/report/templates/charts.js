@@ -145,7 +145,7 @@ function letter(element, figure, shown) {
   element.querySelector(".note").textContent = hidden + figure.note;
   const alone = element.querySelector(".alone");
   alone.hidden = !figure.alone.length;
-  alone.querySelector("summary").textContent = `${figure.alone.length} not drawn: no partner`;
+  alone.querySelector("summary").textContent = figure.heading;
   alone.querySelector("ul").replaceChildren(...figure.alone.map(([label, why]) => {
     const item = document.createElement("li");
     const name = document.createElement("b");

@@ -1,0 +1,42 @@
+"""Every weight stored, in a layout that a CPU library packs once: dense layers for inference.
+
+Kernels, both forward only: ``onednn`` in float32 and 16 bits, ``mkl`` in float32. The map and its
+values are those of ``dense``. What is packed is made at the first call with a number of tokens and
+kept beside the weight; it takes memory of its own, which is no part of the stored bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hwbench.formats import _packing
+from hwbench.formats._base import Linear
+from hwbench.formats._full import FullFormat, FullMap
+
+
+class _Map(FullMap):
+    def __init__(self, weight: Tensor, kernel: str) -> None:
+        super().__init__(weight)
+        self._packing = _packing.Packing(kernel)
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        return self._packing.product(x, self.weight)
+
+    def forget(self) -> None:
+        self._packing.clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedDense(FullFormat):
+    """The full matrix, applied by one product with a weight that is packed in advance."""
+
+    KERNELS = _packing.KERNELS
+
+    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
+        return _packing.unsupported(self.kernel, device, dtype, direction)
+
+    def build(self, weight: Tensor) -> Linear:
+        return _Map(weight, self.kernel)
