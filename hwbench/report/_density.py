@@ -147,11 +147,11 @@ def sweeps(rows: list[Row]) -> list[Figure]:
 
 
 def crossover(rows: list[Row]) -> list[Figure]:
-    """Relative time against density, one figure a group."""
+    """Relative time against density, one figure a group with a format at several densities."""
     figures = []
     for members in groups(_layers(rows)).values():
         have = [row for row in members if relative(row) is not None and known(row["density"])]
-        if any(row["format"] != DENSE for row in have):
+        if any(len(_densities(own)) > 1 for own in by_series(have).values()):
             title = words.group_title(members[0])
             numbers = [row["number"] for row in have]
             figures.append(
@@ -160,13 +160,14 @@ def crossover(rows: list[Row]) -> list[Figure]:
     return figures
 
 
+def _densities(own: list[Row]) -> set[float]:
+    return {row["density"] for row in own}
+
+
 def _crossings(have: list[Row]) -> str:
-    series: dict[str, list[Row]] = {}
-    for row in have:
-        if row["format"] != DENSE:
-            series.setdefault(printable(row["series"]), []).append(row)
     if not any(known(row["relative_low"]) for row in have):
         return "One replicate: points without intervals decide nothing."
+    series = by_series(have)
     won = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
     lost = [name for name, members in series.items() if all(loses(row) for row in members)]
     said = f"Faster than dense: {', '.join(won)}" if won else "Nothing is surely faster than dense"

@@ -161,8 +161,11 @@ def _nothing(rows: list[Row]) -> list[Sentence]:
         ]
     named = "; ".join(words.group_title(m[0]) for m in dense_wins[:3])
     further = f"; and {len(dense_wins) - 3} more" if len(dense_wins) > 3 else ""
+    if not dense_wins:
+        lead = f"In {len(unsure)} of {len(sets)} groups no format can be told from dense"
+        return [[(lead, POINT), ("; in none is every format slower.", REST)]]
     lead = f"In {len(dense_wins)} of {len(sets)} groups every format is slower than dense"
-    said: Sentence = [(lead, POINT), (f": {named}{further}" if named else "", REST)]
+    said: Sentence = [(lead, POINT), (f": {named}{further}", REST)]
     if unsure:
         said.append((f"; in {len(unsure)} more none can be told from it", REST))
     return [[*said, (".", REST)]]

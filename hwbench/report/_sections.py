@@ -59,7 +59,7 @@ def sections(
             'block, such as workload = "projection", over the same formats gives them.',
         ),
         Section("errors", _trade.errors(rows), 4, ""),
-        Section("density", _density.crossover(rows), 4, "No case has a time relative to dense."),
+        Section("density", _density.crossover(rows), 4, "No format has several densities."),
         Section("tokens", _density.sweeps(rows), 4, "No shape was timed at several token counts."),
         Section(
             "roofline",
