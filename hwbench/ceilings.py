@@ -69,6 +69,11 @@ def of_machine(
     return _keep(file, _higher(kept, measured) if kept else measured)
 
 
+def kept(reply: protocol.PlanReply, threads: int) -> dict[str, Any]:
+    """The ceilings that are kept of this machine; empty where none are."""
+    return _read(path(reply, threads))
+
+
 def busy(found: Mapping[str, Any]) -> bool:
     """Whether something disturbed the machine for most of the time in which these were measured."""
     return bool(found.get("disturbed", 0.0) > _BUSY)

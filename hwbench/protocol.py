@@ -53,7 +53,12 @@ class CeilingsReply(Record, tag="measured", tag_field="say"):
 
 
 class HealthRequest(Record, tag="health", tag_field="say"):
-    """Whether the device can be trusted now: a second of equal work, and 2:4 tried."""
+    """Whether the device can be trusted now: a second of equal work, and 2:4 tried.
+
+    ``side`` is that of a float32 product whose rate is asked for; 0 asks for none.
+    """
+
+    side: int = 0
 
 
 class HealthReply(Record, tag="healthy", tag_field="say"):

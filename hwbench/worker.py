@@ -64,8 +64,8 @@ class Worker:
             case protocol.CeilingsRequest():
                 measured = measure_ceilings(self.device, request.dtypes, full=request.full)
                 return protocol.CeilingsReply(ceilings=measured)
-            case protocol.HealthRequest():
-                return protocol.HealthReply(found=examine(self.device))
+            case protocol.HealthRequest(side=side):
+                return protocol.HealthReply(found=examine(self.device, side))
             case protocol.ProfileRequest(planned=planned):
                 subject = self._prepared(planned, request.seed)
                 found = profile_case(self.device, subject, planned, request.calls, request.trace)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hwbench import environment, protocol
+from hwbench import ceilings, environment, protocol
 from hwbench.devices.fake import Fake
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.meters import _health
-from hwbench.studies.doctor import KEYS, Check, Verdict, checks, demand
+from hwbench.studies.doctor import KEYS, Check, Verdict, ask, checks, demand
 
 HEALTH = {
     "disturbances": [],
     "seconds": 1.0,
     "spread": 0.02,
+    "share": 0.97,
     "timer_seconds": 4e-8,
     "resolution_seconds": 1e-9,
     "two_four": {"cusparselt": "no kernel.", "cutlass": "no kernel."},
@@ -105,6 +107,9 @@ def test_a_quiet_gpu_is_fine() -> None:
         ("load", CPU, CPU_STATE, {"load": 1.5}, "doubt", "1.50"),
         ("quiet", CPU, CPU_STATE, {"disturbances": ["0.10 s stolen"]}, "doubt", "stolen"),
         ("steady", CPU, CPU_STATE, {"spread": 0.5}, "doubt", "50.0 %"),
+        ("speed", CPU, CPU_STATE, {"share": 0.6}, "doubt", "60.0 %"),
+        ("speed", CPU, CPU_STATE, {"share": 1.2}, "doubt", "hwbench ceilings"),
+        ("speed", CPU, CPU_STATE, {"share": None}, "absent", "no ceiling is kept"),
         ("timer", CPU, CPU_STATE, {"timer_seconds": 1e-3}, "doubt", "1.00 ms"),
         ("pynvml", CPU, CPU_STATE, {"retired_package": "Uninstall pynvml."}, "doubt", "Uninstall"),
         ("peak", {**GPU, "multiprocessors": 99}, GPU_STATE, {}, "absent", "unknown variant"),
@@ -144,6 +149,44 @@ def test_the_work_is_sampled_on_the_device_and_its_disturbances_are_told() -> No
     assert all(found["two_four"].values())
     noisy = _health.examine(Fake(effects={"replicate": 0, "noise": 0.3}))
     assert noisy["spread"] > 0.3
+
+
+class _Worker:
+    """Answers as a worker does, and takes note of what it is asked."""
+
+    def __init__(self) -> None:
+        self.side: int | None = None
+
+    def ask(self, request: Any, expected: Any, timeout_seconds: float) -> Any:
+        if isinstance(request, protocol.PlanRequest):
+            return protocol.PlanReply(fingerprint={"device": CPU}, state=CPU_STATE)
+        self.side = request.side
+        rate = 80e9 if request.side else None
+        return protocol.HealthReply(found={**HEALTH, "flops_per_second": rate})
+
+
+def test_speed_is_taken_against_the_ceiling_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    worker = _Worker()
+    plan, health = ask(worker, 2)
+    assert (worker.side, health["share"]) == (0, None)
+    best = {"flops_per_second": 100e9, "shape": [768, 768, 768]}
+    file = ceilings.path(plan, 2)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"matmul": {"float32": best}, "copy": {}, "launch": {}}))
+    _, health = ask(worker, 2)
+    assert (worker.side, health["share"]) == (768, pytest.approx(0.8))
+    _, health = ask(worker, 1)  # other threads have other ceilings
+    assert health["share"] is None
+
+
+def test_the_rate_of_a_product_is_measured_where_it_is_asked_for() -> None:
+    fake = Fake(effects={"replicate": 0})
+    assert _health.examine(fake)["flops_per_second"] is None
+    rates = [_health.examine(fake, side)["flops_per_second"] for side in (64, 128)]
+    assert all(rate > 0 for rate in rates)
 
 
 def verb(*words: str) -> subprocess.CompletedProcess[str]:

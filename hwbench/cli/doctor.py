@@ -31,8 +31,8 @@ def doctor(
     """Say whether this machine can be trusted now, and what speaks against it.
 
     Device, driver, libraries, clocks, power, throttling, other processes, load, quota, a second of
-    equal work and what disturbed it, the timer, and whether 2:4 really runs. With --require it is a
-    gate: hwbench doctor --require quiet,load
+    equal work and what disturbed it, whether the machine is as fast as its ceilings say, the timer,
+    and whether 2:4 really runs. With --require it is a gate: hwbench doctor --require quiet,load
     """
     from hwbench.studies import doctor as study
 

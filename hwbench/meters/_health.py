@@ -26,11 +26,12 @@ _TWO_FOUR = "semi_structured"
 _TIMER_LOOKS = 1000
 
 
-def examine(device: Device) -> dict[str, Any]:
+def examine(device: Device, side: int = 0) -> dict[str, Any]:
     """What only a process on the device can tell.
 
     ``disturbances`` are words; ``spread`` is the 90th percentile of equal samples over the 10th,
-    less one; ``two_four`` has a reason for each kernel, "" where it ran; ``retired_package`` says
+    less one; ``flops_per_second`` the rate of a float32 product of ``side``, None for side 0;
+    ``two_four`` has a reason for each kernel, "" where it ran; ``retired_package`` says
     what to do about it, "" where it is not installed.
     """
     subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE))
@@ -45,11 +46,18 @@ def examine(device: Device) -> dict[str, Any]:
         "disturbances": device.disturbance(before, device.probe(), seconds),
         "seconds": seconds,
         "spread": tenths[-1] / tenths[0] - 1,
+        "flops_per_second": 2 * side**3 / _product_seconds(device, side) if side else None,
         "timer_seconds": _timer_seconds(),
         "resolution_seconds": device.resolution_seconds,
         "two_four": _two_four(device),
         "retired_package": _nvml.retired_package() or "",
     }
+
+
+def _product_seconds(device: Device, side: int) -> float:
+    """What a quarter of the samples of a product reach, as for the ceilings."""
+    subject = subject_of(device, "matmul", "float32", (side, side))
+    return sorted(sample(device, subject, 1) for _ in range(_FEWEST))[_FEWEST // 4]
 
 
 def _timer_seconds() -> float:

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from hwbench import environment, peaks, protocol, runner, units
+from hwbench import ceilings, environment, peaks, protocol, runner, units
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.transports.local import LocalWorker
+
+R = TypeVar("R")
 
 _SECONDS = 300.0  # until the worker has to have answered
 _LOAD_SHARE = 0.5  # of the cores may be busy with other work
 _SPREAD = 0.25  # of equal samples, 90th percentile over 10th
+_SLOW, _OUTDATED = 0.85, 1.1  # of the kept ceiling: the machine, or the ceiling, is too low
 _COOL = 0.97  # of the card's power limit is a cap that bites
 _LIBRARIES = ("torch", "cuda_runtime", "driver", "cublas", "cudnn", "cusparselt")
+
+
+class Asked(Protocol):
+    """A worker, wherever it runs."""
+
+    def ask(self, request: protocol.Request, expected: type[R], timeout_seconds: float) -> R:
+        """The answer to a request."""
 
 
 class Verdict(StrEnum):
@@ -38,7 +48,7 @@ class Check:
 
 KEYS = (
     *("device", "libraries", "peak", "clocks", "power", "throttling", "processes", "load", "quota"),
-    *("quiet", "steady", "timer", "two_four", "pynvml"),
+    *("quiet", "steady", "speed", "timer", "two_four", "pynvml"),
 )
 """What can be required, in the order in which it is told."""
 
@@ -50,13 +60,23 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
         DeviceError: the device is not there; the message says why.
     """
     load = environment.machine_state()["load_1min"]  # before our own work adds to it
-    worker = LocalWorker(runner.resolve_device(device), threads or environment.usable_cores())
+    threads = threads or environment.usable_cores()
+    worker = LocalWorker(runner.resolve_device(device), threads)
     try:
-        plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
-        health = worker.ask(protocol.HealthRequest(), protocol.HealthReply, _SECONDS).found
+        plan, health = ask(worker, threads)
     finally:
         worker.close()
     return list(checks(plan, health, load))
+
+
+def ask(worker: Asked, threads: int) -> tuple[protocol.PlanReply, dict[str, Any]]:
+    """What a worker tells of its device, with the ``share`` of the kept ceiling that it reaches."""
+    plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
+    kept = ceilings.kept(plan, threads).get("matmul", {}).get("float32")
+    request = protocol.HealthRequest(side=kept["shape"][0] if kept else 0)
+    health = worker.ask(request, protocol.HealthReply, _SECONDS).found
+    share = health["flops_per_second"] / kept["flops_per_second"] if kept else None
+    return plan, {**health, "share": share}
 
 
 def demand(found: Collection[Check], required: Collection[str]) -> None:
@@ -97,6 +117,7 @@ def checks(
     spread = health["spread"]
     said = f"equal samples spread by {units.percent(spread)} (10th to 90th percentile)"
     yield Check("steady", Verdict.FINE if spread <= _SPREAD else Verdict.DOUBT, said)
+    yield _speed(health["share"])
     yield _timer(health)
     yield _two_four(health["two_four"])
     retired = health["retired_package"]
@@ -197,6 +218,16 @@ def _quota() -> Check:
     whole = quota >= 1 and quota == int(quota)
     said = f"a quota of {quota:g} cores"
     return Check("quota", Verdict.FINE if whole else Verdict.DOUBT, said)
+
+
+def _speed(share: float | None) -> Check:
+    """The rate of a product now over the ceiling that efficiencies are taken against."""
+    if share is None:
+        return Check("speed", Verdict.ABSENT, "no ceiling is kept to compare with; see ceilings")
+    said = f"a float32 product reaches {units.percent(share)} of the ceiling that is kept"
+    if share > _OUTDATED:
+        said += "; hwbench ceilings measures it again"
+    return Check("speed", Verdict.FINE if _SLOW <= share <= _OUTDATED else Verdict.DOUBT, said)
 
 
 def _timer(health: Mapping[str, Any]) -> Check:

@@ -6,13 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hwbench import protocol
 from hwbench.errors import EnvironmentMismatchError, UsageError
 from hwbench.fingerprint import differences
-from hwbench.studies.doctor import Check, Verdict, checks
+from hwbench.studies.doctor import Check, Verdict, ask, checks
 from hwbench.transports._base import Seat, SeatLostError
 
-_SECONDS = 300.0  # until a worker has to have answered
 _OF_THIS_MACHINE = ("load", "quota")  # read where the command runs, and not where the device is
 
 
@@ -42,8 +40,7 @@ def _examined(seat: Seat) -> Node:
     try:
         worker = seat.start()
         try:
-            plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
-            health = worker.ask(protocol.HealthRequest(), protocol.HealthReply, _SECONDS).found
+            plan, health = ask(worker, seat.threads)
         finally:
             worker.close()
     except (SeatLostError, UsageError) as error:
