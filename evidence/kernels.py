@@ -83,7 +83,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    rounds = asked.rounds
+    _gathers(asked.rounds)
+    _chains(asked.rounds)
+    for dtype in (torch.float32, torch.bfloat16):
+        _packed(dtype, asked.rounds)
+    for name in ("monarch", "btt"):
+        _against_spellings(name, asked.rounds)
+
+
+def _gathers(rounds: int) -> None:
+    """The formats that gather, against their spellings and dense."""
     compare(
         "forward, 64 tokens, density 0.1",
         {
@@ -111,6 +120,10 @@ def main() -> None:
         ("csr 0.05", "dense", "at most 0.25"),
         ("csr 0.1", "dense", "at most 0.40"),
     )
+
+
+def _chains(rounds: int) -> None:
+    """The formats that are products of factors, against their spellings and dense."""
     multiply = layer("blast", density=0.5, blocks=16, kernel="multiply_sum")
     compare(
         "forward, 256 tokens, density 0.5",
@@ -128,10 +141,6 @@ def main() -> None:
         ("low_rank mkl", "dense", "at most 0.50"),
         ("low_rank mkl", "packed_dense mkl", ""),
     )
-    for dtype in (torch.float32, torch.bfloat16):
-        _packed(dtype, rounds)
-    for name in ("monarch", "btt"):
-        _against_spellings(name, rounds)
 
 
 def _packed(dtype: torch.dtype, rounds: int) -> None:
