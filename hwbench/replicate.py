@@ -18,7 +18,12 @@ from msgspec.structs import replace
 from hwbench import protocol
 from hwbench.errors import WorkerError
 from hwbench.records import Plan, Planned, Result, Status
-from hwbench.transports._base import Worker, WorkerDiedError, WorkerTimedOutError
+from hwbench.transports._base import (
+    Worker,
+    WorkerDiedError,
+    WorkerFailedError,
+    WorkerTimedOutError,
+)
 
 CHUNK = 8  # the most members that are timed in the same rounds
 MEMORY_SHARE = 0.5  # of the free memory may be held by one chunk
@@ -26,6 +31,9 @@ ANCHOR = "dense"
 SPANS = ("start", "solo", "chunk", "sampled", "warm")
 """Where the seconds of a replicate go: worker starts, solo readings, chunks; of the chunks, inside
 timed samples, and in calls that are not timed."""
+
+_LOST = (WorkerDiedError, WorkerTimedOutError, WorkerFailedError)
+"""After these a worker is of no use: it is gone, or may have lost its GPU."""
 
 Keep = Callable[[Result], None]
 """Called with each result as soon as it is final."""
@@ -92,7 +100,7 @@ class Replicate:
             return
         try:
             forgotten = self.worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)
-        except (WorkerDiedError, WorkerTimedOutError):
+        except _LOST:
             self.close()
             return
         self.free_bytes = forgotten.free_bytes
@@ -114,7 +122,7 @@ class Replicate:
         )
         try:
             reply = self._opened().ask(request, protocol.SoloReply, self.plan.timeout_seconds)
-        except (WorkerDiedError, WorkerTimedOutError) as error:
+        except _LOST as error:
             return self._lost(planned, error)
         self.free_bytes = reply.free_bytes
         if reply.result.status is not Status.OK:
@@ -125,7 +133,7 @@ class Replicate:
         """The result of a case that took its worker with it; the next case gets a fresh one."""
         self.close()
         timed_out = isinstance(error, WorkerTimedOutError)
-        reason = str(error)
+        reason = str(error).split("\n")[0]
         if timed_out:
             reason = f"It did not end within {self.plan.timeout_seconds:g} s and was stopped."
         return Result(
@@ -158,7 +166,7 @@ class Replicate:
         """Time one chunk; when it dies, its members one at a time; keep what is wanted."""
         try:
             timed = self._rounds(chunk, anchor, seconds)
-        except (WorkerDiedError, WorkerTimedOutError) as error:
+        except _LOST as error:
             self.close()
             if len(chunk) > 1:
                 for solo in chunk:

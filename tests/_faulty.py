@@ -11,7 +11,7 @@ from hwbench import plugins
 
 FORMATS = (
     "Tame Segfault LateDeath Hang Wrong NotANumber WrongShape WrongDtype Memory OomPrepare "
-    "OomBackward Exits Leaks Settings NoGrad Raises Chatty"
+    "OomBackward Exits Leaks Settings NoGrad Raises RaisesLate Chatty"
 ).split()
 ROOT = Path(__file__).parents[1]
 

@@ -297,6 +297,7 @@ MISBEHAVE = {
     "leaks": Status.OK,
     "settings": Status.WRONG,
     "nograd": Status.CRASHED,
+    "raiseslate": Status.CRASHED,
     "tame": Status.OK,
 }
 
@@ -324,5 +325,7 @@ def test_formats_that_break_the_rules_of_a_worker(tmp_path: Path, monkeypatch):
     found = {run.planned[r.case].case.format: r for r in run.results}
     assert {name: r.status for name, r in found.items() if name != "dense"} == MISBEHAVE
     assert found["dense"].status is Status.OK
+    late = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert found["raiseslate"].reason == late
     assert "default dtype from torch.float32 to torch.float64" in found["settings"].reason
     assert "threads from 1 to 3" in found["settings"].reason

@@ -19,6 +19,10 @@ class WorkerTimedOutError(WorkerError):
     """The worker did not answer in time and was killed."""
 
 
+class WorkerFailedError(WorkerError):
+    """A request raised inside the worker; a GPU may be lost to that process from then on."""
+
+
 class SeatLostError(WorkerError):
     """The machine went away with the worker; what it was measuring says nothing of the case."""
 
@@ -32,6 +36,7 @@ class Worker(ABC):
         Raises:
             WorkerDiedError: the process ended; the message says how.
             WorkerTimedOutError: no answer came in time; the process was killed.
+            WorkerFailedError: the request raised; the message's first line says what.
             SeatLostError: its machine went away.
             UsageError: the worker found a mistake in the request.
         """
@@ -39,7 +44,7 @@ class Worker(ABC):
         reply = protocol.decode_reply(line)
         if isinstance(reply, protocol.Mistake):
             if reply.detail:
-                raise WorkerError(f"{reply.sentence}\n{reply.detail}")
+                raise WorkerFailedError(f"{reply.sentence}\n{reply.detail}")
             raise UsageError(reply.sentence)
         if not isinstance(reply, expected):
             raise WorkerError(f"The worker answered {type(reply).__name__}.")

@@ -122,6 +122,15 @@ class Raises(_Faulty):
         raise ValueError("the kernel is not in the mood")
 
 
+class RaisesLate(_Faulty):
+    """Raises in the rounds, after it ran well alone."""
+
+    @staticmethod
+    def misbehave(calls):
+        if calls > 8:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 class Chatty(_Faulty):
     """Prints to standard output, as libraries do."""
 
