@@ -11,7 +11,7 @@ import torch
 
 from hwbench.devices.fake import Fake, duration_seconds
 from hwbench.meters import latency
-from hwbench.meters._sampling import calibrate, sample
+from hwbench.meters._sampling import BLOCKS, calibrate, enqueue_seconds, sample
 from hwbench.records import Cost, Plan
 from hwbench.workloads._base import Subject
 
@@ -243,6 +243,26 @@ def test_a_case_that_the_host_cannot_feed_is_also_replayed_as_a_graph():
     assert graph.contract == "graph"
     assert graph.values == pytest.approx([1e-5] * len(graph.values))  # the replay's own duration
     assert max(device.prefilled) >= 2e-4  # so long that the host is ahead
+
+
+def test_a_block_of_a_launch_bound_case_counts_the_time_of_the_host():
+    device, plan = _Queue(), Plan(budget_seconds=0.4)
+    found = calibrate(device, subject(10**6), plan.budget_seconds)  # 15 µs, and 200 µs to launch
+    assert found.calls > 1
+    block = found.samples * found.calls * (found.estimate_seconds + found.enqueue_seconds)
+    assert block <= 2 * plan.budget_seconds / BLOCKS
+
+
+def test_slow_calls_are_launched_only_a_few_times_to_time_the_host():
+    launched = []
+
+    def step(_: object) -> None:
+        launched.append(time.sleep(0.03))
+
+    device = _Queue()
+    device.run = lambda step, states: [step(state) for state in states]  # type: ignore[method-assign]
+    assert enqueue_seconds(device, Subject(step=step)) == pytest.approx(0.03, rel=0.5)
+    assert len(launched) == 3
 
 
 def test_a_graph_that_cannot_be_captured_leaves_its_reason():

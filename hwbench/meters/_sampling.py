@@ -20,6 +20,7 @@ STEADY = 0.05  # warm-up ends when two windows of calls differ by less
 WARM_SHARE = 0.15  # … or when this share of the case's budget is spent: not steady
 ENQUEUE_SECONDS = 2e-5  # a call's share of the pre-filled queue, until its own is measured
 ENQUEUE_CALLS = 10  # calls over which the host's share is measured
+ENQUEUE_FEWEST, ENQUEUE_MOST_SECONDS = 3, 0.05  # … fewer of them where calls take long
 LAUNCH_BOUND = 0.9  # the host takes at least this share of a call's own time to launch it
 
 
@@ -78,7 +79,8 @@ def calibrate(
         now = sample(device, subject, 1, cold=cold, enqueue_seconds=enqueue)
     shortest = max(SAMPLE_SECONDS, RESOLUTION_MULTIPLE * device.resolution_seconds)
     calls = 1 if cold else max(1, min(subject.max_calls, math.ceil(shortest / now)))
-    samples = max(1, min(SAMPLES, round(budget_seconds / BLOCKS / (now * calls))))
+    each = (now + enqueue) * calls  # the queue stays occupied while the host fills it
+    samples = max(1, min(SAMPLES, round(budget_seconds / BLOCKS / each)))
     return Calibration(
         calls=calls,
         samples=samples,
@@ -90,8 +92,11 @@ def calibrate(
 
 def enqueue_seconds(device: Device, subject: Subject) -> float:
     """The host's time to launch one call into an empty queue; the median of a few."""
-    taken = []
-    for _ in range(ENQUEUE_CALLS):
+    taken: list[float] = []
+    enough = time.perf_counter() + ENQUEUE_MOST_SECONDS
+    while len(taken) < ENQUEUE_CALLS:
+        if len(taken) >= ENQUEUE_FEWEST and time.perf_counter() > enough:
+            break
         states = subject.states(1)
         device.synchronize()
         with torch.set_grad_enabled(subject.grad):
