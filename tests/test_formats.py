@@ -50,6 +50,8 @@ from _formats import (
     trains,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hwbench import plugins
@@ -346,6 +348,34 @@ def test_nothing_is_read_that_nobody_wrote(f: Format, dtype: torch.dtype) -> Non
     for tokens in (1, 40):
         x = normal(tokens, f.in_features).to(dtype)
         assert_right(layer, x, normal(tokens, f.out_features, seed=2).to(dtype), STEP)
+
+
+class _Made(TorchDispatchMode):
+    """Notes the operators that make tensors on the processor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cpu: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(t, Tensor) and t.device.type == "cpu" for t in tree_leaves(out)):
+            self.on_cpu.append(str(func))
+        return out
+
+
+@each("f", ONE_LIVE)
+def test_a_call_takes_nothing_from_the_host(f: Format) -> None:
+    """Whatever it copies to a GPU would make the host wait for the GPU in every call."""
+    if f.unsupported("cuda", home(f), FORWARD):
+        pytest.skip("it runs on the processor only")
+    layer, x = random_layer(f).to("meta"), normal(5, f.in_features).to(home(f)).to("meta")
+    with torch.no_grad(), _Made() as made:
+        try:
+            layer(x)
+        except NotImplementedError:
+            pytest.skip("torch cannot pretend this product")
+    assert made.on_cpu == []
 
 
 CUDA_SETTINGS = list(settings([*SHAPES, (128, 256)]))

@@ -12,11 +12,20 @@ from typing import Any
 import pytest
 import torch
 from _formats import generator, normal, relative
+from torch import Tensor
 
 from hwbench import plugins
 from hwbench.errors import KnobError, UsageError
-from hwbench.formats import _entries, _gather
-from hwbench.formats._base import BACKWARD, FORWARD, STEP, Format, Linear
+from hwbench.formats import _entries, _gather, _probe
+from hwbench.formats._base import (
+    BACKWARD,
+    BACKWARD_INPUT,
+    BACKWARD_WEIGHT,
+    FORWARD,
+    STEP,
+    Format,
+    Linear,
+)
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float64: 1e-14}
 ENTRIES = [("csr", k) for k in ("gather", "spmm", "linear")]
@@ -361,3 +370,47 @@ def test_half_precision_gradients_on_cuda() -> None:
     assert spmm.unsupported("cuda", torch.float32, STEP) is None
     gather = build("csr", 64, 64, density=0.5)
     assert gather.unsupported("cuda", torch.bfloat16, STEP) is None
+
+
+def test_products_that_torch_lacks_on_cuda_are_refused_in_words() -> None:
+    for kernel in ("spmm", "linear"):
+        coo = build("coo", 64, 64, density=0.5, kernel=kernel)
+        for dtype in (torch.bfloat16, torch.float16):
+            assert "COO" in (coo.unsupported("cuda", dtype, FORWARD) or "")
+            assert coo.unsupported("cpu", dtype, FORWARD) is None
+        assert coo.unsupported("cuda", torch.float32, FORWARD) is None
+    assert build("coo", 64, 64, density=0.5).unsupported("cuda", torch.bfloat16, STEP) is None
+    knobs = {"density": 0.5, "kernel": "spmm"}
+    flat = build("bsr", 64, 64, block_rows=16, block_columns=32, **knobs)
+    assert "square" in (flat.unsupported("cuda", torch.bfloat16, FORWARD) or "")
+    assert build("bsr", 64, 64, **knobs).unsupported("cuda", torch.bfloat16, FORWARD) is None
+
+
+def test_a_gpu_is_asked_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the processor, in place of a GPU: what runs is taken, what fails or is wrong is told."""
+    kind, float32 = type(build("csr", 64, 64, density=0.5)), torch.float32
+    for direction in (FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, STEP):
+        assert _probe._asked(kind, "spmm", float32, direction, "cpu") is None
+    failed = _probe._asked(kind, "spmm", torch.bfloat16, FORWARD, "cpu") or ""
+    assert failed.startswith("kernel=spmm of csr does not run here: ")
+    monkeypatch.setitem(_probe.LIMITS, float32, 1e-12)
+    wrong = _probe._asked.__wrapped__(kind, "spmm", float32, FORWARD, "cpu") or ""
+    assert wrong.startswith("kernel=spmm of csr is wrong here: its relative error is ")
+    monkeypatch.setattr(
+        torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
+    )
+    monkeypatch.setattr(_probe, "_asked", lambda *asked: f"{asked[1]} on {asked[4]}.")
+    spmm = build("csr", 64, 64, density=0.5, kernel="spmm")
+    assert spmm.unsupported("cuda", float32, STEP) == "spmm on cuda."
+    assert spmm.unsupported("cpu", float32, STEP) is None
+
+
+def test_the_dense_gradient_is_formed_in_few_blocks_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_gather, "WIDE_ELEMENTS", 4096 * 4096)
+    pattern = _gather.Pattern(torch.zeros(4097, dtype=torch.int32), torch.zeros(0).int(), 4096)
+    assert len(pattern.blocks) == 64
+    monkeypatch.setattr(Tensor, "is_cpu", False)
+    pattern = _gather.Pattern(pattern.starts, pattern.columns, 4096)
+    assert len(pattern.blocks) == 4

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from _formats import generator, normal
 from torch import Tensor
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from torch.sparse import SparseSemiStructuredTensor
 
 from hwbench import plugins
@@ -73,6 +76,49 @@ def test_packing_follows_the_values_and_leaves_the_switch_alone(
         assert torch.equal(layer.packed(), 2 * first)
         assert packs == [kernel == "cutlass"] * 2
         assert SparseSemiStructuredTensor._FORCE_CUTLASS is False
+
+
+class _OnGpu(Tensor):
+    """A tensor of the processor that says it lies on a GPU."""
+
+    @property
+    def device(self) -> Any:
+        return SimpleNamespace(type="cuda")
+
+
+def _as_cusparselt(x: Tensor, weight: Tensor) -> Tensor:
+    """The product in the layout in which torch returns it: a view of yᵀ."""
+    y = x.as_subclass(Tensor) @ weight.mT
+    return y.mT.contiguous().mT
+
+
+@pytest.mark.parametrize("name", ["semi_structured", "two_four_training"])
+def test_products_that_are_written_transposed_are_turned(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(semi_structured, "to_sparse_semi_structured", lambda dense: dense)
+    monkeypatch.setattr(two_four_training, "_compress", lambda pruned: pruned)
+    monkeypatch.setattr(functional, "linear", _as_cusparselt)
+    layer, x = made(build(name, 32, 64)), normal(5, 64).as_subclass(_OnGpu)
+    x.requires_grad_(name == "two_four_training")
+    y = layer(x)
+    assert y.is_contiguous()
+    assert torch.allclose(y, x.as_subclass(Tensor) @ layer.to_dense().mT)
+    if x.requires_grad:
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert dx.is_contiguous()
+
+
+def test_tiles_are_compared_without_a_copy_from_the_host() -> None:
+    score = normal(8, 16).abs()
+    two_four_training.best_tiles(score)
+    first = two_four_training._patterns_on(score.device)
+    assert two_four_training._patterns_on(score.device) is first
+    meta = score.to("meta")
+    two_four_training.best_tiles(meta)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        two_four_training.best_tiles(meta)
+    assert "aten::_to_copy" not in {event.key for event in profiler.key_averages()}
 
 
 def test_best_tiles_are_the_best() -> None:

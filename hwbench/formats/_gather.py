@@ -33,7 +33,8 @@ _SUM = 0  # what torch.embedding_bag calls mode "sum"
 
 SPAN_BYTES = 2**19  # of xᵀ, gathered at a time; half of a common second-level cache
 SPAN_ROW_BYTES = (2**8, 2**10)  # a gathered row: at least four cache lines, at most sixteen
-BLOCK_ELEMENTS = 2**18  # of the dense gradient, formed at a time
+BLOCK_ELEMENTS = 2**18  # of the dense gradient, formed at a time: on a CPU it stays in cache
+WIDE_ELEMENTS = 2**24  # … elsewhere, where every block costs launches and small products are slow
 FEWEST_SAMPLED = 8  # tokens; one vector of float32
 
 with warnings.catch_warnings():  # torch says once in a process that its CSR tensors are beta
@@ -104,7 +105,8 @@ class Pattern:
     @_derived
     def blocks(self) -> list[Block]:
         """Runs of rows; a run is at most a quarter of the matrix."""
-        height = max(1, min(BLOCK_ELEMENTS // self.in_features, -(-self.out_features // 4)))
+        most = BLOCK_ELEMENTS if self.starts.is_cpu else WIDE_ELEMENTS
+        height = max(1, min(most // self.in_features, -(-self.out_features // 4)))
         bounds = [*range(0, self.out_features, height), self.out_features]
         places = self.starts[bounds].tolist()
         return [

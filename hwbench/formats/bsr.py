@@ -26,6 +26,7 @@ from hwbench.formats._entries import (
     random_places,
 )
 from hwbench.formats._gather import Pattern, spans, turn
+from hwbench.formats._probe import refusal
 from hwbench.records import Knob
 
 
@@ -195,7 +196,12 @@ class Bsr(Format):
         if direction != FORWARD:
             return "torch differentiates no BSR product; kernel=gather has a backward pass."
         if device != "cpu":
-            return None
+            if self.block_rows != self.block_columns:
+                return (
+                    f"torch's BSR product on CUDA takes square blocks only, not "
+                    f"{self.block_rows}x{self.block_columns}; kernel=gather can."
+                )
+            return refusal(self, dtype, direction)
         if dtype not in (torch.float32, torch.float64):
             name = str(dtype).removeprefix("torch.")
             return (

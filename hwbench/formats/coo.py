@@ -17,6 +17,7 @@ from torch.nn import functional
 from hwbench.errors import KnobError
 from hwbench.formats._base import Linear
 from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesMap
+from hwbench.formats._probe import refusal
 
 
 class _Map(EntriesMap):
@@ -85,6 +86,17 @@ class Coo(EntriesFormat):
 
     def copied_width(self) -> int:
         return super().copied_width() if self.kernel == "gather" else self.out_features
+
+    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
+        if self.kernel == "gather" or device != "cuda":
+            return None
+        if dtype not in (torch.float32, torch.float64):
+            name = str(dtype).removeprefix("torch.")
+            return (
+                f"torch multiplies COO tensors on CUDA in float32 and float64 only, not in {name}; "
+                f"kernel=gather can."
+            )
+        return refusal(self, dtype, direction)
 
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
         indices = torch.stack([flat // self.in_features, flat % self.in_features])

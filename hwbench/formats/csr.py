@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Linear
 from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, RowsMap
+from hwbench.formats._probe import refusal
 
 
 class _Map(RowsMap):
@@ -97,20 +98,23 @@ class Csr(EntriesFormat):
         return 0 if self.kernel == "linear" else super().copied_width()
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if self.kernel == "gather" or dtype in (torch.float32, torch.float64):
+        if self.kernel == "gather":
             return None
         name = str(dtype).removeprefix("torch.")
         if device == "cpu":
+            if dtype in (torch.float32, torch.float64):
+                return None
             return (
                 f"torch multiplies CSR tensors on the CPU with MKL, in float32 and float64 only, "
                 f"not in {name}; kernel=gather can."
             )
-        if self.kernel == "spmm" and direction not in (FORWARD, BACKWARD_INPUT):
+        wide = dtype in (torch.float32, torch.float64)
+        if self.kernel == "spmm" and direction not in (FORWARD, BACKWARD_INPUT) and not wide:
             return (
                 f"the gradient of torch's CSR product is a sampled product, which cuSPARSE offers "
                 f"in float32 and float64 only, not in {name}; kernel=gather can."
             )
-        return None
+        return refusal(self, dtype, direction)
 
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
         return _Map(self, flat, weight.flatten().index_select(0, flat))

@@ -47,8 +47,9 @@ class _Map(EntriesMap):
     def places(self) -> Tensor:
         if self.positions.dtype == torch.int32:
             return self.positions.flatten()
-        first = torch.arange(0, self.in_features, self.group, dtype=torch.int32)
-        return (self.positions + first.to(self.positions.device)[:, None]).flatten()
+        where = self.positions.device  # what is copied there would make every call wait for it
+        first = torch.arange(0, self.in_features, self.group, dtype=torch.int32, device=where)
+        return (self.positions + first[:, None]).flatten()
 
     def apply_weight(self, x: Tensor) -> Tensor:
         """Widened positions are kept for training only; inference widens them in every call."""

@@ -48,7 +48,8 @@ class _Map(Linear):
     def apply_weight(self, x: Tensor) -> Tensor:
         if x.device.type != "cuda":
             raise UsageError(NO_CPU_KERNEL)
-        return functional.linear(x.contiguous(), self.packed())
+        y = functional.linear(x.contiguous(), self.packed())
+        return y.contiguous()  # cuSPARSELt writes yᵀ
 
     def packed(self) -> Tensor:
         """The weight in its kernel's layout, packed at the first call; no part of the state."""

@@ -82,7 +82,7 @@ class _Product(torch.autograd.Function):
             ctx.back = _compress(pruned.t().contiguous()) if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(x, keep)
         ctx.kernel = kernel
-        return functional.linear(x, ahead)
+        return functional.linear(x, ahead).contiguous()  # cuSPARSELt writes yᵀ
 
     @staticmethod
     @once_differentiable
@@ -90,7 +90,7 @@ class _Product(torch.autograd.Function):
         x, keep = ctx.saved_tensors
         x_needs, weight_needs, _ = ctx.needs_input_grad
         dy = dy.contiguous()
-        dx = functional.linear(dy, ctx.back) if x_needs else None
+        dx = functional.linear(dy, ctx.back).contiguous() if x_needs else None
         dweight = None
         if weight_needs:
             dweight = dy.t() @ x
@@ -206,6 +206,13 @@ def tile_patterns() -> Tensor:
     return torch.tensor(tiles)
 
 
+@cache
+def _patterns_on(device: torch.device) -> Tensor:
+    """The tiles where they are needed: copying them would make every step wait for the device."""
+    with torch.inference_mode(False):  # they outlive the call
+        return tile_patterns().to(device)
+
+
 def best_tiles(score: Tensor) -> Tensor:
     """The mask, (rows, columns) of bool, that keeps the largest sum of squares in every tile.
 
@@ -215,7 +222,7 @@ def best_tiles(score: Tensor) -> Tensor:
     """
     rows, columns = score.shape
     tiles = score.float().square().view(rows // 4, 4, columns // 4, 4).transpose(1, 2)
-    patterns = tile_patterns().to(score.device)
+    patterns = _patterns_on(score.device)
     flat = tiles.reshape(-1, 16)
     kept = [patterns[(part @ patterns.t()).argmax(1)] for part in flat.split(TILES_AT_ONCE)]
     mask = torch.cat(kept).view(rows // 4, columns // 4, 4, 4).transpose(1, 2)

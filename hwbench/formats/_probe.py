@@ -1,0 +1,67 @@
+"""Whether a kernel of torch's own runs on the GPU that is here: asked of it, once a process.
+
+Which products of sparse tensors exist there, in which dtypes and with which gradients, changes
+from one PyTorch to the next and with the libraries of NVIDIA beneath it.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hwbench.formats._base import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, Format, Linear
+
+SIDE, TOKENS, DENSITY = 128, 32, 0.5
+LIMITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+"""Largest relative errors that count as right; in float64 it is 1e-10."""
+
+
+def refusal(format_: Format, dtype: torch.dtype, direction: str) -> str | None:
+    """Why the format's kernel does not run on CUDA in that direction; None where nothing says so.
+
+    Without a GPU nothing is known beyond what the format itself tells.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type != "cuda":
+        return None
+    return _asked(type(format_), format_.kernel, dtype, direction, "cuda")
+
+
+@cache
+def _asked(
+    kind: type[Format], kernel: str, dtype: torch.dtype, direction: str, device: str
+) -> str | None:
+    """What a small product says."""
+    try:
+        example = kind.from_knobs(SIDE, SIDE, kernel=kernel, density=DENSITY)
+        source = torch.Generator(device).manual_seed(0)
+        layer = example.random(dtype=dtype, generator=source)
+        x, dy = (torch.randn(TOKENS, SIDE, generator=source, device=device) for _ in range(2))
+        worst = _error(layer, x.to(dtype), dy.to(dtype), direction)
+    except Exception as error:  # noqa: BLE001  whatever it is, the reader is told
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        return f"kernel={kernel} of {kind.name()} does not run here: {said}."
+    if worst <= LIMITS.get(dtype, 1e-10):
+        return None
+    return f"kernel={kernel} of {kind.name()} is wrong here: its relative error is {worst:.3g}."
+
+
+def _error(layer: Linear, x: Tensor, dy: Tensor, direction: str) -> float:
+    """The largest relative error of the output, and of the gradients of that direction."""
+    layer.requires_grad_(direction not in (FORWARD, BACKWARD_INPUT))
+    x.requires_grad_(direction not in (FORWARD, BACKWARD_WEIGHT))
+    exact, wide = copy.deepcopy(layer).double(), x.detach().double().requires_grad_(x.requires_grad)
+    ours, theirs = [layer(x)], [wide @ exact.to_dense().mT]
+    inputs = [t for t in (x, *layer.parameters()) if t.requires_grad]
+    if inputs:
+        known = [t for t in (wide, *exact.parameters()) if t.requires_grad]
+        ours += torch.autograd.grad(ours[0], inputs, dy)
+        theirs += torch.autograd.grad(theirs[0], known, dy.double())
+    errors = [
+        float((a.detach().double() - b.detach()).norm() / b.detach().norm())
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return max(errors, key=lambda error: (error != error, error))
