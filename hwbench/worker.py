@@ -256,7 +256,8 @@ def _label(subject: Subject, case: Case) -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return named or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    told = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch, CUDA, its libraries
+    return named or (isinstance(error, RuntimeError) and any(word in str(error) for word in told))
 
 
 def _sentence(error: BaseException) -> str:

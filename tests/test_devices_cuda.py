@@ -314,8 +314,15 @@ def _fails_on_its_own(x: torch.Tensor) -> Any:
     raise RuntimeError("broken step.")
 
 
+def _fails_in_its_own_way(x: torch.Tensor) -> Any:
+    raise AssertionError("a shape that it does not like.")
+
+
+FAILING = [_waits_for_a_value, _waits_for_the_device, _fails_on_its_own, _fails_in_its_own_way]
+
+
 @pytest.mark.cuda
-@pytest.mark.parametrize("call", [_waits_for_a_value, _waits_for_the_device, _fails_on_its_own])
+@pytest.mark.parametrize("call", FAILING)
 def test_a_failed_capture_has_a_reason_and_leaves_cuda_as_it_was(
     device: Cuda, call: Callable[[torch.Tensor], Any]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import warnings
@@ -24,7 +25,7 @@ from hwbench.errors import DeviceError
 
 _EVICT_BYTES = 256_000_000  # at least, and at least twice the last-level cache
 _SPIN_CYCLES = 2_000_000  # of one calibrating spin
-_SPINS = 20  # calibrating spins; the fastest counts, since the clock has to rise first
+_SPIN_SECONDS = 0.3  # of calibrating spins; the fastest counts, since the clock has to rise first
 _PREFILL_LIMIT_SECONDS = 0.1  # the queue is never occupied for longer
 _WARM_CALLS = 3  # on the side stream, before a capture
 _VARIABLES = (
@@ -149,7 +150,7 @@ class Cuda(Device):
 
     def prefill(self, seconds: float) -> None:
         if self._cycles_per_second is None:
-            self._cycles_per_second = max(self._spin_rate() for _ in range(_SPINS))
+            self._cycles_per_second = self._spin_rate()
         wanted = min(seconds, _PREFILL_LIMIT_SECONDS) * self._cycles_per_second
         torch.cuda._sleep(int(wanted))  # noqa: SLF001 (no public call occupies a queue for a time)
 
@@ -157,9 +158,13 @@ class Cuda(Device):
         self.prefill(seconds)
 
     def _spin_rate(self) -> float:
-        start = self.mark()
-        torch.cuda._sleep(_SPIN_CYCLES)  # noqa: SLF001
-        return _SPIN_CYCLES / self.seconds(start, self.mark())
+        fastest, spent = math.inf, 0.0
+        while spent < _SPIN_SECONDS:
+            start = self.mark()
+            torch.cuda._sleep(_SPIN_CYCLES)  # noqa: SLF001
+            seconds = self.seconds(start, self.mark())
+            fastest, spent = min(fastest, seconds), spent + seconds
+        return _SPIN_CYCLES / fastest
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
@@ -191,7 +196,7 @@ class Cuda(Device):
         try:
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 call()
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is the reason)
             reason = _sentence(error.__context__ or error)  # ending the capture fails as well
             torch.cuda.set_stream(home)
             default.graphsafe_set_state(random_state)
@@ -211,7 +216,7 @@ class Cuda(Device):
                     call()
                 _set_sync_debug_mode("error")
                 call()
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is the reason)
             return f"It cannot be captured as a graph: {_sentence(error)}"
         finally:
             _set_sync_debug_mode(mode)
