@@ -36,8 +36,10 @@ test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debi
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'browser tests ran'); \
 	raise SystemExit(n < $(BROWSER_TESTS) and f'at least $(BROWSER_TESTS) should have run: is there a Chromium?')"
 
+CUDA_TESTS = $$(grep -l 'mark\.cuda' tests/test_*.py)   # the others may import what is not there
+
 test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has torch and pytest); installs nothing
-	$(PYTHON) -m pytest -m cuda --junit-xml $(CUDA_RESULTS)
+	$(PYTHON) -m pytest -m cuda $(CUDA_TESTS) --junit-xml $(CUDA_RESULTS)
 	@$(PYTHON) -c "import xml.etree.ElementTree as T; s = T.parse('$(CUDA_RESULTS)').getroot().find('testsuite'); \
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'cuda tests ran'); raise SystemExit(n == 0)"
 

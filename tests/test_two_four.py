@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,9 @@ def test_packing_follows_the_values_and_leaves_the_switch_alone(
             layer.values.mul_(2)
         assert torch.equal(layer.packed(), 2 * first)
         assert packs == [kernel == "cutlass"] * 2
+        copied = copy.deepcopy(layer)
+        assert copied._packed is None
+        assert torch.equal(copied.to_dense(), layer.to_dense())
         assert SparseSemiStructuredTensor._FORCE_CUTLASS is False
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,10 @@ class _Map(Linear):
 
     def forget(self) -> None:
         self._packed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is packed, which not every PyTorch can copy."""
+        return {**self.__dict__, "_packed": None}
 
 
 @dataclass(frozen=True, kw_only=True)
