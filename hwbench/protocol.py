@@ -125,6 +125,7 @@ class ChunkReply(Record, tag="chunked", tag_field="say"):
     wall_seconds: float = 0.0
     sampled_seconds: float = 0.0  # inside timed samples
     warm_seconds: float = 0.0  # in calls that are not timed
+    lost: bool = False  # the device no longer answers the worker, which should be replaced
 
 
 class ForgetRequest(Record, tag="forget", tag_field="say"):

@@ -210,4 +210,6 @@ class Replicate:
         self.seconds["sampled"] += reply.sampled_seconds
         self.seconds["warm"] += reply.warm_seconds
         self.seconds["chunk"] += reply.wall_seconds
+        if reply.lost:
+            self.close()
         return reply.timed

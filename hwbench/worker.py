@@ -116,9 +116,11 @@ class Worker:
             self._check_room(planned)
             subject = self._prepared(planned, request.seed)
             result = self._read(subject, result, request.on_request)
-        except Exception as error:  # noqa: BLE001 (the boundary: it becomes a result with its reason)
+        except Exception as error:
             changed = restored(before)
             self.live.pop(case.id, None)
+            if self._lost():
+                raise
             if _is_out_of_memory(error):
                 return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
             traceback.print_exc()
@@ -167,6 +169,7 @@ class Worker:
             wall_seconds=time.monotonic() - begun,
             sampled_seconds=sum(sum(map(sum, m.blocks)) * m.calls for m in everyone),
             warm_seconds=sum(m.warm_seconds for m in everyone),
+            lost=self._lost(),
         )
 
     def calls(self, planned: Planned, seed: int) -> tuple[Callable[[], Any] | None, Step]:
@@ -216,6 +219,15 @@ class Worker:
 
     def _free(self) -> int:
         return self.device.free_bytes()
+
+    def _lost(self) -> bool:
+        """Whether the device answers no more: some errors of CUDA last as long as the process."""
+        try:
+            self.device.synchronize()
+        except Exception:  # noqa: BLE001 (whatever it says, it is of no more use)
+            traceback.print_exc()
+            return True
+        return False
 
     def _check_room(self, planned: Planned) -> None:
         """Refuse, before the system kills us, what cannot fit with its float64 reference."""

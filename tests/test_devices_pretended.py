@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from hwbench import worker
+from hwbench import protocol, worker
 from hwbench.devices.cuda import Cuda
+from hwbench.devices.fake import Fake
+from hwbench.records import Case, Plan, Result, Status
+from hwbench.replicate import Replicate
+from hwbench.transports._base import Worker
 
 
 @pytest.fixture
@@ -58,3 +64,59 @@ def test_whatever_a_call_raises_is_why_it_cannot_be_captured(
 def test_libraries_that_find_no_memory_ran_out_of_memory(words: str) -> None:
     assert worker._is_out_of_memory(RuntimeError(words))
     assert not worker._is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
+
+
+class _Direct(Worker):
+    """A worker in this process."""
+
+    def __init__(self, device: Fake) -> None:
+        self.device, self.closed = device, False
+
+    def exchange(self, line: bytes, timeout_seconds: float) -> bytes:
+        replies = io.BytesIO()
+        worker.serve(self.device, [line], replies)
+        return replies.getvalue()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("when", ["never", "in the rounds", "alone"])
+def test_a_worker_whose_device_is_lost_is_replaced(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Fake()
+    started: list[_Direct] = []
+
+    def start() -> Worker:
+        started.append(_Direct(device))
+        return started[-1]
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def measure(*arguments: Any) -> Any:
+        found = measured(*arguments)
+        if when == "in the rounds":
+            monkeypatch.setattr(device, "synchronize", lost)
+        return found
+
+    measured = worker.latency.measure
+    monkeypatch.setattr(worker.latency, "measure", measure)
+    if when == "alone":
+        monkeypatch.setattr(device, "synchronize", lost)
+    case = Case(
+        workload="linear", format="dense", out_features=8, in_features=8, dtype="float32",
+        device="fake", tokens=2, direction="forward",
+    )  # fmt: skip
+    members = worker.Worker(device).plan(protocol.PlanRequest(cases=[case])).planned
+    kept: list[Result] = []
+    plan = Plan(budget_seconds=0.01, replicates=1)
+    Replicate(number=0, seed=0, plan=plan, start=start, keep=kept.append).time_group(
+        members, {case.id}
+    )
+    assert [each.closed for each in started] == [when != "never"]
+    (result,) = kept
+    assert result.status is (Status.CRASHED if when == "alone" else Status.OK)
+    assert bool(result.values("time_seconds")) is (when != "alone")
+    assert ("illegal memory access" in (result.reason or "")) is (when == "alone")

@@ -265,6 +265,21 @@ def test_slow_calls_are_launched_only_a_few_times_to_time_the_host():
     assert len(launched) == 3
 
 
+def test_a_graph_that_fails_leaves_the_times_that_were_taken():
+    device = _Queue()
+
+    def replay() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    device.capture = lambda call: replay  # type: ignore[method-assign]
+    short = latency.Member(id="short", subject=subject(10**6))
+    found = latency.measure([short], None, device, PLAN, random.Random(0))["short"]
+    assert found[0].quantity == "time_seconds"
+    assert found[0].values
+    wanted = "Its graph failed: CUDA error: an illegal memory access was encountered."
+    assert (found[1].quantity, found[1].note) == ("graph_seconds", wanted)
+
+
 def test_a_graph_that_cannot_be_captured_leaves_its_reason():
     _, result, _, _ = launched("It cannot be captured as a graph: it waits.")
     graph = next(m for m in result["short"] if m.quantity == "graph_seconds")

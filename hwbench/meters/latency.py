@@ -236,16 +236,29 @@ def relative_times(member: Member, anchor: Member) -> list[float]:
 
 
 def graph_seconds(member: Member, device: Device) -> Measurement:
-    """Seconds per call when the step is replayed as a graph; a note, no value, where it cannot."""
-    state = member.subject.states(1)[0]
-    replay = device.capture(_bound(member.subject, state))
-    if isinstance(replay, str):
-        return Measurement(quantity="graph_seconds", unit="s", values=[], note=replay)
-    replaying = Subject(step=lambda _: replay())
-    values = [sample(device, replaying, member.calls) for _ in range(max(3, member.samples))]
+    """Seconds per call when the step is replayed as a graph; a note, no value, where it cannot.
+
+    Whatever goes wrong here, the times that were taken before it stand.
+    """
+    try:
+        values = _replayed(member, device)
+    except Exception as error:  # noqa: BLE001 (the boundary: it becomes the note)
+        values = f"Its graph failed: {str(error).strip().split(chr(10))[0].rstrip('.')}."
+    if isinstance(values, str):
+        return Measurement(quantity="graph_seconds", unit="s", values=[], note=values)
     return Measurement(
         quantity="graph_seconds", unit="s", values=values, contract="graph", calls=member.calls
     )
+
+
+def _replayed(member: Member, device: Device) -> list[float] | str:
+    """Seconds of each sample of the graph, or the reason why there is none."""
+    state = member.subject.states(1)[0]
+    replay = device.capture(_bound(member.subject, state))
+    if isinstance(replay, str):
+        return replay
+    replaying = Subject(step=lambda _: replay())
+    return [sample(device, replaying, member.calls) for _ in range(max(3, member.samples))]
 
 
 def _bound(subject: Subject, state: object) -> Callable[[], None]:
