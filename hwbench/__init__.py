@@ -11,19 +11,44 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hwbench.formats._base import Format, Linear
+    from hwbench.devices._base import Device
+    from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
     from hwbench.frames import load_run, summary
+    from hwbench.meters._base import Meter
     from hwbench.runner import run
+    from hwbench.workloads._base import Subject, Workload
 
 _HOMES = {
+    "Device": "hwbench.devices._base",
     "Format": "hwbench.formats._base",
     "Linear": "hwbench.formats._base",
+    "Meter": "hwbench.meters._base",
+    "Subject": "hwbench.workloads._base",
+    "Workload": "hwbench.workloads._base",
+    "budget": "hwbench.formats._base",
+    "round_down": "hwbench.formats._base",
+    "unreachable": "hwbench.formats._base",
     "load_run": "hwbench.frames",
     "summary": "hwbench.frames",
     "run": "hwbench.runner",
 }
 
-__all__ = ["Format", "Linear", "__version__", "get_format", "load_run", "run", "summary"]
+__all__ = [
+    "Device",
+    "Format",
+    "Linear",
+    "Meter",
+    "Subject",
+    "Workload",
+    "__version__",
+    "budget",
+    "get_format",
+    "load_run",
+    "round_down",
+    "run",
+    "summary",
+    "unreachable",
+]
 
 
 def get_format(name: str) -> type[Format]:

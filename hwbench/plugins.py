@@ -19,6 +19,7 @@ from hwbench.errors import UnknownNameError, UsageError
 
 T = TypeVar("T")
 
+_ABSTRACT = "__isabstractmethod__"
 KINDS = ("formats", "workloads", "devices", "meters")
 
 
@@ -82,21 +83,31 @@ def load(kind: str, name: str, base: type[T]) -> type[T]:
             raise
         raise UsageError(f"The {kind[:-1]} {name!r} ({point.value}) fails: {error}.") from error
     if inspect.isclass(target):
-        found = [target] if issubclass(target, base) else []
+        members = [target]
     else:
-        found = [
+        members = [
             member
             for member in vars(target).values()
             if inspect.isclass(member)
-            and issubclass(member, base)
             and member.__module__ == target.__name__
             and not member.__name__.startswith("_")
-            and not inspect.isabstract(member)
         ]
+    own = [member for member in members if issubclass(member, base)]
+    found = [member for member in own if not inspect.isabstract(member)]
     if len(found) != 1:
         where = point.value if point else f"hwbench/{kind}/{name}.py"
+        lacking = "".join(
+            f"; {each.__name__} lacks {', '.join(_abstract(each))}"
+            for each in own
+            if inspect.isabstract(each)
+        )
         raise UsageError(
             f"{where} must define exactly one public subclass of {base.__name__}; "
-            f"it defines {len(found)}."
+            f"it defines {len(found)}{lacking}."
         )
     return found[0]
+
+
+def _abstract(member: type) -> list[str]:
+    """The methods that a class has still to give."""
+    return [name for name in dir(member) if getattr(getattr(member, name), _ABSTRACT, False)]

@@ -143,8 +143,19 @@ def test_misspelt_knob_is_named(f: Format) -> None:
 
 
 @each("f", ONE)
+def test_what_a_density_decides_is_not_given_beside_it(f: Format) -> None:
+    for knob, value in f.knobs().items():
+        if knob not in f.knob_defaults():
+            with pytest.raises(
+                KnobError, match=f"either a density or .*{knob}.*, not both"
+            ) as refusal:
+                type(f).from_knobs(f.out_features, f.in_features, density=0.5, **{knob: value})
+            assert_sentence(refusal.value)
+
+
+@each("f", ONE)
 def test_multiple_means_nothing_without_a_density(f: Format) -> None:
-    with pytest.raises(UnknownNameError, match=r"'multiple'; known: .*density.*\."):
+    with pytest.raises(UnknownNameError, match=r"'multiple'; (known: .*density.*\.|did you mean)"):
         type(f).from_knobs(f.out_features, f.in_features, **f.knobs(), multiple=8)
 
 

@@ -211,3 +211,10 @@ def test_a_member_is_one_public_class(install: Install, entry: str, text: str, c
     expected = f"{entry} must define exactly one public subclass of Format; it defines {count}"
     with pytest.raises(UsageError, match=expected):
         plugins.load("formats", "odd", Format)
+
+
+@pytest.mark.parametrize("entry", ["extra_module", "extra_module:Halved"])
+def test_what_an_unfinished_member_lacks_is_named(install: Install, entry: str) -> None:
+    install(f"odd = {entry}", extra_module=HALVED.replace("    def project", "    def projekt"))
+    with pytest.raises(UsageError, match=r"it defines 0; Halved lacks project\."):
+        plugins.load("formats", "odd", Format)

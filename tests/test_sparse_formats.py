@@ -235,12 +235,12 @@ def test_budgets() -> None:
         ("bsr", (64, 64), {"density": 0.1}, "one block of 32x32 has density 0.25"),
         ("n_m", (4, 10), {"n": 1}, "8 or 12 would fit"),
         ("n_m", (4, 12), {"density": 0.2}, "1 of 4 has density 0.25"),
-        ("n_m", (4, 12), {"density": 0.5, "n": 1}, "follows from the density"),
+        ("n_m", (4, 12), {"density": 0.5, "n": 1}, "either a density or n, not both"),
         ("semi_structured", (4, 3), {}, "4 would fit"),
         ("semi_structured", (4, 8), {"density": 0.4}, "density 0.5"),
         ("two_four_training", (6, 8), {}, "multiples of 4"),
         ("low_rank_sparse", (8, 8), {"density": 0.2}, "rank 1 and 1 entries have density 0.2656"),
-        ("low_rank_sparse", (8, 8), {"density": 0.5, "rank": 1}, "give both"),
+        ("low_rank_sparse", (8, 8), {"density": 0.5, "rank": 1}, "or rank and nonzeros, not both"),
     ],
 )
 def test_refusals_say_what_would_fit(

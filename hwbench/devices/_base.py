@@ -62,6 +62,14 @@ class Device(ABC):
     def info(self) -> dict[str, Any]:
         """Facts that must agree for two runs to be compared: name, memory, caches, limits."""
 
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Bytes that could still be allocated."""
+
+    @abstractmethod
+    def peak_bytes(self, call: Callable[[], object]) -> int:
+        """The most bytes that tensors took during one call above what they took before it."""
+
     def run(self, step: Step, states: Sequence[Any]) -> None:
         """Call ``step`` once for each state: the timed part of every sample."""
         for state in states:
@@ -95,14 +103,6 @@ class Device(ABC):
     def settings(self) -> dict[str, Any]:
         """Switches of torch that change times or results, as they stand."""
         return {"threads": torch.get_num_threads()}
-
-    def free_bytes(self) -> int:
-        """Bytes that could still be allocated."""
-        raise NotImplementedError
-
-    def peak_bytes(self, call: Callable[[], object]) -> int:
-        """The most bytes that tensors took during one call above what they took before it."""
-        raise NotImplementedError
 
     def capture(self, call: Callable[[], object]) -> Callable[[], None] | str:
         """A function that replays ``call`` as a graph, or the reason why that is not possible."""

@@ -237,17 +237,15 @@ class Format(ABC):
                 raise UnknownNameError(
                     f"knob of {cls.name()}", key, [*cls.knob_names(), *budget_knobs]
                 )
+        decided = [key for key in cls.knob_names() if key not in cls.knob_defaults()]
         if density is None:
-            missing = [
-                field.name
-                for field in dataclasses.fields(cls)
-                if field.default is dataclasses.MISSING
-                and field.default_factory is dataclasses.MISSING
-                and field.name not in (*knobs, "out_features", "in_features")
-            ]
-            if missing:
+            if missing := [key for key in decided if key not in knobs]:
                 raise KnobError(f"{cls.name()} needs {' and '.join(missing)}, or a density.")
             return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
+        if any(key in knobs for key in decided):
+            raise KnobError(
+                f"Give {cls.name()} either a density or {' and '.join(decided)}, not both."
+            )
         if isinstance(density, bool) or not isinstance(density, (int, float)):
             raise KnobError(f"density must be a number, not {density!r}.")
         if not 0 < density <= 1:

@@ -110,16 +110,6 @@ def check_choice(described: Format, knob: str, choices: tuple[str, ...]) -> None
         )
 
 
-def check_free(name: str, knobs: dict[str, Knob], knob: str) -> None:
-    """Demand that a knob which the budget decides is not given beside it.
-
-    Raises:
-        KnobError: it is.
-    """
-    if knob in knobs:
-        raise KnobError(f"Give {name} either a density or {knob}, not both.")
-
-
 def chain_flops(tokens: int, chain: tuple[int, ...], direction: str) -> int:
     """FLOPs of one call of a chain of factors with so many multiply-adds a token each."""
     each = 2 * tokens * sum(chain)

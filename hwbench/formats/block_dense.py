@@ -64,7 +64,6 @@ class BlockDense(Format):
 
     @classmethod
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        _blocks.check_free(cls.name(), knobs, "rank")
         multiple = knobs.pop("multiple", 1)
         smallest = cls(out_features=out_features, in_features=in_features, rank=1, **knobs)  # type: ignore[arg-type]
         affordable = budget(out_features, in_features, density) // smallest.parameters()

@@ -58,7 +58,6 @@ class BlockDiagonal(Format):
 
     @classmethod
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        _blocks.check_free(cls.name(), knobs, "blocks")
         if "multiple" in knobs:
             raise KnobError("block_diagonal has no rank that 'multiple' could round.")
         allowed = budget(out_features, in_features, density)

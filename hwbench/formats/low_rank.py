@@ -51,7 +51,6 @@ class LowRank(Format):
 
     @classmethod
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        _blocks.check_free(cls.name(), knobs, "rank")
         multiple = knobs.pop("multiple", 1)
         side = out_features + in_features
         rank = min(budget(out_features, in_features, density) // side, out_features, in_features)

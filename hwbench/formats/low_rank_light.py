@@ -132,7 +132,6 @@ class LowRankLight(Format):
 
     @classmethod
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        _blocks.check_free(cls.name(), knobs, "rank")
         multiple = knobs.pop("multiple", 1)
         side, allowed = out_features + in_features, budget(out_features, in_features, density)
         root = max(0, side * side - 4 * allowed)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwbench.errors import KnobError
 from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
     INDEX_BYTES,
@@ -72,10 +71,6 @@ class LowRankSparse(Format):
     @classmethod
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
         multiple = knobs.pop("multiple", 1)
-        if "rank" in knobs or "nonzeros" in knobs:
-            raise KnobError(
-                "rank and nonzeros of low_rank_sparse follow from the density; give both, or it."
-            )
         allowed, side = budget(out_features, in_features, density), out_features + in_features
         entries = max(1, budget(out_features, in_features, cls.SHARE))
         rank = min((allowed - entries) // side, out_features, in_features)

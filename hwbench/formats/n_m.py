@@ -93,8 +93,6 @@ class NM(Format):
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
         if "multiple" in knobs:
             raise KnobError("n_m has no rank that 'multiple' could round.")
-        if "n" in knobs:
-            raise KnobError("n of n_m follows from the density; give m, or n without a density.")
         whole = cls(out_features=out_features, in_features=in_features, n=1, **knobs)  # type: ignore[arg-type]
         n = math.floor(density * whole.m + 1e-9)
         if n < 1:
