@@ -74,7 +74,9 @@ def _two_four(device: Device) -> dict[str, str]:
     for kernel in format_class.KERNELS:
         try:
             example = format_class.from_knobs(256, 256, kernel=kernel)
-            found[kernel] = example.unsupported(device.kind, torch.bfloat16, FORWARD) or ""
+            found[kernel] = (
+                example.unsupported(device.torch_device.type, torch.bfloat16, FORWARD) or ""
+            )
         except HwbenchError as error:
             found[kernel] = str(error)
     return found

@@ -60,12 +60,11 @@ class Subject:
 class Workload(ABC):
     """What is done with a layer in a format.
 
-    ``TIMED`` workloads are timed in rounds anchored on dense and repeated in every replicate.
-    Workloads with a ``SCORE`` are run once a seed. ``OPTIONS`` are the keys that a suite may give
+    Workloads with a ``SCORE`` are run once a seed; the others are timed, in rounds anchored on
+    dense where they have tokens, and repeated in every replicate. ``OPTIONS`` are the keys that a suite may give
     beside the axes, with their defaults; ``AXES`` the axes that mean something.
     """
 
-    TIMED: ClassVar[bool] = True
     SCORE: ClassVar[Quantity | None] = None
     OPTIONS: ClassVar[Mapping[str, Knob]] = {}
     AXES: ClassVar[tuple[str, ...]] = ("tokens", "direction", "regime", "mode")

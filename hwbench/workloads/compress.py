@@ -51,7 +51,6 @@ class Compress(Workload):
     the case stands for the model's layers; the knobs are resolved for each of them.
     """
 
-    TIMED = False
     SCORE = Quantity(name="embedding_cosine", unit="", better="higher")
     OPTIONS = {"weighting": "none", "heal": 0, "model": "", "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()

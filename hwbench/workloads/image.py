@@ -18,7 +18,6 @@ class Image(Workload):
     Options: ``picture`` (china or flower, of scikit-learn). The shape is cut from its middle.
     """
 
-    TIMED = False
     SCORE = Quantity(name="psnr_db", unit="dB", better="higher")
     OPTIONS = {"picture": "china"}  # noqa: RUF012 (declared in the base)
     AXES = ()

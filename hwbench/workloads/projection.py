@@ -23,7 +23,6 @@ class Projection(Workload):
     has the shape) and ``seeds``, the number of matrices drawn.
     """
 
-    TIMED = False
     SCORE = Quantity(name="projection_error", unit="")
     OPTIONS = {"matrix": "power_law", "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()

@@ -40,7 +40,6 @@ class Training(Workload):
     further options gpt2 of width 768 is GPT-2 small.
     """
 
-    TIMED = False
     SCORE = ACCURACY
     OPTIONS = {  # noqa: RUF012 (declared in the base)
         "task": "digits", "data": "", "steps": 1000, "batch": 64, "rate": 2e-3, "seeds": 3,
