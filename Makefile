@@ -27,8 +27,9 @@ bench: $(VENV)/.runtime ## measure this machine (suite linear) and write report.
 test: $(VENV)/.dev ## run the tests that need no GPU and no browser
 	$(BIN)/python -m pytest --timeout 600 -n auto --dist worksteal
 
-docs: $(VENV)/.dev ## write docs/formats.md and its pictures from the formats
+docs: $(VENV)/.dev ## write docs/formats.md, its pictures and the tables of other pages from the code
 	$(BIN)/python docs/make_formats.py
+	$(BIN)/python docs/make_pages.py
 
 test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser --junit-xml $(BROWSER_RESULTS)

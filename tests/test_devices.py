@@ -6,50 +6,19 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 import torch
 
-from hwbench import environment, plugins
+from hwbench import environment
 from hwbench.devices import fake
-from hwbench.devices._base import Device
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import Fake
 from hwbench.errors import UsageError
 from hwbench.records import Cost
 from hwbench.runner import resolve_device
-
-# --- every device ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["cpu", "cuda", "fake"])
-def test_a_file_is_a_device_with_a_kind_and_a_contract(name: str) -> None:
-    device = plugins.load("devices", name, Device)
-    assert device.kind == name
-    assert device.contract == {"cpu": "wall", "cuda": "event", "fake": "wall"}[name]
-    assert device.missing().endswith(".")
-
-
-@pytest.mark.parametrize("make", [Cpu, Fake])
-def test_what_is_told_of_a_device_can_be_stored(make: Callable[[], Device]) -> None:
-    device = make()
-    told = [device.info(), device.state(), device.settings(), device.probe()]
-    assert json.loads(msgspec.json.encode(told)) == told
-    assert device.info()["name"]
-    assert device.count() == 1
-    assert isinstance(device.capture(lambda: None), str)
-    assert isinstance(device.energy_joules(), str)
-
-
-@pytest.mark.parametrize("make", [Cpu, Fake])
-def test_run_calls_the_step_with_a_state(make: Callable[[], Device]) -> None:
-    seen: list[int] = []
-    make().run(seen.append, [3])
-    assert seen == [3]
-
 
 # --- the processor -----------------------------------------------------------------------------
 

@@ -47,6 +47,6 @@ class Score(Meter):
 
 
 def _beside(name: str, value: float, device: Device) -> Measurement:
-    unit = next(each.unit for each in Score.QUANTITIES if each.name == name)
+    unit = next((each.unit for each in Score.QUANTITIES if each.name == name), "")
     contract = device.contract if unit == "s" else None
     return Measurement(quantity=name, unit=unit, values=[value], contract=contract)

@@ -61,8 +61,8 @@ class Workload(ABC):
     """What is done with a layer in a format.
 
     Workloads with a ``SCORE`` are run once a seed; the others are timed, in rounds anchored on
-    dense where they have tokens, and repeated in every replicate. ``OPTIONS`` are the keys that a suite may give
-    beside the axes, with their defaults; ``AXES`` the axes that mean something.
+    dense where they have tokens, and repeated in every replicate. ``OPTIONS`` are the keys that a
+    suite may give beside the axes, with their defaults; ``AXES`` the axes that mean something.
     """
 
     SCORE: ClassVar[Quantity | None] = None

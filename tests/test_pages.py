@@ -1,0 +1,244 @@
+"""The pages for those who add something: every block of them runs, and every table holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from _faulty import ROOT
+
+import hwbench
+from hwbench import planning, suite
+from hwbench.devices.cpu import Cpu
+from hwbench.devices.fake import Effects
+from hwbench.errors import HwbenchError, SuiteError
+from hwbench.runner import with_anchors
+from hwbench.store import read_run
+
+sys.path.insert(0, str(ROOT / "docs"))
+import make_pages
+
+DOCS = ROOT / "docs"
+TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
+PAGES = ("add-a-format", "add-a-device", "suites", "schema")
+STALE = "run `make docs`"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXTS[page], re.MULTILINE | re.DOTALL)
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading."""
+    under = TEXTS[page].partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line.strip("| ") for line in under.splitlines() if line.startswith("| ")]
+    return [re.split(r" \| ", line) for line in lines[1:]]
+
+
+TIED, ENTRY, WORDS = (*blocks("add-a-format", "python"), *blocks("add-a-format", "toml"))
+CPU_TIME, ZEROS, READING, SPECTRAL, RESIDUAL = blocks("add-a-device", "python")
+(MINE,) = blocks("add-a-device", "toml")
+(SUITE,) = blocks("suites", "toml")
+(LOADING,) = blocks("schema", "python")
+
+# --- what is shown runs ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The package of the pages as pip would leave it; an environment that finds it and hwbench."""
+    home = tmp_path_factory.mktemp("site")
+    files = {"tied_inputs": TIED, "cpu_time": CPU_TIME, "zeros": ZEROS}
+    files |= {"spectral_error": SPECTRAL, "residual": RESIDUAL}
+    for name, text in files.items():
+        (home / f"{name}.py").write_text(text, encoding="utf-8")
+    project = tomllib.loads(ENTRY)["project"]
+    groups = dict(project["entry-points"]) | {
+        "hwbench.devices": {"cpu_time": "cpu_time"},
+        "hwbench.meters": {"zeros": "zeros"},
+        "hwbench.workloads": {"spectral_error": "spectral_error", "residual": "residual"},
+    }
+    lines = [
+        line
+        for group, points in groups.items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in points.items()))
+    ]
+    info = home / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+    named = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(named, encoding="utf-8")
+    return {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+def done(environment: dict[str, str], *words: str, cwd: Path = ROOT) -> str:
+    command = [sys.executable, "-m", *words]
+    ran = subprocess.run(
+        command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.returncode == 0, f"{ran.stdout[-3000:]}{ran.stderr[-3000:]}"
+    return ran.stdout
+
+
+@pytest.mark.slow
+def test_format_and_device_keep_every_promise(elsewhere: dict[str, str]) -> None:
+    told = done(
+        elsewhere, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_formats.py",
+        "tests/test_every_device.py", "-k", "tied_inputs or cpu_time",
+    )  # fmt: skip
+    passed = re.search(r"(\d+) passed", told)
+    assert passed
+    assert int(passed[1]) > 300, told
+    assert not re.search(r"\d+ (failed|skipped|xfailed)", told), told
+
+
+@pytest.mark.slow
+def test_a_run_uses_all_of_them(elsewhere: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(MINE, encoding="utf-8")
+    told = done(
+        elsewhere, "hwbench", "run", "--suite", "mine.toml", "--device", "cpu_time",
+        "--format", "tied_inputs,low_rank", "--density", "0.5,0.25", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    run = read_run(path)
+    assert run.complete
+    assert {result.status for result in run.results} == {"ok"}, [r.reason for r in run.results]
+    assert {p.case.workload for p in run.planned.values()} == {"residual", "spectral_error"}
+    assert {p.case.format for p in run.planned.values()} == {"dense", "low_rank", "tied_inputs"}
+    assert set(hwbench.load_run(path)["contract"].dropna()) == {"cpu_time"}
+    assert run.header.environment.fingerprint["device"]["name"]
+    assert _read_as_shown(path) == {"residual": [[0.0]] * 5, "spectral_error": [[]] * 4}
+    columns = set(hwbench.summary(path).columns) - {"label"}
+    assert columns <= set(json.loads(told)[0])
+
+
+def _read_as_shown(path: Path) -> dict[str, list[list[float]]]:
+    """What the blocks that read a run print and load, by workload."""
+    found: dict[str, list[list[float]]] = {}
+    told: dict[str, Any] = {"path": path}
+    told["print"] = lambda case, values: found.setdefault(re.match(r"\w+", case)[0], []).append(
+        values
+    )
+    exec(READING, told)
+    exec(LOADING, told)
+    assert len(told["rows"]) == len(told["run"].results)
+    assert len(told["best"]) == len(told["run"].planned)
+    return found
+
+
+def test_words_for_formats_toml_hold(elsewhere: dict[str, str]) -> None:
+    scope: dict[str, Any] = {"__name__": "tied_inputs"}
+    sys.modules["tied_inputs"] = type(sys)("tied_inputs")
+    try:
+        exec(compile(TIED, "tied_inputs.py", "exec"), scope)
+    finally:
+        del sys.modules["tied_inputs"]
+    f = scope["TiedInputs"].from_knobs(96, 64, density=0.5)
+    words = tomllib.loads(WORDS)["tied_inputs"]
+    for key, value in {"parameters": f.parameters(), "between": f.intermediate_width()}.items():
+        formula = re.sub(r"\bin\b", "in_", words[key]).replace("·", "*")
+        assert eval(formula, {"out": 96, "in_": 64, "tie": f.tie}) == value
+    assert set(words) == {"order", "maths", "parameters", "between", "wins"}
+
+
+def test_the_script_of_the_simulated_device_is_one() -> None:
+    (script,) = re.findall(r"^HWBENCH_FAKE='(.*)' hwbench", TEXTS["add-a-device"], re.MULTILINE)
+    assert msgspec.json.decode(script, type=Effects).slow == {"low_rank": 1.075}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_suite_is_planned(device: str) -> None:
+    built = suite.build(tomllib.loads(SUITE), device)
+    timed = [case for case in built.cases if case.workload == "linear"]
+    assert len(timed) == (2 * 2 * 2 * 7 - 4 if device == "cpu" else 2 * 2 * 3 * 2 * 7 - 8)
+    assert len(built.cases) - len(timed) == 8
+    assert "52 cases on a CPU. The second is 2 matrices × 4 settings: 8." in TEXTS["suites"]
+    assert with_anchors(built.cases) == built.cases
+    made: planning.Made = {}
+    planned = [planning.planned(case, Cpu(), made) for case in built.cases]
+    assert [each.unsupported for each in planned] == [None] * len(planned)
+    rounded = [p for p in planned if p.case.knobs.get("multiple")]
+    assert rounded
+    assert all(p.resolved["rank"] % 8 == 0 for p in rounded)
+
+
+def test_quick_and_filter_of_the_suite_do_what_is_said() -> None:
+    document = tomllib.loads(SUITE)
+    quick = suite.build(suite.quickened(document), "cpu").cases
+    assert len([case for case in quick if case.workload == "projection"]) == 4
+    (expression,) = re.findall(r"--suite mine.toml --filter (\S+)", TEXTS["suites"])
+    kept = suite.select(suite.build(document, "cpu").cases, expression)
+    assert {(case.tokens, case.direction) for case in kept} == {(64, "step")}
+
+
+# --- what is said holds ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", make_pages.PAGES, ids=lambda page: page.stem)
+def test_tables_are_those_of_the_code(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- begin" in text
+    assert make_pages.filled(text) == text, f"{page.name} is stale: {STALE}"
+
+
+def test_every_table_stands_on_a_page() -> None:
+    shown = re.findall(r"^<!-- begin (\w+): ", "\n".join(TEXTS.values()), re.MULTILINE)
+    assert sorted(shown) == sorted(make_pages.tables())
+
+
+def test_every_test_of_formats_is_explained() -> None:
+    code = (ROOT / "tests/test_formats.py").read_text(encoding="utf-8")
+    tests = set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
+    assert tests == set(re.findall(r"`(test_\w+)`", TEXTS["add-a-format"]))
+
+
+def test_every_flag_is_explained() -> None:
+    code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "hwbench").rglob("*.py"))
+    assert set(re.findall(r'flags\.add\("(\w+)"\)', code)) == set(make_pages.WORDS["flags"])
+
+
+def test_figures_are_headings_of_the_report() -> None:
+    template = (ROOT / "hwbench/report/templates/page.html.j2").read_text(encoding="utf-8")
+    headings = set(re.findall(r"<h[23][^>]*>([^<{]+)</h[23]>", template))
+    for _, figures in make_pages.WORDS["suites"].values():
+        assert set(figures.split("; ")) <= headings
+
+
+def test_members_of_a_device_are_those_of_the_base() -> None:
+    names = {n for row in rows("add-a-device", "A device") for n in re.findall(r"`(\w+)", row[0])}
+    public = {name for name in vars(hwbench.Device) if not name.startswith("_")}
+    instance = {"torch_device", "resolution_seconds", "index", "kind", "contract"}
+    assert names | {"kind", "index"} == public | instance
+
+
+BASE = {"schema": 1, "name": "base", "source": "m.toml"}
+BLOCK = {"workload": "linear", "shape": [64, 64], "tokens": 8, "format": [{"name": "dense"}]}
+MISTAKES = [(row[0].strip("`"), row[1]) for row in rows("suites", "Mistakes that it names")]
+
+
+@pytest.mark.parametrize(("written", "told"), MISTAKES, ids=[written for written, _ in MISTAKES])
+def test_mistake_is_told_as_the_page_says(written: str, told: str) -> None:
+    changes = tomllib.loads(written)
+    plan = changes.pop("plan", {})
+    document = {**BASE, "plan": plan, "cases": [{**BLOCK, **changes}]}
+    with pytest.raises(HwbenchError) as caught:
+        [planning.planned(case, Cpu(), {}) for case in suite.build(document, "cpu").cases]
+    assert told in str(caught.value)
+    if isinstance(caught.value, SuiteError) and "option" not in told:
+        assert str(caught.value).startswith("m.toml: ")
+
+
+def test_a_word_without_a_column_or_a_field_is_noticed() -> None:
+    """pages.toml holds no words of what is gone."""
+    text = "\n".join(TEXTS[page] for page in PAGES)
+    for kind in ("quantities", "columns", "effects", "statuses", "flags", "check", "changes"):
+        for name in make_pages.WORDS[kind]:
+            assert f"| `{name}` |" in text, f"[{kind}] {name} is shown nowhere"
