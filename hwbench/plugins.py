@@ -8,9 +8,10 @@ entry-point groups ``hwbench.formats``, ``hwbench.workloads``, ``hwbench.devices
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import inspect
 from functools import cache
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
@@ -54,15 +55,24 @@ def summary(kind: str, name: str) -> str:
     path = _folder(kind) / f"{check(kind, name)}.py"
     if not path.exists():
         point = _external(kind)[name]
-        source = f"from the package {point.dist.name}" if point.dist else "from another package"
-        located = (
-            point.dist.locate_file(point.module.replace(".", "/") + ".py") if point.dist else None
-        )
-        if located is None or not Path(str(located)).exists():
-            return source
-        path = Path(str(located))
+        located = _located(point.module)
+        if located is None:
+            return f"from the package {point.dist.name}" if point.dist else "from another package"
+        path = located
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return doc.split("\n\n")[0].replace("\n", " ").strip()
+
+
+def _located(module: str) -> Path | None:
+    """The source file of a module, found without importing it or what it lies in."""
+    first, *others = module.split(".")
+    spec = importlib.util.find_spec(first)
+    for number in range(len(others)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        whole = ".".join([first, *others[: number + 1]])
+        spec = PathFinder.find_spec(whole, list(spec.submodule_search_locations))
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def load(kind: str, name: str, base: type[T]) -> type[T]:

@@ -11,6 +11,7 @@ import itertools
 import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ def read(name_or_path: str) -> dict[str, Any]:
         raise SuiteError(f"{path} is not a suite: it is nested too deeply.") from None
     except ValueError as error:  # also of TOML, of UTF-8, and of a number with thousands of digits
         raise SuiteError(f"{path} is not valid TOML: {shortened(str(error))}.") from error
-    document["source"] = str(path)
-    return document
+    return {**document, "source": str(path), "merge": False}
 
 
 def build(document: Mapping[str, Any], device: str) -> Suite:
@@ -80,7 +80,7 @@ def build(document: Mapping[str, Any], device: str) -> Suite:
         SuiteError: a key, a value or a combination is wrong; the message names file and key.
     """
     document = dict(document)
-    where = str(document.pop("source", "the suite"))
+    where, merge = str(document.pop("source", "the suite")), document.pop("merge", False)
     try:
         _known(document, _TOP, "key")
         if document.get("schema") != SCHEMA:
@@ -99,20 +99,13 @@ def build(document: Mapping[str, Any], device: str) -> Suite:
                 raise SuiteError(f"it asks for more than {_MOST_CASES} cases.")
     except HwbenchError as error:
         raise SuiteError(f"{where}: {error}") from error
-    twice = [i for i, n in _counts(case.id for case in cases).items() if n > 1]
-    if twice:
+    twice = [i for i, n in Counter(case.id for case in cases).items() if n > 1]
+    if twice and not merge:
         raise SuiteError(f"{where}: the case {twice[0]} is asked for twice.")
     if not cases:
         raise SuiteError(f"{where}: no case is left after the exclusions.")
-    about = str(document.get("about", ""))
-    return Suite(name=name, about=about, plan=plan, cases=cases, source=where)
-
-
-def _counts(ids: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for each in ids:
-        found[each] = found.get(each, 0) + 1
-    return found
+    about, once = str(document.get("about", "")), {case.id: case for case in cases}
+    return Suite(name=name, about=about, plan=plan, cases=list(once.values()), source=where)
 
 
 def _known(table: object, known: Iterable[str], kind: str) -> None:
@@ -159,10 +152,9 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     formats = _formats(changes.get("format", block.get("format")))
     timed = any(key in axes for key in ("tokens", "direction"))
     exclude = _listed(block.get("exclude", []))
-    anywhere = [table["format"] for table in (block, *here.values()) if "format" in table]
-    names_of_knobs = [key for some in anywhere for _, knobs in _formats(some) for key in knobs]
+    known = _knobs(table["format"] for table in (block, *here.values()) if "format" in table)
     for rule in exclude:
-        _known(rule, ["format", *_AXES, *options, *names_of_knobs], "key of exclude")
+        _known(rule, ["format", *_AXES, *options, *known], "key of exclude")
     for key in ("regime", "mode"):
         axes.setdefault(key, getattr(plan, key))
     option_sets = _product(options)
@@ -252,6 +244,11 @@ def _formats(entries: Any) -> list[tuple[str, dict[str, Knob]]]:
     return found
 
 
+def _knobs(entries: Iterable[Any]) -> set[str]:
+    """The knobs that lists of formats name."""
+    return {key for some in entries for _, knobs in _formats(some) for key in knobs}
+
+
 def _plain(knobs: dict[str, Knob]) -> dict[str, Knob]:
     """Knobs with the density as a float, so that 1 and 1.0 make the same case."""
     density = knobs.get("density")
@@ -323,7 +320,7 @@ def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:
 
     ``shape``, ``tokens`` and ``dtype`` replace the axes of the blocks that have tokens; ``density``
     replaces every density; ``formats`` keeps those names, with dense as their yardstick, and adds
-    the ones that the suite does not have.
+    the ones that the suite does not have. What is asked for twice by it is one case.
     """
     _well_formed(document)
     blocks = [dict(block) for block in document.get("cases", [])]
@@ -335,12 +332,16 @@ def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:
                 block[key] = asked[key]
                 for axes in here.values():
                     axes.pop(key, None)
-        for table in (block, *here.values()):
-            if "format" in table:
-                table["format"] = _chosen(table["format"], **asked)
+        tables = [table for table in (block, *here.values()) if "format" in table]
+        gone = _knobs(table["format"] for table in tables)
+        for table in tables:
+            table["format"] = _chosen(table["format"], **asked)
+        gone -= _knobs(table["format"] for table in tables)
+        rules = _listed(block.get("exclude", []))  # one by a knob that is gone matches nothing
+        block["exclude"] = [r for r in rules if not (isinstance(r, dict) and gone & r.keys())]
         if here:
             block["on"] = here
-    return {**document, "cases": blocks}
+    return {**document, "cases": blocks, "merge": any(asked.values())}
 
 
 def _well_formed(document: Mapping[str, Any]) -> None:

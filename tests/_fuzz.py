@@ -176,7 +176,7 @@ def read_document(document: dict[str, Any]) -> str:
     """Multiply a suite out, select from it and give it the axes of a command line."""
     try:
         built = suites.build(document, "cpu")
-        suites.select(built.cases, "dtype=float32")
+        suites.select(built.cases, "dtype=*float*")
         suites.build(suites.override(document, tokens=[1], density=[0.5], formats=["btt"]), "cuda")
     except UsageError as error:
         return _sentence(error)

@@ -176,8 +176,21 @@ def test_a_format_may_lie_in_a_package(install: Install) -> None:
 
 
 def test_a_member_without_a_file_names_its_package(install: Install) -> None:
-    install("halved = extra", **{"extra/__init__": HALVED})
+    install("halved = extra_gone.halved\nmore = extra", **{"extra/__init__": HALVED})
     assert plugins.summary("formats", "halved") == "from the package hwbench-extra"
+    assert plugins.summary("formats", "more").startswith("Half of a matrix")
+
+
+def test_a_member_installed_in_place_is_found_where_it_lies(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("halved = extra_apart.halved")
+    for name, text in {"__init__": "raise ImportError", "halved": HALVED.lstrip()}.items():
+        path = tmp_path / "elsewhere" / "extra_apart" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    assert plugins.summary("formats", "halved").startswith("Half of a matrix")
 
 
 def test_another_package_does_not_replace_a_built_in_format(install: Install) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hwbench import suite
+from hwbench import plugins, suite
 from hwbench.errors import SuiteError, UnknownNameError
 
 BASE = {
@@ -162,6 +162,23 @@ def test_the_command_line_replaces_axes_densities_and_formats():
         }
         assert {c.format for c in timed} == {"dense", "low_rank"}
         assert {c.knobs.get("density") for c in timed} == {None, 0.25}
+
+
+@pytest.mark.parametrize("name", plugins.names("formats"))
+@pytest.mark.parametrize("shipped", suite.names())
+def test_any_format_can_be_asked_of_any_suite(shipped, name):
+    asked = suite.override(suite.read(shipped), formats=[name])
+    for kind in ("cpu", "cuda"):
+        assert name in {case.format for case in suite.build(asked, kind).cases}
+
+
+def test_an_exclusion_by_a_knob_that_is_gone_goes_with_it():
+    rules = [{"rank": 1}, {"tokens": 1}]
+    formats = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}]
+    asked = suite.override(document(format=formats, exclude=rules), formats=["dense"])
+    assert asked["cases"][0]["exclude"] == [{"tokens": 1}]
+    with pytest.raises(SuiteError, match="'rnk'"):
+        suite.build(document(format=formats, exclude=[{"rnk": 1}]), "cpu")
 
 
 def test_filter_takes_keys_and_parts_of_ids():
