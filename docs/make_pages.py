@@ -27,7 +27,7 @@ PAGES = [HERE / name for name in ("suites.md", "schema.md", "add-a-device.md")]
 WORDS: dict[str, Any] = tomllib.loads((HERE / "pages.toml").read_text(encoding="utf-8"))
 NOTE = "written by docs/make_pages.py"
 RECORDS = [
-    *(records.Header, records.Plan, records.Environment, records.PlannedLine, records.Planned),
+    *(records.Header, records.Environment, records.PlannedLine, records.Planned),
     *(records.Case, records.Cost, records.ResultLine, records.Result, records.Measurement),
     records.Footer,
 ]
@@ -188,7 +188,7 @@ def readable(annotation: str) -> str:
     words = {
         "str": _TEXT, "int": "whole number", "float": "number", "bool": "boolean",
         "Any": "anything", "Knob": "value", "None": "null", "Status": _TEXT, "dict": "object",
-        **{record.__name__: record.__name__.lower() for record in RECORDS},
+        **{record.__name__: record.__name__.lower() for record in (*RECORDS, records.Plan)},
     }  # fmt: skip
     annotation = re.sub(r"dict\[str, (.*?)\]", r"object of \1", annotation)
     annotation = re.sub(r"list\[list\[(.*?)\]\]", r"lists of lists of \1", annotation)

@@ -88,7 +88,7 @@ def load(kind: str, name: str, base: type[T]) -> type[T]:
     point = None if built_in else _external(kind)[name]
     try:
         target = point.load() if point else importlib.import_module(f"hwbench.{kind}.{name}")
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         if point is None:
             raise
         raise UsageError(f"The {kind[:-1]} {name!r} ({point.value}) fails: {error}.") from error

@@ -20,6 +20,7 @@ from hwbench import planning, suite
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import Effects
 from hwbench.errors import HwbenchError, SuiteError
+from hwbench.records import PlannedLine, ResultLine
 from hwbench.runner import with_anchors
 from hwbench.store import read_run
 
@@ -242,3 +243,28 @@ def test_a_word_without_a_column_or_a_field_is_noticed() -> None:
     for kind in ("quantities", "columns", "effects", "statuses", "flags", "check", "changes"):
         for name in make_pages.WORDS[kind]:
             assert f"| `{name}` |" in text, f"[{kind}] {name} is shown nowhere"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "../README", "../CONTRIBUTING"])
+def test_links_lead_somewhere(page: str) -> None:
+    path = DOCS / f"{page}.md"
+    links = re.findall(r"\]\(([^)#:]+)(?:#([^)]+))?\)", path.read_text(encoding="utf-8"))
+    assert links
+    for target, anchor in links:
+        there = path.parent / target
+        assert there.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            plain = {re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads}
+            assert anchor in plain, f"{target}#{anchor}"
+
+
+def test_a_reader_ignores_fields_that_it_does_not_know(tmp_path: Path) -> None:
+    run = make_pages.example()
+    lines = [run.header, *(PlannedLine(id=i, planned=p) for i, p in run.planned.items())]
+    lines += [ResultLine(result=result) for result in run.results]
+    written = [{**msgspec.to_builtins(line), "of tomorrow": 1} for line in lines]
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")
+    found = read_run(path)
+    assert (found.planned, found.results) == (run.planned, run.results)

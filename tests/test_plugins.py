@@ -226,6 +226,13 @@ def test_a_member_is_one_public_class(install: Install, entry: str, text: str, c
         plugins.load("formats", "odd", Format)
 
 
+@pytest.mark.parametrize("text", ["import torchh", "x = (", "raise ValueError('no')", "y = z"])
+def test_a_member_that_cannot_be_imported_says_why(install: Install, text: str) -> None:
+    install("odd = extra_module", extra_module=text)
+    with pytest.raises(UsageError, match=r"^The format 'odd' \(extra_module\) fails: .+\.$"):
+        plugins.load("formats", "odd", Format)
+
+
 @pytest.mark.parametrize("entry", ["extra_module", "extra_module:Halved"])
 def test_what_an_unfinished_member_lacks_is_named(install: Install, entry: str) -> None:
     install(f"odd = {entry}", extra_module=HALVED.replace("    def project", "    def projekt"))
