@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from _formats import describe
 
 from hwbench import plugins
 from hwbench.devices.cpu import Cpu
@@ -37,9 +38,9 @@ def unsupported(one: Case) -> str | None:
 
 
 def trainable(name: str) -> tuple[Format, Linear]:
-    """A format of 64×64 at half density and a layer of it; skips what cannot train on a CPU."""
+    """A format of 64×64, at half density if it can; skips what cannot train on a CPU."""
     kind = plugins.load("formats", name, Format)
-    found = kind.from_knobs(64, 64, **({} if name == "dense" else {"density": 0.5}))
+    found = describe(kind, kind.KERNELS[0], (64, 64))
     if found.unsupported("cpu", torch.float32, STEP):
         pytest.skip("it cannot train here")
     return found, found.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))

@@ -12,6 +12,7 @@ from _formats import assert_near, assert_sentence, generator, normal
 from torch import Tensor, nn
 
 from hwbench import plugins
+from hwbench.errors import UsageError
 from hwbench.formats import _packing
 from hwbench.formats._base import BACKWARD, FORWARD, STEP, Format, Linear
 
@@ -137,6 +138,13 @@ def test_compiled_layer_is_the_same_map(name: str, kernel: str) -> None:
     call: Any = torch.compile(layer, dynamic=False, backend="eager")
     x = normal(5, 64)
     assert torch.equal(call(x), layer(x))
+
+
+@CASES
+def test_a_dtype_that_cannot_be_packed_is_refused_in_words(name: str, kernel: str) -> None:
+    layer = made(name, kernel).double()
+    with torch.no_grad(), pytest.raises(UsageError, match="float"):
+        layer(normal(5, 64).double())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

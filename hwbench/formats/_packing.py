@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hwbench.errors import UsageError
 from hwbench.formats._base import FORWARD
 from hwbench.formats._blocks import needs_grad
 
@@ -77,6 +78,9 @@ class Packing:
         """x Wᵀ for x of (tokens, in) and W of (out, in), which is packed when it first is needed.
 
         Where gradients are recorded and for kernels that pack nothing it is the plain product.
+
+        Raises:
+            UsageError: the kernel cannot pack a weight of that dtype, or on that device.
         """
         if self.kernel not in KERNELS or x.shape[0] == 0 or needs_grad(x, weight):
             return functional.linear(x, weight)
@@ -111,6 +115,8 @@ class Packing:
 
 
 def _packed(kernel: str, weight: Tensor, tokens: int) -> Tensor:
+    if reason := unsupported(kernel, weight.device.type, weight.dtype, FORWARD):
+        raise UsageError(reason)
     pack = _mkl()._mkl_reorder_linear_weight if kernel == MKL else _onednn()._reorder_linear_weight  # noqa: SLF001
     layout: Tensor = pack(weight.contiguous(), tokens)
     return layout
