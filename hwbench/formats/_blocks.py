@@ -9,6 +9,7 @@ regrouping move longer runs (see ``tokens_last``) it lies in memory as (blocks, 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hwbench.errors import KnobError
+from hwbench.errors import KnobError, UsageError
 from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Format
 from hwbench.records import Knob
 
@@ -25,6 +26,8 @@ FEW_TOKENS = 32
 
 SHORT_RUN = 32
 """Runs of fewer entries than this are slow to copy."""
+
+NO_TRITON = "kernel=triton does not run here: there is no triton, which torch for CUDA brings."
 
 
 # --- how sizes are split -----------------------------------------------------------------------
@@ -252,6 +255,55 @@ def needs_grad(*tensors: Tensor) -> bool:
             if tensor.requires_grad:
                 return True
     return False
+
+
+# --- the kernels of _fused.py -------------------------------------------------------------------
+
+
+def fused() -> Any:
+    """The module of the Triton kernels.
+
+    Raises:
+        UsageError: there is no triton.
+    """
+    try:
+        from hwbench.formats import _fused
+    except ModuleNotFoundError as absent:
+        raise UsageError(NO_TRITON) from absent
+    return _fused
+
+
+def fused_refusal(device: str, dtype: torch.dtype) -> str | None:
+    """Why ``triton`` cannot run on that kind of device in that dtype, or None where it can."""
+    if device != "cuda":
+        return "kernel=triton is compiled for CUDA devices, and there is none for the CPU."
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "kernel=triton multiplies float32, bfloat16 and float16 only."
+    if find_spec("triton") is None:
+        return NO_TRITON
+    return fused().refusal(dtype)
+
+
+def fused_bytes(
+    pair: tuple[Format, Format], tokens: int, item_bytes: int, direction: str, again: int
+) -> int:
+    """Intermediate bytes of ``triton``, whose backward pass is that of another kernel.
+
+    Args:
+        pair: the format with ``triton``, and with the kernel whose backward pass it takes.
+        tokens: rows of x.
+        item_bytes: bytes of a value.
+        direction: the part of a step that is asked for.
+        again: values that are moved to make intermediates again, for the gradients of the weight.
+    """
+    fused, plain = pair
+    ahead = Format._intermediate_bytes(fused, tokens, item_bytes, FORWARD)  # noqa: SLF001
+    if direction == FORWARD:
+        return ahead
+    part = BACKWARD if direction == STEP else direction
+    back = Format._intermediate_bytes(plain, tokens, item_bytes, part)  # noqa: SLF001
+    back += 0 if direction == BACKWARD_INPUT else item_bytes * again
+    return back + (ahead if direction == STEP else 0)
 
 
 # --- initialisations and projections -----------------------------------------------------------

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.formats import _blocks
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._base import (
+    BACKWARD,
+    BACKWARD_WEIGHT,
+    STEP,
+    Format,
+    Linear,
+    budget,
+    round_down,
+    unreachable,
+)
 from hwbench.records import Knob
 
 
@@ -30,6 +39,29 @@ class Grid(NamedTuple):
     in_side: int
     out_blocks: int
     out_side: int
+
+
+WIDEST = 256
+"""With more features in an output group than this, ``triton`` is two kernels."""
+
+TOGETHER = 4
+"""At most so many output groups share the x that a program of ``triton`` reads."""
+
+
+def together(out_side: int) -> int:
+    """How many output groups of so many features one program of ``triton`` may form."""
+    return max(1, min(TOGETHER, WIDEST // (1 << (out_side - 1).bit_length())))
+
+
+def in_one_kernel(grid: Grid, rank: int) -> bool:
+    """Whether ``triton`` makes y without an intermediate in memory.
+
+    It can where a program holds a whole output group: otherwise each part of one would make the
+    intermediate again. It pays where x, read once for every ``together`` groups, is moved for less
+    than an intermediate that is written once and read once. A value of x is counted as half of one:
+    it comes from the cache. None of this is measured.
+    """
+    return grid.out_side <= WIDEST and grid.in_side < 4 * together(grid.out_side) * rank
 
 
 class TwoStageMap(Linear):
@@ -45,6 +77,8 @@ class TwoStageMap(Linear):
 
     def apply_weight(self, x: Tensor) -> Tensor:
         first, second = self.first, self.second
+        if self.kernel == "triton":
+            return _fused_map(x, first, second, self.out_features, self.strided)
         if x.shape[1] != self.padded_in:
             x = _blocks.pad(x, self.padded_in)
         if self.kernel == "einsum":
@@ -95,22 +129,78 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        needed, saved = ctx.needs_input_grad[:3], ctx.saved_tensors
+        return *_gradients(needed, saved, dy, ctx.strided), None
+
+
+def _gradients(
+    needed: tuple[bool, ...], saved: tuple[Tensor, ...], dy: Tensor, strided: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x and both factors, where ``needed`` says so; z is read for the last alone."""
+    x, first, second, z = saved
+    in_blocks, out_blocks = first.shape[0], second.shape[0]
+    if strided:
+        dy = dy.reshape(dy.shape[0], -1, out_blocks).mT.reshape(dy.shape)
+    dx = dfirst = dsecond = None
+    if needed[2]:
+        dsecond = _blocks.gradient(dy, z)
+    if needed[0] or needed[1]:
+        turn = _blocks.tokens_last(dy, first.shape[1] // out_blocks)
+        dz = _blocks.regroup(_blocks.enter(dy, second.mT, turn=turn), in_blocks, turn=turn)
+        if needed[1]:
+            dfirst = torch.bmm(dz.mT, _blocks.groups(x, in_blocks))
+        if needed[0]:
+            dx = _blocks.leave(dz, first.mT)
+    return dx, dfirst, dsecond
+
+
+def _fused_map(
+    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool
+) -> Tensor:
+    if _blocks.needs_grad(x, first, second):
+        y: Tensor = _Fused.apply(x, first, second, out_features, strided)  # type: ignore[no-untyped-call]
+        return y
+    return _fused_product(x, first, second, out_features, strided)[0]
+
+
+def _fused_product(
+    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y (tokens, out_features), and the regrouped intermediate if it was written; x unpadded."""
+    (in_blocks, columns, in_side), (out_blocks, out_side, _) = first.shape, second.shape
+    rank, fused = columns // out_blocks, _blocks.fused()
+    if in_one_kernel(Grid(in_blocks, in_side, out_blocks, out_side), rank):
+        pack = together(out_side)
+        return fused.two_stage(x, first, second, out_features, strided=strided, pack=pack), None
+    z = fused.enter_grouped(x, first, out_blocks, turn=_blocks.tokens_last(x, rank))
+    return _blocks.crop(_blocks.leave(z, second, strided=strided), out_features), z
+
+
+class _Fused(torch.autograd.Function):
+    """Forward by ``triton``; backward as ``bmm``, with z made again if it was not written."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool
+    ) -> Tensor:
+        y, z = _fused_product(x, first, second, out_features, strided)
+        ctx.save_for_backward(x, first, second, z)
+        ctx.strided = strided
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, first, second, z = ctx.saved_tensors
-        x_needs, first_needs, second_needs, _ = ctx.needs_input_grad
-        in_blocks, out_blocks = first.shape[0], second.shape[0]
-        if ctx.strided:
-            dy = dy.reshape(dy.shape[0], -1, out_blocks).mT.reshape(dy.shape)
-        dx = dfirst = dsecond = None
-        if second_needs:
-            dsecond = _blocks.gradient(dy, z)
-        if x_needs or first_needs:
-            turn = _blocks.tokens_last(dy, first.shape[1] // out_blocks)
-            dz = _blocks.regroup(_blocks.enter(dy, second.mT, turn=turn), in_blocks, turn=turn)
-            if first_needs:
-                dfirst = torch.bmm(dz.mT, _blocks.groups(x, in_blocks))
-            if x_needs:
-                dx = _blocks.leave(dz, first.mT)
-        return dx, dfirst, dsecond, None
+        in_features, (out_blocks, out_side, _) = x.shape[1], second.shape
+        if z is None and ctx.needs_input_grad[2]:
+            turn = _blocks.tokens_last(x, first.shape[1] // out_blocks)
+            z = _blocks.fused().enter_grouped(x, first, out_blocks, turn=turn)
+        x = _blocks.pad(x, first.shape[0] * first.shape[2])
+        dy = _blocks.pad(dy, out_blocks * out_side)
+        needed = ctx.needs_input_grad[:3]
+        dx, dfirst, dsecond = _gradients(needed, (x, first, second, z), dy, ctx.strided)
+        return dx if dx is None else _blocks.crop(dx, in_features), dfirst, dsecond, None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +212,7 @@ class TwoStage(Format):
     Sizes that the blocks do not divide are padded with zeros.
     """
 
-    KERNELS = ("bmm", "einsum")
+    KERNELS = ("bmm", "einsum", "triton")
     ORDERS: ClassVar[tuple[str, ...]] = ("blocked", "strided")
 
     rank: int
@@ -167,7 +257,16 @@ class TwoStage(Format):
         return sum(self._padded_stages()) * item_bytes
 
     def flops(self, tokens: int, direction: str) -> int:
-        return _blocks.chain_flops(tokens, self._padded_stages(), direction)
+        """Those of the chain; where no intermediate was kept, the first product once more."""
+        again = direction in (BACKWARD_WEIGHT, BACKWARD, STEP) and self._in_one_kernel()
+        chain = self._padded_stages()
+        return _blocks.chain_flops(tokens, chain, direction) + 2 * tokens * chain[0] * again
+
+    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
+        return _blocks.fused_refusal(device, dtype) if self.kernel == "triton" else None
+
+    def _in_one_kernel(self) -> bool:
+        return self.kernel == "triton" and in_one_kernel(self.grid(), self.rank)
 
     def _padded_stages(self) -> tuple[int, int]:
         grid = self.grid()
@@ -176,19 +275,31 @@ class TwoStage(Format):
 
     def intermediate_width(self) -> int:
         grid = self.grid()
-        return grid.in_blocks * grid.out_blocks * self.rank
+        return 0 if self._in_one_kernel() else grid.in_blocks * grid.out_blocks * self.rank
 
     def copied_width(self) -> int:
         """The regrouped intermediate; y where it is gathered; x and y where they are padded.
 
+        ``triton`` regroups as it writes and pads nothing; as one kernel it copies nothing at all.
         Not counted: on a CPU ``bmm`` may copy y, whose batched product cannot be written to a view.
         """
         grid = self.grid()
         padded_in, padded_out = grid.in_blocks * grid.in_side, grid.out_blocks * grid.out_side
-        copied = self.intermediate_width()
+        if self._in_one_kernel():
+            return 0
+        copied = 0 if self.kernel == "triton" else self.intermediate_width()
         if self.kernel == "einsum" or self.order == "strided":
             copied += padded_out
+        padded_in = self.in_features if self.kernel == "triton" else padded_in
         return copied + _blocks.padding_copies(self, padded_out, padded_in)
+
+    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        if self.kernel != "triton":
+            return super()._intermediate_bytes(tokens, item_bytes, direction)
+        plain, again = dataclasses.replace(self, kernel="bmm"), 0
+        if self._in_one_kernel():  # backward, z is first made again: x and a factor read, z written
+            again = tokens * (self.in_features + plain.intermediate_width()) + self.stages()[0]
+        return _blocks.fused_bytes((self, plain), tokens, item_bytes, direction, again)
 
     def build(self, first: Tensor, second: Tensor) -> Linear:
         """The layer with these factors, of shapes (k, l, t, p) and (l, s, k, t)."""

@@ -5,6 +5,9 @@ Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
 * ``bmm``: a batched product for the bases, one for the couplings, one for the bases; each
   intermediate is regrouped by one copy of whole rows of tokens;
 * ``views``: the same products without the copies, read and written with strides;
+* ``triton`` (CUDA): a batched product for the first bases, then one Triton kernel that couples and
+  multiplies by the other bases: the coupled values are in no memory, and nothing is regrouped.
+  Backward it is ``bmm``, with these values made again;
 * ``addcmul``: the couplings added up block by block;
 * ``multiply_sum``: the published spelling, which forms every product before it adds them.
 """
@@ -20,7 +23,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.formats import _alternating, _blocks
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._base import (
+    BACKWARD,
+    BACKWARD_WEIGHT,
+    STEP,
+    Format,
+    Linear,
+    budget,
+    round_down,
+    unreachable,
+)
 from hwbench.records import Knob
 
 BATCHED = ("bmm", "views")  # kernels that read the couplings as (rank, out_blocks, in_blocks)
@@ -44,6 +56,8 @@ class _Map(Linear):
             y = _multiply_sum(x, *factors)
         elif self.kernel == "addcmul":
             y = _addcmul(x, *factors)
+        elif self.kernel == "triton":
+            return _fused_map(x, *factors, self.out_features)
         elif _blocks.needs_grad(x, *factors):
             y = _Product.apply(x, *factors, self.kernel == "bmm")  # type: ignore[no-untyped-call]
         else:
@@ -89,9 +103,14 @@ def _product(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and both intermediates as they are read: (rank, j, tokens) and (i, tokens, rank)."""
     turn = not copy or _blocks.tokens_last(x, 1)
-    z = _to_components(_blocks.enter(x, bases_in, turn=turn), copy=copy)
-    w = _to_blocks(torch.bmm(couplings, z), copy=copy, turn=turn)
+    z, w = _coupled(_blocks.enter(x, bases_in, turn=turn), couplings, copy=copy, turn=turn)
     return _blocks.leave(w, bases_out), z, w
+
+
+def _coupled(z: Tensor, couplings: Tensor, *, copy: bool, turn: bool) -> tuple[Tensor, Tensor]:
+    """(j, tokens, rank) as (rank, j, tokens), and coupled: (i, tokens, rank)."""
+    z = _to_components(z, copy=copy)
+    return z, _to_blocks(torch.bmm(couplings, z), copy=copy, turn=turn)
 
 
 class _Product(torch.autograd.Function):
@@ -109,24 +128,69 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, bases_out, couplings, bases_in, z, w = ctx.saved_tensors
-        x_needs, out_needs, couplings_need, in_needs, _ = ctx.needs_input_grad
-        copy = ctx.copy
-        turn = not copy or _blocks.tokens_last(dy, 1)
-        dx = dout = dcouplings = din = None
-        if out_needs:
-            dout = _blocks.gradient(dy, w)
-        if not (x_needs or couplings_need or in_needs):
-            return None, dout, None, None, None
-        dw = _to_components(_blocks.enter(dy, bases_out.mT, turn=turn), copy=copy)
-        if couplings_need:
-            dcouplings = torch.bmm(dw, z.mT)
-        if x_needs or in_needs:
-            dz = _to_blocks(torch.bmm(couplings.mT, dw), copy=copy, turn=turn)
-            if in_needs:
-                din = torch.bmm(dz.mT, _blocks.groups(x, bases_in.shape[0]))
-            if x_needs:
-                dx = _blocks.leave(dz, bases_in.mT)
+        return *_gradients(ctx.needs_input_grad[:4], ctx.saved_tensors, dy, ctx.copy), None
+
+
+def _gradients(
+    needed: tuple[bool, ...], saved: tuple[Tensor, ...], dy: Tensor, copy: bool
+) -> tuple[Tensor | None, ...]:
+    """Those of x and the factors, in the order of ``saved``, where ``needed`` says so."""
+    x, bases_out, couplings, bases_in, z, w = saved
+    x_needs, out_needs, couplings_need, in_needs = needed
+    turn = not copy or _blocks.tokens_last(dy, 1)
+    dx = dout = dcouplings = din = None
+    if out_needs:
+        dout = _blocks.gradient(dy, w)
+    if not (x_needs or couplings_need or in_needs):
+        return None, dout, None, None
+    dw = _to_components(_blocks.enter(dy, bases_out.mT, turn=turn), copy=copy)
+    if couplings_need:
+        dcouplings = torch.bmm(dw, z.mT)
+    if x_needs or in_needs:
+        dz = _to_blocks(torch.bmm(couplings.mT, dw), copy=copy, turn=turn)
+        if in_needs:
+            din = torch.bmm(dz.mT, _blocks.groups(x, bases_in.shape[0]))
+        if x_needs:
+            dx = _blocks.leave(dz, bases_in.mT)
+    return dx, dout, dcouplings, din
+
+
+def _fused_map(
+    x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, out_features: int
+) -> Tensor:
+    factors = (bases_out, couplings, bases_in)
+    if _blocks.needs_grad(x, *factors):
+        y: Tensor = _Fused.apply(x, *factors, out_features)  # type: ignore[no-untyped-call]
+        return y
+    z = _blocks.enter(x, bases_in, turn=False)
+    return _blocks.fused().leave_coupled(z, couplings, bases_out, out_features)
+
+
+class _Fused(torch.autograd.Function):
+    """Forward by ``triton``, which keeps the first intermediate; backward as ``bmm``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, width: int
+    ) -> Tensor:
+        z = _blocks.enter(x, bases_in, turn=False)
+        ctx.save_for_backward(x, bases_out, couplings, bases_in, z)
+        return _blocks.fused().leave_coupled(z, couplings, bases_out, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, bases_out, couplings, bases_in, z = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:4]
+        dy = _blocks.pad(dy, bases_out.shape[0] * bases_out.shape[1])
+        couplings, w = couplings.permute(2, 0, 1), z
+        if needed[1] or needed[2]:
+            turn = _blocks.tokens_last(dy, 1)
+            z, w = _coupled(z, couplings, copy=True, turn=turn)
+        saved = (x, bases_out, couplings, bases_in, z, w)
+        dx, dout, dcouplings, din = _gradients(needed, saved, dy, copy=True)
+        if dcouplings is not None:
+            dcouplings = dcouplings.permute(1, 2, 0)
         return dx, dout, dcouplings, din, None
 
 
@@ -138,7 +202,7 @@ class Blast(Format):
         KnobError: a number of blocks does not fit the size, or the rank is none.
     """
 
-    KERNELS = ("bmm", "views", "addcmul", "multiply_sum")
+    KERNELS = ("bmm", "views", "addcmul", "multiply_sum", "triton")
     PAPER = "Lee et al., BLAST: Block-Level Adaptive Structured Matrices, 2024, arXiv:2410.21262"
     PROJECTION_TOLERANCE = 0.05
 
@@ -173,7 +237,13 @@ class Blast(Format):
         return sum(self._padded_stages()) * item_bytes
 
     def flops(self, tokens: int, direction: str) -> int:
-        return _blocks.chain_flops(tokens, self._padded_stages(), direction)
+        """Those of the chain; ``triton`` couples once more for the gradients of the weight."""
+        again = self.kernel == "triton" and direction in (BACKWARD_WEIGHT, BACKWARD, STEP)
+        chain = self._padded_stages()
+        return _blocks.chain_flops(tokens, chain, direction) + 2 * tokens * chain[1] * again
+
+    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
+        return _blocks.fused_refusal(device, dtype) if self.kernel == "triton" else None
 
     def _padded(self) -> tuple[int, int]:
         """Both sizes as they are stored."""
@@ -187,7 +257,12 @@ class Blast(Format):
         return (self.rank * padded_in, self.stages()[1], self.rank * padded_out)
 
     def intermediate_width(self) -> int:
-        """Both intermediates; where the couplings are not a product, each of their terms."""
+        """Both intermediates; where the couplings are not a product, each of their terms.
+
+        ``triton`` writes the first alone.
+        """
+        if self.kernel == "triton":
+            return self.rank * self.blocks
         if self.kernel in BATCHED:
             return self.rank * (self.blocks + self.out_blocks)
         terms = self.rank * self.blocks * self.out_blocks
@@ -201,7 +276,17 @@ class Blast(Format):
         """
         padded_out, padded_in = self._padded()
         copied = {"bmm": self.rank * (self.blocks + self.out_blocks), "multiply_sum": padded_out}
+        if self.kernel == "triton":  # which writes no padding of y
+            padded_out = self.out_features
         return copied.get(self.kernel, 0) + _blocks.padding_copies(self, padded_out, padded_in)
+
+    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        if self.kernel != "triton":
+            return super()._intermediate_bytes(tokens, item_bytes, direction)
+        plain = dataclasses.replace(self, kernel="bmm")
+        # Backward, z is regrouped and coupled again: either is written, read, and copied or read.
+        again = 3 * tokens * plain.intermediate_width() + self.stages()[1]
+        return _blocks.fused_bytes((self, plain), tokens, item_bytes, direction, again)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         padded_out, padded_in = self._padded()
