@@ -17,8 +17,9 @@ arguments and tiles are constants, chosen by simple rules and never by trial.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -176,8 +177,25 @@ def _leave_coupled(
 # --- how they are called -----------------------------------------------------------------------
 
 
+def _opaque(result: Callable[..., Tensor]) -> Callable[[Callable[..., Tensor]], Any]:
+    """Let torch.compile call a launch without a look inside; ``result`` is empty memory for it."""
+
+    def wrap(launch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        operator = torch.library.custom_op(f"hwbench::{launch.__name__}", launch, mutates_args=())
+        operator.register_fake(result)
+
+        @wraps(launch)
+        def call(*args: Any) -> Tensor:
+            return operator(*args) if torch.compiler.is_compiling() else launch(*args)
+
+        return call
+
+    return wrap
+
+
+@_opaque(lambda x, first, second, out_features, *_: x.new_empty(x.shape[0], out_features))
 def two_stage(
-    x: Tensor, first: Tensor, second: Tensor, out_features: int, *, strided: bool, pack: int
+    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool, pack: int
 ) -> Tensor:
     """x Wᵀ: (tokens, in_features), (k, l·t, p) and (l, s, k·t) → (tokens, out_features).
 
@@ -197,41 +215,45 @@ def two_stage(
     lanes = min(_power(rank), 16 if wide or pack > 1 else 32)
     steps = (1, out_blocks) if strided else (out_side, 1)
     with _on(x):
-        if y.numel():
-            _two_stage[(-(-tokens // rows) * -(-out_blocks // pack),)](
-                x, first, second, y, tokens, *(x.shape[1], out_features, in_blocks, in_side),
-                out_blocks, out_side, rank, *x.stride(), *steps,
-                TOGETHER=pack, ROWS=rows, COLUMNS=width, LANES=lanes,
-                LANE_TILES=-(-rank // lanes), INNER=inner, INNER_TILES=-(-in_side // inner),
-                num_warps=8 if rows * pack * width >= (8192 if wide else 16384) else 4,
-                num_stages=4 if rows < 64 else 3,
-            )  # fmt: skip
+        _two_stage[(-(-tokens // rows) * -(-out_blocks // pack),)](
+            x, first, second, y, tokens, *(x.shape[1], out_features, in_blocks, in_side),
+            out_blocks, out_side, rank, *x.stride(), *steps,
+            TOGETHER=pack, ROWS=rows, COLUMNS=width, LANES=lanes,
+            LANE_TILES=-(-rank // lanes), INNER=inner, INNER_TILES=-(-in_side // inner),
+            num_warps=8 if rows * pack * width >= (8192 if wide else 16384) else 4,
+            num_stages=4 if rows < 64 else 3,
+        )  # fmt: skip
     return y
 
 
-def enter_grouped(x: Tensor, first: Tensor, groups: int, *, turn: bool) -> Tensor:
+def _empty_grouped(x: Tensor, first: Tensor, groups: int, turn: bool) -> Tensor:
+    tokens, width = x.shape[0], first.shape[0] * first.shape[1] // groups
+    return x.new_empty(groups, width, tokens).mT if turn else x.new_empty(groups, tokens, width)
+
+
+@_opaque(_empty_grouped)
+def enter_grouped(x: Tensor, first: Tensor, groups: int, turn: bool) -> Tensor:
     """The first product alone: (tokens, in_features) and (k, groups·t, p) → (groups, tokens, k·t).
 
     It lies in memory as (groups, k·t, tokens) where ``turn``.
     """
     in_blocks, columns, in_side = first.shape
-    tokens, width = x.shape[0], in_blocks * columns // groups
-    z = x.new_empty(groups, width, tokens).mT if turn else x.new_empty(groups, tokens, width)
+    tokens, z = x.shape[0], _empty_grouped(x, first, groups, turn)
     wide = x.element_size() > 2
     rows, tile = min(_rows(tokens), 64 if wide else 128), min(_power(columns), 64 if wide else 128)
     while tile > 32 and -(-tokens // rows) * in_blocks * -(-columns // tile) < PROGRAMS:
         tile //= 2
     with _on(x):
-        if z.numel():
-            _enter_grouped[(-(-tokens // rows) * in_blocks * -(-columns // tile),)](
-                x, first, z, tokens, x.shape[1], in_blocks, in_side, columns, columns // groups,
-                *x.stride(), *z.stride(), ROWS=rows, COLUMNS=tile,
-                INNER=min(_power(in_side), 32 if wide else 64),
-                num_warps=8 if rows * tile > 8192 else 4, num_stages=3,
-            )  # fmt: skip
+        _enter_grouped[(-(-tokens // rows) * in_blocks * -(-columns // tile),)](
+            x, first, z, tokens, x.shape[1], in_blocks, in_side, columns, columns // groups,
+            *x.stride(), *z.stride(), ROWS=rows, COLUMNS=tile,
+            INNER=min(_power(in_side), 32 if wide else 64),
+            num_warps=8 if rows * tile > 8192 else 4, num_stages=3,
+        )  # fmt: skip
     return z
 
 
+@_opaque(lambda z, couplings, bases, out_features: z.new_empty(z.shape[1], out_features))
 def leave_coupled(z: Tensor, couplings: Tensor, bases: Tensor, out_features: int) -> Tensor:
     """Σ_j couplings[i, j] ∘ z[j], times basesᵀ[i], for every i: (tokens, out_features).
 
@@ -248,13 +270,12 @@ def leave_coupled(z: Tensor, couplings: Tensor, bases: Tensor, out_features: int
     while tile > 32 and -(-tokens // rows) * out_blocks * -(-out_side // tile) < PROGRAMS:
         tile //= 2
     with _on(z):
-        if y.numel():
-            _leave_coupled[(-(-tokens // rows) * out_blocks * -(-out_side // tile),)](
-                z, couplings, bases, y, tokens, out_features, out_blocks, out_side,
-                ROWS=rows, COLUMNS=tile, INNER=min(_power(rank), 32),
-                BLOCKS=in_blocks, RANK=rank, UNROLLED=min(in_blocks, 4),
-                num_warps=8 if rows * tile > 8192 else 4, num_stages=3,
-            )  # fmt: skip
+        _leave_coupled[(-(-tokens // rows) * out_blocks * -(-out_side // tile),)](
+            z, couplings, bases, y, tokens, out_features, out_blocks, out_side,
+            ROWS=rows, COLUMNS=tile, INNER=min(_power(rank), 32),
+            BLOCKS=in_blocks, RANK=rank, UNROLLED=min(in_blocks, 4),
+            num_warps=8 if rows * tile > 8192 else 4, num_stages=3,
+        )  # fmt: skip
     return y
 
 
@@ -304,8 +325,8 @@ def _errors(dtype: torch.dtype) -> list[float]:
     bases, parts = second[:2, :, :8].contiguous(), z[..., 0, :].contiguous()
     coupled = torch.einsum("jbr,ijr,isr->bis", parts, couplings, bases).flatten(1)
     pairs = (
-        (two_stage(x, first, second, 64, strided=False, pack=4), y),
-        (enter_grouped(x, first, 4, turn=False), z.flatten(2)),
+        (two_stage(x, first, second, 64, False, 4), y),
+        (enter_grouped(x, first, 4, False), z.flatten(2)),
         (leave_coupled(parts, couplings, bases, 32), coupled),
     )
     return [float((ours - right).float().norm() / right.float().norm()) for ours, right in pairs]

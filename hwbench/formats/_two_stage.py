@@ -170,9 +170,8 @@ def _fused_product(
     (in_blocks, columns, in_side), (out_blocks, out_side, _) = first.shape, second.shape
     rank, fused = columns // out_blocks, _blocks.fused()
     if in_one_kernel(Grid(in_blocks, in_side, out_blocks, out_side), rank):
-        pack = together(out_side)
-        return fused.two_stage(x, first, second, out_features, strided=strided, pack=pack), None
-    z = fused.enter_grouped(x, first, out_blocks, turn=_blocks.tokens_last(x, rank))
+        return fused.two_stage(x, first, second, out_features, strided, together(out_side)), None
+    z = fused.enter_grouped(x, first, out_blocks, _blocks.tokens_last(x, rank))
     return _blocks.crop(_blocks.leave(z, second, strided=strided), out_features), z
 
 
@@ -195,7 +194,7 @@ class _Fused(torch.autograd.Function):
         in_features, (out_blocks, out_side, _) = x.shape[1], second.shape
         if z is None and ctx.needs_input_grad[2]:
             turn = _blocks.tokens_last(x, first.shape[1] // out_blocks)
-            z = _blocks.fused().enter_grouped(x, first, out_blocks, turn=turn)
+            z = _blocks.fused().enter_grouped(x, first, out_blocks, turn)
         x = _blocks.pad(x, first.shape[0] * first.shape[2])
         dy = _blocks.pad(dy, out_blocks * out_side)
         needed = ctx.needs_input_grad[:3]

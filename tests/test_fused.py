@@ -1,0 +1,259 @@
+"""The kernel ``triton`` of btt, monarch and blast: interpreted, compiled, and (marked cuda) run."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import _fused
+import pytest
+import torch
+from _formats import (
+    assert_near,
+    assert_right,
+    assert_sentence,
+    each,
+    normal,
+    random_layer,
+)
+
+from hwbench.errors import UsageError
+from hwbench.formats import _blocks, _two_stage
+from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Format
+from hwbench.formats.blast import Blast
+from hwbench.formats.btt import Btt
+from hwbench.formats.monarch import Monarch
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TOKENS = (1, 3, 64, 100)
+
+
+def btt(out: int, inputs: int, rank: int, **knobs: Any) -> Format:
+    return Btt(out_features=out, in_features=inputs, rank=rank, kernel="triton", **knobs)
+
+
+def monarch(out: int, inputs: int, rank: int, *blocks: int, **knobs: Any) -> Monarch:
+    knobs.update(zip(("blocks", "out_blocks"), blocks, strict=False))
+    return Monarch(out_features=out, in_features=inputs, rank=rank, kernel="triton", **knobs)
+
+
+def blast(out: int, inputs: int, rank: int, blocks: int, out_blocks: int) -> Format:
+    knobs = {"rank": rank, "blocks": blocks, "out_blocks": out_blocks, "kernel": "triton"}
+    return Blast(out_features=out, in_features=inputs, **knobs)
+
+
+ONE_KERNEL = [
+    btt(37, 53, 1),  # both sizes are padded, the last output group is partly there
+    btt(37, 53, 3, order="strided"),
+    btt(30, 32, 5, in_blocks=4, out_blocks=5),
+    btt(100, 60, 18, in_blocks=2, out_blocks=5),  # several tiles of lanes, the last one masked
+    monarch(40, 75, 37, 1, 1),  # several tiles of entries of an input group too
+    monarch(34, 45, 3, 2, 7, order="strided"),  # seven output groups: four and three together
+]
+GROUPED = [
+    monarch(37, 160, 2, 2, 3),  # x would be read too often
+    monarch(96, 128, 1, 2, order="strided"),
+    monarch(300, 48, 20, 1),  # one output group is wider than a program
+    monarch(530, 61, 17, 3, 2, order="strided"),
+]
+COUPLED = [
+    blast(37, 53, 1, 3, 2),
+    blast(64, 48, 18, 2, 4),
+    blast(43, 63, 33, 5, 3),  # blocks that do not divide the sizes, or a group of four
+    blast(600, 24, 40, 6, 2),  # several tiles of an output group
+]
+ALL = [*ONE_KERNEL, *GROUPED, *COUPLED]
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[ProcessPoolExecutor]:
+    with _fused.process(TRITON_INTERPRET="1") as process:
+        assert process.submit(_fused.interpreted).result()
+        yield process
+
+
+# --- interpreted -------------------------------------------------------------------------------
+# Every dtype is: bfloat16, which numpy does not have, is multiplied in float32 there, and rounded
+# before and after as on a GPU.
+
+
+@needs_triton
+@each("dtype", DTYPES)
+@each("f", ALL)
+def test_step_equals_float64(
+    interpreter: ProcessPoolExecutor, f: Format, dtype: torch.dtype
+) -> None:
+    for tokens in TOKENS:
+        programs = 256 if tokens == 3 else 1
+        interpreter.submit(_fused.product, f, dtype, tokens, programs).result()
+
+
+@needs_triton
+@each("f", [btt(20, 24, 3), monarch(40, 96, 1, 2), blast(40, 24, 4, 2, 2)])
+def test_many_tokens_equal_float64(interpreter: ProcessPoolExecutor, f: Format) -> None:
+    interpreter.submit(_fused.product, f, torch.float16, 1030).result()
+
+
+@needs_triton
+@each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
+def test_every_direction_and_layout(interpreter: ProcessPoolExecutor, f: Format) -> None:
+    interpreter.submit(_fused.directions, f, torch.float32).result()
+
+
+@needs_triton
+@pytest.mark.slow
+@each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
+def test_it_compiles_as_a_whole(interpreter: ProcessPoolExecutor, f: Format) -> None:
+    interpreter.submit(_fused.compiled, f).result()
+
+
+@needs_triton
+@each("f", ALL)
+def test_what_is_written_is_what_is_said(interpreter: ProcessPoolExecutor, f: Format) -> None:
+    tokens = 40  # so many that a product in bfloat16 is written to a view
+    y = f.out_features
+    if f in GROUPED:  # the second product is as in ``bmm``: y is cut where it was padded
+        y = f.out_blocks * _blocks.side(y, f.out_blocks)
+    said = f.intermediate_width() + f.copied_width() + y
+    assert interpreter.submit(_fused.written, f, tokens).result() == tokens * said
+
+
+@needs_triton
+def test_a_device_is_asked_by_small_products(interpreter: ProcessPoolExecutor) -> None:
+    *right, wrong = interpreter.submit(_fused.refusals).result()
+    assert right == [None, None]
+    assert wrong == "kernel=triton computes a wrong product on this device."
+
+
+# --- compiled ----------------------------------------------------------------------------------
+
+
+@needs_triton
+@pytest.mark.slow
+@each("f", [btt(4096, 4096, 16), monarch(4096, 4096, 256), blast(4096, 4096, 1016, 4, 4)])
+def test_kernels_fit_devices_that_are_not_here(f: Format, tmp_path: Path) -> None:
+    with _fused.process(TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0") as process:
+        for dtype, tokens, capability in (
+            (torch.bfloat16, 4096, 80),
+            (torch.bfloat16, 4096, 90),
+            (torch.float32, 4096, 90),
+            (torch.float16, 16, 120),
+        ):
+            found = process.submit(_fused.shared_bytes, f, dtype, tokens, capability).result()
+            assert len(found) == 1
+            assert all(0 < shared <= _fused.SHARED_BYTES for shared in found.values()), found
+
+
+# --- what is said ------------------------------------------------------------------------------
+
+
+def test_the_environment_is_left_alone() -> None:
+    assert "TRITON_INTERPRET" not in os.environ
+
+
+@each("f", [ONE_KERNEL[0], GROUPED[0], COUPLED[0]])
+def test_where_it_runs(f: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "CUDA" in str(f.unsupported("cpu", torch.bfloat16, FORWARD))
+    assert "float32" in str(f.unsupported("cuda", torch.float64, FORWARD))
+    monkeypatch.setattr(_blocks, "find_spec", lambda name: None)
+    assert f.unsupported("cuda", torch.bfloat16, STEP) == _blocks.NO_TRITON
+    assert_sentence(_blocks.NO_TRITON)
+    with pytest.raises(UsageError, match="triton") as refused:
+        random_layer(f, torch.float32)(normal(2, f.in_features))
+    assert_sentence(refused.value)
+
+
+def test_bmm_stays_the_default() -> None:
+    assert all(cls.KERNELS[0] == "bmm" for cls in (Btt, Monarch, Blast))
+
+
+def test_which_layers_are_one_kernel() -> None:
+    assert [_two_stage.together(side) for side in (1, 64, 65, 128, 129, 256, 1024)] == [
+        4, 4, 2, 2, 1, 1, 1,
+    ]  # fmt: skip
+    for fs, alone in ((ONE_KERNEL, True), (GROUPED, False)):
+        assert all((f.intermediate_width() == 0) == alone for f in fs)
+    density = {0.5: True, 0.25: True, 0.1: False}
+    for at, alone in density.items():
+        f = Btt.from_knobs(4096, 4096, density=at, kernel="triton")
+        assert (f.intermediate_width() == 0) == alone
+    assert Monarch.from_knobs(4096, 4096, density=0.5, kernel="triton").intermediate_width() > 0
+
+
+def test_costs_by_hand() -> None:
+    """4096 × 4096, 64 by 64 blocks of rank 16, one token, two bytes a value."""
+    f = btt(4096, 4096, 16)
+    between, factor = 64 * 64 * 16, 64 * 4096 * 16
+    assert f.stages() == (factor, factor)
+    again = between + 4096 + factor  # z is written again, from x and the first factor
+    expected = {
+        FORWARD: 0,
+        BACKWARD_INPUT: 4 * between,
+        BACKWARD_WEIGHT: 4096 + 5 * between + factor + again,
+        BACKWARD: 4096 + 6 * between + again,
+        STEP: 4096 + 6 * between + again,
+    }
+    flops = {FORWARD: 4, BACKWARD_INPUT: 4, BACKWARD_WEIGHT: 8, BACKWARD: 10, STEP: 14}
+    for direction, values in expected.items():
+        assert f.cost(1, 2, direction).intermediate_bytes == 2 * values
+        assert f.flops(1, direction) == flops[direction] * factor
+    grouped = monarch(4096, 4096, 256)
+    assert grouped.cost(1, 2, FORWARD).intermediate_bytes == 2 * 2 * 4096
+    assert grouped.flops(1, STEP) == 6 * grouped.parameters()
+    coupled = blast(4096, 4096, 1000, 4, 4)
+    assert coupled.cost(1, 2, FORWARD).intermediate_bytes == 2 * 2 * 4000
+    more = coupled.flops(1, STEP) - 6 * coupled.parameters()
+    assert more == 2 * 16000  # the couplings, once more
+    plain = Blast(out_features=4096, in_features=4096, rank=1000, blocks=4)
+    assert coupled.cost(1, 2, BACKWARD_INPUT) == plain.cost(1, 2, BACKWARD_INPUT)
+
+
+# --- on a GPU ----------------------------------------------------------------------------------
+
+
+LARGE = [
+    btt(1024, 1024, 16),
+    btt(1000, 1111, 9, order="strided"),
+    btt(2048, 1024, 2),
+    monarch(1024, 1024, 64),
+    monarch(1030, 777, 24, 4, 5, order="strided"),
+    blast(1024, 1024, 200, 4, 4),
+    blast(1001, 777, 77, 6, 3),
+]
+
+
+@pytest.mark.cuda
+@each("dtype", DTYPES)
+@each("f", LARGE)
+def test_step_equals_float64_on_cuda(f: Format, dtype: torch.dtype) -> None:
+    assert f.unsupported("cuda", dtype, STEP) is None
+    layer = random_layer(f, dtype, device="cuda")
+    for tokens in (1, 100, 2050):
+        x = normal(tokens, f.in_features, device="cuda").to(dtype)
+        dy = normal(tokens, f.out_features, seed=2, device="cuda").to(dtype)
+        assert_right(layer, x, dy, STEP)
+        assert_right(layer, x, dy, FORWARD)
+
+
+@pytest.mark.cuda
+@each("f", LARGE)
+def test_it_is_captured_and_compiled_on_cuda(f: Format) -> None:
+    from hwbench.devices.cuda import Cuda
+
+    layer = random_layer(f, torch.float16, device="cuda").requires_grad_(False)
+    x = normal(64, f.in_features, device="cuda").half()
+    exact = copy.deepcopy(layer).double().to_dense()
+    y = layer(x)
+    replay = Cuda().capture(lambda: y.copy_(layer(x)))
+    assert not isinstance(replay, str), replay
+    x.copy_(normal(64, f.in_features, seed=7, device="cuda"))
+    replay()
+    assert_near(y, x.double() @ exact.mT, torch.float16)
+    whole = torch.compile(layer, dynamic=False, fullgraph=True)
+    assert_near(whole(x), x.double() @ exact.mT, torch.float16)
