@@ -164,9 +164,16 @@ def _packed(dtype: torch.dtype, rounds: int) -> None:
         compare(title, calls, rounds, *((name, "dense", "") for name in calls if name != "dense"))
 
 
+def _on_cpu(name: str) -> list[str]:
+    """The kernels of a format that run on the CPU."""
+    kind = hwbench.get_format(name)
+    made = [kind.from_knobs(1024, 1024, density=0.5, kernel=kernel) for kernel in kind.KERNELS]
+    return [f.kernel for f in made if f.unsupported("cpu", torch.float32, "forward") is None]
+
+
 def _against_spellings(name: str, rounds: int) -> None:
     """A format's default kernel against the others that it offers, by shape and tokens."""
-    kernels = hwbench.get_format(name).KERNELS
+    kernels = _on_cpu(name)
     for shape in ((1024, 1024), (4096, 1024), (1024, 4096)):
         for tokens in (64, 256):
             calls = {

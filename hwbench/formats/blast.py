@@ -7,7 +7,7 @@ Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
 * ``views``: the same products without the copies, read and written with strides;
 * ``triton`` (CUDA): a batched product for the first bases, then one Triton kernel that couples and
   multiplies by the other bases: the coupled values are in no memory, and nothing is regrouped.
-  Backward it is ``bmm``, with these values made again;
+  Backward it is ``bmm``, with these values made again. Its speed is not measured yet;
 * ``addcmul``: the couplings added up block by block;
 * ``multiply_sum``: the published spelling, which forms every product before it adds them.
 """

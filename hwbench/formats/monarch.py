@@ -9,7 +9,10 @@ given); every block of W has rank ``rank``. The forms of the literature are sett
 * that of total rank r: ``blocks=b, rank=r/b, order="strided"``.
 
 Kernels: ``bmm`` is two batched products and one copy between them, with a backward pass of four;
-``einsum`` is the spelling that users write.
+``einsum`` is the spelling that users write. ``triton`` (CUDA) stores the first product as the
+second reads it, without a copy; where an output group has at most 256 features, and the rank is
+large beside the side of an input group, it is one kernel and nothing passes between. Backward it
+is ``bmm``, after the first product again if nothing was kept. Its speed is not measured yet.
 """
 
 from __future__ import annotations
