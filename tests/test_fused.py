@@ -239,6 +239,7 @@ def test_step_equals_float64_on_cuda(f: Format, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo
 @each("f", LARGE)
 def test_it_is_captured_and_compiled_on_cuda(f: Format) -> None:
     from hwbench.devices.cuda import Cuda
