@@ -56,9 +56,9 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from threads, and lose much where cores are shared."""
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from threads, and lose much where tests share the cores."""
     import torch
 
     threads = torch.get_num_threads()

@@ -66,8 +66,6 @@ from hwbench.formats._base import (
     Linear,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BAD: dict[type, tuple[Any, ...]] = {
     int: (0, -1, 1.5, "x", True),
     float: (-1.0, "x", True, math.nan),

@@ -16,8 +16,6 @@ from hwbench.errors import UsageError
 from hwbench.formats import _packing
 from hwbench.formats._base import BACKWARD, FORWARD, STEP, Format, Linear
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KERNELS = [
     kernel
     for kernel in _packing.KERNELS

@@ -24,8 +24,6 @@ from hwbench.formats.low_rank import LowRank
 from hwbench.formats.low_rank_light import LowRankLight
 from hwbench.formats.monarch import Monarch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FAMILY = (Monarch, Btt, Blast, LowRank, LowRankLight, Kronecker, BlockDiagonal, BlockDense)
 TOLERANCE = {
     torch.float64: 1e-12,

@@ -21,8 +21,6 @@ from hwbench.formats.low_rank import LowRank
 from hwbench.formats.low_rank_light import LowRankLight
 from hwbench.formats.monarch import Monarch
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def error(f: Format, weight: Tensor, **more: Any) -> float:
     return relative(f.project(weight, **more).to_dense(), weight)
