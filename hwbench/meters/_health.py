@@ -17,6 +17,7 @@ from hwbench.errors import HwbenchError
 from hwbench.formats._base import FORWARD, Format
 from hwbench.meters._ceilings import subject_of
 from hwbench.meters._sampling import sample
+from hwbench.workloads._base import Subject
 
 _SECONDS = 1.0  # of equal work
 _SAMPLE_SECONDS = 5e-3
@@ -35,8 +36,7 @@ def examine(device: Device, side: int = 0) -> dict[str, Any]:
     what to do about it, "" where it is not installed.
     """
     subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE))
-    first = min(sample(device, subject, 1) for _ in range(3))
-    calls = max(1, math.ceil(_SAMPLE_SECONDS / first))
+    calls = _calls(device, subject)
     before, begun, taken = device.probe(), time.monotonic(), [sample(device, subject, calls)]
     while len(taken) < _MOST and (len(taken) < _FEWEST or time.monotonic() - begun < _SECONDS):
         taken.append(sample(device, subject, calls))
@@ -57,7 +57,14 @@ def examine(device: Device, side: int = 0) -> dict[str, Any]:
 def _product_seconds(device: Device, side: int) -> float:
     """What a quarter of the samples of a product reach, as for the ceilings."""
     subject = subject_of(device, "matmul", "float32", (side, side))
-    return sorted(sample(device, subject, 1) for _ in range(_FEWEST))[_FEWEST // 4]
+    calls = _calls(device, subject)
+    return sorted(sample(device, subject, calls) for _ in range(_FEWEST))[_FEWEST // 4]
+
+
+def _calls(device: Device, subject: Subject) -> int:
+    """Calls that make a sample of ``_SAMPLE_SECONDS``."""
+    first = min(sample(device, subject, 1) for _ in range(3))
+    return max(1, math.ceil(_SAMPLE_SECONDS / first))
 
 
 def _timer_seconds() -> float:
