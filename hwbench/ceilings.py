@@ -30,7 +30,9 @@ _BUSY = 0.5  # more than this share of the measuring was disturbed
 R = TypeVar("R")
 
 
-class _Worker(Protocol):
+class Asked(Protocol):
+    """A worker, wherever it runs."""
+
     def ask(self, request: protocol.Request, expected: type[R], timeout_seconds: float) -> R: ...
 
 
@@ -56,7 +58,7 @@ def path(reply: protocol.PlanReply, threads: int) -> Path:
 
 
 def of_machine(
-    worker: _Worker, reply: protocol.PlanReply, threads: int, dtypes: Collection[str]
+    worker: Asked, reply: protocol.PlanReply, threads: int, dtypes: Collection[str]
 ) -> dict[str, Any]:
     """The ceilings of these dtypes: as they are kept, and what is missing measured and kept."""
     file = path(reply, threads)
@@ -80,14 +82,14 @@ def busy(found: Mapping[str, Any]) -> bool:
 
 
 def measure(
-    worker: _Worker, reply: protocol.PlanReply, threads: int, dtypes: Collection[str]
+    worker: Asked, reply: protocol.PlanReply, threads: int, dtypes: Collection[str]
 ) -> dict[str, Any]:
     """The ceilings in full, measured now; they take the place of what was kept."""
     request = protocol.CeilingsRequest(dtypes=list(dtypes), full=True)
     return _keep(path(reply, threads), _measured(worker, request))
 
 
-def _measured(worker: _Worker, request: protocol.CeilingsRequest) -> dict[str, Any]:
+def _measured(worker: Asked, request: protocol.CeilingsRequest) -> dict[str, Any]:
     found = worker.ask(request, protocol.CeilingsReply, _SECONDS).ceilings
     form = "full" if request.full else "short"
     return {"form": form, "measured": datetime.now(UTC).isoformat(timespec="seconds"), **found}

@@ -28,6 +28,11 @@ def shortened(text: str, most: int = 100) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line without its full stop; the kind of error where it is silent."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 class HwbenchError(Exception):
     """The base of all errors that are raised on purpose; the message is one sentence."""
 

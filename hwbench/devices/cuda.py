@@ -21,7 +21,7 @@ import torch
 from hwbench import environment
 from hwbench.devices import _nvml
 from hwbench.devices._base import Device, Mark, Probe
-from hwbench.errors import DeviceError
+from hwbench.errors import DeviceError, first_line
 
 _EVICT_BYTES = 256_000_000  # at least, and at least twice the last-level cache
 _SPIN_CYCLES = 2_000_000  # of one calibrating spin
@@ -360,5 +360,4 @@ def _cublas() -> str:
 
 def _sentence(error: BaseException) -> str:
     """The first line of what went wrong, as one sentence."""
-    text = str(error).strip().split("\n")[0].rstrip(".")
-    return f"{text or type(error).__name__}."
+    return f"{first_line(error)}."

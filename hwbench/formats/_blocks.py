@@ -113,16 +113,20 @@ def check_choice(described: Format, knob: str, choices: tuple[str, ...]) -> None
         )
 
 
-def chain_flops(tokens: int, chain: tuple[int, ...], direction: str) -> int:
-    """FLOPs of one call of a chain of factors with so many multiply-adds a token each."""
+def chain_flops(tokens: int, chain: tuple[int, ...], direction: str, *, again: int = 0) -> int:
+    """FLOPs of one call of a chain of factors with so many multiply-adds a token each.
+
+    ``again`` are those of an intermediate that the gradients of the weight need and nothing kept.
+    """
     each = 2 * tokens * sum(chain)
     later = 2 * tokens * sum(chain[1:])
+    once_more = 2 * tokens * again
     return {
         FORWARD: each,
         BACKWARD_INPUT: each,
-        BACKWARD_WEIGHT: each + later,
-        BACKWARD: 2 * each,
-        STEP: 3 * each,
+        BACKWARD_WEIGHT: each + later + once_more,
+        BACKWARD: 2 * each + once_more,
+        STEP: 3 * each + once_more,
     }[direction]
 
 

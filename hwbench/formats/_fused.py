@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hwbench.errors import UsageError
+from hwbench.formats._probe import tried
 
 ON_CUDA = "kernel=triton runs on CUDA devices, not on the CPU."
 
@@ -308,12 +309,7 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
 @cache
 def refusal(dtype: torch.dtype) -> str | None:
     """What the build or the device says against these kernels, asked by three small products."""
-    try:
-        right = all(error < 0.02 for error in _errors(dtype))
-    except Exception as refused:  # noqa: BLE001  whatever it is, the reader is told
-        said = (str(refused).strip() or type(refused).__name__).splitlines()[0].rstrip(".")
-        return f"kernel=triton does not run here: {said}."
-    return None if right else "kernel=triton computes a wrong product on this device."
+    return tried("kernel=triton", lambda: all(error < 0.02 for error in _errors(dtype)))
 
 
 def _errors(dtype: torch.dtype) -> list[float]:

@@ -30,7 +30,12 @@ _LAYOUTS_KEPT = 4  # numbers of tokens for which one weight stays packed
 
 
 def unsupported(kernel: str, device: str, dtype: torch.dtype, direction: str) -> str | None:
-    """Why a kernel cannot run in that direction, or None where it can; for ``Format``."""
+    """Why a kernel cannot run in that direction, or None where it can; for ``Format``.
+
+    A kernel that packs nothing runs everywhere.
+    """
+    if kernel not in KERNELS:
+        return None
     if device != "cpu":
         return f"{kernel} packs weights for the matrix products of CPUs."
     if direction != FORWARD:

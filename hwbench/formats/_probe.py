@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from hwbench.errors import first_line
 from hwbench.formats._base import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, Format, Linear
 
 SIDE, TOKENS, DENSITY = 128, 32, 0.5
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Largest relative errors that count as right; in float64 it is 1e-10."""
+
+
+def tried(what: str, right: Callable[[], bool]) -> str | None:
+    """Why ``what`` is of no use here; ``right`` takes a small product and says if it is right."""
+    try:
+        fine = right()
+    except Exception as refused:  # noqa: BLE001  whatever it is, the reader is told
+        return f"{what} does not run here: {first_line(refused)}."
+    return None if fine else f"{what} computes a wrong product on this device."
 
 
 def refusal(format_: Format, dtype: torch.dtype, direction: str) -> str | None:
@@ -45,8 +56,7 @@ def _asked(
             warnings.simplefilter("ignore")
             worst = _error(layer, x.to(dtype), dy.to(dtype), direction)
     except Exception as error:  # noqa: BLE001  whatever it is, the reader is told
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        return f"kernel={kernel} of {kind.name()} does not run here: {said}."
+        return f"kernel={kernel} of {kind.name()} does not run here: {first_line(error)}."
     if worst <= LIMITS.get(dtype, 1e-10):
         return None
     return f"kernel={kernel} of {kind.name()} is wrong here: its relative error is {worst:.3g}."

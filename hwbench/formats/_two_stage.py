@@ -19,16 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.formats import _blocks
-from hwbench.formats._base import (
-    BACKWARD,
-    BACKWARD_WEIGHT,
-    STEP,
-    Format,
-    Linear,
-    budget,
-    round_down,
-    unreachable,
-)
+from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
 from hwbench.records import Knob
 
 
@@ -257,9 +248,9 @@ class TwoStage(Format):
 
     def flops(self, tokens: int, direction: str) -> int:
         """Those of the chain; where no intermediate was kept, the first product once more."""
-        again = direction in (BACKWARD_WEIGHT, BACKWARD, STEP) and self._in_one_kernel()
         chain = self._padded_stages()
-        return _blocks.chain_flops(tokens, chain, direction) + 2 * tokens * chain[0] * again
+        again = chain[0] if self._in_one_kernel() else 0
+        return _blocks.chain_flops(tokens, chain, direction, again=again)
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
         return _blocks.fused_refusal(device, dtype) if self.kernel == "triton" else None

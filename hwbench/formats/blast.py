@@ -23,16 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.formats import _alternating, _blocks
-from hwbench.formats._base import (
-    BACKWARD,
-    BACKWARD_WEIGHT,
-    STEP,
-    Format,
-    Linear,
-    budget,
-    round_down,
-    unreachable,
-)
+from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
 from hwbench.records import Knob
 
 BATCHED = ("bmm", "views")  # kernels that read the couplings as (rank, out_blocks, in_blocks)
@@ -238,9 +229,9 @@ class Blast(Format):
 
     def flops(self, tokens: int, direction: str) -> int:
         """Those of the chain; ``triton`` couples once more for the gradients of the weight."""
-        again = self.kernel == "triton" and direction in (BACKWARD_WEIGHT, BACKWARD, STEP)
         chain = self._padded_stages()
-        return _blocks.chain_flops(tokens, chain, direction) + 2 * tokens * chain[1] * again
+        again = chain[1] if self.kernel == "triton" else 0
+        return _blocks.chain_flops(tokens, chain, direction, again=again)
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
         return _blocks.fused_refusal(device, dtype) if self.kernel == "triton" else None

@@ -70,8 +70,6 @@ class LowRank(Format):
         return self.rank
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if self.kernel not in _packing.KERNELS:
-            return None
         return _packing.unsupported(self.kernel, device, dtype, direction)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:

@@ -27,6 +27,7 @@ from hwbench.formats._groups import (
     pack_pairs,
     unpack_pairs,
 )
+from hwbench.formats._probe import tried
 from hwbench.records import Knob
 
 NO_CPU_KERNEL = (
@@ -163,11 +164,10 @@ def _pack(dense: Tensor, kernel: str) -> Tensor:
 @cache
 def _refusal(kernel: str, dtype: torch.dtype) -> str | None:
     """What the build or the device says against a kernel, asked by one small product."""
-    try:
+
+    def right() -> bool:
         tile = torch.tensor([1.0, 0.0, 0.0, 1.0], device="cuda").to(dtype)
         product = functional.linear(tile.repeat(8, 16), _pack(tile.repeat(64, 16), kernel))
-        right = bool((product == 32).all())
-    except Exception as refusal:  # noqa: BLE001  whatever it is, the reader is told
-        said = (str(refusal).strip() or type(refusal).__name__).splitlines()[0].rstrip(".")
-        return f"{kernel} does not run here: {said}."
-    return None if right else f"{kernel} computes a wrong product on this device."
+        return bool((product == 32).all())
+
+    return tried(kernel, right)

@@ -31,6 +31,7 @@ from hwbench.formats._base import (
     unreachable,
 )
 from hwbench.formats._entries import executed, scores
+from hwbench.formats._probe import tried
 from hwbench.records import Knob
 
 NO_CPU_KERNEL = (
@@ -244,7 +245,8 @@ def _static_sort(weight: Tensor) -> Tensor:
 @cache
 def _refusal(kernel: str, dtype: torch.dtype) -> str | None:
     """What the build or the device says against a kernel, asked by one small step."""
-    try:
+
+    def right() -> bool:
         generator = torch.Generator().manual_seed(0)
         shapes = ((16, 256), (16, 128), (128, 256))
         x, dy, weight = (torch.randn(s, generator=generator).to("cuda", dtype) for s in shapes)
@@ -256,10 +258,6 @@ def _refusal(kernel: str, dtype: torch.dtype) -> str | None:
         assert layer.weight.grad is not None
         dweight = (dy.t() @ x) * (dense != 0)
         wanted = ((y, x @ dense.t()), (x.grad, dy @ dense), (layer.weight.grad, dweight))
-        right = all(float((a - b).detach().norm() / b.norm()) < 0.02 for a, b in wanted)
-    except Exception as refusal:  # noqa: BLE001  whatever it is, the reader is told
-        said = (str(refusal).strip() or type(refusal).__name__).splitlines()[0].rstrip(".")
-        return f"kernel={kernel} of two_four_training does not run here: {said}."
-    if right:
-        return None
-    return f"kernel={kernel} of two_four_training computes a wrong product on this device."
+        return all(float((a - b).detach().norm() / b.norm()) < 0.02 for a, b in wanted)
+
+    return tried(f"kernel={kernel} of two_four_training", right)

@@ -20,6 +20,7 @@ from statistics import median
 import torch
 
 from hwbench.devices._base import Device
+from hwbench.errors import first_line
 from hwbench.meters._base import Meter
 from hwbench.meters._compiling import call, compiled
 from hwbench.meters._sampling import calibrate, sample
@@ -243,7 +244,7 @@ def graph_seconds(member: Member, device: Device) -> Measurement:
     try:
         values = _replayed(member, device)
     except Exception as error:  # noqa: BLE001 (the boundary: it becomes the note)
-        values = f"Its graph failed: {str(error).strip().split(chr(10))[0].rstrip('.')}."
+        values = f"Its graph failed: {first_line(error)}."
     if isinstance(values, str):
         return Measurement(quantity="graph_seconds", unit="s", values=[], note=values)
     return Measurement(

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from hwbench import ceilings, environment, peaks, protocol, runner, units
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.transports.local import LocalWorker
-
-R = TypeVar("R")
 
 _SECONDS = 300.0  # until the worker has to have answered
 _LOAD_SHARE = 0.5  # of the cores may be busy with other work
@@ -19,13 +17,6 @@ _SPREAD = 0.25  # of equal samples, 90th percentile over 10th
 _SLOW, _OUTDATED = 0.85, 1.1  # of the kept ceiling: the machine, or the ceiling, is too low
 _COOL = 0.97  # of the card's power limit is a cap that bites
 _LIBRARIES = ("torch", "cuda_runtime", "driver", "cublas", "cudnn", "cusparselt")
-
-
-class Asked(Protocol):
-    """A worker, wherever it runs."""
-
-    def ask(self, request: protocol.Request, expected: type[R], timeout_seconds: float) -> R:
-        """The answer to a request."""
 
 
 class Verdict(StrEnum):
@@ -69,7 +60,7 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
     return list(checks(plan, health, load))
 
 
-def ask(worker: Asked, threads: int) -> tuple[protocol.PlanReply, dict[str, Any]]:
+def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, dict[str, Any]]:
     """What a worker tells of its device, with the ``share`` of the kept ceiling that it reaches."""
     plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
     kept = ceilings.kept(plan, threads).get("matmul", {}).get("float32")
