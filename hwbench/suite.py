@@ -70,6 +70,10 @@ def read(name_or_path: str) -> dict[str, Any]:
         raise SuiteError(f"{path} is not a suite: it is nested too deeply.") from None
     except ValueError as error:  # also of TOML, of UTF-8, and of a number with thousands of digits
         raise SuiteError(f"{path} is not valid TOML: {shortened(str(error))}.") from error
+    try:
+        _known(document, _TOP, "key")  # before keys of our own are added
+    except UnknownNameError as error:
+        raise SuiteError(f"{path}: {error}") from error
     return {**document, "source": str(path), "merge": False}
 
 

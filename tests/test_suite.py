@@ -67,6 +67,14 @@ def test_a_block_without_tokens_has_only_shape_and_dtype():
     assert all(c.tokens is None and c.direction is None and c.regime is None for c in cases)
 
 
+@pytest.mark.parametrize("key", ["merge", "source"])
+def test_a_file_cannot_set_what_hwbench_adds_to_its_document(key, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(f'schema = 1\nname = "mine"\n{key} = true\n', encoding="utf-8")
+    with pytest.raises(SuiteError, match=rf"mine\.toml: Unknown key '{key}'"):
+        suite.read(str(path))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
