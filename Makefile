@@ -11,7 +11,7 @@ BROWSER_TESTS := 40                      # fewer than these is a failure: a skip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv bench test evidence docs test-browser test-cuda lint fmt check
+.PHONY: help venv bench test evidence docs golden test-browser test-cuda lint fmt check
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(VENV)/.dev ## run the tests that need no GPU and no browser
 docs: $(VENV)/.dev ## write docs/formats.md, its pictures and the tables of other pages from the code
 	$(BIN)/python docs/make_formats.py
 	$(BIN)/python docs/make_pages.py
+
+golden: $(VENV)/.dev ## write what every reader makes of the stored runs in tests/golden; look at the diff
+	$(BIN)/python tests/golden/make.py
 
 test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium)
 	$(BIN)/python -m pytest -m browser --junit-xml $(BROWSER_RESULTS)
