@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _synthetic import CEILINGS, HOSTILE, linear_case, run_of
+from _synthetic import CEILINGS, HOSTILE, linear_case, run_of, scored_case
 from msgspec.structs import replace
 
-from hwbench.records import Measurement, PlannedLine, Result, ResultLine, Status, Verdict
+from hwbench.records import Measurement, Planned, PlannedLine, Result, ResultLine, Status, Verdict
 from hwbench.report import history as pages
 from hwbench.series import FEWEST, Series, change_points
 from hwbench.store import Run, RunWriter
@@ -149,6 +149,27 @@ def test_the_first_bad_run_is_named_with_what_changed(nights: Path) -> None:
     assert event.commits == ("a" * 40, "b" * 40)
     assert event.changed == ["torch was '2.12.0' and is '2.13.0'"]
     assert {s.metric for s in one.series} == {"relative", "time"}  # dense has its time alone
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_a_score_is_judged_in_its_own_direction(tmp_path: Path, better: str, factor: float) -> None:
+    case = scored_case("image", "low_rank", 64)
+    for number in range(12):
+        run = night(number)
+        run.planned = {case.id: Planned(case=case, better=better, seeds=1)}
+        score = 30.0 * (factor if number >= 6 else 1.0)
+        read = Measurement(quantity="score", unit="", values=[score], note="example")
+        run.results = [
+            Result(case=case.id, replicate=0, seed=0, status=Status.OK, measurements=[read])
+        ]
+        kept(run, tmp_path / "nights")
+    (one,) = history(tmp_path / "nights").histories
+    ((step,),) = [series.steps for series in one.series]
+    good = (factor > 1) == (better == "higher")
+    assert step.verdict is (Verdict.IMPROVED if good else Verdict.REGRESSED)
+    (event,) = one.events
+    assert pages.headline(event).startswith(f"1 case {'better' if good else 'worse'} by 2")
 
 
 def test_the_terminal_and_json_say_it(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from hwbench.compare import METRICS, Entry, Reading, side, unlike, worked
@@ -50,7 +49,6 @@ def history(
     threshold: float = 0.03,
     suite: str | None = None,
     cases: str | None = None,
-    higher: Collection[str] = (),
 ) -> Told:
     """The series of every case in a folder of runs.
 
@@ -61,7 +59,6 @@ def history(
         threshold: the smallest change of level that counts.
         suite: keep only runs of this suite.
         cases: keep only cases whose id has this part, or matches this glob.
-        higher: the workloads whose score is better when it is higher.
 
     Raises:
         RunFileError: the folder holds no run that can be used.
@@ -79,8 +76,10 @@ def history(
     notes = [f"Runs in {folder} that are left out: {'; '.join(told)}."] if told else []
     if not groups:
         raise RunFileError(" ".join([f"{folder} holds no run that makes a history.", *notes]))
-    made = partial(_history, metric=metric, threshold=threshold, higher=higher)
-    found = [made(sorted(runs, key=_when)) for runs in groups.values()]
+    found = [
+        _history(sorted(runs, key=_when), metric=metric, threshold=threshold)
+        for runs in groups.values()
+    ]
     return Told(sorted(found, key=lambda each: len(each.nights), reverse=True), notes)
 
 
@@ -121,14 +120,12 @@ def _entries(run: Run, cases: str | None) -> dict[str, Entry]:
     }
 
 
-def _history(
-    runs: Sequence[_Read], *, metric: str, threshold: float, higher: Collection[str]
-) -> History:
+def _history(runs: Sequence[_Read], *, metric: str, threshold: float) -> History:
     """One suite on one machine."""
     ids = dict.fromkeys(case for read in runs for case in read.entries)
     plain = [_series(runs, case, metric) for case in ids]
     kept = [each for each in plain if each is not None]
-    series = [_stepped(each, runs, threshold, len(kept), higher) for each in kept]
+    series = [_stepped(each, runs, threshold, len(kept)) for each in kept]
     last = runs[-1].header
     return History(
         suite=last.suite,
@@ -170,12 +167,10 @@ def _value(reading: Reading) -> float:
     return median(list(reading.values.values()))
 
 
-def _stepped(
-    plain: Series, runs: Sequence[_Read], threshold: float, count: int, higher: Collection[str]
-) -> Series:
-    """The series with its change points."""
-    workload = runs[plain.runs[-1]].entries[plain.case].workload
-    better = "higher" if plain.metric == "score" and workload in higher else "lower"
+def _stepped(plain: Series, runs: Sequence[_Read], threshold: float, count: int) -> Series:
+    """The series with its change points; which way a score is better, its run file says."""
+    last = runs[plain.runs[-1]].entries[plain.case]
+    better = last.better if plain.metric == "score" else "lower"
     steps = change_points(plain.values, floor=threshold, series=count, better=better)
     return Series(plain.case, plain.metric, plain.runs, plain.values, steps, plain.left_out)
 
