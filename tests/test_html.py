@@ -6,17 +6,21 @@ import base64
 import gzip
 import json
 import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
-from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, questions, run_of
+from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, linear_case, questions, run_of
 
 from hwbench.errors import UsageError
 from hwbench.records import Status
 from hwbench.report import _charts, _heat, _pack, _palette, html
 from hwbench.report._scores import score_of
-from hwbench.store import Run
+from hwbench.store import Run, read_run
 
 
 class Page(HTMLParser):
@@ -85,6 +89,81 @@ def page(text: str) -> Page:
 
 
 _SHADES = {"none", *(name for name, _ in _heat.SHADES)}
+
+# what Python and the script both draw
+
+_NODE = shutil.which("node")
+_STORED = sorted((Path(__file__).parent / "golden" / "runs").glob("*.jsonl"))
+_TABLE = """
+globalThis.document = { getElementById: () => ({ textContent: input.text, dataset: input }) };
+const say = (data) => console.log(JSON.stringify(
+  heatTable(data, new Uint8Array(data.count).fill(1), input.limit)));
+readData().then(say);
+"""
+
+
+def many_groups() -> Run:
+    """More groups than the table shows at first; a format that only the last ones have."""
+    cases = [
+        linear_case(name, density, tokens=tokens)
+        for tokens in range(1, 45)
+        for name, density in (("dense", None), ("low_rank", 0.5))
+    ]
+    return run_of([*cases, linear_case("csr", 0.5, tokens=44)], replicates=2)
+
+
+def stored(path: Path) -> Callable[[], Run]:
+    return lambda: read_run(path)
+
+
+_DRAWN_TWICE = {
+    **{path.stem: stored(path) for path in _STORED},
+    "many groups": many_groups,
+}
+
+
+@pytest.mark.parametrize("name", _DRAWN_TWICE)
+def test_the_table_of_winners_holds_the_rows_that_the_data_names(name: str) -> None:
+    run = _DRAWN_TWICE[name]()
+    found = Page(html.render([run]))
+    against = [
+        case
+        for case, yes in zip(found.column("case"), found.column("against_dense"), strict=True)
+        if yes
+    ]
+    rows = html._rows([run], [""])
+    table = _heat.heat(rows, most=1000)
+    assert table.groups == len({row["group"] for row in rows if row["case"] in against})
+    assert all(run.planned[case].seeds is None for case in against)
+    assert sum(cell.text != "" for _, cells in table.lines for cell in cells) == len(against)
+
+
+@pytest.mark.skipif(_NODE is None, reason="there is no node on this machine")
+@pytest.mark.parametrize("name", _DRAWN_TWICE)
+def test_the_script_draws_the_table_that_python_wrote(name: str) -> None:
+    run = _DRAWN_TWICE[name]()
+    table = _heat.heat(html._rows([run], [""]))
+    attributes, text = next(
+        s for s in Page(html.render([run])).scripts if s[0].get("id") == "hw-data"
+    )
+    given = json.dumps({"text": text, "form": attributes["data-form"], "limit": 40})
+    scripts = [(html._TEMPLATES / f"{part}.js").read_text() for part in ("data", "heat")]
+    done = subprocess.run(
+        [str(_NODE), "-"], input="\n".join([*scripts, f"const input = {given};", _TABLE]),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    drawn = json.loads(done.stdout)
+    heads = [(each["format"], each["label"], len(each["words"])) for each in drawn["heads"]]
+    assert heads == table.heads
+    assert [word or "–" for each in drawn["heads"] for word in each["words"]] == table.densities
+    assert drawn["groups"] == table.groups
+    cells = [[(cell["text"], cell["shade"]) for cell in line["cells"]] for line in drawn["lines"]]
+    assert cells == [
+        [(cell.text, f"{cell.shade}{' best' if cell.best else ''}") for cell in line]
+        for _, line in table.lines
+    ]
+
 
 # what the page holds
 

@@ -91,6 +91,19 @@ def test_a_filter_changes_every_chart_and_the_table(
     assert FILTERS[name] in chosen
 
 
+def test_a_filter_lets_no_scored_row_into_the_table_of_winners(
+    opened: Callable[..., Opened],
+) -> None:
+    stored = Path(__file__).parent / "golden" / "runs" / "scored.jsonl"
+    shown = opened(html.render([read_run(stored)]))
+    look = "[...document.querySelectorAll('#heat tbody tr')].map((r) => r.innerText)"
+    before = shown.page.evaluate(look)
+    shown.tick("format", "low_rank")
+    shown.tick("format", "monarch")
+    assert shown.page.evaluate(look) == before
+    assert len(before) == 2
+
+
 def test_search_changes_every_chart_and_the_table(opened: Callable[..., Opened], text: str) -> None:
     shown = opened(text)
     before = shown.drawn()

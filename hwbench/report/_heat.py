@@ -59,8 +59,13 @@ class Heat:
 
 
 def mark(rows: list[Row]) -> None:
-    """Give every row its ``density_word`` and ``shade``, and the winner of each group ``best``."""
+    """Give every row its ``density_word`` and ``shade``, and the winner of each group ``best``.
+
+    ``against_dense`` says which rows the table holds, here and in the page's script: those that
+    were to be timed and are not dense itself.
+    """
     for row in rows:
+        row["against_dense"] = int(not is_scored(row) and row["format"] != DENSE)
         asked = row["asked_density"] if known(row["asked_density"]) else row["density"]
         row["density_word"] = f"{asked:.3g}" if known(asked) else ""
         row["shade"] = _shade(row)
@@ -76,8 +81,7 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
 
     The rows are marked; the page's script draws the same table from what passes its filters.
     """
-    timed = [row for row in rows if not is_scored(row) and row["format"] != DENSE]
-    sets = list(groups(timed).values())
+    sets = list(groups([row for row in rows if row["against_dense"]]).values())
     shown = [row for members in sets[:most] for row in members]
     columns: dict[str, dict[str, str]] = {}
     for row in shown:

@@ -73,6 +73,7 @@ NUMBERS = (
     "unfused_intensity",
     "efficiency",
     "best",
+    "against_dense",
     "compile_seconds",
     "first_call_seconds",
     "base_seconds",

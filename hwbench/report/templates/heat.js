@@ -2,13 +2,51 @@
 
 const GROUPS = 40;
 
+// The table of the rows that pass, as text: its heads, its densities, and a line a group. Which rows
+// it may hold is said by their column against_dense, which Python writes.
+function heatTable(data, passes, limit) {
+  const [against, series, format, words, group] = [
+    "against_dense", "series", "format", "density_word", "group_number"].map(data.column);
+  const groups = new Map(); // group → its rows
+  for (let row = 0; row < data.count; row += 1) {
+    if (!passes[row] || !against[row]) continue;
+    if (!groups.has(group[row])) groups.set(group[row], []);
+    groups.get(group[row]).push(row);
+  }
+  const shown = [...groups].slice(0, limit);
+  const columns = new Map(); // series → its densities, and its format
+  for (const row of shown.flatMap(([, rows]) => rows)) {
+    if (!columns.has(series[row])) columns.set(series[row], { format: format[row], words: new Set() });
+    columns.get(series[row]).words.add(words[row]);
+  }
+  const heads = [...columns].map(([label, column]) => ({
+    label,
+    format: column.format,
+    words: [...column.words].sort((a, b) => (a === "") - (b === "") || Number(b) - Number(a)),
+  }));
+  const order = heads.flatMap((head) => head.words.map((word) => `${head.label}\n${word}`));
+  const lines = shown.map(([number, rows]) => {
+    const places = new Map(rows.map((row) => [`${series[row]}\n${words[row]}`, row]));
+    return { title: data.groups[number], cells: order.map((place) => heatCell(data, places.get(place))) };
+  });
+  return { heads, lines, groups: groups.size };
+}
+
+function heatCell(data, row) {
+  if (row === undefined) return { text: "", shade: "" };
+  const relative = data.column("relative_time")[row];
+  if (!known(relative)) {
+    const [text, says] = data.heat_words[data.column("status")[row]] || ["–", "no relative time"];
+    return { text, shade: "none", says };
+  }
+  const text = significant(relative, relative > 0.9 && relative < 1.1 ? 3 : 2);
+  return { text, shade: `${data.column("shade")[row]}${data.column("best")[row] ? " best" : ""}` };
+}
+
 function startHeat(data, filters) {
   const table = document.getElementById("heat");
   if (!table) return () => {};
   const button = document.getElementById("heat-more");
-  const column = (name) => data.column(name);
-  const [format, series, words, shade, best, group, workload] = [
-    "format", "series", "density_word", "shade", "best", "group_number", "workload"].map(column);
   let limit = GROUPS;
   let asked = false; // until a filter is used the table is the one that Python wrote
 
@@ -21,52 +59,31 @@ function startHeat(data, filters) {
   const marks = new Map([...document.querySelectorAll("[data-look]")].map((mark) => [mark.dataset.look, mark]));
   const sign = (name) => marks.get(name)?.cloneNode(true) || "";
 
-  function value(number) {
-    if (number === undefined) return cell("td", "");
-    const relative = column("relative_time")[number];
-    if (!known(relative)) {
-      const [text, says] = data.heat_words[column("status")[number]] || ["–", "no relative time"];
-      return cell("td", text, { className: "none", title: says });
-    }
-    const text = significant(relative, relative > 0.9 && relative < 1.1 ? 3 : 2);
-    return cell("td", text, { className: `${shade[number]}${best[number] ? " best" : ""}` });
+  function value({ text, shade, says }) {
+    return cell("td", text, { ...(shade && { className: shade }), ...(says && { title: says }) });
   }
 
   function draw() {
-    const columns = new Map(); // series → its densities, each with its format
-    const lines = new Map(); // group → place → row
-    for (let row = 0; row < data.count; row += 1) {
-      if (!filters.passes[row] || format[row] === "dense" || workload[row] === "projection") continue;
-      if (!columns.has(series[row])) columns.set(series[row], { name: format[row], words: new Set() });
-      columns.get(series[row]).words.add(words[row]);
-      if (!lines.has(group[row])) lines.set(group[row], new Map());
-      lines.get(group[row]).set(`${series[row]}\n${words[row]}`, row);
-    }
-    const heads = document.createElement("tr");
-    heads.append(cell("th", "group", { rowSpan: 2, scope: "col" }));
+    const { heads, lines, groups } = heatTable(data, filters.passes, limit);
+    const above = document.createElement("tr");
+    above.append(cell("th", "group", { rowSpan: 2, scope: "col" }));
     const below = document.createElement("tr");
-    const order = [];
-    for (const [label, { name, words: densities }] of columns) {
-      const sorted = [...densities].sort((a, b) => (a === "") - (b === "") || Number(b) - Number(a));
-      const head = cell("th", "", { colSpan: sorted.length, scope: "colgroup" });
-      head.append(sign(name), label);
-      heads.append(head);
-      for (const word of sorted) {
-        below.append(cell("th", word || "–", { scope: "col" }));
-        order.push(`${label}\n${word}`);
-      }
+    for (const { label, format, words } of heads) {
+      const head = cell("th", "", { colSpan: words.length, scope: "colgroup" });
+      head.append(sign(format), label);
+      above.append(head);
+      below.append(...words.map((word) => cell("th", word || "–", { scope: "col" })));
     }
-    const body = [...lines].slice(0, limit).map(([number, cells]) => {
+    table.tHead.replaceChildren(above, below);
+    table.tBodies[0].replaceChildren(...lines.map(({ title, cells }) => {
       const line = document.createElement("tr");
-      line.append(cell("th", data.groups[number], { scope: "row" }), ...order.map((place) => value(cells.get(place))));
+      line.append(cell("th", title, { scope: "row" }), ...cells.map(value));
       return line;
-    });
-    table.tHead.replaceChildren(heads, below);
-    table.tBodies[0].replaceChildren(...body);
-    table.hidden = !lines.size;
-    document.getElementById("heat-nothing").hidden = lines.size > 0;
-    button.hidden = lines.size <= limit;
-    button.textContent = `Show all ${lines.size} groups`;
+    }));
+    table.hidden = !groups;
+    document.getElementById("heat-nothing").hidden = groups > 0;
+    button.hidden = groups <= limit;
+    button.textContent = `Show all ${groups} groups`;
   }
 
   button.addEventListener("click", () => { limit = Infinity; asked = true; draw(); });

@@ -153,7 +153,8 @@ function startRows(data, filters) {
 }
 
 const fileName = (data) => data.runs.map((run) => run.name.replaceAll(/[^\w.-]/g, "_")).join("+").slice(0, 120) || "hwbench";
-const downloaded = (data) => Object.keys(data.columns).filter((name) => name !== "group_number" && name !== "label" && name !== "series");
+const PAGE_ONLY = ["group_number", "label", "series", "against_dense"];
+const downloaded = (data) => Object.keys(data.columns).filter((name) => !PAGE_ONLY.includes(name));
 
 function asCsv(data, rows) {
   const names = downloaded(data);
