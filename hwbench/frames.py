@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -77,7 +76,8 @@ def summary(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame(summary_rows(read_run(Path(path))))
+    run = read_run(Path(path))
+    return pd.DataFrame(with_further_quantities(summary_rows(run), good_results(run)))
 
 
 def replicate_rows(run: Run) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ def replicate_rows(run: Run) -> list[dict[str, Any]]:
             "seed": result.seed,
             **_measured(result),
         })  # fmt: skip
-    return rows
+    return with_further_quantities(rows, [[result] for result in run.results])
 
 
 def summary_rows(run: Run) -> list[dict[str, Any]]:
@@ -104,15 +104,55 @@ def summary_rows(run: Run) -> list[dict[str, Any]]:
 
     A planned case without any result yet has the status ``missing``.
     """
-    by_case: dict[str, list[Result]] = defaultdict(list)
-    for result in run.results:
-        by_case[result.case].append(result)
     rows = [
-        _case_columns(run, planned) | _summary_columns(by_case.get(case, []))
-        for case, planned in run.planned.items()
+        _case_columns(run, planned) | _summary_columns(results)
+        for planned, results in zip(run.planned.values(), _by_case(run), strict=True)
     ]
     roofs = {dtype: roof(run.header.ceilings, dtype) for dtype in {row["dtype"] for row in rows}}
     return [row | _placed_columns(row, roofs[row["dtype"]]) for row in rows]
+
+
+def with_further_quantities(
+    rows: list[dict[str, Any]], results: Sequence[Sequence[Result]]
+) -> list[dict[str, Any]]:
+    """The rows with a column for each measured quantity that is not one of ``QUANTITIES``.
+
+    Such quantities are those of installed meters, and those that no table shows. A column has the
+    name of its quantity, with ``measured_`` before it where a column has that name already.
+
+    Args:
+        rows: of ``load_run`` or ``summary``; all have the same columns.
+        results: those that each row is made of.
+    """
+    names = dict.fromkeys(
+        measurement.quantity
+        for of_row in results
+        for result in of_row
+        for measurement in result.measurements
+        if measurement.quantity not in QUANTITIES
+    )
+    found = [dict(row) for row in rows]
+    for name in names:
+        for row, of_row in zip(found, results, strict=True):
+            read = [result.values(name) for result in of_row]
+            values = [median(blocks) for blocks in read if blocks]
+            column = name
+            while column in row:
+                column = f"measured_{column}"
+            row[column] = estimate(values).value if values else math.nan
+    return found
+
+
+def good_results(run: Run) -> list[list[Result]]:
+    """The results of each planned case that are ok, in the order of the suite."""
+    return [[r for r in results if r.status is Status.OK] for results in _by_case(run)]
+
+
+def _by_case(run: Run) -> list[list[Result]]:
+    found: dict[str, list[Result]] = {case: [] for case in run.planned}
+    for result in run.results:
+        found[result.case].append(result)
+    return list(found.values())
 
 
 def placement(row: Mapping[str, Any], ceiling: Roof | None) -> Placement | None:

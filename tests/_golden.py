@@ -242,8 +242,8 @@ def _exported(kind: str) -> Callable[[Path], str]:
             export(_run(path), kind, target)
             text = target.read_text(encoding="utf-8")
         if kind == "csv":
-            rows = csv.reader(io.StringIO(text))
-            return "\n".join(json.dumps(row) for row in rows) + "\n"
+            columns = zip(*csv.reader(io.StringIO(text)), strict=True)
+            return "\n".join(json.dumps(column) for column in columns) + "\n"
         return normal(_json(json.loads(text)))
 
     return make

@@ -95,7 +95,7 @@ def _short(measurement: Measurement, result: Result, samples: str) -> Measuremen
 
 
 def _rounded(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    return value if value.is_integer() else float(f"{value:.{_DIGITS}g}")
 
 
 # --- made up ----------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def _plain(run: Run) -> Run:
 
 
 def _one(quantity: str, value: float, unit: str = "", **more: Any) -> Measurement:
-    return Measurement(quantity=quantity, unit=unit, values=[_rounded(value)], **more)
+    return Measurement(quantity=quantity, unit=unit, values=[_rounded(float(value))], **more)
 
 
 def _scored() -> Run:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hwbench import units
+from hwbench.frames import good_results, with_further_quantities
 from hwbench.report import _facts
 from hwbench.report import _words as words
 from hwbench.report._rows import DENSE, Row, groups, known, printable, report_rows, timed
@@ -53,7 +54,12 @@ def table(run: Run, width: int = 80) -> list[RenderableType]:
 
 def rows_json(run: Run) -> list[dict[str, Any]]:
     """One object a case for ``--json``: the summary with its roofline; what is unknown is null."""
-    return [plain_row(row) for row in report_rows(run)]
+    rows = [plain_row(row) for row in report_rows(run)]
+    further = with_further_quantities(rows, good_results(run))
+    return [
+        {name: None if isinstance(v, float) and not known(v) else v for name, v in row.items()}
+        for row in further
+    ]
 
 
 def plain_row(row: Row) -> dict[str, Any]:
