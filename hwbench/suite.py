@@ -319,7 +319,15 @@ def quickened(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "cases": blocks}
 
 
-def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:
+def override(
+    document: dict[str, Any],
+    *,
+    shape: Sequence[Sequence[int]] = (),
+    tokens: Sequence[float] = (),
+    dtype: Sequence[str] = (),
+    density: Sequence[float] = (),
+    formats: Sequence[str] = (),
+) -> dict[str, Any]:
     """The document with the axes that the command line asked for put in place of its own.
 
     ``shape``, ``tokens`` and ``dtype`` replace the axes of the blocks that have tokens; ``density``
@@ -327,25 +335,26 @@ def override(document: dict[str, Any], **asked: Any) -> dict[str, Any]:
     the ones that the suite does not have. What is asked for twice by it is one case.
     """
     _well_formed(document)
+    axes_asked = {"shape": shape, "tokens": tokens, "dtype": dtype}
     blocks = [dict(block) for block in document.get("cases", [])]
     for block in blocks:
         timed = "tokens" in block or "direction" in block
         here = {kind: dict(axes) for kind, axes in block.get("on", {}).items()}
-        for key in ("shape", "tokens", "dtype"):
-            if asked.get(key) and timed:
-                block[key] = asked[key]
+        for key, values in axes_asked.items():
+            if values and timed:
+                block[key] = list(values)
                 for axes in here.values():
                     axes.pop(key, None)
         tables = [table for table in (block, *here.values()) if "format" in table]
         gone = _knobs(table["format"] for table in tables)
         for table in tables:
-            table["format"] = _chosen(table["format"], **asked)
+            table["format"] = _chosen(table["format"], density, formats)
         gone -= _knobs(table["format"] for table in tables)
         rules = _listed(block.get("exclude", []))  # one by a knob that is gone matches nothing
         block["exclude"] = [r for r in rules if not (isinstance(r, dict) and gone & r.keys())]
         if here:
             block["on"] = here
-    return {**document, "cases": blocks, "merge": any(asked.values())}
+    return {**document, "cases": blocks, "merge": any([*axes_asked.values(), density, formats])}
 
 
 def _well_formed(document: Mapping[str, Any]) -> None:
@@ -360,21 +369,19 @@ def _well_formed(document: Mapping[str, Any]) -> None:
 
 
 def _chosen(
-    entries: list[dict[str, Any]],
-    density: list[float] | None = None,
-    formats: list[str] | None = None,
-    **_: Any,
+    entries: list[dict[str, Any]], density: Sequence[float], formats: Sequence[str]
 ) -> list[dict[str, Any]]:
+    """The entries of these formats alone, with these densities; empty asks for no change."""
     entries = [dict(entry) for entry in entries]
     if formats:
         have = {entry.get("name") for entry in entries}
         keep = {"dense", *(plugins.check("formats", name) for name in formats)}
         entries = [entry for entry in entries if entry.get("name") in keep]
         added = [name for name in formats if name not in have]
-        entries += [{"name": name, "density": density or [0.5]} for name in added]
+        entries += [{"name": name, "density": list(density) or [0.5]} for name in added]
     for entry in entries:
         if density and "density" in entry:
-            entry["density"] = density
+            entry["density"] = list(density)
     return entries
 
 

@@ -172,6 +172,12 @@ def test_the_command_line_replaces_axes_densities_and_formats():
         assert {c.knobs.get("density") for c in timed} == {None, 0.25}
 
 
+@pytest.mark.parametrize("misspelt", ["denstiy", "format", "Tokens", "shapes"])
+def test_an_axis_that_is_misspelt_is_refused(misspelt):
+    with pytest.raises(TypeError, match=misspelt):
+        suite.override(document(), **{misspelt: [0.5]})
+
+
 @pytest.mark.parametrize("name", plugins.names("formats"))
 @pytest.mark.parametrize("shipped", suite.names())
 def test_any_format_can_be_asked_of_any_suite(shipped, name):
