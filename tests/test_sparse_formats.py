@@ -114,6 +114,23 @@ def test_low_rank_with_entries_beats_low_rank_and_finds_its_own() -> None:
     assert relative(f.project(member).to_dense(), member) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("sizes", "divides", "fit"),
+    [
+        ((90,), "90", "1, 2, 3, 5, 6, 9, 10, 15, 18, 30, 45, 90"),
+        ((), "both 512 and 768", "1, 2, 4, 8, 16, 32, 64, 128, 256"),
+    ],
+)
+def test_a_knob_that_must_divide_is_told_all_that_do(
+    sizes: tuple[int, ...], divides: str, fit: str
+) -> None:
+    f = build("bsr", 512, 768, kept_blocks=1, block_columns=48)
+    f.check_divides("block_columns", 768)
+    with pytest.raises(KnobError) as told:
+        f.check_divides("block_columns", *sizes)
+    assert str(told.value) == f"block_columns=48 of bsr must divide {divides}; possible: {fit}."
+
+
 @pytest.mark.parametrize("name", ["csr", "condensed", "semi_structured", "bsr", "low_rank_sparse"])
 def test_activations_move_the_choice_to_the_columns_that_matter(name: str) -> None:
     f = build(name, 128, 128, density=0.5)

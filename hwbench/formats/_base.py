@@ -332,19 +332,22 @@ class Format(ABC):
             )
         return value
 
-    def check_divides(self, knob: str) -> None:
-        """Demand that the knob's value divides both dimensions.
+    def check_divides(self, knob: str, *sizes: int) -> None:
+        """Demand that the knob's value divides each size; without any, both dimensions.
 
         Raises:
             KnobError: it does not; the message names the divisors that would.
         """
-        value = self.check_integer(knob, low=1)
-        common = math.gcd(self.out_features, self.in_features)
+        sizes = sizes or (self.out_features, self.in_features)
+        common = math.gcd(*sizes)
+        value = self.check_integer(knob, low=1, high=min(sizes))
         if common % value:
-            fit = [d for d in range(1, min(common, 256) + 1) if common % d == 0]
+            small = [d for d in range(1, math.isqrt(common) + 1) if common % d == 0]
+            fit = sorted({*small, *(common // d for d in small)})
+            both = "both " if len(sizes) == 2 else ""
             raise KnobError(
-                f"{knob}={value} of {self.name()} must divide both {self.out_features} and "
-                f"{self.in_features}; possible: {', '.join(map(str, fit))}."
+                f"{knob}={value} of {self.name()} must divide {both}"
+                f"{' and '.join(map(str, sizes))}; possible: {', '.join(map(str, fit))}."
             )
 
 

@@ -76,23 +76,6 @@ def check_blocks(described: Format, knob: str, size: int) -> None:
         )
 
 
-def check_factor(described: Format, knob: str, size: int) -> None:
-    """Demand that the knob's value divides ``size``.
-
-    Raises:
-        KnobError: it does not; the message names the divisors.
-    """
-    value = described.check_integer(knob, low=1, high=size)
-    if size % value:
-        fit = sorted(
-            {d for e in range(1, math.isqrt(size) + 1) if size % e == 0 for d in (e, size // e)}
-        )
-        raise KnobError(
-            f"{knob}={value} of {described.name()} must divide {size}; possible: "
-            f"{', '.join(map(str, fit))}."
-        )
-
-
 def fill(described: Format, **values: Knob) -> None:
     """Give each knob that was left at None its value."""
     for knob, value in values.items():

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hwbench.errors import KnobError
 from hwbench.formats._base import FORWARD, Format, Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
     INDEX_BYTES,
@@ -139,17 +138,8 @@ class Bsr(Format):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for knob, features in (
-            ("block_rows", self.out_features),
-            ("block_columns", self.in_features),
-        ):
-            side = self.check_integer(knob, low=1)
-            if features % side:
-                fit = [d for d in range(1, min(features, 256) + 1) if features % d == 0]
-                raise KnobError(
-                    f"{knob}={side} of bsr must divide {features}; "
-                    f"possible: {', '.join(map(str, fit))}."
-                )
+        self.check_divides("block_rows", self.out_features)
+        self.check_divides("block_columns", self.in_features)
         rows, columns = self.grid()
         self.check_integer("kept_blocks", low=1, high=rows * columns)
         check_index_dtype(self, self.index_dtype, self.kept_blocks)

@@ -161,8 +161,8 @@ class Kronecker(Format):
         super().__post_init__()
         _blocks.fill(self, out_blocks=_blocks.factors(self.out_features)[0])
         _blocks.fill(self, in_blocks=_blocks.factors(self.in_features)[1])
-        _blocks.check_factor(self, "out_blocks", self.out_features)
-        _blocks.check_factor(self, "in_blocks", self.in_features)
+        self.check_divides("out_blocks", self.out_features)
+        self.check_divides("in_blocks", self.in_features)
         self.check_integer("rank", low=1, high=min(self._sizes()))
 
     @classmethod

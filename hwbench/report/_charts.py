@@ -56,7 +56,6 @@ CONFIG: dict[str, Any] = {
 
 _DENSITIES = [1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
 _EVEN = [v * 10.0**power for power in range(-3, 19) for v in (1, 2, 5)]
-_BYTES = "datum.value ? format(datum.value, '~s') + 'B' : '0'"
 
 
 def specifications(

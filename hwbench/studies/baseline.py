@@ -242,10 +242,6 @@ def machine_key(header: Header) -> str:
     return f"{words or 'machine'}-{digest}"
 
 
-def _by_machine(each: Kept) -> tuple[Path, str, str]:
-    return each.path.parent, each.header.suite, each.header.created
-
-
 def kept(folder: Path) -> list[Kept]:
     """The runs that are kept in a folder, by machine, suite and date.
 
