@@ -49,7 +49,7 @@ METRICS = {
 
 _AUTO = ("relative", "time", "score")
 _QUANTITIES = tuple(quantity for group in METRICS.values() for quantity in group)
-_GRAVITY = (*ANSWERS, Status.TIMED_OUT, Status.CRASHED, Status.WRONG)
+_MILDEST_FIRST = (*ANSWERS, Status.TIMED_OUT, Status.CRASHED, Status.WRONG)
 _DEFAULT = Rule()
 
 
@@ -155,7 +155,7 @@ def _reading(quantity: str, results: list[Result]) -> Reading:
 
 
 def _gravity(ended: Entry | Result) -> int:
-    return _GRAVITY.index(ended.status)
+    return _MILDEST_FIRST.index(ended.status)
 
 
 # Verdicts

@@ -13,7 +13,7 @@ from hwbench.records import Change, Verdict
 FINE, REGRESSION, UNDECIDED = 0, 1, 3
 NOT_COMPARABLE, FAILED, NO_BASELINE = 4, 5, 6
 
-_GRAVITY = (
+_GRAVEST_FIRST = (
     Verdict.INVALID,
     Verdict.REGRESSED,
     Verdict.GONE,
@@ -24,7 +24,9 @@ _GRAVITY = (
     Verdict.EQUIVALENT,
 )
 _JUDGED = (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.EQUIVALENT, Verdict.UNDECIDED)
-_OPEN = (Verdict.UNDECIDED, Verdict.INCOMPARABLE, Verdict.GONE)  # no proof that all is well
+_UNPROVEN = (Verdict.UNDECIDED, Verdict.INCOMPARABLE, Verdict.GONE)  # no proof that all is well
+FAILING = (Verdict.INVALID, Verdict.REGRESSED)
+"""The verdicts that make a check fail whatever is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Outcome:
     def counts(self) -> dict[Verdict, int]:
         """How many cases have each verdict, the gravest first."""
         found = Counter(change.verdict for change in self.changes)
-        return {verdict: found[verdict] for verdict in _GRAVITY if found[verdict]}
+        return {verdict: found[verdict] for verdict in _GRAVEST_FIRST if found[verdict]}
 
     @property
     def compared(self) -> int:
@@ -68,15 +70,15 @@ class Outcome:
             return NO_BASELINE
         if Verdict.REGRESSED in told:
             return REGRESSION
-        if self.fail_on_undecided and any(verdict in told for verdict in _OPEN):
+        if self.fail_on_undecided and any(verdict in told for verdict in _UNPROVEN):
             return UNDECIDED
         return FINE
 
     def fails(self, change: Change) -> bool:
         """Whether this change alone would make the check fail."""
-        if change.verdict in (Verdict.INVALID, Verdict.REGRESSED):
+        if change.verdict in FAILING:
             return True
-        return self.fail_on_undecided and change.verdict in _OPEN
+        return self.fail_on_undecided and change.verdict in _UNPROVEN
 
     def sentence(self) -> str:
         """The outcome in one sentence."""
@@ -96,7 +98,7 @@ class Outcome:
             how = "in pairs" if self.paired else how
             return f"Regressed ({how}): {cases(told[Verdict.REGRESSED])}."
         if self.exit == UNDECIDED:
-            return f"Not decided: {cases(sum(told.get(verdict, 0) for verdict in _OPEN))}."
+            return f"Not decided: {cases(sum(told.get(verdict, 0) for verdict in _UNPROVEN))}."
         what = f"No regression in {cases(self.compared)}"
         if not {Verdict.EQUIVALENT, Verdict.IMPROVED} & set(told):
             what = "No regression was shown, and nothing is proven unchanged"
@@ -118,7 +120,7 @@ def worst_first(changes: Iterable[Change]) -> list[Change]:
     def key(change: Change) -> tuple[int, float]:
         size = change.ratio.value if change.ratio else math.nan
         positive = size > 0 and math.isfinite(size)
-        return _GRAVITY.index(change.verdict), -abs(math.log(size)) if positive else -math.inf
+        return _GRAVEST_FIRST.index(change.verdict), -abs(math.log(size)) if positive else -math.inf
 
     return sorted(changes, key=key)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hwbench.outcome import FINE, Outcome
-from hwbench.records import Change, Verdict
+from hwbench.outcome import FAILING, FINE, Outcome
+from hwbench.records import Change
 from hwbench.report._rows import printable
 from hwbench.report.changes import head, notable, reason, size, tally
 
@@ -18,7 +18,6 @@ COMMENT_BYTES = 60_000  # GitHub refuses a comment of more than 65,536 character
 MARKER = "<!-- hwbench check -->"
 """The first line, by which a comment is found again to be updated."""
 
-_OPEN = (Verdict.INVALID, Verdict.REGRESSED)
 _LONGEST = 300  # characters of a name or a reason
 _COLUMNS = "| verdict | case | metric | change | why |\n| --- | --- | --- | ---: | --- |\n"
 
@@ -32,8 +31,8 @@ def render(outcome: Outcome, most_bytes: int = COMMENT_BYTES) -> str:
     parts += [code(note) for note in outcome.notes]
     text = "\n\n".join(parts) + "\n"
     listed = notable(outcome)
-    worst = [each for each in listed if each.verdict in _OPEN]
-    rest = [each for each in listed if each.verdict not in _OPEN]
+    worst = [each for each in listed if each.verdict in FAILING]
+    rest = [each for each in listed if each.verdict not in FAILING]
     if worst:
         text += "\n" + _table(worst, most_bytes - len(text.encode()) - 200)
     if rest:
