@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import keyword
+import re
 import subprocess
 import sys
 import tomllib
@@ -56,6 +57,15 @@ def imported_by(*arguments: str) -> set[str]:
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in lines}
+
+
+def test_the_map_in_the_readme_has_every_module_and_no_other() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    drawn = readme.partition("## The map of the house")[2].split("```")[1]
+    inside = drawn.partition("hwbench/\n")[2].partition("\nsuites/")[0]
+    files = set(re.findall(r"\b(\w+)\.py\b", inside))
+    folders = set(re.findall(r"── (\w+)/", inside))
+    assert files | folders == top_level()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
