@@ -19,6 +19,7 @@ import msgspec
 from hwbench import frames, outcome, plugins, records, runner, suite
 from hwbench.devices.fake import Effects
 from hwbench.meters._base import Meter
+from hwbench.quantities import MEASURED
 from hwbench.store import Run
 from hwbench.workloads._base import Workload
 
@@ -198,13 +199,18 @@ def readable(annotation: str) -> str:
 
 
 def quantities() -> list[str]:
-    """Every quantity that a meter may read."""
-    rows = []
-    for name in own("meters"):
-        for each in plugins.load("meters", name, Meter).QUANTITIES:
-            words = WORDS["quantities"][each.name]
-            rows.append([f"`{each.name}`", each.unit, f"`{name}`", words])
-    return table(["quantity", "unit", "meter", "meaning"], rows)
+    """Every quantity that a meter reads, and what the scores of workloads find beside them."""
+    members: list[tuple[str, str, type[Meter] | type[Workload]]] = [
+        (kind, name, plugins.load(f"{kind}s", name, base))
+        for kind, base in (("meter", Meter), ("workload", Workload))
+        for name in own(f"{kind}s")
+    ]
+    rows = [
+        [f"`{each.name}`", each.unit, f"{kind} `{name}`", WORDS["quantities"][each.name]]
+        for kind, name, member in members
+        for each in member.QUANTITIES
+    ]
+    return table(["quantity", "unit", "read by", "meaning"], rows)
 
 
 def columns() -> dict[str, list[str]]:
@@ -246,7 +252,7 @@ def example() -> Run:
     planned = records.Planned(case=case, kernel="torch", density=0.5, cost=cost)
     read = [
         records.Measurement(quantity=name, unit="", values=[1.0], contract="wall", note=_TEXT)
-        for name in frames.QUANTITIES
+        for name in (each.name for each in MEASURED)
     ]
     result = records.Result(
         case=case.id, replicate=0, seed=0, status=records.Status.OK, reason=_TEXT,

@@ -21,10 +21,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hwbench import units
+from hwbench import quantities, units
 from hwbench.errors import UnknownNameError
 from hwbench.fingerprint import Severity, differences, facts
 from hwbench.power import MOST_REPLICATES, replicates_needed
+from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
 from hwbench.quiet import slowed
 from hwbench.records import (
     ANSWERS,
@@ -39,16 +40,9 @@ from hwbench.records import (
 )
 from hwbench.stats import Judgement, Rule, judge, median, spread
 
-METRICS = {
-    "time": ("time_seconds",),
-    "relative": ("relative_time",),
-    "memory": ("peak_bytes", "saved_bytes"),
-    "score": ("score",),
-}
-"""The quantities of each metric; ``auto`` is the first of relative, time and score in both runs."""
+AUTO = (RELATIVE.metric, TIME.metric, SCORE.metric)
+"""What the metric ``auto`` stands for: the first of these that both runs have."""
 
-_AUTO = ("relative", "time", "score")
-_QUANTITIES = tuple(quantity for group in METRICS.values() for quantity in group)
 _MILDEST_FIRST = (*ANSWERS, Status.TIMED_OUT, Status.CRASHED, Status.WRONG)
 _DEFAULT = Rule()
 
@@ -83,6 +77,7 @@ class Side:
     cases: Mapping[str, Entry]
     facts: Mapping[str, Any] = field(default_factory=dict)
     run: str = ""
+    declared: tuple[Quantity, ...] = ()  # the quantities that other packages declare
 
 
 @dataclass(frozen=True)
@@ -91,6 +86,32 @@ class _Asked:
     metrics: tuple[str, ...]
     paired: bool
     blocked: str | None
+    declared: tuple[Quantity, ...] = ()
+
+    def quantity(self, name: str) -> Quantity:
+        """The declaration of a quantity."""
+        return quantities.find(name, self.declared)
+
+
+def quantities_of(metric: str) -> tuple[str, ...]:
+    """The quantities of a metric: those that share it, or the one that it names."""
+    return quantities.METRICS.get(metric, (metric,))
+
+
+def check_metric(
+    metric: str, sides: Iterable[Side] = (), declared: Iterable[Quantity] = ()
+) -> None:
+    """Refuse a metric that is neither hwbench's nor a quantity that the runs hold.
+
+    Raises:
+        UnknownNameError: there is no such metric.
+    """
+    built_in = [*quantities.METRICS, *(each.name for each in quantities.MEASURED)]
+    held = {name for one in sides for entry in one.cases.values() for name in entry.readings}
+    held |= {each.name for each in declared}
+    if metric not in ("auto", *built_in, *held):
+        own = sorted(held.difference(built_in))
+        raise UnknownNameError("metric", metric, [*quantities.METRICS, "auto", *own])
 
 
 # From records to sides
@@ -117,7 +138,12 @@ def side(
         for case, known in planned.items()
         if case in found or known.unsupported is not None
     }
-    return Side(cases=cases, facts=facts(header.environment), run=header.run)
+    return Side(
+        cases=cases,
+        facts=facts(header.environment),
+        run=header.run,
+        declared=tuple(header.quantities),
+    )
 
 
 def _entry(planned: Planned, results: list[Result]) -> Entry:
@@ -126,10 +152,12 @@ def _entry(planned: Planned, results: list[Result]) -> Entry:
         gravest = max(results, key=_gravity)
         status, reason = gravest.status, gravest.reason
     good = [result for result in results if result.status is Status.OK]
-    readings = {quantity: _reading(quantity, good) for quantity in _QUANTITIES}
-    if late := slowed(good):
-        quiet = [result for result in good if result.replicate not in late]
-        readings["relative_time"] = _reading("relative_time", quiet)
+    late = slowed(good)
+    quiet = [result for result in good if result.replicate not in late]
+    readings = {
+        name: _reading(name, quiet if name == RELATIVE.name else good)
+        for name in dict.fromkeys(m.quantity for result in good for m in result.measurements)
+    }
     return Entry(
         workload=planned.case.workload,
         status=status,
@@ -139,7 +167,7 @@ def _entry(planned: Planned, results: list[Result]) -> Entry:
         kernel=planned.kernel,
         resolved=planned.resolved,
         seeds={result.replicate: result.seed for result in good},
-        readings={quantity: reading for quantity, reading in readings.items() if reading.values},
+        readings={name: reading for name, reading in readings.items() if reading.values},
     )
 
 
@@ -184,13 +212,13 @@ def compare(
     Raises:
         UnknownNameError: there is no such metric.
     """
-    if metric not in (*METRICS, "auto"):
-        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
+    check_metric(metric, (*baseline, *new))
     found = [each for old in baseline for now in new for each in differences(old.facts, now.facts)]
     fatal = dict.fromkeys(str(each) for each in found if each.severity is Severity.FATAL)
     blocked = "; ".join(fatal) if fatal and not across_machines else None
-    metrics = _AUTO if metric == "auto" else (metric,)
-    asked = _Asked(rule, metrics, paired, blocked)
+    metrics = AUTO if metric == "auto" else (metric,)
+    declared = tuple(q for one in (*new, *baseline) for q in one.declared)
+    asked = _Asked(rule, metrics, paired, blocked, declared)
     changes = []
     for case in dict.fromkeys(case for one in (*new, *baseline) for case in one.cases):
         before = [one.cases[case] for one in baseline if case in one.cases]
@@ -251,8 +279,8 @@ def _by_value(case: str, baseline: list[Entry], new: list[Entry], asked: _Asked)
     told = next(filter(None, doubts), "")
     if asked.blocked or not alike:
         return refused(metric, asked.blocked or told)
-    if metric == "memory":
-        found, note = _memory(alike, new)
+    if asked.quantity(quantity).exact:
+        found, note = _exact(quantities_of(metric), alike, new, asked)
     else:
         found, note = _judged(quantity, alike, new, asked)
     if told:
@@ -268,14 +296,14 @@ def _by_value(case: str, baseline: list[Entry], new: list[Entry], asked: _Asked)
 
 
 def _has(entries: list[Entry], metric: str) -> bool:
-    return any(quantity in entry.readings for entry in entries for quantity in METRICS[metric])
+    return any(name in entry.readings for entry in entries for name in quantities_of(metric))
 
 
 def _shared(metric: str, *sides: list[Entry]) -> list[str]:
     """The quantities of a metric that every side has values of."""
     return [
         quantity
-        for quantity in METRICS[metric]
+        for quantity in quantities_of(metric)
         if all(any(quantity in entry.readings for entry in entries) for entries in sides)
     ]
 
@@ -308,7 +336,7 @@ def _changed(old: Entry, new: Entry) -> str:
 def _judged(
     quantity: str, baseline: list[Entry], new: list[Entry], asked: _Asked
 ) -> tuple[Judgement, str]:
-    by_seed = quantity == "score"
+    by_seed = quantity == SCORE.name
     old, now = (_replicates(entries, quantity, by_seed) for entries in (baseline, new))
     pairs = [key for key in old if key in now]
     paired = bool(pairs) and (asked.paired or (by_seed and len(pairs) == min(len(old), len(now))))
@@ -317,12 +345,12 @@ def _judged(
     if by_seed and paired and first == second:
         same = Ratio(value=1, low=1, high=1, counts=(len(pairs), len(pairs)))
         return Judgement(Verdict.EQUIVALENT, same), "The same scores from the same seeds."
-    times = [] if by_seed else list(_replicates(baseline, "time_seconds").values())
+    times = [] if by_seed else list(_replicates(baseline, TIME.name).values())
     found = judge(
         first,
         second,
         asked.rule,
-        better=new[-1].better if by_seed else "lower",
+        better=new[-1].better if by_seed else asked.quantity(quantity).better,
         paired=paired,
         base=median(times) if times else None,
     )
@@ -362,24 +390,29 @@ def _replicates(
     return {key: median(values) for key, values in found.items()}
 
 
-def _memory(baseline: list[Entry], new: list[Entry]) -> tuple[Judgement, str]:
-    """Bytes are exact: more than the baseline ever had is regressed, less than ever improved."""
+def _exact(
+    names: Iterable[str], baseline: list[Entry], new: list[Entry], asked: _Asked
+) -> tuple[Judgement, str]:
+    """Exact quantities: worse than the baseline ever was is regressed, better is improved."""
     judgements, notes = [], []
-    for quantity in METRICS["memory"]:
-        old, now = (list(_replicates(each, quantity).values()) for each in (baseline, new))
+    for name in names:
+        old, now = (list(_replicates(each, name).values()) for each in (baseline, new))
         if not old or not now:
             continue
-        verdict, before, after = Verdict.EQUIVALENT, max(old), max(now)
-        if after > before:
+        quantity = asked.quantity(name)
+        worst, best = (max, min) if quantity.better == "lower" else (min, max)
+        verdict, before, after = Verdict.EQUIVALENT, worst(old), worst(now)
+        if worst(before, after) != before:
             verdict = Verdict.REGRESSED
-        elif after < min(old):
-            verdict, before = Verdict.IMPROVED, min(old)
+        elif best(after, best(old)) != best(old):
+            verdict, before = Verdict.IMPROVED, best(old)
         else:
             after = before
         value = after / before if before else (math.inf if after else 1.0)
-        exact = Ratio(value=value, low=value, high=value, counts=(len(old), len(now)))
-        judgements.append(Judgement(verdict, exact))
+        ratio = Ratio(value=value, low=value, high=value, counts=(len(old), len(now)))
+        judgements.append(Judgement(verdict, ratio))
         if before != after:
-            notes.append(f"{quantity} was {units.nbytes(before)} and is {units.nbytes(after)}.")
+            was, now_is = (units.si(value, quantity.unit) for value in (before, after))
+            notes.append(f"{name} was {was} and is {now_is}.")
     order = (Verdict.EQUIVALENT, Verdict.IMPROVED, Verdict.REGRESSED)
     return max(judgements, key=lambda each: order.index(each.verdict)), " ".join(notes)

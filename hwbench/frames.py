@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from hwbench import quantities
+from hwbench.quantities import ENERGY, GRAPH, RELATIVE, SCORE, TIME, Quantity
 from hwbench.quiet import slowed
 from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status, without_gc
 from hwbench.roofline import Placement, Roof, place, roof
@@ -18,42 +23,26 @@ from hwbench.store import Run, read_run
 if TYPE_CHECKING:
     import pandas as pd
 
-_BOUNDED = {
-    "time_seconds": "time",
-    "graph_seconds": "graph",
-    "relative_time": "relative",
-    "score": "score",
-}
+_BOUNDED = {TIME.name: "time", GRAPH.name: "graph", RELATIVE.name: "relative", SCORE.name: "score"}
 """The columns that have an interval in ``summary``, and what its ends are called."""
 _COST = (
     *("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes"),
     "intermediate_bytes",
 )
-QUANTITIES = (
-    "time_seconds",
-    "graph_seconds",
-    "relative_time",
-    "numerical_error",
-    "score",
-    "saved_bytes",
-    "peak_bytes",
-    "gradient_bytes",
-    "energy_joules",
-    "prepare_seconds",
-    "unhealed_score",
-    "retrieval_agreement",
-    "unhealed_perplexity",
-    "original_perplexity",
-    "perplexity_ratio",
-    "model_seconds",
-    "model_bytes",
-    "model_parameters",
-    "step_seconds",
-    "compile_seconds",
-    "first_call_seconds",
+
+
+COLUMNS = frozenset(
+    (
+        *("case", "format", "label", "kernel", "knobs", "resolved", "workload", "options"),
+        *("out_features", "in_features", "tokens", "dtype", "direction", "regime", "mode"),
+        *("device", "asked_density", "density", "better", "dense_bytes", "status", "reason"),
+        *("flags", "replicate", "replicates", "seed", "contract", "score_name", "slowed"),
+        *(f"{name}_{end}" for name in _BOUNDED.values() for end in ("low", "high")),
+        *("intensity", "bound", "attainable_seconds", "efficiency", "in_cache", "bytes_source"),
+        *("joules_per_dense_flop", *_COST),
+    )
 )
-"""The measured columns; each is the median over the blocks of a replicate."""
-_NOT_MEASURED = dict.fromkeys(QUANTITIES, math.nan)
+"""The columns of ``load_run`` and ``summary`` that hold no quantity; none may have their names."""
 
 
 def load_run(path: str | Path) -> pd.DataFrame:
@@ -76,13 +65,13 @@ def summary(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    run = read_run(Path(path))
-    return pd.DataFrame(with_further_quantities(summary_rows(run), good_results(run)))
+    return pd.DataFrame(summary_rows(read_run(Path(path))))
 
 
 def replicate_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of ``load_run`` as dictionaries."""
     of_case: dict[str, dict[str, Any]] = {}
+    columns = {name: each.name for name, each in measured(run).items()}
     rows = []
     for result in run.results:
         if result.case not in of_case:
@@ -94,9 +83,26 @@ def replicate_rows(run: Run) -> list[dict[str, Any]]:
             "flags": ",".join(result.flags),
             "replicate": result.replicate,
             "seed": result.seed,
-            **_measured(result),
+            **_measured(result, columns),
         })  # fmt: skip
-    return with_further_quantities(rows, [[result] for result in run.results])
+    return rows
+
+
+def measured(run: Run) -> dict[str, Quantity]:
+    """The quantities of a run by the names of their measurements; each is named as its column.
+
+    hwbench's own come first, whether the run holds them or not; then what only this run holds.
+    Where another column has the name of a quantity, ``measured_`` stands before it.
+    """
+    found = {each.name: each for each in quantities.MEASURED}
+    for result in run.results:
+        for each in result.measurements:
+            if each.quantity not in found:
+                declared = quantities.find(each.quantity, run.header.quantities, each.unit)
+                if each.quantity in COLUMNS:
+                    declared = replace(declared, name=f"measured_{each.quantity}")
+                found[each.quantity] = declared
+    return found
 
 
 def summary_rows(run: Run) -> list[dict[str, Any]]:
@@ -104,55 +110,16 @@ def summary_rows(run: Run) -> list[dict[str, Any]]:
 
     A planned case without any result yet has the status ``missing``.
     """
+    by_case: dict[str, list[Result]] = defaultdict(list)
+    for result in run.results:
+        by_case[result.case].append(result)
+    columns = {name: each.name for name, each in measured(run).items()}
     rows = [
-        _case_columns(run, planned) | _summary_columns(results)
-        for planned, results in zip(run.planned.values(), _by_case(run), strict=True)
+        _case_columns(run, planned) | _summary_columns(by_case.get(case, []), columns)
+        for case, planned in run.planned.items()
     ]
     roofs = {dtype: roof(run.header.ceilings, dtype) for dtype in {row["dtype"] for row in rows}}
     return [row | _placed_columns(row, roofs[row["dtype"]]) for row in rows]
-
-
-def with_further_quantities(
-    rows: list[dict[str, Any]], results: Sequence[Sequence[Result]]
-) -> list[dict[str, Any]]:
-    """The rows with a column for each measured quantity that is not one of ``QUANTITIES``.
-
-    Such quantities are those of installed meters, and those that no table shows. A column has the
-    name of its quantity, with ``measured_`` before it where a column has that name already.
-
-    Args:
-        rows: of ``load_run`` or ``summary``; all have the same columns.
-        results: those that each row is made of.
-    """
-    names = dict.fromkeys(
-        measurement.quantity
-        for of_row in results
-        for result in of_row
-        for measurement in result.measurements
-        if measurement.quantity not in QUANTITIES
-    )
-    found = [dict(row) for row in rows]
-    for name in names:
-        for row, of_row in zip(found, results, strict=True):
-            read = [result.values(name) for result in of_row]
-            values = [median(blocks) for blocks in read if blocks]
-            column = name
-            while column in row:
-                column = f"measured_{column}"
-            row[column] = estimate(values).value if values else math.nan
-    return found
-
-
-def good_results(run: Run) -> list[list[Result]]:
-    """The results of each planned case that are ok, in the order of the suite."""
-    return [[r for r in results if r.status is Status.OK] for results in _by_case(run)]
-
-
-def _by_case(run: Run) -> list[list[Result]]:
-    found: dict[str, list[Result]] = {case: [] for case in run.planned}
-    for result in run.results:
-        found[result.case].append(result)
-    return list(found.values())
 
 
 def placement(row: Mapping[str, Any], ceiling: Roof | None) -> Placement | None:
@@ -174,7 +141,7 @@ def _placed_columns(row: Mapping[str, Any], ceiling: Roof | None) -> dict[str, A
         "efficiency": placed.efficiency if placed else math.nan,
         "in_cache": placed.in_cache if placed else None,
         "bytes_source": placed.bytes_source if placed else None,
-        "joules_per_dense_flop": row["energy_joules"] / dense_flops if dense_flops else math.nan,
+        "joules_per_dense_flop": row[ENERGY.name] / dense_flops if dense_flops else math.nan,
     }
 
 
@@ -210,22 +177,21 @@ def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:
     }
 
 
-def _measured(result: Result) -> dict[str, Any]:
-    row: dict[str, Any] = {"contract": None, "score_name": None, **_NOT_MEASURED}
-    for name in {
-        measurement.quantity for measurement in result.measurements
-    } & _NOT_MEASURED.keys():
-        if values := result.values(name):
-            row[name] = median(values)
-    for measurement in result.measurements:
-        if measurement.quantity == "time_seconds":
+def _measured(result: Result, columns: Mapping[str, str]) -> dict[str, Any]:
+    """The median over the blocks of one replicate that count, by column; nan without any."""
+    row: dict[str, Any] = {"contract": None, "score_name": None}
+    row |= dict.fromkeys(columns.values(), math.nan)
+    for measurement in reversed(result.measurements):
+        if values := measurement.kept():
+            row[columns[measurement.quantity]] = median(values)
+        if measurement.quantity == TIME.name:
             row["contract"] = measurement.contract
-        if measurement.quantity == "score":
+        if measurement.quantity == SCORE.name:
             row["score_name"] = measurement.note
     return row
 
 
-def _summary_columns(results: list[Result]) -> dict[str, Any]:
+def _summary_columns(results: list[Result], columns: Mapping[str, str]) -> dict[str, Any]:
     failed = next((r for r in results if r.status is not Status.OK), None)
     status = failed.status.value if failed else (Status.OK.value if results else "missing")
     flags = sorted({flag for result in results for flag in result.flags})
@@ -237,13 +203,13 @@ def _summary_columns(results: list[Result]) -> dict[str, Any]:
         "contract": None,
         "score_name": None,
     }
-    measured = {r.replicate: _measured(r) for r in results if r.status is Status.OK}
+    measured = {r.replicate: _measured(r, columns) for r in results if r.status is Status.OK}
     late = slowed(results)
     good = list(measured.values())
     quiet = [columns for replicate, columns in measured.items() if replicate not in late]
     row["slowed"] = len(late)
-    for name in QUANTITIES:
-        counted = quiet if name == "relative_time" else good
+    for name in columns.values():
+        counted = quiet if name == RELATIVE.name else good
         values = [r[name] for r in counted if not math.isnan(r[name])]
         interval = estimate(values) if values else None
         row[name] = interval.value if interval else math.nan

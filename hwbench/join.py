@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from hwbench import quantities
+from hwbench.quantities import PEAK_BYTES
+
 Row = Mapping[str, Any]
 """One row of ``hwbench.summary``, with the workload's ``options``; rows of several runs may mix."""
 
@@ -25,7 +28,6 @@ _TIMED = ("run", "device", "workload", "options", "out_features", "in_features",
 _SCORED = ("workload", "options", "score_name", "better")
 _SHAPE = ("out_features", "in_features", "dtype")
 _ASIDE = ("kernel", "multiple")
-_EXACT = {"projection_error": 0.0, "psnr_db": math.inf}  # what the matrix itself has, unscored
 
 
 @dataclass(frozen=True)
@@ -179,12 +181,12 @@ def table(joined: Joined, bounds: Sequence[float] | None = None) -> list[dict[st
                 **{name: scored.get(name) for name in ("score", "score_low", "score_high")},
                 **{name: timed.get(name) for name in ("time_seconds", "time_low", "time_high")},
                 "relative_time": pair.relative if pair else None,
-                **{name: timed.get(name) for name in ("stored_bytes", "peak_bytes", "density")},
+                **{name: timed.get(name) for name in ("stored_bytes", PEAK_BYTES.name, "density")},
                 "verdict": choice.verdict if pair else None,
                 "level": [other.name for other in choice.level],
                 "dense_seconds": dense.get("time_seconds"),
                 "dense_stored_bytes": dense.get("stored_bytes"),
-                "dense_peak_bytes": dense.get("peak_bytes"),
+                "dense_peak_bytes": dense.get(PEAK_BYTES.name),
                 "timed_shape": timed_shape,
                 "scored_shape": scored_shape,
             }
@@ -296,7 +298,8 @@ def _text(written: str, *, bare: bool = False) -> str:
 def _exact(joined: Joined) -> list[Pair]:
     """Dense with nothing lost, where that has a score and dense was timed but not scored."""
     scored = any(pair.timed["format"] == DENSE for pair in joined.pairs)
-    kept = _EXACT.get(joined.score_name)
+    declared = joined.scored.get("score_quantity") or quantities.find(joined.score_name)
+    kept = declared.lossless
     if joined.dense is None or scored or kept is None:
         return []
     exact = {**joined.scored, "score": kept, "score_low": kept, "score_high": kept}

@@ -11,6 +11,7 @@ from hwbench import plugins, protocol
 from hwbench.devices._base import Device
 from hwbench.errors import KnobError, UnreachableError
 from hwbench.formats._base import Format
+from hwbench.quantities import Quantity
 from hwbench.records import Case, Direction, Planned
 from hwbench.workloads._base import DTYPES, Workload
 
@@ -27,6 +28,12 @@ def described(case: Case, resolved: dict[str, Any]) -> tuple[Workload, Format]:
 def _members(workload: str, format_: str) -> tuple[Workload, type[Format]]:
     """Looked up once: a suite of a hundred thousand cases has a handful of them."""
     return plugins.load("workloads", workload, Workload)(), plugins.load("formats", format_, Format)
+
+
+def quantities(workload: str) -> list[Quantity]:
+    """What a workload scores, and what its score finds beside it."""
+    member = plugins.load("workloads", workload, Workload)
+    return [*([member.SCORE] if member.SCORE else []), *member.QUANTITIES]
 
 
 Made = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]

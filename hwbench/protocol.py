@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hwbench.quantities import Quantity
 from hwbench.records import Case, Knob, Measurement, Plan, Planned, Record, Result, without_gc
 
 PROTOCOL = 1
@@ -37,6 +38,7 @@ class PlanReply(Record, tag="planned", tag_field="say"):
     fingerprint: dict[str, Any] = {}
     settings: dict[str, Any] = {}
     state: dict[str, Any] = {}
+    quantities: list[Quantity] = []  # what meters and workloads of other packages declare
 
 
 class CeilingsRequest(Record, tag="ceilings", tag_field="say"):

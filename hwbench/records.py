@@ -18,6 +18,10 @@ from typing import Any
 
 import msgspec
 
+from hwbench.quantities import Quantity
+
+__all__ = ["Quantity"]  # where other packages have always found it
+
 SCHEMA = 1
 """The schema number of run files written by this version."""
 
@@ -82,14 +86,6 @@ class Verdict(StrEnum):
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The base of all records: immutable, keyword-only, JSON both ways."""
-
-
-class Quantity(Record):
-    """What a meter reads."""
-
-    name: str
-    unit: str
-    better: str = "lower"  # or "higher"
 
 
 class Cost(Record):
@@ -286,6 +282,7 @@ class Header(Record, tag="header", tag_field="line"):
     environment: Environment
     ceilings: dict[str, Any] = {}
     arguments: dict[str, Any] = {}
+    quantities: list[Quantity] = []  # those that other packages declare
 
     @property
     def machine(self) -> str:

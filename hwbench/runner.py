@@ -364,6 +364,7 @@ def header_of(
         ),
         ceilings=roofs,
         arguments=arguments,
+        quantities=reply.quantities,
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import environment, planning, plugins, protocol
+from hwbench import environment, planning, plugins, protocol, quantities
 from hwbench.devices._base import Device, Step
 from hwbench.devices._settings import restored, settings
 from hwbench.errors import DeviceError, HwbenchError
@@ -29,6 +29,7 @@ from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
 from hwbench.meters._health import examine
 from hwbench.meters._profile import profile_case
+from hwbench.quantities import Quantity
 from hwbench.records import (
     ITEM_BYTES,
     Case,
@@ -103,7 +104,15 @@ class Worker:
             },
             settings=self.device.settings(),
             state=self.device.state(),
+            quantities=self._foreign_quantities(planned),
         )
+
+    def _foreign_quantities(self, planned: Iterable[Planned]) -> list[Quantity]:
+        """What the meters, and the workloads of these cases, declare and hwbench does not."""
+        workloads = dict.fromkeys(each.case.workload for each in planned)
+        declared = [q for _, meter in self.meters for q in meter.QUANTITIES]
+        declared += [q for name in workloads for q in planning.quantities(name)]
+        return quantities.foreign(declared)
 
     def solo(self, request: protocol.SoloRequest) -> protocol.SoloReply:
         """Prepare one case and read error, score, memory and one call of it."""
@@ -137,7 +146,7 @@ class Worker:
             result=result,
             held_bytes=held,
             free_bytes=self._free(),
-            call_seconds=max(result.values("first_call_seconds"), default=0.0),
+            call_seconds=max(result.values(quantities.FIRST_CALL.name), default=0.0),
         )
 
     def chunk(self, request: protocol.ChunkRequest) -> protocol.ChunkReply:
@@ -195,8 +204,8 @@ class Worker:
             if meter.ON_REQUEST and name not in on_request:
                 continue
             read = meter.read(subject, self.device)
-            error = max((v for m in read if m.quantity == "numerical_error" for v in m.values),
-                        default=0.0)  # fmt: skip
+            error = max((v for m in read if m.quantity == quantities.NUMERICAL_ERROR.name
+                         for v in m.values), default=0.0)  # fmt: skip
             if not error <= subject.tolerance and subject.numerical_error is not None:
                 reason = (
                     f"Its relative error against float64 is {error:.3g}, above the tolerance "
@@ -211,6 +220,7 @@ class Worker:
         if case.id not in self.live:
             workload, described = planning.described(case, planned.resolved)
             subject = workload.prepare(case, described, self.device, seed)
+            subject.declared = workload.QUANTITIES
             if planned.added_seconds:
                 _delay(subject, planned.added_seconds, self.device)
             _label(subject, case)

@@ -17,6 +17,7 @@ import pytest
 from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, linear_case, questions, run_of
 
 from hwbench.errors import UsageError
+from hwbench.quantities import COMPILE, ENERGY
 from hwbench.records import Status
 from hwbench.report import _charts, _heat, _pack, _palette, html
 from hwbench.report._scores import score_of
@@ -275,12 +276,13 @@ def test_every_specification_compiles() -> None:
 
     known = [score_of({"score_name": name}) for name in ("projection_error", "psnr_db", HOSTILE)]
     looks = _palette.styles(["dense", "low_rank", HOSTILE])
-    specifications = _charts.specifications(looks, known)
+    specifications = _charts.specifications(looks, known, [ENERGY, COMPILE])
     assert set(specifications) == {
         *(f"{kind} {score.name}" for score in known
           for kind in ("pareto", "error_density", "error_bytes")),
         "crossover", "sweep", "roofline", "stored",
-        "saved", "energy", "compile", "first", "pack", "split", "winners", "spread", "series",
+        "saved", "reading energy_joules", "reading compile_seconds",
+        "split", "winners", "spread", "series",
         "versus", "versus_all",
     }  # fmt: skip
     for name, specification in specifications.items():

@@ -52,12 +52,13 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if origin is list:
         return st.lists(values(inner[0]), max_size=2)
     if origin is tuple:
-        return st.tuples(*map(values, inner))
+        any_length = st.lists(values(inner[0]), max_size=2).map(tuple)
+        return any_length if inner[1:] == (...,) else st.tuples(*map(values, inner))
     if origin is dict:
         return st.dictionaries(values(inner[0]), values(inner[1]), max_size=2)
     if issubclass(kind, enum.Enum):
         return st.sampled_from(kind)
-    if issubclass(kind, Record):
+    if issubclass(kind, msgspec.Struct):
         fields = msgspec.structs.fields(kind)
         some = {f.name: values(f.type) for f in fields if f.required}
         other = {f.name: values(f.type) for f in fields if not f.required}

@@ -65,7 +65,12 @@ def test_what_is_piped_has_no_colours(run: Run) -> None:
 
 def test_a_narrow_terminal_loses_columns_in_the_stated_order() -> None:
     run = run_of(questions(directions=["step"], tokens=[256], projection=False))
-    heads = {"error": "num. error", "saved": "saved", "efficiency": "of roof", "rate": "executed"}
+    heads = {
+        "numerical_error": "num. error",
+        "saved_bytes": "saved",
+        "efficiency": "of roof",
+        "rate": "executed",
+    }
     heads |= {"stored": "stored", "time": "time"}
     gone: list[str] = []
     for width in range(120, 45, -1):

@@ -32,7 +32,9 @@ def ab(
     threads: int | None = _shared.THREADS,
     seed: int = typer.Option(0, "--seed", help="Seeds all data and all orders."),
     threshold: str = typer.Option("3%", "--threshold", help="The smallest change that counts."),
-    metric: str = typer.Option("auto", "--metric", help="auto, time, relative, memory or score."),
+    metric: str = typer.Option(
+        "auto", "--metric", help="auto, time, relative, memory, score or a quantity."
+    ),
     out: Path = typer.Option(Path("runs"), "--out", "-o", help="Folder for the two run files."),
     junit: Path | None = typer.Option(None, "--junit", help="Write JUnit XML here."),
     markdown: Path | None = typer.Option(None, "--markdown", help="Write Markdown here."),

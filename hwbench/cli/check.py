@@ -31,7 +31,9 @@ def check(
         "3%", "--threshold", help="The smallest change that counts, such as 3%."
     ),
     metric: str = typer.Option(
-        "auto", "--metric", help="auto, time, relative, memory or score; auto prefers relative."
+        "auto",
+        "--metric",
+        help="auto, time, relative, memory, score or a quantity; auto prefers relative.",
     ),
     confirm: bool = typer.Option(
         False, "--confirm", help="Measure flagged cases again here, before anything fails."

@@ -12,7 +12,9 @@ from hwbench.cli.check import fraction, write_file
 def history(
     folder: Path = typer.Argument(..., help="A folder of run files."),
     metric: str = typer.Option(
-        "auto", "--metric", help="auto, time, relative, memory or score; auto prefers relative."
+        "auto",
+        "--metric",
+        help="auto, time, relative, memory, score or a quantity; auto prefers relative.",
     ),
     threshold: str = typer.Option(
         "3%", "--threshold", help="The smallest change of level that counts, such as 3%."

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from hwbench.devices._base import Device
-from hwbench.records import Measurement, Quantity
+from hwbench.quantities import Quantity
+from hwbench.records import Measurement
 from hwbench.workloads._base import Subject
 
 

@@ -9,7 +9,8 @@ import torch
 from hwbench.devices._base import Device
 from hwbench.meters._base import Meter
 from hwbench.meters._compiling import call, compiled, never_fall_back
-from hwbench.records import Measurement, Quantity
+from hwbench.quantities import COMPILE, COMPILED_GRAPHS, GRAPH_BREAKS
+from hwbench.records import Measurement
 from hwbench.workloads._base import Subject
 
 _CALLS = 2  # the second shows whether the first compiled everything
@@ -24,11 +25,7 @@ class Compile(Meter):
     while the case is timed sets its flag ``recompiled``, see ``latency``.
     """
 
-    QUANTITIES = (
-        Quantity(name="compile_seconds", unit="s"),
-        Quantity(name="graph_breaks", unit=""),
-        Quantity(name="compiled_graphs", unit=""),
-    )
+    QUANTITIES = (COMPILE, GRAPH_BREAKS, COMPILED_GRAPHS)
     ORDER = 5
 
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
@@ -45,7 +42,9 @@ class Compile(Meter):
         done = compiled().since(before)
         breaks = "; ".join(done.reasons) or None
         return [
-            Measurement(quantity="compile_seconds", unit="s", values=[seconds]),
-            Measurement(quantity="graph_breaks", unit="", values=[float(done.breaks)], note=breaks),
-            Measurement(quantity="compiled_graphs", unit="", values=[float(done.graphs)]),
+            Measurement(quantity=COMPILE.name, unit="s", values=[seconds]),
+            Measurement(
+                quantity=GRAPH_BREAKS.name, unit="", values=[float(done.breaks)], note=breaks
+            ),
+            Measurement(quantity=COMPILED_GRAPHS.name, unit="", values=[float(done.graphs)]),
         ]

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import flop_registry
 
 from hwbench.devices._base import Device
 from hwbench.meters._base import Meter
-from hwbench.records import Measurement, Quantity
+from hwbench.quantities import COUNTED_FLOPS
+from hwbench.records import Measurement
 from hwbench.workloads._base import Subject
 
 
@@ -38,7 +39,7 @@ class _Counter(TorchDispatchMode):
 class CountedCost(Meter):
     """``counted_flops``: what the formulas of ``torch.utils.flop_counter`` count in one step."""
 
-    QUANTITIES = (Quantity(name="counted_flops", unit="FLOP"),)
+    QUANTITIES = (COUNTED_FLOPS,)
     ORDER = 30
     FIRST_REPLICATE_ONLY = True
 
@@ -49,4 +50,8 @@ class CountedCost(Meter):
         with torch.set_grad_enabled(subject.grad), _Counter() as counter:
             subject.step(states[0])
         device.synchronize()
-        return [Measurement(quantity="counted_flops", unit="FLOP", values=[float(counter.flops)])]
+        return [
+            Measurement(
+                quantity=COUNTED_FLOPS.name, unit=COUNTED_FLOPS.unit, values=[float(counter.flops)]
+            )
+        ]

@@ -8,7 +8,8 @@ import time
 from hwbench.devices._base import Device
 from hwbench.meters._base import Meter
 from hwbench.meters._sampling import sample
-from hwbench.records import Measurement, Quantity
+from hwbench.quantities import ENERGY
+from hwbench.records import Measurement
 from hwbench.workloads._base import Subject
 
 WINDOW_SECONDS = 2.0  # counters of GPUs move about every 0.1 s; a shorter window says little
@@ -22,7 +23,7 @@ class Energy(Meter):
     did not move, there is no value, and the note says why.
     """
 
-    QUANTITIES = (Quantity(name="energy_joules", unit="J"),)
+    QUANTITIES = (ENERGY,)
     ORDER = 95
     FIRST_REPLICATE_ONLY = True
     ON_REQUEST = True
@@ -47,8 +48,8 @@ class Energy(Meter):
         if after <= before:
             return [_not_measured("The energy counter did not move during the window.")]
         joules = (after - before) / calls
-        return [Measurement(quantity="energy_joules", unit="J", values=[joules], calls=calls)]
+        return [Measurement(quantity=ENERGY.name, unit=ENERGY.unit, values=[joules], calls=calls)]
 
 
 def _not_measured(reason: str) -> Measurement:
-    return Measurement(quantity="energy_joules", unit="J", values=[], note=reason)
+    return Measurement(quantity=ENERGY.name, unit=ENERGY.unit, values=[], note=reason)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from hwbench.devices._base import Device
 from hwbench.meters._base import Meter
-from hwbench.records import Measurement, Quantity
+from hwbench.quantities import NUMERICAL_ERROR
+from hwbench.records import Measurement
 from hwbench.workloads._base import Subject
 
 
 class Error(Meter):
     """The largest relative Frobenius error of the output and of every gradient."""
 
-    QUANTITIES = (Quantity(name="numerical_error", unit=""),)
+    QUANTITIES = (NUMERICAL_ERROR,)
 
     ORDER = 10
 
@@ -20,4 +21,4 @@ class Error(Meter):
             return []
         value = subject.numerical_error()
         device.synchronize()
-        return [Measurement(quantity="numerical_error", unit="", values=[value])]
+        return [Measurement(quantity=NUMERICAL_ERROR.name, unit="", values=[value])]

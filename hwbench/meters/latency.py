@@ -24,7 +24,8 @@ from hwbench.errors import first_line
 from hwbench.meters._base import Meter
 from hwbench.meters._compiling import call, compiled
 from hwbench.meters._sampling import calibrate, sample
-from hwbench.records import Measurement, Plan, Quantity, Regime
+from hwbench.quantities import FIRST_CALL, GRAPH, RELATIVE, TIME
+from hwbench.records import Measurement, Plan, Regime
 from hwbench.stats import median_interval
 from hwbench.workloads._base import Subject
 
@@ -39,12 +40,7 @@ class Latency(Meter):
     The times that count are those of ``measure``, taken in rounds.
     """
 
-    QUANTITIES = (
-        Quantity(name="first_call_seconds", unit="s"),
-        Quantity(name="time_seconds", unit="s"),
-        Quantity(name="relative_time", unit="×"),
-        Quantity(name="graph_seconds", unit="s"),
-    )
+    QUANTITIES = (FIRST_CALL, TIME, RELATIVE, GRAPH)
     ORDER = 90
 
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
@@ -53,7 +49,7 @@ class Latency(Meter):
         value = sample(device, subject, 1)
         return [
             Measurement(
-                quantity="first_call_seconds", unit="s", values=[value], contract=device.contract
+                quantity=FIRST_CALL.name, unit="s", values=[value], contract=device.contract
             )
         ]
 
@@ -211,7 +207,7 @@ def _measurements(member: Member, anchor: Member | None, device: Device) -> list
     }
     found = [
         Measurement(
-            quantity="time_seconds",
+            quantity=TIME.name,
             unit="s",
             values=member.times(),
             samples=member.blocks,
@@ -222,7 +218,7 @@ def _measurements(member: Member, anchor: Member | None, device: Device) -> list
     if anchor is not None and anchor is not member:
         values = relative_times(member, anchor)
         found.append(
-            Measurement(quantity="relative_time", unit="×", values=values, **shared)  # type: ignore[arg-type]
+            Measurement(quantity=RELATIVE.name, unit="×", values=values, **shared)  # type: ignore[arg-type]
         )
     return found
 
@@ -246,9 +242,9 @@ def graph_seconds(member: Member, device: Device) -> Measurement:
     except Exception as error:  # noqa: BLE001 (the boundary: it becomes the note)
         values = f"Its graph failed: {first_line(error)}."
     if isinstance(values, str):
-        return Measurement(quantity="graph_seconds", unit="s", values=[], note=values)
+        return Measurement(quantity=GRAPH.name, unit="s", values=[], note=values)
     return Measurement(
-        quantity="graph_seconds", unit="s", values=values, contract="graph", calls=member.calls
+        quantity=GRAPH.name, unit="s", values=values, contract="graph", calls=member.calls
     )
 
 

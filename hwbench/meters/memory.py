@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hwbench.devices._base import Device
 from hwbench.meters._base import Meter
-from hwbench.records import Measurement, Quantity
+from hwbench.quantities import GRADIENT_BYTES, PEAK_BYTES, SAVED_BYTES
+from hwbench.records import Measurement
 from hwbench.workloads._base import Subject
 
 
@@ -22,11 +23,7 @@ class Memory(Meter):
     what they took before it.
     """
 
-    QUANTITIES = (
-        Quantity(name="saved_bytes", unit="B"),
-        Quantity(name="peak_bytes", unit="B"),
-        Quantity(name="gradient_bytes", unit="B"),
-    )
+    QUANTITIES = (SAVED_BYTES, PEAK_BYTES, GRADIENT_BYTES)
     FIRST_REPLICATE_ONLY = True
 
     ORDER = 40
@@ -34,10 +31,10 @@ class Memory(Meter):
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if subject.score is not None:
             return []
-        readings = {"peak_bytes": device.peak_bytes(lambda: _once(subject))}
+        readings = {PEAK_BYTES.name: device.peak_bytes(lambda: _once(subject))}
         if subject.grad:
-            readings["saved_bytes"] = saved_bytes(subject)
-            readings["gradient_bytes"] = sum(
+            readings[SAVED_BYTES.name] = saved_bytes(subject)
+            readings[GRADIENT_BYTES.name] = sum(
                 part.untyped_storage().nbytes()
                 for gradient in _once(subject)
                 for part in _strided_parts(gradient)

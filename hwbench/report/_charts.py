@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from hwbench.quantities import PROJECTION_ERROR, Quantity
 from hwbench.report._chart_base import FAINT, GRID, INK
 from hwbench.report._chart_base import SIZE as _SIZE
 from hwbench.report._chart_base import base as _base
@@ -59,25 +60,29 @@ _EVEN = [v * 10.0**power for power in range(-3, 19) for v in (1, 2, 5)]
 
 
 def specifications(
-    styles: dict[str, Style], scores: Iterable[Score] = ()
+    styles: dict[str, Style], scores: Iterable[Score] = (), read: Iterable[Quantity] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Every kind of chart as a Vega-Lite specification, by name; some have one a score.
+    """Every kind of chart as a Vega-Lite specification, by name.
+
+    Some have one for each score, and one for each quantity of ``read``.
 
     They are the same for all data, so it is the tests that hold them against the schema.
     """
     from altair.utils.schemapi import debug_mode
 
     with debug_mode(False):
-        charts = _charts(styles, scores)
+        charts = _charts(styles, scores, read)
         return {name: _specification(chart) for name, chart in charts.items()}
 
 
-def _charts(styles: dict[str, Style], scores: Iterable[Score]) -> dict[str, Any]:
+def _charts(
+    styles: dict[str, Style], scores: Iterable[Score], read: Iterable[Quantity]
+) -> dict[str, Any]:
     charts = {
         "crossover": _crossover(styles),
         "sweep": _sweep(styles),
         "roofline": _roofline(styles),
-        **charts_beside(styles),
+        **charts_beside(styles, read),
         **charts_of_ratios(styles),
     }
     for score in scores:
@@ -180,7 +185,7 @@ def _error(styles: dict[str, Style], score: Score, field: str, title: str) -> An
     line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
     tips = _tips(error_text=score.measured, stored_text="stored")
     points = _points(base, styles, tips[:1] + tips[2:3] + tips[-2:])
-    closed = _closed() if (score.name, field) == ("projection_error", "density") else []
+    closed = _closed() if (score.name, field) == (PROJECTION_ERROR.name, "density") else []
     return alt.layer(_reach(), *closed, line, points)
 
 

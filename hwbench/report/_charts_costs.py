@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Any
 
+from hwbench.quantities import SAVED_BYTES, Quantity
 from hwbench.report._chart_base import FAINT, INK, SIZE, base, colour, points
+from hwbench.report._costs import chart_kind
 from hwbench.report._palette import Style
 
 _SHADES = ("f4", "f3", "f2", "f1", "even", "s1", "s2", "s3", "s4")
-_BYTES = "datum.value ? format(datum.value, '~s') + 'B' : '0'"
-_SECONDS = "datum.value ? format(datum.value, '~s') + 's' : '0'"
-_JOULES = "datum.value ? format(datum.value, '~s') + 'J' : '0'"
+_AXES = {"s": "seconds", "J": "joules a call", "B": "bytes"}
 _WARN = "var(--warn)"
 
 
-def charts_beside(styles: dict[str, Style]) -> dict[str, Any]:
-    """The charts of this file, by kind."""
+def _ticks(unit: str) -> str:
+    """The words of an axis whose values have this unit: ``1.5ms``."""
+    suffix = f" + {json.dumps(unit)}" if unit else ""
+    return f"datum.value ? format(datum.value, '~s'){suffix} : '0'"
+
+
+_BYTES, _SECONDS = _ticks("B"), _ticks("s")
+
+
+def charts_beside(styles: dict[str, Style], read: Iterable[Quantity] = ()) -> dict[str, Any]:
+    """The charts of this file, by kind; ``read`` are the quantities that have one of their own."""
+    readings = {
+        chart_kind(each): _bars(
+            styles, each.name, f"{each.name}_text",
+            _AXES.get(each.unit, each.heading), _ticks(each.unit),
+        )
+        for each in read
+    }  # fmt: skip
     return {
+        **readings,
         "stored": _bars(styles, "stored_bytes", "stored_text", "bytes at rest", _BYTES),
-        "saved": _bars(styles, "saved_bytes", "saved_text", "bytes saved for backward", _BYTES),
-        "energy": _bars(styles, "energy_joules", "energy_text", "joules a call", _JOULES),
-        "compile": _bars(styles, "compile_seconds", "compile_text", "seconds", _SECONDS),
-        "first": _bars(styles, "first_call_seconds", "first_text", "seconds", _SECONDS),
-        "pack": _bars(styles, "prepare_seconds", "pack_text", "seconds", _SECONDS),
+        "saved": _bars(
+            styles, SAVED_BYTES.name, f"{SAVED_BYTES.name}_text", "bytes saved for backward", _BYTES
+        ),
         "split": _bars(styles, "time_seconds", "time_short", "seconds a call", _SECONDS, "line"),
         "winners": _winners(),
         "spread": _spread(styles),

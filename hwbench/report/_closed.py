@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from hwbench import expected
+from hwbench.quantities import PROJECTION_ERROR
 from hwbench.report._rows import Row, known
 
 NOTE = (
@@ -24,7 +25,7 @@ def closed_forms(have: list[Row]) -> list[dict[str, Any]]:
     row = have[0]
     named = row["workload"], row["score_name"], json.loads(row["options"]).get("matrix")
     least = min((r["density"] for r in have if known(r["density"])), default=0.0)
-    if named != ("projection", "projection_error", "gaussian") or not 0 < least < 1:
+    if named != ("projection", PROJECTION_ERROR.name, "gaussian") or not 0 < least < 1:
         return []
     steps = [least ** (1 - step / _POINTS) for step in range(_POINTS + 1)]
     curve = [_point(density, expected.unstructured(density), "unstructured") for density in steps]

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hwbench import units
 from hwbench.join import is_scored
+from hwbench.quantities import SAVED_BYTES, Quantity
 from hwbench.report import _words as words
 from hwbench.report._rows import DENSE, Row, groups, known, printable, timed
 from hwbench.report._views import Figure, titled
 
-_READ = {
-    "energy": ("energy_joules", "Energy a call", "J"),
-    "compile": ("compile_seconds", "First compilation", "s"),
-    "first": ("first_call_seconds", "First call", "s"),
-    "pack": ("prepare_seconds", "Projecting and packing", "s"),
-}
 
-
-def costs(rows: list[Row]) -> list[Figure]:
+def costs(rows: list[Row], read: Iterable[Quantity]) -> list[Figure]:
     """One figure a group for each quantity that was read, and one for the passes side by side."""
     figures = _split(rows)
-    for kind, (name, title, unit) in _READ.items():
+    for quantity in read:
         for members in groups(rows).values():
-            have = [row for row in members if known(row[name])]
+            have = [row for row in members if known(row[quantity.name])]
             if len(have) > 1:
-                figures.append(
-                    _read(
-                        kind,
-                        name,
-                        f"{title}, {words.group_title(have[0], capital=False)}",
-                        unit,
-                        have,
-                    )
-                )
+                figures.append(_read(quantity, have))
     return figures
 
 
-def _read(kind: str, name: str, title: str, unit: str, have: list[Row]) -> Figure:
-    least, most = (f(have, key=lambda row: row[name]) for f in (min, max))
-    said = [f"{printable(row['label'])} ({units.si(row[name], unit)})" for row in (least, most)]
-    return Figure(kind, title, f"Least: {said[0]}; most: {said[1]}.", [r["number"] for r in have])
+def chart_kind(quantity: Quantity) -> str:
+    """The name of the chart that draws a quantity."""
+    return f"reading {quantity.name}"
+
+
+def _read(quantity: Quantity, have: list[Row]) -> Figure:
+    heading = printable(quantity.heading)
+    title = f"{heading[:1].upper()}{heading[1:]}, {words.group_title(have[0], capital=False)}"
+    ends = [ends_of(have, key=lambda row: row[quantity.name]) for ends_of in (min, max)]
+    said = [
+        f"{printable(row['label'])} ({words.amount(row[quantity.name], quantity)})" for row in ends
+    ]
+    names = ("Least", "most") if quantity.better == "lower" else ("Lowest", "highest")
+    says = f"{names[0]}: {said[0]}; {names[1]}: {said[1]}."
+    return Figure(chart_kind(quantity), title, says, [row["number"] for row in have])
 
 
 def _split(rows: list[Row]) -> list[Figure]:
@@ -97,10 +95,10 @@ def memory(rows: list[Row]) -> list[Figure]:
         title = titled(f"Stored, {words.shape(members[0])}, {members[0]['dtype']}", members[0])
         figures.append(_bytes_figure("stored", title, members, "stored_bytes"))
     for members in groups(rows).values():
-        have = [row for row in members if known(row["saved_bytes"]) and timed(row)]
+        have = [row for row in members if known(row[SAVED_BYTES.name]) and timed(row)]
         if have:
             title = f"Saved for backward, {', '.join(words.group_parts(have[0])[1:])}"
-            figures.append(_bytes_figure("saved", title, have, "saved_bytes"))
+            figures.append(_bytes_figure("saved", title, have, SAVED_BYTES.name))
     return figures
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from hwbench import units
 from hwbench.join import is_scored
+from hwbench.quantities import PREPARE
 from hwbench.report import _words as words
 from hwbench.report._answers import beats, loses
 from hwbench.report._crossing import by_series, points, repaid, wins
@@ -59,10 +60,10 @@ def _packs(rows: list[Row]) -> dict[tuple[Any, ...], float]:
     """Seconds of projecting and packing, by run, format, knobs and shape."""
     return {
         (row["run"], row["format"], row["knobs"], row["out_features"], row["in_features"]): float(
-            row["prepare_seconds"]
+            row[PREPARE.name]
         )
         for row in rows
-        if known(row["prepare_seconds"])
+        if known(row[PREPARE.name])
     }
 
 

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from hwbench.report import _samples
@@ -54,28 +55,17 @@ NUMBERS = (
     "dense_flops",
     "compulsory_bytes",
     "intermediate_bytes",
-    "time_seconds",
     "time_low",
     "time_high",
-    "graph_seconds",
     "graph_low",
     "graph_high",
-    "relative_time",
     "relative_low",
     "relative_high",
-    "numerical_error",
-    "score",
-    "saved_bytes",
-    "peak_bytes",
-    "energy_joules",
-    "prepare_seconds",
     "intensity",
     "unfused_intensity",
     "efficiency",
     "best",
     "against_dense",
-    "compile_seconds",
-    "first_call_seconds",
     "base_seconds",
     "ratio",
     "ratio_low",
@@ -87,10 +77,13 @@ _DIGITS = 5
 _BOUND_DIGITS = 4  # of the ends of intervals
 
 
-def columns(rows: list[Row]) -> dict[str, Any]:
-    """The rows by column; empty ones are left out, what repeats is told by number."""
+def columns(rows: list[Row], measured: Iterable[str] = ()) -> dict[str, Any]:
+    """The rows by column; empty ones are left out, what repeats is told by number.
+
+    ``measured`` are the names of the quantities that the rows hold.
+    """
     packed = {}
-    for name in (*TEXT, *NUMBERS):
+    for name in (*TEXT, *NUMBERS, *measured):
         digits = _BOUND_DIGITS if name.endswith(("_low", "_high")) else _DIGITS
         values = [row.get(name) for row in rows]
         if any(map(_holds, values)):

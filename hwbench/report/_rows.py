@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hwbench.frames import placement, summary_rows
+from hwbench import quantities
+from hwbench.frames import measured, placement, summary_rows
+from hwbench.quantities import SCORE, Quantity
 from hwbench.roofline import lines, roof
 from hwbench.store import Run
 
@@ -34,7 +36,8 @@ def report_rows(run: Run) -> list[Row]:
 
     ``series`` is the format with all knobs but the density; ``group`` is what cases must share to
     be shown side by side; ``roof`` is that of its dtype, None where none was measured; ``roofs``
-    are all that are drawn; ``placement`` is where the case stands, None where it was not timed.
+    are all that are drawn; ``placement`` is where the case stands, None where it was not timed;
+    ``score_quantity`` declares the score.
     """
     rows = summary_rows(run)
     header = run.header
@@ -42,13 +45,24 @@ def report_rows(run: Run) -> list[Row]:
         dtype: (roof(header.ceilings, dtype), lines(header.ceilings, header.environment, dtype)[0])
         for dtype in {row["dtype"] for row in rows}
     }
+    scores = {
+        name: quantities.find(name or SCORE.name, header.quantities)
+        for name in {row["score_name"] for row in rows}
+    }
     for row, planned in zip(rows, run.planned.values(), strict=True):
         knobs = {k: v for k, v in planned.case.knobs.items() if k != "density"}
         row["series"] = " ".join([row["format"], *(f"{k}={word(knobs[k])}" for k in sorted(knobs))])
         row["group"] = tuple(row[name] for name in _GROUP)
+        row["score_quantity"] = scores[row["score_name"]]
         row["roof"], row["roofs"] = roofs[row["dtype"]]
         row["placement"] = placement(row, row["roof"])
     return rows
+
+
+def shown(runs: Iterable[Run], place: str) -> list[Quantity]:
+    """The quantities of these runs that are shown in a place, each once, in declared order."""
+    found = {each.name: each for run in runs for each in measured(run).values()}
+    return [each for each in found.values() if place in each.shown]
 
 
 def groups(rows: list[Row]) -> dict[tuple[Any, ...], list[Row]]:

@@ -1,15 +1,14 @@
-"""What each score is called, its unit, and which way it is better: the one place that says so.
+"""What a score is called, its unit, and which way it is better, as its declaration says.
 
-Run files hold a score's name and its direction. A name that is not listed here, of a plug-in or a
-later version, is shown as it is written, without a unit.
+A name that nobody declared, of a later version, is shown as it is written, without a unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from hwbench import units
+from hwbench import quantities, units
 from hwbench.report._rows import Seen, known, printable
 
 
@@ -49,24 +48,18 @@ class Score:
         return f"{units.significant(value)} {self.unit}".rstrip()
 
 
-_LISTED = (
-    Score("projection_error", "projection error", asked=(0.05, 0.1, 0.2, 0.5), zero=True),
-    Score("perplexity", "perplexity"),  # what is good depends on the model: no levels
-    Score("validation_loss", "validation loss", "nats/token"),  # likewise, and on the text
-    Score("psnr_db", "PSNR", "dB", "higher", asked=(40, 35, 30, 25, 20)),
-    Score("embedding_cosine", "cosine similarity of embeddings", "", "higher",
-          asked=(0.99, 0.95, 0.9, 0.8)),
-    Score("test_accuracy", "test accuracy", "", "higher", asked=(0.95, 0.9, 0.8)),
-    Score("retrieval_agreement", "retrieval agreement", "", "higher", asked=(0.95, 0.9, 0.8)),
-)  # fmt: skip
-_SCORES = {score.name: score for score in _LISTED}
-
-
 def score_of(row: Seen) -> Score:
     """The score of a row, by its name; ``score`` where the row has none."""
     name = row.get("score_name") or "score"
-    listed = _SCORES.get(name) or Score(name, printable(name).replace("_", " "))
-    return replace(listed, better=row.get("better") or listed.better)
+    found = row.get("score_quantity") or quantities.find(name)
+    return Score(
+        name=name,
+        title=printable(found.heading),
+        unit=printable(found.unit),
+        better=row.get("better") or found.better,
+        asked=found.levels,
+        zero=found.zero,
+    )
 
 
 def scores(rows: Iterable[Seen]) -> dict[str, Score]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hwbench.join import Joined
+from hwbench.quantities import CHART
 from hwbench.report import _costs, _density, _ratios, _samples, _trade, _views
-from hwbench.report._rows import Row
+from hwbench.report._rows import Row, shown
 from hwbench.report._views import Figure
 from hwbench.store import Run
 
@@ -68,7 +69,12 @@ def sections(
             "No roofline: the ceilings of this machine were not measured, or nothing was timed.",
         ),
         Section("memory", _costs.memory(rows), 4, "No case has a known cost."),
-        Section("costs", _costs.costs(rows), 4, "Nothing was read beside time and memory."),
+        Section(
+            "costs",
+            _costs.costs(rows, shown(runs, CHART)),
+            4,
+            "Nothing was read beside time and memory.",
+        ),
         Section("spread", _samples.spreads(rows), 2, "Nothing was timed."),
         Section(
             "series",

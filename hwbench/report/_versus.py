@@ -17,6 +17,7 @@ from hwbench import units
 from hwbench.errors import UsageError
 from hwbench.fingerprint import Difference, Severity, differences, facts
 from hwbench.frames import replicate_rows
+from hwbench.quantities import ENERGY
 from hwbench.records import Ratio
 from hwbench.report import _words as words
 from hwbench.report._answers import overlap
@@ -240,9 +241,9 @@ def summary(found: Versus) -> list[str]:
 
 def _watts(found: Versus) -> list[str]:
     quotients = [
-        each.other["energy_joules"] / each.base["energy_joules"]
+        each.other[ENERGY.name] / each.base[ENERGY.name]
         for each in found.matched
-        if known(each.base["energy_joules"]) and known(each.other["energy_joules"])
+        if known(each.base[ENERGY.name]) and known(each.other[ENERGY.name])
     ]
     if not quotients:
         return ["Work per joule: energy was not read in both runs."]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from hwbench import units
+from hwbench.quantities import Quantity
 from hwbench.report._rows import Seen, known, printable, word
 
 DIRECTIONS = {
@@ -85,6 +87,15 @@ def interval(value: float, low: float, high: float) -> str:
     if known(low) and known(high) and high - low > abs(value):
         return f"{units.significant(value)} ({units.significant(low)}–{units.significant(high)})"
     return units.interval(value, low, high)
+
+
+def amount(value: Any, quantity: Quantity) -> str:
+    """A value in the unit of its quantity: ``1.23 ms``; a dash where it is not known."""
+    if not known(value):
+        return "–"
+    if quantity.unit in ("", "×"):
+        return units.significant(float(value), quantity.digits)
+    return units.si(value, quantity.unit)
 
 
 def status(row: Seen) -> str:

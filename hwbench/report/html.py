@@ -16,6 +16,7 @@ from typing import Any
 
 from hwbench.errors import UsageError
 from hwbench.join import is_scored
+from hwbench.quantities import CHART, ENERGY, GRAPH, PAGE, RELATIVE, SCORE, TIME, Quantity
 from hwbench.report import (
     _answers,
     _density,
@@ -29,12 +30,13 @@ from hwbench.report import (
 )
 from hwbench.report import _words as words
 from hwbench.report._palette import DARK, LIGHT, styles
-from hwbench.report._rows import Row, groups, known, printable, report_rows
+from hwbench.report._rows import Row, groups, known, printable, report_rows, shown
 from hwbench.report._scores import scores
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("data.js", "filters.js", "charts.js", "heat.js", "rows.js", "ratios.js", "page.js")
+_ALWAYS = (TIME, GRAPH, RELATIVE, SCORE)  # the quantities that the page draws by itself
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
 
@@ -169,7 +171,7 @@ def _context(
         "failures": _failures(rows),
         "total": len(rows),
         "measured": sum(row["status"] == "ok" for row in rows),
-        "data": _data(summaries, rows, sections, looks),
+        "data": _data(runs, summaries, rows, sections, looks),
     }
 
 
@@ -180,7 +182,7 @@ def _answered(rows: list[Row]) -> list[_answers.Answer]:
 
 
 def _energy(rows: list[Row]) -> str:
-    if any(known(row["energy_joules"]) for row in rows):
+    if any(known(row[ENERGY.name]) for row in rows):
         return "Energy is the device’s own counter over two seconds of calls, idle power included."
     return (
         "Energy was not read in this run: hwbench run --energy reads it where there is a counter."
@@ -194,6 +196,7 @@ def _title(runs: list[Run], machines: list[str]) -> str:
 
 
 def _data(
+    runs: list[Run],
     summaries: list[_facts.Summary],
     rows: list[Row],
     sections: list[_sections.Section],
@@ -204,6 +207,8 @@ def _data(
 
     titles = [words.group_title(members[0]) for members in groups(rows).values()]
     found = scores(rows)
+    page, chart = shown(runs, PAGE), shown(runs, CHART)
+    held = [*_ALWAYS, *(q for q in page if q not in chart), *chart]
     text = _pack.embedded(
         {
             "schema": 1,
@@ -214,15 +219,26 @@ def _data(
             "directions": words.DIRECTIONS,
             "heat_words": _heat.FAILED,
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
-            "columns": _pack.columns(rows),
+            "columns": _pack.columns(rows, dict.fromkeys(each.name for each in held)),
+            "quantities": [_declared(each, each in page) for each in held if each not in _ALWAYS],
             "figures": {s.id: [figure.packed() for figure in s.figures] for s in sections},
-            "specifications": specifications(looks, found.values()) if looks else {},
+            "specifications": specifications(looks, found.values(), chart) if looks else {},
             "scores": {n: {"title": s.title, "unit": s.unit} for n, s in found.items()},
             "config": CONFIG,
         }
     )
     plain = len(text) <= _pack.PLAIN_LIMIT
     return {"plain": plain, "text": _safe(text if plain else _pack.squeezed(text))}
+
+
+def _declared(quantity: Quantity, column: bool) -> dict[str, Any]:
+    """What the script needs to write a quantity: its unit, digits, and its column if it has one."""
+    return {
+        "name": quantity.name,
+        "unit": "" if quantity.unit == "×" else quantity.unit,
+        "digits": quantity.digits,
+        "column": quantity.short if column else None,
+    }
 
 
 def _failures(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hwbench import units
-from hwbench.frames import good_results, with_further_quantities
+from hwbench.quantities import NUMERICAL_ERROR, SAVED_BYTES, TERMINAL, Quantity, built_in
 from hwbench.report import _facts
 from hwbench.report import _words as words
-from hwbench.report._rows import DENSE, Row, groups, known, printable, report_rows, timed
+from hwbench.report._rows import DENSE, Row, groups, known, printable, report_rows, shown, timed
 from hwbench.report._scores import score_of
 from hwbench.store import Run
 
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-DROPPED_FIRST = ("error", "saved", "efficiency", "rate", "stored", "score", "time")
-"""Columns in the order in which a narrow terminal loses them."""
+DROPPED_FIRST = (
+    *(NUMERICAL_ERROR.name, SAVED_BYTES.name),
+    *("efficiency", "rate", "stored", "score", "time"),
+)
+"""Columns in the order in which a narrow terminal loses them, after those of other packages."""
 
 _LISTED = 8  # cases named for each reason
 _GAP = 2  # columns between cells: one of padding, one that the box draws
@@ -37,34 +40,30 @@ class _Column:
     title: str
     cell: Callable[[Row], str]
     left: bool = False
+    foreign: bool = False  # of another package
 
 
 def table(run: Run, width: int = 80) -> list[RenderableType]:
     """The run as renderables that fit ``width`` columns: head, a table a group, what failed."""
     from rich.text import Text
 
-    rows = report_rows(run)
+    rows, readings = report_rows(run), shown([run], TERMINAL)
     parts: list[RenderableType] = [Text(line) for line in _head(run, rows)]
     for members in groups(rows).values():
         parts += [Text(), Text(words.group_title(members[0]), style="bold")]
-        parts.append(_group_table(members, width))
+        parts.append(_group_table(members, width, readings))
     parts += _failures(rows)
     return [*parts, *_foot(rows)]
 
 
 def rows_json(run: Run) -> list[dict[str, Any]]:
     """One object a case for ``--json``: the summary with its roofline; what is unknown is null."""
-    rows = [plain_row(row) for row in report_rows(run)]
-    further = with_further_quantities(rows, good_results(run))
-    return [
-        {name: None if isinstance(v, float) and not known(v) else v for name, v in row.items()}
-        for row in further
-    ]
+    return [plain_row(row) for row in report_rows(run)]
 
 
 def plain_row(row: Row) -> dict[str, Any]:
     """A row that JSON can hold: no group, no NaN, the roofline as fields."""
-    inner = ("group", "placement", "roof", "roofs", "label", "series")
+    inner = ("group", "placement", "roof", "roofs", "label", "series", "score_quantity")
     plain = {name: value for name, value in row.items() if name not in inner}
     for name, value in plain.items():
         if isinstance(value, float) and not known(value):
@@ -92,23 +91,23 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _group_table(rows: list[Row], width: int) -> Table:
+def _group_table(rows: list[Row], width: int, readings: list[Quantity]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = _fit(_used(rows), rows, width)
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    columns = _fit(_used(rows, readings), rows, width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     for column in columns:
-        shown.add_column(
+        table.add_column(
             column.title,
             justify="left" if column.left else "right",
             overflow="fold" if column.left else "ellipsis",
             no_wrap=not column.left,
         )
     for row in rows:
-        shown.add_row(*(Text(column.cell(row)) for column in columns), style=_style(row))
-    return shown
+        table.add_row(*(Text(column.cell(row)) for column in columns), style=_style(row))
+    return table
 
 
 def _style(row: Row) -> str:
@@ -120,10 +119,14 @@ def _style(row: Row) -> str:
     return "green" if known(row["relative_high"]) and row["relative_high"] < 1 else ""
 
 
-def _used(rows: list[Row]) -> list[_Column]:
+def _used(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
     """The columns that hold anything in this group."""
     always = ("label", "status")
-    return [c for c in _columns(rows) if c.name in always or any(_filled(c, row) for row in rows)]
+    return [
+        c
+        for c in _columns(rows, readings)
+        if c.name in always or any(_filled(c, row) for row in rows)
+    ]
 
 
 def _filled(column: _Column, row: Row) -> bool:
@@ -133,7 +136,8 @@ def _filled(column: _Column, row: Row) -> bool:
 def _fit(columns: list[_Column], rows: list[Row], width: int) -> list[_Column]:
     """Drop columns, the least important first, until the natural width fits."""
     kept = list(columns)
-    for name in DROPPED_FIRST:
+    foreign = [c.name for c in columns if c.foreign]
+    for name in (*reversed(foreign), *DROPPED_FIRST):
         if _natural(kept, rows) <= width:
             break
         fewer = [column for column in kept if column.name != name]
@@ -149,7 +153,7 @@ def _natural(columns: list[_Column], rows: list[Row]) -> int:
     return sum(widths) + _GAP * len(columns) - 1
 
 
-def _columns(rows: list[Row]) -> list[_Column]:
+def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
     score = score_of(next((row for row in rows if row["score_name"]), rows[0])).measured
     rate = lambda row: units.flops_per_second(_rate(row))  # noqa: E731
     return [
@@ -160,11 +164,17 @@ def _columns(rows: list[Row]) -> list[_Column]:
         _Column("rate", "executed", rate),
         _Column("efficiency", "of roof", _efficiency),
         _Column("stored", "stored", lambda row: units.nbytes(row["stored_bytes"])),
-        _Column("saved", "saved", lambda row: units.nbytes(row["saved_bytes"])),
-        _Column("error", "num. error", lambda row: _number(row["numerical_error"], 2)),
+        *(_reading(quantity) for quantity in readings),
         _Column("score", score, lambda row: _number(row["score"])),
         _Column("status", "status", words.status, left=True),
     ]
+
+
+def _reading(quantity: Quantity) -> _Column:
+    """The column of what a meter read."""
+    title, foreign = printable(quantity.short), not built_in(quantity.name)
+    cell = lambda row: words.amount(row[quantity.name], quantity)  # noqa: E731
+    return _Column(quantity.name, title, cell, foreign=foreign)
 
 
 def _rate(row: Row) -> float | None:

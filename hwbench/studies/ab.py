@@ -23,8 +23,8 @@ from msgspec.structs import replace
 
 from hwbench import protocol, runner, units
 from hwbench import suite as suites
-from hwbench.compare import METRICS, Side, compare, side
-from hwbench.errors import RunFileError, SuiteError, UnknownNameError, UsageError, WorkerError
+from hwbench.compare import Side, check_metric, compare, quantities_of, side
+from hwbench.errors import RunFileError, SuiteError, UsageError, WorkerError
 from hwbench.execution import Listener, Progress, State, finish, measure
 from hwbench.fingerprint import differences, facts
 from hwbench.outcome import Outcome
@@ -82,7 +82,7 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
         seed: seeds all data and all orders; the sides of a pair share it.
         filter: keep only the cases that match.
         threshold: the smallest relative change that counts; up to it cases may be equivalent.
-        metric: ``auto`` or one of ``compare.METRICS``.
+        metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         out: the folder of the two run files.
         listener: told of every result.
 
@@ -90,8 +90,6 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
         UsageError: a side cannot be made or does not start, or plans other cases than the other.
         UnknownNameError: there is no such metric.
     """
-    if metric not in (*METRICS, "auto"):
-        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
     count, device = runner.usable_threads(threads), runner.resolve_device(device)
     document = suites.read(suite) if isinstance(suite, str) else suite
     built = suites.build(document, device.partition(":")[0])
@@ -105,7 +103,7 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
             resolve(f"--{name}", asked, install, worker)
             for name, asked in zip(_SIDES, (a, b), strict=True)
         ]
-        states = _begun(built, origins, device, count, seed, Path(out), listener)
+        states = _begun(built, origins, device, count, seed, metric, Path(out), listener)
         _measured(states, origins, count, seed)
     paths = states[0].writer.path, states[1].writer.path
     labels = origins[0].label, origins[1].label
@@ -118,6 +116,7 @@ def _begun(
     device: str,
     threads: int,
     seed: int,
+    metric: str,
     out: Path,
     listener: Listener,
 ) -> list[State]:
@@ -126,6 +125,7 @@ def _begun(
         _planned(name, origin, built.cases, device, threads)
         for name, origin in zip(_SIDES, origins, strict=True)
     ]
+    check_metric(metric, declared=[q for reply in replies for q in reply.quantities])
     stem = runner.header_of(built, device, seed, threads, replies[0], {}, {}).run
     states: list[State] = []
 
@@ -238,7 +238,7 @@ def judge_pairs(first: Side, second: Side, rule: Rule, metric: str = "auto") -> 
     changes = compare([first], [second], rule, metric=metric, paired=True, across_machines=True)
     settled = {change.case: change for change in changes}
     for name in gate.TIMED:
-        (quantity,) = METRICS[name]
+        (quantity,) = quantities_of(name)
         timed = [each for each in changes if each.metric == name and each.ratio]
         pairs = {each.case: _pairs(first, second, each.case, quantity) for each in timed}
         usable = {case: values for case, values in pairs.items() if len(values) > 1}

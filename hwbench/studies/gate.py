@@ -19,8 +19,16 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from hwbench import runner, units
-from hwbench.compare import METRICS, Side, compare, side, unlike, worked
-from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError, UsageError
+from hwbench.compare import (
+    Side,
+    check_metric,
+    compare,
+    quantities_of,
+    side,
+    unlike,
+    worked,
+)
+from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
 from hwbench.execution import Listener
 from hwbench.outcome import Outcome
 from hwbench.ranks import normal_quantile
@@ -85,7 +93,7 @@ def judge_cases(
         baselines: the runs compared against, on a comparable machine.
         new: the run under test.
         rule: what counts as a change against a full window; ``raised`` for fewer runs.
-        metric: ``auto`` or one of ``compare.METRICS``.
+        metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         window: the baseline runs that the threshold is meant for.
         again: measures flagged cases again; without it the first look decides.
     """
@@ -164,7 +172,7 @@ def _sample(
     change: Change, baselines: Sequence[Side], new: Side
 ) -> tuple[list[list[float]], list[float]]:
     """The values that a change rests on: of each baseline run, and of the new one."""
-    (quantity,) = METRICS[change.metric]
+    (quantity,) = quantities_of(change.metric)
     now = new.cases[change.case]
     entries = (one.cases.get(change.case) for one in baselines)
     old = [
@@ -277,7 +285,7 @@ def check(
         path: the run.
         baseline: a run, or a folder that stands for its last comparable runs.
         threshold: the smallest relative change that counts; up to it cases may be equivalent.
-        metric: ``auto`` or one of ``compare.METRICS``.
+        metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         window: baseline runs to take from a folder.
         confirm: measure flagged cases again, on this machine.
         fail_on_undecided: whether cases without a verdict make the exit code 3.
@@ -288,9 +296,8 @@ def check(
         UnknownNameError: there is no such metric.
         UsageError: the run cannot be measured again.
     """
-    if metric not in (*METRICS, "auto"):
-        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
     run = _finished(path, confirm=confirm)
+    check_metric(metric, [_side(run)])
     chosen = choose(baseline, run, window)
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     mismatch, notes = list(chosen.mismatch), _notes(chosen, run, threshold, window)

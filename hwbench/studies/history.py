@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hwbench.compare import METRICS, Entry, Reading, side, unlike, worked
-from hwbench.errors import RunFileError, UnknownNameError
+from hwbench import quantities
+from hwbench.compare import (
+    AUTO,
+    Entry,
+    Reading,
+    Side,
+    check_metric,
+    quantities_of,
+    side,
+    unlike,
+    worked,
+)
+from hwbench.errors import RunFileError
 from hwbench.fingerprint import differences, facts
 from hwbench.records import Header, Verdict, without_gc
 from hwbench.series import Event, History, Night, Series, Step, change_points
@@ -22,7 +33,6 @@ from hwbench.stats import median
 from hwbench.store import Run, read_header, read_run
 from hwbench.studies.baseline import machine_key, purpose, run_files
 
-METRICS_IN_ORDER = ("relative", "time", "score")
 _STATE = ("governor", "turbo", "hostname")
 
 
@@ -39,7 +49,12 @@ class _Read:
     """What is kept of a run once it was read: a value a case and quantity."""
 
     header: Header
-    entries: dict[str, Entry]
+    side: Side
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """What the run says of each case."""
+        return self.side.cases
 
 
 def history(
@@ -55,7 +70,7 @@ def history(
     Args:
         folder: where the run files are; where it holds none itself, the folders in it.
         metric: ``auto`` (relative where most runs have it, else time, else score) or one of
-            ``compare.METRICS``.
+            ``quantities.METRICS``, or the name of a quantity.
         threshold: the smallest change of level that counts.
         suite: keep only runs of this suite.
         cases: keep only cases whose id has this part, or matches this glob.
@@ -64,16 +79,15 @@ def history(
         RunFileError: the folder holds no run that can be used.
         UnknownNameError: there is no such metric.
     """
-    if metric not in (*METRICS, "auto"):
-        raise UnknownNameError("metric", metric, [*METRICS, "auto"])
     left_out: Counter[str] = Counter()
     groups: dict[tuple[str, str], list[_Read]] = defaultdict(list)
     with without_gc():
         for run in _runs(folder, suite, left_out):
-            read = _Read(run.header, _entries(run, cases))
+            read = _Read(run.header, _side(run, cases))
             groups[machine_key(run.header), run.header.suite].append(read)
     told = [f"{count} {why}" for why, count in left_out.items()]
     notes = [f"Runs in {folder} that are left out: {'; '.join(told)}."] if told else []
+    check_metric(metric, [read.side for runs in groups.values() for read in runs])
     if not groups:
         raise RunFileError(" ".join([f"{folder} holds no run that makes a history.", *notes]))
     found = [
@@ -110,14 +124,15 @@ def _runs(folder: Path, suite: str | None, left_out: Counter[str]) -> Iterator[R
             left_out["not finished"] += 1
 
 
-def _entries(run: Run, cases: str | None) -> dict[str, Entry]:
+def _side(run: Run, cases: str | None) -> Side:
     """What the run says of each case that is asked for."""
-    found = side(run.header, run.planned, run.results).cases
-    return {
+    whole = side(run.header, run.planned, run.results)
+    kept = {
         case: entry
-        for case, entry in found.items()
+        for case, entry in whole.cases.items()
         if cases is None or cases in case or fnmatch.fnmatchcase(case, cases)
     }
+    return replace(whole, cases=kept)
 
 
 def _history(runs: Sequence[_Read], *, metric: str, threshold: float) -> History:
@@ -147,9 +162,9 @@ def _series(runs: Sequence[_Read], case: str, metric: str) -> Series | None:
         for number, read in enumerate(runs)
         if case in read.entries and worked(read.entries[case])
     ]
-    asked = METRICS_IN_ORDER if metric == "auto" else (metric,)
+    asked = AUTO if metric == "auto" else (metric,)
     for name in asked:
-        for quantity in METRICS[name]:
+        for quantity in quantities_of(name):
             having = [(n, e) for n, e in known if quantity in e.readings]
             if not having or 2 * len(having) < len(known):
                 continue
@@ -170,7 +185,9 @@ def _value(reading: Reading) -> float:
 def _stepped(plain: Series, runs: Sequence[_Read], threshold: float, count: int) -> Series:
     """The series with its change points; which way a score is better, its run file says."""
     last = runs[plain.runs[-1]].entries[plain.case]
-    better = last.better if plain.metric == "score" else "lower"
+    (name, *_) = quantities_of(plain.metric)
+    declared = quantities.find(name, runs[plain.runs[-1]].side.declared)
+    better = last.better if declared is quantities.SCORE else declared.better
     steps = change_points(plain.values, floor=threshold, series=count, better=better)
     return Series(plain.case, plain.metric, plain.runs, plain.values, steps, plain.left_out)
 

@@ -14,7 +14,8 @@ from hwbench import plugins
 from hwbench.devices._base import Device, Step
 from hwbench.errors import SuiteError, UnknownNameError, UnreachableError
 from hwbench.formats._base import FORWARD, Format
-from hwbench.records import ITEM_BYTES, Case, Cost, Knob, Quantity
+from hwbench.quantities import Quantity
+from hwbench.records import ITEM_BYTES, Case, Cost, Knob
 
 DTYPES = {
     "float64": torch.float64,
@@ -38,7 +39,9 @@ class Subject:
     tolerance: float = 0.0
     score: Callable[[], float] | None = None
     score_name: str | None = None
-    beside: dict[str, float] = field(default_factory=dict)  # what the score found out on its way
+    # Further quantities that scoring measured, by their names; the workload declares them.
+    beside: dict[str, float] = field(default_factory=dict)
+    declared: tuple[Quantity, ...] = ()
     module: nn.Module | None = None  # what is at rest: its bytes are not "saved for backward"
     inputs: list[Tensor] = field(default_factory=list)
 
@@ -63,9 +66,11 @@ class Workload(ABC):
     Workloads with a ``SCORE`` are run once a seed; the others are timed, in rounds anchored on
     dense where they have tokens, and repeated in every replicate. ``OPTIONS`` are the keys that a
     suite may give beside the axes, with their defaults; ``AXES`` the axes that mean something.
+    ``QUANTITIES`` declare what a score finds beside it, the values of ``Subject.beside``.
     """
 
     SCORE: ClassVar[Quantity | None] = None
+    QUANTITIES: ClassVar[tuple[Quantity, ...]] = ()
     OPTIONS: ClassVar[Mapping[str, Knob]] = {}
     AXES: ClassVar[tuple[str, ...]] = ("tokens", "direction", "regime", "mode")
 

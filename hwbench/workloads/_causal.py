@@ -7,6 +7,7 @@ import math
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor
 
+from hwbench.quantities import ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO
 from hwbench.workloads._models import Model
 from hwbench.workloads._transformers import Pretrained
 
@@ -38,7 +39,8 @@ class Causal(Pretrained):
     def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
         """The student's perplexity; beside it this model's own, and the first over the second."""
         before, after = (perplexity(each(ids, mask), ids, mask) for each in (self, student))
-        return after, {"original_perplexity": before, "perplexity_ratio": after / before}
+        ratio = after / before
+        return after, {ORIGINAL_PERPLEXITY.name: before, PERPLEXITY_RATIO.name: ratio}
 
 
 def perplexity(logits: Tensor, ids: Tensor, mask: Tensor) -> float:

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor
 
 from hwbench.models import CLS
+from hwbench.quantities import RETRIEVAL_AGREEMENT
 from hwbench.workloads._models import Model
 
 
@@ -33,7 +34,7 @@ class Embedder(Model):
         """The mean cosine to this model's embeddings, and the agreement of nearest neighbours."""
         found, wanted = student(ids, mask), self(ids, mask)
         cosine = float((found.double() * wanted.double()).sum(-1).mean())
-        return cosine, {"retrieval_agreement": agreement(found, wanted)}
+        return cosine, {RETRIEVAL_AGREEMENT.name: agreement(found, wanted)}
 
 
 def pooled(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:

@@ -10,12 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hwbench.models import no_package
-from hwbench.records import Quantity
+from hwbench.quantities import TEST_ACCURACY, VALIDATION_LOSS, Quantity
 from hwbench.workloads import _language, _sets
 from hwbench.workloads._networks import Make, Perceptron, Photographs, Vision
-
-ACCURACY = Quantity(name="test_accuracy", unit="", better="higher")
-_LOSS = Quantity(name="validation_loss", unit="nats/token")
 
 
 class Settings(NamedTuple):
@@ -45,7 +42,7 @@ class Task(NamedTuple):
     layers: Callable[[Settings], list[tuple[int, int]]]
     lesson: Callable[[Settings, torch.device], Lesson]
     missing: Callable[[Settings], str | None]  # why there is no data here, in words
-    score: Quantity = ACCURACY
+    score: Quantity = TEST_ACCURACY
     uses: tuple[str, ...] = ()  # options that mean something, beside those of every task
     multiple: Callable[[Settings], int] = lambda _: 4  # of which the width must be one
 
@@ -89,7 +86,7 @@ TASKS = {
         layers=lambda s: _transformer(s.width, s.depth, 4),
         lesson=lambda s, where: _language.tokens(s.data, s.context, where),
         missing=lambda s: _language.no_tokens(s.data, s.context),
-        score=_LOSS,
+        score=VALIDATION_LOSS,
         uses=("data", "context", "depth", "heads"),
         multiple=lambda s: s.heads,
     ),

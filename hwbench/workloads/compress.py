@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hwbench import models
+from hwbench import models, quantities
 from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
-from hwbench.records import Case, Cost, Quantity
+from hwbench.quantities import Quantity
+from hwbench.records import Case, Cost
 from hwbench.workloads import _distill, _texts, _trained
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format, layers_cost
 from hwbench.workloads._bert import Bert
@@ -23,8 +24,10 @@ WEIGHTINGS = ("none", "activations")
 _SHARE = 0.75  # of the texts belong to one seed
 _CALLS = 5  # forward passes of which the median is the model's latency
 _LATENCY_BATCH = 16
-_PERPLEXITY = Quantity(name="perplexity", unit="", better="lower")
-_UNHEALED = {"embedding_cosine": "unhealed_score", "perplexity": "unhealed_perplexity"}
+_UNHEALED = {
+    quantities.EMBEDDING_COSINE: quantities.UNHEALED_SCORE,
+    quantities.PERPLEXITY: quantities.UNHEALED_PERPLEXITY,
+}
 _READERS: dict[str, type[Model]] = {
     models.BERT: Bert,
     models.ENCODER: Encoder,
@@ -51,7 +54,12 @@ class Compress(Workload):
     the case stands for the model's layers; the knobs are resolved for each of them.
     """
 
-    SCORE = Quantity(name="embedding_cosine", unit="", better="higher")
+    SCORE = quantities.EMBEDDING_COSINE
+    QUANTITIES = (
+        *(quantities.RETRIEVAL_AGREEMENT, quantities.ORIGINAL_PERPLEXITY),
+        *(quantities.PERPLEXITY_RATIO, *_UNHEALED.values(), quantities.MODEL_SECONDS),
+        *(quantities.MODEL_BYTES, quantities.MODEL_PARAMETERS),
+    )
     OPTIONS = {"weighting": "none", "heal": 0, "model": "", "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
@@ -62,7 +70,7 @@ class Compress(Workload):
 
     def quantity(self, case: Case) -> Quantity:
         if not self._unreadable(case) and models.kind(self._folder(case)) == models.CAUSAL:
-            return _PERPLEXITY
+            return quantities.PERPLEXITY
         return self.SCORE
 
     def cost(self, case: Case, described: Format) -> Cost | None:
@@ -101,14 +109,14 @@ class Compress(Workload):
                 student = _distill.compressed(original, project, seen)
                 kept, beside = original.judge(student, *texts)
             if steps := int(options["heal"]):
-                subject.beside[_UNHEALED[quantity.name]] = kept
+                subject.beside[_UNHEALED[quantity].name] = kept
                 source = generator(device, seed, 7)
                 _distill.heal(student, original, ids, mask, steps, source)
                 with torch.no_grad():
                     kept, beside = original.judge(student, *texts)
             with torch.no_grad():
                 seconds = _latency(student, texts, device)
-            subject.beside |= {**beside, "model_seconds": seconds, **_size(student)}
+            subject.beside |= {**beside, quantities.MODEL_SECONDS.name: seconds, **_size(student)}
             return kept
 
         subject.score = score
@@ -160,6 +168,6 @@ def _size(model: Model) -> dict[str, float]:
     """Parameters and bytes of the whole model, embeddings included."""
     held = [*model.parameters(), *model.buffers()]
     return {
-        "model_parameters": float(sum(p.numel() for p in model.parameters())),
-        "model_bytes": float(sum(t.numel() * t.element_size() for t in held)),
+        quantities.MODEL_PARAMETERS.name: float(sum(p.numel() for p in model.parameters())),
+        quantities.MODEL_BYTES.name: float(sum(t.numel() * t.element_size() for t in held)),
     }

@@ -7,7 +7,8 @@ import torch
 from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError
 from hwbench.formats._base import Format
-from hwbench.records import ITEM_BYTES, Case, Cost, Quantity
+from hwbench.quantities import PSNR
+from hwbench.records import ITEM_BYTES, Case, Cost
 from hwbench.workloads._base import DTYPES, Subject, Workload
 from hwbench.workloads._pictures import PICTURES, SIDES, grey, missing, psnr
 
@@ -18,7 +19,7 @@ class Image(Workload):
     Options: ``picture`` (china or flower, of scikit-learn). The shape is cut from its middle.
     """
 
-    SCORE = Quantity(name="psnr_db", unit="dB", better="higher")
+    SCORE = PSNR
     OPTIONS = {"picture": "china"}  # noqa: RUF012 (declared in the base)
     AXES = ()
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError
 from hwbench.formats._base import Format
-from hwbench.records import Case, Cost, Quantity
+from hwbench.quantities import PROJECTION_ERROR
+from hwbench.records import Case, Cost
 from hwbench.workloads import _trained
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator
 from hwbench.workloads._data import MATRICES
@@ -23,7 +24,7 @@ class Projection(Workload):
     has the shape) and ``seeds``, the number of matrices drawn.
     """
 
-    SCORE = Quantity(name="projection_error", unit="")
+    SCORE = PROJECTION_ERROR
     OPTIONS = {"matrix": "power_law", "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()
 

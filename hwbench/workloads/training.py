@@ -15,10 +15,11 @@ from torch import nn
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import STEP, Format, Linear
-from hwbench.records import Case, Cost, Quantity
+from hwbench.quantities import STEP_SECONDS, TEST_ACCURACY, Quantity
+from hwbench.records import Case, Cost
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format, layers_cost
 from hwbench.workloads._networks import Block
-from hwbench.workloads._tasks import ACCURACY, TASKS, Lesson, Settings, Task
+from hwbench.workloads._tasks import TASKS, Lesson, Settings, Task
 
 _SIZES = {"context": 2**20, "depth": 1000, "heads": 1000}  # of some tasks alone; and the most
 _SAME = 1e-3  # relative: two matrices that differ by no more are the same
@@ -40,7 +41,8 @@ class Training(Workload):
     further options gpt2 of width 768 is GPT-2 small.
     """
 
-    SCORE = ACCURACY
+    SCORE = TEST_ACCURACY
+    QUANTITIES = (STEP_SECONDS,)
     OPTIONS = {  # noqa: RUF012 (declared in the base)
         "task": "digits", "data": "", "steps": 1000, "batch": 64, "rate": 2e-3, "seeds": 3,
         "context": 1024, "depth": 12, "heads": 12,
@@ -105,7 +107,7 @@ class Training(Workload):
                 network.to(dtype), lesson, optimizer, order, device,
                 steps=int(options["steps"]), batch=int(options["batch"]),
             )  # fmt: skip
-            subject.beside["step_seconds"] = seconds
+            subject.beside[STEP_SECONDS.name] = seconds
             return lesson.score(network)
 
         subject.score = score

@@ -11,17 +11,13 @@ function chartRow(data, number) {
   row.time_text = si(row.time_seconds, "s") + range(row.time_low, row.time_high, (v) => si(v, "s"));
   row.relative_text = `${plain(row.relative)}×` + range(row.relative_low, row.relative_high, plain);
   row.stored_text = si(row.stored_bytes, "B");
-  row.saved_text = si(row.saved_bytes, "B");
   row.error_text = plain(row.score);
   row.intensity_text = plain(row.intensity);
   row.rate_text = si(row.flops_per_second, "FLOP/s");
   row.efficiency_text = percent(row.efficiency);
   row.time_short = si(row.time_seconds, "s");
   row.relative_short = `${plain(row.relative)}×`;
-  row.energy_text = si(row.energy_joules, "J");
-  row.compile_text = si(row.compile_seconds, "s");
-  row.first_text = si(row.first_call_seconds, "s");
-  row.pack_text = si(row.prepare_seconds, "s");
+  for (const quantity of data.quantities) row[`${quantity.name}_text`] = amount(row[quantity.name], quantity);
   row.shape_text = `${row.out_features}×${row.in_features}`;
   row.area = row.out_features * row.in_features;
   row.line = `${row.label}, ${row.direction}`;

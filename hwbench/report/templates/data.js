@@ -54,6 +54,9 @@ function si(value, unit) {
 const plain = (value, digits = 3) => (known(value) ? significant(value, digits) : "–");
 const percent = (value) => (known(value) ? `${(100 * value).toFixed(0)} %` : "–");
 
+// A value in the unit of its quantity, as hwbench/report/_words.py writes it.
+const amount = (value, { unit, digits }) => (unit ? si(value, unit) : plain(value, digits));
+
 function spread(value, low, high) {
   if (!known(value) || !known(low) || !known(high)) return "";
   if (high - low > Math.abs(value)) return `(${significant(low)}–${significant(high)})`;

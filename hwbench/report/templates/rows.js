@@ -2,7 +2,7 @@
 
 const STEP = 60; // rows shown at first, and more at a time
 
-const COLUMNS = [
+const COLUMNS_BEFORE = [
   { title: "machine", left: true, needs: "machine", value: (r) => r.machine },
   { title: "format", left: true, value: (r) => r.series },
   { title: "density", value: (r) => r.density, text: (r) => plain(r.density) },
@@ -17,12 +17,22 @@ const COLUMNS = [
   { title: "executed", needs: "time_seconds", value: (r) => r.flops_per_second, text: (r) => si(r.flops_per_second, "FLOP/s") },
   { title: "of roof", needs: "efficiency", value: (r) => r.efficiency, text: (r) => percent(r.efficiency) },
   { title: "stored", needs: "stored_bytes", value: (r) => r.stored_bytes, text: (r) => si(r.stored_bytes, "B") },
-  { title: "saved", needs: "saved_bytes", value: (r) => r.saved_bytes, text: (r) => si(r.saved_bytes, "B") },
-  { title: "peak", needs: "peak_bytes", value: (r) => r.peak_bytes, text: (r) => si(r.peak_bytes, "B") },
-  { title: "energy", needs: "energy_joules", value: (r) => r.energy_joules, text: (r) => si(r.energy_joules, "J") },
-  { title: "num. error", needs: "numerical_error", value: (r) => r.numerical_error, text: (r) => plain(r.numerical_error, 2) },
+];
+
+const COLUMNS_AFTER = [
   { title: "score", needs: "score", value: (r) => r.score, text: (r) => plain(r.score), more: (r) => r.scored },
 ];
+
+// The quantities that were read have their columns between the two.
+function tableColumns(data) {
+  const read = data.quantities.filter(({ column }) => column).map((quantity) => ({
+    title: quantity.column,
+    needs: quantity.name,
+    value: (row) => row[quantity.name],
+    text: (row) => amount(row[quantity.name], quantity),
+  }));
+  return [...COLUMNS_BEFORE, ...read, ...COLUMNS_AFTER];
+}
 
 function tableRow(data, number) {
   const row = enrich(data.row(number));
@@ -45,7 +55,7 @@ const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - 
 
 function startRows(data, filters) {
   const { state } = filters;
-  const columns = COLUMNS.filter(({ needs }) => (needs === "machine" ? data.runs.length > 1 : !needs || data.columns[needs]));
+  const columns = tableColumns(data).filter(({ needs }) => (needs === "machine" ? data.runs.length > 1 : !needs || data.columns[needs]));
   const find = (id) => document.getElementById(id);
   let limit = STEP;
   const table = find("table");
