@@ -304,17 +304,23 @@ def open_device(name: str) -> Device:
     return device_class(int(index or 0))
 
 
+def answered(worker: Worker, line: bytes) -> bytes:
+    """The line that answers a request's; what goes wrong is an answer too."""
+    reply: protocol.Reply
+    try:
+        reply = worker.answer(protocol.decode_request(line))
+    except HwbenchError as error:
+        reply = protocol.Mistake(sentence=str(error))
+    except Exception as error:  # noqa: BLE001 (the boundary: the runner is told what happened)
+        reply = protocol.Mistake(sentence=_sentence(error), detail=traceback.format_exc())
+    return protocol.encode(reply)
+
+
 def serve(device: Device, requests: Iterable[bytes], replies: IO[bytes]) -> None:
     """Answer requests until the other side closes its end."""
     worker = Worker(device)
     for line in requests:
-        try:
-            reply = worker.answer(protocol.decode_request(line))
-        except HwbenchError as error:
-            reply = protocol.Mistake(sentence=str(error))
-        except Exception as error:  # noqa: BLE001 (the boundary: the runner is told what happened)
-            reply = protocol.Mistake(sentence=_sentence(error), detail=traceback.format_exc())
-        replies.write(protocol.encode(reply) + b"\n")
+        replies.write(answered(worker, line) + b"\n")
         replies.flush()
 
 

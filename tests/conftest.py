@@ -1,14 +1,18 @@
-"""What all tests share: quiet property tests, and tests of a GPU that skip where there is none."""
+"""What all tests share: workers in this process, a golden run, one thread, quiet property tests."""
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from _browser import chromium, opened
+from _inline import Workers
+from _processes import ProcessCount
 
 __all__ = ["chromium", "opened"]  # fixtures of the tests marked browser
 
@@ -27,7 +31,13 @@ else:
     settings.load_profile("hwbench")
 
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch may be imported late, see _one_thread
+
 _HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ProcessCount(), "processes that tests start")
 
 
 def pytest_report_header() -> list[str]:
@@ -58,13 +68,44 @@ def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small matrices gain nothing from threads, and lose much where tests share the cores."""
-    import torch
+    """Small matrices gain nothing from threads, and lose much where tests share the cores.
 
+    A module that imports torch has done so by now; where a test does, OMP_NUM_THREADS speaks.
+    """
+    if (torch := sys.modules.get("torch")) is None:
+        yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_stay() -> None:
+    """What was imported is no garbage: every measurement collects, and passes it over."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Workers | None:
+    """Workers in this process, and what may happen to them; none where a test needs real ones."""
+    if request.node.get_closest_marker("processes"):
+        return None
+    inline = Workers()
+    monkeypatch.setattr("hwbench.transports.local.LocalWorker", inline)
+    return inline
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory: pytest.TempPathFactory, _cache_of_our_own: None) -> Path:
+    """The file of ``hwbench run --suite smoke --device fake``; who changes it takes a copy."""
+    from hwbench import runner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hwbench.transports.local.LocalWorker", Workers())
+        folder = tmp_path_factory.mktemp("golden")
+        return runner.run("smoke", device="fake", out=folder, threads=1)
 
 
 @pytest.fixture

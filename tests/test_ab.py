@@ -100,7 +100,7 @@ def test_a_case_of_many_needs_more_than_its_own_interval() -> None:
 # The command line
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_where_one_file_cannot_be_begun_the_other_is_taken_away(
     hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +118,7 @@ def test_where_one_file_cannot_be_begun_the_other_is_taken_away(
     assert not list(Path("runs").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_an_interpreter_against_itself(hwbench: Callable[..., Any], monkeypatch: Any) -> None:
     monkeypatch.setenv("HWBENCH_FAKE", json.dumps({"seed": 1, "noise": 0.002}))
     code, out, err = hwbench(
@@ -141,7 +141,7 @@ def test_an_interpreter_against_itself(hwbench: Callable[..., Any], monkeypatch:
     assert "side of hwbench ab" in err
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_revision_is_installed_once_and_its_code_is_what_runs(
     hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

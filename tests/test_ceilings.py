@@ -320,7 +320,7 @@ def verb(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_verb_measures_shows_and_keeps(cache: Path) -> None:
     done = verb("--device", "fake", "--json")
     assert done.returncode == 0, done.stderr

@@ -309,7 +309,7 @@ def test_the_replicates_that_are_named_would_decide(hwbench: Call) -> None:
 # A confirmation
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_what_is_flagged_is_measured_again_with_its_dense(
     hwbench: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +351,7 @@ def test_what_is_flagged_is_measured_again_with_its_dense(
     assert "Not confirmed in " in out
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_confirmation_on_another_machine_is_refused(hwbench: Call) -> None:
     from hwbench.environment import usable_cores
 
@@ -374,7 +374,7 @@ def test_a_run_may_not_lead_a_confirmation_anywhere(hwbench: Call) -> None:
     assert "is not a name that a run can have" in one_sentence(err)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_twenty_thousand_cases_are_checked_in_seconds(hwbench: Call) -> None:
     cases = [
         linear_case(name, density, shape=(64 + side, 64), tokens=1 + tokens)

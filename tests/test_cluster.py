@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _check import Call
 from _faulty import ROOT
 
 from hwbench import fleet, runner
@@ -27,8 +28,6 @@ from hwbench.store import Run, read_run
 from hwbench.studies import nodes as nodes_study
 from hwbench.transports._base import Seat, SeatLostError, Worker
 from hwbench.transports.local import LocalSeat
-
-pytestmark = pytest.mark.slow
 
 FORMATS = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}]
 SUITE = """
@@ -121,10 +120,11 @@ def test_what_a_lost_machine_left_is_taken_over(tmp_path: Path, requests: int, s
     assert set(run.footer.state["seats"].values()) <= {"first", "second"}
 
 
-def test_a_machine_that_comes_back_goes_on(tmp_path: Path):
+def test_a_machine_that_comes_back_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     back = [Frail("again")]
     state = start(tmp_path)
     notes = []
+    monkeypatch.setattr("hwbench.execution._LOOK_SECONDS", 0.001)
     state.listener = lambda progress: notes.append(progress.note)
     later = iter([[], back])
     path = execute(state, [Frail("first", 10)], None, more=lambda: next(later), patience_seconds=60)
@@ -166,11 +166,12 @@ def test_equal_devices_share_one_run_and_other_kinds_have_their_own(tmp_path: Pa
         fleet.Fleet(lambda: [Frail("one")], on=["A10"]).run(question)
 
 
-def test_a_list_of_local_devices_needs_no_cluster(tmp_path: Path):
+def test_a_list_of_local_devices_needs_no_cluster(tmp_path: Path, hwbench: Call):
     (tmp_path / "s.toml").write_text(SUITE.format(replicates=1))
-    made = command(tmp_path, "--device", "fake,fake:0", "--threads", "1", "--shards", "2")
-    ended = subprocess.run(made, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    code, _, err = hwbench(
+        "run", "--suite", "s.toml", "--device", "fake,fake:0", "--threads", "1", "--shards", "2"
+    )
+    assert (code, err) == (0, "")
     (path,) = (tmp_path / "runs").glob("*.jsonl")
     assert len(whole(path, 1).footer.state["seats"]) == 2
     with pytest.raises(UsageError, match="twice"):
@@ -240,6 +241,8 @@ def ended(command: Sequence[str]) -> tuple[int, str]:
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_two_kinds_of_device_are_measured_into_two_runs(nodes: Any, tmp_path: Path):
     nodes.pretend("A100")
@@ -266,6 +269,8 @@ def test_two_kinds_of_device_are_measured_into_two_runs(nodes: Any, tmp_path: Pa
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")
 def test_a_node_that_is_killed_loses_and_doubles_nothing(nodes: Any, tmp_path: Path):
     first, second = nodes.pretend("A100"), nodes.pretend("A100")
@@ -287,6 +292,8 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(nodes: Any, tmp_path: P
 
 
 @pytest.mark.ray
+@pytest.mark.heavy
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")
 def test_the_last_node_of_a_kind_is_named_as_missing_and_the_run_resumed(
     nodes: Any, tmp_path: Path

@@ -199,7 +199,7 @@ def verb(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_verb_is_a_page_and_a_gate() -> None:
     page = verb("--require", "timer,device")
     assert page.returncode == 0, page.stderr

@@ -21,7 +21,7 @@ from hwbench.errors import RunFileError
 from hwbench.records import Status
 from hwbench.store import Run, read_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 REPLICATES, CASES = 3, 12
 SUITE = f"""

@@ -107,7 +107,7 @@ def test_every_direction_and_layout(interpreter: ProcessPoolExecutor, f: Format)
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.heavy
 @each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
 def test_it_compiles_as_a_whole(interpreter: ProcessPoolExecutor, f: Format) -> None:
     interpreter.submit(_fused.compiled, f).result()
@@ -135,7 +135,7 @@ def test_a_device_is_asked_by_small_products(interpreter: ProcessPoolExecutor) -
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_kernels_fit_devices_that_are_not_here(tmp_path: Path) -> None:
     layers = (btt(4096, 4096, 16), monarch(4096, 4096, 256), blast(4096, 4096, 1016, 4, 4))
     asked = [(f, torch.bfloat16, 4096, 90) for f in layers]

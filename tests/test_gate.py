@@ -120,14 +120,14 @@ def entry(values: Sequence[float], quantity: str = "relative_time", **fields: An
 # What the gate is held to
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_one_night_in_a_hundred_at_most_fails_without_a_reason() -> None:
     told = simulate(200)
     assert told.false_nights <= 2  # of 200 nights of 200 cases
     assert told.flagged > 0  # the confirmation had something to do
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_slow_down_is_found() -> None:
     assert simulate(25, slower=0.10).found >= 0.99
     five = simulate(25, slower=0.05)
@@ -135,7 +135,7 @@ def test_a_slow_down_is_found() -> None:
     assert five.equivalent <= 0.005 * five.cases  # a margin of 3 % is not proven for it
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("what", "least_found"),
     [
@@ -153,7 +153,7 @@ def test_noise_of_other_shapes_costs_power_and_not_nights(
     assert simulate(10, slower=0.10, **what).found >= least_found
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("what", ["own_night", "same_night"])
 @pytest.mark.parametrize("sd", [0.01, 0.02])
 def test_nights_that_differ_do_not_fail(what: str, sd: float) -> None:
@@ -173,7 +173,7 @@ def test_replicates_alone_would_take_a_night_for_a_change() -> None:
     assert all(change.verdict is not Verdict.REGRESSED for change in judged.changes)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_without_a_confirmation_the_bound_is_higher_and_holds() -> None:
     assert simulate(100, confirm=False).false_nights <= 2
     assert simulate(10, confirm=False, slower=0.10).found >= 0.99
@@ -181,7 +181,7 @@ def test_without_a_confirmation_the_bound_is_higher_and_holds() -> None:
     assert 0.5 < unconfirmed < simulate(10, slower=0.05).found
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("runs", [1, 2, 3])
 def test_a_short_baseline_is_paid_for_with_power(runs: int) -> None:
     assert simulate(40, runs=runs).false_nights == 0
@@ -197,14 +197,14 @@ def test_the_threshold_rises_when_runs_are_missing() -> None:
     assert raised(0.03, 1, window=1) == 0.03
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("cases", [1, 5])
 def test_few_cases_are_enough(cases: int) -> None:
     assert simulate(400, cases=cases, noise=gaussian(0.01), own_night=0.02).false_nights <= 8
     assert simulate(100, cases=cases, slower=0.05).found >= 0.85
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_what_is_said_to_be_found_in_nine_nights_of_ten_is() -> None:
     rng = np.random.default_rng(8)
     runs = [side(np.exp(rng.normal(0, 0.02, (200, REPLICATES)))) for _ in range(WINDOW + 1)]

@@ -294,7 +294,7 @@ def test_a_long_series_is_drawn_in_parts_that_lose_no_extreme() -> None:
     assert min(ys) == pytest.approx(4.0)  # the spike is in the band
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_thousand_runs_are_one_history(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     run = night(0)

@@ -429,7 +429,7 @@ def test_machines_of_one_name_are_told_apart() -> None:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_twenty_thousand_rows_stay_small() -> None:
     shapes = [(256 * a, 256 * b) for a in range(1, 12) for b in range(1, 10)]
     run = run_of(questions(shapes=shapes, tokens=(1, 16, 64, 256, 1024)))

@@ -320,7 +320,7 @@ def test_words_on_a_front_do_not_lie_on_one_another(opened: Callable[..., Opened
                 assert apart or top >= other[3] or bottom <= other[1], (words[place], other)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_twenty_thousand_rows_paint_and_filter_quickly(opened: Callable[..., Opened]) -> None:
     shapes = [(256 * a, 256 * b) for a in range(1, 12) for b in range(1, 10)]
     run = run_of(questions(shapes=shapes, tokens=(1, 16, 64, 256, 1024)))

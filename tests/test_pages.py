@@ -89,7 +89,7 @@ def done(environment: dict[str, str], *words: str, cwd: Path = ROOT) -> str:
     return ran.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_format_and_device_keep_every_promise(elsewhere: dict[str, str]) -> None:
     told = done(
         elsewhere, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_formats.py",
@@ -101,7 +101,7 @@ def test_format_and_device_keep_every_promise(elsewhere: dict[str, str]) -> None
     assert not re.search(r"\d+ (failed|skipped|xfailed)", told), told
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_run_uses_all_of_them(elsewhere: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(MINE, encoding="utf-8")
     told = done(

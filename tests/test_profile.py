@@ -47,7 +47,7 @@ def verb(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("direction", ["forward", "backward_weight"])
 def test_a_case_has_a_table_a_trace_and_a_verdict(tmp_path: Path, direction: str) -> None:
     words = ("--format", "monarch", "--density", "0.5", "--shape", "64x64", "--tokens", "8")
@@ -62,7 +62,7 @@ def test_a_case_has_a_table_a_trace_and_a_verdict(tmp_path: Path, direction: str
     assert "aten::bmm" in {event.get("name") for event in events}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_table_names_the_operators_of_the_kernel_that_was_asked_for(tmp_path: Path) -> None:
     words = ("--format", "csr", "--density", "0.5", "--shape", "64x64", "--knob", "kernel=spmm")
     done = verb(tmp_path, *words)

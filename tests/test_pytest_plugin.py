@@ -79,7 +79,7 @@ def test_the_entry_point_is_the_plug_in() -> None:
     assert project["entry-points"]["pytest11"] == {"hwbench": "hwbench.pytest_plugin"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_cases_are_tests_that_save_and_compare_and_fail(
     tests: Run, hwbench: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -126,7 +126,7 @@ def _scaled(benchmark: dict[str, Any], factor: float) -> dict[str, Any]:
     return benchmark | {"stats": stats}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_named_paths_are_tested_too_and_one_case_can_be_named(tests: Run) -> None:
     suite = ("--hwbench-suite", "tiny.toml", "--hwbench-device", "cpu", *SHORT, "-q")
     assert "5 passed, 2 skipped" in tests("test_own.py", *suite).stdout
@@ -135,14 +135,14 @@ def test_named_paths_are_tested_too_and_one_case_can_be_named(tests: Run) -> Non
     assert "2 passed" in tests(*suite, "-k", "low_rank").stdout
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_shipped_suite_is_found_by_name(tests: Run) -> None:
     done = tests("--hwbench-suite", "smoke", "--hwbench-device", "cpu", "--collect-only", "-q")
     assert done.returncode == 0, done.stdout
     assert "linear/step/blast[density=0.5]/96x64/t16/float32/hot/eager/cpu" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -161,7 +161,7 @@ def test_mistakes_are_sentences(tests: Run, arguments: list[str], words: str) ->
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_wrong_format_fails_and_is_not_timed(
     tests: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +277,7 @@ def test_a_newer_schema_and_an_unknown_case_are_refused(tmp_path: Path) -> None:
         pytest_benchmark.read(path)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_pytest_benchmark_compares_exported_files(
     hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -303,7 +303,7 @@ def test_every_colour_stands_out_from_its_background(
 _MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", sorted(figures.KINDS))
 @pytest.mark.parametrize("suffix", figures.SUFFIXES)
 def test_every_kind_of_figure_is_drawn(run: Run, tmp_path: Path, kind: str, suffix: str) -> None:
@@ -313,14 +313,14 @@ def test_every_kind_of_figure_is_drawn(run: Run, tmp_path: Path, kind: str, suff
     assert path.stat().st_size > 5000
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_same_run_gives_the_same_figure(run: Run, tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
         figures.plot(run, "crossover", tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_figure_shows_names_as_they_are(tmp_path: Path) -> None:
     cases = [linear_case("dense", None), linear_case("a$b$_<script>", 0.5)]
     figures.plot(run_of(cases), "heatmap", tmp_path / "figure.svg")

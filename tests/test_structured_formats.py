@@ -371,7 +371,7 @@ def test_only_what_is_asked_for_is_differentiated(f: Format) -> None:
             assert torch.equal(ours, reference)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by dynamo
 @pytest.mark.parametrize("cls", FAMILY)
 def test_compiled_layers_are_one_graph(cls: type[Format]) -> None:

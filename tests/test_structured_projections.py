@@ -208,7 +208,7 @@ def test_larger_problems_get_fewer_sweeps() -> None:
     assert 30 < _alternating.sweeps(1024, 1024, 16, 16, 227) < 100
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_blast_at_full_size() -> None:
     weight = drawn(1024, 1024, dtype=torch.float32)
     assert error(Blast.for_budget(1024, 1024, 0.5, blocks=16), weight) <= 0.5

@@ -37,7 +37,8 @@ from hwbench.studies import gate
 from hwbench.studies._nights import moderated
 from hwbench.studies._sides import Origin, resolve, worker_folder
 from hwbench.studies.baseline import PAIRED
-from hwbench.transports.local import LocalWorker
+from hwbench.transports import local
+from hwbench.transports._base import Worker
 
 FALSE = 0.005  # chance that any of the cases is told as changed when none is
 _PLAN_SECONDS = 600.0
@@ -187,8 +188,8 @@ def _planned(
     return reply
 
 
-def _worker(origin: Origin, device: str, threads: int) -> LocalWorker:
-    return LocalWorker(device, threads, origin.python, origin.paths)
+def _worker(origin: Origin, device: str, threads: int) -> Worker:
+    return local.LocalWorker(device, threads, origin.python, origin.paths)
 
 
 def _measured(states: list[State], origins: Sequence[Origin], threads: int, seed: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hwbench import ceilings, environment, peaks, protocol, runner, units
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
-from hwbench.transports.local import LocalWorker
+from hwbench.transports import local
 
 _SECONDS = 300.0  # until the worker has to have answered
 _LOAD_SHARE = 0.5  # of the cores may be busy with other work
@@ -52,7 +52,7 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
     """
     load = environment.machine_state()["load_1min"]  # before our own work adds to it
     threads = threads or environment.usable_cores()
-    worker = LocalWorker(runner.resolve_device(device), threads)
+    worker = local.LocalWorker(runner.resolve_device(device), threads)
     try:
         plan, health = ask(worker, threads)
     finally:
