@@ -62,13 +62,15 @@ class Fault:
     """What happens to the requests that match, after so many of them, so many times."""
 
     make: Callable[[], BaseException]
-    request: type[Any] | None = None  # SoloRequest, ChunkRequest …; any where None
+    request: type[Any] | tuple[type[Any], ...] | None = None  # SoloRequest …; any where None
     case: str = ""  # a part of the id of a case that the request names
     after: int = 0
     times: int = 1
 
     def happens(self, request: protocol.Request) -> bool:
         """Whether it is this request's turn."""
+        if self.times <= 0:
+            return False
         if self.request is not None and not isinstance(request, self.request):
             return False
         if not any(self.case in case for case in cases_of(request)) and self.case:
@@ -77,7 +79,7 @@ class Fault:
             self.after -= 1
             return False
         self.times -= 1
-        return self.times >= 0
+        return True
 
 
 def cases_of(request: protocol.Request) -> list[str]:

@@ -1,27 +1,29 @@
-"""What breaks around a run, through the command line: nothing that was measured is lost."""
+"""What breaks around a run, with workers in this process: nothing that was measured is lost.
+
+Every fault here has a twin in ``test_processes.py`` that happens to a real process.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _faulty import ROOT, install, uninstall
+from _check import Call
+from _faulty import install, uninstall
+from _inline import Workers, died
 
+from hwbench import protocol, runner
 from hwbench.errors import RunFileError
 from hwbench.records import Status
 from hwbench.store import Run, read_run
-
-pytestmark = pytest.mark.heavy
 
 REPLICATES, CASES = 3, 12
 SUITE = f"""
@@ -46,23 +48,17 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def command(out: Path, *options: str) -> list[str]:
+def begun(out: Path, hwbench: Call, *options: str) -> tuple[int, str]:
+    """What ``hwbench run`` ends with, and says."""
     where = ["--suite", str(out.parent / "s.toml"), "--device", "fake", "--threads", "1"]
-    return [sys.executable, "-m", "hwbench", "run", *where, "--out", str(out), *options]
+    code, _, err = hwbench("run", *where, "--out", str(out), *options)
+    return code, err
 
 
-def begun(out: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(out, *options), cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def resumed(path: Path) -> Run:
+def resumed(path: Path, hwbench: Call) -> Run:
     """The run after --resume: complete, and every result there once."""
-    again = [sys.executable, "-m", "hwbench", "run", "--resume", str(path)]
-    ended = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    code, _, err = hwbench("run", "--resume", str(path))
+    assert (code, err) == (0, "")
     return whole(path)
 
 
@@ -75,94 +71,74 @@ def whole(path: Path) -> Run:
     return run
 
 
-def wait(process: subprocess.Popen[str], reached) -> None:
-    deadline = time.monotonic() + 300
-    while not reached() and process.poll() is None:
-        assert time.monotonic() < deadline, "the run never came so far"
-        time.sleep(0.005)
+MEASURE = (protocol.SoloRequest, protocol.ChunkRequest, protocol.ForgetRequest)
+REQUESTS = 80
+"""About so many are asked of all workers of a run: four groups of three cases, three replicates."""
 
 
-def lines(out: Path) -> int:
-    return sum(path.read_bytes().count(b'"line":"result"') for path in out.glob("*.jsonl"))
-
-
-def children(pid: int) -> list[int]:
-    listed = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
-
-
-@pytest.mark.parametrize("results", [None, 0, 1, 11, 12, 13, 30])
-def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(out: Path, results):
-    process = begun(out)
-    if results is None:  # before the run file is there: while it plans
-        wait(process, lambda: children(process.pid))
+def test_a_worker_that_dies_at_any_request_takes_one_case_with_it_at_most(
+    out: Path, workers: Workers
+):
+    dead = 0
+    for number in range(REQUESTS):
+        workers.faults.clear()
+        workers.act_out(died(), request=MEASURE, after=number)
+        path = runner.run(str(out.parent / "s.toml"), device="fake", out=out, threads=1)
+        run = whole(path)
+        bad = [r for r in run.results if r.status is not Status.OK]
+        # a case that failed is answered without a measurement in the replicates that follow
+        assert len({r.case for r in bad}) <= 1, number
+        assert all("SIGKILL" in r.reason for r in bad), number
+        dead += bool(bad)
+        if workers.faults[0].times:  # the run asks no more: it never came to that
+            assert number > 50
+            break
     else:
-        wait(process, lambda: list(out.glob("*.jsonl")) and lines(out) >= results)
-    process.kill()
-    process.communicate()
-    files = list(out.glob("*.jsonl"))
-    if results is None:
-        assert not files
-        return
-    before = {(r.case, r.replicate): r for r in read_run(files[0]).results}
-    assert len(before) >= results
-    after = {(r.case, r.replicate): r for r in resumed(files[0]).results}
-    assert all(after[key] == result for key, result in before.items())
-
-
-@pytest.mark.parametrize("results", [0, 1, 13])
-def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, results: int):
-    process = begun(out)
-    wait(process, lambda: list(out.glob("*.jsonl")) and lines(out) >= results)
-    for child in children(process.pid):
-        os.kill(child, signal.SIGKILL)
-    _, error = process.communicate(timeout=500)
-    (path,) = out.glob("*.jsonl")
-    run = whole(path)
-    bad = [r for r in run.results if r.status is not Status.OK]
-    # a case that failed is answered without a measurement in the replicates that follow
-    assert len({r.case for r in bad}) <= 1
-    assert all("SIGKILL" in r.reason for r in bad)
-    assert process.returncode == (5 if bad else 0), error
+        pytest.fail(f"a run asks more than {REQUESTS} times")
+    assert dead > 20
 
 
 def test_two_runs_into_one_folder_are_two_files(out: Path):
-    both = [begun(out), begun(out)]
-    assert [p.communicate()[1] for p in both] == ["", ""]
-    assert [p.returncode for p in both] == [0, 0]
+    def run() -> None:
+        runner.run(str(out.parent / "s.toml"), device="fake", out=out, threads=1)
+
+    both = [threading.Thread(target=run) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
     paths = list(out.glob("*.jsonl"))
     assert len(paths) == 2
     for path in paths:
         whole(path)
 
 
-def test_a_run_that_is_being_written_is_not_resumed(out: Path):
-    process = begun(out)
-    wait(process, lambda: lines(out) >= 1)
-    process.send_signal(signal.SIGSTOP)
-    try:
+def test_a_run_that_is_being_written_is_not_resumed(out: Path, hwbench: Call, workers: Workers):
+    told = []
+
+    def meanwhile() -> BaseException:
         (path,) = out.glob("*.jsonl")
-        again = [sys.executable, "-m", "hwbench", "run", "--resume", str(path)]
-        ended = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
-    finally:
-        process.send_signal(signal.SIGCONT)
-    process.communicate()
-    assert ended.returncode == 2
-    assert "is being written by another process" in ended.stderr
-    whole(path)
+        told.append(hwbench("run", "--resume", str(path)))
+        return KeyboardInterrupt()
+
+    workers.act_out(meanwhile, request=protocol.ChunkRequest, after=1)
+    assert begun(out, hwbench)[0] == 130
+    ((code, _, error),) = told
+    assert code == 2
+    assert "is being written by another process" in error
+    (path,) = out.glob("*.jsonl")
+    resumed(path, hwbench)
 
 
 @pytest.mark.parametrize("where", ["a file", "/proc"])
-def test_a_folder_that_cannot_be_written_is_a_sentence(out: Path, where: str):
+def test_a_folder_that_cannot_be_written_is_a_sentence(out: Path, where: str, hwbench: Call):
     if where == "a file":
         out.write_text("not a folder")
         where = str(out)
-    ended = subprocess.run(
-        command(Path(out), "--out", where), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("hwbench: Cannot write a run into")
-    assert ended.stderr.count("\n") == 1
+    code, error = begun(out, hwbench, "--out", where)
+    assert code == 2
+    assert error.startswith("hwbench: Cannot write a run into")
+    assert error.count("\n") == 1
 
 
 @contextlib.contextmanager
@@ -182,24 +158,22 @@ def small_disk(out: Path, size: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", ["16k", "24k"])
-def test_a_full_disk_is_a_sentence_and_the_run_is_resumed(out: Path, size: str):
+def test_a_full_disk_is_a_sentence_and_the_run_is_resumed(out: Path, size: str, hwbench: Call):
     with small_disk(out, size):
-        process = begun(out)
-        _, error = process.communicate()
+        code, error = begun(out, hwbench)
         (path,) = out.glob("*.jsonl")
-        assert process.returncode == 2
+        assert code == 2
         assert "No space left on device" in error
         before = {(r.case, r.replicate): r for r in read_run(path).results}
         subprocess.run(["mount", "-o", "remount,size=4m", str(out)], check=True)
-        after = {(r.case, r.replicate): r for r in resumed(path).results}
+        after = {(r.case, r.replicate): r for r in resumed(path, hwbench).results}
         assert all(after[key] == result for key, result in before.items())
 
 
-def test_a_disk_without_room_for_the_plan_is_a_sentence_and_no_file(out: Path):
+def test_a_disk_without_room_for_the_plan_is_a_sentence_and_no_file(out: Path, hwbench: Call):
     with small_disk(out, "4k"):
-        process = begun(out)
-        _, error = process.communicate()
-        assert process.returncode == 2
+        code, error = begun(out, hwbench)
+        assert code == 2
         assert error == (
             f"hwbench: Cannot write a run into {out}: No space left on device; choose another "
             "with --out.\n"
@@ -207,23 +181,22 @@ def test_a_disk_without_room_for_the_plan_is_a_sentence_and_no_file(out: Path):
         assert not list(out.iterdir())
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "s.toml").write_text(SUITE.replace("[1, 2]\nformat", "[1]\nformat"))
-    subprocess.run(command(folder / "runs", "-r", "1"), cwd=ROOT, check=True, capture_output=True)
-    (path,) = (folder / "runs").glob("*.jsonl")
-    return path
+@pytest.fixture
+def finished(out: Path) -> Path:
+    (out.parent / "s.toml").write_text(SUITE.replace("[1, 2]\nformat", "[1]\nformat"))
+    return runner.run(str(out.parent / "s.toml"), device="fake", out=out, threads=1, replicates=1)
 
 
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.heavy)])
 def test_a_run_cut_off_at_any_byte_is_read_up_to_its_last_whole_line(
-    finished: Path, tmp_path: Path
+    finished: Path, tmp_path: Path, step: int
 ):
     data = finished.read_bytes()
     header = data.index(b"\n") + 1
     cut = tmp_path / "cut.jsonl"
     seen = 0
-    for end in range(len(data)):
+    ends = {at + near for at, byte in enumerate(data) if byte == 10 for near in (0, 1, 2)}
+    for end in sorted({*range(0, len(data), step), *(e for e in ends if e < len(data))}):
         cut.write_bytes(data[:end])
         if end < header:
             with pytest.raises(RunFileError):
@@ -269,20 +242,12 @@ def test_a_line_or_a_header_of_another_schema_is_refused(finished: Path, tmp_pat
 
 
 @pytest.mark.parametrize("jump", [-86400, 86400])
-def test_a_clock_that_jumps_changes_no_time_and_loses_nothing(out: Path, jump: int, tmp_path: Path):
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(
-        "import time, itertools\n"
-        "real, calls = time.time, itertools.count()\n"
-        f"time.time = lambda: real() + (0 if next(calls) < 20 else {jump})\n"
-    )
-    ended = subprocess.run(
-        command(out), cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": f"{site}:{ROOT}"},
-    )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, "")
-    (path,) = out.glob("*.jsonl")
+def test_a_clock_that_jumps_changes_no_time_and_loses_nothing(
+    out: Path, jump: int, monkeypatch: pytest.MonkeyPatch, workers: Workers
+):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (jump if len(workers.started) > 2 else 0))
+    path = runner.run(str(out.parent / "s.toml"), device="fake", out=out, threads=1)
     run = whole(path)
     assert 0 < run.footer.wall_seconds < 86400
     assert all(v > 0 for r in run.results for v in r.values("time_seconds"))
@@ -302,7 +267,7 @@ MISBEHAVE = {
 }
 
 
-def test_formats_that_break_the_rules_of_a_worker(tmp_path: Path, monkeypatch):
+def test_formats_that_break_the_rules_of_a_worker(tmp_path: Path, monkeypatch, hwbench: Call):
     site = tmp_path / "site"
     site.mkdir()
     install(site, monkeypatch)
@@ -313,13 +278,10 @@ def test_formats_that_break_the_rules_of_a_worker(tmp_path: Path, monkeypatch):
         f"shape = [16, 16]\ntokens = [4]\nformat = [{formats}]\n"
     )
     try:
-        ended = subprocess.run(
-            [*command(tmp_path / "runs"), "--device", "cpu"],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        code, error = begun(tmp_path / "runs", hwbench, "--device", "cpu")
     finally:
         uninstall()
-    assert ended.returncode == 5, ended.stderr
+    assert code == 5, error
     (path,) = (tmp_path / "runs").glob("*.jsonl")
     run = read_run(path)
     found = {run.planned[r.case].case.format: r for r in run.results}

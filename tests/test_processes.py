@@ -1,0 +1,303 @@
+"""What only real processes show, once each: start, death, time-out, memory, Ctrl-C, other Pythons.
+
+All other tests run their workers in this process (``_inline.py``). Which of them is the twin of
+which fault here is in ``docs/testing.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from _check import Call
+from _faulty import ROOT, install, uninstall
+from _inline import Workers
+
+from hwbench import protocol, runner
+from hwbench.errors import UsageError
+from hwbench.records import Status
+from hwbench.store import Run, read_run
+from hwbench.transports._base import WorkerDiedError, WorkerTimedOutError
+from hwbench.transports.local import LocalSeat, LocalWorker
+
+pytestmark = pytest.mark.processes
+
+HEAVY = pytest.mark.heavy
+REPLICATES, CASES = 3, 12
+SUITE = f"""
+schema = 1
+name = "faults"
+[plan]
+replicates = {REPLICATES}
+budget_seconds = 0.005
+timeout_seconds = 600
+[[cases]]
+workload = "linear"
+direction = "forward"
+shape = [[32, 16], [16, 32]]
+tokens = [1, 2]
+format = [{{ name = "dense" }}, {{ name = "low_rank", rank = [1, 2] }}]
+"""
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "s.toml").write_text(SUITE)
+    return tmp_path / "runs"
+
+
+def command(out: Path, *options: str) -> list[str]:
+    where = ["--suite", str(out.parent / "s.toml"), "--device", "fake", "--threads", "1"]
+    return [sys.executable, "-m", "hwbench", "run", *where, "--out", str(out), *options]
+
+
+def begun(out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(out), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait(process: subprocess.Popen[str], reached: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 300
+    while not reached() and process.poll() is None:
+        assert time.monotonic() < deadline, "the run never came so far"
+        time.sleep(0.005)
+
+
+def lines(out: Path) -> int:
+    return sum(path.read_bytes().count(b'"line":"result"') for path in out.glob("*.jsonl"))
+
+
+def children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+
+def whole(path: Path) -> Run:
+    run = read_run(path)
+    assert run.complete
+    pairs = Counter((r.case, r.replicate) for r in run.results)
+    assert set(pairs.values()) == {1}
+    assert len(pairs) == REPLICATES * CASES == REPLICATES * len(run.planned)
+    return run
+
+
+def resumed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The run gone on with, by workers of this process: complete, and every result there once."""
+    monkeypatch.setattr("hwbench.transports.local.LocalWorker", Workers())
+    return whole(runner.resume(path))
+
+
+# One worker
+
+
+def test_a_worker_says_hello_answers_and_ends() -> None:
+    seat = LocalSeat("fake", 1)
+    worker = seat.start()
+    try:
+        assert (worker.hello.protocol, worker.hello.version) == (protocol.PROTOCOL, package())
+        assert worker.hello.pid != os.getpid()
+        told = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 60)
+        assert told.fingerprint["device"]["name"] == "simulated machine"
+        with pytest.raises(UsageError):
+            worker.ask(protocol.DescribeRequest(names=["nothing"]), protocol.DescribeReply, 60)
+        worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)  # it is still there
+        os.kill(worker.hello.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerTimedOutError, match="did not end in time"):
+            worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 0.05)
+        with pytest.raises(WorkerDiedError, match="SIGKILL"):
+            worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)
+    finally:
+        worker.close()
+    assert not Path(f"/proc/{worker.hello.pid}/exe").exists()
+
+
+def package() -> str:
+    import hwbench
+
+    return hwbench.__version__
+
+
+def test_a_device_that_is_not_there_is_a_sentence_of_the_worker() -> None:
+    with pytest.raises(UsageError, match="numbered from 0"):
+        LocalWorker("fake:7", 1)
+
+
+def test_formats_that_take_their_worker_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {
+        "dense": (Status.OK, None),
+        "segfault": (Status.CRASHED, "SIGSEGV"),
+        "latedeath": (Status.CRASHED, "exit code 3"),
+        "exits": (Status.CRASHED, "exit code 0"),
+        "hang": (Status.TIMED_OUT, "4 s"),
+        "memory": (Status.OUT_OF_MEMORY, ""),
+        "chatty": (Status.OK, None),
+    }
+    site = tmp_path / "site"
+    site.mkdir()
+    install(site, monkeypatch)
+    asked = {
+        "schema": 1,
+        "name": "faults",
+        "plan": {"replicates": 1, "budget_seconds": 0.005, "timeout_seconds": 4.0},
+        "cases": [
+            {"workload": "linear", "direction": "forward", "shape": [16, 16], "tokens": [4],
+             "format": [{"name": name} for name in names]}
+        ],
+    }  # fmt: skip
+    try:
+        run = read_run(runner.run(asked, device="cpu", out=tmp_path, threads=1))
+    finally:
+        uninstall()
+    assert run.complete
+    found = {run.planned[r.case].case.format: r for r in run.results}
+    assert len(found) == len(run.results) == len(names)
+    for name, (status, words) in names.items():
+        assert found[name].status is status, name
+        assert words is None or words in str(found[name].reason), name
+        assert bool(found[name].values("time_seconds")) == (status is Status.OK)
+
+
+def test_a_worker_finds_the_interpreter_and_the_paths_that_it_is_given(tmp_path: Path) -> None:
+    python, told = tmp_path / "python", tmp_path / "told"
+    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH" > {told}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    worker = LocalWorker("fake", 1, str(python), [str(ROOT), "elsewhere"])
+    try:
+        assert worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60).free_bytes > 0
+    finally:
+        worker.close()
+    assert told.read_text() == f"{ROOT}{os.pathsep}elsewhere\n"
+
+
+# A run
+
+
+@pytest.mark.parametrize(
+    "results", [None, 1, 13, *(pytest.param(n, marks=HEAVY) for n in (0, 11, 12, 30))]
+)
+def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(
+    out: Path, results: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = begun(out)
+    if results is None:  # before the run file is there: while it plans
+        wait(process, lambda: children(process.pid))
+    else:
+        wait(process, lambda: list(out.glob("*.jsonl")) and lines(out) >= results)
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    gone(workers)
+    files = list(out.glob("*.jsonl"))
+    if results is None:
+        assert not files
+        return
+    before = {(r.case, r.replicate): r for r in read_run(files[0]).results}
+    assert len(before) >= results
+    after = {(r.case, r.replicate): r for r in resumed(files[0], monkeypatch).results}
+    assert all(after[key] == result for key, result in before.items())
+
+
+def gone(workers: list[int]) -> None:
+    """No worker outlives its parent."""
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.01)
+
+
+def test_ctrl_c_is_130_and_the_run_goes_on(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = begun(out)
+    wait(process, lambda: lines(out) >= 2)
+    workers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    gone(workers)
+    (path,) = out.glob("*.jsonl")
+    before = read_run(path)
+    assert not before.complete
+    after = {(r.case, r.replicate): r for r in resumed(path, monkeypatch).results}
+    assert all(after[r.case, r.replicate] == r for r in before.results)
+
+
+@pytest.mark.parametrize("results", [1, *(pytest.param(n, marks=HEAVY) for n in (0, 13))])
+def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, results: int) -> None:
+    process = begun(out)
+    wait(process, lambda: list(out.glob("*.jsonl")) and lines(out) >= results)
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    _, error = process.communicate(timeout=500)
+    (path,) = out.glob("*.jsonl")
+    run = whole(path)
+    bad = [r for r in run.results if r.status is not Status.OK]
+    # a case that failed is answered without a measurement in the replicates that follow
+    assert len({r.case for r in bad}) <= 1
+    assert all("SIGKILL" in r.reason for r in bad)
+    assert process.returncode == (5 if bad else 0), error
+
+
+def test_a_run_of_another_process_is_not_resumed_and_a_second_is_a_second_file(
+    out: Path, hwbench: Call
+) -> None:
+    process = begun(out)
+    wait(process, lambda: lines(out) >= 1)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        (path,) = out.glob("*.jsonl")
+        code, _, error = hwbench("run", "--resume", str(path))
+        assert (code, "is being written by another process" in error) == (2, True)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_full_disk_loses_nothing_that_was_written(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (16000, resource.RLIM_INFINITY));"
+        f"sys.argv = ['hwbench', *{command(out)[3:]!r}]; from hwbench.cli import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Cannot write to" in ended.stderr
+    assert "--resume" in ended.stderr
+    (path,) = out.glob("*.jsonl")
+    before = read_run(path).results
+    assert 0 < len(before) < REPLICATES * CASES
+    assert resumed(path, monkeypatch).results[: len(before)] == before
+
+
+# The command line
+
+
+def test_the_command_is_there_and_output_that_nobody_reads_is_not_an_error() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "hwbench", "run", "--suite", "smoke", "--device", "fake:7"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.startswith("hwbench: ")
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "hwbench", "list", "formats"],
+        stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
