@@ -5,7 +5,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
-CUDA_RESULTS := .pytest_cache/cuda.xml
 BROWSER_RESULTS := .pytest_cache/browser.xml
 BROWSER_TESTS := 40                      # fewer than these is a failure: a skipped browser proves nothing
 
@@ -40,12 +39,11 @@ test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debi
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'browser tests ran'); \
 	raise SystemExit(n < $(BROWSER_TESTS) and f'at least $(BROWSER_TESTS) should have run: is there a Chromium?')"
 
-CUDA_TESTS = $$(grep -l 'mark\.cuda' tests/test_*.py)   # the others may import what is not there
+JOBS     := 8                            # tests of a GPU that run at once, where pytest-xdist is installed
+WARNINGS := default                      # of another torch they are shown; `error` makes each a failure
 
 test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has torch and pytest); installs nothing
-	$(PYTHON) -m pytest -m cuda $(CUDA_TESTS) --junit-xml $(CUDA_RESULTS)
-	@$(PYTHON) -c "import xml.etree.ElementTree as T; s = T.parse('$(CUDA_RESULTS)').getroot().find('testsuite'); \
-	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'cuda tests ran'); raise SystemExit(n == 0)"
+	@$(PYTHON) tests/run_cuda.py --jobs $(JOBS) --warnings $(WARNINGS)
 
 evidence: $(VENV)/.dev ## measure what docs/method.md claims, on this machine (two hours)
 	@for script in durations overhead ceilings kernels projections spread nights; do echo "== $$script"; $(BIN)/python evidence/$$script.py || exit 1; done
