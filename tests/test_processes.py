@@ -217,13 +217,17 @@ def gone(workers: list[int]) -> None:
         time.sleep(0.01)
 
 
-def test_ctrl_c_is_130_and_the_run_goes_on(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
+    ends: signal.Signals, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = begun(out)
     wait(process, lambda: lines(out) >= 2)
     workers = children(process.pid)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.send_signal(ends)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "go on with --resume" in error
     gone(workers)
     (path,) = out.glob("*.jsonl")
     before = read_run(path)
