@@ -62,6 +62,7 @@ class State:
     listener: Listener
     done: set[tuple[str, int]]
     failed: dict[str, Result] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)  # for the footer
     total: int = 0
     begun: float = field(default_factory=time.monotonic)
     stopped: bool = False
@@ -97,6 +98,23 @@ class Unit:
     shard: int
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Host times (``time.monotonic``) of a time budget; None where there is none.
+
+    ``share`` is when one replicate should be done: what comes after it is measured as coarsely as
+    it can be. ``budget`` is the end of all: no further group is begun.
+    """
+
+    share: float | None = None
+    budget: float | None = None
+
+    @property
+    def spent(self) -> bool:
+        """Whether the whole budget is spent."""
+        return self.budget is not None and time.monotonic() >= self.budget
+
+
 @dataclass
 class Work:
     """What is still to be measured of a run, shared by its seats."""
@@ -127,7 +145,8 @@ class Work:
             flagged: list[bool] = []
             try:
                 share, start = (unit.shard, self.shards), seat.start
-                seconds = measure(self.state, unit.replicate, start, until, share, flagged)
+                ends = Ends(until, self.end)
+                seconds = measure(self.state, unit.replicate, start, ends, share, flagged)
             except SeatLostError as error:
                 with self.lock:
                     self.units.appendleft(unit)
@@ -215,6 +234,10 @@ def execute(
             Crew(work, list(seats), more or tuple, patience_seconds).run()
         if work.units:
             raise _incomplete(work)
+        if _unmeasured(state):
+            return state.writer.path
+        if work.stopped is None and len(state.done) < state.total:
+            work.stopped = "The time budget ended within the last replicate."
         notes: dict[str, Any] = {"stopped": work.stopped} if work.stopped else {}
         if remote or len(seats) > 1:
             notes |= {"seats": work.where, "shards": shards, "lost": work.lost}
@@ -228,15 +251,15 @@ def measure(
     state: State,
     number: int,
     start: Callable[[], Worker],
-    end: float | None = None,
+    ends: Ends = Ends(),
     share: tuple[int, int] = WHOLE,
     flagged: list[bool] | None = None,
 ) -> dict[str, float]:
     """Measure what is missing of one replicate; the seconds that it took, by span.
 
-    ``start`` opens a worker; ``end`` is the host time (``time.monotonic``) to be done by; ``share``
-    is which of how many shares of the groups is meant. ``flagged`` takes, for each timed result,
-    whether it was disturbed.
+    ``start`` opens a worker; ``ends`` says what the time budget allows; ``share`` is which of how
+    many shares of the groups is meant. ``flagged`` takes, for each timed result, whether it was
+    disturbed.
     """
 
     def keep(result: Result) -> None:
@@ -253,7 +276,7 @@ def measure(
         on_request=["energy"] if state.header.arguments.get("energy") else [],
     )
     try:
-        _visit(state, replicate, end, share)
+        _visit(state, replicate, ends, share)
     finally:
         replicate.close()
     return replicate.seconds
@@ -263,7 +286,8 @@ def finish(
     state: State, spent: dict[str, float], notes: dict[str, Any], *, here: bool = True
 ) -> None:
     """Write the footer of a run that is complete; with the state of this machine if it ran here."""
-    notes = {**notes, **{f"{span}_seconds": seconds for span, seconds in spent.items()}}
+    spans = {f"{span}_seconds": seconds for span, seconds in spent.items()}
+    notes = {**state.notes, **notes, **spans}
     wall = time.monotonic() - state.begun
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     machine = {**(environment.machine_state() if here else {}), **notes}
@@ -342,8 +366,16 @@ def _incomplete(work: Work) -> IncompleteRunError:
     )
 
 
-def _visit(state: State, replicate: Replicate, end: float | None, share: tuple[int, int]) -> None:
-    """One replicate: every group of the share, in a new random order, and what is scored."""
+def _unmeasured(state: State) -> int:
+    """How many cases have no result at all."""
+    return len(state.planned.keys() - {case for case, _ in state.done})
+
+
+def _visit(state: State, replicate: Replicate, ends: Ends, share: tuple[int, int]) -> None:
+    """One replicate: every group of the share, in a new random order, and what is scored.
+
+    When the whole time budget is spent, the groups that are left are not begun.
+    """
     rng = random.Random(f"{state.header.seed}/{replicate.number}")
     groups: dict[tuple[Any, ...], list[Planned]] = defaultdict(list)
     for planned in state.planned.values():
@@ -361,12 +393,14 @@ def _visit(state: State, replicate: Replicate, end: float | None, share: tuple[i
         rng.shuffle(members)
         if members[0].seeds is not None:
             for planned in members:
-                if planned.case.id in wanted:
+                if planned.case.id in wanted and not ends.spent:
                     replicate.score(planned)
             continue
+        if ends.spent:
+            continue
         seconds = None
-        if end is not None:
-            seconds = max(0.0, end - time.monotonic()) / (len(missing) - index)
+        if ends.share is not None:
+            seconds = max(0.0, ends.share - time.monotonic()) / (len(missing) - index)
         replicate.time_group(members, wanted, seconds)
 
 

@@ -46,6 +46,7 @@ class Outcome:
     problem: str | None = None  # why there is no usable baseline
     notes: Sequence[str] = ()
     fail_on_undecided: bool = False
+    unfinished: str | None = None  # how far the run got, where it was cut off
     paired: bool = False  # measured against each other, pair by pair
 
     def counts(self) -> dict[Verdict, int]:
@@ -137,6 +138,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         "baseline": list(outcome.baseline),
         "threshold": outcome.threshold,
         "used_threshold": outcome.used_threshold,
+        "unfinished": outcome.unfinished,
         "notes": list(outcome.notes),
         "mismatch": list(outcome.mismatch),
         "changes": [

@@ -14,6 +14,7 @@ from hwbench.quantities import Quantity
 from hwbench.records import Case, Knob, Measurement, Plan, Planned, Record, Result, without_gc
 
 PROTOCOL = 1
+BUDGET_ENDED = "The time budget ended before it was read."
 
 
 class Hello(Record, tag="hello", tag_field="say"):
@@ -91,6 +92,7 @@ class SoloRequest(Record, tag="solo", tag_field="say"):
     replicate: int
     seed: int
     on_request: list[str] = []  # meters to read beside the usual ones
+    deadline_seconds: float | None = None  # after these only what every case needs is read
 
 
 class SoloReply(Record, tag="soloed", tag_field="say"):

@@ -82,7 +82,13 @@ class Replicate:
         relative time. ``seconds`` is what the time budget leaves for this group.
         """
         begun, started = time.monotonic(), self.seconds["start"]
-        ready = [reply for planned in members if (reply := self._alone(planned, wanted))]
+        ready = []
+        for number, planned in enumerate(members):
+            left = None
+            if seconds is not None:
+                left = max(0.0, seconds - (time.monotonic() - begun)) / (len(members) - number)
+            if reply := self._alone(planned, wanted, left):
+                ready.append(reply)
         self.seconds["solo"] += time.monotonic() - begun - (self.seconds["start"] - started)
         anchor = next((solo for solo in ready if solo.planned.case.format == ANCHOR), None)
         others = [solo for solo in ready if solo is not anchor]
@@ -105,20 +111,21 @@ class Replicate:
             return
         self.free_bytes = forgotten.free_bytes
 
-    def _alone(self, planned: Planned, wanted: set[str]) -> Solo | None:
-        reply = self._solo(planned)
+    def _alone(self, planned: Planned, wanted: set[str], seconds: float | None) -> Solo | None:
+        reply = self._solo(planned, seconds)
         if isinstance(reply, Solo):
             return reply
         if planned.case.id in wanted:
             self.keep(reply)
         return None
 
-    def _solo(self, planned: Planned) -> Solo | Result:
+    def _solo(self, planned: Planned, seconds: float | None = None) -> Solo | Result:
         request = protocol.SoloRequest(
             planned=planned,
             replicate=self.number,
             seed=self.seed,
             on_request=self.on_request,
+            deadline_seconds=seconds,
         )
         try:
             reply = self._opened().ask(request, protocol.SoloReply, self.plan.timeout_seconds)

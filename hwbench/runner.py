@@ -18,10 +18,11 @@ from typing import Any
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import ceilings, environment, plugins, protocol
+from hwbench import ceilings, environment, fingerprint, plugins, protocol
 from hwbench import suite as suites
 from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
 from hwbench.execution import Listener, State, execute
+from hwbench.fingerprint import Difference, Severity
 from hwbench.records import (
     SCHEMA,
     Case,
@@ -53,6 +54,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     seed: int = 0,
     time_budget_seconds: float | None = None,
     energy: bool = False,
+    scores: bool = True,
     listener: Listener = lambda progress: None,
     **changes: Any,
 ) -> Path:
@@ -67,6 +69,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         seed: Seeds all data and all orders.
         time_budget_seconds: Return a complete, coarser answer in about this time.
         energy: Read the energy of a call too, two seconds a case, in the first replicate.
+        scores: Measure accuracy too; without it the cases of scored workloads are left out.
         listener: Told of every result.
         changes: Fields of the plan to replace, such as ``replicates=1``.
 
@@ -75,7 +78,8 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     """
     question = Question(
         document=suites.read(suite) if isinstance(suite, str) else suite,
-        out=Path(out), filter=filter, seed=seed, energy=energy, changes=changes, listener=listener,
+        out=Path(out), filter=filter, seed=seed, energy=energy, scores=scores, changes=changes,
+        listener=listener,
     )  # fmt: skip
     return answer(question, device, threads, time_budget_seconds)
 
@@ -89,6 +93,7 @@ class Question:
     filter: str | None = None
     seed: int = 0
     energy: bool = False
+    scores: bool = True
     changes: dict[str, Any] = field(default_factory=dict)
     listener: Listener = lambda progress: None
 
@@ -126,6 +131,15 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
         "threads": seat.threads,
         "energy": question.energy,
     }
+    if not question.scores:
+        timed = [planned for planned in reply.planned if planned.seeds is None]
+        arguments["scores_left_out"] = len(reply.planned) - len(timed)
+        reply = replace(reply, planned=timed)
+        if not timed:
+            raise UsageError(
+                f"The suite {built.name} has scored cases only; leave --no-scores out to measure "
+                "them."
+            )
     header = header_of(built, seat.device, question.seed, seat.threads, reply, roofs, arguments)
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
     return State(
@@ -173,8 +187,11 @@ def resume(
     if found.complete:
         return found.path
     seat = LocalSeat(found.header.device, _threads_of(found))
-    _same_machine(found, facts(seat))
-    return execute(reopened(found, listener), [seat], time_budget_seconds)
+    noted = _same_machine(found, facts(seat))
+    state = reopened(found, listener)
+    if noted:
+        state.notes["resumed_after"] = noted
+    return execute(state, [seat], time_budget_seconds)
 
 
 def reopened(found: Run, listener: Listener) -> State:
@@ -248,9 +265,10 @@ def anew(
     begun = time.monotonic()
     seat = LocalSeat(found.header.device, _threads_of(found))
     reply = facts(seat)
-    if different := _different(found, reply):
+    if different := [str(each) for each in _different(found, reply) if decides(each)]:
         raise EnvironmentMismatchError(
-            f"{', '.join(different)} of this machine differ from those of the run {found.path}"
+            f"this is not the machine, or not the version, of the run {found.path}: "
+            f"{'; '.join(different)}"
         )
     header = replace(
         found.header,
@@ -348,7 +366,7 @@ def header_of(
         :40
     ]
     name = f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}-{secrets.token_hex(2)}"
-    fingerprint = {**reply.fingerprint, "threads": threads}
+    machine = {**reply.fingerprint, "threads": threads}
     return Header(
         schema=SCHEMA,
         run=name,
@@ -359,9 +377,7 @@ def header_of(
         plan=suite.plan,
         seed=seed,
         device=device,
-        environment=Environment(
-            fingerprint=fingerprint, state=_state(reply), settings=reply.settings
-        ),
+        environment=Environment(fingerprint=machine, state=_state(reply), settings=reply.settings),
         ceilings=roofs,
         arguments=arguments,
         quantities=reply.quantities,
@@ -373,19 +389,34 @@ def _state(reply: protocol.PlanReply) -> dict[str, Any]:
     return {**reply.state, **environment.commit()}
 
 
-def _different(found: Run, reply: protocol.PlanReply) -> list[str]:
-    """The facts of this machine that are not those of the run."""
-    before = found.header.environment.fingerprint
-    now = {**reply.fingerprint, "threads": before.get("threads")}
-    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+_SOFTWARE = ("hwbench", "torch")  # of one run they may not change: it would be two runs in one
 
 
-def _same_machine(found: Run, reply: protocol.PlanReply) -> None:
-    if different := _different(found, reply):
+def decides(difference: Difference) -> bool:
+    """Whether two parts of one run may not differ in this: the machine, its settings, or torch."""
+    return difference.severity is Severity.FATAL or difference.key in _SOFTWARE
+
+
+def _different(found: Run, reply: protocol.PlanReply) -> list[Difference]:
+    """Where this machine is not that of the run, as ``fingerprint`` compares two machines."""
+    before = fingerprint.facts(found.header.environment)
+    now = {**reply.fingerprint, "threads": before.get("threads"), "settings": reply.settings}
+    return fingerprint.differences(before, now)
+
+
+def _same_machine(found: Run, reply: protocol.PlanReply) -> list[str]:
+    """What differs from the machine of the run and may explain times, in words.
+
+    Raises:
+        RunFileError: what differs decides times.
+    """
+    different = _different(found, reply)
+    if deciding := [str(each) for each in different if decides(each)]:
         raise RunFileError(
-            f"{found.path} was made on another machine or version ({', '.join(different)} "
-            "differ); start a new run instead."
+            f"{found.path} was made on another machine or version ({'; '.join(deciding)}); start "
+            "a new run instead."
         )
+    return [str(each) for each in different]
 
 
 def smallest(plan: Plan) -> dict[str, Any]:

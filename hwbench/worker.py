@@ -124,7 +124,7 @@ class Worker:
         try:
             self._check_room(planned)
             subject = self._prepared(planned, request.seed)
-            result = self._read(subject, result, request.on_request)
+            result = self._read(subject, result, request)
         except Exception as error:
             changed = restored(before)
             self.live.pop(case.id, None)
@@ -164,7 +164,8 @@ class Worker:
         ]
         anchor = members.pop() if request.anchor else None
         begun = time.monotonic()
-        deadline = begun + (request.deadline_seconds or float("inf"))
+        allowed = request.deadline_seconds
+        deadline = float("inf") if allowed is None else begun + allowed
         rng = random.Random(f"{request.seed}/{request.replicate}/{sorted(keep)}")
         measured = latency.measure(members, anchor, self.device, request.plan, rng, deadline)
         everyone = [*members, *([anchor] if anchor else [])]
@@ -195,13 +196,20 @@ class Worker:
 
         return (None if subject.before is None else lambda: subject.states(1)[0]), call
 
-    def _read(self, subject: Subject, result: Result, on_request: list[str]) -> Result:
-        """Read every meter in order; correct before fast: what is wrong is read no further."""
+    def _read(self, subject: Subject, result: Result, request: protocol.SoloRequest) -> Result:
+        """Read every meter in order; correct before fast: what is wrong is read no further.
+
+        After the deadline only what every case needs is read; the rest has a note in its place.
+        """
         found: list[Measurement] = []
+        begun, allowed = time.monotonic(), request.deadline_seconds
         for name, meter in self.meters:
             if result.replicate > 0 and meter.FIRST_REPLICATE_ONLY:
                 continue
-            if meter.ON_REQUEST and name not in on_request:
+            if meter.ON_REQUEST and name not in request.on_request:
+                continue
+            if allowed is not None and not meter.NEEDED and time.monotonic() - begun >= allowed:
+                found += [_left_out(quantity) for quantity in meter.QUANTITIES]
                 continue
             read = meter.read(subject, self.device)
             error = max((v for m in read if m.quantity == quantities.NUMERICAL_ERROR.name
@@ -255,6 +263,13 @@ class Worker:
     def _ended(self, result: Result, status: Status, reason: str) -> protocol.SoloReply:
         ended = replace(result, status=status, reason=reason)
         return protocol.SoloReply(result=ended, free_bytes=self._free())
+
+
+def _left_out(quantity: Quantity) -> Measurement:
+    """What stands in the place of a reading for which the time budget had no room."""
+    return Measurement(
+        quantity=quantity.name, unit=quantity.unit, values=[], note=protocol.BUDGET_ENDED
+    )
 
 
 def _delay(subject: Subject, seconds: float, device: Device) -> None:

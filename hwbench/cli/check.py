@@ -44,6 +44,9 @@ def check(
     fail_on: str | None = typer.Option(
         None, "--fail-on", help="undecided: exit 3 where a case has no verdict."
     ),
+    unfinished: bool = typer.Option(
+        False, "--unfinished", help="Take a run that was cut off, as far as it got."
+    ),
     junit: Path | None = typer.Option(None, "--junit", help="Write JUnit XML here."),
     markdown: Path | None = typer.Option(
         None, "--markdown", help="Write a comment for a pull request here."
@@ -70,6 +73,7 @@ def check(
         outcome = gate.check(
             run, baseline, threshold=share, metric=metric,
             window=window, confirm=confirm, fail_on_undecided=fail_on is not None,
+            unfinished=unfinished,
             listener=listener,
         )  # fmt: skip
     write(outcome, junit=junit, markdown=markdown, json_out=json_out)

@@ -15,8 +15,14 @@ def report(
     samples: list[str] | None = typer.Option(
         None, "--samples", help="Cases, or parts of their names, to show every sample of."
     ),
+    unfinished: bool = typer.Option(
+        False,
+        "--unfinished",
+        help="A run that was cut off: the page says how far it got, always.",
+    ),
 ) -> None:
     """Write one HTML page that opens from disk, with no network: answers, charts and every row."""
+    del unfinished
     from hwbench.errors import RunFileError
     from hwbench.report.html import render
     from hwbench.store import read_run

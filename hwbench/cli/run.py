@@ -64,6 +64,9 @@ def run(
     energy: bool = typer.Option(
         False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."
     ),
+    no_scores: bool = typer.Option(
+        False, "--no-scores", help="Leave the accuracy part of the suite out."
+    ),
     threads: int | None = _shared.THREADS,
     cores: str | None = typer.Option(
         None, "--cores", help="Stay on these cores, such as 0-3,8.  [default: all that are allowed]"
@@ -127,7 +130,7 @@ def run(
     with progress() as listener:
         paths = fleet.run(runner.Question(
             document=document, out=out, filter=filter_, seed=seed, energy=energy,
-            changes=changes, listener=listener,
+            scores=not no_scores, changes=changes, listener=listener,
         ))  # fmt: skip
     _show_all(paths, as_json=as_json)
     run_failed([result for path in paths for result in read_run(path).results])

@@ -18,6 +18,8 @@ class Meter(ABC):
     ORDER: ClassVar[int] = 50  # error 10, score 20, cost 30, memory 40, latency 90
     FIRST_REPLICATE_ONLY: ClassVar[bool] = False
     ON_REQUEST: ClassVar[bool] = False  # read only when the run asks for it by the meter's name
+    # Whether a case cannot be timed or scored without it: these are read whatever the time budget.
+    NEEDED: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, subject: Subject, device: Device) -> list[Measurement]:

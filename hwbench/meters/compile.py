@@ -27,6 +27,7 @@ class Compile(Meter):
 
     QUANTITIES = (COMPILE, GRAPH_BREAKS, COMPILED_GRAPHS)
     ORDER = 5
+    NEEDED = True
 
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if not subject.compiled:

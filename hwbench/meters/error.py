@@ -15,6 +15,7 @@ class Error(Meter):
     QUANTITIES = (NUMERICAL_ERROR,)
 
     ORDER = 10
+    NEEDED = True
 
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if subject.numerical_error is None:

@@ -24,6 +24,7 @@ from hwbench.errors import first_line
 from hwbench.meters._base import Meter
 from hwbench.meters._compiling import call, compiled
 from hwbench.meters._sampling import calibrate, sample
+from hwbench.protocol import BUDGET_ENDED
 from hwbench.quantities import FIRST_CALL, GRAPH, RELATIVE, TIME
 from hwbench.records import Measurement, Plan, Regime
 from hwbench.stats import median_interval
@@ -42,6 +43,7 @@ class Latency(Meter):
 
     QUANTITIES = (FIRST_CALL, TIME, RELATIVE, GRAPH)
     ORDER = 90
+    NEEDED = True
 
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if subject.score is not None:
@@ -109,7 +111,8 @@ def measure(
     found = {member.id: _measurements(member, anchor, device) for member in everyone}
     for member in everyone:
         if "launch_bound" in member.flags:
-            found[member.id].append(graph_seconds(member, device))
+            late = time.monotonic() >= deadline
+            found[member.id].append(_no_graph() if late else graph_seconds(member, device))
     return found
 
 
@@ -246,6 +249,11 @@ def graph_seconds(member: Member, device: Device) -> Measurement:
     return Measurement(
         quantity=GRAPH.name, unit="s", values=values, contract="graph", calls=member.calls
     )
+
+
+def _no_graph() -> Measurement:
+    """What stands in the place of a graph for which the time budget had no room."""
+    return Measurement(quantity=GRAPH.name, unit="s", values=[], note=BUDGET_ENDED)
 
 
 def _replayed(member: Member, device: Device) -> list[float] | str:

@@ -17,6 +17,7 @@ class Score(Meter):
 
     QUANTITIES = (quantities.SCORE, quantities.PREPARE)
     ORDER = 20
+    NEEDED = True
 
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if subject.score is None:

@@ -41,6 +41,8 @@ def table(outcome: Outcome) -> list[RenderableType]:
 def head(outcome: Outcome) -> list[str]:
     """What was compared with what, in lines."""
     lines = [f"{outcome.suite} on {outcome.machine}: {outcome.run}"]
+    if outcome.unfinished:
+        lines[0] += f" (unfinished: {outcome.unfinished})"
     if len(outcome.baseline) == 1:
         lines.append(f"against {outcome.baseline[0]}")
     elif outcome.baseline:

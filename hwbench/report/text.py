@@ -80,6 +80,8 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
         f"{printable(header.suite)} on {name}",
         f"run {printable(header.run)}: {_facts.counts(run)}",
     ]
+    if left_out := header.arguments.get("scores_left_out"):
+        lines.append(f"{left_out} scored cases were left out (--no-scores): there is no accuracy.")
     if not rows:
         lines.append("The run holds no cases: nothing was measured.")
     elif not run.complete:

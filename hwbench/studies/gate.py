@@ -10,6 +10,7 @@ else.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -268,7 +269,7 @@ def _noted(change: Change, sentence: str) -> Change:
     return replace(change, reason=" ".join(filter(None, [sentence, change.reason])))
 
 
-def check(
+def check(  # noqa: PLR0913 (each is an option of the command line)
     path: Path,
     baseline: Path,
     *,
@@ -277,6 +278,7 @@ def check(
     window: int = WINDOW,
     confirm: bool = False,
     fail_on_undecided: bool = False,
+    unfinished: bool = False,
     listener: Listener = lambda progress: None,
 ) -> Outcome:
     """Compare a run with its baseline, as ``hwbench check`` does.
@@ -288,6 +290,7 @@ def check(
         metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         window: baseline runs to take from a folder.
         confirm: measure flagged cases again, on this machine.
+        unfinished: take a run that was cut off; cases without a result are left out.
         fail_on_undecided: whether cases without a verdict make the exit code 3.
         listener: told of every result of the confirmation.
 
@@ -296,7 +299,7 @@ def check(
         UnknownNameError: there is no such metric.
         UsageError: the run cannot be measured again.
     """
-    run = _finished(path, confirm=confirm)
+    run = _finished(path, confirm=confirm, unfinished=unfinished)
     check_metric(metric, [_side(run)])
     chosen = choose(baseline, run, window)
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
@@ -307,6 +310,8 @@ def check(
 
     with without_gc():
         sides, new = [_side(each) for each in chosen.runs], _side(run)
+        absent = set(run.planned).difference(new.cases)
+        sides = [_without(each, absent) for each in sides]
         judge = partial(judge_cases, sides, new, rule, metric=metric, window=window)
         try:
             judged = judge(again=again if confirm and not mismatch else None)
@@ -327,10 +332,28 @@ def check(
         problem=chosen.problem,
         notes=notes,
         fail_on_undecided=fail_on_undecided,
+        unfinished=None if run.complete else how_far(run),
     )
 
 
-def _finished(path: Path, *, confirm: bool) -> Run:
+def _without(side_: Side, cases: Collection[str]) -> Side:
+    """What a run says of all but these cases."""
+    kept = {case: entry for case, entry in side_.cases.items() if case not in cases}
+    return dataclasses.replace(side_, cases=kept)
+
+
+def how_far(run: Run) -> str:
+    """How far a run got that was cut off: ``3 of 20 cases have no result, 2 of 5 replicates``."""
+    measured = {result.case for result in run.results}
+    missing = sum(case not in measured for case in run.planned)
+    replicates = len({result.replicate for result in run.results})
+    return (
+        f"{missing} of {len(run.planned)} cases have no result, and {replicates} of "
+        f"{run.header.plan.replicates} replicates were begun"
+    )
+
+
+def _finished(path: Path, *, confirm: bool, unfinished: bool) -> Run:
     """The run under test, once it is known that it can be judged as asked."""
     if confirm and foreign(path):
         raise UsageError(
@@ -338,8 +361,11 @@ def _finished(path: Path, *, confirm: bool) -> Run:
             "leave --confirm out, or check a run of hwbench run."
         )
     run = load(path)
-    if not run.complete:
-        raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
+    if not run.complete and not unfinished:
+        raise RunFileError(
+            f"{path} is not finished; go on with: hwbench run --resume {path}, or take it as it "
+            "is with --unfinished."
+        )
     return run
 
 
