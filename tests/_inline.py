@@ -16,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import msgspec
@@ -29,9 +28,6 @@ from hwbench.transports._base import (
     WorkerDiedError,
     WorkerTimedOutError,
 )
-
-_NUMBERS = count(1)
-"""Of the workers: the simulated device draws its noise by process, and these share one."""
 
 _ONE_AT_A_TIME = threading.Lock()
 """Settings of torch and the error stream belong to the whole process."""
@@ -95,11 +91,11 @@ def cases_of(request: protocol.Request) -> list[str]:
 class InlineWorker(Worker):
     """A worker of this process. Scripted ``faults`` happen to its requests."""
 
-    def __init__(self, device: str, faults: Sequence[Fault] = ()) -> None:
+    def __init__(self, device: str, number: int = 0, faults: Sequence[Fault] = ()) -> None:
         from hwbench import worker  # this imports torch
 
         self._answered = worker.answered
-        self._worker = worker.Worker(_opened(device))
+        self._worker = worker.Worker(_opened(device, number))
         self._faults = faults
         self._ended = ""
 
@@ -154,15 +150,15 @@ def _as_in_a_fresh_process() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _opened(device: str) -> Any:
-    """The device; a simulated one draws noise of its own, as one of another process does."""
+def _opened(device: str, number: int) -> Any:
+    """The device; a simulated one draws its noise by process, so here by the worker's number."""
     from hwbench import worker
     from hwbench.devices.fake import Fake
 
     opened = worker.open_device(device)
     if isinstance(opened, Fake) and opened.effects.replicate is None:
         script = msgspec.to_builtins(opened.effects)
-        return Fake(opened.index, effects={**script, "replicate": next(_NUMBERS)})
+        return Fake(opened.index, effects={**script, "replicate": number})
     return opened
 
 
@@ -182,7 +178,7 @@ class Workers:
     ) -> InlineWorker:
         self.started.append((device, threads, python))
         try:
-            return InlineWorker(device, self.faults)
+            return InlineWorker(device, len(self.started), self.faults)
         except HwbenchError as error:  # it comes through the protocol, as a sentence
             raise UsageError(str(error)) from None
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import pytest
 MOST = 40
 """Tests of the default tier may start a process; one more fails the session."""
 
-UNCOUNTED = ("git",)
-"""Programs that answer in milliseconds: a run asks git for the revision that it measures."""
+UNCOUNTED = ("git", "hg", "uname")
+"""Programs that answer in milliseconds: a run asks git for its revision, pytest-benchmark all of them."""
 
 _OTHER_TIERS = ("heavy", "browser", "cuda")
 
@@ -25,13 +27,18 @@ class ProcessCount:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._test = ""  # that runs now, if it is of the default tier
-        start = subprocess.Popen.__init__
+        start, fork = subprocess.Popen.__init__, BaseProcess.start
 
-        def counted(process: Any, args: Any, *rest: Any, **how: Any) -> None:
+        def started(process: Any, args: Any, *rest: Any, **how: Any) -> None:
             self.started(args)
             start(process, args, *rest, **how)
 
-        subprocess.Popen.__init__ = counted  # type: ignore[method-assign]
+        def forked(process: Any) -> None:
+            self.started(sys.executable)
+            fork(process)
+
+        subprocess.Popen.__init__ = started  # type: ignore[method-assign]
+        BaseProcess.start = forked  # type: ignore[method-assign]
 
     def started(self, args: Any) -> None:
         """A process is started with these arguments."""
@@ -66,11 +73,13 @@ class ProcessCount:
         told = f"{tests} tests of the default tier started {processes} processes"
         if tests <= MOST:
             terminalreporter.write_line(f"{told}; at most {MOST} tests may.")
+        else:
+            terminalreporter.section("too many tests start a process", red=True)
+            terminalreporter.write_line(
+                f"{told}, more than the {MOST} tests that may: let workers of tests/_inline.py do "
+                "it, or mark the test heavy."
+            )
+        if tests <= MOST and terminalreporter.verbosity <= 0:
             return
-        terminalreporter.section("too many tests start a process", red=True)
-        terminalreporter.write_line(
-            f"{told}, more than the {MOST} that may: let workers of tests/_inline.py do it, or "
-            "mark the test heavy."
-        )
         for test, number in sorted(self.counts.items()):
             terminalreporter.write_line(f"{number:4} {test}")

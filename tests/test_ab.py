@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _inline import Workers
 
 import hwbench as package
 from hwbench import protocol
@@ -100,7 +101,6 @@ def test_a_case_of_many_needs_more_than_its_own_interval() -> None:
 # The command line
 
 
-@pytest.mark.heavy
 def test_where_one_file_cannot_be_begun_the_other_is_taken_away(
     hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,8 +118,9 @@ def test_where_one_file_cannot_be_begun_the_other_is_taken_away(
     assert not list(Path("runs").iterdir())
 
 
-@pytest.mark.heavy
-def test_an_interpreter_against_itself(hwbench: Callable[..., Any], monkeypatch: Any) -> None:
+def test_an_interpreter_against_itself(
+    hwbench: Callable[..., Any], monkeypatch: Any, workers: Workers
+) -> None:
     monkeypatch.setenv("HWBENCH_FAKE", json.dumps({"seed": 1, "noise": 0.002}))
     code, out, err = hwbench(
         "ab", "--a", sys.executable, "--b", sys.executable, "-s", "tiny.toml", "-d", "fake",
@@ -130,6 +131,8 @@ def test_an_interpreter_against_itself(hwbench: Callable[..., Any], monkeypatch:
     assert sys.executable in json.loads(out)["baseline"][0]
     assert "hwbench check" in Path("ab.md").read_text(encoding="utf-8")
     a, b = (read_run(path) for path in sorted(Path("runs").glob("*.jsonl")))
+    assert len(workers.started) == 2 + 2 * 3  # a planner and a worker a replicate of each side
+    assert {python for _, _, python in workers.started} == {sys.executable}
     assert (a.header.arguments["pair"], b.header.arguments["pair"]) == ("a", "b")
     assert a.complete
     assert b.complete
@@ -141,6 +144,7 @@ def test_an_interpreter_against_itself(hwbench: Callable[..., Any], monkeypatch:
     assert "side of hwbench ab" in err
 
 
+@pytest.mark.processes
 @pytest.mark.heavy
 def test_a_revision_is_installed_once_and_its_code_is_what_runs(
     hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -196,6 +200,7 @@ def worker_that_says(folder: Path, hello: dict[str, Any]) -> Path:
     return python
 
 
+@pytest.mark.processes
 def test_another_protocol_is_refused(hwbench: Callable[..., Any], tmp_path: Path) -> None:
     hello = {"say": "hello", "protocol": protocol.PROTOCOL + 1, "version": "9", "pid": 1}
     python = worker_that_says(tmp_path, hello)
@@ -205,6 +210,7 @@ def test_another_protocol_is_refused(hwbench: Callable[..., Any], tmp_path: Path
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.processes
 def test_an_interpreter_without_torch_is_refused(
     hwbench: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def test_there_is_one_version() -> None:
     assert f"\nversion: {version}\n" in citation
 
 
+@pytest.mark.processes
 @pytest.mark.heavy
 def test_the_wheel_holds_the_package_and_the_suites(tmp_path: Path) -> None:
     subprocess.run(

@@ -128,7 +128,6 @@ def test_every_linear_layer_but_the_head_is_replaced(gpt2: Path, llama: Path) ->
     assert found.parameters == 2 * 12 * SIDE * SIDE
 
 
-@pytest.mark.heavy
 def test_the_command_line_stores_the_model_and_its_score(
     hwbench: Callable[..., tuple[int, str, str]],
     gpt2: Path,

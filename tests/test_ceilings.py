@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _check import Call
 
 from hwbench import ceilings, protocol
 from hwbench.devices.cpu import Cpu
@@ -310,30 +310,19 @@ def test_the_folder_follows_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the verb ----------------------------------------------------------------------------------
 
 
-def verb(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hwbench", "ceilings", *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-@pytest.mark.heavy
-def test_the_verb_measures_shows_and_keeps(cache: Path) -> None:
-    done = verb("--device", "fake", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_the_verb_measures_shows_and_keeps(cache: Path, hwbench: Call) -> None:
+    code, out, err = hwbench("ceilings", "--device", "fake", "--json")
+    assert code == 0, err
+    found = json.loads(out)
     assert set(found["matmul"]) == {"float32", "bfloat16", "float16", "float64"}
-    shown = verb("--device", "fake")
-    assert shown.returncode == 0, shown.stderr
+    code, out, err = hwbench("ceilings", "--device", "fake")
+    assert code == 0, err
     for words in ("matrix product", "memory level", "smallest call", f"Kept in {cache}"):
-        assert words in shown.stdout
+        assert words in out
 
 
-def test_the_verb_refuses_a_dtype_that_there_is_not(cache: Path) -> None:
-    done = verb("--device", "fake", "--dtype", "int3")
-    assert done.returncode == 2
-    assert "--dtype takes float64" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_verb_refuses_a_dtype_that_there_is_not(cache: Path, hwbench: Call) -> None:
+    code, _, err = hwbench("ceilings", "--device", "fake", "--dtype", "int3")
+    assert code == 2
+    assert "--dtype takes float64" in err
+    assert "Traceback" not in err

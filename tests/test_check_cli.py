@@ -309,7 +309,6 @@ def test_the_replicates_that_are_named_would_decide(hwbench: Call) -> None:
 # A confirmation
 
 
-@pytest.mark.heavy
 def test_what_is_flagged_is_measured_again_with_its_dense(
     hwbench: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +350,6 @@ def test_what_is_flagged_is_measured_again_with_its_dense(
     assert "Not confirmed in " in out
 
 
-@pytest.mark.heavy
 def test_a_confirmation_on_another_machine_is_refused(hwbench: Call) -> None:
     from hwbench.environment import usable_cores
 

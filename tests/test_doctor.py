@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _check import Call
+from _inline import Workers
 
 from hwbench import ceilings, environment, protocol
 from hwbench.devices.fake import Fake
@@ -16,6 +16,7 @@ from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.meters import _health
 from hwbench.studies.doctor import KEYS, Check, Verdict, ask, checks, demand
 
+DOCTOR = ("doctor", "--device", "fake")
 HEALTH = {
     "disturbances": [],
     "seconds": 1.0,
@@ -189,28 +190,20 @@ def test_the_rate_of_a_product_is_measured_where_it_is_asked_for() -> None:
     assert all(rate > 0 for rate in rates)
 
 
-def verb(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hwbench", "doctor", "--device", "fake", *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+def test_the_verb_is_a_page_and_a_gate(hwbench: Call) -> None:
+    code, page, err = hwbench(*DOCTOR, "--require", "timer,device")
+    assert code == 0, err
+    assert [line.split()[0] for line in page.splitlines()] == list(KEYS)
+    code, gate, err = hwbench(*DOCTOR, "--json", "--require", "two_four")
+    assert code == 4
+    assert [check["key"] for check in json.loads(gate)] == list(KEYS)
+    assert err.startswith("hwbench: Required and not fine: two_four")
 
 
-@pytest.mark.heavy
-def test_the_verb_is_a_page_and_a_gate() -> None:
-    page = verb("--require", "timer,device")
-    assert page.returncode == 0, page.stderr
-    assert [line.split()[0] for line in page.stdout.splitlines()] == list(KEYS)
-    gate = verb("--json", "--require", "two_four")
-    assert gate.returncode == 4
-    assert [check["key"] for check in json.loads(gate.stdout)] == list(KEYS)
-    assert gate.stderr.startswith("hwbench: Required and not fine: two_four")
-
-
-def test_a_requirement_that_is_none_is_told_before_anything_is_measured() -> None:
-    done = verb("--require", "fast")
-    assert done.returncode == 2
-    assert "Unknown requirement 'fast'" in done.stderr
+def test_a_requirement_that_is_none_is_told_before_anything_is_measured(
+    hwbench: Call, workers: Workers
+) -> None:
+    code, _, err = hwbench(*DOCTOR, "--require", "fast")
+    assert code == 2
+    assert "Unknown requirement 'fast'" in err
+    assert not workers.started

@@ -297,7 +297,6 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path, name: str) -> None:
     assert f"an encoder-decoder of type '{name.lower()}'" in str(unsupported(case(folder)))
 
 
-@pytest.mark.heavy
 def test_the_command_line_scores_an_encoder_and_refuses_before_it_measures(
     hwbench: Callable[..., tuple[int, str, str]],
     built: Callable[[str], Path],

@@ -135,6 +135,7 @@ def test_a_device_is_asked_by_small_products(interpreter: ProcessPoolExecutor) -
 
 
 @needs_triton
+@pytest.mark.processes
 @pytest.mark.heavy
 def test_kernels_fit_devices_that_are_not_here(tmp_path: Path) -> None:
     layers = (btt(4096, 4096, 16), monarch(4096, 4096, 256), blast(4096, 4096, 1016, 4, 4))

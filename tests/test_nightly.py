@@ -6,13 +6,13 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import _shell
 import pytest
 import yaml
+from _check import Call
 from _faulty import ROOT
 from test_docs import _parsed
 
@@ -65,24 +65,25 @@ def test_the_workflow_is_pinned_and_takes_no_text_into_a_shell(steps: list[dict[
     assert kept["with"]["path"] == "out"
 
 
-def test_the_steps_of_the_workflow_run(steps: list[dict[str, Any]], tmp_path: Path) -> None:
-    """Two nights on the CPU: without a baseline the gate says so, with one it judges."""
+def test_the_steps_of_the_workflow_run(
+    steps: list[dict[str, Any]], tmp_path: Path, hwbench: Call
+) -> None:
+    """Two nights: without a baseline the gate says so, with one it judges."""
     home, told, summary = tmp_path / "home", tmp_path / "told", tmp_path / "summary"
     for name in ("nights", "baselines"):
         (home / name).mkdir(parents=True)
     given = {
-        **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **os.environ,
         "SUITE": "smoke", "THRESHOLD": "3%", "HWBENCH_HOME": str(home),
         "GITHUB_OUTPUT": str(told), "GITHUB_STEP_SUMMARY": str(summary),
     }  # fmt: skip
     by_name = {step["name"]: step for step in steps if "name" in step}
 
     def run(name: str) -> int:
-        script = by_name[name]["run"].replace("--device cuda", "--device cpu")
+        script = by_name[name]["run"].replace("--device cuda", "--device fake")
         if told.exists():  # as GitHub passes on what a step wrote down
             given["RUN"] = told.read_text(encoding="utf-8").splitlines()[-1].removeprefix("run=")
-        command = ["bash", "-e", "-c", script]
-        return subprocess.run(command, cwd=tmp_path, env=given, check=False).returncode
+        return _shell.run(script, tmp_path, given, hwbench)
 
     def night() -> list[int]:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)  # as a fresh checkout does

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from _check import Call
 from _faulty import ROOT
 
-import hwbench
-from hwbench import planning, suite
+import hwbench as package
+from hwbench import planning, plugins, suite
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import Effects
 from hwbench.errors import HwbenchError, SuiteError
@@ -89,6 +90,7 @@ def done(environment: dict[str, str], *words: str, cwd: Path = ROOT) -> str:
     return ran.stdout
 
 
+@pytest.mark.processes
 @pytest.mark.heavy
 def test_format_and_device_keep_every_promise(elsewhere: dict[str, str]) -> None:
     told = done(
@@ -101,23 +103,30 @@ def test_format_and_device_keep_every_promise(elsewhere: dict[str, str]) -> None
     assert not re.search(r"\d+ (failed|skipped|xfailed)", told), told
 
 
-@pytest.mark.heavy
-def test_a_run_uses_all_of_them(elsewhere: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_uses_all_of_them(
+    elsewhere: dict[str, str], tmp_path: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.toml").write_text(MINE, encoding="utf-8")
-    told = done(
-        elsewhere, "hwbench", "run", "--suite", "mine.toml", "--device", "cpu_time",
-        "--format", "tied_inputs,low_rank", "--density", "0.5,0.25", "--json", cwd=tmp_path,
-    )  # fmt: skip
+    monkeypatch.syspath_prepend(elsewhere["PYTHONPATH"].partition(os.pathsep)[0])
+    plugins._external.cache_clear()
+    try:
+        code, told, err = hwbench(
+            "run", "--suite", "mine.toml", "--device", "cpu_time", "--threads", "1",
+            "--format", "tied_inputs,low_rank", "--density", "0.5,0.25", "--json",
+        )  # fmt: skip
+    finally:
+        plugins._external.cache_clear()
+    assert (code, err) == (0, "")
     (path,) = (tmp_path / "runs").glob("*.jsonl")
     run = read_run(path)
     assert run.complete
     assert {result.status for result in run.results} == {"ok"}, [r.reason for r in run.results]
     assert {p.case.workload for p in run.planned.values()} == {"residual", "spectral_error"}
     assert {p.case.format for p in run.planned.values()} == {"dense", "low_rank", "tied_inputs"}
-    assert set(hwbench.load_run(path)["contract"].dropna()) == {"cpu_time"}
+    assert set(package.load_run(path)["contract"].dropna()) == {"cpu_time"}
     assert run.header.environment.fingerprint["device"]["name"]
     assert _read_as_shown(path) == {"residual": [[0.0]] * 5, "spectral_error": [[]] * 4}
-    columns = set(hwbench.summary(path).columns) - {"label"}
+    columns = set(package.summary(path).columns) - {"label"}
     assert columns <= set(json.loads(told)[0])
 
 
@@ -215,7 +224,7 @@ def test_figures_are_headings_of_the_report() -> None:
 
 def test_members_of_a_device_are_those_of_the_base() -> None:
     names = {n for row in rows("add-a-device", "A device") for n in re.findall(r"`(\w+)", row[0])}
-    public = {name for name in vars(hwbench.Device) if not name.startswith("_")}
+    public = {name for name in vars(package.Device) if not name.startswith("_")}
     instance = {"torch_device", "resolution_seconds", "index", "kind", "contract"}
     assert names | {"kind", "index"} == public | instance
 

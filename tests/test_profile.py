@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from _check import Call
 
 from hwbench.meters._profile import claim
 
+PROFILE = ("profile", "--device", "cpu")
 SPARSE = "sm80_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64"
 CUTLASS = "void cutlass::Kernel<cutlass::gemm::kernel::SparseGemmRowBroadcast<float>>"
 DENSE = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn"
@@ -36,24 +36,12 @@ def test_a_claim_needs_evidence(
     assert claim(name, kernel, operators, kernels)[0] == verdict
 
 
-def verb(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hwbench", "profile", "--device", "cpu", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-@pytest.mark.heavy
 @pytest.mark.parametrize("direction", ["forward", "backward_weight"])
-def test_a_case_has_a_table_a_trace_and_a_verdict(tmp_path: Path, direction: str) -> None:
+def test_a_case_has_a_table_a_trace_and_a_verdict(hwbench: Call, direction: str) -> None:
     words = ("--format", "monarch", "--density", "0.5", "--shape", "64x64", "--tokens", "8")
-    done = verb(tmp_path, *words, "--direction", direction, "--calls", "4", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    code, out, err = hwbench(*PROFILE, *words, "--direction", direction, "--calls", "4", "--json")
+    assert code == 0, err
+    found = json.loads(out)
     assert found["verdict"] == "confirmed"
     rows = {row["name"]: row for row in found["rows"]}
     assert rows["aten::bmm"]["calls"] % 4 == 0
@@ -62,14 +50,13 @@ def test_a_case_has_a_table_a_trace_and_a_verdict(tmp_path: Path, direction: str
     assert "aten::bmm" in {event.get("name") for event in events}
 
 
-@pytest.mark.heavy
-def test_the_table_names_the_operators_of_the_kernel_that_was_asked_for(tmp_path: Path) -> None:
+def test_the_table_names_the_operators_of_the_kernel_that_was_asked_for(hwbench: Call) -> None:
     words = ("--format", "csr", "--density", "0.5", "--shape", "64x64", "--knob", "kernel=spmm")
-    done = verb(tmp_path, *words)
-    assert done.returncode == 0, done.stderr
-    assert "aten::addmm" in done.stdout
-    assert "confirmed: spmm was claimed" in done.stdout
-    assert (tmp_path / "trace.json").exists()
+    code, out, err = hwbench(*PROFILE, *words)
+    assert code == 0, err
+    assert "aten::addmm" in out
+    assert "confirmed: spmm was claimed" in out
+    assert Path("trace.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -83,9 +70,9 @@ def test_the_table_names_the_operators_of_the_kernel_that_was_asked_for(tmp_path
     ],
 )
 def test_what_cannot_be_profiled_is_said_in_a_sentence(
-    tmp_path: Path, words: tuple[str, ...], says: str
+    hwbench: Call, words: tuple[str, ...], says: str
 ) -> None:
-    done = verb(tmp_path, *words)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = hwbench(*PROFILE, *words)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err

@@ -199,7 +199,6 @@ def test_the_lines_say_rates_bounds_and_sizes(hwbench, machine: dict[str, Any]) 
     assert "A delay of 20.0 % was seen as " in out
 
 
-@pytest.mark.heavy
 def test_a_delay_on_the_simulated_machine_is_seen_as_it_is(hwbench, monkeypatch) -> None:
     Path("tiny.toml").write_text(
         'schema = 1\nname = "tiny"\n[plan]\nbudget_seconds = 0.005\n'
