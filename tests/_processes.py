@@ -16,7 +16,7 @@ MOST = 40
 """Tests of the default tier may start a process; one more fails the session."""
 
 UNCOUNTED = ("git", "hg", "uname")
-"""Programs that answer in milliseconds: a run asks git for its revision, pytest-benchmark all of them."""
+"""Programs that answer in milliseconds: a run asks git for its revision, pytest-benchmark all."""
 
 _OTHER_TIERS = ("heavy", "browser", "cuda")
 

@@ -232,7 +232,7 @@ def test_an_interpreter_without_torch_is_refused(
         (["--a", "python9.9", "--b", "x"], "is no program that can be started"),
         (["--a", sys.executable], "Missing option '--b'"),
         (["--a", sys.executable, "--b", "x", "--install", "some"], "Unknown install 'some'"),
-        (["--a", sys.executable, "--b", "x", "--metric", "tiem"], "did you mean 'time'"),
+        (["--a", sys.executable, "--b", sys.executable, "--metric", "tiem"], "did you mean 'time'"),
         (["--a", sys.executable, "--b", "x", "-s", "tny"], "Unknown suite 'tny'"),
     ],
 )
