@@ -52,6 +52,7 @@ KNOBS = {
     "columns": "which columns of x are taken as they are: `pivoted`, or the `first`",
     "nonzeros": "kept entries",
     "fan_in": "kept weights of each output",
+    "gradient": "of the kept values: from a `dense` product, `sampled`, or `auto`, by the device",
     "index_dtype": "what an index is stored as",
     "kept_blocks": "stored blocks",
     "block_rows": "outputs in a block",
@@ -76,8 +77,9 @@ says how each is measured.
 the number of stored parameters, without the bias; **density** is P / (out · in); **I** is the
 bytes of indices and masks. **Between** is how many values a token a kernel writes and reads
 between its factors, **copied** how many it copies to lay them out anew. **D** is the number of
-entries of the weight's gradient that are computed: P, or all out · in from a density of {dense} on,
-where a dense product of which the kept are picked is cheaper. What a kernel moves in a forward
+entries of the weight's gradient that are computed: P (knob `gradient` is `sampled`), or all
+out · in of a dense product of which the kept are picked (`dense`). `auto` is dense from a density
+of {dense} on where the device is a CPU, and always on a GPU. What a kernel moves in a forward
 call is
 
     item · (tokens · (in + out) + P) + I  +  2 · item · tokens · (between + copied)

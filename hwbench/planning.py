@@ -62,7 +62,7 @@ def planned(case: Case, device: Device, made: Made) -> Planned:
         "seeds": workload.seeds(case),
     }
     try:
-        format_, facts = _resolved(case, format_class, made)
+        format_, facts = _resolved(case, format_class, device, made)
         cost = workload.cost(case, format_)
     except UnreachableError as error:
         return Planned(**named, unsupported=str(error))
@@ -70,11 +70,14 @@ def planned(case: Case, device: Device, made: Made) -> Planned:
     return Planned(**named, **facts, cost=cost, unsupported=unsupported)
 
 
-def _resolved(case: Case, format_class: type[Format], made: Made) -> tuple[Format, dict[str, Any]]:
+def _resolved(
+    case: Case, format_class: type[Format], device: Device, made: Made
+) -> tuple[Format, dict[str, Any]]:
     """The format of the case, and what it says of itself."""
     key = (case.format, case.out_features, case.in_features, repr(sorted(case.knobs.items())))
     if key not in made:
         format_ = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
+        format_ = format_.on(device.torch_device.type)
         facts: dict[str, Any] = {
             "resolved": format_.knobs(),
             "kernel": format_.kernel,

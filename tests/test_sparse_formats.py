@@ -7,16 +7,18 @@ import copy
 import itertools
 import math
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from _formats import generator, normal, relative
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from hwbench import plugins
 from hwbench.errors import KnobError, UsageError
-from hwbench.formats import _entries, _gather, _probe
+from hwbench.formats import _entries, _gather, _probe, _versions
 from hwbench.formats._base import (
     BACKWARD,
     BACKWARD_INPUT,
@@ -297,6 +299,104 @@ def test_runs_of_tokens_and_blocks_of_rows(name: str, density: float, index_dtyp
     if name == "low_rank_sparse":
         layer.left.data = normal(*layer.left.shape)
     assert_equals_dense(layer, tokens, torch.float32, 2e-6)
+
+
+GATHERED = {
+    "coo": {"density": 0.12},
+    "csr": {"density": 0.12},
+    "condensed": {"density": 0.12},
+    "n_m": {"n": 1, "m": 8},
+    "low_rank_sparse": {"rank": 2, "nonzeros": 300},
+}
+
+
+@pytest.mark.parametrize("gradient", ["dense", "sampled"])
+@pytest.mark.parametrize("name", GATHERED)
+def test_either_gradient_is_right_and_counted(name: str, gradient: str) -> None:
+    f = build(name, 33, 72, gradient=gradient, **GATHERED[name])
+    assert_equals_dense(made(f), 9, torch.float32, 2e-6)
+    auto = build(name, 33, 72, **GATHERED[name])
+    assert auto.knobs()["gradient"] == "auto"
+    assert auto.on("cpu").knobs()["gradient"] == "sampled"
+    assert auto.on("cuda").knobs()["gradient"] == "dense"
+    assert all(f.on(kind) == f for kind in ("cpu", "cuda"))
+    same = auto.on("cuda" if gradient == "dense" else "cpu")
+    assert same == f
+    kept = 300 if name == "low_rank_sparse" else f.parameters()
+    wanted = 33 * 72 if gradient == "dense" else kept
+    for tokens in (1, 9):
+        extra = f.flops(tokens, BACKWARD_WEIGHT) - auto.flops(tokens, BACKWARD_WEIGHT)
+        assert extra == 2 * tokens * (wanted - kept)
+    moved = f.cost(9, 2, STEP).intermediate_bytes - auto.cost(9, 2, STEP).intermediate_bytes
+    assert moved == (2 * (33 * 72 + kept) if gradient == "dense" else 0)
+
+
+def test_a_gradient_is_chosen_where_entries_are_gathered() -> None:
+    with pytest.raises(KnobError, match="auto or dense or sampled"):
+        build("csr", 8, 8, nonzeros=3, gradient="sparse")
+    with pytest.raises(KnobError, match="gradient=dense of csr is for kernel=gather"):
+        build("csr", 8, 8, nonzeros=3, gradient="dense", kernel="spmm")
+    library = build("csr", 8, 8, nonzeros=3, kernel="spmm")
+    assert library.on("cuda") == library
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_a_layer_leaves_its_gradient_to_the_device(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a layer does with ``auto`` is what its format says of that kind of device."""
+    seen: list[tuple[str, bool]] = []
+    chosen = _gather.dense_gradient
+
+    def note(gradient: str, device: str, *sizes: int) -> bool:
+        seen.append((device, chosen(gradient, device, *sizes)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(_gather, "dense_gradient", note)
+    layer = made(build(name, 33, 72, **GATHERED[name]))
+    layer(normal(2, 72))
+    meta = layer.requires_grad_(False).to("meta")
+    meta(normal(2, 72).to("meta"))
+    assert seen == [("cpu", False), ("meta", True)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("version", ["2.11.0", "2.12.1+cu130", "2.13.0", "2.13.1+cu130"])
+def test_bfloat16_is_sampled_in_float32_before_torch_2_13(
+    version: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path of a GPU, on the processor: the operator sees the dtypes that CUDA has."""
+    monkeypatch.setattr(_versions, "VERSION", TorchVersion(version))
+    seen: set[torch.dtype] = set()
+    operator = torch.ops.aten._embedding_bag_per_sample_weights_backward
+
+    def watched(*given: Any) -> Tensor:
+        seen.update(t.dtype for t in given[:2])
+        return operator(*(t.double() if i < 2 else t for i, t in enumerate(given))).to(given[0])
+
+    monkeypatch.setattr(_gather, "torch", _Torch(watched))
+    f = build("csr", 33, 70, density=0.12, gradient="sampled")
+    pattern = made(f).pattern()
+    total = _gather._Sampled(pattern, dtype)
+    total.on_cpu = False
+    dy, x = normal(9, 33, seed=2).to(dtype), normal(9, 70).to(dtype)
+    total.add(dy.t().contiguous(), x.t().contiguous())
+    gap = dtype == torch.bfloat16 and version < "2.13"
+    assert seen == {torch.float32 if gap else dtype}
+    exact = (dy.double().t() @ x.double())[pattern.rows.long(), pattern.columns.long()]
+    assert total.result().dtype == dtype
+    assert relative(total.result(), exact) < DTYPES[dtype]
+
+
+class _Torch:
+    """torch, with another operator in the place of the gradient of embedding_bag's weights."""
+
+    def __init__(self, operator: Any) -> None:
+        aten = SimpleNamespace(_embedding_bag_per_sample_weights_backward=operator)
+        self.ops = SimpleNamespace(aten=aten)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

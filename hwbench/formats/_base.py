@@ -183,6 +183,14 @@ class Format(ABC):
         del device, dtype, direction
         return None
 
+    def on(self, device: str) -> Self:
+        """The same format, with what a knob leaves to the kind of device ("cpu", "cuda") decided.
+
+        Its costs are then those on that device.
+        """
+        del device
+        return self
+
     # What all share
 
     @classmethod

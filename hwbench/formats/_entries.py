@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from hwbench.formats._base import (
     round_down,
     unreachable,
 )
+from hwbench.formats._blocks import check_choice
 from hwbench.records import Knob
 
 INDEX_BYTES = {"int32": 4, "int64": 8}
@@ -58,8 +60,10 @@ class PatternMap(Linear):
 class EntriesMap(PatternMap):
     """A map that keeps single entries of W; ``values`` is (nonzeros,), sorted by row, then column.
 
-    A subclass gives ``starts`` and ``places``.
+    A subclass gives ``starts`` and ``places``, and ``gradient`` where its format has that knob.
     """
+
+    gradient: str = "auto"
 
     def __init__(self, out_features: int, in_features: int, values: Tensor) -> None:
         super().__init__(out_features, in_features)
@@ -78,7 +82,8 @@ class EntriesMap(PatternMap):
 
     def gather(self, x: Tensor, pattern: _gather.Pattern | None = None) -> Tensor:
         """x Wᵀ by gathers, along the layer's own pattern unless another is given."""
-        dense = _gather.dense_gradient(self.values.numel(), self.out_features, self.in_features)
+        sides = (self.out_features, self.in_features)
+        dense = _gather.dense_gradient(self.gradient, x.device.type, self.values.numel(), *sides)
         values = self.values.reshape(-1)
         return _gather.product(x, values, pattern or self.pattern(), dense_gradient=dense)
 
@@ -153,7 +158,50 @@ class KeptFormat(Format):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntriesFormat(KeptFormat):
+class GatheredFormat(Format):
+    """A format whose entries are gathered, and whose ``gradient`` is computed in one of two ways.
+
+    ``dense`` forms the gradient of the whole matrix, a block of rows at a time, and picks the kept
+    entries; ``sampled`` computes these alone; ``auto`` leaves it to the kind of device. Costs of
+    ``auto`` are those on a CPU; ``on`` gives the format with the costs of another device.
+    """
+
+    revision: ClassVar[int] = 2
+
+    gradient: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self, "gradient", _gather.GRADIENTS)
+        if self.gradient != "auto" and self.kernel != "gather":
+            raise KnobError(
+                f"gradient={self.gradient} of {self.name()} is for kernel=gather; the kernel "
+                f"{self.kernel} computes the gradient in its own way."
+            )
+
+    def gathered_entries(self) -> int:
+        """The number of entries that are gathered."""
+        return self.parameters()
+
+    def gradient_entries(self) -> int:
+        """Entries of their gradient that the kernel computes: the kept ones, or all."""
+        return self._all_entries() if self._dense("cpu") else self.gathered_entries()
+
+    def on(self, device: str) -> Self:
+        if self.kernel != "gather":
+            return self
+        return dataclasses.replace(self, gradient="dense" if self._dense(device) else "sampled")
+
+    def _dense(self, device: str) -> bool:
+        sides = (self.out_features, self.in_features)
+        return _gather.dense_gradient(self.gradient, device, self.gathered_entries(), *sides)
+
+    def _all_entries(self) -> int:
+        return self.out_features * self.in_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntriesFormat(GatheredFormat, KeptFormat):
     """A format that stores its kept entries with their indices, and gathers."""
 
     index_dtype: str = "int32"
@@ -161,10 +209,6 @@ class EntriesFormat(KeptFormat):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_index_dtype(self, self.index_dtype, self.nonzeros)
-
-    def gradient_entries(self) -> int:
-        """Entries of the weight gradient that the kernel computes: the kept ones, or all."""
-        return gathered_gradient(self)
 
     def flops(self, tokens: int, direction: str) -> int:
         return executed(tokens, self.nonzeros, self.gradient_entries(), direction)
@@ -175,12 +219,6 @@ class EntriesFormat(KeptFormat):
     def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         moved = super()._intermediate_bytes(tokens, item_bytes, direction)
         return moved + picked_bytes(self.nonzeros, self.gradient_entries(), item_bytes, direction)
-
-
-def gathered_gradient(format_: Format) -> int:
-    """Entries of the weight gradient that ``_gather`` computes for the format's kept entries."""
-    kept, rows, columns = format_.parameters(), format_.out_features, format_.in_features
-    return rows * columns if _gather.dense_gradient(kept, rows, columns) else kept
 
 
 def picked_bytes(kept: int, computed: int, item_bytes: int, direction: str) -> int:

@@ -18,13 +18,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hwbench.formats._versions import sampling_dtype
+
+GRADIENTS = ("auto", "dense", "sampled")
+"""How the gradient of the values may be computed; ``auto`` leaves it to the kind of device."""
+
 DENSE_GRADIENT_DENSITY = 0.2
-"""From this density on the gradient of the values comes from a dense product, block by block.
+"""From this density on, ``auto`` on a CPU takes the gradient from a dense product, by blocks.
 
 Sampling one entry costs about five times an entry of a dense product (measured with torch 2.13 on
 a CPU with AVX-512, float32, one and two threads: it breaks even at a density of 0.13 for 16 tokens,
-0.2 for 64, 0.27 for 256 and 0.3 for 1024). The rule knows neither dtype nor device, so that the
-FLOPs of a format stay a formula.
+0.2 for 64, 0.27 for 256 and 0.3 for 1024). The rule does not know the dtype.
+
+On other devices ``auto`` is dense at every density: there a warp reads a row of dyᵀ and one of xᵀ
+for each entry that it samples, and the dense product runs on tensor cores. That is a count of
+bytes, not a measurement; the suite ``llm`` times both on CUDA.
 """
 
 T = TypeVar("T")
@@ -138,9 +146,13 @@ def product(x: Tensor, values: Tensor, pattern: Pattern, *, dense_gradient: bool
     return _forward(x, values, pattern)[0]
 
 
-def dense_gradient(nonzeros: int, out_features: int, in_features: int) -> bool:
-    """Whether the gradient of the values is better taken from a dense product."""
-    return nonzeros >= DENSE_GRADIENT_DENSITY * out_features * in_features
+def dense_gradient(
+    gradient: str, device: str, nonzeros: int, out_features: int, in_features: int
+) -> bool:
+    """Whether ``gradient``, one of ``GRADIENTS``, is a dense product on that kind of device."""
+    if gradient != "auto":
+        return gradient == "dense"
+    return device != "cpu" or nonzeros >= DENSE_GRADIENT_DENSITY * out_features * in_features
 
 
 class _Product(torch.autograd.Function):
@@ -227,6 +239,8 @@ class _Sampled:
         """Add ⟨dyᵀ[row], xᵀ[column]⟩ of every entry, for (rows, tokens) and (columns, tokens)."""
         pattern = self.pattern
         if not self.on_cpu:  # torch.sparse.sampled_addmm has no half precision there
+            dtype = sampling_dtype(dy_t.dtype)
+            dy_t, x_t = dy_t.to(dtype), x_t.to(dtype)
             self.total += torch.ops.aten._embedding_bag_per_sample_weights_backward(  # noqa: SLF001
                 dy_t, x_t, pattern.columns, pattern.starts[:-1], pattern.rows, 0
             )

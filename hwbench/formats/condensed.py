@@ -12,13 +12,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._base import Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
     INDEX_BYTES,
     EntriesMap,
+    GatheredFormat,
     check_index_dtype,
     executed,
-    gathered_gradient,
     picked_bytes,
     scores,
 )
@@ -31,7 +31,7 @@ class _Map(EntriesMap):
 
     def __init__(self, spec: Condensed, values: Tensor, columns: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, values)  # (out, fan_in)
-        self.kernel = spec.kernel
+        self.kernel, self.gradient = spec.kernel, spec.gradient
         self.register_buffer("columns", columns)
 
     def starts(self) -> Tensor:
@@ -49,7 +49,7 @@ class _Map(EntriesMap):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Condensed(Format):
+class Condensed(GatheredFormat):
     """The ``fan_in`` largest weights of every output, with their columns.
 
     Bytes: out_features · fan_in · (item + index). Training with ``gather`` also builds, at the
@@ -83,8 +83,7 @@ class Condensed(Format):
         return self.parameters() * INDEX_BYTES[self.index_dtype]
 
     def gradient_entries(self) -> int:
-        """Entries of the weight gradient that the kernel computes: the kept ones, or all."""
-        return gathered_gradient(self) if self.kernel == "gather" else self.parameters()
+        return super().gradient_entries() if self.kernel == "gather" else self.parameters()
 
     def flops(self, tokens: int, direction: str) -> int:
         return executed(tokens, self.parameters(), self.gradient_entries(), direction)

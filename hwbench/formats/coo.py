@@ -25,7 +25,7 @@ class _Map(EntriesMap):
 
     def __init__(self, spec: Coo, indices: Tensor, values: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, values)
-        self.kernel = spec.kernel
+        self.kernel, self.gradient = spec.kernel, spec.gradient
         self.register_buffer("indices", indices)
 
     def starts(self) -> Tensor:
@@ -82,7 +82,7 @@ class Coo(EntriesFormat):
     def gradient_entries(self) -> int:
         if self.kernel == "gather":
             return super().gradient_entries()
-        return self.out_features * self.in_features
+        return self._all_entries()
 
     def copied_width(self) -> int:
         return super().copied_width() if self.kernel == "gather" else self.out_features

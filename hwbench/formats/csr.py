@@ -22,7 +22,7 @@ from hwbench.formats._probe import refusal
 class _Map(RowsMap):
     def __init__(self, spec: Csr, flat: Tensor, values: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, flat, values, spec.index_dtype)
-        self.kernel = spec.kernel
+        self.kernel, self.gradient = spec.kernel, spec.gradient
 
     def apply_weight(self, x: Tensor) -> Tensor:
         if self.kernel == "gather":
@@ -92,7 +92,7 @@ class Csr(EntriesFormat):
             return super().gradient_entries()
         if self.kernel == "spmm":  # torch samples: its gradient is a CSR tensor too
             return self.nonzeros
-        return self.out_features * self.in_features  # F.linear's gradient comes back dense
+        return self._all_entries()  # F.linear's gradient comes back dense
 
     def copied_width(self) -> int:
         return 0 if self.kernel == "linear" else super().copied_width()

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._base import Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
     INDEX_BYTES,
+    GatheredFormat,
     RowsMap,
     check_index_dtype,
     column_scale,
@@ -23,7 +24,6 @@ from hwbench.formats._entries import (
     picked_bytes,
     random_places,
 )
-from hwbench.formats._gather import dense_gradient
 from hwbench.records import Knob
 
 
@@ -32,6 +32,7 @@ class _Map(RowsMap):
         self, spec: LowRankSparse, left: Tensor, right: Tensor, flat: Tensor, values: Tensor
     ) -> None:
         super().__init__(spec.out_features, spec.in_features, flat, values, spec.index_dtype)
+        self.gradient = spec.gradient
         self.left = nn.Parameter(left)  # (out, rank)
         self.right = nn.Parameter(right)  # (rank, in)
 
@@ -43,7 +44,7 @@ class _Map(RowsMap):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankSparse(Format):
+class LowRankSparse(GatheredFormat):
     """W = A B + S with A of shape (out, rank), B of shape (rank, in) and ``nonzeros`` entries of S.
 
     A density gives S three entries in a hundred of W, as the paper does, and what the rank leaves
@@ -97,10 +98,9 @@ class LowRankSparse(Format):
     def index_bytes(self) -> int:
         return (self.nonzeros + self.out_features + 1) * INDEX_BYTES[self.index_dtype]
 
-    def gradient_entries(self) -> int:
-        """Entries of the gradient of S that the kernel computes: the kept ones, or all."""
-        dense = dense_gradient(self.nonzeros, self.out_features, self.in_features)
-        return self.out_features * self.in_features if dense else self.nonzeros
+    def gathered_entries(self) -> int:
+        """Those of S."""
+        return self.nonzeros
 
     def flops(self, tokens: int, direction: str) -> int:
         entries = executed(tokens, self.nonzeros, self.gradient_entries(), direction)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hwbench.errors import KnobError
-from hwbench.formats._base import FORWARD, Format, Linear, unreachable
+from hwbench.formats._base import FORWARD, Linear, unreachable
 from hwbench.formats._entries import (
     EntriesMap,
+    GatheredFormat,
     check_index_dtype,
     executed,
-    gathered_gradient,
     picked_bytes,
     scores,
 )
@@ -33,7 +33,7 @@ class _Map(EntriesMap):
 
     def __init__(self, spec: NM, values: Tensor, positions: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, values)  # (out, groups · n)
-        self.group = spec.m
+        self.group, self.gradient = spec.m, spec.gradient
         if spec.index_dtype == "uint8":
             positions = positions.to(torch.uint8)
         else:
@@ -59,7 +59,7 @@ class _Map(EntriesMap):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NM(Format):
+class NM(GatheredFormat):
     """The ``n`` largest of every ``m`` neighbouring weights of a row.
 
     Bytes: the values, and one byte each for the position in its group (``index_dtype`` uint8; every
@@ -104,10 +104,6 @@ class NM(Format):
 
     def index_bytes(self) -> int:
         return self.parameters() * self.INDEX_BYTES[self.index_dtype]
-
-    def gradient_entries(self) -> int:
-        """Entries of the weight gradient that the kernel computes: the kept ones, or all."""
-        return gathered_gradient(self)
 
     def flops(self, tokens: int, direction: str) -> int:
         return executed(tokens, self.parameters(), self.gradient_entries(), direction)
