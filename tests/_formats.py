@@ -320,3 +320,27 @@ def hidden_tensors(value: object) -> Iterator[Tensor]:
             yield leaf
         elif hasattr(leaf, "__dict__") and not callable(leaf):
             yield from hidden_tensors(list(vars(leaf).values()))
+
+
+def unsaved(layer: Linear, y: Tensor) -> list[str]:
+    """Attributes of the graph behind ``y`` that keep a tensor which autograd does not know of.
+
+    What counts saved tensors misses these. What the layer itself keeps from step to step, its
+    state and what it derived from that, is none of them.
+    """
+    own = list(hidden_tensors(list(vars(layer).values())))
+    found, ahead, seen = [], [y.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        ahead += [before for before, _ in node.next_functions]
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            saved = [t for t in node.saved_tensors if t is not None]
+            known = {t.untyped_storage().data_ptr() for t in strided([*own, *saved])}
+            for name, value in vars(node).items():
+                kept = strided(hidden_tensors([value]))
+                if any(t.untyped_storage().data_ptr() not in known for t in kept):
+                    found.append(f"{type(node).__name__}.{name}")
+    return found

@@ -146,7 +146,7 @@ def test_the_work_is_sampled_on_the_device_and_its_disturbances_are_told() -> No
     found = _health.examine(Fake(effects={"replicate": 0, "disturb_probability": 1.0}))
     assert found["disturbances"] == ["a scripted disturbance"]
     assert found["spread"] == pytest.approx(0.0)
-    assert set(found["two_four"]) == {"cusparselt", "cutlass"}
+    assert set(found["two_four"]) == {"cusparselt", "cusparselt_searched", "cutlass"}
     assert all(found["two_four"].values())
     noisy = _health.examine(Fake(effects={"replicate": 0, "noise": 0.3}))
     assert noisy["spread"] > 0.3

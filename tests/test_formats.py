@@ -48,6 +48,7 @@ from _formats import (
     settings,
     strided,
     trains,
+    unsaved,
 )
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -442,6 +443,15 @@ def test_optimizer_steps_every_value(f: Format, optimizer: Any) -> None:
         assert not torch.equal(old, new)
     x, dy = normal(3, f.in_features).to(dtype), normal(3, f.out_features, seed=2).to(dtype)
     assert_right(layer, x, dy, STEP)  # nothing that was kept from before the step is stale
+
+
+@each("f", [f for f in LIVE if trains(f)])
+def test_what_is_kept_for_the_way_back_is_saved_by_autograd(f: Format) -> None:
+    """In each way of computing a gradient, so that the saved bytes of a step are all of them."""
+    ways = f.knobs().get("gradient") and f.kernel == "gather"
+    for g in [dataclasses.replace(f, gradient=g) for g in ("dense", "sampled")] if ways else [f]:
+        layer = random_layer(g).requires_grad_(True)
+        assert not unsaved(layer, layer(normal(3, f.in_features).to(home(f)).requires_grad_()))
 
 
 @each("f", [f for f in LIVE if f.density() < 0.9])

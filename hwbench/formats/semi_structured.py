@@ -1,13 +1,13 @@
 """Two of every four neighbours kept: the 2:4 sparsity of NVIDIA's sparse tensor cores.
 
-Kernels, both torch's and both forward only: ``cusparselt``, and ``cutlass`` for compute capability
-8.x. There is no kernel for the CPU; projection and ``to_dense`` work everywhere.
+Kernels, all torch's and all forward only: ``cusparselt``, with the algorithm that torch takes
+unasked; ``cusparselt_searched``, with the fastest algorithm for the number of tokens, which the
+first call with so many looks for by trying all; and ``cutlass`` for compute capability 8.x. There
+is no kernel for the CPU; projection and ``to_dense`` work everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Self
@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
+from torch.sparse import to_sparse_semi_structured
 
 from hwbench.errors import KnobError, UsageError
+from hwbench.formats import _two_four
 from hwbench.formats._base import FORWARD, Format, Linear, unreachable
 from hwbench.formats._entries import scores
 from hwbench.formats._groups import (
@@ -35,6 +36,8 @@ NO_CPU_KERNEL = (
     "can be projected onto, but not run."
 )
 
+SEARCHED = "cusparselt_searched"
+
 
 class _Map(Linear):
     codes: Tensor  # (ceil(out · in / 8),) uint8: each kept value's position among four, two bits
@@ -44,15 +47,26 @@ class _Map(Linear):
         self.kernel = spec.kernel
         self.values = nn.Parameter(values)  # (out, in / 2)
         self.register_buffer("codes", codes)
-        self._packed: tuple[int, Tensor] | None = None  # for which version of the values, and what
+        self._packed: tuple[int, Any] | None = None  # for which version of the values, and what
+        self._algorithms: dict[int, int] = {}  # by the tokens that a product has, with padding
 
     def apply_weight(self, x: Tensor) -> Tensor:
-        if x.device.type != "cuda":
+        if x.device.type == "cpu":
             raise UsageError(NO_CPU_KERNEL)
-        y = functional.linear(x.contiguous(), self.packed())
-        return y.contiguous()  # cuSPARSELt writes yᵀ
+        x, packed = x.contiguous(), self.packed()
+        if self.kernel == SEARCHED:
+            self._choose_algorithm(packed, x)
+        return functional.linear(x, packed).contiguous()  # it may be a view of yᵀ, see _two_four
 
-    def packed(self) -> Tensor:
+    def _choose_algorithm(self, packed: Any, x: Tensor) -> None:
+        """The fastest algorithm for so many tokens; the first time there are as many, by trial."""
+        tokens = _two_four.padded(x.shape[0])
+        if tokens not in self._algorithms:
+            self._algorithms[tokens] = _two_four.fastest_algorithm(packed, x)
+        if packed.alg_id_cusparselt != self._algorithms[tokens]:
+            packed.alg_id_cusparselt = self._algorithms[tokens]
+
+    def packed(self) -> Any:
         """The weight in its kernel's layout, packed at the first call; no part of the state."""
         version = self.values._version  # noqa: SLF001  an optimizer may have stepped
         if self._packed is None or self._packed[0] != version:
@@ -67,7 +81,7 @@ class _Map(Linear):
         return empty.scatter(1, columns, self.values)
 
     def forget(self) -> None:
-        self._packed = None
+        self._packed, self._algorithms = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is packed, which not every PyTorch can copy."""
@@ -79,13 +93,20 @@ class SemiStructured(Format):
     """The two largest of every four neighbouring weights of a row, with two bits each.
 
     Stored are the values and the bits: 9/16 of the dense bytes at 16 bits. What a kernel reads is
-    packed from them at the first call, in a layout of its own with as many bytes.
+    packed from them at the first call, in a layout of its own with as many bytes. Counted is the
+    padding of x where the tokens are no multiple of 8; not counted is that torch turns what
+    ``cutlass`` writes.
     """
 
-    KERNELS = ("cusparselt", "cutlass")
+    KERNELS = ("cusparselt", "cutlass", SEARCHED)
     PAPER = "Mishra et al., Accelerating sparse deep neural networks, 2021"
 
-    MULTIPLES: ClassVar[dict[str, tuple[int, int]]] = {"cusparselt": (16, 16), "cutlass": (32, 64)}
+    revision: ClassVar[int] = 2
+    MULTIPLES: ClassVar[dict[str, tuple[int, int]]] = {
+        "cusparselt": (16, 16),
+        SEARCHED: (16, 16),
+        "cutlass": (32, 64),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +127,10 @@ class SemiStructured(Format):
 
     def index_bytes(self) -> int:
         return -(-self.parameters() // 4)
+
+    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+        return moved + item_bytes * _two_four.padding_values(tokens, self.in_features)
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
         if device != "cuda":
@@ -144,21 +169,9 @@ class SemiStructured(Format):
         return _Map(self, values, pack_pairs(positions))
 
 
-@contextmanager
-def _chosen(kernel: str) -> Iterator[None]:
-    """Make torch pack for one kernel; it has one switch for the whole process."""
-    before = SparseSemiStructuredTensor._FORCE_CUTLASS  # noqa: SLF001
-    SparseSemiStructuredTensor._FORCE_CUTLASS = kernel == "cutlass"  # noqa: SLF001
-    try:
-        yield
-    finally:
-        SparseSemiStructuredTensor._FORCE_CUTLASS = before  # noqa: SLF001
-
-
-def _pack(dense: Tensor, kernel: str) -> Tensor:
-    with _chosen(kernel):
-        packed: Tensor = to_sparse_semi_structured(dense.contiguous())
-    return packed
+def _pack(dense: Tensor, kernel: str) -> Any:
+    with _two_four.packing("cutlass" if kernel == "cutlass" else "cusparselt"):
+        return to_sparse_semi_structured(dense.contiguous())
 
 
 @cache
@@ -167,7 +180,10 @@ def _refusal(kernel: str, dtype: torch.dtype) -> str | None:
 
     def right() -> bool:
         tile = torch.tensor([1.0, 0.0, 0.0, 1.0], device="cuda").to(dtype)
-        product = functional.linear(tile.repeat(8, 16), _pack(tile.repeat(64, 16), kernel))
+        x, packed = tile.repeat(8, 16), _pack(tile.repeat(64, 16), kernel)
+        if kernel == SEARCHED:
+            packed.alg_id_cusparselt = _two_four.fastest_algorithm(packed, x)
+        product = functional.linear(x, packed)
         return bool((product == 32).all())
 
     return tried(kernel, right)

@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT
 
 from hwbench.errors import KnobError, UsageError
+from hwbench.formats import _two_four
 from hwbench.formats._base import (
     BACKWARD,
     BACKWARD_INPUT,
@@ -50,7 +51,7 @@ class _Map(Linear):
         self.weight = nn.Parameter(weight)  # (out, in), all of it: what is kept may change
 
     def apply_weight(self, x: Tensor) -> Tensor:
-        if x.device.type != "cuda":
+        if x.device.type == "cpu":
             raise UsageError(NO_CPU_KERNEL)
         y: Tensor = _Product.apply(x, self.weight, self.kernel)  # type: ignore[no-untyped-call]
         return y
@@ -81,14 +82,15 @@ class _Product(torch.autograd.Function):
             pruned = weight * keep
             ahead = _compress(pruned)
             ctx.back = _compress(pruned.t().contiguous()) if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(x, keep)
+        # The tensors of what is packed are saved beside it: who counts what is saved sees them.
+        ctx.save_for_backward(x, keep, *([] if ctx.back is None else _two_four.parts(ctx.back)))
         ctx.kernel = kernel
-        return functional.linear(x, ahead).contiguous()  # cuSPARSELt writes yᵀ
+        return functional.linear(x, ahead).contiguous()  # it may be a view of yᵀ, see _two_four
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, keep = ctx.saved_tensors
+        x, keep, *_ = ctx.saved_tensors
         x_needs, weight_needs, _ = ctx.needs_input_grad
         dy = dy.contiguous()
         dx = functional.linear(dy, ctx.back).contiguous() if x_needs else None
@@ -107,12 +109,14 @@ class TwoFourTraining(Format):
     """A dense weight of which every 4x4 tile keeps two entries of each row and each column.
 
     Stored is the dense weight; gradients reach what is kept of it. What is packed, 9/16 of its
-    bytes in each direction, lasts for one step.
+    bytes in each direction, lasts for one step: of ``compress`` the transpose is kept for the
+    backward pass, of ``static_sort`` both.
     """
 
     KERNELS = ("compress", "static_sort")
     PAPER = "Hubara et al., Accelerated sparse neural training: transposable masks, 2021"
 
+    revision: ClassVar[int] = 2
     MULTIPLES: ClassVar[dict[str, int]] = {"compress": 16, "static_sort": 128}
 
     def __post_init__(self) -> None:
@@ -162,6 +166,8 @@ class TwoFourTraining(Format):
             written += 2 * (searched + 2 * item_bytes * entries)
         ahead, back = written + packed, packed
         masked = 2 * item_bytes * entries  # the dense gradient, written and read once more
+        ahead += item_bytes * _two_four.padding_values(tokens, self.in_features)
+        back += item_bytes * _two_four.padding_values(tokens, self.out_features)
         return {
             FORWARD: ahead,
             BACKWARD_INPUT: back,
@@ -230,15 +236,14 @@ def best_tiles(score: Tensor) -> Tensor:
     return mask.reshape(rows, columns) > 0
 
 
-def _compress(pruned: Tensor) -> Tensor:
-    packed: Tensor = SparseSemiStructuredTensorCUSPARSELT.from_dense(pruned)
-    return packed
+def _compress(pruned: Tensor) -> Any:
+    with _two_four.packing():
+        return SparseSemiStructuredTensorCUSPARSELT.from_dense(pruned)
 
 
-def _static_sort(weight: Tensor) -> Tensor:
-    packed: Tensor = SparseSemiStructuredTensorCUSPARSELT.prune_dense_static_sort(
-        weight.contiguous()
-    )
+def _static_sort(weight: Tensor) -> Any:
+    packed: Any = SparseSemiStructuredTensorCUSPARSELT.prune_dense_static_sort(weight.contiguous())
+    packed.fuse_transpose_cusparselt = True  # which it does not take from torch's switch
     return packed
 
 

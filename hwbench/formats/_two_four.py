@@ -1,0 +1,61 @@
+"""What the formats of 2:4 sparsity share: how torch packs a weight, and what its products copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.sparse import SparseSemiStructuredTensor
+
+ROWS = 8
+"""torch pads x with zeros to a multiple of so many tokens before a 2:4 product at 16 bits."""
+
+_PARTS = ("packed", "meta", "packed_t", "meta_t", "compressed_swizzled_bitmask")
+
+
+@contextmanager
+def packing(library: str = "cusparselt") -> Iterator[None]:
+    """Make torch pack for one library, "cusparselt" or "cutlass", and for products that write y.
+
+    torch has a switch of either kind for the whole process. A product of cuSPARSELt is yᵀ, which
+    torch 2.11 returns as a view of it that a caller has to copy, unless ``_FUSE_TRANSPOSE`` was set
+    when the weight was packed; torch 2.13 asks cuSPARSELt for y in any case.
+    """
+    switches = {"_FORCE_CUTLASS": library == "cutlass", "_FUSE_TRANSPOSE": True}
+    before = {name: getattr(SparseSemiStructuredTensor, name) for name in switches}
+    try:
+        for name, value in switches.items():
+            setattr(SparseSemiStructuredTensor, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(SparseSemiStructuredTensor, name, value)
+
+
+def parts(packed: Any) -> list[Tensor]:
+    """The plain tensors of a packed weight."""
+    found = (getattr(packed, name) for name in _PARTS)
+    return [part for part in found if part is not None]
+
+
+def padded(tokens: int) -> int:
+    """The tokens of a product, with those that torch adds."""
+    return -(-tokens // ROWS) * ROWS
+
+
+def padding_values(tokens: int, width: int) -> int:
+    """Values that are written and read because (tokens, width) is padded; none where it is not."""
+    return 0 if tokens % ROWS == 0 else 2 * padded(tokens) * width
+
+
+def fastest_algorithm(packed: Any, x: Tensor) -> int:
+    """cuSPARSELt's fastest algorithm for x of (tokens, in_features), found by trying them all."""
+    rows = functional.pad(x, (0, 0, 0, padded(x.shape[0]) - x.shape[0]))
+    found: int = torch._cslt_sparse_mm_search(  # noqa: SLF001
+        packed.packed, rows.t(), transpose_result=True
+    )
+    return found
