@@ -70,7 +70,7 @@ def main() -> None:
         won = winners(name, asked.rounds, asked.tokens, asked.densities)
         total = sum(map(len, won.values()))
         for kernel in offered:
-            if kernel == "triton":  # CUDA only
+            if kernel.startswith("triton"):  # CUDA only
                 continue
             best = max(won[kernel], default=None)
             told = f"; clearest {best[0]:.2f} times before the next: {best[1]}" if best else ""

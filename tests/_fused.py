@@ -11,11 +11,13 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
+from importlib import metadata
 from typing import Any
 
 import torch
 from _formats import assert_near, assert_right, drawn, generator, observe, random_layer, relative
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,6 +41,14 @@ def _begin(environment: dict[str, str]) -> None:
 
 
 # --- interpreted -------------------------------------------------------------------------------
+
+
+def interprets() -> bool:
+    """Whether there is a triton whose interpreter works with every numpy that hwbench takes."""
+    try:
+        return TorchVersion(metadata.version("triton")) >= "3.7"
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def interpreted() -> bool:

@@ -1,4 +1,4 @@
-"""The kernel ``triton`` of btt, monarch and blast: interpreted, compiled, and (marked cuda) run."""
+"""The Triton kernels of btt, monarch and blast: interpreted, compiled, and (marked cuda) run."""
 
 from __future__ import annotations
 
@@ -22,25 +22,33 @@ from _formats import (
     random_layer,
 )
 
+from hwbench import plugins, suite
 from hwbench.errors import UsageError
 from hwbench.formats import _blocks, _two_stage
 from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Format
 from hwbench.formats.blast import Blast
 from hwbench.formats.btt import Btt
 from hwbench.formats.monarch import Monarch
+from hwbench.workloads._base import DTYPES as DTYPE_NAMES
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_interpreter = pytest.mark.skipif(
+    not _fused.interprets(),
+    reason="Triton's interpreter needs triton 3.7: older ones fail in numpy 2.4",
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOKENS = (1, 3, 64, 100)
 
 
 def btt(out: int, inputs: int, rank: int, **knobs: Any) -> Format:
-    return Btt(out_features=out, in_features=inputs, rank=rank, kernel="triton", **knobs)
+    knobs.setdefault("kernel", "triton_fused")
+    return Btt(out_features=out, in_features=inputs, rank=rank, **knobs)
 
 
 def monarch(out: int, inputs: int, rank: int, *blocks: int, **knobs: Any) -> Monarch:
     knobs.update(zip(("blocks", "out_blocks"), blocks, strict=False))
-    return Monarch(out_features=out, in_features=inputs, rank=rank, kernel="triton", **knobs)
+    knobs.setdefault("kernel", "triton")
+    return Monarch(out_features=out, in_features=inputs, rank=rank, **knobs)
 
 
 def blast(out: int, inputs: int, rank: int, blocks: int, out_blocks: int) -> Format:
@@ -53,11 +61,15 @@ ONE_KERNEL = [
     btt(37, 53, 3, in_blocks=4, out_blocks=3, order="strided"),
     btt(30, 32, 5, in_blocks=4, out_blocks=5),
     btt(100, 60, 18, in_blocks=2, out_blocks=5),  # several tiles of lanes, the last one masked
-    monarch(40, 75, 37, 1, 1),  # several tiles of entries of an input group too
-    monarch(34, 45, 3, 2, 7, order="strided"),  # seven output groups: four and three together
+    # several tiles of entries of an input group too
+    monarch(40, 75, 37, 1, 1, kernel="triton_fused"),
+    # seven output groups: four and three together
+    monarch(34, 45, 3, 2, 7, order="strided", kernel="triton_fused"),
+    monarch(37, 160, 2, 2, 3, kernel="triton_fused"),  # x is read often
 ]
 GROUPED = [
-    monarch(37, 160, 2, 2, 3),  # x would be read too often
+    monarch(37, 160, 2, 2, 3),
+    btt(37, 53, 3, in_blocks=4, out_blocks=3, kernel="triton"),  # padded, both
     monarch(96, 128, 1, 2, order="strided"),
     monarch(300, 48, 20, 1),  # one output group is wider than a program
     monarch(530, 61, 17, 3, 2, order="strided"),
@@ -83,7 +95,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
 # before and after as on a GPU.
 
 
-@needs_triton
+@needs_interpreter
 @each("dtype", DTYPES)
 @each("f", ALL)
 def test_step_equals_float64(
@@ -94,26 +106,26 @@ def test_step_equals_float64(
         interpreter.submit(_fused.product, f, dtype, tokens, programs).result()
 
 
-@needs_triton
+@needs_interpreter
 @each("f", [btt(20, 24, 3, in_blocks=2), monarch(40, 96, 1, 2), blast(40, 24, 4, 2, 2)])
 def test_many_tokens_equal_float64(interpreter: ProcessPoolExecutor, f: Format) -> None:
     interpreter.submit(_fused.product, f, torch.float16, 1030).result()
 
 
-@needs_triton
+@needs_interpreter
 @each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
 def test_every_direction_and_layout(interpreter: ProcessPoolExecutor, f: Format) -> None:
     interpreter.submit(_fused.directions, f, torch.float32).result()
 
 
-@needs_triton
+@needs_interpreter
 @pytest.mark.heavy
 @each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
 def test_it_compiles_as_a_whole(interpreter: ProcessPoolExecutor, f: Format) -> None:
     interpreter.submit(_fused.compiled, f).result()
 
 
-@needs_triton
+@needs_interpreter
 @each("f", ALL)
 def test_what_is_written_is_what_is_said(interpreter: ProcessPoolExecutor, f: Format) -> None:
     tokens = 40  # so many that a product in bfloat16 is written to a view
@@ -124,11 +136,11 @@ def test_what_is_written_is_what_is_said(interpreter: ProcessPoolExecutor, f: Fo
     assert interpreter.submit(_fused.written, f, tokens).result() == tokens * said
 
 
-@needs_triton
+@needs_interpreter
 def test_a_device_is_asked_by_small_products(interpreter: ProcessPoolExecutor) -> None:
     *right, wrong = interpreter.submit(_fused.refusals).result()
     assert right == [None, None]
-    assert wrong == "kernel=triton computes a wrong product on this device."
+    assert wrong == "A Triton kernel computes a wrong product on this device."
 
 
 # --- compiled ----------------------------------------------------------------------------------
@@ -148,6 +160,31 @@ def test_kernels_fit_devices_that_are_not_here(tmp_path: Path) -> None:
             assert all(0 < shared <= _fused.SHARED_BYTES for shared in found.values()), found
 
 
+def launched(name: str) -> list[tuple[Format, torch.dtype, int, int]]:
+    """What a suite launches forward on CUDA by Triton kernels: format, dtype, tokens, 9.0."""
+    found = {}
+    for case in suite.build(suite.read(name), "cuda").cases:
+        kind = plugins.load("formats", case.format, Format)
+        if str(case.knobs.get("kernel")).startswith("triton") and case.tokens:
+            f = kind.from_knobs(case.out_features, case.in_features, **case.knobs)
+            found[f, case.dtype, case.tokens] = (f, DTYPE_NAMES[case.dtype], case.tokens, 90)
+    return list(found.values())
+
+
+@needs_triton
+@pytest.mark.slow
+def test_every_launch_of_the_suite_llm_compiles_and_fits(tmp_path: Path) -> None:
+    asked = launched("llm")
+    assert {(f.name(), f.kernel) for f, *_ in asked} == {
+        *(("btt", "triton"), ("btt", "triton_fused"), ("monarch", "triton"), ("blast", "triton"))
+    }
+    with _fused.process(TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0") as process:
+        for case in asked:
+            found = process.submit(_fused.shared_bytes, *case).result()
+            assert len(found) == 1
+            assert all(0 < shared <= _fused.SHARED_BYTES for shared in found.values()), case
+
+
 # --- what is said ------------------------------------------------------------------------------
 
 
@@ -162,7 +199,7 @@ def test_where_it_runs(f: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_blocks, "find_spec", lambda name: None)
     assert f.unsupported("cuda", torch.bfloat16, STEP) == _blocks.NO_TRITON
     assert_sentence(_blocks.NO_TRITON)
-    with pytest.raises(UsageError, match="triton") as refused:
+    with pytest.raises(UsageError, match="Triton") as refused:
         random_layer(f, torch.float32)(normal(2, f.in_features))
     assert_sentence(refused.value)
 
@@ -175,13 +212,23 @@ def test_which_layers_are_one_kernel() -> None:
     assert [_two_stage.together(side) for side in (1, 64, 65, 128, 129, 256, 1024)] == [
         4, 4, 2, 2, 1, 1, 1,
     ]  # fmt: skip
-    for fs, alone in ((ONE_KERNEL, True), (GROUPED, False)):
-        assert all((f.intermediate_width() == 0) == alone for f in fs)
-    density = {0.5: True, 0.25: True, 0.1: False}
-    for at, alone in density.items():
-        f = Btt.from_knobs(4096, 4096, density=at, kernel="triton")
-        assert (f.intermediate_width() == 0) == alone
-    assert Monarch.from_knobs(4096, 4096, density=0.5, kernel="triton").intermediate_width() > 0
+    for kernel, alone in (("triton", False), ("triton_fused", True)):
+        for at in (0.5, 0.25, 0.1, 0.05):
+            f = Btt.from_knobs(4096, 4096, density=at, kernel=kernel)
+            assert (f.intermediate_width() == f.copied_width() == 0) == alone
+
+
+def test_a_group_that_no_program_holds_is_refused() -> None:
+    f = Monarch.from_knobs(4096, 4096, density=0.5, kernel="triton_fused")  # groups of 1024
+    refused = f.unsupported("cuda", torch.bfloat16, FORWARD)
+    assert refused is not None
+    assert "at most 256 features, and here a group has 1024" in refused
+    assert_sentence(refused)
+    assert _two_stage.too_wide(256) is None
+    wide = Monarch(out_features=257, in_features=4, rank=1, blocks=1, kernel="triton_fused")
+    assert wide.unsupported("cuda", torch.bfloat16, FORWARD) == _two_stage.too_wide(257)
+    with pytest.raises(UsageError, match="at most 256 features, and here a group has 257"):
+        random_layer(wide, torch.float32)(normal(2, 4))
 
 
 def test_costs_by_hand() -> None:
@@ -220,7 +267,9 @@ LARGE = [
     btt(1000, 1111, 9, order="strided"),
     btt(2048, 1024, 2),
     monarch(1024, 1024, 64),
+    btt(1000, 1111, 9, kernel="triton"),
     monarch(1030, 777, 24, 4, 5, order="strided"),
+    monarch(1030, 777, 24, 4, 5, kernel="triton_fused"),
     blast(1024, 1024, 200, 4, 4),
     blast(1001, 777, 77, 6, 3),
 ]

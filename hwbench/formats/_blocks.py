@@ -27,7 +27,7 @@ FEW_TOKENS = 32
 SHORT_RUN = 32
 """Runs of fewer entries than this are slow to copy."""
 
-NO_TRITON = "kernel=triton does not run here: there is no triton, which torch for CUDA brings."
+NO_TRITON = "A Triton kernel does not run here: there is no triton, which torch for CUDA brings."
 
 
 # --- how sizes are split -----------------------------------------------------------------------
@@ -261,11 +261,11 @@ def fused() -> Any:
 
 
 def fused_refusal(device: str, dtype: torch.dtype) -> str | None:
-    """Why ``triton`` cannot run on that kind of device in that dtype, or None where it can."""
+    """Why no Triton kernel can run on that kind of device in that dtype, or None where one can."""
     if device != "cuda":
-        return "kernel=triton is compiled for CUDA devices, and there is none for the CPU."
+        return "A Triton kernel is compiled for CUDA devices, and there is none for the CPU."
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return "kernel=triton multiplies float32, bfloat16 and float16 only."
+        return "A Triton kernel multiplies float32, bfloat16 and float16 only."
     if find_spec("triton") is None:
         return NO_TRITON
     return fused().refusal(dtype)
@@ -274,10 +274,10 @@ def fused_refusal(device: str, dtype: torch.dtype) -> str | None:
 def fused_bytes(
     pair: tuple[Format, Format], tokens: int, item_bytes: int, direction: str, again: int
 ) -> int:
-    """Intermediate bytes of ``triton``, whose backward pass is that of another kernel.
+    """Intermediate bytes of a Triton kernel, whose backward pass is that of another kernel.
 
     Args:
-        pair: the format with ``triton``, and with the kernel whose backward pass it takes.
+        pair: the format with that kernel, and with the kernel whose backward pass it takes.
         tokens: rows of x.
         item_bytes: bytes of a value.
         direction: the part of a step that is asked for.

@@ -1,7 +1,7 @@
 """Products of the formats made of blocks as Triton kernels, for NVIDIA GPUs.
 
 This file alone imports triton, which CUDA builds of torch bring and CPU builds do not; a format
-imports it where its kernel ``triton`` is asked for. Three kernels:
+imports it where one of its Triton kernels is asked for. Three kernels:
 
 * ``two_stage``: both products of a layer of two stages. The rows of the intermediate that belong to
   a tile of tokens stay on the chip; nothing of it is written.
@@ -32,7 +32,7 @@ from torch import Tensor
 from hwbench.errors import UsageError
 from hwbench.formats._probe import tried
 
-ON_CUDA = "kernel=triton runs on CUDA devices, not on the CPU."
+ON_CUDA = "A Triton kernel runs on CUDA devices, not on the CPU."
 
 PROGRAMS = 256
 """As many programs as keep a large GPU busy: about two for each of its multiprocessors."""
@@ -309,7 +309,7 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
 @cache
 def refusal(dtype: torch.dtype) -> str | None:
     """What the build or the device says against these kernels, asked by three small products."""
-    return tried("kernel=triton", lambda: all(error < 0.02 for error in _errors(dtype)))
+    return tried("A Triton kernel", lambda: all(error < 0.02 for error in _errors(dtype)))
 
 
 def _errors(dtype: torch.dtype) -> list[float]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hwbench.errors import UsageError
 from hwbench.formats import _blocks
 from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
 from hwbench.records import Knob
@@ -32,27 +33,31 @@ class Grid(NamedTuple):
     out_side: int
 
 
+FUSED = "triton_fused"
+"""The kernel that makes y without an intermediate in memory."""
+
+IN_TRITON = ("triton", FUSED)
+
 WIDEST = 256
-"""With more features in an output group than this, ``triton`` is two kernels."""
+"""With more features in an output group than this, no program of ``triton_fused`` can hold one."""
 
 TOGETHER = 4
-"""At most so many output groups share the x that a program of ``triton`` reads."""
+"""At most so many output groups share the x that a program of ``triton_fused`` reads."""
 
 
 def together(out_side: int) -> int:
-    """How many output groups of so many features one program of ``triton`` may form."""
+    """How many output groups of so many features one program of ``triton_fused`` may form."""
     return max(1, min(TOGETHER, WIDEST // (1 << (out_side - 1).bit_length())))
 
 
-def in_one_kernel(grid: Grid, rank: int) -> bool:
-    """Whether ``triton`` makes y without an intermediate in memory.
-
-    It can where a program holds a whole output group: otherwise each part of one would make the
-    intermediate again. It pays where x, read once for every ``together`` groups, is moved for less
-    than an intermediate that is written once and read once. A value of x is counted as half of one:
-    it comes from the cache. None of this is measured.
-    """
-    return grid.out_side <= WIDEST and grid.in_side < 4 * together(grid.out_side) * rank
+def too_wide(out_side: int) -> str | None:
+    """Why ``triton_fused`` cannot run with output groups of so many features, or None."""
+    if out_side <= WIDEST:
+        return None
+    return (
+        f"kernel={FUSED} holds a whole output group in one program, at most {WIDEST} features, and "
+        f"here a group has {out_side}; kernel=triton takes any."
+    )
 
 
 class TwoStageMap(Linear):
@@ -68,8 +73,9 @@ class TwoStageMap(Linear):
 
     def apply_weight(self, x: Tensor) -> Tensor:
         first, second = self.first, self.second
-        if self.kernel == "triton":
-            return _fused_map(x, first, second, self.out_features, self.strided)
+        if self.kernel in IN_TRITON:
+            one = self.kernel == FUSED
+            return _fused_map(x, first, second, self.out_features, self.strided, one)
         if x.shape[1] != self.padded_in:
             x = _blocks.pad(x, self.padded_in)
         if self.kernel == "einsum":
@@ -146,34 +152,48 @@ def _gradients(
 
 
 def _fused_map(
-    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool
+    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool, one: bool
 ) -> Tensor:
     if _blocks.needs_grad(x, first, second):
-        y: Tensor = _Fused.apply(x, first, second, out_features, strided)  # type: ignore[no-untyped-call]
+        y: Tensor = _Fused.apply(x, first, second, out_features, strided, one)  # type: ignore[no-untyped-call]
         return y
-    return _fused_product(x, first, second, out_features, strided)[0]
+    return _fused_product(x, first, second, out_features, strided, one)[0]
 
 
 def _fused_product(
-    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool
+    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool, one: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """y (tokens, out_features), and the regrouped intermediate if it was written; x unpadded."""
-    (in_blocks, columns, in_side), (out_blocks, out_side, _) = first.shape, second.shape
-    rank, fused = columns // out_blocks, _blocks.fused()
-    if in_one_kernel(Grid(in_blocks, in_side, out_blocks, out_side), rank):
+    """y (tokens, out_features), and the regrouped intermediate unless in ``one`` kernel.
+
+    x is not padded.
+
+    Raises:
+        UsageError: an output group is too wide for one kernel.
+    """
+    out_blocks, out_side, _ = second.shape
+    if one and (refused := too_wide(out_side)):
+        raise UsageError(refused)
+    rank, fused = first.shape[1] // out_blocks, _blocks.fused()
+    if one:
         return fused.two_stage(x, first, second, out_features, strided, together(out_side)), None
     z = fused.enter_grouped(x, first, out_blocks, _blocks.tokens_last(x, rank))
     return _blocks.crop(_blocks.leave(z, second, strided=strided), out_features), z
 
 
 class _Fused(torch.autograd.Function):
-    """Forward by ``triton``; backward as ``bmm``, with z made again if it was not written."""
+    """Forward in Triton; backward as ``bmm``, with z made again if it was not written."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool
+        ctx: Any,
+        x: Tensor,
+        first: Tensor,
+        second: Tensor,
+        out_features: int,
+        strided: bool,
+        one: bool,
     ) -> Tensor:
-        y, z = _fused_product(x, first, second, out_features, strided)
+        y, z = _fused_product(x, first, second, out_features, strided, one)
         ctx.save_for_backward(x, first, second, z)
         ctx.strided = strided
         return y
@@ -190,7 +210,8 @@ class _Fused(torch.autograd.Function):
         dy = _blocks.pad(dy, out_blocks * out_side)
         needed = ctx.needs_input_grad[:3]
         dx, dfirst, dsecond = _gradients(needed, (x, first, second, z), dy, ctx.strided)
-        return dx if dx is None else _blocks.crop(dx, in_features), dfirst, dsecond, None, None
+        dx = dx if dx is None else _blocks.crop(dx, in_features)
+        return dx, dfirst, dsecond, None, None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +223,8 @@ class TwoStage(Format):
     Sizes that the blocks do not divide are padded with zeros.
     """
 
-    KERNELS = ("bmm", "einsum", "triton")
+    KERNELS = ("bmm", "einsum", *IN_TRITON)
+    revision: ClassVar[int] = 2
     ORDERS: ClassVar[tuple[str, ...]] = ("blocked", "strided")
 
     rank: int
@@ -249,14 +271,14 @@ class TwoStage(Format):
     def flops(self, tokens: int, direction: str) -> int:
         """Those of the chain; where no intermediate was kept, the first product once more."""
         chain = self._padded_stages()
-        again = chain[0] if self._in_one_kernel() else 0
+        again = chain[0] if self.kernel == FUSED else 0
         return _blocks.chain_flops(tokens, chain, direction, again=again)
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        return _blocks.fused_refusal(device, dtype) if self.kernel == "triton" else None
-
-    def _in_one_kernel(self) -> bool:
-        return self.kernel == "triton" and in_one_kernel(self.grid(), self.rank)
+        if self.kernel not in IN_TRITON:
+            return None
+        refused = too_wide(self.grid().out_side) if self.kernel == FUSED else None
+        return refused or _blocks.fused_refusal(device, dtype)
 
     def _padded_stages(self) -> tuple[int, int]:
         grid = self.grid()
@@ -265,17 +287,17 @@ class TwoStage(Format):
 
     def intermediate_width(self) -> int:
         grid = self.grid()
-        return 0 if self._in_one_kernel() else grid.in_blocks * grid.out_blocks * self.rank
+        return 0 if self.kernel == FUSED else grid.in_blocks * grid.out_blocks * self.rank
 
     def copied_width(self) -> int:
         """The regrouped intermediate; y where it is gathered; x and y where they are padded.
 
-        ``triton`` regroups as it writes and pads nothing; as one kernel it copies nothing at all.
+        ``triton`` regroups as it writes and pads nothing; ``triton_fused`` copies nothing at all.
         Not counted: on a CPU ``bmm`` may copy y, whose batched product cannot be written to a view.
         """
         grid = self.grid()
         padded_in, padded_out = grid.in_blocks * grid.in_side, grid.out_blocks * grid.out_side
-        if self._in_one_kernel():
+        if self.kernel == FUSED:
             return 0
         copied = 0 if self.kernel == "triton" else self.intermediate_width()
         if self.kernel == "einsum" or self.order == "strided":
@@ -284,10 +306,10 @@ class TwoStage(Format):
         return copied + _blocks.padding_copies(self, padded_out, padded_in)
 
     def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        if self.kernel != "triton":
+        if self.kernel not in IN_TRITON:
             return super()._intermediate_bytes(tokens, item_bytes, direction)
         plain, again = dataclasses.replace(self, kernel="bmm"), 0
-        if self._in_one_kernel():  # backward, z is first made again: x and a factor read, z written
+        if self.kernel == FUSED:  # backward, z is first made again: x and a factor read, z written
             again = tokens * (self.in_features + plain.intermediate_width()) + self.stages()[0]
         return _blocks.fused_bytes((self, plain), tokens, item_bytes, direction, again)
 

@@ -6,10 +6,12 @@ square, the larger first. A size without such factors (a prime, say) is padded w
 next that has them.
 
 Kernels: ``bmm`` is two batched products and one copy between them, with a backward pass of four;
-``einsum`` is the spelling that users write. ``triton`` (CUDA) stores the first product as the
-second reads it, without a copy; where an output group has at most 256 features, and the rank is
-large beside the side of an input group, it is one kernel and nothing passes between. Backward it
-is ``bmm``, after the first product again if nothing was kept. Its speed is not measured yet.
+``einsum`` is the spelling that users write. Two more are of Triton, for CUDA. ``triton`` stores the
+first product as the second reads it, without a copy; it takes every size and makes each product
+once. ``triton_fused`` is one kernel, in which nothing passes through memory: an output group has at
+most 256 features, x is read once for every few of them, and the first product is made again for
+the backward pass. Backward both are ``bmm``. Which is faster where is not measured yet; the suite
+``llm`` times both.
 """
 
 from __future__ import annotations
