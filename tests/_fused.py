@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from hwbench.formats._base import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Format
 
+INTERPRETS = "3.7"  # the first triton whose interpreter works with numpy 2.4
 SHARED_BYTES = 99 * 1024  # of a block on devices of compute capability 8.6, 8.9 and 12.0
 
 
@@ -46,7 +47,7 @@ def _begin(environment: dict[str, str]) -> None:
 def interprets() -> bool:
     """Whether there is a triton whose interpreter works with every numpy that hwbench takes."""
     try:
-        return TorchVersion(metadata.version("triton")) >= "3.7"
+        return TorchVersion(metadata.version("triton")) >= INTERPRETS
     except metadata.PackageNotFoundError:
         return False
 

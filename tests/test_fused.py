@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import re
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ from _formats import (
     normal,
     random_layer,
 )
+from torch.torch_version import TorchVersion
 
 from hwbench import plugins, suite
 from hwbench.errors import UsageError
@@ -30,6 +33,8 @@ from hwbench.formats.blast import Blast
 from hwbench.formats.btt import Btt
 from hwbench.formats.monarch import Monarch
 from hwbench.workloads._base import DTYPES as DTYPE_NAMES
+
+ROOT = Path(__file__).parents[1]
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 needs_interpreter = pytest.mark.skipif(
@@ -186,6 +191,14 @@ def test_every_launch_of_the_suite_llm_compiles_and_fits(tmp_path: Path) -> None
 
 
 # --- what is said ------------------------------------------------------------------------------
+
+
+def test_the_tests_ask_for_a_triton_that_interprets() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (asked,) = [each for each in project["optional-dependencies"]["dev"] if "triton" in each]
+    least = re.match(r"triton>=([\d.]+),", asked)
+    assert least is not None
+    assert TorchVersion(least[1]) >= _fused.INTERPRETS
 
 
 def test_the_environment_is_left_alone() -> None:

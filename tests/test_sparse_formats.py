@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from _formats import generator, normal, relative
+from _formats import assert_right, generator, normal, random_layer, relative
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from hwbench import plugins
+from hwbench import planning, plugins
+from hwbench.devices.cpu import Cpu
 from hwbench.errors import KnobError, UsageError
 from hwbench.formats import _entries, _gather, _probe, _versions
 from hwbench.formats._base import (
@@ -28,6 +29,7 @@ from hwbench.formats._base import (
     Format,
     Linear,
 )
+from hwbench.records import Case, Direction
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float64: 1e-14}
 ENTRIES = [("csr", k) for k in ("gather", "spmm", "linear")]
@@ -329,6 +331,35 @@ def test_either_gradient_is_right_and_counted(name: str, gradient: str) -> None:
         assert extra == 2 * tokens * (wanted - kept)
     moved = f.cost(9, 2, STEP).intermediate_bytes - auto.cost(9, 2, STEP).intermediate_bytes
     assert moved == (2 * (33 * 72 + kept) if gradient == "dense" else 0)
+
+
+@pytest.mark.parametrize("name", GATHERED)
+def test_a_case_stores_and_counts_what_auto_came_to(name: str) -> None:
+    for kind, gradient in (("cpu", "sampled"), ("cuda", "dense")):
+        device = Cpu()
+        device.torch_device = torch.device(kind)
+        case = Case(
+            workload="linear", format=name, knobs=GATHERED[name], out_features=33, in_features=72,
+            tokens=9, dtype="bfloat16", device=kind, direction=Direction.STEP,
+        )  # fmt: skip
+        planned = planning.planned(case, device, {})
+        assert planned.resolved["gradient"] == gradient
+        f = build(name, 33, 72, gradient=gradient, **GATHERED[name])
+        assert planned.cost == f.cost(9, 2, STEP)
+        assert planning.described(case, planned.resolved)[1] == f
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradient", ["auto", "dense", "sampled"])
+@pytest.mark.parametrize("name", GATHERED)
+def test_either_gradient_is_right_on_cuda(name: str, gradient: str, dtype: torch.dtype) -> None:
+    f = build(name, 33, 72, gradient=gradient, **GATHERED[name])
+    layer = random_layer(f, dtype, device="cuda")
+    for tokens in (1, 70):
+        x = normal(tokens, 72, device="cuda").to(dtype)
+        dy = normal(tokens, 33, seed=2, device="cuda").to(dtype)
+        assert_right(layer, x, dy, STEP)
 
 
 def test_a_gradient_is_chosen_where_entries_are_gathered() -> None:

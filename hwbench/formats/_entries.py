@@ -163,7 +163,8 @@ class GatheredFormat(Format):
 
     ``dense`` forms the gradient of the whole matrix, a block of rows at a time, and picks the kept
     entries; ``sampled`` computes these alone; ``auto`` leaves it to the kind of device. Costs of
-    ``auto`` are those on a CPU; ``on`` gives the format with the costs of another device.
+    ``auto`` are those on a CPU; ``on`` gives the format with the costs of another device. Not
+    counted are the copies in float32 that CUDA samples bfloat16 from before torch 2.13.
     """
 
     revision: ClassVar[int] = 2
