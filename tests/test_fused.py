@@ -177,7 +177,7 @@ def launched(name: str) -> list[tuple[Format, torch.dtype, int, int]]:
 
 
 @needs_triton
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_every_launch_of_the_suite_llm_compiles_and_fits(tmp_path: Path) -> None:
     asked = launched("llm")
     assert {(f.name(), f.kernel) for f, *_ in asked} == {
