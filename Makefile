@@ -10,7 +10,7 @@ BROWSER_TESTS := 40                      # fewer than these is a failure: a skip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv bench test evidence docs golden test-browser test-cuda lint fmt check
+.PHONY: help venv bench test evidence docs golden test-browser test-cuda gpu-visit lint fmt check
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,14 @@ test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has t
 
 evidence: $(VENV)/.dev ## measure what docs/method.md claims, on this machine (two hours)
 	@for script in durations overhead ceilings kernels projections spread nights; do echo "== $$script"; $(BIN)/python evidence/$$script.py || exit 1; done
+
+OUT     := visit
+SECONDS := 480
+DEVICE  := cuda
+BEFORE  :=
+
+gpu-visit: ## measure all that SECONDS=480 on a GPU can tell into OUT=…, with PYTHON=…; SECONDS=150 BEFORE=… is a second visit
+	$(PYTHON) evidence/gpu_visit.py --out $(OUT) --seconds $(SECONDS) --device $(DEVICE) $(if $(BEFORE),--before $(BEFORE))
 
 lint: $(VENV)/.dev ## check style, types and who imports whom
 	$(BIN)/ruff check .

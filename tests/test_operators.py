@@ -103,20 +103,19 @@ def missing(found: Asked, version: str) -> dict[tuple[str, str], str]:
     return {pair: case for pair, case in found[version].items() if pair not in there}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_cuda_has_what_the_suites_ask_for(version: str, of_suites: Asked) -> None:
     assert ("aten::mm", "bfloat16") in of_suites[version]
     assert not missing(of_suites, version)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("version", VERSIONS)
 def test_cuda_has_what_any_format_asks_for(version: str, of_others: Asked) -> None:
     assert not missing(of_others, version)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.skipif(TorchVersion(torch.__version__) < "2.13", reason="it may split calls otherwise")
 def test_the_table_holds_nothing_that_no_format_asks_for(
     of_suites: Asked, of_others: Asked

@@ -1,0 +1,177 @@
+"""What a visit to a GPU found, in at most sixty lines: ``python evidence/gpu_table.py OUT``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hwbench import units
+from hwbench.errors import HwbenchError
+from hwbench.frames import summary_rows
+from hwbench.store import read_run
+
+MOST_LINES, MOST_COLUMNS = 60, 150
+_DROPPED = ("check", "case", "took", "kernels", "searched_kernels", "reads")
+_TESTS = 5  # failed tests that are named
+_CASES = 2  # cases named of each run
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a line that was cut off ends it."""
+    found: list[dict[str, Any]] = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def steps(out: Path) -> list[str]:
+    """How each step ended: a line for those that ended well, and one for each that did not."""
+    ended = [(row["step"], row["ended"]) for row in rows_of(out / "facts.jsonl") if "step" in row]
+    well = [f"{name} {words.split()[3]} s" for name, words in ended if words.startswith("exit 0 ")]
+    others = [f"{name:12s} {words}" for name, words in ended if not words.startswith("exit 0 ")]
+    return [f"ended well   {', '.join(well) or 'none'}", *others]
+
+
+def doctor(out: Path) -> list[str]:
+    """What speaks against the machine, and the ceilings."""
+    found = []
+    for row in rows_of(out / "facts.jsonl"):
+        said = row.get("said")
+        if row.get("step") == "doctor" and isinstance(said, list):
+            found += [
+                f"{check['key']:12s} {check['verdict']}: {check['says']}"
+                for check in said
+                if check["verdict"] == "doubt" or check["key"] in ("device", "two_four")
+            ]
+        if row.get("step") == "ceilings" and isinstance(said, dict):
+            rates = [
+                f"{dtype} {units.flops_per_second(entry['flops_per_second'])}"
+                for dtype, entry in said["matmul"].items()
+            ]
+            copy = units.si(said["copy"]["bytes_per_second"], "B/s")
+            found.append(f"ceilings     {', '.join(rates)}; copy {copy}")
+    return found
+
+
+def contract(out: Path) -> list[str]:
+    """A line a case, or a format; those that say nothing but that they cannot be asked count."""
+    found, unasked = [], Counter[str]()
+    fused: dict[str, list[str]] = {}
+    for row in rows_of(out / "contract.jsonl"):
+        told = {key: value for key, value in row.items() if key not in _DROPPED}
+        if row["check"] == "gaps" and "failed" in row and "ran" in row:
+            found += [f"gaps         {row['case']} {c}: {w}" for c, w in row["failed"].items()]
+        elif "triton_seconds" in row:
+            name, _, tokens = row["case"].rpartition(", ")
+            fused.setdefault(name, []).append(f"{tokens} {_fused(row)}")
+        elif len(told) > 1:
+            found.append(f"{row['check']:12s} {row['case']}: {_words(told)}")
+        else:
+            unasked[f"{row['check']:12s} {_words(told)}"] += 1
+    found += [f"fused        {name}: {'; '.join(said)}" for name, said in fused.items()]
+    return found + [f"{words} ({count} cases)" for words, count in unasked.items()]
+
+
+def _fused(row: dict[str, Any]) -> str:
+    """The fused kernel's time over the usual one's and over dense; its error where it is not small.
+
+    In bfloat16 either kernel errs by less than a hundredth.
+    """
+    said = "/".join(
+        units.significant(row["triton_seconds"] / row[f"{other}_seconds"], 2)
+        for other in ("bmm", "dense")
+    )
+    return said if row["triton_error"] < 0.01 else f"{said} WRONG by {row['triton_error']:.2g}"
+
+
+def _words(told: dict[str, Any]) -> str:
+    return ", ".join(f"{key.removesuffix('_seconds')} {_word(key, told[key])}" for key in told)
+
+
+def _word(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        return units.seconds(value) if key.endswith("_seconds") else units.significant(value)
+    return str(value)
+
+
+def tests(out: Path) -> list[str]:
+    """How many tests ran, and the first that failed."""
+    file = out / "tests.xml"
+    if not file.exists():
+        return []
+    suites = list(ET.parse(file).getroot().iter("testsuite"))  # noqa: S314 (pytest wrote it)
+    names = ("tests", "failures", "errors", "skipped")
+    sums = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in names}
+    found = [f"tests        {', '.join(f'{count} {name}' for name, count in sums.items())}"]
+    bad = [
+        f"  {case.get('name')}: {(reason.get('message') or '').splitlines()[:1]}"
+        for suite in suites
+        for case in suite.iter("testcase")
+        for reason in (*case.findall("failure"), *case.findall("error"))
+    ]
+    return found + bad[:_TESTS] + _more(len(bad) - _TESTS, "failed tests")
+
+
+def runs(out: Path) -> list[str]:
+    """Each run: its cases by status, its flags, and what is furthest from dense."""
+    found = []
+    for file in sorted(out.glob("*.jsonl")):
+        if file.name in ("facts.jsonl", "contract.jsonl"):
+            continue
+        try:
+            run = read_run(file)
+        except HwbenchError as error:
+            found.append(f"{file.stem}: {error}")
+            continue
+        rows = summary_rows(run)
+        statuses = Counter(row["status"] for row in rows)
+        flags = Counter(flag for row in rows for flag in row["flags"].split(",") if flag)
+        said = ", ".join(f"{count} {name}" for name, count in statuses.items())
+        flagged = ", ".join(f"{count} {name}" for name, count in flags.items()) or "none"
+        whole = "complete" if run.complete else "cut off"
+        found.append(f"{file.stem}: {whole}, {said}; flags: {flagged}")
+        quick = sorted(
+            (row for row in rows if row["relative_time"] > 0), key=lambda row: row["relative_time"]
+        )
+        found += [f"  {row['case']}: {row['relative_time']:.3f} of dense" for row in quick[:_CASES]]
+        failed = Counter(
+            row["reason"] for row in rows if row["status"] in ("crashed", "wrong", "timed_out")
+        )
+        found += [f"  {count} failed: {reason}" for reason, count in failed.most_common(2)]
+    return found
+
+
+def _more(count: int, what: str) -> list[str]:
+    return [f"  … and {count} more {what}"] if count > 0 else []
+
+
+def table(out: Path) -> list[str]:
+    """All of it; where that is too long, the contract is what gives way."""
+    shown = [steps(out), doctor(out), contract(out), tests(out), runs(out)]
+    over = sum(map(len, shown)) - MOST_LINES
+    if over > 0:
+        kept = max(0, len(shown[2]) - over - 1)
+        left = len(shown[2]) - kept
+        shown[2] = shown[2][:kept] + _more(left, "lines of contract.jsonl")
+    lines = [line if len(line) <= MOST_COLUMNS else f"{line[: MOST_COLUMNS - 1]}…" for part in shown
+             for line in part]  # fmt: skip
+    return lines[-MOST_LINES:]
+
+
+def main() -> None:
+    """Print the table of one folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    for line in table(parser.parse_args().out):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
