@@ -73,9 +73,7 @@ PEAK_BYTES = Quantity(
     metric="memory", exact=True, shown=(PAGE,),
 )  # fmt: skip
 GRADIENT_BYTES = Quantity(name="gradient_bytes", unit="B", exact=True, shown=())
-ENERGY = Quantity(
-    name="energy_joules", unit="J", title="energy a call", column="energy", shown=(PAGE, CHART)
-)
+ENERGY = Quantity(name="energy_joules", unit="J", title="energy a call", column="energy")
 PREPARE = _timed("prepare_seconds", "projecting and packing", shown=(CHART,))
 UNHEALED_SCORE = Quantity(name="unhealed_score", better="higher", shown=())
 RETRIEVAL_AGREEMENT = Quantity(

@@ -13,6 +13,9 @@ from hwbench.store import Run
 
 Facts = list[tuple[str, str]]
 
+_UNITS = {"hertz": "Hz", "watts": "W", "joules": "J", "celsius": "°C"}
+"""The unit of a fact by the last word of its name."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -108,21 +111,66 @@ def _tables(run: Run) -> list[tuple[str, Facts]]:
 def ceilings(found: Mapping[str, Any]) -> Facts:
     """The measured ceilings in words; one line that says so where there are none."""
     facts: Facts = []
-    matmul, copy = found.get("matmul"), found.get("copy")
+    matmul = found.get("matmul")
     for dtype, entry in matmul.items() if isinstance(matmul, Mapping) else ():
         rate = entry.get("flops_per_second") if isinstance(entry, Mapping) else None
         if known(rate):
-            sides = [printable(side) for side in entry.get("shape") or []]
-            product = f", product of {' × '.join(sides)}" if sides else ""
-            facts.append((f"matmul {printable(dtype)}", f"{units.flops_per_second(rate)}{product}"))
-    rate = copy.get("bytes_per_second") if isinstance(copy, Mapping) else None
-    if isinstance(copy, Mapping) and known(rate):
-        working = copy.get("working_set_bytes")
-        size = f", working set {units.nbytes(working)}" if known(working) else ""
-        facts.append(("copy", f"{units.si(rate, 'B/s')}{size}"))
+            facts.append((f"matmul {printable(dtype)}", _product(entry)))
+    for name in ("copy", "triad"):
+        moved = found.get(name)
+        rate = moved.get("bytes_per_second") if isinstance(moved, Mapping) else None
+        if isinstance(moved, Mapping) and known(rate):
+            working = moved.get("working_set_bytes")
+            size = f", working set {units.nbytes(working)}" if known(working) else ""
+            facts.append((name, f"{units.si(rate, 'B/s')}{size}"))
+    facts += _levels(found.get("levels")) + _launch(found.get("launch"))
     if known(disturbed := found.get("disturbed")) and disturbed:
         facts.append(("disturbed", f"{disturbed:.0%} of the time in which they were measured"))
     return facts or [("ceilings", "not measured in this run, so there is no roofline")]
+
+
+def _product(entry: Mapping[str, Any]) -> str:
+    """The rate of the best product, its shape, and the library and the clock where they stand."""
+    said = units.flops_per_second(entry["flops_per_second"])
+    if sides := [printable(side) for side in entry.get("shape") or []]:
+        said += f", product of {' × '.join(sides)}"
+    if library := entry.get("library"):
+        said += f" by {printable(library)}"
+    clock = entry.get("sm_clock_hertz")
+    return f"{said}, at {units.si(clock, 'Hz')}" if known(clock) else said
+
+
+def _levels(found: Any) -> Facts:
+    """The caches that a sweep of copies showed; memory itself is the copy."""
+    levels = (
+        [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+    )
+    return [
+        (f"copy from {printable(level.get('name'))}", units.si(level["bytes_per_second"], "B/s"))
+        for level in levels
+        if level.get("name") != "memory" and known(level.get("bytes_per_second"))
+    ]
+
+
+LAUNCH = {
+    "seconds": "on the device",
+    "host_seconds": "of the host",
+    "graph_seconds": "as a graph of one",
+    "graph_kernel_seconds": "in a graph of many",
+}
+"""How the smallest call was timed, by the name of its figure."""
+
+
+def _launch(found: Any) -> Facts:
+    """The smallest call, in each manner in which it was timed."""
+    if not isinstance(found, Mapping):
+        return []
+    said = [
+        f"{units.seconds(found[name])} {how}"
+        for name, how in LAUNCH.items()
+        if known(found.get(name))
+    ]
+    return [("smallest call", ", ".join(said))] if said else []
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Facts:
@@ -145,4 +193,6 @@ def _value(name: str, value: Any) -> str:
             return units.nbytes(value)
         if name.endswith("_seconds"):
             return units.seconds(value)
+        if unit := _UNITS.get(name.rpartition("_")[2]):
+            return units.si(value, unit)
     return printable(value)

@@ -25,6 +25,19 @@ STATUSES = {
     "crashed": "crashed",
     "missing": "not measured",
 }
+FLAGS = {
+    "disturbed": "in more than half of its blocks something else took the machine",
+    "not_steady": "the time still moved when warm-up ended",
+    "launch_bound": "the host takes at least 90 % of the time of a call to launch it",
+    "starved": "the queue ran dry, so that the host’s time is in the device’s",
+    "recompiled": "torch compiled again while it was timed",
+}
+"""What each flag of a case means; other packages' meters may set others."""
+
+
+def flag(name: str) -> str:
+    """A flag as people read it, such as ``launch bound``."""
+    return printable(name).replace("_", " ")
 
 
 def shape(row: Seen) -> str:
@@ -101,5 +114,5 @@ def amount(value: Any, quantity: Quantity) -> str:
 def status(row: Seen) -> str:
     """How a case ended, and its flags."""
     name = STATUSES.get(row["status"], printable(row["status"]))
-    flags = [printable(flag).replace("_", " ") for flag in row["flags"].split(",") if flag]
+    flags = [flag(each) for each in row["flags"].split(",") if each]
     return ", ".join([name, *flags])

@@ -19,6 +19,7 @@ from hwbench.join import is_scored
 from hwbench.quantities import CHART, ENERGY, GRAPH, PAGE, RELATIVE, SCORE, TIME, Quantity
 from hwbench.report import (
     _answers,
+    _clock,
     _density,
     _facts,
     _heat,
@@ -150,7 +151,9 @@ def _context(
         "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,
-        "disturbance": _answers.disturbance(rows),
+        "cautions": _cautions(runs, by_run, machines),
+        "clocks": _clocks(runs, by_run, machines),
+        "flags": [(words.flag(name), said) for name, said in words.FLAGS.items()],
         "overview": [
             sentence
             for machine, own in zip(machines, answered, strict=True)
@@ -179,6 +182,24 @@ def _answered(rows: list[Row]) -> list[_answers.Answer]:
     """What every timed group of one run answers."""
     timed = [row for row in rows if not is_scored(row)]
     return [_answers.answer(members) for members in groups(timed).values()]
+
+
+def _cautions(runs: list[Run], by_run: list[list[Row]], machines: list[str]) -> list[str]:
+    """What must be known before the answer is believed, of each machine where there are several."""
+    found = []
+    for run, rows, machine in zip(runs, by_run, machines, strict=True):
+        said = [_answers.disturbance(rows), _clock.launches(run, rows), _clock.starved(rows)]
+        found += [(machine, sentence) for sentence in said if sentence]
+    return [f"{machine}: {said}" if len(runs) > 1 else said for machine, said in found]
+
+
+def _clocks(runs: list[Run], by_run: list[list[Row]], machines: list[str]) -> list[str]:
+    """By which clock each run was timed, how fast the device ran, and what disturbed it."""
+    found = []
+    for run, rows, machine in zip(runs, by_run, machines, strict=True):
+        said = [*_clock.contracts(rows), _clock.clocks(run), _clock.causes(run)]
+        found += [(machine, sentence) for sentence in said if sentence]
+    return [f"{machine}: {said}" if len(runs) > 1 else said for machine, said in found]
 
 
 def _energy(rows: list[Row]) -> str:

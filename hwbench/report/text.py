@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hwbench import units
-from hwbench.quantities import NUMERICAL_ERROR, SAVED_BYTES, TERMINAL, Quantity, built_in
-from hwbench.report import _facts
+from hwbench.quantities import (
+    ENERGY,
+    NUMERICAL_ERROR,
+    SAVED_BYTES,
+    TERMINAL,
+    Quantity,
+    built_in,
+)
+from hwbench.report import _clock, _facts
 from hwbench.report import _words as words
 from hwbench.report._rows import DENSE, Row, groups, known, printable, report_rows, shown, timed
 from hwbench.report._scores import score_of
@@ -25,8 +32,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DROPPED_FIRST = (
-    *(NUMERICAL_ERROR.name, SAVED_BYTES.name),
-    *("efficiency", "rate", "stored", "score", "time"),
+    *(NUMERICAL_ERROR.name, ENERGY.name, SAVED_BYTES.name),
+    *("efficiency", "rate", "graph", "stored", "score", "time"),
 )
 """Columns in the order in which a narrow terminal loses them, after those of other packages."""
 
@@ -53,7 +60,7 @@ def table(run: Run, width: int = 80) -> list[RenderableType]:
         parts += [Text(), Text(words.group_title(members[0]), style="bold")]
         parts.append(_group_table(members, width, readings))
     parts += _failures(rows)
-    return [*parts, *_foot(rows)]
+    return [*parts, *_foot(run, rows)]
 
 
 def rows_json(run: Run) -> list[dict[str, Any]]:
@@ -163,6 +170,7 @@ def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
         _Column("density", "density", _density),
         _Column("time", "time", lambda row: units.seconds(row["time_seconds"])),
         _Column("relative", "relative", _relative),
+        _Column("graph", "graph", lambda row: units.seconds(row["graph_seconds"])),
         _Column("rate", "executed", rate),
         _Column("efficiency", "of roof", _efficiency),
         _Column("stored", "stored", lambda row: units.nbytes(row["stored_bytes"])),
@@ -228,8 +236,8 @@ def _failures(rows: list[Row]) -> list[RenderableType]:
     return parts
 
 
-def _foot(rows: list[Row]) -> list[RenderableType]:
-    """What the columns mean, in as few words as possible."""
+def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
+    """What the columns and the flags mean, in as few words as possible."""
     from rich.text import Text
 
     if not any(timed(row) for row in rows):
@@ -243,4 +251,9 @@ def _foot(rows: list[Row]) -> list[RenderableType]:
             f"The machine was slower in up to {most} of the replicates, by what dense took; "
             "their relative times are left out."
         )
+    flags = {flag for row in rows for flag in row["flags"].split(",")}
+    lines += [f"{words.flag(name)}: {said}." for name, said in words.FLAGS.items() if name in flags]
+    cautions = [_clock.launches(run, rows), _clock.causes(run), _clock.clocks(run)]
+    lines += [said for said in _clock.contracts(rows) if said != _clock.CONTRACTS["wall"]]
+    lines += filter(None, cautions)
     return [Text(), *(Text(line, style="dim") for line in lines)]

@@ -1,0 +1,138 @@
+"""What the times of a run mean, in sentences: by which clock, how fast it ran, who had to wait."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from hwbench import units
+from hwbench.records import Status
+from hwbench.report._rows import Row, known, printable, timed
+from hwbench.store import Run
+
+_FIGURES = re.compile(r"\d+(\.\d+)?")
+
+CONTRACTS = {
+    "event": "Times are the device’s own, between two events in its queue, which was filled "
+    "before: the host’s time to launch a call is not in them.",
+    "wall": "Times are those of the host’s clock.",
+    "pytest": "Times are those of pytest-benchmark, in one process.",
+}
+"""What each contract of timing means; that of graphs stands beside another one."""
+
+
+def contracts(rows: list[Row]) -> list[str]:
+    """A sentence for each contract by which a case was timed."""
+    names = dict.fromkeys(row["contract"] for row in rows if timed(row) and row["contract"])
+    return [CONTRACTS.get(name, f"Times have the contract {printable(name)}.") for name in names]
+
+
+def launches(run: Run, rows: list[Row]) -> str | None:
+    """How many cases are launch-bound, what that means, and what graphs make of them."""
+    have = [row for row in rows if timed(row)]
+    bound = [row for row in have if "launch_bound" in row["flags"].split(",")]
+    if not bound:
+        return None
+    said = (
+        f"{len(bound)} of {len(have)} timed cases are launch-bound: the host takes about as long "
+        "to launch a call as the device to execute it, or longer. A program that calls such a "
+        "layer alone waits for the host, and gains less than these times say."
+    )
+    shares = [
+        row["graph_seconds"] / row["time_seconds"] for row in bound if known(row["graph_seconds"])
+    ]
+    if shares:
+        low, high = (units.significant(end, 2) for end in (min(shares), max(shares)))
+        span = f"{low}×" if low == high else f"{low}–{high}×"
+        said += f" Replayed as a graph, {len(shares)} of them take {span} of their time."
+    said += _uncaptured(run)
+    return said
+
+
+def _uncaptured(run: Run) -> str:
+    """How many cases could not be replayed as a graph, and the most common reason."""
+    reasons = {
+        result.case: measured.note
+        for result in run.results
+        for measured in result.measurements
+        if measured.quantity == "graph_seconds" and not measured.values and measured.note
+    }
+    if not reasons:
+        return ""
+    ((reason, _),) = Counter(reasons.values()).most_common(1)
+    return f" {len(reasons)} have no graph: {printable(reason)}"
+
+
+def starved(rows: list[Row]) -> str | None:
+    """How many cases have the host’s time in theirs."""
+    have = [row for row in rows if timed(row)]
+    dry = sum("starved" in row["flags"].split(",") for row in have)
+    if not dry:
+        return None
+    return (
+        f"{dry} of {len(have)} timed cases are starved: the device’s queue ran dry while they were "
+        "timed, so that the host’s time is in theirs."
+    )
+
+
+def causes(run: Run, most: int = 3) -> str | None:
+    """What disturbed the flagged cases, the most frequent first; equal but for figures is equal."""
+    told = [
+        cause
+        for result in run.results
+        if result.status is Status.OK and "disturbed" in result.flags
+        for measured in result.measurements
+        if measured.quantity == "time_seconds" and measured.note
+        for cause in measured.note.split("; ")
+    ]
+    if not told:
+        return None
+    kinds = [_FIGURES.sub("0", cause) for cause in told]
+    first = dict(zip(reversed(kinds), reversed(told), strict=True))
+    found = Counter(kinds).most_common()
+    said = [
+        printable(first[kind]) + (f" (and {count - 1} like it)" if count > 1 else "")
+        for kind, count in found[:most]
+    ]
+    further = f"; and {len(found) - most} other causes" if len(found) > most else ""
+    return f"What disturbed: {'; '.join(said)}{further}."
+
+
+_MOVING = {
+    "sm_clock_hertz": ("the SM clock", "Hz"),
+    "power_watts": ("the power", "W"),
+    "temperature_celsius": ("the temperature", "°C"),
+}
+
+
+def clocks(run: Run) -> str | None:
+    """Clock, power and temperature when the run began and ended, and what held the clock back."""
+    began = run.header.environment.state
+    ended = run.footer.state if run.footer else {}
+    parts = [
+        f"{what} was {_moved(began.get(name), ended.get(name), unit)}"
+        for name, (what, unit) in _MOVING.items()
+        if known(began.get(name))
+    ]
+    if not parts:
+        return None
+    said = ", ".join(parts)
+    device = run.header.environment.fingerprint.get("device")
+    limit = device.get("power_limit_watts") if isinstance(device, Mapping) else None
+    if known(limit):
+        said += f"; the power limit is {units.si(limit, 'W')}"
+    reasons = ended.get("clocks_event_reasons")
+    if isinstance(reasons, list) and reasons:
+        said += f"; in the end the clock was set by: {printable(', '.join(map(str, reasons)))}"
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _moved(began: Any, ended: Any, unit: str) -> str:
+    first = _quantity(began, unit)
+    return f"{first} and became {_quantity(ended, unit)}" if known(ended) else first
+
+
+def _quantity(value: float, unit: str) -> str:
+    return f"{value:.0f} {unit}" if unit == "°C" else units.si(value, unit)
