@@ -342,20 +342,18 @@ def second_visit(asked: Asked) -> list[Step]:
     layer = ("--dtype", "bfloat16", "--shape", "4096x4096", "--tokens", "4096")
     trace = ("--trace", "{out}/trace.json", "--json")
     formats = ("--format", "low_rank,monarch,semi_structured", "--density", "0.5")
-    energy = ("--suite", "linear", *formats, "--filter", "direction=forward", "--energy")
+    forward = ("--filter", "direction=forward")
+    energy = ("--suite", "linear", *formats, *forward, "--energy")
+    crossing = ("--suite", "crossover", *forward, "--quick", "--time-budget", "{budget}")
     return [
-        Step("facts", asked.contract("facts", "facts.jsonl"), 2, 5, 15),
+        Step("facts", asked.contract("facts", "facts.jsonl"), 2, 5, 25),
         Step("doctor", asked.hwbench("doctor", "--json"), 5, 12, 25, said=True),
         Step(
             "tests", asked.pytest(*failed), 8, 15, 30, packages=("pytest",),
             skip="" if failed else "no earlier visit with failed tests was named",
         ),
         Step("contract", asked.contract("gaps,prefill,graph,two_four"), 8, 25, 35),
-        Step(
-            "crossover",
-            asked.run("--suite", "crossover", "--quick", "--time-budget", "{budget}"), 10, 30, 35,
-            elastic=True,
-        ),
+        Step("crossover", asked.run(*crossing), 10, 30, 35, elastic=True),
         Step("energy", asked.run(*energy, "--tokens", "4096", "--replicates", "1"), 12, 25, 30),
         Step("profile", asked.hwbench("profile", "--format", *claimed, *layer, *trace), 5, 12, 20,
              said=True),

@@ -86,6 +86,21 @@ def test_what_needs_a_gpu_says_so_on_a_cpu(bench: Any, name: str) -> None:
     assert {row.get("said") for row in rows} == {"not on cpu"}
 
 
+def test_a_check_may_ask_a_kernel_for_gradients(bench: Any) -> None:
+    """A probe of a training kernel that cannot record a graph would call the kernel refused."""
+
+    def check(bench: Any) -> Any:
+        yield "grad", lambda: {"grad": torch.is_grad_enabled()}
+
+    (row,) = gpu_contract.taken("check", check, bench)
+    assert row["grad"]
+
+
+def test_a_layer_of_a_check_records_no_graph(bench: Any) -> None:
+    made, x = bench.layer("low_rank", 4, density=0.5)
+    assert not made(x).requires_grad
+
+
 def test_gaps_names_the_operator_that_is_missing(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
