@@ -3,14 +3,16 @@
 Importing hwbench loads no torch and no pandas; they are loaded when a name that needs them is used.
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# Type checkers take this name for true. Neither typing nor __future__ is imported: ``python -m
+# hwbench`` would take them from the current folder, which __main__ has not yet put aside.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from hwbench.devices._base import Device
     from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
     from hwbench.frames import load_run, summary
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 
-def get_format(name: str) -> type[Format]:
+def get_format(name: str) -> "type[Format]":
     """The class of a format by name, such as ``"monarch"``.
 
     Raises:
@@ -63,7 +65,7 @@ def get_format(name: str) -> type[Format]:
     return plugins.load("formats", name, Format)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module 'hwbench' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

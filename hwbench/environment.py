@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hwbench.errors import UsageError
+from hwbench import arm
+from hwbench.errors import UsageError, shortened
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -33,7 +33,10 @@ THREAD_VARIABLES = (
 )
 """Environment variables that change how many threads run, where, and with which instructions."""
 
+MOST_THREADS = 4096
+
 _PROC, _SYS, _DEV = Path("/proc"), Path("/sys"), Path("/dev")
+_ARM_SETS = ("asimd", "asimdhp", "asimddp", "sve", "sve2", "i8mm", "bf16", "sme")
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -51,9 +54,10 @@ def cpu_facts() -> dict[str, Any]:
     text = _read(_PROC / "cpuinfo") or ""
     fields: dict[str, str] = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = set(fields.get("flags", fields.get("Features", "")).split())
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", "asimd", "sve")
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", *_ARM_SETS)
+    named = _arm_name(text) or fields.get("model name")
     return {
-        "name": fields.get("model name") or platform.processor() or platform.machine(),
+        "name": named or platform.processor() or platform.machine(),
         "family": fields.get("cpu family", fields.get("CPU implementer")),
         "model": fields.get("model", fields.get("CPU part")),
         "stepping": fields.get("stepping", fields.get("CPU revision")),
@@ -62,6 +66,15 @@ def cpu_facts() -> dict[str, Any]:
         "instruction_sets": [flag for flag in wanted if flag in flags],
         "memory_bytes": memory_total_bytes(),
     }
+
+
+def _arm_name(text: str) -> str:
+    """The kinds of cores of an ARM processor in /proc/cpuinfo's order, with ``+`` between them."""
+    field = r"^CPU {}\s*:\s*(\S+)$"
+    makers = re.findall(field.format("implementer"), text, re.MULTILINE)
+    parts = re.findall(field.format("part"), text, re.MULTILINE)
+    kinds = dict.fromkeys(zip(makers, parts, strict=False))
+    return " + ".join(arm.name(*kind) for kind in kinds)
 
 
 @cache
@@ -135,6 +148,27 @@ def usable_cores() -> int:
     allowed = len(_allowed_cores())
     quota = cpu_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def default_threads() -> int:
+    """Threads of a CPU worker where none were asked for: ``OMP_NUM_THREADS``, else the cores.
+
+    The variable may hold a list, one number a level of nested regions; the first one counts.
+    Cores are those that the kernel schedules on: two hardware threads of a core are two.
+
+    Raises:
+        UsageError: the variable is no number from 1 to 4096.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not asked:
+        return usable_cores()
+    first = asked.split(",")[0].strip()
+    if not (re.fullmatch(r"[0-9]{1,4}", first) and 1 <= int(first) <= MOST_THREADS):
+        raise UsageError(
+            f"OMP_NUM_THREADS must be a number between 1 and {MOST_THREADS}, not "
+            f"{shortened(asked)!r}; set it, or give --threads."
+        )
+    return int(first)
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
@@ -229,27 +263,6 @@ def _turbo() -> str:
     if boost is None and without is None:
         return "not readable"
     return "on" if boost == "1" or without == "0" else "off"
-
-
-def commit() -> dict[str, Any]:
-    """The git revision of the folder that one stands in, and whether files differ from it.
-
-    Empty outside of a repository and without git.
-    """
-    git = ["git", "-c", "core.fsmonitor=false", "--no-optional-locks"]
-    asked = ("log", "-1", "--format=%H"), ("status", "--porcelain", "--untracked-files=no")
-    told = []
-    for words in asked:
-        try:
-            done = subprocess.run(
-                [*git, *words], capture_output=True, text=True, timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return {}
-        if done.returncode != 0:
-            return {}
-        told.append(done.stdout.strip())
-    return {"commit": told[0], "dirty": bool(told[1])}
 
 
 def host_facts() -> dict[str, Any]:

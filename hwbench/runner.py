@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import ceilings, environment, fingerprint, plugins, protocol
+from hwbench import ceilings, environment, fingerprint, plugins, protocol, revision
 from hwbench import suite as suites
 from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
 from hwbench.execution import Listener, State, execute
@@ -314,15 +314,17 @@ def _threads_of(found: Run) -> int:
 
 
 def usable_threads(threads: int | None) -> int:
-    """The threads that were asked for, or as many as there are cores.
+    """The threads that were asked for, else what ``OMP_NUM_THREADS`` says, else the cores.
 
     Raises:
-        UsageError: nobody has so many.
+        UsageError: it is no number of threads.
     """
     if threads is None:
-        return environment.usable_cores()
-    if not 1 <= threads <= 4096:
-        raise UsageError(f"--threads must be between 1 and 4096, not {threads}.")
+        return environment.default_threads()
+    if not 1 <= threads <= environment.MOST_THREADS:
+        raise UsageError(
+            f"--threads must be between 1 and {environment.MOST_THREADS}, not {threads}."
+        )
     return threads
 
 
@@ -386,7 +388,7 @@ def header_of(
 
 def _state(reply: protocol.PlanReply) -> dict[str, Any]:
     """What the worker says of the moment, and the revision of the caller's own code."""
-    return {**reply.state, **environment.commit()}
+    return {**reply.state, **revision.commit()}
 
 
 _SOFTWARE = ("hwbench", "torch")  # of one run they may not change: it would be two runs in one

@@ -1,6 +1,6 @@
 """The child process that measures: cases in, results out, as JSON lines over a pipe of its own.
 
-It is started with ``-m hwbench.worker`` and never imported by the rest. It knows nothing of who
+It is started by ``transports/local.py`` and never imported by the rest. It knows nothing of who
 started it, and it imports torch and msgspec, and nvidia-ml-py where present, nothing else.
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -108,15 +107,31 @@ def test_facts_of_an_x86_processor(machine: Machine) -> None:
     assert environment.host_facts()["virtual"] is True
 
 
-def test_two_arm_processors_differ_although_neither_has_a_model_name(machine: Machine) -> None:
-    text = "CPU implementer\t: 0x41\nCPU part\t: {}\nFeatures\t: asimd sve"
-    machine.put("proc/cpuinfo", text.format("0xd40"))
-    one = environment.cpu_facts()
-    machine.put("proc/cpuinfo", text.format("0xd4f"))
-    other = environment.cpu_facts()
-    assert one != other
-    assert one["instruction_sets"] == ["asimd", "sve"]
-    assert one["name"] in (platform.processor(), platform.machine())
+def test_arm_processors_are_named_by_the_numbers_of_their_cores(machine: Machine) -> None:
+    text = "CPU implementer\t: {}\nCPU part\t: {}\nFeatures\t: asimd sve sve2 i8mm bf16"
+    named = {
+        ("0x41", "0xd40"): "ARM Neoverse V1",
+        ("0x41", "0xd4f"): "ARM Neoverse V2",
+        ("0x61", "0x022"): "Apple M1 efficiency",
+        ("0x41", "0xfff"): "ARM part 0xfff",
+        ("0x7f", "0x1"): "implementer 0x7f part 0x001",
+        ("?", "?"): "? ?",
+    }
+    for (maker, part), name in named.items():
+        machine.put("proc/cpuinfo", text.format(maker, part))
+        facts = environment.cpu_facts()
+        assert facts["name"] == name
+        assert (facts["family"], facts["model"]) == (maker, part)
+        assert facts["instruction_sets"] == ["asimd", "sve", "sve2", "i8mm", "bf16"]
+
+
+def test_all_kinds_of_cores_of_an_arm_processor_are_named(machine: Machine) -> None:
+    """A model name that is the architecture's alone says less."""
+    core = "processor\t: {}\nmodel name\t: ARMv8 Processor rev 1\nCPU implementer\t: 0x61\n"
+    parts = ("0x022", "0x022", "0x023", "0x023")
+    lines = [core.format(n) + f"CPU part\t: {part}\n" for n, part in enumerate(parts)]
+    machine.put("proc/cpuinfo", "\n".join(lines))
+    assert environment.cpu_facts()["name"] == "Apple M1 efficiency + Apple M1 performance"
 
 
 # --- control groups ----------------------------------------------------------------------------

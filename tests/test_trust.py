@@ -54,7 +54,7 @@ def hostile(path: Path, **header: str) -> Path:
         ["compare", "RUN", "RUN"],
         ["history", "runs"],
         ["run", "--resume", "RUN"],
-        ["baseline", "promote", "RUN", "--to", "kept"],
+        ["baseline", "promote", "RUN", "--out", "kept"],
         ["baseline", "list", "runs"],
         ["check", "RUN", "--baseline", "RUN", "--github", "--junit", "j.xml", "--markdown", "m.md"],
     ],

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 DEVICE = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N.")
 THREADS = typer.Option(
-    None, "--threads", min=1, help="Threads on a CPU.  [default: the usable cores]"
+    None,
+    "--threads",
+    min=1,
+    help="Threads on a CPU.  [default: OMP_NUM_THREADS, else the usable cores]",
 )
 
 _PIPED_WIDTH = 160  # columns of a table that no terminal cuts

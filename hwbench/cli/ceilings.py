@@ -38,7 +38,7 @@ def ceilings(
     dtypes = _shared.listed(dtype) or list(_DTYPES)
     if unknown := [name for name in dtypes if name not in ITEM_BYTES]:
         raise UsageError(f"--dtype takes {', '.join(ITEM_BYTES)}, not {unknown[0]!r}.")
-    threads = threads or environment.usable_cores()
+    threads = threads or environment.default_threads()
     console = _shared.console(error=True)
     worker = LocalWorker(runner.resolve_device(device), threads)
     try:

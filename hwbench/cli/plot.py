@@ -21,5 +21,6 @@ def plot(
     from hwbench.store import read_run
 
     (path,) = _shared.run_files([run])[-1:]
+    figures.import_matplotlib()
     figures.plot(read_run(path), kind, out)
     typer.echo(f"The figure is in {out}.")

@@ -61,7 +61,7 @@ def profile(
         ],
     }  # fmt: skip
     cases = suites.build(document, name.partition(":")[0]).cases
-    worker = LocalWorker(name, threads or environment.usable_cores())
+    worker = LocalWorker(name, threads or environment.default_threads())
     try:
         reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, 300)
         if reply.mistakes:

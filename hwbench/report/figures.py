@@ -7,8 +7,12 @@ fit shows the first ones and says so below.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +79,36 @@ _RC: dict[Any, Any] = {
 }
 
 
+def import_matplotlib() -> None:
+    """Import matplotlib, if nobody has, without the settings of the user and the current folder.
+
+    It reads them when it is imported, before ``plot`` can set them aside, and raises where they
+    name a backend that is not there or cannot be read. This is for a process that draws nothing
+    else: whoever calls ``plot`` from a notebook keeps the backend that the notebook chose.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None
+    assert spec.origin is not None
+    shipped = Path(spec.origin).parent / "mpl-data" / "matplotlibrc"
+    before = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
+    here = os.open(".", os.O_RDONLY)
+    os.environ["MATPLOTLIBRC"] = str(shipped)
+    os.chdir("/")
+    try:
+        import_module("matplotlib")
+    finally:
+        os.fchdir(here)
+        os.close(here)
+        del os.environ["MATPLOTLIBRC"]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
 def plot(run: Run, kind: str, path: Path) -> None:
     """Draw one kind of figure of a run: roofline, pareto, crossover, heatmap or scaling.
+
+    It starts from matplotlib's own defaults, so that the same run gives the same file.
 
     Raises:
         UnknownNameError: there is no such kind.
@@ -91,9 +123,10 @@ def plot(run: Run, kind: str, path: Path) -> None:
     import seaborn as sns
 
     rows = report_rows(run)
-    with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(_RC):
-        figure = KINDS[kind](rows)
-        _save(figure, path)
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        with sns.axes_style("ticks"), sns.plotting_context("paper"), mpl.rc_context(_RC):
+            _save(KINDS[kind](rows), path)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import hwbench
 from hwbench.errors import UnknownNameError, UsageError
+from hwbench.revision import GitError, git
 
 INSTALLS = ("shared", "fresh")
 _INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?")  # by name: HEAD and test are programs too
@@ -80,24 +81,18 @@ def worker_folder(folder: Path) -> Path:
 
 
 def _revision(option: str, asked: str) -> tuple[Path, str]:
-    top = _git(["rev-parse", "--show-toplevel"])
-    if top is None:
-        raise UsageError(
-            f"{option} {asked} is no interpreter, and no git revision either: this folder is in "
-            "no git repository."
-        )
-    sha = _git(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}"])
-    if sha is None:
-        raise UsageError(f"{option} {asked} is no interpreter, and no revision of {top}.")
-    return Path(top), sha
-
-
-def _git(words: Sequence[str]) -> str | None:
     try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        top = git(["rev-parse", "--show-toplevel"])
+    except GitError as error:
+        why = "this folder is in no git repository." if error.absent else f"git says: {error}"
+        raise UsageError(
+            f"{option} {asked} is no interpreter, and no git revision either: {why}"
+        ) from None
+    try:
+        words = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}"]
+        return Path(top), git(words)
+    except GitError:
+        raise UsageError(f"{option} {asked} is no interpreter, and no revision of {top}.") from None
 
 
 def _home(top: Path, sha: str, install: str) -> Path:
@@ -134,7 +129,7 @@ def _make(option: str, top: Path, sha: str, install: str, home: Path) -> None:
 def _environment(venv: Path, *, share: bool) -> None:
     """An environment without pip; where it shares, ours stands behind its own packages."""
     made = subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(venv)],
+        [sys.executable, "-P", "-m", "venv", "--without-pip", str(venv)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if made.returncode != 0:
@@ -148,7 +143,8 @@ def _environment(venv: Path, *, share: bool) -> None:
 
 def _install(option: str, source: Path, venv: Path, *, share: bool) -> None:
     """Install with the pip of this interpreter: from what is here where that is enough."""
-    pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python"), "install"]
+    pip = [sys.executable, "-P", "-m", "pip"]
+    pip += ["--python", str(venv / "bin" / "python"), "install"]
     pip += ["--quiet", "--disable-pip-version-check", "--no-input"]
     if share:
         offline = ["--no-deps", "--no-index", "--no-build-isolation"]

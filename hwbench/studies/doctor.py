@@ -51,7 +51,7 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
         DeviceError: the device is not there; the message says why.
     """
     load = environment.machine_state()["load_1min"]  # before our own work adds to it
-    threads = threads or environment.usable_cores()
+    threads = threads or environment.default_threads()
     worker = local.LocalWorker(runner.resolve_device(device), threads)
     try:
         plan, health = ask(worker, threads)

@@ -26,6 +26,19 @@ from hwbench.transports._base import (
 START_SECONDS = 300.0  # importing torch from a cold disk can take this long
 _LOG_TAIL = 2000  # characters of the worker's own output that a death notice may quote
 
+# The worker's first lines: they load hwbench from the folder that they are given, wherever else
+# there is one, and take that folder's neighbours for nothing.
+_START = """
+import importlib.util, pathlib, sys
+folder = pathlib.Path(sys.argv.pop(1))
+spec = importlib.util.spec_from_file_location(
+    "hwbench", folder / "__init__.py", submodule_search_locations=[str(folder)])
+package = sys.modules["hwbench"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from hwbench.worker import main
+main()
+"""
+
 
 class LocalSeat(Seat):
     """A device of this machine."""
@@ -52,7 +65,8 @@ class LocalWorker(Worker):
     """One child process with one device.
 
     ``python`` is its interpreter; ``paths``, where given, all that it finds beside that one's own
-    packages.
+    packages, and the first of them holds its hwbench. Otherwise it runs the hwbench that started
+    it, and ``PYTHONPATH`` holds. The current folder is never among what it imports from.
     """
 
     def __init__(
@@ -65,11 +79,11 @@ class LocalWorker(Worker):
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         read_request, self._write = os.pipe()
         self._read, write_reply = os.pipe()
-        paths = _own_paths() if paths is None else paths
+        package = Path(__file__).parents[1] if paths is None else Path(paths[0]) / "hwbench"
         self._process = subprocess.Popen(
             [
-                *(python, "-m", "hwbench.worker", "--device", device),
-                *("--threads", str(threads)),
+                *(python, "-c", _START, str(package)),
+                *("--device", device, "--threads", str(threads)),
                 *("--read", str(read_request), "--write", str(write_reply)),
             ],
             stdin=subprocess.DEVNULL,
@@ -81,7 +95,8 @@ class LocalWorker(Worker):
                 **os.environ,
                 "OMP_NUM_THREADS": str(threads),
                 "MKL_NUM_THREADS": str(threads),
-                "PYTHONPATH": os.pathsep.join(paths),
+                "PYTHONPATH": os.pathsep.join(_callers_paths() if paths is None else paths),
+                "PYTHONSAFEPATH": "1",
             },
         )
         os.close(read_request)
@@ -155,11 +170,9 @@ class LocalWorker(Worker):
         self._log.close()
 
 
-def _own_paths() -> list[str]:
-    """Where a worker of this interpreter finds hwbench, and what the caller has it find."""
-    root = Path(__file__).parents[2]
-    own = [str(root)] if root.name not in ("site-packages", "dist-packages") else []
-    return [*own, *filter(None, [os.environ.get("PYTHONPATH")])]
+def _callers_paths() -> list[str]:
+    """The folders of ``PYTHONPATH``; an empty one would stand for the current folder."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

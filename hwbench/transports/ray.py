@@ -13,6 +13,7 @@ import re
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hwbench
@@ -185,7 +186,9 @@ class Cluster:
                 "--cluster needs Ray: pip install -c constraints.txt 'hwbench-torch[ray]'."
             ) from None
         try:
-            with warnings.catch_warnings(action="ignore"):  # what Ray warns of, the error says
+            # What Ray warns of, the error says. Ray puts the driver's current folder first on the
+            # import path of its workers, so the driver stands in one that holds no modules.
+            with warnings.catch_warnings(action="ignore"), _standing_in("/"):
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
             if address == "auto" and isinstance(error, ConnectionError):
@@ -208,6 +211,18 @@ class Cluster:
         import ray
 
         ray.shutdown()
+
+
+@contextmanager
+def _standing_in(folder: str) -> Iterator[None]:
+    """Make a folder the current one for a while."""
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(folder)
+        yield
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def _seats(
