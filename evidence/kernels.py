@@ -28,7 +28,8 @@ def layer(
 ) -> hwbench.Linear:
     """A random layer of a format."""
     described = hwbench.get_format(name).from_knobs(*shape, **knobs)
-    return described.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
+    layer = described.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
+    return layer.trust_versions()
 
 
 def forward(made: hwbench.Linear, tokens: int) -> Call:

@@ -33,7 +33,8 @@ def layer(name):
     f = hwbench.get_format(name)
     knobs = {{}} if name == "dense" else {{"density": {formats}[name]}}
     made = f.from_knobs({side}, {side}, **knobs)
-    return made.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    random = made.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    return random.trust_versions()
 x = torch.randn({tokens}, {side})
 names = ["dense", *{formats}]
 layers = {{name: layer(name) for name in names}}

@@ -15,6 +15,7 @@ from kernels import forward, interleaved, step
 import hwbench
 from hwbench import plugins
 from hwbench.errors import KnobError
+from hwbench.formats._base import Format, Linear
 
 SIDE = 1024
 TOKENS, DENSITIES = (1, 16, 64, 256, 1024), (0.5, 0.1, 0.02)
@@ -38,10 +39,7 @@ def winners(
         for dtype in DTYPES:
             for direction, call in (("forward", forward), ("step", step)):
                 able = [f for f in made if f.unsupported("cpu", dtype, direction) is None]
-                layers = {
-                    f.kernel: f.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
-                    for f in able
-                }
+                layers = {f.kernel: layer(f, dtype) for f in able}
                 for tokens in every_tokens if len(layers) > 1 else ():
                     calls = {kernel: call(layer, tokens) for kernel, layer in layers.items()}
                     times = interleaved(calls, rounds)
@@ -49,6 +47,12 @@ def winners(
                     where = f"{direction}, density {density}, {tokens} tokens, {dtype}"
                     won[first].append((times[second] / times[first], where))
     return won
+
+
+def layer(described: Format, dtype: torch.dtype) -> Linear:
+    """A layer as the suites time it."""
+    made = described.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
+    return made.trust_versions()
 
 
 def main() -> None:

@@ -80,7 +80,8 @@ def test_packing_follows_the_values_and_leaves_the_switch_alone(
         assert torch.equal(layer.packed(), 2 * first)
         assert packs == [(kernel == "cutlass", True)] * 2
         copied = copy.deepcopy(layer)
-        assert copied._packed is None
+        assert torch.equal(copied.packed(), layer.packed())
+        assert packs == [kernel == "cutlass"] * 3
         assert torch.equal(copied.to_dense(), layer.to_dense())
         assert SparseSemiStructuredTensor._FORCE_CUTLASS is False
         assert SparseSemiStructuredTensor._FUSE_TRANSPOSE is False

@@ -35,6 +35,7 @@ class Linear(nn.Module, ABC):
         super().__init__()
         self.out_features = out_features
         self.in_features = in_features
+        self.trusting = False
         self.bias = None if bias is None else nn.Parameter(bias)
 
     @abstractmethod
@@ -68,6 +69,19 @@ class Linear(nn.Module, ABC):
 
         Called where the layer moves, changes its dtype or is loaded.
         """
+
+    def trust_versions(self) -> Self:
+        """Believe the version counters of the tensors from now on; returns the layer.
+
+        Some layers keep a packed weight, or an order of their indices. By default each call
+        compares the tensors with a copy, bit by bit, before it uses what was made from them, which
+        may cost as much as it saves. With this, only a change that PyTorch counts is seen: an
+        in-place operation, an optimizer's step, another tensor in place of this one, a load. Who
+        writes around the counters, through ``.data`` or a NumPy array, owes a call of ``forget``.
+        hwbench times layers like this.
+        """
+        self.trusting = True
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self.forget()

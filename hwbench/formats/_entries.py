@@ -25,6 +25,7 @@ from hwbench.formats._base import (
     unreachable,
 )
 from hwbench.formats._blocks import check_choice
+from hwbench.formats._derived import Derived
 from hwbench.records import Knob
 
 INDEX_BYTES = {"int32": 4, "int64": 8}
@@ -34,13 +35,13 @@ INDEX_BYTES = {"int32": 4, "int64": 8}
 class PatternMap(Linear):
     """A map with a pattern of what is kept, built when it is first asked for.
 
-    It stays beside the parameters until the layer moves or is loaded: it is working memory, with
-    the order by columns that the gradient of x needs, and no part of the state.
+    It stays beside the parameters until the layer moves or its indices are others: it is working
+    memory, with the order by columns that the gradient of x needs, and no part of the state.
     """
 
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__(out_features, in_features)
-        self._pattern: _gather.Pattern | None = None
+        self._pattern = Derived[_gather.Pattern]()
 
     @abstractmethod
     def build_pattern(self) -> _gather.Pattern:
@@ -48,13 +49,11 @@ class PatternMap(Linear):
 
     def pattern(self) -> _gather.Pattern:
         """Where what is kept lies, with the other orders derived from it so far."""
-        if self._pattern is None:
-            with torch.inference_mode(False):  # it outlives the call
-                self._pattern = self.build_pattern()
-        return self._pattern
+        indices = [buffer for buffer in self._buffers.values() if buffer is not None]
+        return self._pattern.get(indices, self.build_pattern, trusting=self.trusting)
 
     def forget(self) -> None:
-        self._pattern = None
+        self._pattern.clear()
 
 
 class EntriesMap(PatternMap):

@@ -22,6 +22,7 @@ from torch.nn import functional
 from hwbench.errors import UsageError
 from hwbench.formats._base import FORWARD
 from hwbench.formats._blocks import needs_grad
+from hwbench.formats._derived import Derived
 
 ONEDNN, MKL = "onednn", "mkl"
 KERNELS = (ONEDNN, MKL)
@@ -68,21 +69,21 @@ class Packing:
 
     def __init__(self, kernel: str) -> None:
         self.kernel = kernel
-        self._of: tuple[int, int] | None = None  # address and version of the weight
-        self._layouts: dict[int, Tensor] = {}  # by the number of tokens, the oldest first
+        # By the number of tokens, the oldest first.
+        self._layouts = Derived[dict[int, Tensor]]()
 
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.kernel,)
 
     def clear(self) -> None:
         """Forget every layout."""
-        self._of = None
         self._layouts.clear()
 
-    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def product(self, x: Tensor, weight: Tensor, *, trusting: bool) -> Tensor:
         """x Wᵀ for x of (tokens, in) and W of (out, in), which is packed when it first is needed.
 
         Where gradients are recorded and for kernels that pack nothing it is the plain product.
+        ``trusting`` is that of the layer.
 
         Raises:
             UsageError: the kernel cannot pack a weight of that dtype, or on that device.
@@ -90,11 +91,12 @@ class Packing:
         if self.kernel not in KERNELS or x.shape[0] == 0 or needs_grad(x, weight):
             return functional.linear(x, weight)
         if torch.compiler.is_compiling():
-            return self._uncompiled(x, weight)
-        return self._product(x, weight)
+            return self._uncompiled(x, weight, trusting)
+        return self._product(x, weight, trusting)
 
-    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        layout, tokens = self._layout(weight, x.shape[0]), x.shape[0]
+    def _product(self, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
+        tokens = x.shape[0]
+        layout = self._layout(weight, tokens, trusting)
         if self.kernel == MKL:
             y: Tensor = _mkl()._mkl_linear(x.contiguous(), layout, weight, None, tokens)  # noqa: SLF001
         else:
@@ -102,21 +104,18 @@ class Packing:
         return y
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _uncompiled(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _uncompiled(self, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
         """The product beside what is compiled: the compiler reads no layout but its own."""
-        return self._product(x, weight)
+        return self._product(x, weight, trusting)
 
-    def _layout(self, weight: Tensor, tokens: int) -> Tensor:
-        of = (weight.data_ptr(), weight._version)  # noqa: SLF001  an optimizer may have stepped
-        if of != self._of:
-            self.clear()
-            self._of = of
-        if tokens not in self._layouts:
-            if len(self._layouts) == _LAYOUTS_KEPT:
-                del self._layouts[next(iter(self._layouts))]
+    def _layout(self, weight: Tensor, tokens: int, trusting: bool) -> Tensor:
+        layouts = self._layouts.get((weight,), dict, trusting=trusting)
+        if tokens not in layouts:
+            if len(layouts) == _LAYOUTS_KEPT:
+                del layouts[next(iter(layouts))]
             with torch.inference_mode(False), torch.no_grad():  # it outlives the call
-                self._layouts[tokens] = _packed(self.kernel, weight.detach(), tokens)
-        return self._layouts[tokens]
+                layouts[tokens] = _packed(self.kernel, weight.detach(), tokens)
+        return layouts[tokens]
 
 
 def _packed(kernel: str, weight: Tensor, tokens: int) -> Tensor:

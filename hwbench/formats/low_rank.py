@@ -26,7 +26,8 @@ class _Map(Linear):
 
     def apply_weight(self, x: Tensor) -> Tensor:
         first, second = self._packings
-        return second.product(first.product(x, self.right), self.left)
+        z = first.product(x, self.right, trusting=self.trusting)
+        return second.product(z, self.left, trusting=self.trusting)
 
     def forget(self) -> None:
         for packing in self._packings:

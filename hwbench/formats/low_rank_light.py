@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from hwbench.formats import _blocks
 from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._derived import Derived
 from hwbench.records import Knob
 
 PIVOTED, FIRST = "pivoted", "first"
@@ -35,7 +36,7 @@ class _Map(Linear):
         self.left = nn.Parameter(left)  # A (out, rank)
         self.right = nn.Parameter(right)  # B (rank, in - rank)
         self.register_buffer("pivots", pivots)  # (rank,)
-        self._order: Tensor | None = None
+        self._order = Derived[Tensor]()
 
     def apply_weight(self, x: Tensor) -> Tensor:
         order = self.order()
@@ -51,13 +52,14 @@ class _Map(Linear):
 
     def order(self) -> Tensor | None:
         """(in,), the pivots and then the other columns; None where these are the first."""
-        if self.pivots is not None and self._order is None:
-            with torch.inference_mode(False):
-                self._order = _order(self.pivots.clone(), self.in_features)
-        return self._order
+        pivots = self.pivots
+        if pivots is None:
+            return None
+        build = lambda: _order(pivots.clone(), self.in_features)  # noqa: E731
+        return self._order.get((pivots,), build, trusting=self.trusting)
 
     def forget(self) -> None:
-        self._order = None
+        self._order.clear()
 
 
 def _order(pivots: Tensor, size: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch.sparse import to_sparse_semi_structured
 from hwbench.errors import KnobError, UsageError
 from hwbench.formats import _two_four
 from hwbench.formats._base import FORWARD, Format, Linear, unreachable
+from hwbench.formats._derived import Derived
 from hwbench.formats._entries import scores
 from hwbench.formats._groups import (
     best_in_groups,
@@ -47,7 +48,7 @@ class _Map(Linear):
         self.kernel = spec.kernel
         self.values = nn.Parameter(values)  # (out, in / 2)
         self.register_buffer("codes", codes)
-        self._packed: tuple[int, Any] | None = None  # for which version of the values, and what
+        self._packed = Derived[Tensor]()
         self._algorithms: dict[int, int] = {}  # by the tokens that a product has, with padding
 
     def apply_weight(self, x: Tensor) -> Tensor:
@@ -66,13 +67,11 @@ class _Map(Linear):
         if packed.alg_id_cusparselt != self._algorithms[tokens]:
             packed.alg_id_cusparselt = self._algorithms[tokens]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def packed(self) -> Any:
         """The weight in its kernel's layout, packed at the first call; no part of the state."""
-        version = self.values._version  # noqa: SLF001  an optimizer may have stepped
-        if self._packed is None or self._packed[0] != version:
-            with torch.inference_mode(False), torch.no_grad():
-                self._packed = (version, _pack(self.to_dense(), self.kernel))
-        return self._packed[1]
+        build = lambda: _pack(self.to_dense(), self.kernel)  # noqa: E731
+        return self._packed.get((self.values, self.codes), build, trusting=self.trusting)
 
     def to_dense(self) -> Tensor:
         positions = unpack_pairs(self.codes, self.values.numel()).view(self.out_features, -1, 2)
@@ -81,11 +80,8 @@ class _Map(Linear):
         return empty.scatter(1, columns, self.values)
 
     def forget(self) -> None:
-        self._packed, self._algorithms = None, {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is packed, which not every PyTorch can copy."""
-        return {**self.__dict__, "_packed": None}
+        self._packed.clear()
+        self._algorithms.clear()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,8 @@ class Compress(Workload):
         subject = Subject(step=lambda _: None, score_name=quantity.name)
 
         def project(weight: Tensor, activations: Tensor | None) -> Linear:
-            return layer_format(case, *weight.shape).project(weight, activations=activations)
+            described = layer_format(case, *weight.shape)
+            return described.project(weight, activations=activations).trust_versions()
 
         def score() -> float:
             seen = None

@@ -39,6 +39,7 @@ class LinearLayer(Workload):
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         dtype, tokens = DTYPES[case.dtype], case.tokens or 1
         layer = described.random(dtype=dtype, generator=generator(device, seed, 1))
+        layer.trust_versions()
         x = _normal((tokens, case.in_features), dtype, generator(device, seed, 2))
         dy = _normal((tokens, case.out_features), dtype, generator(device, seed, 3))
         direction = Direction(case.direction or Direction.FORWARD)

@@ -84,7 +84,7 @@ class Training(Workload):
 
         def make(out_features: int, in_features: int) -> nn.Module:
             kind = layer_format(case, out_features, in_features)
-            layer = kind.random(dtype=torch.float32, generator=begin)
+            layer = kind.random(dtype=torch.float32, generator=begin).trust_versions()
             layer.bias = nn.Parameter(torch.zeros(out_features, device=where))
             multipliers = kind.rate_multipliers()
             rates.update({id(p): multipliers.get(n, 1.0) for n, p in layer.named_parameters()})

@@ -1,0 +1,114 @@
+"""What a layer derives from its tensors and keeps beside them, for as long as they are the same.
+
+Neither an address nor a version names a value: an allocator gives an address out again, a new
+tensor begins at version 0, and what is written through ``.data`` or a NumPy array is not counted.
+Here a tensor is the one before where it is the same object, in the same memory, which is held so
+that nobody else can be given it, at the same version. Unless its layer trusts versions, its
+content is compared as well, bit by bit, with a copy.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_UNTRACKED = -1  # the version of a tensor that counts none
+
+
+class _Mark(NamedTuple):
+    """One tensor as it was, and what keeps its memory from being given to another."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    address: int
+    layout: tuple[Any, ...]
+    memory: Tensor
+    copy: Tensor | None
+
+
+class Derived(Generic[T]):
+    """One value, made from tensors. A copy and a pickle of it are empty."""
+
+    def __init__(self) -> None:
+        self._marks: list[_Mark] = []
+        self._value: T | None = None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+    def clear(self) -> None:
+        """Forget the value."""
+        self._marks, self._value = [], None
+
+    def get(self, sources: Sequence[Tensor], build: Callable[[], T], *, trusting: bool) -> T:
+        """The value, made by ``build`` where it was not made from these very tensors.
+
+        While a compiler traces, the value that is there is taken as it is.
+
+        Args:
+            sources: the tensors that it is made from.
+            build: makes it, of ordinary tensors even where it is first asked for in inference.
+            trusting: believe the version counters; the content is otherwise compared.
+        """
+        value = self._value
+        if torch.compiler.is_compiling():
+            return build() if value is None else value
+        if value is not None and self._same(sources, trusting):
+            return value
+        self.clear()  # before building, so that two large values are never there at once
+        with torch.inference_mode(False), torch.no_grad():
+            marks = [_mark(tensor, trusting) for tensor in sources]
+            value = build()
+        if all(mark is not None for mark in marks):
+            self._marks, self._value = [mark for mark in marks if mark is not None], value
+        return value
+
+    def _same(self, sources: Sequence[Tensor], trusting: bool) -> bool:
+        if len(sources) != len(self._marks):
+            return False
+        return all(
+            mark.tensor() is tensor
+            and mark.version == _version(tensor)
+            and mark.address == tensor.data_ptr()
+            and mark.layout == _layout(tensor)
+            and _unchanged(tensor, mark, trusting)
+            for tensor, mark in zip(sources, self._marks, strict=True)
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return _UNTRACKED if tensor.is_inference() else tensor._version  # noqa: SLF001
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _mark(tensor: Tensor, trusting: bool) -> _Mark | None:
+    """What tells the tensor again; None where it has no memory of its own, as under vmap."""
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:
+        return None
+    copied = None if trusting and not tensor.is_inference() else tensor.detach().clone()
+    version, layout = _version(tensor), _layout(tensor)
+    return _Mark(weakref.ref(tensor), version, address, layout, tensor.detach(), copied)
+
+
+def _unchanged(tensor: Tensor, mark: _Mark, trusting: bool) -> bool:
+    if mark.copy is None:
+        return trusting
+    return (trusting and mark.version != _UNTRACKED) or _identical(tensor, mark.copy)
+
+
+def _identical(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one layout hold the same bits, so that NaN is itself."""
+    bits = _BITS[one.element_size()]
+    return torch.equal(one.detach().view(bits), other.view(bits))
