@@ -170,7 +170,7 @@ def gaps(bench: Bench) -> Checks:
 
 
 def _gaps(bench: Bench, name: str) -> Row:
-    kernels = [each for each in plugins.load("formats", name, Format).KERNELS if each != "triton"]
+    kernels = [each for each in kernels_of(name) if not each.startswith("triton")]
     ran, refused, failed = 0, 0, {}
     for kernel, dtype, density, direction in product(kernels, DTYPES, DENSITIES, DIRECTIONS):
         said = _ran(bench, format_at(name, density, kernel), dtype, direction)
@@ -180,6 +180,11 @@ def _gaps(bench: Bench, name: str) -> Row:
             words = str(dtype).removeprefix("torch.")
             failed[f"{kernel} density {density} {words} {direction}"] = said
     return {"ran": ran, "unsupported": refused, "failed": failed}
+
+
+def kernels_of(name: str) -> tuple[str, ...]:
+    """The kernels of a format."""
+    return plugins.load("formats", name, Format).KERNELS
 
 
 def format_at(name: str, density: float, kernel: str) -> Format | None:
@@ -353,7 +358,8 @@ def _fused(bench: Bench, name: str, density: float, tokens: int) -> Row:
     if not bench.gpu:
         return {"said": "not on cpu"}
     row["dense_seconds"] = seconds(bench, bench.step("dense", tokens))
-    for kernel in ("bmm", "triton"):
+    compiled = [each for each in kernels_of(name) if each.startswith("triton")]
+    for kernel in ("bmm", *compiled):
         made, x = bench.layer(name, tokens, density=density, kernel=kernel)
         row[f"{kernel}_error"] = error(made(x), made, x)
         row[f"{kernel}_seconds"] = seconds(bench, partial(made, x))

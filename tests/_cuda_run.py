@@ -2,7 +2,7 @@
 
 Cases, costs and reasons are those of the package. Times follow a roofline, what a host takes to
 launch a format, and a little noise; whatever the host launches more slowly is launch-bound and has
-a graph's time beside it, or the reason why it has none.
+a graph's time beside it, or the reason why it has none. A starved case has a graph's time alone.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ from hwbench.workloads._base import DTYPES, Workload
 
 NAME = "20260102-030405-linear-cuda-h100"
 NO_GRAPH = "It cannot be captured as a graph: operation not permitted when stream is capturing."
+STARVED = "In 14 of 42 samples the device began before the host had launched the last call."
 CAUSE = "the SM clock went from 1980 to 1605 MHz"
 WATTS = 640.0
 REPLICATES = 3
+_TIMES = ("time_seconds", "relative_time")
 _FLOPS_PER_SECOND, _BYTES_PER_SECOND, _LAUNCH_SECONDS = 7.6e14, 2.95e12, 2.1e-6
 # what a host takes to launch a forward pass, the kernels' time over the roofline's
 _MANNERS: dict[str, tuple[float, float]] = {
@@ -167,7 +169,7 @@ def _timed(
             quantity="time_seconds", unit="s", values=values, samples=samples,
             note=CAUSE if hurt else None, **common,
         ),
-        Measurement(quantity="host_seconds", unit="s", values=[host]),
+        Measurement(quantity="host_seconds", unit="s", values=[host], contract="wall"),
     ]  # fmt: skip
     if case.format != "dense":
         relative = [value / dense for value in values]
@@ -177,10 +179,17 @@ def _timed(
         found.append(_graph(case, seconds))
     if case.format == "monarch" and case.tokens == 1:
         flags.append("starved")
+        found = [_without_value(each) if each.quantity in _TIMES else each for each in found]
     if replicate == 0:
         joules = WATTS * max(seconds, host / 3)
         found.append(Measurement(quantity="energy_joules", unit="J", values=[joules], calls=4000))
     return Result(status=Status.OK, flags=flags, measurements=found, **shared)
+
+
+def _without_value(timed: Measurement) -> Measurement:
+    return Measurement(
+        quantity=timed.quantity, unit=timed.unit, values=[], contract="event", note=STARVED
+    )
 
 
 def _graph(case: Case, seconds: float) -> Measurement:

@@ -26,6 +26,10 @@ from hwbench.store import Run, read_run
 
 Call = Callable[..., tuple[int, str, str]]
 
+STARVED_SAID = (
+    "6 of 161 cases are starved: the device waited for the host in too many of their samples, so "
+    "they have no time of their own; 6 have that of a graph."
+)
 HOST = "the host takes about as long to launch a call as the device to execute it"
 
 
@@ -58,7 +62,7 @@ def test_the_run_is_complete_and_has_what_a_gpu_leaves(run: Run, tmp_path: Path)
     flags = {flag for result in read.results for flag in result.flags}
     assert flags == {"launch_bound", "starved", "disturbed"}
     contracts = {m.contract for r in read.results for m in r.measurements}
-    assert contracts == {None, "event", "graph"}
+    assert contracts == {None, "event", "graph", "wall"}
     assert {len(r.flags) for r in read.results} > {0}
     assert [p.case.direction for p in read.planned.values() if p.unsupported] == ["step"] * 4
 
@@ -81,6 +85,7 @@ def test_the_terminal_shows_graphs_and_energy(run: Run, shown: str) -> None:
 def test_the_terminal_says_what_its_times_and_flags_mean(shown: str) -> None:
     assert _clock.CONTRACTS["event"] in shown
     assert HOST in shown
+    assert STARVED_SAID in shown
     assert f"What disturbed: {CAUSE} (and 17 like it)." in shown
     for flag in ("launch_bound", "starved", "disturbed"):
         assert f"{_words.flag(flag)}: {_words.FLAGS[flag]}." in shown
@@ -103,10 +108,11 @@ def test_a_run_of_a_cpu_says_none_of_it() -> None:
 def test_launch_bound_cases_are_counted_with_their_graphs_and_why_some_have_none(run: Run) -> None:
     said = _clock.launches(run, report_rows(run))
     assert said is not None
-    bound = {r.case for r in run.results if "launch_bound" in r.flags}
+    starved = {r.case for r in run.results if "starved" in r.flags}
+    bound = {r.case for r in run.results if "launch_bound" in r.flags} - starved
     without = {r.case for r in run.results for m in r.measurements if m.note == NO_GRAPH}
     assert 0 < len(without) < len(bound)
-    assert said.startswith(f"{len(bound)} of 140 timed cases are launch-bound")
+    assert said.startswith(f"{len(bound)} of 134 timed cases are launch-bound")
     assert f"{len(bound) - len(without)} of them take 0.97× of their time" in said
     assert said.endswith(f"{len(without)} have no graph: {NO_GRAPH}")
 
@@ -158,7 +164,7 @@ def test_readings_that_are_reasons_are_no_clocks(run: Run) -> None:
 def test_the_page_says_before_its_answer_is_believed_who_waits_for_the_host(page: str) -> None:
     answer = page[page.index("The answer") : page.index("Who wins where")]
     assert HOST in answer
-    assert "timed cases are starved: the device’s queue ran dry" in answer
+    assert STARVED_SAID in answer
 
 
 def test_the_page_tells_the_clock_and_the_machine_in_units(page: str) -> None:
@@ -171,7 +177,7 @@ def test_the_page_tells_the_clock_and_the_machine_in_units(page: str) -> None:
         "temperature_celsius 71.0 °C",
         "device.power_limit_watts 700 W",
         "throttled_seconds.power_cap_seconds 12.5 s",
-        "Starved: the queue ran dry",
+        "Starved: the device waited for the host",
     ):
         assert words in method
 
@@ -182,7 +188,7 @@ def test_two_runs_on_a_page_each_tell_their_clock(run: Run) -> None:
     named = [f"NVIDIA H100 80GB HBM3 ({each.header.run})" for each in (run, other)]
     for name in named:
         assert f"{name}: {_clock.CONTRACTS['event']}" in words
-        assert re.search(rf"{re.escape(name)}: \d+ of 140 timed cases are launch-bound", words)
+        assert re.search(rf"{re.escape(name)}: \d+ of 134 timed cases are launch-bound", words)
 
 
 def test_the_pages_rows_hold_graphs_energy_and_the_contract(run: Run) -> None:
@@ -233,8 +239,11 @@ def test_tables_hold_the_contract_the_graph_and_the_energy(run: Run, tmp_path: P
     rows, one = load_run(path), summary(path)
     timed = rows[rows.workload == "linear"]
     assert set(timed.contract.dropna()) == {"event"}
-    bound = one[one["flags"].str.contains("launch_bound")]
-    assert (bound.graph_seconds.dropna() < bound.time_seconds[bound.graph_seconds.notna()]).all()
+    both = one[one["flags"].str.contains("launch_bound") & one.graph_seconds.notna()]
+    starved = both["flags"].str.contains("starved")
+    assert both.time_seconds[starved].isna().all()
+    assert (both.graph_seconds[~starved] < both.time_seconds[~starved]).all()
+    assert starved.sum() == 6
     assert one.energy_joules.notna().sum() == 140
     assert timed[timed.replicate > 0].energy_joules.isna().all()
     assert (one[one.energy_joules.notna()].joules_per_dense_flop > 0).all()

@@ -66,14 +66,14 @@ def _uncaptured(run: Run) -> str:
 
 
 def starved(rows: list[Row]) -> str | None:
-    """How many cases have the host’s time in theirs."""
-    have = [row for row in rows if timed(row)]
-    dry = sum("starved" in row["flags"].split(",") for row in have)
+    """How many cases have no time, because it might be that of the host."""
+    dry = [row for row in rows if "starved" in row["flags"].split(",")]
     if not dry:
         return None
+    graphs = sum(known(row["graph_seconds"]) for row in dry)
     return (
-        f"{dry} of {len(have)} timed cases are starved: the device’s queue ran dry while they were "
-        "timed, so that the host’s time is in theirs."
+        f"{len(dry)} of {len(rows)} cases are starved: the device waited for the host in too many "
+        f"of their samples, so they have no time of their own; {graphs} have that of a graph."
     )
 
 

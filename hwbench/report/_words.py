@@ -29,7 +29,7 @@ FLAGS = {
     "disturbed": "in more than half of its blocks something else took the machine",
     "not_steady": "the time still moved when warm-up ended",
     "launch_bound": "the host takes at least 90 % of the time of a call to launch it",
-    "starved": "the queue ran dry, so that the host’s time is in the device’s",
+    "starved": "the device waited for the host, so that a graph’s time is all it has",
     "recompiled": "torch compiled again while it was timed",
 }
 """What each flag of a case means; other packages' meters may set others."""

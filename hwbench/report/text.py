@@ -255,7 +255,8 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
         )
     flags = {flag for row in rows for flag in row["flags"].split(",")}
     lines += [f"{words.flag(name)}: {said}." for name, said in words.FLAGS.items() if name in flags]
-    cautions = [_clock.launches(run, rows), _clock.causes(run), _clock.clocks(run)]
+    cautions = [_clock.launches(run, rows), _clock.starved(rows)]
+    cautions += [_clock.causes(run), _clock.clocks(run)]
     lines += [said for said in _clock.contracts(rows) if said != _clock.CONTRACTS["wall"]]
     lines += filter(None, cautions)
     return [Text(), *(Text(line, style="dim") for line in lines)]
