@@ -202,7 +202,9 @@ def assert_right(layer: Linear, x: Tensor, dy: Tensor, direction: str) -> None:
     assert_near(y, y64, x.dtype)
     reference = derivatives(y64, by64, dy.double())
     for name, gradient in derivatives(y, by, dy).items():
-        assert_near(gradient, reference[name], x.dtype, f"{direction} gradient of {name}")
+        assert_near(
+            gradient, reference[name], x.dtype, f"{direction} gradient of {name} in {x.dtype}"
+        )
 
 
 def assert_sentence(text: object) -> None:

@@ -27,8 +27,8 @@ except ImportError:  # the tests of a GPU run in interpreters that have torch an
     collect_ignore += [file.name for file in files if "\nfrom hypothesis" in file.read_text()]
 else:
     # A shared runner stalls for longer than any deadline; every run tries the same examples.
-    settings.register_profile("hwbench", deadline=None, derandomize=True)
-    settings.load_profile("hwbench")
+    for tier, examples in (("default", 20), ("heavy", 150)):
+        settings.register_profile(tier, max_examples=examples, deadline=None, derandomize=True)
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch may be imported late, see _one_thread
@@ -38,6 +38,9 @@ _HAS_RAY = importlib.util.find_spec("ray") is not None
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessCount(), "processes that tests start")
+    if "hypothesis" in sys.modules:
+        heavy = "not heavy" not in config.getoption("markexpr")
+        settings.load_profile("heavy" if heavy else "default")
 
 
 def pytest_report_header() -> list[str]:
@@ -49,8 +52,15 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests of a Ray cluster out by name where there is no Ray."""
+    """Mark the tests that draw inputs, which the second tier repeats with more of them.
+
+    The tests of a Ray cluster are left out by name where there is no Ray.
+    """
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("drawn")
     if _HAS_RAY:
         return
     left_out = [item for item in items if item.get_closest_marker("ray")]

@@ -101,9 +101,20 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
 
 
 @needs_interpreter
+@each("f, dtype", [(f, DTYPES[number % len(DTYPES)]) for number, f in enumerate(ALL)])
+def test_step_equals_float64(
+    interpreter: ProcessPoolExecutor, f: Format, dtype: torch.dtype
+) -> None:
+    for tokens in TOKENS[::2]:
+        programs = 256 if tokens == 3 else 1
+        interpreter.submit(_fused.product, f, dtype, tokens, programs).result()
+
+
+@needs_interpreter
+@pytest.mark.heavy
 @each("dtype", DTYPES)
 @each("f", ALL)
-def test_step_equals_float64(
+def test_step_equals_float64_in_every_dtype(
     interpreter: ProcessPoolExecutor, f: Format, dtype: torch.dtype
 ) -> None:
     for tokens in TOKENS:

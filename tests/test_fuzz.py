@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 ENDS = ("read", "refused")  # what else a reader raises fails the test, as does a long sentence
-few = settings(max_examples=150, suppress_health_check=list(HealthCheck))
+few = settings(suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

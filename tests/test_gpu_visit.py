@@ -199,7 +199,7 @@ def test_at_most_eight_plain_files_are_left(visit: Any, seconds: float, tmp_path
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in files)
 
 
-COMING = {"--no-scores"}
+COMING: set[str] = set()
 """Options of a step that no verb has yet."""
 
 

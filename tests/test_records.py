@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hwbench import records
@@ -67,7 +67,6 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
-@settings(max_examples=30)
 @given(data=st.data())
 def test_json_both_ways(kind: type[Record], data: st.DataObject) -> None:
     record = data.draw(values(kind))
@@ -77,7 +76,6 @@ def test_json_both_ways(kind: type[Record], data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", LINES, ids=lambda kind: kind.__name__)
-@settings(max_examples=30)
 @given(data=st.data())
 def test_a_line_tells_what_it_is(kind: type[Record], data: st.DataObject) -> None:
     line = data.draw(values(kind))
@@ -87,7 +85,6 @@ def test_a_line_tells_what_it_is(kind: type[Record], data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
-@settings(max_examples=30)
 @given(data=st.data())
 def test_records_are_frozen_and_ignore_what_later_versions_add(
     kind: type[Record], data: st.DataObject
@@ -196,7 +193,6 @@ def test_distinct_cases_have_distinct_ids(case: Case, data: st.DataObject) -> No
     assert (case.id == other.id) == (case == other)
 
 
-@settings(max_examples=30)
 @given(st.lists(CASES, max_size=20))
 def test_ids_collide_for_equal_cases_only(cases: list[Case]) -> None:
     found: dict[str, Case] = {}

@@ -98,15 +98,21 @@ FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 LOADERS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "hwbench").rglob("*.py")), ids=lambda p: p.name)
-def test_no_code_reads_a_file_that_could_run(file: Path):
+def test_no_code_reads_a_file_that_could_run():
+    files = sorted((ROOT / "hwbench").rglob("*.py"))
+    assert len(files) > 100
+    for file in files:
+        _assert_reads_no_code(file)
+
+
+def _assert_reads_no_code(file: Path):
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in FORBIDDEN, f"{file}:{node.lineno}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             called = ast.unparse(node.func)
-            assert called not in ("torch.load", "numpy.load", "np.load", "pd.read_pickle")
-            assert not any(word.arg == "shell" for word in node.keywords)
+            assert called not in ("torch.load", "numpy.load", "np.load", "pd.read_pickle"), file
+            assert not any(word.arg == "shell" for word in node.keywords), file
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
