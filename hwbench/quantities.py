@@ -57,7 +57,7 @@ def _timed(name: str, title: str = "", **more: Any) -> Quantity:
 
 
 TIME = _timed("time_seconds", "time", metric="time")
-GRAPH = _timed("graph_seconds", "time in a graph")
+GRAPH = _timed("graph_seconds", "time in a graph", column="graph", shown=(TERMINAL, PAGE))
 RELATIVE = Quantity(name="relative_time", unit="×", title="relative", metric="relative", shown=())
 NUMERICAL_ERROR = Quantity(
     name="numerical_error", title="numerical error", column="num. error",

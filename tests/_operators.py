@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hwbench.formats import _blocks, _gather, _probe, semi_structured, two_four_training
 from hwbench.formats._base import STEP, Format, Linear
+from hwbench.formats._derived import Derived
 
 Found = set[tuple[str, str]]
 """Operators with the dtypes that they are called in, as the table of CUDA names them."""
@@ -103,12 +104,13 @@ FUSED: dict[str, Callable[..., Tensor]] = {
 
 def on_meta(f: Format, dtype: torch.dtype) -> Linear:
     """A layer without memory, with all that it derives from its state at its first calls."""
-    layer = f.random(dtype=dtype, generator=generator())
+    layer = f.random(dtype=dtype, generator=generator()).trust_versions()
     if f.unsupported("cpu", dtype, STEP) is None:
         x = normal(1, f.in_features).to(dtype)
         by = wanted(layer, x, STEP)
         torch.autograd.grad(layer(x).sum(), list(by.values()))
-    if isinstance(pattern := getattr(layer, "_pattern", None), _gather.Pattern):
+    pattern = getattr(getattr(layer, "_pattern", None), "_value", None)
+    if isinstance(pattern, _gather.Pattern):
         _ = pattern.blocks, pattern.places  # which the way of the CPU may not have asked for
     kept = {
         name: _moved(value)
@@ -121,9 +123,21 @@ def on_meta(f: Format, dtype: torch.dtype) -> Linear:
     return layer
 
 
+class _Kept:
+    """Stands for a ``Derived`` whose value is there: on ``meta`` no content can be compared."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def get(self, *_: Any, **__: Any) -> Any:
+        return self.value
+
+
 def _moved(value: Any) -> Any:
     """The value with its tensors, and those of the objects in it, on ``meta``."""
-    if hasattr(value, "__dict__") and not isinstance(value, Tensor):
+    if isinstance(value, Derived):
+        return _Kept(_moved(value._value))
+    if hasattr(value, "__dict__") and not isinstance(value, Tensor | type):
         moved = copy.copy(value)
         vars(moved).update({name: _moved(each) for name, each in vars(value).items()})
         return moved

@@ -81,7 +81,7 @@ def test_packing_follows_the_values_and_leaves_the_switch_alone(
         assert packs == [(kernel == "cutlass", True)] * 2
         copied = copy.deepcopy(layer)
         assert torch.equal(copied.packed(), layer.packed())
-        assert packs == [kernel == "cutlass"] * 3
+        assert packs == [(kernel == "cutlass", True)] * 3
         assert torch.equal(copied.to_dense(), layer.to_dense())
         assert SparseSemiStructuredTensor._FORCE_CUTLASS is False
         assert SparseSemiStructuredTensor._FUSE_TRANSPOSE is False

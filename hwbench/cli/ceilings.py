@@ -65,6 +65,7 @@ def ceilings(
 
 def _tables(found: dict[str, Any]) -> list[RenderableType]:
     from hwbench import units
+    from hwbench.report._facts import LAUNCH
 
     matmul = [
         (name, units.flops_per_second(entry["flops_per_second"]), _product(entry["shape"]),
@@ -84,7 +85,7 @@ def _tables(found: dict[str, Any]) -> list[RenderableType]:
     ]  # fmt: skip
     launch = [
         (words, units.seconds(found["launch"][name]))
-        for name, words in _LAUNCH.items()
+        for name, words in LAUNCH.items()
         if name in found["launch"]
     ]
     if "graph" in found["launch"]:
@@ -95,14 +96,6 @@ def _tables(found: dict[str, Any]) -> list[RenderableType]:
         _table(("largest working set", "at best", "working set"), moved),
         _table(("smallest call", "at best"), launch),
     ]
-
-
-_LAUNCH = {
-    "seconds": "one after another",
-    "host_seconds": "the host's part",
-    "graph_seconds": "a graph of one",
-    "graph_kernel_seconds": "each in a graph of many",
-}
 
 
 def _product(shape: list[int]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hwbench import units
+from hwbench.quantities import GRAPH
 from hwbench.records import Status
 from hwbench.report._rows import Row, known, printable, timed
 from hwbench.store import Run
@@ -40,9 +41,7 @@ def launches(run: Run, rows: list[Row]) -> str | None:
         "to launch a call as the device to execute it, or longer. A program that calls such a "
         "layer alone waits for the host, and gains less than these times say."
     )
-    shares = [
-        row["graph_seconds"] / row["time_seconds"] for row in bound if known(row["graph_seconds"])
-    ]
+    shares = [row[GRAPH.name] / row["time_seconds"] for row in bound if known(row[GRAPH.name])]
     if shares:
         low, high = (units.significant(end, 2) for end in (min(shares), max(shares)))
         span = f"{low}×" if low == high else f"{low}–{high}×"
@@ -57,7 +56,7 @@ def _uncaptured(run: Run) -> str:
         result.case: measured.note
         for result in run.results
         for measured in result.measurements
-        if measured.quantity == "graph_seconds" and not measured.values and measured.note
+        if measured.quantity == GRAPH.name and not measured.values and measured.note
     }
     if not reasons:
         return ""
@@ -70,7 +69,7 @@ def starved(rows: list[Row]) -> str | None:
     dry = [row for row in rows if "starved" in row["flags"].split(",")]
     if not dry:
         return None
-    graphs = sum(known(row["graph_seconds"]) for row in dry)
+    graphs = sum(known(row[GRAPH.name]) for row in dry)
     return (
         f"{len(dry)} of {len(rows)} cases are starved: the device waited for the host in too many "
         f"of their samples, so they have no time of their own; {graphs} have that of a graph."

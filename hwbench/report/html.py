@@ -16,7 +16,7 @@ from typing import Any
 
 from hwbench.errors import UsageError
 from hwbench.join import is_scored
-from hwbench.quantities import CHART, ENERGY, GRAPH, PAGE, RELATIVE, SCORE, TIME, Quantity
+from hwbench.quantities import CHART, ENERGY, PAGE, RELATIVE, SCORE, TIME, Quantity
 from hwbench.report import (
     _answers,
     _clock,
@@ -37,7 +37,7 @@ from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = ("data.js", "filters.js", "charts.js", "heat.js", "rows.js", "ratios.js", "page.js")
-_ALWAYS = (TIME, GRAPH, RELATIVE, SCORE)  # the quantities that the page draws by itself
+_ALWAYS = (TIME, RELATIVE, SCORE)  # the quantities that the page draws by itself
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
 

@@ -15,6 +15,7 @@ import msgspec
 from hwbench import units
 from hwbench.quantities import (
     ENERGY,
+    GRAPH,
     NUMERICAL_ERROR,
     SAVED_BYTES,
     TERMINAL,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 DROPPED_FIRST = (
     *(NUMERICAL_ERROR.name, ENERGY.name, SAVED_BYTES.name),
-    *("efficiency", "rate", "graph", "stored", "score", "time"),
+    *("efficiency", "rate", GRAPH.name, "stored", "score", "time"),
 )
 """Columns in the order in which a narrow terminal loses them, after those of other packages."""
 
@@ -172,7 +173,6 @@ def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
         _Column("density", "density", _density),
         _Column("time", "time", lambda row: units.seconds(row["time_seconds"])),
         _Column("relative", "relative", _relative),
-        _Column("graph", "graph", lambda row: units.seconds(row["graph_seconds"])),
         _Column("rate", "executed", rate),
         _Column("efficiency", "of roof", _efficiency),
         _Column("stored", "stored", lambda row: units.nbytes(row["stored_bytes"])),

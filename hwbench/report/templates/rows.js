@@ -12,7 +12,6 @@ const COLUMNS_BEFORE = [
   { title: "dtype", left: true, value: (r) => r.dtype },
   { title: "time", needs: "time_seconds", value: (r) => r.time_seconds, text: (r) => si(r.time_seconds, "s") },
   { title: "relative", needs: "time_seconds", value: (r) => r.relative, text: (r) => (r.format === "dense" && known(r.relative) ? "1" : plain(r.relative)), more: (r) => spread(r.relative_time, r.relative_low, r.relative_high) },
-  { title: "graph", needs: "graph_seconds", value: (r) => r.graph_seconds, text: (r) => si(r.graph_seconds, "s") },
   { title: "of first run", needs: "ratio", value: (r) => r.ratio, text: (r) => plain(r.ratio), more: (r) => spread(r.ratio, r.ratio_low, r.ratio_high) },
   { title: "status", left: true, value: (r) => r.said, tip: (r) => r.reason },
   { title: "executed", needs: "time_seconds", value: (r) => r.flops_per_second, text: (r) => si(r.flops_per_second, "FLOP/s") },
