@@ -10,7 +10,7 @@ BROWSER_TESTS := 40                      # fewer than these is a failure: a skip
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv bench test evidence docs golden test-browser test-cuda gpu-visit lint fmt check
+.PHONY: help venv bench test test-all test-heavy mutations evidence docs golden test-browser test-cuda gpu-visit lint fmt check
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,19 @@ bench: $(VENV)/.runtime ## measure this machine (suite linear) and write report.
 	$(BIN)/hwbench report "$$(ls -t runs/*.jsonl | head -1)" --out report.html && \
 	echo "report: $(CURDIR)/report.html" && exit $$status
 
-test: $(VENV)/.dev ## run the tests that need no GPU and no browser
-	$(BIN)/python -m pytest --timeout 600 -n auto --dist worksteal
+PYTEST = $(BIN)/python -m pytest --timeout 600 -n auto --dist worksteal
+
+test: $(VENV)/.dev ## run the first tier of tests: no GPU, no browser, minutes
+	$(PYTEST)
+
+test-all: $(VENV)/.dev ## run both tiers, as before a release
+	$(PYTEST) -m "not cuda and not browser"
+
+test-heavy: $(VENV)/.dev ## run the second tier alone, and the drawn inputs again with more of them
+	$(PYTEST) -m "(heavy or drawn) and not cuda and not browser"
+
+mutations: $(VENV)/.dev ## put known faults back into a copy, one by one: does a test find each?
+	$(BIN)/python tests/mutations/run.py
 
 docs: $(VENV)/.dev ## write docs/formats.md, its pictures and the tables of other pages from the code
 	$(BIN)/python docs/make_formats.py
@@ -66,7 +77,7 @@ fmt: $(VENV)/.dev ## write the code as lint wants it
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-check: lint test ## what CI runs: lint and test
+check: lint test ## lint and the first tier of tests
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' || \

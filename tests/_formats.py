@@ -77,6 +77,15 @@ def first_of_each(fs: Iterable[Format]) -> list[Format]:
     return list(found.values())
 
 
+def projected(fs: Iterable[Format]) -> list[Any]:
+    """The settings; all but the first kernel of a format in the second tier: they project alike."""
+    heavy = pytest.mark.heavy
+    return [
+        f if f.kernel == type(f).KERNELS[0] else pytest.param(f, marks=heavy, id=_label(f))
+        for f in fs
+    ]
+
+
 def budgets(
     f: Format, densities: Sequence[float] = DENSITIES, **knobs: Any
 ) -> Iterator[tuple[float, Format]]:

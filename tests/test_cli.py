@@ -112,28 +112,36 @@ def test_a_knob_that_cannot_be_is_one_sentence_and_exit_2(hwbench, tiny):
     assert "rank of low_rank must be between 1 and 16" in err
 
 
-def test_run_report_export_plot_and_list_go_through(hwbench, tiny):
+def test_run_and_resume_go_through(hwbench, tiny):
     code, out, err = hwbench("run", "--suite", tiny, "--device", "fake", "--threads", "1")
     assert (code, err) == (0, "")
     assert "low_rank" in out
     (path,) = Path("runs").glob("*.jsonl")
     assert str(path) in out
     assert read_run(path).complete
-    code, out, _ = hwbench("report", str(path), "--out", "page.html")
-    assert code == 0
-    assert "low_rank" in Path("page.html").read_text(encoding="utf-8")
-    assert hwbench("report", "runs")[0] == 0
-    code, _, err = hwbench("report", str(path), "--out", "nowhere/page.html")
-    assert (code, "Cannot write the report" in err) == (2, True)
-    assert hwbench("export", str(path), "--to", "csv", "--out", "rows.csv")[0] == 0
-    assert len(Path("rows.csv").read_text().splitlines()) == 1 + 2 * 2 + 1
-    assert hwbench("plot", str(path), "--kind", "roofline", "--out", "figure.png")[0] == 0
-    assert Path("figure.png").read_bytes()[:4] == b"\x89PNG"
-    code, out, _ = hwbench("list", "runs")
-    assert "complete" in out
     code, out, _ = hwbench("run", "--resume", str(path), "--json")
     assert code == 0
     assert {row["format"] for row in json.loads(out)} == {"dense", "low_rank"}
+
+
+def test_report_export_plot_list_compare_and_history_read_a_run(hwbench, golden):
+    run, path = read_run(golden), str(golden)
+    assert hwbench("report", path, "--out", "page.html")[0] == 0
+    page = Path("page.html").read_text(encoding="utf-8")
+    assert all(name in page for name in {p.case.format for p in run.planned.values()})
+    assert hwbench("report", str(golden.parent))[0] == 0
+    code, _, err = hwbench("report", path, "--out", "nowhere/page.html")
+    assert (code, "Cannot write the report" in err) == (2, True)
+    assert hwbench("export", path, "--to", "csv", "--out", "rows.csv")[0] == 0
+    assert len(Path("rows.csv").read_text().splitlines()) == 1 + len(run.results)
+    assert hwbench("plot", path, "--kind", "roofline", "--out", "figure.png")[0] == 0
+    assert Path("figure.png").read_bytes()[:4] == b"\x89PNG"
+    code, out, _ = hwbench("list", "runs", "--out", str(golden.parent))
+    assert (code, "complete" in out) == (0, True)
+    code, out, _ = hwbench("compare", path, path)
+    assert (code, run.header.run in out) == (0, True)
+    code, _, err = hwbench("history", str(golden.parent), "--out", "history.html")
+    assert (code, err) == (0, "")
 
 
 def test_quick_is_one_replicate(hwbench, tiny):

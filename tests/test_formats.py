@@ -42,6 +42,7 @@ from _formats import (
     neighbours,
     normal,
     observe,
+    projected,
     random_layer,
     relative,
     runs_in,
@@ -255,7 +256,7 @@ def test_parameters_are_the_values_that_carry_information(f: Format) -> None:
         assert f.density() == f.parameters() / (f.out_features * f.in_features)
 
 
-@each("f", ALL)
+@each("f", projected(ALL))
 def test_stored_bytes_are_those_of_the_stored_tensors(f: Format) -> None:
     for dtype in dtypes(f):
         for layer in layers(f, dtype):
@@ -555,13 +556,13 @@ def error(f: Format, weight: Tensor, **more: Any) -> float:
     return relative(f.project(weight, **more).to_dense().detach(), weight)
 
 
-@each("f", ALL)
+@each("f", projected(ALL))
 def test_projection_keeps_a_member(f: Format) -> None:
     weight = random_layer(f).to_dense().detach().clone()
     assert error(f, weight) <= getattr(f, "PROJECTION_TOLERANCE", 1e-4)
 
 
-@each("f", ALL)
+@each("f", projected(ALL))
 def test_projection_beats_zero_and_random_members(f: Format) -> None:
     weight = matrix(f)
     reached = error(f, weight)
@@ -572,7 +573,7 @@ def test_projection_beats_zero_and_random_members(f: Format) -> None:
         assert reached <= relative(scale * member, weight) + 1e-6
 
 
-@each("f", ONE)
+@each("f", projected(ONE))
 def test_projection_improves_with_the_budget(f: Format) -> None:
     found = {g.parameters(): error(g, matrix(f)) for _, g in budgets(f)}
     errors = [found[parameters] for parameters in sorted(found)]
@@ -581,7 +582,7 @@ def test_projection_improves_with_the_budget(f: Format) -> None:
     assert len(errors) <= 1 or errors[-1] < errors[0]
 
 
-@each("f", SETTINGS)
+@each("f", projected(SETTINGS))
 def test_projection_minds_its_manners(f: Format) -> None:
     """Deterministic, quiet about the global generator; it neither changes nor keeps its input."""
     weight = nn.Parameter(matrix(f))
@@ -599,7 +600,7 @@ def test_projection_minds_its_manners(f: Format) -> None:
     assert error(f, transposed) <= relative(dense, before) * SLACK + 1e-6
 
 
-@each("f", SETTINGS)
+@each("f", projected(SETTINGS))
 def test_projection_has_the_dtype_of_the_weight(f: Format) -> None:
     weight = matrix(f)
     full = relative(f.project(weight).to_dense().detach(), weight)
@@ -611,7 +612,7 @@ def test_projection_has_the_dtype_of_the_weight(f: Format) -> None:
         assert own <= full * SLACK + 2 * TOLERANCE[dtype], dtype
 
 
-@each("f", ALL)
+@each("f", projected(ALL))
 def test_projection_of_zero_is_zero(f: Format) -> None:
     zero = torch.zeros(f.out_features, f.in_features, dtype=home(f))
     assert f.project(zero).to_dense().detach().abs().max() <= 1e-6

@@ -6,6 +6,7 @@ which fault here is in ``docs/testing.md``.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from _check import Call
 from _faulty import ROOT, install, uninstall
 from _inline import Workers
+from msgspec.structs import replace
 
 from hwbench import protocol, runner
 from hwbench.errors import UsageError
@@ -30,7 +32,7 @@ from hwbench.transports.local import LocalSeat, LocalWorker
 pytestmark = pytest.mark.processes
 
 HEAVY = pytest.mark.heavy
-REPLICATES, CASES = 3, 12
+REPLICATES, CASES = 2, 12
 SUITE = f"""
 schema = 1
 name = "faults"
@@ -181,11 +183,41 @@ def test_a_worker_finds_the_interpreter_and_the_paths_that_it_is_given(tmp_path:
     assert told.read_text() == f"{ROOT}{os.pathsep}elsewhere\n"
 
 
+def test_a_run_of_real_workers_is_that_of_workers_in_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lets all other tests do without processes: not a number of it is another one."""
+    script = {"seed": 1, "replicate": 0, "noise": 0.02, "disturb_probability": 0.1}
+    monkeypatch.setenv("HWBENCH_FAKE", json.dumps(script))
+    formats = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}, {"name": "csr"}]
+    formats[-1]["density"] = 0.5
+    asked = {
+        "schema": 1,
+        "name": "same",
+        "plan": {"replicates": 1, "budget_seconds": 0.005},
+        "cases": [
+            {"workload": "linear", "direction": ["forward", "step"], "shape": [32, 16],
+             "tokens": [1, 8], "format": formats},
+            {"workload": "projection", "shape": [16, 16], "format": [formats[1]]},
+        ],
+    }  # fmt: skip
+    real = read_run(runner.run(asked, device="fake", out=tmp_path / "real", threads=1))
+    monkeypatch.setattr("hwbench.transports.local.LocalWorker", Workers())
+    inline = read_run(runner.run(asked, device="fake", out=tmp_path / "inline", threads=1))
+    assert real.planned == inline.planned
+    assert len(real.results) == 4 * 4 + 2
+    timed = ("first_call_seconds", "compile_seconds")
+    for ours, theirs in zip(inline.results, real.results, strict=True):
+        for one, other in zip(ours.measurements, theirs.measurements, strict=True):
+            assert one == other or one.quantity in timed, (ours.case, one, other)
+        assert replace(ours, measurements=[]) == replace(theirs, measurements=[])
+
+
 # A run
 
 
 @pytest.mark.parametrize(
-    "results", [None, 1, 13, *(pytest.param(n, marks=HEAVY) for n in (0, 11, 12, 30))]
+    "results", [None, 1, 13, *(pytest.param(n, marks=HEAVY) for n in (0, 11, 12, 20))]
 )
 def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(
     out: Path, results: int | None, monkeypatch: pytest.MonkeyPatch
