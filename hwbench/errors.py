@@ -21,11 +21,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from hwbench.channels import visible
+
 
 def shortened(text: str, most: int = 100) -> str:
     """A text that came from a file, as a sentence may quote it: nothing in it steers a terminal."""
-    text = text if len(text) <= most else f"{text[:most]}…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return visible(text if len(text) <= most else f"{text[:most]}…")
 
 
 def first_line(error: BaseException) -> str:

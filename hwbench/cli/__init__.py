@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import typer
 
 import hwbench
+from hwbench.channels import guarded, visible
 from hwbench.cli import (
     ab,
     baseline,
@@ -33,7 +34,7 @@ from hwbench.cli import (
     run,
     selftest,
 )
-from hwbench.errors import HwbenchError, UsageError, shortened
+from hwbench.errors import HwbenchError, UsageError
 
 BUG, INTERRUPTED = 70, 130
 
@@ -108,6 +109,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 @_ended_by_sigterm()
+@guarded()
 def _code() -> int:
     try:
         return app(standalone_mode=False) or 0
@@ -132,5 +134,4 @@ def _code() -> int:
 def _tell(sentence: str) -> None:
     if _Debug.on:
         traceback.print_exc()
-    lines = (shortened(line, len(line)) for line in sentence.splitlines())  # it may quote a file
-    print("\n".join(lines), file=sys.stderr)
+    print(visible(sentence), file=sys.stderr)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from hwbench.channels import visible
 from hwbench.cli import _shared
 from hwbench.errors import shortened
 
@@ -43,7 +44,8 @@ def progress() -> Iterator[Listener]:
         except KeyboardInterrupt:
             if seen:
                 path = seen[-1].path
-                console.print(f"What was measured is in {path}; go on with --resume {path}")
+                told = f"What was measured is in {path}; go on with --resume {path}"
+                console.print(visible(told), soft_wrap=True)
             raise
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hwbench.channels import plain_json, visible
 from hwbench.errors import RunFileError, SuiteError, UsageError, shortened
 
 if TYPE_CHECKING:
@@ -27,13 +28,27 @@ _PIPED_WIDTH = 160  # columns of a table that no terminal cuts
 
 
 def console(*, error: bool = False) -> Console:
-    """A console that knows whether it is a terminal; a pipe gets plain text of a fixed width."""
+    """A console that knows whether it is a terminal; a pipe gets plain text of a fixed width.
+
+    No text is markup: a name may hold brackets and colons.
+    """
     from rich.console import Console
 
     stream = sys.stderr if error else sys.stdout
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     if stream.isatty():
-        return Console(file=stream, highlight=False)
-    return Console(file=stream, highlight=False, width=_PIPED_WIDTH, no_color=True)
+        return Console(file=stream, **plain)
+    return Console(file=stream, width=_PIPED_WIDTH, no_color=True, **plain)
+
+
+def say(sentence: str = "", *, error: bool = False) -> None:
+    """Print one line; what it quotes, a path or a name, does not break or steer it."""
+    typer.echo(visible(sentence), err=error)
+
+
+def say_json(text: str) -> None:
+    """Print JSON whose strings steer neither a terminal nor a log."""
+    typer.echo(plain_json(text))
 
 
 def listed(values: list[str] | None) -> list[str]:

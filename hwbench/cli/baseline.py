@@ -25,7 +25,7 @@ def promote(
     from hwbench.studies import baseline
 
     for path in _shared.run_files(runs):
-        typer.echo(f"{path} is kept as {baseline.promote(path, folder)}.")
+        _shared.say(f"{path} is kept as {baseline.promote(path, folder)}.")
 
 
 @app.command("list")
@@ -49,14 +49,14 @@ def list_(
             }
             for each in found
         ]
-        typer.echo(json.dumps(rows))
+        _shared.say_json(json.dumps(rows))
         return
     for each in found:
         header = each.header
         about = f"{header.suite} on {header.machine}, {header.created}"
-        typer.echo(f"{each.path}  {printable(about)}")
+        _shared.say(f"{each.path}  {printable(about)}")
     if not found:
-        typer.echo(f"There are no baselines in {folder}.", err=True)
+        _shared.say(f"There are no baselines in {folder}.", error=True)
 
 
 @app.command("prune")
@@ -71,4 +71,4 @@ def prune(
     from hwbench.studies import baseline
 
     for each in baseline.prune(folder, keep, dry_run=dry_run):
-        typer.echo(f"{each.path} {'would be' if dry_run else 'is'} deleted.")
+        _shared.say(f"{each.path} {'would be' if dry_run else 'is'} deleted.")

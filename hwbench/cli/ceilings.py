@@ -48,19 +48,18 @@ def ceilings(
     finally:
         worker.close()
     if as_json:
-        typer.echo(json.dumps(found))
+        _shared.say_json(json.dumps(found))
         return
     out = _shared.console()
     for part in _tables(found):
         out.print(part)
     if kept.busy(found):
-        out.print(
+        _shared.say(
             f"The machine was busy in {found['disturbed']:.0%} of that time, so these may be "
-            "too low; the next run measures them again.",
-            soft_wrap=True,
+            "too low; the next run measures them again."
         )
     where = found.get("not_kept") or f"Kept in {kept.path(reply, threads)}."
-    out.print(where, soft_wrap=True)
+    _shared.say(where)
 
 
 def _tables(found: dict[str, Any]) -> list[RenderableType]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from hwbench.channels import command
 from hwbench.cli import _shared
 from hwbench.cli._progress import progress
 from hwbench.errors import RunFileError, UsageError
@@ -83,12 +84,12 @@ def check(
 def tell(outcome: Outcome, *, as_json: bool, github: bool = False) -> NoReturn:
     """Print an outcome, and end with its exit code."""
     if as_json:
-        typer.echo(_json(outcome))
+        _shared.say_json(_json(outcome))
     else:
         _show(outcome)
     if github:
         _github(outcome)
-    typer.echo(f"hwbench: {_printable(outcome.sentence())}", err=True)
+    _shared.say(f"hwbench: {_printable(outcome.sentence())}", error=True)
     raise typer.Exit(outcome.exit)
 
 
@@ -151,10 +152,10 @@ def _github(outcome: Outcome) -> None:
     from hwbench.report import github
 
     for line in github.commands(outcome):
-        typer.echo(line)
+        command(line)
     target = os.environ.get(_SUMMARY)
     if not target:
-        typer.echo(f"{_SUMMARY} is not set: there is no step to write a summary for.", err=True)
+        _shared.say(f"{_SUMMARY} is not set: there is no step to write a summary for.", error=True)
         return
     try:
         with Path(target).open("a", encoding="utf-8") as file:

@@ -27,7 +27,7 @@ def compare(
     read = [read_run(path) for path in _shared.run_files(runs)]
     found = versus.compare(read, _prices(price))
     if as_json:
-        typer.echo(json.dumps(versus.plain(found), indent=1, ensure_ascii=False))
+        _shared.say_json(json.dumps(versus.plain(found), indent=1, ensure_ascii=False))
     else:
         console = _shared.console()
         for part in versus.table(found):
@@ -38,7 +38,7 @@ def compare(
         out.write_text(versus.page(read, found), encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"Cannot write the report {out}: {error.strerror}.") from error
-    typer.echo(f"The report is in {out}.", err=as_json)
+    _shared.say(f"The report is in {out}.", error=as_json)
 
 
 def _prices(given: list[str] | None) -> dict[str, float]:

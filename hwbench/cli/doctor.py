@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hwbench.channels import visible
 from hwbench.cli import _shared
 from hwbench.errors import shortened
 
@@ -42,7 +43,7 @@ def doctor(
         return _cluster(cluster, device, threads, required, as_json=as_json)
     found = study.examine(device, threads)
     if as_json:
-        typer.echo(json.dumps([asdict(check) for check in found]))
+        _shared.say_json(json.dumps([asdict(check) for check in found]))
     else:
         _show(found)
     study.demand(found, required)
@@ -64,7 +65,7 @@ def _cluster(
     finally:
         joined.close()
     if as_json:
-        typer.echo(json.dumps([asdict(node) for node in found]))
+        _shared.say_json(json.dumps([asdict(node) for node in found]))
     else:
         table = Table.grid(padding=(0, 2))
         for node in found:
@@ -73,7 +74,7 @@ def _cluster(
             words = "; ".join(f"{c.key}: {c.says}" for c in doubts) or node.missed or "fine"
             facts = (said.get("device", ""), said.get("libraries", ""), words)
             texts = (shortened(each, 300) for each in facts)
-            table.add_row(Text(node.name, style="bold"), *map(Text, texts))
+            table.add_row(Text(visible(node.name), style="bold"), *map(Text, texts))
         out = _shared.console()
         out.print(table)
         for sentence in study.unequal(found):
@@ -88,5 +89,5 @@ def _show(found: list[Check]) -> None:
     table = Table.grid(padding=(0, 2))
     for check in found:
         verdict = Text(check.verdict.value, style=_STYLES[check.verdict.value])
-        table.add_row(Text(check.key, style="bold"), verdict, check.says)
+        table.add_row(Text(check.key, style="bold"), verdict, visible(check.says))
     _shared.console().print(table)

@@ -20,4 +20,4 @@ def export(
 
     (path,) = _shared.run_files([run])[-1:]
     exporters.export(read_run(path), to, out)
-    typer.echo(f"The run is in {out}.")
+    _shared.say(f"The run is in {out}.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from hwbench.cli import _shared
 from hwbench.cli.check import fraction, write_file
 
 
@@ -41,13 +42,13 @@ def history(
     if out is not None:
         write_file(out, pages.render(told.histories, told.notes))
     if as_json:
-        typer.echo(pages.plain(told.histories, told.notes))
+        _shared.say_json(pages.plain(told.histories, told.notes))
         return
     for each in told.histories:
         for line in pages.lines(each):
-            typer.echo(line)
-        typer.echo()
+            _shared.say(line)
+        _shared.say()
     for note in told.notes:
-        typer.echo(note)
+        _shared.say(note)
     if out is not None:
-        typer.echo(f"The page is in {out}.")
+        _shared.say(f"The page is in {out}.")

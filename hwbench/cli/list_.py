@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hwbench.channels import visible
 from hwbench.cli import _shared
 from hwbench.errors import UnknownNameError, shortened
 
@@ -37,13 +38,13 @@ def list_(
         kind, folder
     )
     if as_json:
-        typer.echo(json.dumps(rows))
+        _shared.say_json(json.dumps(rows))
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
-        typer.echo(f"{row['name']:<{width}}  {row['about']}")
+        _shared.say(f"{row['name']:<{width}}  {row['about']}")
     if not rows:
-        typer.echo(f"There are no {kind} in {folder}.", err=True)
+        _shared.say(f"There are no {kind} in {folder}.", error=True)
 
 
 def _members(kind: str, folder: Path) -> list[dict[str, Any]]:
@@ -91,7 +92,7 @@ def _format_details(*, as_json: bool) -> None:
     finally:
         worker.close()
     if as_json:
-        typer.echo(msgspec.json.encode(reply.formats).decode())
+        _shared.say_json(msgspec.json.encode(reply.formats).decode())
         return
     _show(reply.formats)
 
@@ -102,11 +103,13 @@ def _show(formats: list[FormatDetails]) -> None:
 
     out = _shared.console()
     for each in formats:
-        out.print(Text(each.name, style="bold"))
+        out.print(Text(visible(each.name), style="bold"))
         for label, values in _facts(each).items():
             for number, value in enumerate(values):
                 head = "" if number else label
-                lines = textwrap.wrap(value, max(out.width - 11, 40), break_on_hyphens=False)
+                lines = textwrap.wrap(
+                    visible(value), max(out.width - 11, 40), break_on_hyphens=False
+                )
                 for line in lines:
                     out.print(Text.assemble((f"  {head:<9}", "dim"), line))
                     head = ""

@@ -23,4 +23,4 @@ def plot(
     (path,) = _shared.run_files([run])[-1:]
     figures.import_matplotlib()
     figures.plot(read_run(path), kind, out)
-    typer.echo(f"The figure is in {out}.")
+    _shared.say(f"The figure is in {out}.")

@@ -76,7 +76,7 @@ def profile(
     finally:
         worker.close()
     if as_json:
-        typer.echo(json.dumps({"case": planned.case.id, **found}))
+        _shared.say_json(json.dumps({"case": planned.case.id, **found}))
     else:
         for part in _shown(planned.case.id, found):
             _shared.console().print(part, soft_wrap=isinstance(part, str))

@@ -33,4 +33,4 @@ def report(
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"Cannot write the report {out}: {error.strerror}.") from error
-    typer.echo(f"The report is in {out}.")
+    _shared.say(f"The report is in {out}.")

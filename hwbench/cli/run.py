@@ -214,7 +214,7 @@ def _show_all(paths: list[Path], *, as_json: bool) -> None:
 
     if as_json and len(paths) > 1:
         rows = [{"run": str(path), **row} for path in paths for row in rows_json(read_run(path))]
-        typer.echo(json.dumps(rows))
+        _shared.say_json(json.dumps(rows))
         return
     for path in paths:
         _show(path, as_json=as_json)
@@ -226,9 +226,10 @@ def _show(path: Path, *, as_json: bool) -> None:
 
     found = read_run(path)
     if as_json:
-        typer.echo(json.dumps(rows_json(found)))
+        _shared.say_json(json.dumps(rows_json(found)))
         return
     console = _shared.console()
     for part in table(found, console.width):
         console.print(part)
-    console.print(f"\nThe run is in {path}. See it with: hwbench report {path}", soft_wrap=True)
+    _shared.say()
+    _shared.say(f"The run is in {path}. See it with: hwbench report {path}")

@@ -66,10 +66,10 @@ def selftest(
                 out=out, threads=threads, replicates=replicates,
             )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(_plain(told), allow_nan=False))
+        _shared.say_json(json.dumps(_plain(told), allow_nan=False))
         return
     for line in _lines(told):
-        typer.echo(line)
+        _shared.say(line)
 
 
 def _lines(told: Told) -> list[str]:

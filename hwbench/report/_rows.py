@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hwbench import quantities
+from hwbench import channels, quantities
 from hwbench.frames import measured, placement, summary_rows
 from hwbench.quantities import SCORE, Quantity
 from hwbench.roofline import lines, roof
@@ -98,7 +98,4 @@ def word(value: Any) -> str:
 
 def printable(text: object) -> str:
     """Text in one line, with everything that could steer a terminal made visible."""
-    line = " ".join(str(text).split())
-    if line.isprintable():
-        return line
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return channels.line(text)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from hwbench.channels import cell
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError
 from hwbench.frames import replicate_rows
 from hwbench.report import pytest_benchmark
@@ -32,9 +33,14 @@ def export(run: Run, to: str, path: Path) -> None:
 
 
 def _csv(run: Run, path: Path) -> None:
+    """A text that a spreadsheet would take for a formula has an apostrophe before it."""
     import pandas as pd
 
-    pd.DataFrame(replicate_rows(run)).to_csv(path, index=False)
+    rows = [
+        {cell(k): cell(v) if isinstance(v, str) else v for k, v in row.items()}
+        for row in replicate_rows(run)
+    ]
+    pd.DataFrame(rows).to_csv(path, index=False)
 
 
 def _json(run: Run, path: Path) -> None:

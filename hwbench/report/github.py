@@ -6,6 +6,7 @@ both are kept here, and what is left out is counted.
 
 from __future__ import annotations
 
+from hwbench.channels import inert
 from hwbench.outcome import FINE, Outcome
 from hwbench.records import Verdict
 from hwbench.report import markdown
@@ -41,7 +42,7 @@ def summary(outcome: Outcome) -> str:
 
 def data(text: object) -> str:
     """Text as the message of a workflow command."""
-    line = printable(text)
+    line = inert(printable(text))
     return line.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 

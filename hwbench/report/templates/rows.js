@@ -168,7 +168,9 @@ const downloaded = (data) => Object.keys(data.columns).filter((name) => !PAGE_ON
 
 function asCsv(data, rows) {
   const names = downloaded(data);
-  const cell = (value) => (value === null || value === undefined ? "" : typeof value === "number" ? String(value) : `"${String(value).replaceAll('"', '""')}"`);
+  // A text that a spreadsheet would take for a formula has an apostrophe before it, as in export.
+  const text = (value) => (/^[=+\-@\t\r\n]/.test(value) ? `'${value}` : value);
+  const cell = (value) => (value === null || value === undefined ? "" : typeof value === "number" ? String(value) : `"${text(String(value)).replaceAll('"', '""')}"`);
   const value = (row, name) => (name === "run" ? data.runs[row.run].name : row[name]);
   return [names.join(","), ...rows.map((row) => names.map((name) => cell(value(row, name))).join(","))].join("\r\n") + "\r\n";
 }
