@@ -40,14 +40,14 @@ NAMES = (
 """What terminals, GitHub, Azure Pipelines, rich and spreadsheets obey."""
 
 # Colours, and what a progress bar sends: hide and show the cursor, go up, begin the line anew.
-RICH = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[lh]|1A|2K)|\r(?=\x1b\[2K)")
+RICH = re.compile(r"\x1b\[(?:[0-9;]*m|\?25[lh]|1A|2K)|\r(?=\x1b\[)")
 COMMAND = re.compile(r"^\s*::|##[A-Za-z]*\[", re.MULTILINE)
 OURS = re.compile(r"^::(error|warning|notice) title=[^:]*::.*$", re.MULTILINE)
 
 
 def hostile(path: Path, name: str) -> Path:
     """A run file with this name in every field of it, beside what is needed to read it."""
-    run = run_of(questions(projection=False, tokens=(16,)))
+    run = run_of(questions(tokens=(16,)))
     lines: list[object] = []
     ids = {}
     for case, planned in run.planned.items():
@@ -126,6 +126,7 @@ def test_no_field_of_a_run_steers_what_a_verb_prints(hwbench, verb: list[str]) -
         assert out or err
         assert_steers_no_log(out)
         assert_steers_no_log(err)
+        assert not re.search(r"^\s*: ?:error::FORGED\.jsonl", out + err, re.MULTILINE)
         if "--json" in verb and code != 2:
             assert json.loads(out) is not None
         if code == 2 and "--debug" not in verb:
