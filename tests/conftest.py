@@ -97,25 +97,34 @@ def _imports_stay() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _real_workers() -> Iterator[type]:
+    """Fixtures that serve several tests start workers in this process too."""
+    from hwbench.transports import local
+
+    real = local.LocalWorker
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "LocalWorker", Workers())
+        yield real
+
+
 @pytest.fixture(autouse=True)
-def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Workers | None:
+def workers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, _real_workers: type
+) -> Workers | None:
     """Workers in this process, and what may happen to them; none where a test needs real ones."""
-    if request.node.get_closest_marker("processes"):
-        return None
-    inline = Workers()
-    monkeypatch.setattr("hwbench.transports.local.LocalWorker", inline)
+    inline = None if request.node.get_closest_marker("processes") else Workers()
+    monkeypatch.setattr("hwbench.transports.local.LocalWorker", inline or _real_workers)
     return inline
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory: pytest.TempPathFactory, _cache_of_our_own: None) -> Path:
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of ``hwbench run --suite smoke --device fake``; who changes it takes a copy."""
     from hwbench import runner
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hwbench.transports.local.LocalWorker", Workers())
-        folder = tmp_path_factory.mktemp("golden")
-        return runner.run("smoke", device="fake", out=folder, threads=1)
+    folder = tmp_path_factory.mktemp("golden")
+    return runner.run("smoke", device="fake", out=folder, threads=1)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def answer(one: Case) -> str | None:
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of three seeds, asked for two replicates."""
     out = tmp_path_factory.mktemp("runs")
-    return read_run(hwbench.run(projection(seeds=3), device="cpu", out=out, replicates=2))
+    return read_run(hwbench.run(projection(seeds=3), device="fake", out=out, replicates=2))
 
 
 def test_a_seed_is_a_replicate_and_replicates_do_not_multiply_it(seeds: Run) -> None:

@@ -107,7 +107,16 @@ def test_where_nothing_was_lost_healing_breaks_nothing(tiny: Path) -> None:
     assert found["score"] == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["low_rank_light", "kronecker", "csr", "monarch"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "csr",
+        *(
+            pytest.param(n, marks=pytest.mark.heavy)
+            for n in ("low_rank_light", "kronecker", "monarch")
+        ),
+    ],
+)
 def test_healing_helps_formats_of_every_kind(tiny: Path, name: str) -> None:
     found = scored(case(tiny, name, heal=60, weighting="activations"))
     assert found["score"] > found["unhealed_score"]

@@ -126,6 +126,7 @@ def test_embeddings_are_those_of_the_automatic_class(
     assert (found[0] - found[1]).norm() > 0.01  # … and they tell texts apart
 
 
+@pytest.mark.heavy  # of 90 MB
 def test_the_packaged_encoder_is_the_same_either_way() -> None:
     folder, texts = _trained.folder(), _texts.held_out()
     assert Encoder.unreadable(folder) is None
@@ -172,6 +173,7 @@ def test_dense_keeps_everything_and_compression_does_not(folder: Path) -> None:
     assert rough < fine < 1 - 1e-4
 
 
+@pytest.mark.heavy
 def test_activations_weigh_the_columns_and_healing_brings_some_back(folder: Path) -> None:
     plain, weighted = scored(case(folder)), scored(case(folder, weighting="activations"))
     assert plain["score"] != weighted["score"]
@@ -220,7 +222,7 @@ def test_a_bert_that_is_not_as_published_is_read_by_transformers(
     assert models.kind(folder) == models.BERT
 
 
-@pytest.mark.parametrize("kind", ["roberta", "albert"])
+@pytest.mark.parametrize("kind", [pytest.param("roberta", marks=pytest.mark.heavy), "albert"])
 def test_a_pooler_may_be_absent_and_nothing_else(
     kind: str, built: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -129,7 +129,10 @@ def test_many_tokens_equal_float64(interpreter: ProcessPoolExecutor, f: Format) 
 
 
 @needs_interpreter
-@each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
+@each(
+    "f",
+    [ONE_KERNEL[1], *(pytest.param(f, marks=pytest.mark.heavy) for f in (GROUPED[1], COUPLED[2]))],
+)
 def test_every_direction_and_layout(interpreter: ProcessPoolExecutor, f: Format) -> None:
     interpreter.submit(_fused.directions, f, torch.float32).result()
 

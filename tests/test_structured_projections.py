@@ -164,7 +164,9 @@ def hostile() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("blocks", [2, 4, 8])
+@pytest.mark.parametrize(
+    "blocks", [4, *(pytest.param(blocks, marks=pytest.mark.heavy) for blocks in (2, 8))]
+)
 @pytest.mark.parametrize(("name", "weight"), hostile().items())
 def test_blast_is_never_worse_than_low_rank(name: str, weight: Tensor, blocks: int) -> None:
     for rank in (4, 16, 28, 70):
