@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NEEDED = ("hwbench", "suites", "tests", "docs", "pyproject.toml", "README.md", "CHANGELOG.md",
           "CONTRIBUTING.md", "CITATION.cff", "constraints.txt", "Makefile")  # fmt: skip
+FIRST_TIER = "not cuda and not browser and not heavy"
 SECONDS = 900
 _NO_TEST_FAILED, _A_TEST_FAILED = 0, 1  # exit codes of pytest
 
@@ -44,7 +45,7 @@ def found(patch: Path, copy: Path) -> tuple[bool, str]:
     )  # fmt: skip
     if applied.returncode:
         raise SystemExit(f"{patch.name} does not apply: write it anew. {applied.stderr.strip()}")
-    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not cuda and not browser"]
+    options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", FIRST_TIER]
     tests = header(patch)["Tests"].split()
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
