@@ -287,9 +287,7 @@ def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, resul
     assert process.returncode == (5 if bad else 0), error
 
 
-def test_a_run_of_another_process_is_not_resumed_and_a_second_is_a_second_file(
-    out: Path, hwbench: Call
-) -> None:
+def test_a_run_that_another_process_writes_is_not_resumed(out: Path, hwbench: Call) -> None:
     process = begun(out)
     wait(process, lambda: lines(out) >= 1)
     process.send_signal(signal.SIGSTOP)
