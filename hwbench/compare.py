@@ -38,7 +38,7 @@ from hwbench.records import (
     Status,
     Verdict,
 )
-from hwbench.stats import Judgement, Rule, judge, median, spread
+from hwbench.stats import Judgement, Rule, judge, median, spread, verdict
 
 AUTO = (RELATIVE.metric, TIME.metric, SCORE.metric)
 """What the metric ``auto`` stands for: the first of these that both runs have."""
@@ -345,6 +345,9 @@ def _judged(
     if by_seed and paired and first == second:
         same = Ratio(value=1, low=1, high=1, counts=(len(pairs), len(pairs)))
         return Judgement(Verdict.EQUIVALENT, same), "The same scores from the same seeds."
+    if by_seed and len(pairs) == 1 == len(old) == len(now):
+        exact = _one_seed(first[0], second[0], asked.rule, new[-1].better)
+        return exact, "One seed: its score is exact, and compared as it is."
     times = [] if by_seed else list(_replicates(baseline, TIME.name).values())
     found = judge(
         first,
@@ -357,9 +360,32 @@ def _judged(
     note = ""
     if found.verdict is Verdict.UNDECIDED and math.isnan(found.ratio.low):
         note = "One replicate on each side tells no spread."
+        if enormous(found.ratio):
+            better = new[-1].better if by_seed else asked.quantity(quantity).better
+            worse = (found.ratio.value > 1) == (better == "lower")
+            told = Verdict.REGRESSED if worse else Verdict.IMPROVED
+            found = Judgement(told, found.ratio)
+            note = "A change by a factor of two needs no spread to be told."
     elif found.verdict is Verdict.UNDECIDED and found.replicates_needed is None:
         note = _open(spread(first, second), asked.rule)
     return found, note
+
+
+ENORMOUS = 2.0
+"""A quotient, or its inverse, beyond which a change is told where no spread is known at all."""
+
+
+def enormous(ratio: Ratio) -> bool:
+    """Whether a change is so large that it needs no spread."""
+    return ratio.value > ENORMOUS or 0 <= ratio.value < 1 / ENORMOUS
+
+
+def _one_seed(old: float, new: float, rule: Rule, better: str) -> Judgement:
+    """The verdict on the scores of one seed, which have no noise."""
+    value = new / old if old else (math.inf if new else 1.0)
+    exact = Ratio(value=value, low=value, high=value, counts=(1, 1))
+    told = verdict(exact, threshold=rule.threshold, margin=rule.margin, better=better)
+    return Judgement(told, exact)
 
 
 def _open(noise: float, rule: Rule) -> str:

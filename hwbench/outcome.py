@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hwbench import units
 from hwbench.records import Change, Verdict
 
 FINE, REGRESSION, UNDECIDED = 0, 1, 3
@@ -46,6 +47,8 @@ class Outcome:
     problem: str | None = None  # why there is no usable baseline
     notes: Sequence[str] = ()
     fail_on_undecided: bool = False
+    sight: tuple[float, float] | None = None  # slow-downs found in 9 nights of 10: usual, worst
+    require_sight: float | None = None  # the largest slow-down that may go unseen
     unfinished: str | None = None  # how far the run got, where it was cut off
     paired: bool = False  # measured against each other, pair by pair
 
@@ -63,17 +66,22 @@ class Outcome:
     def exit(self) -> int:
         """The first of 5, 4, 6, 1, 3 that applies; 0 where none does."""
         told = self.counts()
-        if Verdict.INVALID in told or not self.measured:
-            return FAILED
-        if self.mismatch:
-            return NOT_COMPARABLE
-        if self.problem or not self.compared:
-            return NO_BASELINE
-        if Verdict.REGRESSED in told:
-            return REGRESSION
-        if self.fail_on_undecided and any(verdict in told for verdict in _UNPROVEN):
-            return UNDECIDED
-        return FINE
+        unproven = self.fail_on_undecided and any(verdict in told for verdict in _UNPROVEN)
+        reasons = (
+            (FAILED, Verdict.INVALID in told or not self.measured),
+            (NOT_COMPARABLE, bool(self.mismatch)),
+            (NO_BASELINE, bool(self.problem) or not self.compared),
+            (REGRESSION, Verdict.REGRESSED in told),
+            (UNDECIDED, self.blind or unproven),
+        )
+        return next((code for code, holds in reasons if holds), FINE)
+
+    @property
+    def blind(self) -> bool:
+        """Whether the check sees less than it was required to."""
+        if self.require_sight is None:
+            return False
+        return self.sight is None or not self.sight[0] <= self.require_sight
 
     def fails(self, change: Change) -> bool:
         """Whether this change alone would make the check fail."""
@@ -94,16 +102,34 @@ class Outcome:
             return self.problem
         if not self.compared:
             return f"No case of the baseline can be compared with the run {self.run}{self._why()}."
+        return self._judged(told)
+
+    def _judged(self, told: dict[Verdict, int]) -> str:
+        """The sentence of a run that could be compared."""
         if self.exit == REGRESSION:
             how = "unconfirmed" if self.confirmed is None else "confirmed"
             how = "in pairs" if self.paired else how
             return f"Regressed ({how}): {cases(told[Verdict.REGRESSED])}."
+        if self.exit == UNDECIDED and self.blind:
+            return f"Too blind: {self.seen()}"
         if self.exit == UNDECIDED:
             return f"Not decided: {cases(sum(told.get(verdict, 0) for verdict in _UNPROVEN))}."
         what = f"No regression in {cases(self.compared)}"
         if not {Verdict.EQUIVALENT, Verdict.IMPROVED} & set(told):
             what = "No regression was shown, and nothing is proven unchanged"
         return f"{what} ({', '.join(f'{count} {verdict}' for verdict, count in told.items())})."
+
+    def seen(self) -> str:
+        """The smallest slow-down that such a check finds, in words."""
+        if self.sight is None:
+            return "How large a slow-down would be found is not known."
+        usual, worst = (
+            units.percent(size) if math.isfinite(size) else "any size" for size in self.sight
+        )
+        return (
+            f"A slow-down of {usual} is found in 9 nights of 10 in the usual case, of {worst} in "
+            "the worst."
+        )
 
     def _why(self) -> str:
         reasons = Counter(change.reason for change in self.changes if change.reason)
@@ -138,6 +164,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         "baseline": list(outcome.baseline),
         "threshold": outcome.threshold,
         "used_threshold": outcome.used_threshold,
+        "sight": [_finite(size) for size in outcome.sight] if outcome.sight else None,
         "unfinished": outcome.unfinished,
         "notes": list(outcome.notes),
         "mismatch": list(outcome.mismatch),

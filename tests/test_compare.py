@@ -409,11 +409,13 @@ def test_a_score_may_be_better_when_it_is_higher() -> None:
     assert change(entry(), entry(worse, better="higher")).verdict is Verdict.IMPROVED  # a time
 
 
-def test_one_seed_proves_a_score_only_when_it_is_the_same() -> None:
+def test_the_score_of_one_seed_is_exact() -> None:
     assert change(scored([0.2]), scored([0.2])).verdict is Verdict.EQUIVALENT
+    assert change(scored([0.2]), scored([0.2001])).verdict is Verdict.EQUIVALENT
     told = change(scored([0.2]), scored([0.3]))
-    assert told.verdict is Verdict.UNDECIDED
-    assert told.reason == "One replicate on each side tells no spread."
+    assert told.verdict is Verdict.REGRESSED
+    assert told.reason == "One seed: its score is exact, and compared as it is."
+    assert change(scored([0.3]), scored([0.2])).verdict is Verdict.IMPROVED
 
 
 def test_a_relative_time_is_worth_its_share_of_the_time() -> None:

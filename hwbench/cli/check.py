@@ -45,6 +45,11 @@ def check(
     fail_on: str | None = typer.Option(
         None, "--fail-on", help="undecided: exit 3 where a case has no verdict."
     ),
+    require_sight: str | None = typer.Option(
+        None,
+        "--require-sight",
+        help="Exit 3 where a slow-down of this size, such as 8%, would usually go unseen.",
+    ),
     unfinished: bool = typer.Option(
         False, "--unfinished", help="Take a run that was cut off, as far as it got."
     ),
@@ -75,6 +80,7 @@ def check(
             run, baseline, threshold=share, metric=metric,
             window=window, confirm=confirm, fail_on_undecided=fail_on is not None,
             unfinished=unfinished,
+            require_sight=fraction("--require-sight", require_sight) if require_sight else None,
             listener=listener,
         )  # fmt: skip
     write(outcome, junit=junit, markdown=markdown, json_out=json_out)

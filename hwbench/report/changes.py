@@ -35,6 +35,8 @@ def table(outcome: Outcome) -> list[RenderableType]:
     if len(listed) > _LISTED:
         parts.append(Text(f"… and {len(listed) - _LISTED} more; --json has them all"))
     parts += [Text(), Text(tally(outcome))]
+    if outcome.sight is not None:
+        parts.append(Text(outcome.seen(), style="dim"))
     return parts + [Text(printable(note), style="dim") for note in outcome.notes]
 
 

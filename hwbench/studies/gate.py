@@ -24,6 +24,7 @@ from hwbench.compare import (
     Side,
     check_metric,
     compare,
+    enormous,
     quantities_of,
     side,
     unlike,
@@ -31,9 +32,10 @@ from hwbench.compare import (
 )
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
 from hwbench.execution import Listener
-from hwbench.outcome import Outcome
+from hwbench.outcome import Outcome, cases
 from hwbench.ranks import normal_quantile
 from hwbench.records import Change, Status, Verdict, without_gc
+from hwbench.replicate import ANCHOR
 from hwbench.stats import Rule, median
 from hwbench.store import Run, read_run
 from hwbench.studies._nights import FEWEST_RUNS, Noise, noises
@@ -44,6 +46,9 @@ CONFIRMATIONS = 10  # fresh replicates of each flagged case
 FALSE_NIGHTS = 0.005  # nights in which a suite without a change may fail; spreads are estimates
 FLAG_LEVEL = 0.05  # of the run-level check before a confirmation, a case
 FLOOR_SECONDS = 5e-7  # smaller differences are below what calling torch costs
+
+# By how much dense may move between nights of one machine: docs/nightly.md, "What makes a verdict".
+DENSE_MOVED = 0.05
 
 TIMED = ("relative", "time")  # the metrics that are judged by their noise
 _EXACT = ("memory", "score")  # measured again they say the same: bytes, and scores of one seed
@@ -101,6 +106,8 @@ def judge_cases(
     used = _rule(rule, raised(rule.threshold, len(baselines), window))
     changes = compare(baselines, [new], used, metric=metric)
     known = _known(changes, baselines, new)
+    moved = {each.case: _by_dense(each, baselines, new, used) for each in changes}
+    changes = [moved[each.case] or each for each in changes]
     settled = {each.case: _settled(each, known, used) for each in changes}
     if again is None:
         return Judged([_unconfirmed(each) for each in settled.values()], None)
@@ -196,6 +203,46 @@ def _seconds(case: str, baselines: Sequence[Side]) -> float | None:
     return median(found) if found else None
 
 
+def _by_dense(change: Change, baselines: Sequence[Side], new: Side, rule: Rule) -> Change | None:
+    """What is said of a relative time that rose because dense fell; None of any other change."""
+    if change.verdict is not Verdict.REGRESSED or change.metric != "relative":
+        return None
+    before, after = _seconds(change.case, baselines), _seconds(change.case, [new])
+    if change.ratio is None or not before or not after:
+        return None
+    own = after / before
+    dense = own / change.ratio.value
+    if own > 1 + rule.threshold or dense > 1 / (1 + DENSE_MOVED):
+        return None
+    return _undecided(
+        change,
+        f"Dense took {units.percent(1 - dense)} less time than in the baseline, and this case by "
+        f"itself {_moved(own)}: dense moved, not the format.",
+    )
+
+
+def _moved(ratio: float) -> str:
+    """``2.1 % more`` or ``0.4 % less``."""
+    return f"{units.percent(abs(ratio - 1))} {'more' if ratio > 1 else 'less'}"
+
+
+def _dense_note(baselines: Sequence[Side], new: Side, run: Run) -> list[str]:
+    """How far dense itself moved in seconds, where that is more than machines differ by."""
+    ratios = []
+    for case, planned in run.planned.items():
+        before, after = _seconds(case, baselines), _seconds(case, [new])
+        if planned.case.format == ANCHOR and before and after:
+            ratios.append(after / before)
+    if not ratios or abs(math.log(middle := median(ratios))) <= math.log1p(DENSE_MOVED):
+        return []
+    said = (
+        f"Dense itself took {_moved(middle)} time than in the baseline, at the median of "
+        f"{cases(len(ratios))}: every relative time moves with it, and --metric time compares "
+        "seconds."
+    )
+    return [said]
+
+
 def _flagged(change: Change, known: Mapping[str, _Known]) -> bool:
     """Whether a case is worth measuring again: it regressed, and may do so for a reason."""
     if change.verdict is not Verdict.REGRESSED or change.metric in _EXACT:
@@ -220,7 +267,7 @@ def _settled(
     count, size = replicates or here.replicates, abs(math.log(change.ratio.value))
     if change.verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
         needed = here.noise.bound(count, _chance(len(known)))
-        if size > needed:
+        if size > needed or (math.isinf(needed) and enormous(change.ratio)):
             return change
         shown = units.percent(math.expm1(needed)) if math.isfinite(needed) else "more"
         return _undecided(
@@ -279,6 +326,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
     confirm: bool = False,
     fail_on_undecided: bool = False,
     unfinished: bool = False,
+    require_sight: float | None = None,
     listener: Listener = lambda progress: None,
 ) -> Outcome:
     """Compare a run with its baseline, as ``hwbench check`` does.
@@ -290,6 +338,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         window: baseline runs to take from a folder.
         confirm: measure flagged cases again, on this machine.
+        require_sight: the largest slow-down that may go unseen; seeing less is undecided.
         unfinished: take a run that was cut off; cases without a result are left out.
         fail_on_undecided: whether cases without a verdict make the exit code 3.
         listener: told of every result of the confirmation.
@@ -312,6 +361,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         sides, new = [_side(each) for each in chosen.runs], _side(run)
         absent = set(run.planned).difference(new.cases)
         sides = [_without(each, absent) for each in sides]
+        notes += _dense_note(sides, new, run)
         judge = partial(judge_cases, sides, new, rule, metric=metric, window=window)
         try:
             judged = judge(again=again if confirm and not mismatch else None)
@@ -333,7 +383,22 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         notes=notes,
         fail_on_undecided=fail_on_undecided,
         unfinished=None if run.complete else how_far(run),
+        sight=_sight(sides, new, rule, metric, window),
+        require_sight=require_sight,
     )
+
+
+def _sight(
+    baselines: Sequence[Side], new: Side, rule: Rule, metric: str, window: int
+) -> tuple[float, float] | None:
+    """The slow-down found in 9 nights of 10, usually and in the worst case; None without times."""
+    metrics = [name for name in TIMED if metric in (name, "auto")]
+    found: dict[str, float] = {}
+    for name in metrics:
+        sizes = detectable(baselines, new, rule, metric=name, window=window) if baselines else {}
+        found = {**sizes, **found}  # relative first, as auto has it
+    known = [size for size in found.values() if not math.isnan(size)]
+    return (median(known), max(known)) if known else None
 
 
 def _without(side_: Side, cases: Collection[str]) -> Side:
