@@ -58,6 +58,7 @@ def _timed(name: str, title: str = "", **more: Any) -> Quantity:
 
 TIME = _timed("time_seconds", "time", metric="time")
 GRAPH = _timed("graph_seconds", "time in a graph", column="graph", shown=(TERMINAL, PAGE))
+HOST = _timed("host_seconds", "time to launch")
 RELATIVE = Quantity(name="relative_time", unit="×", title="relative", metric="relative", shown=())
 NUMERICAL_ERROR = Quantity(
     name="numerical_error", title="numerical error", column="num. error",
@@ -93,7 +94,7 @@ GRAPH_BREAKS = Quantity(name="graph_breaks", exact=True, shown=())
 COMPILED_GRAPHS = Quantity(name="compiled_graphs", exact=True, shown=())
 
 MEASURED = (
-    *(TIME, GRAPH, RELATIVE, SCORE, SAVED_BYTES, PEAK_BYTES, GRADIENT_BYTES, ENERGY),
+    *(TIME, GRAPH, HOST, RELATIVE, SCORE, SAVED_BYTES, PEAK_BYTES, GRADIENT_BYTES, ENERGY),
     *(NUMERICAL_ERROR, COMPILE, FIRST_CALL, PREPARE, UNHEALED_SCORE, RETRIEVAL_AGREEMENT),
     *(UNHEALED_PERPLEXITY, ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO, MODEL_SECONDS, MODEL_BYTES),
     *(MODEL_PARAMETERS, STEP_SECONDS, COUNTED_FLOPS, GRAPH_BREAKS, COMPILED_GRAPHS),

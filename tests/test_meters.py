@@ -97,6 +97,7 @@ class _Counter(Fake):
 @pytest.fixture(autouse=True)
 def _short_window(monkeypatch):
     monkeypatch.setattr(energy, "WINDOW_SECONDS", 0.01)
+    monkeypatch.setattr(energy, "SETTLE_SECONDS", 0.01)
 
 
 def test_energy_is_the_counters_difference_over_the_calls():

@@ -101,6 +101,7 @@ class Cuda(Device):
         self._properties = torch.cuda.get_device_properties(self.torch_device)
         self._nvml = _nvml.Nvml(_uuid(self._properties), _pci_bus_id(self._properties))
         self._evict: torch.Tensor | None = None
+        self._foreign: torch.Tensor  # made with it: read after each eviction
         self._cycles_per_second: float | None = None
 
     @classmethod
@@ -146,9 +147,18 @@ class Cuda(Device):
         if self._evict is None:
             size = max(_EVICT_BYTES, 2 * self._properties.L2_cache_size)
             self._evict = torch.zeros(size // 4, dtype=torch.int32, device=self.torch_device)
+            self._foreign = torch.zeros_like(self._evict)
         self._evict.add_(1)  # reads and writes all of it
+        # What the write left in the cache would be written back during the timed call. After this
+        # read of another buffer the cache holds what is nobody's and needs no writing.
+        self._foreign.sum()
+
+    def ahead(self, start: Mark) -> bool:
+        return not start.query()
 
     def prefill(self, seconds: float) -> None:
+        if seconds <= 0:
+            return
         if self._cycles_per_second is None:
             self._cycles_per_second = self._spin_rate()
         wanted = min(seconds, _PREFILL_LIMIT_SECONDS) * self._cycles_per_second

@@ -18,7 +18,13 @@ from hwbench import plugins
 from hwbench.devices._base import Device
 from hwbench.formats._base import Format
 from hwbench.meters._plateaus import Plateau, named, plateaus
-from hwbench.meters._sampling import ENQUEUE_SECONDS, enqueue_seconds, sample
+from hwbench.meters._sampling import (
+    ENQUEUE_SECONDS,
+    MOST_QUEUED,
+    enqueue_seconds,
+    sample,
+    take,
+)
 from hwbench.records import ITEM_BYTES, Case
 from hwbench.workloads._arrays import Arrays
 from hwbench.workloads._base import Subject, Workload
@@ -33,7 +39,7 @@ _MATMUL_SECONDS = 5.0  # of the full form, for each way to multiply
 _SWEEP_SECONDS = 4.0  # of the full form, for copy and for triad
 _LARGEST_SECONDS = 1.5  # for the largest copy, and for the largest triad
 _LAUNCH_SECONDS = 0.2
-_QUEUED = 20  # products in the queue while the clock is read
+_QUEUED, _BEHIND = 16, 4  # products before the clock is read, and while it is read
 _GRAPH_CALLS = 100  # in the graph whose replay tells what one more kernel costs
 _FREE_SHARE = 0.25  # of the free memory may be swept over
 _LINE = 1024  # elements: arrays are multiples of it, so that every thread begins at a cache line
@@ -49,7 +55,7 @@ class _Sweep:
     seconds: float  # to spend in all passes together
     setting: Setting = nullcontext
     fastest: dict[int, list[float]] = field(default_factory=dict)  # seconds, pass by pass
-    ahead: dict[int, float] = field(default_factory=dict)  # pre-filled in the queue, for each call
+    ahead: dict[int, float] = field(default_factory=dict)  # the host's seconds to launch one call
 
     def seconds_of(self, size: int) -> float:
         """What a quarter of the passes reach."""
@@ -126,10 +132,16 @@ def _matmul(device: Device, sweep: _Sweep, *, full: bool) -> dict[str, Any]:
 
 
 def _clock_hertz(device: Device, subject: Subject) -> float | None:
-    """The clock while products are computed, read before the queue is empty; None on a CPU."""
+    """The clock while products are computed, near the end of the queue; None on a CPU.
+
+    The first products still run at the clock of a card that has just woken up.
+    """
     if not device.asynchronous:
         return None
     device.run(subject.step, subject.states(_QUEUED))
+    reached = device.mark()
+    device.run(subject.step, subject.states(_BEHIND))
+    device.seconds(reached, reached)  # waits for the mark
     clock = device.probe().get("sm_clock_hertz")
     device.synchronize()
     return clock
@@ -227,29 +239,38 @@ def _pass_through(device: Device, sweeps: Sequence[_Sweep]) -> float:
                 break
             before, begun = device.probe(), time.monotonic()
             with sweep.setting():
-                _visit(device, sweep)
+                ahead = _visit(device, sweep)
             seconds = time.monotonic() - begun
             visits += 1
-            disturbed += bool(device.disturbance(before, device.probe(), seconds))
+            disturbed += bool(device.disturbance(before, device.probe(), seconds)) or not ahead
     return disturbed / visits
 
 
-def _visit(device: Device, sweep: _Sweep) -> None:
-    """Sample every subject for its share of the time of one pass."""
+def _visit(device: Device, sweep: _Sweep) -> bool:
+    """Sample every subject for its share of the time of one pass.
+
+    Returns whether the host was ahead of the device in a sample of each: those alone count where
+    there are some.
+    """
+    always = True
     share = sweep.seconds / len(sweep.subjects) / _PASSES
     for size, subject in sweep.subjects.items():
         if size not in sweep.fastest:
             sweep.fastest[size] = []
             ahead = enqueue_seconds(device, subject) if device.asynchronous else 0.0
-            sweep.ahead[size] = max(ENQUEUE_SECONDS, 2 * ahead)  # a dry queue would time the host
-        fastest = sample(device, subject, 1, enqueue_seconds=sweep.ahead[size])
-        calls = max(1, math.ceil(_SAMPLE_SECONDS / fastest))
-        spent, samples = fastest, 0
-        while samples == 0 or (spent < share and samples < _MOST_SAMPLES):
-            seconds = sample(device, subject, calls, enqueue_seconds=sweep.ahead[size])
-            fastest = min(fastest, seconds)
-            spent, samples = spent + seconds * calls, samples + 1
-        sweep.fastest[size].append(fastest)
+            sweep.ahead[size] = max(ENQUEUE_SECONDS, ahead)
+        first = take(device, subject, 1, enqueue_seconds=sweep.ahead[size])
+        calls = max(1, math.ceil(_SAMPLE_SECONDS / first.seconds))
+        if device.asynchronous:
+            calls = min(calls, MOST_QUEUED)
+        spent, taken = first.seconds, [first]
+        while len(taken) == 1 or (spent < share and len(taken) <= _MOST_SAMPLES):
+            taken.append(take(device, subject, calls, enqueue_seconds=sweep.ahead[size]))
+            spent += taken[-1].seconds * calls
+        good = [each.seconds for each in taken if each.ahead]
+        sweep.fastest[size].append(min(good or [each.seconds for each in taken]))
+        always = always and bool(good)
+    return always
 
 
 def _sharing(

@@ -16,7 +16,7 @@ from hwbench.devices._base import Device
 from hwbench.errors import HwbenchError
 from hwbench.formats._base import FORWARD, Format
 from hwbench.meters._ceilings import subject_of
-from hwbench.meters._sampling import sample
+from hwbench.meters._sampling import MOST_QUEUED, sample, take
 from hwbench.workloads._base import Subject
 
 _SECONDS = 1.0  # of equal work
@@ -37,11 +37,11 @@ def examine(device: Device, side: int = 0) -> dict[str, Any]:
     """
     subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE))
     calls = _calls(device, subject)
-    before, begun, taken = device.probe(), time.monotonic(), [sample(device, subject, calls)]
+    before, begun, taken = device.probe(), time.monotonic(), [take(device, subject, calls)]
     while len(taken) < _MOST and (len(taken) < _FEWEST or time.monotonic() - begun < _SECONDS):
-        taken.append(sample(device, subject, calls))
+        taken.append(take(device, subject, calls))
     seconds = time.monotonic() - begun
-    tenths = quantiles(taken, n=10)
+    tenths = quantiles([each.seconds for each in taken], n=10)
     return {
         "disturbances": device.disturbance(before, device.probe(), seconds),
         "seconds": seconds,
@@ -58,13 +58,14 @@ def _product_seconds(device: Device, side: int) -> float:
     """What a quarter of the samples of a product reach, as for the ceilings."""
     subject = subject_of(device, "matmul", "float32", (side, side))
     calls = _calls(device, subject)
-    return sorted(sample(device, subject, calls) for _ in range(_FEWEST))[_FEWEST // 4]
+    return sorted(take(device, subject, calls).seconds for _ in range(_FEWEST))[_FEWEST // 4]
 
 
 def _calls(device: Device, subject: Subject) -> int:
-    """Calls that make a sample of ``_SAMPLE_SECONDS``."""
+    """Calls that make a sample of ``_SAMPLE_SECONDS``, as far as a queue holds them."""
     first = min(sample(device, subject, 1) for _ in range(3))
-    return max(1, math.ceil(_SAMPLE_SECONDS / first))
+    calls = max(1, math.ceil(_SAMPLE_SECONDS / first))
+    return min(calls, MOST_QUEUED) if device.asynchronous else calls
 
 
 def _timer_seconds() -> float:

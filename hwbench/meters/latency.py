@@ -23,9 +23,9 @@ from hwbench.devices._base import Device
 from hwbench.errors import first_line
 from hwbench.meters._base import Meter
 from hwbench.meters._compiling import call, compiled
-from hwbench.meters._sampling import calibrate, sample
+from hwbench.meters._sampling import Taken, calibrate, enqueue_seconds, sample, starved, take
 from hwbench.protocol import BUDGET_ENDED
-from hwbench.quantities import FIRST_CALL, GRAPH, RELATIVE, TIME
+from hwbench.quantities import FIRST_CALL, GRAPH, HOST, RELATIVE, TIME, Quantity
 from hwbench.records import Measurement, Plan, Regime
 from hwbench.stats import median_interval
 from hwbench.workloads._base import Subject
@@ -33,6 +33,17 @@ from hwbench.workloads._base import Subject
 MINIMUM_BLOCKS = 6  # the fewest from which the median has an order-statistic interval of 95 %
 BUDGET_BLOCKS = 3  # the fewest that a spent budget may leave
 REPEATED = 0.3  # share of the blocks that may be repeats of disturbed ones
+GRAPH_CALLS = 32  # the most calls of one graph: what its launch costs is shared by them
+FELL_BEHIND = "the host fell behind the device"
+NO_TIME = (
+    "The host fell behind the device in {late} of {all} samples, so that the time between their "
+    "events is partly the host's: there is no time. Read graph_seconds and host_seconds, or give "
+    "the host a quieter core."
+)
+"""Why a starved case has no time; also that of a call of more kernels than a queue holds."""
+NO_ANCHOR = (
+    "The host fell behind the device in the samples of dense: there is nothing to divide by."
+)
 
 
 class Latency(Meter):
@@ -41,7 +52,7 @@ class Latency(Meter):
     The times that count are those of ``measure``, taken in rounds.
     """
 
-    QUANTITIES = (FIRST_CALL, TIME, RELATIVE, GRAPH)
+    QUANTITIES = (FIRST_CALL, TIME, RELATIVE, GRAPH, HOST)
     ORDER = 90
     NEEDED = True
 
@@ -67,6 +78,7 @@ class Member:
     samples: int = 1
     enqueue_seconds: float = 0.0
     blocks: list[list[float]] = field(default_factory=list)
+    ahead: list[bool] = field(default_factory=list)  # sample by sample of all blocks
     rounds: list[int] = field(default_factory=list)
     disturbed: list[bool] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
@@ -79,6 +91,11 @@ class Member:
     def cold(self) -> bool:
         """Whether caches are evicted directly before each timed call."""
         return self.regime == Regime.COLD
+
+    @property
+    def starved(self) -> bool:
+        """Whether its times are not the device's: the host fell behind too often."""
+        return starved(self.ahead)
 
     def times(self) -> list[float]:
         """One value a block: the median of its samples."""
@@ -110,7 +127,7 @@ def measure(
             gc.enable()
     found = {member.id: _measurements(member, anchor, device) for member in everyone}
     for member in everyone:
-        if "launch_bound" in member.flags:
+        if member.flags & {"launch_bound", "starved"}:
             late = time.monotonic() >= deadline
             found[member.id].append(_no_graph() if late else graph_seconds(member, device))
     return found
@@ -151,22 +168,31 @@ def _block(member: Member, device: Device, number: int) -> None:
     member.warm_seconds += time.monotonic() - begun
     graphs = compiled().graphs if subject.compiled else 0
     before = device.probe()
-    values = [
-        sample(
+    taken = [
+        take(
             device, subject, member.calls,
             cold=member.cold, enqueue_seconds=member.enqueue_seconds,
         )
         for _ in range(member.samples)
     ]  # fmt: skip
-    sampled = sum(values) * member.calls
+    sampled = sum(each.seconds for each in taken) * member.calls
     causes = device.disturbance(before, device.probe(), sampled)
+    values = _counted(taken)
+    if not values:
+        values, causes = [each.seconds for each in taken], [*causes, FELL_BEHIND]
     member.blocks.append(values)
+    member.ahead += [each.ahead for each in taken]
     member.rounds.append(number)
     member.disturbed.append(bool(causes))
     member.causes += causes
     if subject.compiled and compiled().graphs > graphs:
         member.flags.add("recompiled")
     member.spent += max(time.monotonic() - begun, sampled)  # a simulated clock runs ahead
+
+
+def _counted(taken: list[Taken]) -> list[float]:
+    """The samples that hold nothing of the host."""
+    return [each.seconds for each in taken if each.ahead]
 
 
 def _warm_up(member: Member, device: Device, plan: Plan) -> None:
@@ -199,6 +225,10 @@ def _stop(member: Member, plan: Plan, deadline: float) -> str | None:
 
 
 def _measurements(member: Member, anchor: Member | None, device: Device) -> list[Measurement]:
+    host = [_host_seconds(member)] if device.asynchronous else []
+    if member.starved:
+        member.flags.add("starved")
+        return [*_without_times(member, anchor, device), *host]
     if sum(member.disturbed) > len(member.disturbed) / 2:
         member.flags.add("disturbed")
     shared = {
@@ -219,11 +249,33 @@ def _measurements(member: Member, anchor: Member | None, device: Device) -> list
         )
     ]
     if anchor is not None and anchor is not member:
+        if anchor.starved:
+            return [*found, _without(RELATIVE, NO_ANCHOR, device), *host]
         values = relative_times(member, anchor)
         found.append(
             Measurement(quantity=RELATIVE.name, unit="×", values=values, **shared)  # type: ignore[arg-type]
         )
-    return found
+    return [*found, *host]
+
+
+def _without_times(member: Member, anchor: Member | None, device: Device) -> list[Measurement]:
+    """What stands in place of the times of a starved case: the reason."""
+    reason = NO_TIME.format(late=member.ahead.count(False), all=len(member.ahead))
+    wanted = [TIME, *([RELATIVE] if anchor is not None and anchor is not member else [])]
+    return [_without(quantity, reason, device) for quantity in wanted]
+
+
+def _without(quantity: Quantity, reason: str, device: Device) -> Measurement:
+    return Measurement(
+        quantity=quantity.name, unit=quantity.unit, values=[], note=reason, contract=device.contract
+    )
+
+
+def _host_seconds(member: Member) -> Measurement:
+    """The host's time to launch one call, as it was calibrated."""
+    return Measurement(
+        quantity=HOST.name, unit=HOST.unit, values=[member.enqueue_seconds], contract="wall"
+    )
 
 
 def relative_times(member: Member, anchor: Member) -> list[float]:
@@ -236,19 +288,17 @@ def relative_times(member: Member, anchor: Member) -> list[float]:
 
 
 def graph_seconds(member: Member, device: Device) -> Measurement:
-    """Seconds per call when the step is replayed as a graph; a note, no value, where it cannot.
+    """Seconds per call when calls are replayed as a graph; a note, no value, where they cannot.
 
     Whatever goes wrong here, the times that were taken before it stand.
     """
     try:
-        values = _replayed(member, device)
+        found = _replayed(member, device)
     except Exception as error:  # noqa: BLE001 (the boundary: it becomes the note)
-        values = f"Its graph failed: {first_line(error)}."
-    if isinstance(values, str):
-        return Measurement(quantity=GRAPH.name, unit="s", values=[], note=values)
-    return Measurement(
-        quantity=GRAPH.name, unit="s", values=values, contract="graph", calls=member.calls
-    )
+        found = f"Its graph failed: {first_line(error)}."
+    if isinstance(found, str):
+        return Measurement(quantity=GRAPH.name, unit="s", values=[], note=found)
+    return found
 
 
 def _no_graph() -> Measurement:
@@ -256,19 +306,37 @@ def _no_graph() -> Measurement:
     return Measurement(quantity=GRAPH.name, unit="s", values=[], note=BUDGET_ENDED)
 
 
-def _replayed(member: Member, device: Device) -> list[float] | str:
-    """Seconds of each sample of the graph, or the reason why there is none."""
-    state = member.subject.states(1)[0]
-    replay = device.capture(_bound(member.subject, state))
+def _replayed(member: Member, device: Device) -> Measurement | str:
+    """The samples of a graph of several calls, or the reason why there is none.
+
+    Launching a graph costs the device some microseconds, which are no part of a call: a user has
+    many calls in one graph.
+    """
+    calls = max(1, min(member.calls, GRAPH_CALLS))
+    replay = device.capture(_bound(member.subject, calls))
     if isinstance(replay, str):
         return replay
     replaying = Subject(step=lambda _: replay())
-    return [sample(device, replaying, member.calls) for _ in range(max(3, member.samples))]
+    replays = math.ceil(member.calls / calls)
+    enqueue = enqueue_seconds(device, replaying) if device.asynchronous else 0.0
+    taken = [
+        take(device, replaying, replays, enqueue_seconds=enqueue)
+        for _ in range(max(3, member.samples))
+    ]
+    if starved(each.ahead for each in taken):
+        return "The host fell behind the device even when it launched graphs."
+    values = [seconds / calls for seconds in _counted(taken)]
+    return Measurement(
+        quantity=GRAPH.name, unit="s", values=values, contract="graph", calls=replays * calls
+    )
 
 
-def _bound(subject: Subject, state: object) -> Callable[[], None]:
+def _bound(subject: Subject, calls: int) -> Callable[[], None]:
+    states = subject.states(calls)
+
     def bound() -> None:
         with torch.set_grad_enabled(subject.grad):
-            subject.step(state)
+            for state in states:
+                subject.step(state)
 
     return bound

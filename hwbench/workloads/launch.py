@@ -1,4 +1,4 @@
-"""The smallest call there is, one element copied: what any call costs before it does anything."""
+"""The smallest call there is, one element added to: what any call costs before it does anything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from hwbench.workloads._base import DTYPES, Subject, Workload
 
 
 class Launch(Workload):
-    """Copy one element to another; its time is the floor of every call of one kernel."""
+    """Add to one element; its time is the floor of every call of one kernel.
+
+    It is no copy: on a GPU torch makes that a transfer of memory, which is not launched as kernels
+    are.
+    """
 
     AXES = ()
 
@@ -21,10 +25,7 @@ class Launch(Workload):
         return Cost(parameters=0, stored_bytes=0, flops=0, dense_flops=0, compulsory_bytes=size)
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
-        origin = torch.ones(1, dtype=DTYPES[case.dtype], device=device.torch_device)
-        target = torch.zeros_like(origin)
+        element = torch.zeros(1, dtype=DTYPES[case.dtype], device=device.torch_device)
         return Subject(
-            step=lambda _: target.copy_(origin),
-            cost=self.cost(case, described),
-            inputs=[origin, target],
+            step=lambda _: element.add_(1), cost=self.cost(case, described), inputs=[element]
         )
