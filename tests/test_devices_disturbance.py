@@ -43,7 +43,7 @@ QUIET_GPU = {
     "sm_clock_hertz": 1.5e9,
     "memory_clock_hertz": 3.2e9,
     "temperature_celsius": 40.0,
-    "event_reasons": float(0x1 | 0x2 | 0x4 | 0x10),
+    "event_reasons": float(0x2 | 0x10),
     "sw_thermal_seconds": 2.0,
     "foreign_bytes": 6e8,
 }
@@ -65,13 +65,39 @@ def test_a_quiet_block_is_quiet_and_so_is_one_that_cannot_be_read() -> None:
         ({"sw_thermal_seconds": 2.05}, "throttled for 0.05 s by heat (software)"),
         ({"sm_clock_hertz": 1.2e9}, "the SM clock went from 1500 to 1200 MHz"),
         ({"memory_clock_hertz": 0.4e9}, "the memory clock went from 3200 to 400 MHz"),
-        ({"temperature_celsius": 47.0}, "warmed by 7 °C"),
         ({"foreign_bytes": 1.1e9}, "others took 500 MB of its memory"),
         ({"foreign_bytes": 1e8}, "others gave back 500 MB of its memory"),
     ],
 )
 def test_each_disturbance_is_told_once(change: dict[str, float], words: str) -> None:
     assert _nvml.disturbances(QUIET_GPU, {**QUIET_GPU, **change}, 0.1) == [words]
+
+
+CLOCKS = {"sm_clock_hertz": (1.98e9, 1.6e9), "memory_clock_hertz": (3.2e9, 0.4e9)}
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("bits", [0x1, 0x2, 0x4, 0x5, 0x10])
+@pytest.mark.parametrize("when", ["before", "after", "both"])
+def test_a_clock_that_moves_as_the_card_always_does_disturbs_nothing(
+    clock: str, bits: int, when: str
+) -> None:
+    """Idle moves both clocks, the power cap that of the multiprocessors."""
+    high, low = CLOCKS[clock]
+    probes = [{**QUIET_GPU, clock: high}, {**QUIET_GPU, clock: low}]
+    for name, probe in zip(("before", "after"), probes, strict=True):
+        probe["event_reasons"] = float(bits if when in (name, "both") else 0)
+    own = bits & (0x5 if clock == "sm_clock_hertz" else 0x1)
+    for before, after in (probes, probes[::-1]):
+        causes = _nvml.disturbances(before, after, 0.025)
+        assert bool(causes) is not bool(own)
+
+
+def test_a_card_that_warms_up_is_not_disturbed_and_one_that_heat_slows_is() -> None:
+    warm = {**QUIET_GPU, "temperature_celsius": 60.0}
+    assert _nvml.disturbances(QUIET_GPU, warm, 1.0) == []
+    for bit in (0x20, 0x40):
+        assert _nvml.disturbances(QUIET_GPU, {**warm, "event_reasons": float(bit)}, 1.0)
 
 
 def test_reasons_are_words_and_unknown_bits_their_number() -> None:

@@ -28,6 +28,10 @@ REASONS = {
 DISTURBING = (0x8, 0x20, 0x40, 0x80)
 """Reasons that are not the card's own way to run: heat, and power that the machine withholds."""
 
+_IDLE, _POWER_CAP = 0x1, 0x4
+_OWN_WAY = {"sm_clock_hertz": _IDLE | _POWER_CAP, "memory_clock_hertz": _IDLE}
+"""By a clock: the reasons with which it moves while the card runs as it always does."""
+
 _COUNTERS = {74: "power_cap", 75: "thermal", 269: "sw_thermal", 270: "hw_thermal", 271: "brake"}
 _COUNTED = {
     "thermal_seconds": "heat",
@@ -41,7 +45,6 @@ _UNION = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by 
 
 _COUNTER_SHARE = 0.01  # of a block may be throttled before it counts as disturbed
 _CLOCK_CHANGE = 0.1  # of a clock within a block
-_WARMING_CELSIUS = 5.0  # within a block
 _FOREIGN_BYTES = 128_000_000  # that others may take or give back within a block
 
 
@@ -309,7 +312,11 @@ def words_of(bits: int) -> list[str]:
 
 
 def disturbances(before: dict[str, float], after: dict[str, float], seconds: float) -> list[str]:
-    """What disturbed a block of that many seconds, in words; what was not read says nothing."""
+    """What disturbed a block of that many seconds, in words; what was not read says nothing.
+
+    Warming up is none: heat that matters lowers the clocks, and has reasons and counters of its
+    own. Nor is a clock that moves because the card was idle, or is at its power cap.
+    """
     change = {key: after[key] - before[key] for key in after if key in before}
     bits = int(before.get("event_reasons", 0)) | int(after.get("event_reasons", 0))
     causes = [REASONS[bit] for bit in DISTURBING if bits & bit]
@@ -317,11 +324,11 @@ def disturbances(before: dict[str, float], after: dict[str, float], seconds: flo
         if change.get(key, 0.0) > _COUNTER_SHARE * seconds:
             causes.append(f"throttled for {change[key]:.2g} s by {what}")
     for key, what in (("sm_clock_hertz", "SM"), ("memory_clock_hertz", "memory")):
+        if bits & _OWN_WAY[key]:
+            continue
         if abs(change.get(key, 0.0)) > _CLOCK_CHANGE * max(before.get(key, 0.0), after.get(key, 0)):
             moved = f"from {before[key] / 1e6:.0f} to {after[key] / 1e6:.0f} MHz"
             causes.append(f"the {what} clock went {moved}")
-    if change.get("temperature_celsius", 0.0) > _WARMING_CELSIUS:
-        causes.append(f"warmed by {change['temperature_celsius']:.0f} °C")
     foreign = change.get("foreign_bytes", 0.0)
     if abs(foreign) > _FOREIGN_BYTES:
         verb = "took" if foreign > 0 else "gave back"
