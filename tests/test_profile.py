@@ -13,6 +13,8 @@ from hwbench.meters._profile import claim
 PROFILE = ("profile", "--device", "cpu")
 SPARSE = "sm80_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64"
 CUTLASS = "void cutlass::Kernel<cutlass::gemm::kernel::SparseGemmRowBroadcast<float>>"
+HOPPER = "cutlass3x_sm90_sptensorop_s64x128x32spgemm_bf16_bf16_f32_bf16_bf16_128x128x128"
+OLDER = "cutlass_80_tensorop_bf16_s16832spgemm_bf16_128x128_64x3_tn_align8"
 DENSE = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn"
 
 
@@ -21,6 +23,8 @@ DENSE = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn"
     [
         ("semi_structured", "cusparselt", {"aten::_cslt_sparse_mm"}, {SPARSE}, "confirmed"),
         ("semi_structured", "cutlass", set(), {CUTLASS}, "confirmed"),
+        ("semi_structured", "cusparselt", set(), {HOPPER}, "confirmed"),
+        ("two_four_training", "cusparselt", set(), {OLDER, DENSE}, "confirmed"),
         ("semi_structured", "cusparselt", {"aten::_cslt_sparse_mm"}, {DENSE}, "contradicted"),
         ("semi_structured", "cusparselt", {"aten::mm"}, set(), "contradicted"),
         ("csr", "spmm", {"aten::_sparse_compressed_tensor_unsafe"}, set(), "confirmed"),

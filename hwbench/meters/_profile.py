@@ -33,7 +33,9 @@ _OPERATORS = {
 }
 """By a format's kernel: an operator that must have run, as torch names it."""
 
-_SPARSE_CORES = re.compile(r"sparse.*gemm|gemm.*sparse|spmma|cusparselt", re.IGNORECASE)
+_SPARSE_CORES = re.compile(
+    r"sparse.*gemm|gemm.*sparse|spmma|cusparselt|sptensorop|spgemm", re.IGNORECASE
+)
 _NEED_SPARSE_CORES = ("semi_structured", "two_four_training")
 
 
