@@ -37,6 +37,7 @@ MOST_THREADS = 4096
 
 _PROC, _SYS, _DEV = Path("/proc"), Path("/sys"), Path("/dev")
 _ARM_SETS = ("asimd", "asimdhp", "asimddp", "sve", "sve2", "i8mm", "bf16", "sme")
+_WSL_DRIVER = Path("/usr/lib/wsl/lib")  # where Windows puts the driver of an NVIDIA device
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -278,8 +279,13 @@ def host_facts() -> dict[str, Any]:
 
 
 def nvidia_devices() -> int:
-    """NVIDIA devices that this process is shown; counted without torch and without NVML."""
+    """NVIDIA devices that this process is shown; counted without torch and without NVML.
+
+    The Windows Subsystem for Linux does not show how many there are: it counts as one.
+    """
     present = sum(1 for path in _DEV.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+    if not present and (_DEV / "dxg").exists():  # Linux in Windows: one node for all makers
+        present = int(any(_WSL_DRIVER.glob("libcuda.so*")))
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None:
         return present

@@ -264,6 +264,27 @@ def test_nvidia_devices_are_those_that_are_present_and_shown(
         assert environment.nvidia_devices() == count, shown
 
 
+def test_a_device_behind_windows_counts_as_one(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node is that of any maker: only NVIDIA's driver beside it says whose it is."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(environment, "_WSL_DRIVER", machine.root / "usr/lib/wsl/lib")
+    machine.put("usr/lib/wsl/lib/libcuda.so.1", "")
+    assert environment.nvidia_devices() == 0
+    machine.put("dev/dxg", "")
+    assert environment.nvidia_devices() == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert environment.nvidia_devices() == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    machine.put("dev/nvidia0", "")
+    machine.put("dev/nvidia1", "")
+    assert environment.nvidia_devices() == 2
+    for path in ("dev/nvidia0", "dev/nvidia1", "usr/lib/wsl/lib/libcuda.so.1"):
+        (machine.root / path).unlink()
+    assert environment.nvidia_devices() == 0
+
+
 def test_this_machine_itself_can_be_described() -> None:
     facts = environment.cpu_facts()
     assert facts["name"]
