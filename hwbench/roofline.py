@@ -3,8 +3,8 @@
 The roofline says that no call can be faster than its FLOPs at the machine's best arithmetic rate,
 than its bytes at the rate of the memory that they come from, nor than the smallest call there is
 (Williams, Waterman and Patterson, 2009). The rates are *measured* (``Header.ceilings``), so a case
-may stand above a roof: efficiency is never clipped at one, and a case faster than its bytes could
-come from memory is said to have stayed in cache.
+may stand above a roof: efficiency is never clipped at one, and a case that is clearly faster than
+its bytes could come from memory is said to have stayed in cache.
 
 On a GPU two more roofs are drawn: what its maker says, and the maker's rule at the clock that was
 observed (``hwbench.peaks``).
@@ -31,7 +31,15 @@ IN_CACHE = (
     "faster than its bytes could come from memory at the measured copy rate: "
     "the operands stayed in cache"
 )
-"""What is said of a case whose time lies below its memory bound."""
+"""What is said of a case whose time lies clearly below its memory bound."""
+
+
+CLEARLY = 0.9
+"""The share of the memory bound below which a time is said to be that of a cache.
+
+The bound comes from a copy, half of which writes. A kernel that mostly reads beats it by some per
+cent with every byte from memory.
+"""
 
 
 class Level(Record):
@@ -165,7 +173,7 @@ def place(cost: Cost, ceiling: Roof, seconds: float, *, hot: bool = True) -> Pla
         dense_flops_per_second=cost.dense_flops / seconds,
         bytes_per_second=cost.compulsory_bytes / seconds,
         efficiency=attainable / seconds,
-        in_cache=seconds < memory_seconds,
+        in_cache=seconds < CLEARLY * memory_seconds,
         level=name,
     )
 

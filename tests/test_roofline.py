@@ -57,6 +57,19 @@ def test_a_time_below_the_memory_bound_is_cache_residency_and_is_not_clipped() -
     assert "cache" in placed.note
 
 
+@pytest.mark.parametrize(
+    ("share", "cached"), [(1.0, False), (0.94, False), (0.91, False), (0.89, True)]
+)
+def test_a_kernel_that_reads_faster_than_a_copy_is_not_said_to_be_in_cache(
+    share: float, cached: bool
+) -> None:
+    """Half of what a copy moves is written; a product with one token hardly writes."""
+    cost = Cost(parameters=1, stored_bytes=1, flops=1, dense_flops=1, compulsory_bytes=10**8)
+    placed = place(cost, ROOF, share * 10**8 / ROOF.bytes_per_second)
+    assert placed.in_cache is cached
+    assert (placed.note is not None) is cached
+
+
 def test_a_kernel_above_the_compute_roof_is_not_said_to_be_in_cache() -> None:
     placed = place(cost(2_000_000_000, 1_000_000), ROOF, 0.001)
     assert placed.efficiency == pytest.approx(2.0)
