@@ -16,8 +16,10 @@ from typing import Any
 
 import msgspec
 
-from hwbench import frames, outcome, plugins, records, runner, suite
+from hwbench import plugins, records, suite
+from hwbench.analysis import frames, outcome
 from hwbench.devices.fake import Effects
+from hwbench.measure import run as runner
 from hwbench.meters._base import Meter
 from hwbench.quantities import MEASURED
 from hwbench.store import Run

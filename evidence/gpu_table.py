@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hwbench import units
+from hwbench.analysis.frames import summary_rows
 from hwbench.errors import HwbenchError
-from hwbench.frames import summary_rows
 from hwbench.store import read_run
 
 MOST_LINES, MOST_COLUMNS = 60, 150

@@ -20,10 +20,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hwbench import runner
-from hwbench.compare import Side, side
+from hwbench.analysis.compare import Side, side
+from hwbench.analysis.stats import Rule
+from hwbench.measure import run as runner
 from hwbench.records import Verdict
-from hwbench.stats import Rule
 from hwbench.store import Run, read_run
 from hwbench.studies import gate, selftest
 from hwbench.studies.baseline import SLOWER

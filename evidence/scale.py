@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import hwbench
-from hwbench import runner
-from hwbench.execution import Progress
+from hwbench.measure import run as runner
+from hwbench.measure.schedule import Progress
 from hwbench.records import Footer, Measurement, PlannedLine, Result, ResultLine, Status
 from hwbench.store import RunWriter, read_run
 

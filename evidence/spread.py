@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import hwbench
-from hwbench.frames import summary_rows
+from hwbench.analysis.frames import summary_rows
 from hwbench.store import read_run
 
 FORMATS = {"low_rank": 0.5, "monarch": 0.5, "csr": 0.1}

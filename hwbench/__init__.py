@@ -13,11 +13,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from hwbench.analysis.frames import load_run, summary
     from hwbench.devices._base import Device
     from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
-    from hwbench.frames import load_run, summary
+    from hwbench.measure.run import run
     from hwbench.meters._base import Meter
-    from hwbench.runner import run
     from hwbench.workloads._base import Subject, Workload
 
 _HOMES = {
@@ -30,9 +30,9 @@ _HOMES = {
     "budget": "hwbench.formats._base",
     "round_down": "hwbench.formats._base",
     "unreachable": "hwbench.formats._base",
-    "load_run": "hwbench.frames",
-    "summary": "hwbench.frames",
-    "run": "hwbench.runner",
+    "load_run": "hwbench.analysis.frames",
+    "summary": "hwbench.analysis.frames",
+    "run": "hwbench.measure.run",
 }
 
 __all__ = [

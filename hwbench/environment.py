@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hwbench import arm
 from hwbench.errors import UsageError, shortened
 
 THREAD_VARIABLES = (
@@ -75,7 +75,27 @@ def _arm_name(text: str) -> str:
     makers = re.findall(field.format("implementer"), text, re.MULTILINE)
     parts = re.findall(field.format("part"), text, re.MULTILINE)
     kinds = dict.fromkeys(zip(makers, parts, strict=False))
-    return " + ".join(arm.name(*kind) for kind in kinds)
+    return " + ".join(_core_name(*kind) for kind in kinds)
+
+
+@cache
+def _core_names() -> dict[str, Any]:
+    return tomllib.loads(Path(__file__).with_name("arm.toml").read_text(encoding="utf-8"))
+
+
+def _core_name(implementer: str, part: str) -> str:
+    """Maker and core, such as ``ARM Neoverse V1``; the numbers where no name is known.
+
+    Args:
+        implementer: as ``CPU implementer`` of ``/proc/cpuinfo`` writes it, such as ``0x41``.
+        part: ``CPU part``, such as ``0xd40``.
+    """
+    try:
+        made_by, number = f"{int(implementer, 16):#04x}", f"{int(part, 16):#05x}"
+    except ValueError:
+        return f"{implementer} {part}".strip()
+    maker = _core_names()["makers"].get(made_by, f"implementer {made_by}")
+    return f"{maker} {_core_names()['parts'].get(made_by, {}).get(number, f'part {number}')}"
 
 
 @cache

@@ -100,8 +100,9 @@ class Cases:
         """
         from msgspec.structs import replace
 
-        from hwbench import protocol, runner, suite
+        from hwbench import protocol, suite
         from hwbench.errors import SuiteError
+        from hwbench.measure import run as runner
 
         device = runner.resolve_device(self.device)
         built = suite.build(suite.read(str(self.path)), device.partition(":")[0])

@@ -20,7 +20,7 @@ import torch
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import environment, planning, plugins, protocol, quantities
+from hwbench import environment, plugins, protocol, quantities
 from hwbench.devices._base import Device, Step
 from hwbench.devices._settings import restored, settings
 from hwbench.errors import DeviceError, HwbenchError
@@ -40,6 +40,7 @@ from hwbench.records import (
     Status,
     without_gc,
 )
+from hwbench.workloads import _planning as planning
 from hwbench.workloads._base import Subject
 
 _KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests

@@ -9,7 +9,7 @@ from typing import Any
 from _synthetic import linear_case, run_of
 from msgspec.structs import replace
 
-from hwbench.outcome import Outcome
+from hwbench.analysis.outcome import Outcome
 from hwbench.records import Change, PlannedLine, Ratio, ResultLine, Verdict
 from hwbench.store import Run, RunWriter
 

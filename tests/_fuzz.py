@@ -16,8 +16,8 @@ from _synthetic import questions, run_of
 from hypothesis import strategies as st
 
 from hwbench import suite as suites
+from hwbench.analysis.frames import replicate_rows, summary_rows
 from hwbench.errors import UsageError
-from hwbench.frames import replicate_rows, summary_rows
 from hwbench.records import Footer, PlannedLine, ResultLine
 from hwbench.report.text import rows_json, table
 from hwbench.store import RunWriter, read_header, read_run

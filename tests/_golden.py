@@ -291,7 +291,7 @@ def _check(path: Path) -> str:
 
 
 def _check_json(path: Path) -> str:
-    from hwbench.outcome import plain
+    from hwbench.analysis.outcome import plain
 
     return normal(_json(plain(_outcome(path))))
 

@@ -22,7 +22,7 @@ import msgspec
 
 from hwbench import protocol
 from hwbench.errors import HwbenchError, UsageError
-from hwbench.transports._base import (
+from hwbench.measure.transports._base import (
     SeatLostError,
     Worker,
     WorkerDiedError,
@@ -92,7 +92,7 @@ class InlineWorker(Worker):
     """A worker of this process. Scripted ``faults`` happen to its requests."""
 
     def __init__(self, device: str, number: int = 0, faults: Sequence[Fault] = ()) -> None:
-        from hwbench import worker  # this imports torch
+        from hwbench import worker
 
         self._answered = worker.answered
         self._worker = worker.Worker(_opened(device, number))

@@ -100,7 +100,7 @@ def _imports_stay() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _real_workers() -> Iterator[type]:
     """Fixtures that serve several tests start workers in this process too."""
-    from hwbench.transports import local
+    from hwbench.measure.transports import local
 
     real = local.LocalWorker
     with pytest.MonkeyPatch.context() as patch:
@@ -114,14 +114,14 @@ def workers(
 ) -> Workers | None:
     """Workers in this process, and what may happen to them; none where a test needs real ones."""
     inline = None if request.node.get_closest_marker("processes") else Workers()
-    monkeypatch.setattr("hwbench.transports.local.LocalWorker", inline or _real_workers)
+    monkeypatch.setattr("hwbench.measure.transports.local.LocalWorker", inline or _real_workers)
     return inline
 
 
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of ``hwbench run --suite smoke --device fake``; who changes it takes a copy."""
-    from hwbench import runner
+    from hwbench.measure import run as runner
 
     folder = tmp_path_factory.mktemp("golden")
     return runner.run("smoke", device="fake", out=folder, threads=1)

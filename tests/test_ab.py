@@ -15,10 +15,10 @@ from _inline import Workers
 
 import hwbench as package
 from hwbench import protocol
-from hwbench.compare import Entry, Reading, Side
+from hwbench.analysis.compare import Entry, Reading, Side
+from hwbench.analysis.stats import Rule
 from hwbench.errors import RunFileError, UsageError
 from hwbench.records import Header, Verdict
-from hwbench.stats import Rule
 from hwbench.store import RunWriter, read_header, read_run
 from hwbench.studies import _sides
 from hwbench.studies.ab import judge_pairs

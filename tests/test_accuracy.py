@@ -13,10 +13,10 @@ from msgspec.structs import replace
 import hwbench
 from hwbench import protocol, worker
 from hwbench import suite as suites
-from hwbench.compare import compare, side
+from hwbench.analysis.compare import compare, side
+from hwbench.analysis.frames import replicate_rows, summary_rows
 from hwbench.devices.cpu import Cpu
 from hwbench.formats.low_rank import LowRank
-from hwbench.frames import replicate_rows, summary_rows
 from hwbench.records import Case, Verdict
 from hwbench.store import Run, read_run
 from hwbench.workloads import _trained

@@ -165,5 +165,5 @@ def test_the_wheel_holds_the_package_and_the_suites(tmp_path: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in FILES}
     suites = {f"hwbench/suites/{path.name}" for path in (ROOT / "suites").glob("*.toml")}
     assert "hwbench/suites/linear.toml" in suites
-    assert modules | suites | {"hwbench/py.typed", "hwbench/peaks.toml"} <= held
+    assert modules | suites | {"hwbench/py.typed", "hwbench/analysis/peaks.toml"} <= held
     assert {name.split("/")[0] for name in held} == {"hwbench"}

@@ -16,7 +16,8 @@ from _compress import VOCABULARY, write
 from _scored import described, scored, unsupported
 from _synthetic import scored_case
 
-from hwbench import load_run, models, summary
+from hwbench import checkpoints as models
+from hwbench import load_run, summary
 from hwbench import suite as suites
 from hwbench.cli import _shared
 from hwbench.errors import MissingPartError, SuiteError, UsageError

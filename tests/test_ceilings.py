@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from _check import Call
 
-from hwbench import ceilings, protocol
+from hwbench import protocol
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
+from hwbench.measure import ceilings
 from hwbench.meters._ceilings import _working_sets, measure_ceilings
 from hwbench.meters._plateaus import Plateau, named, plateaus
 

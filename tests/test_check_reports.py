@@ -12,7 +12,7 @@ from _check import FACTS, HOSTILE, Call, five, hostile, kept, made
 from _synthetic import failed
 from markdown_it import MarkdownIt
 
-from hwbench.outcome import Outcome
+from hwbench.analysis.outcome import Outcome
 from hwbench.records import Change, Ratio, Status, Verdict
 from hwbench.report import github, junit, markdown
 from hwbench.report.changes import table

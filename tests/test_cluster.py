@@ -15,19 +15,20 @@ import pytest
 from _check import Call
 from _faulty import ROOT
 
-from hwbench import fleet, runner
 from hwbench.errors import (
     DeviceError,
     EnvironmentMismatchError,
     IncompleteRunError,
     UsageError,
 )
-from hwbench.execution import execute
+from hwbench.measure import fleet
+from hwbench.measure import run as runner
+from hwbench.measure.schedule import execute
+from hwbench.measure.transports._base import Seat, SeatLostError, Worker
+from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import Status
 from hwbench.store import Run, read_run
 from hwbench.studies import nodes as nodes_study
-from hwbench.transports._base import Seat, SeatLostError, Worker
-from hwbench.transports.local import LocalSeat
 
 FORMATS = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}]
 SUITE = """
@@ -124,7 +125,7 @@ def test_a_machine_that_comes_back_goes_on(tmp_path: Path, monkeypatch: pytest.M
     back = [Frail("again")]
     state = start(tmp_path)
     notes = []
-    monkeypatch.setattr("hwbench.execution._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("hwbench.measure.schedule._LOOK_SECONDS", 0.001)
     state.listener = lambda progress: notes.append(progress.note)
     later = iter([[], back])
     path = execute(state, [Frail("first", 10)], None, more=lambda: next(later), patience_seconds=60)
@@ -194,7 +195,7 @@ def test_a_device_that_cannot_be_planned_for_leaves_no_run_of_the_others(tmp_pat
 
 @pytest.mark.parametrize("address", ["http://x", "ray://", "auto; rm", "ray://a b:1"])
 def test_an_address_that_is_none_is_refused_before_anything_is_asked(address: str):
-    from hwbench.transports.ray import Cluster
+    from hwbench.measure.transports.ray import Cluster
 
     with pytest.raises(UsageError, match="--cluster is auto or ray://HOST:PORT"):
         Cluster(address)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwbench import fingerprint
-from hwbench.compare import Entry, Reading, Side, compare, side
+from hwbench.analysis import fingerprint
+from hwbench.analysis.compare import Entry, Reading, Side, compare, side
+from hwbench.analysis.fingerprint import Severity, differences
+from hwbench.analysis.stats import Rule, judge
 from hwbench.errors import UnknownNameError
-from hwbench.fingerprint import Severity, differences
 from hwbench.records import (
     SCHEMA,
     Case,
@@ -30,7 +31,6 @@ from hwbench.records import (
     Status,
     Verdict,
 )
-from hwbench.stats import Rule, judge
 
 CASE = Case(
     workload="linear",
@@ -486,7 +486,7 @@ def test_calls_are_never_pooled() -> None:
 
 def test_comparing_loads_no_torch_and_no_tables() -> None:
     code = (
-        "import sys, hwbench.compare\n"
+        "import sys, hwbench.analysis.compare\n"
         "print([name for name in ('torch', 'numpy', 'scipy', 'pandas') if name in sys.modules])"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from _cuda_run import CAUSE, NO_GRAPH, REPLICATES, cuda_run
 from _synthetic import questions, run_of
 from rich.console import Console
 
-from hwbench.frames import load_run, summary
+from hwbench.analysis.frames import load_run, summary
 from hwbench.quantities import ENERGY, GRAPH, PAGE
 from hwbench.records import Footer, Measurement, Result
 from hwbench.report import _clock, _facts, _words, figures, text

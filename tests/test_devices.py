@@ -17,8 +17,8 @@ from hwbench.devices import fake
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import Fake
 from hwbench.errors import UsageError
+from hwbench.measure.run import resolve_device
 from hwbench.records import Cost
-from hwbench.runner import resolve_device
 
 # --- the processor -----------------------------------------------------------------------------
 

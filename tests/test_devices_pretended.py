@@ -13,9 +13,9 @@ import torch
 from hwbench import protocol, worker
 from hwbench.devices.cuda import Cuda
 from hwbench.devices.fake import Fake
+from hwbench.measure.replicate import Replicate
+from hwbench.measure.transports._base import Worker
 from hwbench.records import Case, Plan, Result, Status
-from hwbench.replicate import Replicate
-from hwbench.transports._base import Worker
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 from _check import Call
 from _inline import Workers
 
-from hwbench import ceilings, environment, protocol
+from hwbench import environment, protocol
 from hwbench.devices.fake import Fake
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
+from hwbench.measure import ceilings
 from hwbench.meters import _health
 from hwbench.studies.doctor import KEYS, Check, Verdict, ask, checks, demand
 

@@ -14,7 +14,8 @@ from _compress import VOCABULARY, write
 from _scored import described, scored, unsupported
 from _synthetic import scored_case
 
-from hwbench import models, summary
+from hwbench import checkpoints as models
+from hwbench import summary
 from hwbench.formats._base import Linear
 from hwbench.records import Case
 from hwbench.store import read_run

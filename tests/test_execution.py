@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from _synthetic import linear_case, run_of
 
-from hwbench import execution
-from hwbench.execution import State, Unit, Work
+from hwbench.measure import schedule as execution
+from hwbench.measure.schedule import State, Unit, Work
 from hwbench.records import Measurement, Result, Status
 from hwbench.store import RunWriter
 

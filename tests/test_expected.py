@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from hwbench import expected, plugins
+from hwbench import plugins
+from hwbench.analysis import closed_forms as expected
 from hwbench.formats._base import Format
 from hwbench.workloads._data import POWER, gaussian, power_law
 

@@ -20,8 +20,9 @@ from _check import Call
 from _faulty import install, uninstall
 from _inline import Workers, died
 
-from hwbench import protocol, runner
+from hwbench import protocol
 from hwbench.errors import RunFileError
+from hwbench.measure import run as runner
 from hwbench.records import Status
 from hwbench.store import Run, read_run
 

@@ -10,7 +10,7 @@ from _synthetic import CEILINGS, linear_case, run_of
 from msgspec.structs import replace
 
 import hwbench
-from hwbench.frames import replicate_rows, summary_rows
+from hwbench.analysis.frames import replicate_rows, summary_rows
 from hwbench.records import Measurement, Result, Status
 from hwbench.report import text
 from hwbench.store import Run, read_run

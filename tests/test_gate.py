@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwbench.compare import Entry, Reading, Side, compare
-from hwbench.outcome import Outcome, plain, worst_first
+from hwbench.analysis.compare import Entry, Reading, Side, compare
+from hwbench.analysis.noise import noises
+from hwbench.analysis.outcome import Outcome, plain, worst_first
+from hwbench.analysis.stats import Rule
 from hwbench.records import Change, Ratio, Status, Verdict
-from hwbench.stats import Rule
 from hwbench.studies import gate
-from hwbench.studies._nights import noises
 from hwbench.studies.gate import judge_cases, raised
 
 RULE = Rule(threshold=0.03, margin=0.03)

@@ -16,9 +16,9 @@ import pytest
 from _synthetic import CEILINGS, HOSTILE, linear_case, run_of, scored_case
 from msgspec.structs import replace
 
+from hwbench.analysis.changepoints import FEWEST, Series, change_points
 from hwbench.records import Measurement, Planned, PlannedLine, Result, ResultLine, Status, Verdict
 from hwbench.report import history as pages
-from hwbench.series import FEWEST, Series, change_points
 from hwbench.store import Run, RunWriter
 from hwbench.studies.history import history
 

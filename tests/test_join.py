@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from _synthetic import linear_case, projection_case, questions, run_of
 
-from hwbench.frames import summary_rows
-from hwbench.join import Joined, best_within, join, table
+from hwbench.analysis.accuracy import Joined, best_within, join, table
+from hwbench.analysis.frames import summary_rows
 
 NAN = math.nan
 

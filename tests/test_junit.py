@@ -9,7 +9,7 @@ import pytest
 import xmlschema
 from _check import hostile
 
-from hwbench.outcome import Outcome
+from hwbench.analysis.outcome import Outcome
 from hwbench.records import Change, Ratio, Verdict
 from hwbench.report import junit
 

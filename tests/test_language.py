@@ -19,11 +19,11 @@ from torch import nn
 import hwbench
 from hwbench import plugins
 from hwbench import suite as suites
+from hwbench.analysis.frames import summary_rows
 from hwbench.cli._shared import with_data
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError
 from hwbench.formats._base import Linear
-from hwbench.frames import summary_rows
 from hwbench.protocol import PlanRequest
 from hwbench.records import Case
 from hwbench.report._scores import score_of

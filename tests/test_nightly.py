@@ -16,9 +16,9 @@ from _check import Call
 from _faulty import ROOT
 from test_docs import _parsed
 
-from hwbench import outcome
+from hwbench.analysis import outcome
+from hwbench.analysis.fingerprint import FINGERPRINT, Severity
 from hwbench.errors import UsageError
-from hwbench.fingerprint import FINGERPRINT, Severity
 from hwbench.studies.baseline import promote
 
 PAGE = (ROOT / "docs/nightly.md").read_text(encoding="utf-8")

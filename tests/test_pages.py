@@ -18,13 +18,14 @@ from _check import Call
 from _faulty import ROOT
 
 import hwbench as package
-from hwbench import planning, plugins, suite
+from hwbench import plugins, suite
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import Effects
 from hwbench.errors import HwbenchError, SuiteError
+from hwbench.measure.run import with_anchors
 from hwbench.records import PlannedLine, ResultLine
-from hwbench.runner import with_anchors
 from hwbench.store import read_run
+from hwbench.workloads import _planning as planning
 
 sys.path.insert(0, str(ROOT / "docs"))
 import make_pages

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hwbench import peaks
-from hwbench.peaks import Peak, find, table
+from hwbench.analysis import peaks
+from hwbench.analysis.peaks import Peak, find, table
 
 GIB = 2**30
 ROWS = list(table().values())

@@ -22,12 +22,13 @@ from _faulty import ROOT, install, uninstall
 from _inline import Workers
 from msgspec.structs import replace
 
-from hwbench import protocol, runner
+from hwbench import protocol
 from hwbench.errors import UsageError
+from hwbench.measure import run as runner
+from hwbench.measure.transports._base import WorkerDiedError, WorkerTimedOutError
+from hwbench.measure.transports.local import LocalSeat, LocalWorker
 from hwbench.records import Status
 from hwbench.store import Run, read_run
-from hwbench.transports._base import WorkerDiedError, WorkerTimedOutError
-from hwbench.transports.local import LocalSeat, LocalWorker
 
 pytestmark = pytest.mark.processes
 
@@ -95,7 +96,7 @@ def whole(path: Path) -> Run:
 
 def resumed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The run gone on with, by workers of this process: complete, and every result there once."""
-    monkeypatch.setattr("hwbench.transports.local.LocalWorker", Workers())
+    monkeypatch.setattr("hwbench.measure.transports.local.LocalWorker", Workers())
     return whole(runner.resume(path))
 
 
@@ -205,7 +206,7 @@ def test_a_run_of_real_workers_is_that_of_workers_in_this_process(
         ],
     }  # fmt: skip
     real = read_run(runner.run(asked, device="fake", out=tmp_path / "real", threads=1))
-    monkeypatch.setattr("hwbench.transports.local.LocalWorker", Workers())
+    monkeypatch.setattr("hwbench.measure.transports.local.LocalWorker", Workers())
     inline = read_run(runner.run(asked, device="fake", out=tmp_path / "inline", threads=1))
     assert real.planned == inline.planned
     assert len(real.results) == 4 * 4 + 2

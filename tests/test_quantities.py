@@ -16,9 +16,9 @@ import pytest
 from _synthetic import linear_case, run_of, scored_case
 
 from hwbench import quantities
-from hwbench.compare import compare, side
+from hwbench.analysis.compare import compare, side
+from hwbench.analysis.frames import replicate_rows, summary_rows
 from hwbench.errors import UnknownNameError
-from hwbench.frames import replicate_rows, summary_rows
 from hwbench.quantities import Quantity
 from hwbench.records import Measurement, Result, Status, Verdict
 from hwbench.report import export, html, text
@@ -162,7 +162,7 @@ def test_a_quantity_with_the_name_of_another_column_gets_one_of_its_own(name):
 
 
 def test_every_other_column_is_a_name_that_no_quantity_may_have():
-    from hwbench.frames import COLUMNS
+    from hwbench.analysis.frames import COLUMNS
 
     run = foreign_run()
     own = {each.name for each in (*quantities.MEASURED, WARMTH, PAGES)}
@@ -174,9 +174,10 @@ def test_every_other_column_is_a_name_that_no_quantity_may_have():
 
 
 def test_the_worker_tells_what_meters_and_workloads_of_other_packages_declare(monkeypatch):
-    from hwbench import planning, protocol
+    from hwbench import protocol
     from hwbench.devices.fake import Fake
     from hwbench.worker import Worker
+    from hwbench.workloads import _planning as planning
 
     class Thermometer:
         QUANTITIES = (WARMTH, quantities.ENERGY)

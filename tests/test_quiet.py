@@ -11,9 +11,9 @@ import pytest
 from _synthetic import linear_case, run_of
 from msgspec.structs import replace
 
-from hwbench.compare import side
-from hwbench.frames import summary_rows
-from hwbench.quiet import dense_seconds, slowed
+from hwbench.analysis.compare import side
+from hwbench.analysis.frames import summary_rows
+from hwbench.analysis.quiet import dense_seconds, slowed
 from hwbench.records import Measurement, Result, Status
 
 

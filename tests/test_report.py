@@ -22,8 +22,8 @@ from _synthetic import (
 from rich.cells import cell_len
 from rich.console import Console
 
+from hwbench.analysis.frames import replicate_rows
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError, UsageError
-from hwbench.frames import replicate_rows
 from hwbench.records import Status
 from hwbench.report import _answers, _palette, export, figures, text
 from hwbench.report._rows import printable, report_rows

@@ -6,9 +6,19 @@ import math
 
 import pytest
 
+from hwbench.analysis.roofline import (
+    COMPUTE,
+    LAUNCH,
+    MEMORY,
+    Level,
+    Roof,
+    lines,
+    place,
+    precision,
+    roof,
+)
 from hwbench.errors import UsageError
 from hwbench.records import Cost, Environment
-from hwbench.roofline import COMPUTE, LAUNCH, MEMORY, Level, Roof, lines, place, precision, roof
 
 ROOF = Roof(flops_per_second=1e12, bytes_per_second=1e10)  # ridge at 100 FLOP per byte
 CEILINGS = {

@@ -15,9 +15,10 @@ from _faulty import ROOT, install, uninstall
 from _inline import Workers, died, hangs, no_memory
 
 import hwbench as package
-from hwbench import protocol, runner
+from hwbench import protocol
+from hwbench.analysis.frames import load_run, summary
 from hwbench.errors import DeviceError, RunFileError, SuiteError, UsageError
-from hwbench.frames import load_run, summary
+from hwbench.measure import run as runner
 from hwbench.records import Status
 from hwbench.store import read_run
 

@@ -16,7 +16,7 @@ from _formats import assert_right, generator, normal, random_layer, relative
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from hwbench import planning, plugins
+from hwbench import plugins
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import KnobError, UsageError
 from hwbench.formats import _entries, _gather, _probe, _versions
@@ -30,6 +30,7 @@ from hwbench.formats._base import (
     Linear,
 )
 from hwbench.records import Case, Direction
+from hwbench.workloads import _planning as planning
 
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float64: 1e-14}
 ENTRIES = [("csr", k) for k in ("gather", "spmm", "linear")]

@@ -14,9 +14,9 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hwbench import power, ranks, stats
+from hwbench.analysis import power, ranks, stats
+from hwbench.analysis.stats import Rule
 from hwbench.records import Ratio, Verdict
-from hwbench.stats import Rule
 
 BARE = Rule(threshold=0.0, margin=0.03)  # a change counts as soon as the interval excludes none
 MIRROR = {Verdict.REGRESSED: Verdict.IMPROVED, Verdict.IMPROVED: Verdict.REGRESSED}
@@ -38,7 +38,7 @@ def between(value: float, low: float, high: float) -> bool:
 
 def test_the_sampling_loop_needs_neither_numpy_nor_scipy() -> None:
     code = (
-        "import sys; from hwbench.stats import median, median_interval, relative_width\n"
+        "import sys; from hwbench.analysis.stats import median, median_interval, relative_width\n"
         "values = [float(i) for i in range(20)]\n"
         "median(values), median_interval(values), relative_width(values)\n"
         "print([name for name in ('numpy', 'scipy', 'pandas', 'torch') if name in sys.modules])"

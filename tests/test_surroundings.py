@@ -14,11 +14,13 @@ from _check import kept
 from _faulty import ROOT
 from _synthetic import questions, run_of
 
-from hwbench import environment, protocol, revision, runner
+from hwbench import environment, protocol
 from hwbench.errors import UsageError
+from hwbench.measure import revision
+from hwbench.measure import run as runner
+from hwbench.measure.transports.local import LocalWorker
 from hwbench.store import read_run
 from hwbench.studies import _sides
-from hwbench.transports.local import LocalWorker
 
 ABSENT = "cupy dill flash_attn jax numba onnx psutil redis tensorflow torch_xla triton xformers"
 """Top-level names that torch and its friends try to import where they are not installed."""

@@ -20,9 +20,9 @@ from hwbench.cli._shared import with_data
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import Format
+from hwbench.measure.run import resume
 from hwbench.protocol import PlanRequest
 from hwbench.records import Case
-from hwbench.runner import resume
 from hwbench.store import read_run
 from hwbench.worker import Worker
 from hwbench.workloads import _sets

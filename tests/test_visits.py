@@ -11,10 +11,12 @@ import msgspec
 import pytest
 from _synthetic import linear_case, questions, run_of
 
-from hwbench import execution, protocol, runner
+from hwbench import protocol
+from hwbench.analysis.frames import load_run
 from hwbench.devices.fake import Fake
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
-from hwbench.frames import load_run
+from hwbench.measure import run as runner
+from hwbench.measure import schedule as execution
 from hwbench.meters import latency
 from hwbench.records import Plan, PlannedLine, ResultLine, Status
 from hwbench.store import Run, RunWriter, read_run

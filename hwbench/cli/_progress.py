@@ -11,7 +11,7 @@ from hwbench.cli import _shared
 from hwbench.errors import shortened
 
 if TYPE_CHECKING:
-    from hwbench.execution import Listener, Progress
+    from hwbench.measure.schedule import Listener, Progress
 
 
 @contextlib.contextmanager

@@ -118,7 +118,8 @@ def with_model(document: dict[str, Any], model: str | None) -> dict[str, Any]:
         SuiteError: nothing in it compresses a model.
         UsageError: as for ``models.fetched``, or the model cannot be read after all.
     """
-    from hwbench import models, runner
+    from hwbench import checkpoints as models
+    from hwbench.measure import run as runner
     from hwbench.records import Case
 
     if model is None:

@@ -30,10 +30,11 @@ def ceilings(
     A large matrix product by dtype, copy and triad from every memory level, and the smallest call.
     It takes about a minute. The runs that follow on this machine copy it into their file.
     """
-    from hwbench import ceilings as kept
-    from hwbench import environment, protocol, runner
+    from hwbench import environment, protocol
+    from hwbench.measure import ceilings as kept
+    from hwbench.measure import run as runner
+    from hwbench.measure.transports.local import LocalWorker
     from hwbench.records import ITEM_BYTES
-    from hwbench.transports.local import LocalWorker
 
     dtypes = _shared.listed(dtype) or list(_DTYPES)
     if unknown := [name for name in dtypes if name not in ITEM_BYTES]:

@@ -17,7 +17,7 @@ from hwbench.cli._progress import progress
 from hwbench.errors import RunFileError, UsageError
 
 if TYPE_CHECKING:
-    from hwbench.outcome import Outcome
+    from hwbench.analysis.outcome import Outcome
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _FAIL_ON = ("undecided",)
@@ -121,7 +121,7 @@ def _show(outcome: Outcome) -> None:
 
 
 def _json(outcome: Outcome) -> str:
-    from hwbench.outcome import plain
+    from hwbench.analysis.outcome import plain
 
     return json.dumps(plain(outcome), allow_nan=False)
 

@@ -56,8 +56,8 @@ def _cluster(
     from rich.table import Table
     from rich.text import Text
 
+    from hwbench.measure.transports.ray import Cluster
     from hwbench.studies import nodes as study
-    from hwbench.transports.ray import Cluster
 
     joined = Cluster(address)
     try:

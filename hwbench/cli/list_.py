@@ -83,7 +83,7 @@ def _format_details(*, as_json: bool) -> None:
     import msgspec
 
     from hwbench import plugins, protocol
-    from hwbench.transports.local import LocalWorker
+    from hwbench.measure.transports.local import LocalWorker
 
     worker = LocalWorker("cpu", 1)
     try:

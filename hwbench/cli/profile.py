@@ -42,9 +42,10 @@ def profile(
     They are checked against what the format claims: for 2:4, that the sparse tensor cores ran.
     Its times are those of the profiler and no benchmark.
     """
-    from hwbench import environment, protocol, runner
+    from hwbench import environment, protocol
     from hwbench import suite as suites
-    from hwbench.transports.local import LocalWorker
+    from hwbench.measure import run as runner
+    from hwbench.measure.transports.local import LocalWorker
 
     if not trace.parent.is_dir():
         raise UsageError(f"There is no folder {trace.parent} for the trace.")

@@ -16,9 +16,9 @@ from hwbench.cli._progress import progress
 from hwbench.errors import CasesFailedError, UsageError
 
 if TYPE_CHECKING:
-    from hwbench.execution import Listener
-    from hwbench.fleet import Fleet
-    from hwbench.runner import Question
+    from hwbench.measure.fleet import Fleet
+    from hwbench.measure.run import Question
+    from hwbench.measure.schedule import Listener
 
 
 def run(
@@ -94,8 +94,9 @@ def run(
 
     hwbench run --shape 4096x11008 --tokens 16,512 --density 0.5 --format low_rank,monarch
     """
-    from hwbench import environment, runner
+    from hwbench import environment
     from hwbench import suite as suites
+    from hwbench.measure import run as runner
     from hwbench.store import read_run
     from hwbench.units import parse_seconds
 
@@ -158,7 +159,7 @@ class _Fleet:
 
     def run(self, question: Question) -> list[Path]:
         if not self.many:
-            from hwbench import runner
+            from hwbench.measure import run as runner
 
             return [runner.answer(question, self.device, self.threads, self.budget)]
         with self._found(question.listener) as fleet:
@@ -166,7 +167,7 @@ class _Fleet:
 
     def resume(self, path: Path, listener: Listener) -> None:
         if self.cluster is None:
-            from hwbench import runner
+            from hwbench.measure import run as runner
 
             runner.resume(path, time_budget_seconds=self.budget, listener=listener)
             return
@@ -175,8 +176,8 @@ class _Fleet:
 
     @contextlib.contextmanager
     def _found(self, listener: Listener) -> Iterator[Fleet]:
-        from hwbench.fleet import Fleet, local_seats
-        from hwbench.transports.ray import Cluster
+        from hwbench.measure.fleet import Fleet, local_seats
+        from hwbench.measure.transports.ray import Cluster
 
         options: dict[str, Any] = {
             "on": self.on, "shards": self.shards, "listener": listener,

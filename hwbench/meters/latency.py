@@ -19,6 +19,7 @@ from statistics import median
 
 import torch
 
+from hwbench.analysis.stats import median_interval
 from hwbench.devices._base import Device
 from hwbench.errors import first_line
 from hwbench.meters._base import Meter
@@ -27,7 +28,6 @@ from hwbench.meters._sampling import Taken, calibrate, enqueue_seconds, sample, 
 from hwbench.protocol import BUDGET_ENDED
 from hwbench.quantities import FIRST_CALL, GRAPH, HOST, RELATIVE, TIME, Quantity
 from hwbench.records import Measurement, Plan, Regime
-from hwbench.stats import median_interval
 from hwbench.workloads._base import Subject
 
 MINIMUM_BLOCKS = 6  # the fewest from which the median has an order-statistic interval of 95 %

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hwbench import expected
+from hwbench.analysis import closed_forms as expected
 from hwbench.quantities import PROJECTION_ERROR
 from hwbench.report._rows import Row, known
 

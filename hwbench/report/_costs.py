@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hwbench import units
-from hwbench.join import is_scored
+from hwbench.analysis.accuracy import is_scored
 from hwbench.quantities import SAVED_BYTES, Quantity
 from hwbench.report import _words as words
 from hwbench.report._rows import DENSE, Row, groups, known, printable, timed

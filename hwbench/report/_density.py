@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import units
-from hwbench.join import is_scored
+from hwbench.analysis.accuracy import is_scored
 from hwbench.quantities import PREPARE
 from hwbench.report import _words as words
 from hwbench.report._answers import beats, loses

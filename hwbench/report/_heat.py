@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hwbench import units
-from hwbench.join import is_scored
+from hwbench.analysis.accuracy import is_scored
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
 from hwbench.report._rows import DENSE, Row, groups, known, printable, relative

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import units
-from hwbench.join import Joined, Pair, best_within, is_scored
+from hwbench.analysis.accuracy import Joined, Pair, best_within, is_scored
 from hwbench.report import _words as words
 from hwbench.report._answers import POINT, REST, Sentence, beats, loses
 from hwbench.report._rows import (

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hwbench import channels, quantities
-from hwbench.frames import measured, placement, summary_rows
+from hwbench.analysis.frames import measured, placement, summary_rows
+from hwbench.analysis.roofline import lines, roof
 from hwbench.quantities import SCORE, Quantity
-from hwbench.roofline import lines, roof
 from hwbench.store import Run
 
 Row = dict[str, Any]

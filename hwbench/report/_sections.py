@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwbench.join import Joined
+from hwbench.analysis.accuracy import Joined
 from hwbench.quantities import CHART
 from hwbench.report import _costs, _density, _ratios, _samples, _trade, _views
 from hwbench.report._rows import Row, shown

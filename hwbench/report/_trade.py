@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hwbench import units
-from hwbench.join import Joined, Pair, is_scored, join, table
+from hwbench.analysis.accuracy import Joined, Pair, is_scored, join, table
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
 from hwbench.report._closed import NOTE, closed_forms

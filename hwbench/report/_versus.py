@@ -14,15 +14,15 @@ from statistics import median
 from typing import Any
 
 from hwbench import units
+from hwbench.analysis.fingerprint import Difference, Severity, differences, facts
+from hwbench.analysis.frames import replicate_rows
+from hwbench.analysis.stats import ratio
 from hwbench.errors import UsageError
-from hwbench.fingerprint import Difference, Severity, differences, facts
-from hwbench.frames import replicate_rows
 from hwbench.quantities import ENERGY
 from hwbench.records import Ratio
 from hwbench.report import _words as words
 from hwbench.report._answers import overlap
 from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, report_rows
-from hwbench.stats import ratio
 from hwbench.store import Run
 
 NEAR = 0.1

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import units
+from hwbench.analysis.roofline import Line, Roof
 from hwbench.report import _words as words
 from hwbench.report._rows import Row, groups, printable
-from hwbench.roofline import Line, Roof
 
 
 @dataclass

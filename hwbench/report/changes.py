@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hwbench import units
-from hwbench.outcome import Outcome, worst_first
+from hwbench.analysis.outcome import Outcome, worst_first
 from hwbench.records import Change, Verdict
 from hwbench.report._rows import printable
 

@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from hwbench.analysis.frames import replicate_rows
 from hwbench.channels import cell
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError
-from hwbench.frames import replicate_rows
 from hwbench.report import pytest_benchmark
 from hwbench.report._rows import known
 from hwbench.store import Run

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwbench import units
+from hwbench.analysis.accuracy import Joined, is_scored
+from hwbench.analysis.roofline import Line
 from hwbench.errors import RunFileError, UnknownNameError, UsageError
-from hwbench.join import Joined, is_scored
 from hwbench.report import _words as words
 from hwbench.report._palette import Style
 from hwbench.report._paper import (
@@ -48,7 +49,6 @@ from hwbench.report._rows import (
 )
 from hwbench.report._scores import score_of
 from hwbench.report._trade import joins, placed
-from hwbench.roofline import Line
 from hwbench.store import Run
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ both are kept here, and what is left out is counted.
 
 from __future__ import annotations
 
+from hwbench.analysis.outcome import FINE, Outcome
 from hwbench.channels import inert
-from hwbench.outcome import FINE, Outcome
 from hwbench.records import Verdict
 from hwbench.report import markdown
 from hwbench.report._rows import printable

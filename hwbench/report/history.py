@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hwbench import units
+from hwbench.analysis.changepoints import Event, History, Series, Step
+from hwbench.analysis.stats import median
 from hwbench.records import Verdict
 from hwbench.report._rows import printable
-from hwbench.series import Event, History, Series, Step
-from hwbench.stats import median
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LISTED = 10  # cases of an event that a line or a list names; JSON has them all

@@ -14,8 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hwbench.analysis.accuracy import is_scored
 from hwbench.errors import UsageError
-from hwbench.join import is_scored
 from hwbench.quantities import CHART, ENERGY, PAGE, RELATIVE, SCORE, TIME, Quantity
 from hwbench.report import (
     _answers,

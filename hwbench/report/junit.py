@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
-from hwbench.outcome import FINE, Outcome, worst_first
+from hwbench.analysis.outcome import FINE, Outcome, worst_first
 from hwbench.records import Change, Verdict
 from hwbench.report._rows import printable
 from hwbench.report.changes import reason, size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hwbench.outcome import FAILING, FINE, Outcome
+from hwbench.analysis.outcome import FAILING, FINE, Outcome
 from hwbench.records import Change
 from hwbench.report._rows import printable
 from hwbench.report.changes import head, notable, reason, size, tally

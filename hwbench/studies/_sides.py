@@ -23,7 +23,7 @@ from pathlib import Path
 
 import hwbench
 from hwbench.errors import UnknownNameError, UsageError
-from hwbench.revision import GitError, git
+from hwbench.measure.revision import GitError, git
 
 INSTALLS = ("shared", "fresh")
 _INTERPRETER = re.compile(r"(?:python|pypy)[\d.]*t?")  # by name: HEAD and test are programs too

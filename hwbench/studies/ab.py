@@ -21,24 +21,25 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from hwbench import protocol, runner, units
+from hwbench import protocol, units
 from hwbench import suite as suites
-from hwbench.compare import Side, check_metric, compare, quantities_of, side
+from hwbench.analysis.compare import Side, check_metric, compare, quantities_of, side
+from hwbench.analysis.fingerprint import differences, facts
+from hwbench.analysis.noise import moderated
+from hwbench.analysis.outcome import Outcome
+from hwbench.analysis.power import student
+from hwbench.analysis.stats import Rule, variance
 from hwbench.errors import RunFileError, SuiteError, UsageError, WorkerError
-from hwbench.execution import Listener, Progress, State, finish, measure
-from hwbench.fingerprint import differences, facts
-from hwbench.outcome import Outcome
-from hwbench.power import student
+from hwbench.measure import run as runner
+from hwbench.measure.replicate import SPANS
+from hwbench.measure.schedule import Listener, Progress, State, finish, measure
+from hwbench.measure.transports import local
+from hwbench.measure.transports._base import Worker
 from hwbench.records import Case, Change, Header, PlannedLine, Status, Suite, Verdict
-from hwbench.replicate import SPANS
-from hwbench.stats import Rule, variance
 from hwbench.store import RunWriter, read_run
 from hwbench.studies import gate
-from hwbench.studies._nights import moderated
 from hwbench.studies._sides import Origin, resolve, worker_folder
 from hwbench.studies.baseline import PAIRED
-from hwbench.transports import local
-from hwbench.transports._base import Worker
 
 FALSE = 0.005  # chance that any of the cases is told as changed when none is
 _PLAN_SECONDS = 600.0

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hwbench.analysis.fingerprint import Difference, Severity, differences, facts, flat, severity
+from hwbench.analysis.outcome import cases
 from hwbench.errors import RunFileError, UsageError
-from hwbench.fingerprint import Difference, Severity, differences, facts, flat, severity
-from hwbench.outcome import cases
 from hwbench.records import ANSWERS, Header, Status
 from hwbench.report import pytest_benchmark
 from hwbench.store import Run, list_runs, read_header, read_run, run_path

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from hwbench import ceilings, environment, peaks, protocol, runner, units
+from hwbench import environment, protocol, units
+from hwbench.analysis import peaks
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
-from hwbench.transports import local
+from hwbench.measure import ceilings
+from hwbench.measure import run as runner
+from hwbench.measure.transports import local
 
 _SECONDS = 300.0  # until the worker has to have answered
 _LOAD_SHARE = 0.5  # of the cores may be busy with other work

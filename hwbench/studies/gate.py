@@ -19,8 +19,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from hwbench import runner, units
-from hwbench.compare import (
+from hwbench import units
+from hwbench.analysis.compare import (
     Side,
     check_metric,
     compare,
@@ -30,15 +30,16 @@ from hwbench.compare import (
     unlike,
     worked,
 )
+from hwbench.analysis.noise import FEWEST_RUNS, Noise, noises
+from hwbench.analysis.outcome import Outcome, cases
+from hwbench.analysis.ranks import normal_quantile
+from hwbench.analysis.stats import Rule, median
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
-from hwbench.execution import Listener
-from hwbench.outcome import Outcome, cases
-from hwbench.ranks import normal_quantile
+from hwbench.measure import run as runner
+from hwbench.measure.replicate import ANCHOR
+from hwbench.measure.schedule import Listener
 from hwbench.records import Change, Status, Verdict, without_gc
-from hwbench.replicate import ANCHOR
-from hwbench.stats import Rule, median
 from hwbench.store import Run, read_run
-from hwbench.studies._nights import FEWEST_RUNS, Noise, noises
 from hwbench.studies.baseline import Chosen, choose, foreign, load, warnings
 
 WINDOW = 5  # baseline runs

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwbench import quantities
-from hwbench.compare import (
+from hwbench.analysis.changepoints import Event, History, Night, Series, Step, change_points
+from hwbench.analysis.compare import (
     AUTO,
     Entry,
     Reading,
@@ -25,11 +26,10 @@ from hwbench.compare import (
     unlike,
     worked,
 )
+from hwbench.analysis.fingerprint import differences, facts
+from hwbench.analysis.stats import median
 from hwbench.errors import RunFileError
-from hwbench.fingerprint import differences, facts
 from hwbench.records import Header, Verdict, without_gc
-from hwbench.series import Event, History, Night, Series, Step, change_points
-from hwbench.stats import median
 from hwbench.store import Run, read_header, read_run
 from hwbench.studies.baseline import machine_key, purpose, run_files
 

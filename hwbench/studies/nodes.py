@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hwbench.analysis.fingerprint import differences
 from hwbench.errors import EnvironmentMismatchError, UsageError
-from hwbench.fingerprint import differences
+from hwbench.measure.transports._base import Seat, SeatLostError
 from hwbench.studies.doctor import Check, Verdict, ask, checks
-from hwbench.transports._base import Seat, SeatLostError
 
 _OF_THIS_MACHINE = ("load", "quota")  # read where the command runs, and not where the device is
 

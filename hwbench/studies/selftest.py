@@ -16,13 +16,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from hwbench import runner
-from hwbench.compare import Side, side
+from hwbench.analysis.compare import Side, side
+from hwbench.analysis.stats import Rule, clopper_pearson, median
 from hwbench.errors import RunFileError, UsageError
-from hwbench.execution import Listener
+from hwbench.measure import run as runner
+from hwbench.measure.replicate import ANCHOR
+from hwbench.measure.schedule import Listener
 from hwbench.records import Change, Planned, Status, Verdict
-from hwbench.replicate import ANCHOR
-from hwbench.stats import Rule, clopper_pearson, median
 from hwbench.store import Run, read_header, read_run
 from hwbench.studies import gate
 from hwbench.studies.baseline import SLOWER, machine_key, purpose, run_files

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
-from hwbench import models
+from hwbench import checkpoints as models
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads._embeddings import Embedder
 from hwbench.workloads._models import MOST_TOKENS, check_tokens, padded

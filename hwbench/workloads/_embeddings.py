@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor
 
-from hwbench.models import CLS
+from hwbench.checkpoints import CLS
 from hwbench.quantities import RETRIEVAL_AGREEMENT
 from hwbench.workloads._models import Model
 

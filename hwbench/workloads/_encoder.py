@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hwbench import models
+from hwbench import checkpoints as models
 from hwbench.workloads._embeddings import Embedder
 from hwbench.workloads._transformers import Pretrained
 

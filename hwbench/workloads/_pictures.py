@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from hwbench.models import no_package
+from hwbench.checkpoints import no_package
 
 PICTURES = ("china", "flower")
 SIDES = (427, 640)

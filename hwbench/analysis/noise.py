@@ -17,8 +17,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwbench.power import student
-from hwbench.stats import median, variance
+from hwbench.analysis.power import student
+from hwbench.analysis.stats import median, variance
 
 FEWEST_RUNS = 3  # baseline runs from which their spread is known well enough to use
 _QUARTILE = 1.15035 * math.sqrt(2)  # of a difference of two normal values: the 75th percentile

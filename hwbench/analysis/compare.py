@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import quantities, units
+from hwbench.analysis.fingerprint import Severity, differences, facts
+from hwbench.analysis.power import MOST_REPLICATES, replicates_needed
+from hwbench.analysis.quiet import slowed
+from hwbench.analysis.stats import Judgement, Rule, judge, median, spread, verdict
 from hwbench.errors import UnknownNameError
-from hwbench.fingerprint import Severity, differences, facts
-from hwbench.power import MOST_REPLICATES, replicates_needed
 from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
-from hwbench.quiet import slowed
 from hwbench.records import (
     ANSWERS,
     Change,
@@ -38,7 +39,6 @@ from hwbench.records import (
     Status,
     Verdict,
 )
-from hwbench.stats import Judgement, Rule, judge, median, spread, verdict
 
 AUTO = (RELATIVE.metric, TIME.metric, SCORE.metric)
 """What the metric ``auto`` stands for: the first of these that both runs have."""

@@ -18,14 +18,14 @@ from typing import Any
 
 import hwbench
 from hwbench.errors import HwbenchError, MissingPartError, UsageError
-from hwbench.transports._base import (
+from hwbench.measure.transports._base import (
     Seat,
     SeatLostError,
     Worker,
     WorkerDiedError,
     WorkerTimedOutError,
 )
-from hwbench.transports.local import START_SECONDS, LocalSeat, LocalWorker
+from hwbench.measure.transports.local import START_SECONDS, LocalSeat, LocalWorker
 
 _HOLD_SECONDS = 60.0  # to wait for a device that another job may hold
 _GRACE_SECONDS = 60.0  # beyond a request's own limit, until its machine is given up

@@ -1,6 +1,6 @@
 """How many replicates a change needs, and how small a change some replicates show. Pure.
 
-It is the power of ``hwbench.stats.ratio``: of Welch's t up to four values a side, and of
+It is the power of ``hwbench.analysis.stats.ratio``: of Welch's t up to four values a side, and of
 Hodges–Lehmann with exact ranks from five.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from hwbench.ranks import normal_quantile, rank_sum
+from hwbench.analysis.ranks import normal_quantile, rank_sum
 
 FEW = 4  # up to so many values on a side: t; from one more: Hodges–Lehmann
 MOST_REPLICATES = 1000  # more than these are not worth asking for

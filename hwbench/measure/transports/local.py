@@ -15,7 +15,7 @@ from typing import IO
 
 from hwbench import protocol
 from hwbench.errors import UsageError, WorkerError
-from hwbench.transports._base import (
+from hwbench.measure.transports._base import (
     Seat,
     SeatLostError,
     Worker,
@@ -79,7 +79,7 @@ class LocalWorker(Worker):
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         read_request, self._write = os.pipe()
         self._read, write_reply = os.pipe()
-        package = Path(__file__).parents[1] if paths is None else Path(paths[0]) / "hwbench"
+        package = Path(__file__).parents[2] if paths is None else Path(paths[0]) / "hwbench"
         self._process = subprocess.Popen(
             [
                 *(python, "-c", _START, str(package)),

@@ -18,11 +18,16 @@ from typing import Any
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import ceilings, environment, fingerprint, plugins, protocol, revision
+from hwbench import environment, plugins, protocol
 from hwbench import suite as suites
+from hwbench.analysis import fingerprint
+from hwbench.analysis.fingerprint import Difference, Severity
 from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
-from hwbench.execution import Listener, State, execute
-from hwbench.fingerprint import Difference, Severity
+from hwbench.measure import ceilings, revision
+from hwbench.measure.replicate import ANCHOR
+from hwbench.measure.schedule import Listener, State, execute
+from hwbench.measure.transports._base import Seat, Worker
+from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import (
     SCHEMA,
     Case,
@@ -35,10 +40,7 @@ from hwbench.records import (
     Suite,
     without_gc,
 )
-from hwbench.replicate import ANCHOR
 from hwbench.store import Run, RunWriter, read_run, run_path
-from hwbench.transports._base import Seat, Worker
-from hwbench.transports.local import LocalSeat
 
 _PLAN_SECONDS = 600.0  # planning a large suite
 _MOST_MISTAKES = 5  # sentences of a planning error that are shown

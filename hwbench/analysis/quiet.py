@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from hwbench.analysis.stats import median
 from hwbench.records import Result, Status
-from hwbench.stats import median
 
 SLOWED = 1.10
 """A replicate was slowed when dense took so many times what it took in the fastest fifth."""

@@ -17,13 +17,13 @@ from msgspec.structs import replace
 
 from hwbench import protocol
 from hwbench.errors import WorkerError
-from hwbench.records import Plan, Planned, Result, Status
-from hwbench.transports._base import (
+from hwbench.measure.transports._base import (
     Worker,
     WorkerDiedError,
     WorkerFailedError,
     WorkerTimedOutError,
 )
+from hwbench.records import Plan, Planned, Result, Status
 
 CHUNK = 8  # the most members that are timed in the same rounds
 MEMORY_SHARE = 0.5  # of the free memory may be held by one chunk

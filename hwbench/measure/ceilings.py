@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hwbench import protocol
-from hwbench.fingerprint import Severity, flat, severity
+from hwbench.analysis.fingerprint import Severity, flat, severity
 
 METHOD = 3
 """Raised when ceilings are measured in another way: what was kept before is measured again."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from hwbench import quantities
+from hwbench.analysis.quiet import slowed
+from hwbench.analysis.roofline import Placement, Roof, place, roof
+from hwbench.analysis.stats import estimate
 from hwbench.quantities import ENERGY, GRAPH, RELATIVE, SCORE, TIME, Quantity
-from hwbench.quiet import slowed
 from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status, without_gc
-from hwbench.roofline import Placement, Roof, place, roof
-from hwbench.stats import estimate
 from hwbench.store import Run, read_run
 
 if TYPE_CHECKING:

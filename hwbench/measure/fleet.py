@@ -14,16 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hwbench import runner
+from hwbench.analysis.fingerprint import differences
 from hwbench.errors import DeviceError, UsageError
-from hwbench.execution import Listener, Progress, State, execute
-from hwbench.fingerprint import differences
+from hwbench.measure import run as runner
+from hwbench.measure.run import Question
+from hwbench.measure.schedule import Listener, Progress, State, execute
+from hwbench.measure.transports._base import Seat, SeatLostError
+from hwbench.measure.transports.local import LocalSeat
 from hwbench.protocol import PlanReply
 from hwbench.records import Header
-from hwbench.runner import Question
 from hwbench.store import read_run
-from hwbench.transports._base import Seat, SeatLostError
-from hwbench.transports.local import LocalSeat
 
 Find = Callable[[], Sequence[Seat]]
 """Looks for the seats that can be had now."""

@@ -7,7 +7,7 @@ may stand above a roof: efficiency is never clipped at one, and a case that is c
 its bytes could come from memory is said to have stayed in cache.
 
 On a GPU two more roofs are drawn: what its maker says, and the maker's rule at the clock that was
-observed (``hwbench.peaks``).
+observed (``hwbench.analysis.peaks``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hwbench import peaks
+from hwbench.analysis import peaks
 from hwbench.errors import UsageError
 from hwbench.records import Cost, Environment, Record
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from hwbench import environment
 from hwbench.errors import HwbenchError, IncompleteRunError
+from hwbench.measure.replicate import ANCHOR, SPANS, Replicate
+from hwbench.measure.transports._base import Seat, SeatLostError, Worker
 from hwbench.records import Footer, Header, Planned, Result, ResultLine, Status
-from hwbench.replicate import ANCHOR, SPANS, Replicate
 from hwbench.store import RunWriter
-from hwbench.transports._base import Seat, SeatLostError, Worker
 
 WHOLE = (0, 1)
 """The only share of one."""
