@@ -9,7 +9,7 @@ checked. ``--device cpu`` rehearses it with small layers; what needs a GPU says 
 * ``graph``: event, graphs of 1 and of 20 calls, and the profiler must agree within 3 %.
 * ``two_four``: 2:4 with and without the copy that puts its result in order, and at its best.
 * ``fused``: the fused kernels, right and beside ``bmm`` and dense.
-* ``cold``: what dirty lines that an eviction leaves behind cost the call after it.
+* ``cold``: a call after hwbench's eviction, and after one that leaves dirty lines behind.
 * ``nvml``: what a probe costs, how often energy is counted, what a quiet card is accused of.
 * ``roof``: large dense layers over the measured matrix rate.
 * ``facts``: what the machine is, and what it says of itself; not among those taken by default.
@@ -367,20 +367,16 @@ def _fused(bench: Bench, name: str, density: float, tokens: int) -> Row:
 
 
 def cold(bench: Bench) -> Checks:
-    """With a foreign buffer read behind the eviction, nothing is left to be written back."""
+    """What an eviction that reads nothing afterwards would leave to be written back."""
     yield "dense, 1 token", partial(_cold, bench)
 
 
 def _cold(bench: Bench) -> Row:
     device, step = bench.device, bench.step("dense", 1)
-    foreign = torch.ones(FOREIGN_BYTES // 4, device=device.torch_device)
-
-    def clean() -> None:
-        device.evict_caches()
-        foreign.sum()
-
+    written = torch.ones(FOREIGN_BYTES // 4, device=device.torch_device)
+    evictions: dict[str, Step] = {"dirty": lambda: written.add_(1), "clean": device.evict_caches}
     row: Row = {"hot_seconds": seconds(bench, step)}
-    for name, before in (("dirty", device.evict_caches), ("clean", clean)):
+    for name, before in evictions.items():
         found = [sampled(device, step, 1, 1e-4, before)[0] for _ in range(30)]
         row[f"cold_{name}_seconds"] = median(found)
     return row

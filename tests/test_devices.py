@@ -58,15 +58,29 @@ def test_peak_counts_what_is_alive_at_the_same_time() -> None:
     assert Cpu().peak_bytes(one_after_the_other) == 4000
 
 
-def test_eviction_reads_and_writes_twice_the_last_level_cache() -> None:
+def test_eviction_writes_twice_the_last_level_cache_then_reads_as_much_that_nobody_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     device = Cpu()
     device.evict_caches()
-    buffer = device._evict
-    assert buffer is not None
-    assert buffer.nbytes >= 2 * max(environment.cpu_caches().values(), default=1)
+    written, read = device._evict, device._foreign
+    assert written is not None
+    for buffer in (written, read):
+        assert buffer.nbytes >= 2 * max(environment.cpu_caches().values(), default=1)
+    told: list[str] = []
+    for name in ("add_", "sum"):
+        real = getattr(torch.Tensor, name)
+
+        def call(self: torch.Tensor, *given: Any, real: Any = real) -> Any:
+            told.append("read" if self is read else "written")
+            return real(self, *given)
+
+        monkeypatch.setattr(torch.Tensor, name, call)
     device.evict_caches()
-    assert device._evict is buffer
-    assert buffer.min() == buffer.max() == 2.0
+    assert device._evict is written
+    assert told == ["written", "read"]
+    assert written.min() == written.max() == 3.0
+    assert read.min() == read.max() == 1.0
 
 
 def test_free_bytes_are_some_and_not_more_than_there_are() -> None:
