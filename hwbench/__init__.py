@@ -1,5 +1,19 @@
 """Which weight format should this linear layer use on this machine, at the accuracy I need?
 
+Measure, and read what was measured:
+
+* ``run(suite, device="auto")`` measures a suite and returns the path of the run file.
+* ``load_run(path)`` is a DataFrame with a row for each case and replicate.
+* ``summary(path)`` is a DataFrame with a row for each case, and intervals over its replicates.
+
+Layers:
+
+* ``get_format("monarch")`` is the class of a format. ``.for_budget(out, in, density)`` makes it for
+  a shape; then ``.random()`` or ``.project(weight)`` make a layer, a ``Linear``.
+
+To add members of your own, subclass ``Format``, ``Workload``, ``Device`` or ``Meter``;
+docs/add-a-format.md and docs/add-a-device.md show how.
+
 Importing hwbench loads no torch and no pandas; they are loaded when a name that needs them is used.
 """
 
@@ -63,6 +77,10 @@ def get_format(name: str) -> "type[Format]":
     from hwbench.formats._base import Format
 
     return plugins.load("formats", name, Format)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> "Any":

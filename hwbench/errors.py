@@ -46,6 +46,13 @@ class UsageError(HwbenchError):
     exit_code = 2
 
 
+_OTHER_NAMES = {
+    "gpu": "cuda", "nvidia": "cuda",
+    "2:4": "semi_structured", "svd": "low_rank", "lora": "low_rank",
+}  # fmt: skip
+"""What some call a member, and its name here."""
+
+
 class UnknownNameError(UsageError):
     """A name that does not exist; the message names the nearest one that does."""
 
@@ -53,7 +60,8 @@ class UnknownNameError(UsageError):
         self.name = name
         known = sorted(known)
         name = shortened(name)
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = [each for each in (_OTHER_NAMES.get(name.lower()),) if each in known]
+        near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}."
         super().__init__(f"Unknown {kind} {name!r}; {hint}")
 

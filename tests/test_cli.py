@@ -67,6 +67,7 @@ def tiny(tmp_path: Path) -> str:
         (["run", "--suite", "training_gpt2", "--data", "none"], "--data 'none' is not a folder"),
         (["run", "--suite", "training", "--data", "."], "--data is for suites that ask for it"),
         (["run", "--device", "cdua"], "Unknown device 'cdua'; did you mean 'cuda'"),
+        (["run", "--device", "gpu"], "Unknown device 'gpu'; did you mean 'cuda'"),
         (["run", "--resume", "none.jsonl"], "Cannot read the run none.jsonl"),
         (["run", "--resume", "bad.toml"], "is not a run file"),
         (["run", "--resume", "bad.toml", "--suite", "smoke"], "--resume goes on with the suite"),

@@ -15,7 +15,7 @@ from hwbench.devices.fake import Fake
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.measure import ceilings
 from hwbench.meters import _health
-from hwbench.studies.doctor import KEYS, Check, Verdict, ask, checks, demand
+from hwbench.studies.doctor import KEYS, Check, Verdict, ask, checks, demand, verdict
 
 DOCTOR = ("doctor", "--device", "fake")
 HEALTH = {
@@ -194,11 +194,23 @@ def test_the_rate_of_a_product_is_measured_where_it_is_asked_for() -> None:
 def test_the_verb_is_a_page_and_a_gate(hwbench: Call) -> None:
     code, page, err = hwbench(*DOCTOR, "--require", "timer,device")
     assert code == 0, err
-    assert [line.split()[0] for line in page.splitlines()] == list(KEYS)
+    table, _, advice = page.partition("\n\n")
+    assert [line.split()[0] for line in table.splitlines()] == list(KEYS)
+    assert advice.startswith(("This machine can be measured now", "Not now"))
     code, gate, err = hwbench(*DOCTOR, "--json", "--require", "two_four")
     assert code == 4
     assert [check["key"] for check in json.loads(gate)] == list(KEYS)
     assert err.startswith("hwbench: Required and not fine: two_four")
+
+
+def test_the_page_ends_with_a_verdict_and_with_what_to_do() -> None:
+    fine = [Check(key, Verdict.FINE, "") for key in KEYS]
+    assert verdict(fine) == ["This machine can be measured now: no check is in doubt."]
+    doubted = [Check(key, Verdict.DOUBT, "") for key in ("load", "quiet", "clocks")]
+    head, *remedies = verdict([*fine, *doubted, Check("two_four", Verdict.ABSENT, "")])
+    assert head == "Not now, if you can wait: load, quiet, clocks are in doubt."
+    assert [line.split(":")[0].strip() for line in remedies] == ["load, quiet", "clocks"]
+    assert "--cores" in remedies[0]
 
 
 def test_a_requirement_that_is_none_is_told_before_anything_is_measured(

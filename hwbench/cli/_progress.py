@@ -1,8 +1,9 @@
-"""The bar that the verbs which measure draw while they do."""
+"""What the verbs that measure say meanwhile: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     from hwbench.measure.schedule import Listener, Progress
 
 
+LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Listener]:
-    """A listener that draws a bar on a terminal, and keeps a pipe clean.
+    """A listener that draws a bar on a terminal, and writes a line each half minute elsewhere.
 
-    The bar is redrawn when a result comes and never in between: the parent sleeps while a child
-    measures.
+    Both go to standard error, when a result comes and never in between: the parent sleeps while a
+    child measures.
     """
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -29,14 +33,19 @@ def progress() -> Iterator[Listener]:
     words = "{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"
     # A case's id comes from a file, and its brackets are no markup.
     columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words, markup=False))
-    quiet = not console.is_terminal
+    quiet, told_at = not console.is_terminal, time.monotonic()
     with Bar(*columns, console=console, auto_refresh=False, transient=True, disable=quiet) as bar:
         task = bar.add_task("planning", total=1, left="")
 
         def listen(progress: Progress) -> None:
+            nonlocal told_at
             seen.append(progress)
             del seen[1:-1]  # the first and the last are enough
-            bar.update(task, **_fields(progress, seen[0]))
+            fields = _fields(progress, seen[0])
+            if quiet and (progress.note or time.monotonic() - told_at >= LOG_SECONDS):
+                told_at = time.monotonic()
+                console.print(visible(_line(fields)), soft_wrap=True, markup=False, highlight=False)
+            bar.update(task, **fields)
             bar.refresh()
 
         try:
@@ -47,6 +56,13 @@ def progress() -> Iterator[Listener]:
                 told = f"What was measured is in {path}; go on with --resume {path}"
                 console.print(visible(told), soft_wrap=True)
             raise
+
+
+def _line(fields: dict[str, Any]) -> str:
+    """A line of a log: ``hwbench: 12 of 69 results, 1:20 left; dense/1024x1024 …``."""
+    left = f", {fields['left']}" if fields["left"] else ""
+    last = f"; {fields['description']}" if fields["description"] else ""
+    return f"hwbench: {fields['completed']:.0f} of {fields['total']:.0f} results{left}{last}"
 
 
 def _fields(progress: Progress, first: Progress) -> dict[str, Any]:

@@ -86,8 +86,13 @@ def _show(found: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from hwbench.studies import doctor as study
+
     table = Table.grid(padding=(0, 2))
     for check in found:
         verdict = Text(check.verdict.value, style=_STYLES[check.verdict.value])
         table.add_row(Text(check.key, style="bold"), verdict, visible(check.says))
     _shared.console().print(table)
+    _shared.say()
+    for line in study.verdict(found):
+        _shared.say(line)

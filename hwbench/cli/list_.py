@@ -17,18 +17,26 @@ from hwbench.errors import UnknownNameError, shortened
 if TYPE_CHECKING:
     from hwbench.protocol import FormatDetails
 
-_KINDS = ("formats", "suites", "devices", "runs")
+_KINDS = {
+    "formats": "weight formats, each in a line; --details has knobs, kernels and where they run",
+    "suites": "the questions that come with hwbench, for run --suite NAME",
+    "devices": "kinds of device, for run --device NAME",
+    "runs": "stored runs in a folder, --out; by default in runs/",
+}
 
 
 def list_(
-    kind: str = typer.Argument(..., help="formats, suites, devices or runs."),
+    kind: str | None = typer.Argument(None, help="formats, suites, devices or runs."),
     details: bool = typer.Option(
         False, "--details", help="Formats: knobs, kernels, where they run (asks a worker)."
     ),
     folder: Path = typer.Option(Path("runs"), "--out", "-o", help="The folder of the runs."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """List the formats, suites, kinds of device, or stored runs."""
+    """List the formats, suites, kinds of device, or stored runs; alone, say what can be listed."""
+    if kind is None:
+        _kinds(as_json=as_json)
+        return
     if kind not in _KINDS:
         raise UnknownNameError("list", kind, _KINDS)
     if kind == "formats" and details:
@@ -45,6 +53,16 @@ def list_(
         _shared.say(f"{row['name']:<{width}}  {row['about']}")
     if not rows:
         _shared.say(f"There are no {kind} in {folder}.", error=True)
+
+
+def _kinds(*, as_json: bool) -> None:
+    """What can be listed."""
+    if as_json:
+        rows = [{"name": name, "about": about} for name, about in _KINDS.items()]
+        _shared.say_json(json.dumps(rows))
+        return
+    for name, about in _KINDS.items():
+        _shared.say(f"hwbench list {name:<8}  {about}")
 
 
 def _members(kind: str, folder: Path) -> list[dict[str, Any]]:

@@ -46,6 +46,22 @@ KEYS = (
 )
 """What can be required, in the order in which it is told."""
 
+_ELSEWHERE = "wait until other programs end, or stay on idle cores with --cores"
+_REMEDIES = {
+    "clocks": "set the governor of the processor to performance",
+    "power": "wait until the card draws less than its limit",
+    "throttling": "let the device cool, or ask for more of the quota",
+    "processes": "end the other processes on the device, or take another one with --device",
+    "load": _ELSEWHERE,
+    "quota": "ask for whole cores",
+    "quiet": _ELSEWHERE,
+    "steady": _ELSEWHERE,
+    "speed": "wait; where it stays so, measure the ceilings again with hwbench ceilings",
+    "timer": "time nothing that takes less than a thousand steps of this clock",
+    "pynvml": "uninstall the package pynvml and install nvidia-ml-py",
+}
+"""What to do where a check is in doubt."""
+
 
 def examine(device: str, threads: int | None = None) -> list[Check]:
     """Every check of one device, a second of work included.
@@ -71,6 +87,21 @@ def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, dict[
     health = worker.ask(request, protocol.HealthReply, _SECONDS).found
     share = health["flops_per_second"] / kept["flops_per_second"] if kept else None
     return plan, {**health, "share": share}
+
+
+def verdict(found: Collection[Check]) -> list[str]:
+    """Whether to measure now, as a sentence, and a line for each thing that one can do."""
+    doubted = [check.key for check in found if check.verdict is Verdict.DOUBT]
+    if not doubted:
+        return ["This machine can be measured now: no check is in doubt."]
+    verb = "is" if len(doubted) == 1 else "are"
+    remedies: dict[str, list[str]] = {}
+    for key in filter(_REMEDIES.__contains__, doubted):
+        remedies.setdefault(_REMEDIES[key], []).append(key)
+    return [
+        f"Not now, if you can wait: {', '.join(doubted)} {verb} in doubt.",
+        *(f"  {', '.join(keys)}: {remedy}." for remedy, keys in remedies.items()),
+    ]
 
 
 def demand(found: Collection[Check], required: Collection[str]) -> None:

@@ -1,0 +1,30 @@
+"""What the verbs that measure say while they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hwbench.cli import _progress
+from hwbench.measure.schedule import Progress
+
+
+def test_a_log_has_a_line_each_half_minute_and_each_note(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    with _progress.progress() as listen:
+        for done in range(101):
+            now[0] = float(done)
+            listen(Progress(done, 100, now[0], Path("run.jsonl")))
+        listen(Progress(100, 100, 100.0, Path("run.jsonl"), note="waiting for [a machine]"))
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines() == [
+        "hwbench: 30 of 100 results, 1:10 left",
+        "hwbench: 60 of 100 results, 0:40 left",
+        "hwbench: 90 of 100 results, 0:10 left",
+        "hwbench: 100 of 100 results, 0:00 left; waiting for [a machine]",
+    ]
