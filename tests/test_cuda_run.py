@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +21,10 @@ from hwbench.analysis.frames import load_run, summary
 from hwbench.quantities import ENERGY, GRAPH, PAGE
 from hwbench.records import Footer, Measurement, Result
 from hwbench.report import _clock, _facts, _words, figures, text
-from hwbench.report import _rows as report
+from hwbench.report import rows as report
 from hwbench.report._pack import unpacked
-from hwbench.report._rows import report_rows
 from hwbench.report.html import render
+from hwbench.report.rows import report_rows
 from hwbench.store import Run, read_run
 
 Call = Callable[..., tuple[int, str, str]]
@@ -83,10 +84,10 @@ def test_the_terminal_shows_graphs_and_energy(run: Run, shown: str) -> None:
     assert len(titles) == 8
     assert re.search(r"stored +graph +energy", titles[0])
     assert all("energy" in title for title in titles)
-    row = next(r for r in report_rows(run) if r["format"] == "low_rank" and r["tokens"] == 1)
+    row = next(r for r in report_rows(run) if r.format == "low_rank" and r.tokens == 1)
     line = next(line for line in shown.splitlines() if line.startswith("low_rank"))
-    assert f"{1e6 * row['graph_seconds']:.2f} µs" in line
-    assert f"{1e3 * row['energy_joules']:.2f} mJ" in line
+    assert f"{1e6 * row.value('graph_seconds'):.2f} µs" in line
+    assert f"{1e3 * row.value('energy_joules'):.2f} mJ" in line
     assert line.rstrip().endswith("ok, launch bound")
 
 
@@ -209,7 +210,7 @@ def test_the_pages_rows_hold_graphs_energy_and_the_contract(run: Run) -> None:
     rows = _rows([run], ["H100"])
     packed = columns(rows, [GRAPH.name, ENERGY.name])
     graphs = [value for value in unpacked(packed, "graph_seconds") if value is not None]
-    assert len(graphs) == sum(row["graph_seconds"] == row["graph_seconds"] for row in rows) > 0
+    assert len(graphs) == sum(not math.isnan(row.value("graph_seconds")) for row in rows) > 0
     assert len([v for v in unpacked(packed, "energy_joules") if v is not None]) == measured(run)
     assert set(unpacked(packed, "contract")) == {"event", None}
     columns_shown = {each.name for each in report.shown([run], PAGE)}
@@ -239,7 +240,7 @@ def test_every_figure_is_drawn(run: Run, kind: str, tmp_path: Path) -> None:
 
 
 def test_the_roofline_has_the_makers_roofs_beside_the_measured_ones(run: Run) -> None:
-    roofs = {each.source: each for each in report_rows(run)[0]["roofs"]}
+    roofs = {each.source: each for each in report_rows(run)[0].roofs}
     assert set(roofs) == {"measured", "cache", "datasheet", "formula"}
     assert roofs["datasheet"].flops_per_second > roofs["measured"].flops_per_second
 

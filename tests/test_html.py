@@ -20,7 +20,7 @@ from hwbench.errors import UsageError
 from hwbench.quantities import COMPILE, ENERGY
 from hwbench.records import Status
 from hwbench.report import _charts, _heat, _pack, _palette, html
-from hwbench.report._scores import score_of
+from hwbench.report._scores import named
 from hwbench.store import Run, read_run
 
 
@@ -134,7 +134,7 @@ def test_the_table_of_winners_holds_the_rows_that_the_data_names(name: str) -> N
     ]
     rows = html._rows([run], [""])
     table = _heat.heat(rows, most=1000)
-    assert table.groups == len({row["group"] for row in rows if row["case"] in against})
+    assert table.groups == len({row.group for row in rows if row.case in against})
     assert all(run.planned[case].seeds is None for case in against)
     assert sum(cell.text != "" for _, cells in table.lines for cell in cells) == len(against)
 
@@ -277,7 +277,7 @@ def test_every_specification_compiles() -> None:
     import altair as alt
     import vl_convert
 
-    known = [score_of({"score_name": name}) for name in ("projection_error", "psnr_db", HOSTILE)]
+    known = [named(name) for name in ("projection_error", "psnr_db", HOSTILE)]
     looks = _palette.styles(["dense", "low_rank", HOSTILE])
     specifications = _charts.specifications(looks, known, [ENERGY, COMPILE])
     assert set(specifications) == {

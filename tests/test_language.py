@@ -26,7 +26,7 @@ from hwbench.errors import SuiteError
 from hwbench.formats._base import Linear
 from hwbench.protocol import PlanRequest
 from hwbench.records import Case
-from hwbench.report._scores import score_of
+from hwbench.report._scores import named
 from hwbench.store import read_run
 from hwbench.worker import Worker
 from hwbench.workloads import _language
@@ -241,5 +241,8 @@ def test_the_suite_runs_with_quick_and_the_score_has_its_name(texts: Path, tmp_p
     rows = summary_rows(run)
     assert [row["format"] for row in rows] == ["dense", "low_rank"]
     for row in rows:
-        assert score_of(row).axis == "validation loss (nats/token), lower is better"
+        assert (
+            named(row["score_name"], better=row["better"]).axis
+            == "validation loss (nats/token), lower is better"
+        )
         assert 0 < row["score_low"] < row["score"] < row["score_high"]

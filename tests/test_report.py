@@ -7,7 +7,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,14 +18,16 @@ from _synthetic import (
     questions,
     run_of,
 )
+from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
 from hwbench.analysis.frames import replicate_rows
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError, UsageError
+from hwbench.quantities import RELATIVE, TIME
 from hwbench.records import Status
 from hwbench.report import _answers, _palette, export, figures, text
-from hwbench.report._rows import printable, report_rows
+from hwbench.report.rows import Row, printable, report_rows
 from hwbench.store import Run
 
 
@@ -150,40 +151,35 @@ def test_rows_for_json_have_no_nan_and_carry_the_roofline(run: Run) -> None:
 # sentences
 
 
-def told(*members: tuple[str, float, float, float], dense: bool = True) -> list[dict[str, Any]]:
+def told(*members: tuple[str, float, float, float], dense: bool = True) -> list[Row]:
     """Rows of one group at density 0.5: format, relative time and its interval."""
-    shared = {
-        "workload": "linear",
-        "options": "{}",
-        "out_features": 1024,
-        "in_features": 1024,
-        "tokens": 256,
-        "dtype": "float32",
-        "direction": "forward",
-        "regime": "hot",
-        "mode": "eager",
-        "asked_density": 0.5,
-        "density": 0.5,
-        "flags": "",
-    }
+    (template,) = report_rows(run_of([linear_case("low_rank", 0.5)], replicates=1))
     rows = [
-        {
-            **shared,
-            "format": name,
-            "series": name,
-            "label": f"{name} density=0.5",
-            "time_seconds": value * 1e-3,
-            "relative_time": value if dense else math.nan,
-            "relative_low": low if dense else math.nan,
-            "relative_high": high if dense else math.nan,
-        }
+        replace(
+            template,
+            format=name,
+            series=name,
+            label=f"{name} density=0.5",
+            values={TIME.name: value * 1e-3, RELATIVE.name: value if dense else math.nan},
+            relative_low=low if dense else math.nan,
+            relative_high=high if dense else math.nan,
+        )
         for name, value, low, high in members
     ]
-    if dense:
-        none = dict.fromkeys(("relative_time", "relative_low", "relative_high"), math.nan)
-        reference = {"format": "dense", "series": "dense", "label": "dense", "time_seconds": 1e-3}
-        rows.insert(0, {**shared, **reference, **none, "asked_density": None, "density": 1.0})
-    return rows
+    if not dense:
+        return rows
+    reference = replace(
+        template,
+        format="dense",
+        series="dense",
+        label="dense",
+        values={TIME.name: 1e-3, RELATIVE.name: math.nan},
+        relative_low=math.nan,
+        relative_high=math.nan,
+        asked_density=math.nan,
+        density=1.0,
+    )
+    return [reference, *rows]
 
 
 def sentence(*members: tuple[str, float, float, float]) -> str:
@@ -265,7 +261,7 @@ def test_the_overview_counts_groups_and_keeps_what_is_undecided() -> None:
 
 def test_a_disturbed_run_is_said_to_be_one() -> None:
     quiet, noisy = told(("btt", 0.5, 0.4, 0.6)), told(("btt", 0.5, 0.4, 0.6))
-    noisy[1]["flags"] = "disturbed,not_steady"
+    noisy[1] = replace(noisy[1], flags="disturbed,not_steady")
     assert _answers.disturbance(quiet) is None
     assert "1 of 2 timed cases were disturbed" in str(_answers.disturbance(noisy))
 
@@ -413,10 +409,10 @@ def test_rows_know_their_roof() -> None:
     rows = report_rows(
         run_of([linear_case("dense", None), linear_case("dense", None, dtype="bfloat16")])
     )
-    assert [row["roof"].flops_per_second for row in rows] == [
+    assert [row.roof and row.roof.flops_per_second for row in rows] == [
         CEILINGS["matmul"]["float32"]["flops_per_second"],
         CEILINGS["matmul"]["bfloat16"]["flops_per_second"],
     ]
     bare = report_rows(run_of([linear_case("dense", None)], ceilings={}))
-    assert bare[0]["roof"] is None
-    assert bare[0]["placement"] is None
+    assert bare[0].roof is None
+    assert bare[0].placement is None

@@ -29,8 +29,8 @@ from hwbench.report import (
     html,
 )
 from hwbench.report._palette import styles
-from hwbench.report._rows import Row
-from hwbench.report._scores import score_of, scores
+from hwbench.report._scores import named, scores
+from hwbench.report.rows import Row
 from hwbench.store import Run
 from hwbench.workloads._base import Workload
 
@@ -173,7 +173,7 @@ def test_errors_of_gaussian_matrices_stand_beside_the_closed_forms() -> None:
 
 
 def test_a_score_nobody_knows_is_shown_by_its_name() -> None:
-    score = score_of({"score_name": "code_bleu", "better": "higher"})
+    score = named("code_bleu", better="higher")
     assert score.axis == "code bleu, higher is better"
     assert score.said(0.5) == "0.500"
 
@@ -183,10 +183,10 @@ def test_every_score_of_the_workloads_is_known() -> None:
     found = [plugins.load("workloads", name, Workload).SCORE for name in names]
     for quantity in found:
         assert quantity
-        score = score_of({"score_name": quantity.name})
+        score = named(quantity.name)
         assert (score.unit, score.better) == (quantity.unit, quantity.better)
         assert score.asked
-    perplexity = score_of({"score_name": "perplexity"})
+    perplexity = named("perplexity")
     assert (perplexity.axis, perplexity.zero) == ("perplexity, lower is better", False)
 
 
@@ -250,12 +250,13 @@ def spiked(replicates: int = 3) -> Run:
 
 def test_quantiles_are_of_quiet_samples_and_keep_three_digits() -> None:
     row = rows_of(spiked())[0]
-    low, high = (row["time_seconds"] * math.exp(row[f"spread_{s}"] / 1000) for s in (5, 95))
+    low, high = (
+        row.time_seconds * math.exp(code / 1000) for code in (row.spread[0], row.spread[-1])
+    )
     assert 1.0e-3 < low < 1.15e-3
     assert 1.85e-3 < high < 2.0e-3
-    for place in range(3):
-        assert abs(row[f"replicate_{place}"]) < 150
-    assert "replicate_3" not in row
+    assert len(row.replicate_codes) == 3
+    assert all(abs(code) < 150 for code in row.replicate_codes)
 
 
 def test_a_named_case_carries_every_sample_and_shows_the_disturbed() -> None:

@@ -111,7 +111,7 @@ def test_the_same_order_agrees_and_another_winner_is_a_flip(base: Run) -> None:
             if measured.quantity == "relative_time" and "btt[density=0.5]" in result.case:
                 measured.values[:] = [0.1 + 0.001 * result.replicate]
     flips = compared(base, other).flips
-    assert [(f.base["format"], f.other["format"], f.sure) for f in flips] == [
+    assert [(f.base.format, f.other.format, f.sure) for f in flips] == [
         ("low_rank", "btt", True)
     ] * 4
 

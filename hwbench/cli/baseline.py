@@ -34,7 +34,7 @@ def list_(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """List the runs that are kept, by machine and suite."""
-    from hwbench.report._rows import printable
+    from hwbench.report.rows import printable
     from hwbench.studies import baseline
 
     found = baseline.kept(folder)

@@ -171,6 +171,6 @@ def _github(outcome: Outcome) -> None:
 
 
 def _printable(text: str) -> str:
-    from hwbench.report._rows import printable
+    from hwbench.report.rows import printable
 
     return printable(text)

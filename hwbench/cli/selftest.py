@@ -73,7 +73,7 @@ def selftest(
 
 
 def _lines(told: Told) -> list[str]:
-    from hwbench.report._rows import printable
+    from hwbench.report.rows import printable
     from hwbench.units import percent
 
     machine = f"{printable(told.suite)} on {printable(told.machine)}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from hwbench import units
 from hwbench.report import _words as words
-from hwbench.report._rows import DENSE, Row, Seen, known, printable, relative, timed
+from hwbench.report.rows import DENSE, Row, known, printable, relative, timed
 
 Sentence = list[tuple[str, str]]
 """Text in pieces; the second of each is its part: the POINT of the sentence, a SPAN, or nothing."""
@@ -47,13 +47,13 @@ def plain(sentence: Sentence) -> str:
 
 def answer(members: list[Row]) -> Answer:
     """What a group of timed cases says, one sentence for each asked density."""
-    found = Answer(words.group_title(members[0]), members[0].get("group_number", 0))
-    others = [row for row in members if row["format"] != DENSE]
+    found = Answer(words.group_title(members[0]), members[0].group_number)
+    others = [row for row in members if row.format != DENSE]
     comparable = [row for row in others if relative(row) is not None]
     if not comparable:
         found.sentences.append(_absolute(members))
         return found
-    densities = {row["asked_density"] for row in comparable if known(row["asked_density"])}
+    densities = {row.asked_density for row in comparable if known(row.asked_density)}
     for density in sorted(densities, reverse=True):
         rivals = [row for row in comparable if _competes(row, density)]
         found.sentences.append(_fastest(f"At density {density:g} ", rivals))
@@ -116,27 +116,27 @@ def _winner(rivals: list[Row]) -> Winner:
     if all(loses(row) for row in rivals):
         return Winner(DENSE)
     if beats(best) and not _level_with(best, rivals):
-        return Winner(printable(best["series"]), _value(best))
-    return Winner(None, _value(best), printable(best["series"]))
+        return Winner(printable(best.series), _value(best))
+    return Winner(None, _value(best), printable(best.series))
 
 
-def beats(row: Seen) -> bool:
+def beats(row: Row) -> bool:
     """Whether a row is faster than dense beyond its interval."""
-    return known(row["relative_high"]) and row["relative_high"] < 1
+    return known(row.relative_high) and row.relative_high < 1
 
 
-def loses(row: Seen) -> bool:
+def loses(row: Row) -> bool:
     """Whether a row is slower than dense beyond its interval."""
-    return known(row["relative_low"]) and row["relative_low"] > 1
+    return known(row.relative_low) and row.relative_low > 1
 
 
-def overlap(one: Seen, other: Seen) -> bool:
+def overlap(one: Row, other: Row) -> bool:
     """Whether the intervals of two relative times overlap, or one of them is not known."""
     ends = [
-        one["relative_low"],
-        one["relative_high"],
-        other["relative_low"],
-        other["relative_high"],
+        one.relative_low,
+        one.relative_high,
+        other.relative_low,
+        other.relative_high,
     ]
     if not all(map(known, ends)):
         return True
@@ -146,7 +146,7 @@ def overlap(one: Seen, other: Seen) -> bool:
 def disturbance(rows: list[Row], share: float = 0.1) -> str | None:
     """A warning where so many timed cases were disturbed that the numbers may mislead."""
     have = [row for row in rows if timed(row)]
-    disturbed = sum("disturbed" in row["flags"].split(",") for row in have)
+    disturbed = sum("disturbed" in row.flags.split(",") for row in have)
     if not have or disturbed < share * len(have):
         return None
     return (
@@ -160,19 +160,19 @@ def _absolute(members: list[Row]) -> Sentence:
     have = [row for row in members if timed(row)]
     if not have:
         return [("Nothing was timed here; the reasons are listed with the rows.", REST)]
-    best = min(have, key=lambda row: row["time_seconds"])
-    if len(have) == 1 and best["format"] == DENSE:
-        return [(f"Only dense was timed, {units.seconds(best['time_seconds'])}.", REST)]
+    best = min(have, key=lambda row: row.time_seconds)
+    if len(have) == 1 and best.format == DENSE:
+        return [(f"Only dense was timed, {units.seconds(best.time_seconds)}.", REST)]
     lead = "Nothing was timed against dense here; the shortest time is that of "
-    time = units.seconds(best["time_seconds"])
-    return [(lead, REST), (printable(best["label"]), POINT), (f", {time}.", REST)]
+    time = units.seconds(best.time_seconds)
+    return [(lead, REST), (printable(best.label), POINT), (f", {time}.", REST)]
 
 
 def _fastest(lead: str, rivals: list[Row]) -> Sentence:
     """The fastest of the formats at one density, as far as the intervals tell."""
     ordered = sorted(rivals, key=_value)
     best, sure = ordered[0], [row for row in ordered if beats(row)]
-    shown: Sentence = [(printable(best["series"]), POINT), (", ", REST), *_span(best)]
+    shown: Sentence = [(printable(best.series), POINT), (", ", REST), *_span(best)]
     if not _has_interval(best):
         lead, end = f"{lead}the shortest time is that of ", ": one replicate decides nothing."
     elif all(loses(row) for row in ordered):
@@ -204,24 +204,24 @@ def _others(best: Row, ordered: list[Row]) -> str:
 
 
 def _names(rows: list[Row]) -> str:
-    return ", ".join(f"{printable(row['series'])} ({units.ratio(_value(row))})" for row in rows)
+    return ", ".join(f"{printable(row.series)} ({units.ratio(_value(row))})" for row in rows)
 
 
 def _span(row: Row) -> Sentence:
     """``0.412× of dense (0.405–0.419)``."""
-    if row["format"] == DENSE:
+    if row.format == DENSE:
         return [("the reference", REST)]
     value = f"{units.ratio(_value(row))} of dense"
     if not _has_interval(row):
         return [(value, REST)]
-    low, high = (units.significant(row[f"relative_{side}"]) for side in ("low", "high"))
+    low, high = map(units.significant, (row.relative_low, row.relative_high))
     return [(f"{value} ", REST), (f"({low}–{high})", SPAN)]
 
 
 def _competes(row: Row, density: float) -> bool:
-    if known(row["asked_density"]):
-        return bool(row["asked_density"] == density)
-    own = row["density"]
+    if known(row.asked_density):
+        return bool(row.asked_density == density)
+    own = row.density
     return known(own) and own <= density * (1 + 1e-9) and density <= own * (1 + _NEAR)
 
 
@@ -238,12 +238,12 @@ def _value(row: Row) -> float:
 
 
 def _low(row: Row) -> float:
-    return float(row["relative_low"]) if known(row["relative_low"]) else _value(row)
+    return float(row.relative_low) if known(row.relative_low) else _value(row)
 
 
 def _high(row: Row) -> float:
-    return float(row["relative_high"]) if known(row["relative_high"]) else _value(row)
+    return float(row.relative_high) if known(row.relative_high) else _value(row)
 
 
 def _has_interval(row: Row) -> bool:
-    return known(row["relative_low"]) and known(row["relative_high"])
+    return known(row.relative_low) and known(row.relative_high)

@@ -10,7 +10,7 @@ from typing import Any
 from hwbench import units
 from hwbench.quantities import GRAPH
 from hwbench.records import Status
-from hwbench.report._rows import Row, known, printable, timed
+from hwbench.report.rows import Row, known, printable, timed
 from hwbench.store import Run
 
 _FIGURES = re.compile(r"\d+(\.\d+)?")
@@ -26,14 +26,14 @@ CONTRACTS = {
 
 def contracts(rows: list[Row]) -> list[str]:
     """A sentence for each contract by which a case was timed."""
-    names = dict.fromkeys(row["contract"] for row in rows if timed(row) and row["contract"])
+    names = dict.fromkeys(row.contract for row in rows if timed(row) and row.contract)
     return [CONTRACTS.get(name, f"Times have the contract {printable(name)}.") for name in names]
 
 
 def launches(run: Run, rows: list[Row]) -> str | None:
     """How many cases are launch-bound, what that means, and what graphs make of them."""
     have = [row for row in rows if timed(row)]
-    bound = [row for row in have if "launch_bound" in row["flags"].split(",")]
+    bound = [row for row in have if "launch_bound" in row.flags.split(",")]
     if not bound:
         return None
     said = (
@@ -41,7 +41,9 @@ def launches(run: Run, rows: list[Row]) -> str | None:
         "to launch a call as the device to execute it, or longer. A program that calls such a "
         "layer alone waits for the host, and gains less than these times say."
     )
-    shares = [row[GRAPH.name] / row["time_seconds"] for row in bound if known(row[GRAPH.name])]
+    shares = [
+        row.value(GRAPH.name) / row.time_seconds for row in bound if known(row.value(GRAPH.name))
+    ]
     if shares:
         low, high = (units.significant(end, 2) for end in (min(shares), max(shares)))
         span = f"{low}×" if low == high else f"{low}–{high}×"
@@ -66,10 +68,10 @@ def _uncaptured(run: Run) -> str:
 
 def starved(rows: list[Row]) -> str | None:
     """How many cases have no time, because it might be that of the host."""
-    dry = [row for row in rows if "starved" in row["flags"].split(",")]
+    dry = [row for row in rows if "starved" in row.flags.split(",")]
     if not dry:
         return None
-    graphs = sum(known(row[GRAPH.name]) for row in dry)
+    graphs = sum(known(row.value(GRAPH.name)) for row in dry)
     return (
         f"{len(dry)} of {len(rows)} cases are starved: the device waited for the host in too many "
         f"of their samples, so they have no time of their own; {graphs} have that of a graph."

@@ -7,7 +7,7 @@ from typing import Any
 
 from hwbench.analysis import closed_forms as expected
 from hwbench.quantities import PROJECTION_ERROR
-from hwbench.report._rows import Row, known
+from hwbench.report.rows import Row, known
 
 NOTE = (
     "The dashed line and the ring are closed forms for large matrices of independent normal "
@@ -23,8 +23,8 @@ def closed_forms(have: list[Row]) -> list[dict[str, Any]]:
     is written. The curve reaches from the least density of the rows to one.
     """
     row = have[0]
-    named = row["workload"], row["score_name"], json.loads(row["options"]).get("matrix")
-    least = min((r["density"] for r in have if known(r["density"])), default=0.0)
+    named = row.workload, row.score_name, json.loads(row.options).get("matrix")
+    least = min((r.density for r in have if known(r.density)), default=0.0)
     if named != ("projection", PROJECTION_ERROR.name, "gaussian") or not 0 < least < 1:
         return []
     steps = [least ** (1 - step / _POINTS) for step in range(_POINTS + 1)]

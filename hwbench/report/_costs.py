@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from hwbench import units
-from hwbench.analysis.accuracy import is_scored
 from hwbench.quantities import SAVED_BYTES, Quantity
 from hwbench.report import _words as words
-from hwbench.report._rows import DENSE, Row, groups, known, printable, timed
 from hwbench.report._views import Figure, titled
+from hwbench.report.rows import DENSE, Group, Row, groups, known, printable, timed
 
 
 def costs(rows: list[Row], read: Iterable[Quantity]) -> list[Figure]:
@@ -18,7 +16,7 @@ def costs(rows: list[Row], read: Iterable[Quantity]) -> list[Figure]:
     figures = _split(rows)
     for quantity in read:
         for members in groups(rows).values():
-            have = [row for row in members if known(row[quantity.name])]
+            have = [row for row in members if known(row.value(quantity.name))]
             if len(have) > 1:
                 figures.append(_read(quantity, have))
     return figures
@@ -32,28 +30,28 @@ def chart_kind(quantity: Quantity) -> str:
 def _read(quantity: Quantity, have: list[Row]) -> Figure:
     heading = printable(quantity.heading)
     title = f"{heading[:1].upper()}{heading[1:]}, {words.group_title(have[0], capital=False)}"
-    ends = [ends_of(have, key=lambda row: row[quantity.name]) for ends_of in (min, max)]
+    ends = [ends_of(have, key=lambda row: row.value(quantity.name)) for ends_of in (min, max)]
     said = [
-        f"{printable(row['label'])} ({words.amount(row[quantity.name], quantity)})" for row in ends
+        f"{printable(row.label)} ({words.amount(row.value(quantity.name), quantity)})"
+        for row in ends
     ]
     names = ("Least", "most") if quantity.better == "lower" else ("Lowest", "highest")
     says = f"{names[0]}: {said[0]}; {names[1]}: {said[1]}."
-    return Figure(chart_kind(quantity), title, says, [row["number"] for row in have])
+    return Figure(chart_kind(quantity), title, says, [row.number for row in have])
 
 
 def _split(rows: list[Row]) -> list[Figure]:
     """The passes of one layer beside one another; none is the difference of two others."""
-    sets: dict[tuple[Any, ...], list[Row]] = {}
+    sets: dict[Group, list[Row]] = {}
     for row in rows:
-        if timed(row) and row["direction"] and not is_scored(row):
-            key = tuple(part for part in row["group"] if part != row["direction"])
-            sets.setdefault(key, []).append(row)
+        if timed(row) and row.direction and not row.scored:
+            sets.setdefault(row.group.without("direction"), []).append(row)
     figures = []
     for members in sets.values():
-        if len({row["direction"] for row in members}) < 2:
+        if len({row.direction for row in members}) < 2:
             continue
         title = ", ".join(words.group_parts(members[0])[1:])
-        numbers = [row["number"] for row in members]
+        numbers = [row.number for row in members]
         figures.append(Figure("split", f"Passes, {title}", _shares(members), numbers))
     return figures
 
@@ -62,7 +60,7 @@ def _shares(members: list[Row]) -> str:
     """How much longer a step takes than a forward pass, at the least and at the most."""
     times: dict[str, dict[str, float]] = {}
     for row in members:
-        times.setdefault(row["label"], {})[row["direction"]] = row["time_seconds"]
+        times.setdefault(row.label, {})[str(row.direction)] = row.time_seconds
     quotients = {
         label: found["step"] / found["forward"]
         for label, found in times.items()
@@ -84,33 +82,39 @@ def _shares(members: list[Row]) -> str:
 def memory(rows: list[Row]) -> list[Figure]:
     """Stored bytes by format, one figure a shape and dtype; saved bytes, one a group."""
     figures = []
-    stored: dict[tuple[Any, ...], dict[str, Row]] = {}
-    layers = [row for row in rows if not is_scored(row)]
+    stored: dict[tuple[int, int, int, str], dict[str, Row]] = {}
+    layers = [row for row in rows if not row.scored]
     for row in layers or rows:
-        if known(row["stored_bytes"]):
-            key = (row["run"], row["out_features"], row["in_features"], row["dtype"])
-            stored.setdefault(key, {}).setdefault(row["label"], row)
+        if known(row.stored_bytes):
+            key = (row.run, row.out_features, row.in_features, row.dtype)
+            stored.setdefault(key, {}).setdefault(row.label, row)
     for by_label in stored.values():
         members = list(by_label.values())
-        title = titled(f"Stored, {words.shape(members[0])}, {members[0]['dtype']}", members[0])
-        figures.append(_bytes_figure("stored", title, members, "stored_bytes"))
+        title = titled(f"Stored, {words.shape(members[0])}, {members[0].dtype}", members[0])
+        figures.append(_bytes_figure("stored", title, members, lambda row: row.stored_bytes))
     for members in groups(rows).values():
-        have = [row for row in members if known(row[SAVED_BYTES.name]) and timed(row)]
+        have = [row for row in members if known(_saved(row)) and timed(row)]
         if have:
             title = f"Saved for backward, {', '.join(words.group_parts(have[0])[1:])}"
-            figures.append(_bytes_figure("saved", title, have, SAVED_BYTES.name))
+            figures.append(_bytes_figure("saved", title, have, _saved))
     return figures
 
 
-def _bytes_figure(kind: str, title: str, members: list[Row], name: str) -> Figure:
-    least, most = (f(members, key=lambda row: row[name]) for f in (min, max))
-    dense = next((row[name] for row in members if row["format"] == DENSE), None)
+def _saved(row: Row) -> float:
+    return row.value(SAVED_BYTES.name)
+
+
+def _bytes_figure(
+    kind: str, title: str, members: list[Row], size: Callable[[Row], float]
+) -> Figure:
+    least, most = (f(members, key=size) for f in (min, max))
+    dense = next((size(row) for row in members if row.format == DENSE), None)
     if kind == "stored":
-        dense = members[0]["dense_bytes"]
+        dense = members[0].dense_bytes
     said = [
-        f"{printable(row['label'])} {units.nbytes(row[name])}"
-        + (f" ({units.ratio(row[name] / dense)} of dense)" if dense else "")
+        f"{printable(row.label)} {units.nbytes(size(row))}"
+        + (f" ({units.ratio(size(row) / dense)} of dense)" if dense else "")
         for row in (least, most)
     ]
     says = f"Least: {said[0]}; most: {said[1]}."
-    return Figure(kind, title, says, [row["number"] for row in members])
+    return Figure(kind, title, says, [row.number for row in members])

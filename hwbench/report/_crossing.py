@@ -7,12 +7,12 @@ crossing goes from where the upper ends of the intervals cross to where the lowe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from hwbench import units
-from hwbench.report._rows import Row, known, printable, relative
+from hwbench.report.rows import Row, known, printable, relative
 
 EQUAL = 0.03
 """Within this share of dense's time a format is as fast as dense for all that matters."""
@@ -86,17 +86,16 @@ def _nearest(at: float, below: bool, found: list[tuple[float, bool]]) -> float:
     return min(alike, key=lambda x: abs(math.log(x / at)), default=math.nan)
 
 
-def points(members: list[Row], name: str) -> list[Point]:
-    """The relative times of rows against one of their columns."""
+def points(members: list[Row], x: Callable[[Row], float | None]) -> list[Point]:
+    """The relative times of rows against one of their numbers."""
     return [
-        (float(row[name]), value, _end(row, "low"), _end(row, "high"))
+        (float(at), value, _end(row.relative_low), _end(row.relative_high))
         for row in members
-        if known(row[name]) and (value := relative(row)) is not None
+        if known(at := x(row)) and (value := relative(row)) is not None
     ]
 
 
-def _end(row: Row, side: str) -> float:
-    value = row[f"relative_{side}"]
+def _end(value: float) -> float:
     return float(value) if known(value) else math.nan
 
 
@@ -104,8 +103,8 @@ def by_series(members: list[Row]) -> dict[str, list[Row]]:
     """Rows by format with all knobs but the density, dense left out."""
     found: dict[str, list[Row]] = {}
     for row in members:
-        if row["format"] != "dense":
-            found.setdefault(printable(row["series"]), []).append(row)
+        if row.format != "dense":
+            found.setdefault(printable(row.series), []).append(row)
     return found
 
 

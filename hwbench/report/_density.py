@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from hwbench import units
-from hwbench.analysis.accuracy import is_scored
 from hwbench.quantities import PREPARE
 from hwbench.report import _words as words
 from hwbench.report._answers import beats, loses
 from hwbench.report._crossing import by_series, points, repaid, wins
-from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, timed
 from hwbench.report._views import Figure
+from hwbench.report.rows import DENSE, Group, Row, groups, known, printable, relative, timed
 
 
 @dataclass
@@ -33,13 +31,11 @@ class Starts:
 def starts(rows: list[Row], most: int = 120) -> Starts:
     """At which densities each format is faster than dense, and when packing it is repaid."""
     found = Starts()
-    packs = _packs(rows)
+    packs = {_packed(row): pack for row in rows if known(pack := row.value(PREPARE.name))}
     for members in groups(_layers(rows)).values():
-        dense = next(
-            (r["time_seconds"] for r in members if r["format"] == DENSE and timed(r)), None
-        )
+        dense = next((r.time_seconds for r in members if r.format == DENSE and timed(r)), None)
         for name, own in by_series(members).items():
-            where = wins(points(own, "density"))
+            where = wins(points(own, lambda row: row.density))
             if where is None:
                 continue
             low, high = (units.significant(end) for end in where.measured)
@@ -49,71 +45,67 @@ def starts(rows: list[Row], most: int = 120) -> Starts:
             pays = _repaid(own, dense, packs)
             found.packed |= pays is not None
             line = [words.group_title(own[0]), name, said, pays or "not measured at this shape"]
-            found.lines.append((own[0]["group_number"], line))
+            found.lines.append((own[0].group_number, line))
     found.lines = [(number, line[: len(found.heads)]) for number, line in found.lines]
     found.left_out = max(0, len(found.lines) - most)
     del found.lines[most:]
     return found
 
 
-def _packs(rows: list[Row]) -> dict[tuple[Any, ...], float]:
-    """Seconds of projecting and packing, by run, format, knobs and shape."""
-    return {
-        (row["run"], row["format"], row["knobs"], row["out_features"], row["in_features"]): float(
-            row[PREPARE.name]
-        )
-        for row in rows
-        if known(row[PREPARE.name])
-    }
+Packed = tuple[int, str, str, int, int]
+"""What is projected and packed: run, format, knobs, and out_features × in_features."""
 
 
-def _repaid(own: list[Row], dense: float | None, packs: dict[tuple[Any, ...], float]) -> str | None:
+def _packed(row: Row) -> Packed:
+    return row.run, row.format, row.knobs, row.out_features, row.in_features
+
+
+def _repaid(own: list[Row], dense: float | None, packs: dict[Packed, float]) -> str | None:
     """After how many calls the packing of the fastest setting is repaid."""
-    best = min(filter(timed, own), key=lambda row: row["time_seconds"])
-    key = ("run", "format", "knobs", "out_features", "in_features")
-    pack = packs.get(tuple(best[name] for name in key))
+    best = min(filter(timed, own), key=lambda row: row.time_seconds)
+    pack = packs.get(_packed(best))
     if dense is None or pack is None:
         return None
-    calls = repaid(pack, dense, best["time_seconds"])
-    return "never" if calls is None else f"{units.significant(calls)} calls ({best['density']:.3g})"
+    calls = repaid(pack, dense, best.time_seconds)
+    return "never" if calls is None else f"{units.significant(calls)} calls ({best.density:.3g})"
 
 
 def _layers(rows: list[Row]) -> list[Row]:
-    return [row for row in rows if not is_scored(row)]
+    return [row for row in rows if not row.scored]
 
 
 def winners(rows: list[Row]) -> list[Figure]:
     """The fastest format over shape and tokens, one figure a density, dtype and pass."""
-    sets: dict[tuple[Any, ...], list[Row]] = {}
+    sets: dict[tuple[str, Group], list[Row]] = {}
     for row in _layers(rows):
-        if row["format"] != DENSE and relative(row) is not None and row["tokens"]:
-            parts = (*row["group"][:3], *row["group"][6:])  # run, workload and options; the rest
-            sets.setdefault((row["density_word"], *parts), []).append(row)
-    common = [key for key, members in sets.items() if len({r["format"] for r in members}) > 1]
+        if row.format != DENSE and relative(row) is not None and row.tokens:
+            shared = row.group.without("out_features", "in_features", "tokens")
+            sets.setdefault((row.density_word, shared), []).append(row)
+    common = [key for key, members in sets.items() if len({r.format for r in members}) > 1]
     figures = []
-    for key in common:
-        members = sets[key]
+    for density, shared in common:
+        members = sets[density, shared]
         first = members[0]
-        told = [words.direction(first), first["dtype"], *words.setting(first)]
-        title = ", ".join([*filter(None, told), f"density {key[0]}"])
+        told = [words.direction(first), first.dtype, *words.setting(first)]
+        title = ", ".join([*filter(None, told), f"density {density}"])
         if words.machine(first):
             title += f", {words.machine(first)}"
-        numbers = [row["number"] for row in members]
+        numbers = [row.number for row in members]
         figures.append(Figure("winners", title, _won(members), numbers))
     return figures
 
 
 def _won(members: list[Row]) -> str:
-    cells: dict[tuple[Any, ...], Row] = {}
+    cells: dict[tuple[int, int, int | None], Row] = {}
     for row in members:
-        place = (row["out_features"], row["in_features"], row["tokens"])
-        if place not in cells or row["relative_time"] < cells[place]["relative_time"]:
+        place = (row.out_features, row.in_features, row.tokens)
+        if place not in cells or row.relative_time < cells[place].relative_time:
             cells[place] = row
     sure = sum(beats(row) for row in cells.values())
-    best = min(cells.values(), key=lambda row: row["relative_time"])
+    best = min(cells.values(), key=lambda row: row.relative_time)
     return (
         f"The fastest format beats dense beyond its interval in {sure} of {len(cells)} cells; "
-        f"the best is {printable(best['label'])}, {units.ratio(best['relative_time'])} of dense at "
+        f"the best is {printable(best.label)}, {units.ratio(best.relative_time)} of dense at "
         f"{words.shape(best)} and {words.tokens(best)}."
     )
 
@@ -122,7 +114,7 @@ def _by_tokens(members: list[Row]) -> str:
     """At which token counts each format is faster than dense, by its curve."""
     said: dict[str, list[str]] = {}
     for name, own in by_series(members).items():
-        where = wins(points(own, "tokens"))
+        where = wins(points(own, lambda row: row.tokens))
         if where is not None:
             said.setdefault(where.said(" tokens"), []).append(name)
     pieces = [f"{', '.join(names)} {where}" for where, names in said.items()]
@@ -131,19 +123,18 @@ def _by_tokens(members: list[Row]) -> str:
 
 def sweeps(rows: list[Row]) -> list[Figure]:
     """Relative time against tokens, one figure a density, shape, dtype and pass."""
-    sets: dict[tuple[Any, ...], list[Row]] = {}
+    sets: dict[tuple[str, Group], list[Row]] = {}
     for row in _layers(rows):
-        if row["format"] != DENSE and relative(row) is not None and row["tokens"]:
-            parts = (*row["group"][:5], *row["group"][6:])  # all but the tokens
-            sets.setdefault((row["density_word"], *parts), []).append(row)
+        if row.format != DENSE and relative(row) is not None and row.tokens:
+            sets.setdefault((row.density_word, row.group.without("tokens")), []).append(row)
     figures = []
-    for key, members in sets.items():
-        if len({row["tokens"] for row in members}) < 2:
+    for (density, _), members in sets.items():
+        if len({row.tokens for row in members}) < 2:
             continue
         told = [part for part in words.group_parts(members[0]) if "token" not in part]
-        title = ", ".join([*told, f"density {key[0]}"])
+        title = ", ".join([*told, f"density {density}"])
         says = _by_tokens(members)
-        figures.append(Figure("sweep", title, says, [row["number"] for row in members]))
+        figures.append(Figure("sweep", title, says, [row.number for row in members]))
     return figures
 
 
@@ -151,10 +142,10 @@ def crossover(rows: list[Row]) -> list[Figure]:
     """Relative time against density, one figure a group with a format at several densities."""
     figures = []
     for members in groups(_layers(rows)).values():
-        have = [row for row in members if relative(row) is not None and known(row["density"])]
+        have = [row for row in members if relative(row) is not None and known(row.density)]
         if any(len(_densities(own)) > 1 for own in by_series(have).values()):
             title = words.group_title(members[0])
-            numbers = [row["number"] for row in have]
+            numbers = [row.number for row in have]
             figures.append(
                 Figure("crossover", title, _crossings(have), numbers, own={"aside": _aside(have)})
             )
@@ -162,11 +153,11 @@ def crossover(rows: list[Row]) -> list[Figure]:
 
 
 def _densities(own: list[Row]) -> set[float]:
-    return {row["density"] for row in own}
+    return {row.density for row in own}
 
 
 def _crossings(have: list[Row]) -> str:
-    if not any(known(row["relative_low"]) for row in have):
+    if not any(known(row.relative_low) for row in have):
         return "One replicate: points without intervals decide nothing."
     series = by_series(have)
     won = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
@@ -177,8 +168,8 @@ def _crossings(have: list[Row]) -> str:
 
 def _winning(members: list[Row]) -> str:
     """At which densities a format beats dense: ``from 0.495 down``, or ``at 0.25``."""
-    won = sorted((row["density"] for row in members if beats(row)), reverse=True)
-    below = [row["density"] for row in members if won and row["density"] <= won[0]]
+    won = sorted((row.density for row in members if beats(row)), reverse=True)
+    below = [row.density for row in members if won and row.density <= won[0]]
     if len(won) > 1 and len(won) == len(below):
         return f"from {units.significant(won[0])} down"
     return f"at {', '.join(map(units.significant, won))}" if won else ""
@@ -186,7 +177,7 @@ def _winning(members: list[Row]) -> str:
 
 def _aside(have: list[Row], step: float = 3.0) -> list[float]:
     """Pixels by which each row's point moves, so that formats of one density stay apart."""
-    names = [name for name in dict.fromkeys(row["series"] for row in have) if name != DENSE]
+    names = [name for name in dict.fromkeys(row.series for row in have) if name != DENSE]
     middle = (len(names) - 1) / 2
     places = {name: round((number - middle) * step, 1) for number, name in enumerate(names)}
-    return [places.get(row["series"], 0.0) for row in have]
+    return [places.get(row.series, 0.0) for row in have]

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from hwbench import units
-from hwbench.report._rows import Row, known, printable
+from hwbench.report.rows import Row, known, printable
 from hwbench.store import Run
 
 Facts = list[tuple[str, str]]
@@ -89,7 +89,7 @@ def _moment(text: str) -> str:
 def _state(run: Run, rows: list[Row]) -> str:
     if run.footer:
         return f"finished in {units.clock(run.footer.wall_seconds)}"
-    missing = sum(row["status"] == "missing" for row in rows)
+    missing = sum(row.status == "missing" for row in rows)
     return f"not finished: {_count(missing, 'case')} without any result"
 
 

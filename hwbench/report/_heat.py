@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from hwbench import units
-from hwbench.analysis.accuracy import is_scored
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
-from hwbench.report._rows import DENSE, Row, groups, known, printable, relative
+from hwbench.report.rows import DENSE, Row, groups, known, printable, relative
 
 STEPS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 """Edges between the shades; below one is faster than dense."""
@@ -58,22 +59,14 @@ class Heat:
     groups: int = 0  # of which so many lines are written
 
 
-def mark(rows: list[Row]) -> None:
-    """Give every row its ``density_word`` and ``shade``, and the winner of each group ``best``.
-
-    ``against_dense`` says which rows the table holds, here and in the page's script: those that
-    were to be timed and are not dense itself.
-    """
-    for row in rows:
-        row["against_dense"] = int(not is_scored(row) and row["format"] != DENSE)
-        asked = row["asked_density"] if known(row["asked_density"]) else row["density"]
-        row["density_word"] = f"{asked:.3g}" if known(asked) else ""
-        row["shade"] = _shade(row)
-        row["best"] = 0
-    for members in groups([row for row in rows if row["format"] != DENSE]).values():
-        best = min(filter(beats, members), key=lambda row: row["relative_time"], default=None)
+def marked(rows: list[Row]) -> list[Row]:
+    """The rows, with the winner of each group marked as the ``best``."""
+    winners = set()
+    for members in groups(row for row in rows if row.format != DENSE).values():
+        best = min(filter(beats, members), key=lambda row: row.relative_time, default=None)
         if best is not None:
-            best["best"] = 1
+            winners.add(best.number)
+    return [replace(row, best=True) if row.number in winners else row for row in rows]
 
 
 def heat(rows: list[Row], most: int = 40) -> Heat:
@@ -81,11 +74,11 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
 
     The rows are marked; the page's script draws the same table from what passes its filters.
     """
-    sets = list(groups([row for row in rows if row["against_dense"]]).values())
+    sets = list(groups([row for row in rows if row.against_dense]).values())
     shown = [row for members in sets[:most] for row in members]
     columns: dict[str, dict[str, str]] = {}
     for row in shown:
-        columns.setdefault(row["series"], {})[row["density_word"]] = row["format"]
+        columns.setdefault(row.series, {})[row.density_word] = row.format
     table = Heat(groups=len(sets))
     order: list[tuple[str, str]] = []
     for series, densities in columns.items():
@@ -94,17 +87,18 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
         table.heads.append((next(iter(densities.values())), printable(series), len(names)))
         table.densities += [name or "–" for name in names]
     for members in sets[:most]:
-        found = {(row["series"], row["density_word"]): row for row in members}
+        found = {(row.series, row.density_word): row for row in members}
         cells = [_cell(found.get(place)) for place in order]
         table.lines.append((words.group_parts(members[0]), cells))
     return table
 
 
-def _shade(row: Row) -> str:
+def shade(row: Row) -> str:
+    """The shade of a row in the table: how its time stands to that of dense."""
     value = relative(row)
     if value is None:
         return "none"
-    low, high = row["relative_low"], row["relative_high"]
+    low, high = row.relative_low, row.relative_high
     undecided = not (known(low) and known(high)) or low <= 1 <= high
     return "even" if undecided else _NAMES[sum(value > step for step in STEPS)]
 
@@ -114,7 +108,7 @@ def _cell(row: Row | None) -> Cell:
         return Cell()
     value = relative(row)
     if value is None:
-        text, says = FAILED.get(row["status"], ("–", "no relative time"))
+        text, says = FAILED.get(row.status, ("–", "no relative time"))
         return Cell(text=text, shade="none", says=says)
     text = units.significant(value, 3 if 0.9 < value < 1.1 else 2)
-    return Cell(text=text, shade=row["shade"], best=bool(row["best"]))
+    return Cell(text=text, shade=shade(row), best=row.best)

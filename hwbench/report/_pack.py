@@ -6,11 +6,12 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter, methodcaller
 from typing import Any
 
-from hwbench.report import _samples
-from hwbench.report._rows import Row
+from hwbench.report import _heat, _samples
+from hwbench.report.rows import Row
 
 PLAIN_LIMIT = 400_000
 """Characters of data up to which it stands in the page as readable JSON; above, it is gzipped."""
@@ -39,6 +40,7 @@ TEXT = (
     "shade",
     "explained",
 )
+"""The columns of text."""
 NUMBERS = (
     "run",
     "group_number",
@@ -73,6 +75,21 @@ NUMBERS = (
     "ratio_roofs",
     *_samples.columns(),
 )
+"""The columns of numbers beside the quantities."""
+
+_READ: dict[str, Callable[[Row], Any]] = {
+    "shade": _heat.shade,
+    "best": lambda row: int(row.best),
+    "against_dense": lambda row: int(row.against_dense),
+    "base_seconds": lambda row: row.against.base_seconds,
+    "ratio": lambda row: row.against.ratio,
+    "ratio_low": lambda row: row.against.low,
+    "ratio_high": lambda row: row.against.high,
+    "ratio_roofs": lambda row: row.against.roofs,
+    "explained": lambda row: row.against.explained,
+    **_samples.columns(),
+}
+"""How a column is read from a row, where that has no attribute of its name."""
 _DIGITS = 5
 _BOUND_DIGITS = 4  # of the ends of intervals
 
@@ -82,10 +99,12 @@ def columns(rows: list[Row], measured: Iterable[str] = ()) -> dict[str, Any]:
 
     ``measured`` are the names of the quantities that the rows hold.
     """
+    read = {name: _READ.get(name, attrgetter(name)) for name in (*TEXT, *NUMBERS)}
+    read |= {name: methodcaller("value", name) for name in measured}
     packed = {}
-    for name in (*TEXT, *NUMBERS, *measured):
+    for name, value_of in read.items():
         digits = _BOUND_DIGITS if name.endswith(("_low", "_high")) else _DIGITS
-        values = [row.get(name) for row in rows]
+        values = [value_of(row) for row in rows]
         if any(map(_holds, values)):
             packed[name] = _column([_plain(value, digits) for value in values])
     return packed

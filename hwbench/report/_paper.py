@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hwbench.report._palette import Style, styles
-from hwbench.report._rows import Row, Seen, known, printable, relative
+from hwbench.report.rows import Row, known, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,9 +66,9 @@ def legend(figure: Figure, shown: dict[str, Style], columns: int) -> None:
     )
 
 
-def looks_of(rows: Sequence[Seen]) -> dict[str, Style]:
+def looks_of(rows: Sequence[Row]) -> dict[str, Style]:
     """The look of every format of some rows."""
-    return styles(row["format"] for row in rows)
+    return styles(row.format for row in rows)
 
 
 def log(ax: Axes, which: str, suffix: str = "") -> None:
@@ -82,14 +82,20 @@ def log(ax: Axes, which: str, suffix: str = "") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def lines(ax: Axes, rows: Sequence[Row], x: str, y: str, looks: dict[str, Style]) -> None:
+Reading = Callable[[Row], float | None]
+"""A number of a row; None or nan where it is not known."""
+Ends = Callable[[Row], tuple[float, float]]
+"""The ends of an interval of a row."""
+
+
+def lines(ax: Axes, rows: Sequence[Row], x: Reading, y: Reading, looks: dict[str, Style]) -> None:
     """One line a series, with the format's colour and marker."""
     import pandas as pd
     import seaborn as sns
 
     frame = pd.DataFrame(
         [
-            {k: row[k] for k in ("format", "series")} | {"x": float(row[x]), "y": value(row, y)}
+            {"format": row.format, "series": row.series, "x": value(row, x), "y": value(row, y)}
             for row in rows
         ]
     )
@@ -111,19 +117,20 @@ def lines(ax: Axes, rows: Sequence[Row], x: str, y: str, looks: dict[str, Style]
     )
 
 
-def value(row: Row, name: str) -> float:
-    """A column of a row as a number; nan where it is not known."""
-    value = relative(row) if name == "relative_time" else row[name]
-    return math.nan if value is None else float(value)
+def value(row: Row, reading: Reading) -> float:
+    """A number of a row; nan where it is not known."""
+    found = reading(row)
+    return math.nan if found is None else float(found)
 
 
-def bars(ax: Axes, rows: Sequence[Row], x: str, prefix: str, looks: dict[str, Style]) -> None:
+def bars(
+    ax: Axes, rows: Sequence[Row], x: Reading, y: Reading, ends: Ends, looks: dict[str, Style]
+) -> None:
     """The interval of each point, drawn to three times the range of the points at most."""
-    name = "relative_time" if prefix == "relative" else "time_seconds"
-    points = [value(row, name) for row in rows]
+    points = [value(row, y) for row in rows]
     for row in rows:
-        span = cut(row[f"{prefix}_low"], row[f"{prefix}_high"], points)
-        ax.plot([row[x]] * 2, span, color=looks[row["format"]].light, lw=1.1, zorder=1)
+        span = cut(*ends(row), points)
+        ax.plot([value(row, x)] * 2, span, color=looks[row.format].light, lw=1.1, zorder=1)
 
 
 def cut(low: Any, high: Any, points: Sequence[float]) -> tuple[float, float]:

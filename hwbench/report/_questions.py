@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import units
-from hwbench.analysis.accuracy import Joined, Pair, best_within, is_scored
+from hwbench.analysis.accuracy import Joined, Pair, best_within
 from hwbench.report import _words as words
 from hwbench.report._answers import POINT, REST, Sentence, beats, loses
-from hwbench.report._rows import (
+from hwbench.report._scores import Score, score_of
+from hwbench.report.rows import (
     DENSE,
     Row,
     groups,
     known,
     printable,
     relative,
+    row_of,
 )
-from hwbench.report._scores import Score, score_of
 
 SHARES = (0.5, 0.25, 0.1)
 """Shares of dense's bytes at which the second question is answered."""
@@ -48,7 +49,7 @@ def _at_accuracy(joins: list[Joined]) -> list[Sentence]:
     """For each score and each of its levels the fastest that keeps it; what changes it, once."""
     by_score: dict[Score, list[Joined]] = {}
     for found in joins:
-        by_score.setdefault(score_of(found.scored), []).append(found)
+        by_score.setdefault(score_of(row_of(found.scored)), []).append(found)
     said: list[Sentence] = []
     for score, own in by_score.items():
         before: Any = None
@@ -77,26 +78,26 @@ def _choice(level: str, score: Score, chosen: list[Pair]) -> Sentence:
         span = f"{low}–{high}×" if low != high else f"{low}×"
         said = f" in {share}" if name == DENSE else f" in {share}, {span} of dense"
         pieces += [("; " if place else "", REST), (printable(name), POINT), (said, REST)]
-    sure = sum(beats(pair.timed) for pair in chosen)
+    sure = sum(beats(row_of(pair.timed)) for pair in chosen)
     told = f"; faster than dense beyond its interval in {sure} of {len(chosen)}."
     return [*pieces, (told, REST)]
 
 
 def _per_byte(rows: list[Row]) -> list[Sentence]:
-    scored = [row for row in rows if is_scored(row) and known(row["score"])]
+    scored = [row for row in rows if row.scored and known(row.score)]
     said: list[Sentence] = []
     for share in SHARES:
-        fit = [r for r in scored if known(r["stored_ratio"]) and r["stored_ratio"] <= share * 1.001]
+        fit = [r for r in scored if known(r.stored_ratio) and r.stored_ratio <= share * 1.001]
         for members in list(groups(fit).values())[:2]:
             score = score_of(members[0])
-            best = (max if score.higher else min)(members, key=lambda row: row["score"])
-            low, high = best["score_low"], best["score_high"]
+            best = (max if score.higher else min)(members, key=lambda row: row.score)
+            low, high = best.score_low, best.score_high
             span = f" ({units.significant(low)}–{units.significant(high)})" if known(low) else ""
             said.append(
                 [
                     (f"In {units.percent(share, 0)} of dense’s bytes: ", REST),
-                    (printable(best["label"]), POINT),
-                    (f", {score.title} {score.said(best['score'])}{span}", REST),
+                    (printable(best.label), POINT),
+                    (f", {score.title} {score.said(best.score)}{span}", REST),
                     (f" on {words.workload(best)}, {words.shape(best)}.", REST),
                 ]
             )
@@ -104,44 +105,44 @@ def _per_byte(rows: list[Row]) -> list[Sentence]:
 
 
 def _two_four(rows: list[Row]) -> list[Sentence]:
-    own = [row for row in rows if row["format"] in _SPARSE and not is_scored(row)]
+    own = [row for row in rows if row.format in _SPARSE and not row.scored]
     if not own:
         return []
     have = [row for row in own if relative(row) is not None]
     if not have:
-        reasons = Counter(printable(row["reason"] or words.status(row)) for row in own)
+        reasons = Counter(printable(row.reason or words.status(row)) for row in own)
         (reason, times), *_ = reasons.most_common(1)
         return [[(f"Not answered: {times} of {len(own)} cases did not run. {reason}", REST)]]
     won, lost = [row for row in have if beats(row)], [row for row in have if loses(row)]
-    best = min(have, key=lambda row: row["relative_time"])
+    best = min(have, key=lambda row: row.relative_time)
     where = _where(won) if won else "nowhere beyond its interval"
     return [
         [
             ("Faster than dense in ", REST),
             (f"{len(won)} of {len(have)} cases", POINT),
             (f" ({where}), slower in {len(lost)}; at its best ", REST),
-            (f"{units.ratio(best['relative_time'])} of dense", POINT),
+            (f"{units.ratio(best.relative_time)} of dense", POINT),
             (_span(best) + f" ({words.group_title(best)}).", REST),
         ]
     ]
 
 
 def _span(row: Row) -> str:
-    low, high = row["relative_low"], row["relative_high"]
+    low, high = row.relative_low, row.relative_high
     if not known(low):
         return ", without an interval"
     return f" ({units.significant(low)}–{units.significant(high)})"
 
 
 def _where(won: list[Row]) -> str:
-    tokens = sorted({row["tokens"] for row in won if row["tokens"]})
+    tokens = sorted({row.tokens for row in won if row.tokens})
     ways = dict.fromkeys(filter(None, map(words.direction, won)))
     many = f"{tokens[0]}–{tokens[-1]} tokens" if len(tokens) > 1 else f"{tokens[0]} tokens"
     return ", ".join([*(way.lower() for way in ways), *([many] if tokens else [])])
 
 
 def _nothing(rows: list[Row]) -> list[Sentence]:
-    layers = [row for row in rows if not is_scored(row) and row["format"] != DENSE]
+    layers = [row for row in rows if not row.scored and row.format != DENSE]
     sets = [
         [row for row in members if relative(row) is not None] for members in groups(layers).values()
     ]

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from hwbench import units
 from hwbench.errors import UsageError
 from hwbench.records import Measurement, Result
 from hwbench.report import _words as words
-from hwbench.report._rows import Row, groups, known, printable
 from hwbench.report._views import Figure
+from hwbench.report.rows import Row, groups, known, printable
 from hwbench.store import Run
 
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
@@ -27,27 +30,50 @@ MOST_REPLICATES = 10
 _MOST_SAMPLES = 1500  # of one case; a longer series shows every n-th
 
 
-def attach(run: Run, rows: list[Row]) -> None:
-    """Give every timed row its ``spread_…`` columns: quantiles of samples, replicate values."""
+def attached(run: Run, rows: list[Row]) -> list[Row]:
+    """The rows with quantiles of their samples (``spread``) and the values of their replicates."""
     found = _timings(run)
-    for row in rows:
-        if not known(row["time_seconds"]) or row["time_seconds"] <= 0:
-            continue
-        timings = found.get(row["case"], [])
-        samples = sorted(sample for _, timing in timings for sample in _samples(timing))
-        for share in QUANTILES if samples else ():
-            value = samples[min(len(samples) - 1, int(share * len(samples)))]
-            row[f"spread_{round(100 * share)}"] = _code(value, row["time_seconds"])
-        for place, (result, _) in enumerate(timings[:MOST_REPLICATES]):
-            values = sorted(result.values("time_seconds"))
-            middle = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-            row[f"replicate_{place}"] = _code(middle, row["time_seconds"])
+    return [
+        replace(
+            row,
+            spread=_quantiles(timings, row.time_seconds),
+            replicate_codes=_replicates(timings, row.time_seconds),
+        )
+        if (timings := found.get(row.case)) and known(row.time_seconds) and row.time_seconds > 0
+        else row
+        for row in rows
+    ]
 
 
-def columns() -> list[str]:
-    """The columns that ``attach`` fills in."""
-    shares = [f"spread_{round(100 * share)}" for share in QUANTILES]
-    return [*shares, *(f"replicate_{place}" for place in range(MOST_REPLICATES))]
+def _quantiles(timings: list[tuple[Result, Measurement]], middle: float) -> tuple[int, ...]:
+    samples = sorted(sample for _, timing in timings for sample in _samples(timing))
+    last = len(samples) - 1
+    shares = QUANTILES if samples else ()
+    return tuple(_code(samples[min(last, int(share * len(samples)))], middle) for share in shares)
+
+
+def _replicates(timings: list[tuple[Result, Measurement]], middle: float) -> tuple[int, ...]:
+    every = [sorted(result.values("time_seconds")) for result, _ in timings[:MOST_REPLICATES]]
+    medians = [(own[(len(own) - 1) // 2] + own[len(own) // 2]) / 2 for own in every]
+    return tuple(_code(value, middle) for value in medians)
+
+
+def columns() -> dict[str, Callable[[Row], int | None]]:
+    """The page's columns of what ``attached`` adds: how each is read from a row."""
+    found: dict[str, Callable[[Row], int | None]] = {}
+    for place, share in enumerate(QUANTILES):
+        found[f"spread_{round(100 * share)}"] = partial(_spread, place=place)
+    for place in range(MOST_REPLICATES):
+        found[f"replicate_{place}"] = partial(_replicate, place=place)
+    return found
+
+
+def _spread(row: Row, place: int) -> int | None:
+    return row.spread[place] if row.spread else None
+
+
+def _replicate(row: Row, place: int) -> int | None:
+    return row.replicate_codes[place] if place < len(row.replicate_codes) else None
 
 
 def asked(runs: list[Run], names: Collection[str]) -> set[str]:
@@ -70,7 +96,7 @@ def spreads(rows: list[Row]) -> list[Figure]:
     """Quantiles and replicates of each case, one figure a group."""
     figures = []
     for members in groups(rows).values():
-        have = [row for row in members if "spread_5" in row]
+        have = [row for row in members if row.spread]
         if not have:
             continue
         widest = max(have, key=_width)
@@ -78,25 +104,25 @@ def spreads(rows: list[Row]) -> list[Figure]:
             Figure(
                 "spread",
                 f"Samples, {words.group_title(have[0], capital=False)}",
-                f"Widest: {printable(widest['label'])}, whose samples from the 5th to the 95th "
+                f"Widest: {printable(widest.label)}, whose samples from the 5th to the 95th "
                 f"per cent differ by {units.ratio(math.exp(_width(widest) / 1000))}.",
-                [row["number"] for row in have],
+                [row.number for row in have],
             )
         )
     return figures
 
 
 def _width(row: Row) -> float:
-    return float(row["spread_95"] - row["spread_5"])
+    return float(row.spread[-1] - row.spread[0])
 
 
 def series(run: Run, rows: list[Row], chosen: set[str]) -> list[Figure]:
     """Every sample of the chosen cases, and of the first flagged ones, in the order of blocks."""
-    flagged = [row["case"] for row in rows if row["flags"] and known(row["time_seconds"])]
+    flagged = [row.case for row in rows if row.flags and known(row.time_seconds)]
     found, wanted = _timings(run), chosen | set(flagged[:FLAGGED])
-    ordered = sorted(rows, key=lambda row: row["case"] not in chosen)
-    have = [row for row in ordered if row["case"] in wanted and found.get(row["case"])]
-    return [_figure(row, found[row["case"]]) for row in have]
+    ordered = sorted(rows, key=lambda row: row.case not in chosen)
+    have = [row for row in ordered if row.case in wanted and found.get(row.case)]
+    return [_figure(row, found[row.case]) for row in have]
 
 
 def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
@@ -110,8 +136,8 @@ def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
         else "none in a disturbed block"
     )
     note = f"One sample in {every} is drawn." if every > 1 else ""
-    title = f"{printable(row['label'])}, {words.group_title(row, capital=False)}"
-    figure = Figure("series", title, f"{many}, {said}.", [row["number"]], note=note)
+    title = f"{printable(row.label)}, {words.group_title(row, capital=False)}"
+    figure = Figure("series", title, f"{many}, {said}.", [row.number], note=note)
     figure.extra["points"] = points[::every]
     return figure
 

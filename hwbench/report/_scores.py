@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hwbench import quantities, units
-from hwbench.report._rows import Seen, known, printable
+from hwbench.quantities import SCORE, Quantity
+from hwbench.report.rows import Row, known, printable
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,29 @@ class Score:
         return f"{units.significant(value)} {self.unit}".rstrip()
 
 
-def score_of(row: Seen) -> Score:
-    """The score of a row, by its name; ``score`` where the row has none."""
-    name = row.get("score_name") or "score"
-    found = row.get("score_quantity") or quantities.find(name)
+def score_of(row: Row) -> Score:
+    """The score of a row; ``score`` where the row has none."""
+    return named(row.score_name or SCORE.name, row.score_quantity, row.better)
+
+
+def named(name: str, declared: Quantity | None = None, better: str | None = None) -> Score:
+    """A score by its name; by its declaration where it is not one of hwbench's own."""
+    found = declared or quantities.find(name)
     return Score(
         name=name,
         title=printable(found.heading),
         unit=printable(found.unit),
-        better=row.get("better") or found.better,
+        better=better or found.better,
         asked=found.levels,
         zero=found.zero,
     )
 
 
-def scores(rows: Iterable[Seen]) -> dict[str, Score]:
+def scores(rows: Iterable[Row]) -> dict[str, Score]:
     """Every score that some row holds, by its name, in the order of the rows."""
     found: dict[str, Score] = {}
     for row in rows:
-        if known(row["score"]):
+        if known(row.score):
             score = score_of(row)
             found.setdefault(score.name, score)
     return found

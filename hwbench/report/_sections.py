@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hwbench.analysis.accuracy import Joined
 from hwbench.quantities import CHART
 from hwbench.report import _costs, _density, _ratios, _samples, _trade, _views
-from hwbench.report._rows import Row, shown
 from hwbench.report._views import Figure
+from hwbench.report.rows import Row, shown
 from hwbench.store import Run
 
 
@@ -48,7 +48,7 @@ def sections(
     series = [
         figure
         for number, run in enumerate(runs)
-        for figure in _samples.series(run, [r for r in rows if r["run"] == number], chosen)
+        for figure in _samples.series(run, [r for r in rows if r.run == number], chosen)
     ]
     return [
         Section("winners", _density.winners(rows), 4, ""),

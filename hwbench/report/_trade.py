@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hwbench import units
-from hwbench.analysis.accuracy import Joined, Pair, is_scored, join, table
+from hwbench.analysis.accuracy import Joined, Pair, join, table
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
 from hwbench.report._closed import NOTE, closed_forms
-from hwbench.report._rows import DENSE, Row, Seen, groups, known, printable, relative
 from hwbench.report._scores import score_of
 from hwbench.report._views import Figure
+from hwbench.report.rows import (
+    DENSE,
+    Columns,
+    Row,
+    groups,
+    known,
+    printable,
+    relative,
+    row_of,
+)
 
 
 @dataclass
@@ -38,15 +48,18 @@ HEADS = ("fastest", "time", "of dense", "stored", "told from dense")
 
 def joins(rows: list[Row]) -> list[Joined]:
     """Every group of the rows of one run that has relative times, with every experiment."""
+    columns = [Columns(row) for row in rows]
     return [
         found
-        for found in join(rows, rows)
-        if any(relative(row) is not None for row in _timed(found) if row["format"] != DENSE)
+        for found in join(columns, columns)
+        if any(relative(row) is not None for row in _timed(found) if row.format != DENSE)
     ]
 
 
-def _timed(found: Joined) -> list[Seen]:
-    return [pair.timed for pair in found.pairs] + [alone.row for alone in found.alone]
+def _timed(found: Joined) -> list[Row]:
+    return [
+        row_of(each) for each in (*(p.timed for p in found.pairs), *(a.row for a in found.alone))
+    ]
 
 
 def placed(found: Joined) -> list[Pair]:
@@ -57,11 +70,11 @@ def placed(found: Joined) -> list[Pair]:
 def trade(found: Joined) -> Trade:
     """For each score: the fastest format that keeps it, its time and memory, what dense costs."""
     rows = table(found)
-    score = score_of(found.scored)
+    score = score_of(row_of(found.scored))
     dense = found.dense
     told = Trade(
-        title=words.group_title(found.timed),
-        group=found.timed["group_number"],
+        title=words.group_title(row_of(found.timed)),
+        group=row_of(found.timed).group_number,
         shapes=_shapes(found),
         dense="Dense was not timed here."
         if dense is None
@@ -90,16 +103,16 @@ def trade(found: Joined) -> Trade:
 def _shapes(found: Joined) -> str:
     timed, scored = found.shapes
     return (
-        f"Time measured at {printable(timed)}; {score_of(found.scored).title} of "
-        f"{words.workload(found.scored)} at {printable(scored)}."
+        f"Time measured at {printable(timed)}; {score_of(row_of(found.scored)).title} of "
+        f"{words.workload(row_of(found.scored))} at {printable(scored)}."
     )
 
 
 def pareto(found: Joined) -> Figure:
     """The score against relative time."""
-    pairs = sorted(placed(found), key=lambda pair: pair.timed["number"])
+    pairs = sorted(placed(found), key=lambda pair: row_of(pair.timed).number)
     front = [pair for pair in reversed(placed(found)) if pair.front]
-    score = score_of(found.scored)
+    score = score_of(row_of(found.scored))
     faster = [pair for pair in front if pair.relative < 1]
     if faster:
         first, last = (
@@ -111,14 +124,14 @@ def pareto(found: Joined) -> Figure:
             if len(faster) > 1
             else f"at {score.title} {first}"
         )
-        sure = sum(beats(pair.timed) for pair in faster)
+        sure = sum(beats(row_of(pair.timed)) for pair in faster)
         surely = f"{sure or 'none'} of {len(faster)} such points"
         if sure == len(faster):
             surely = "each such point"
         says = f"The front is faster than dense {reach}; {surely} beyond its interval."
     else:
         says = f"None of the {len(front)} points on the front is faster than dense."
-    alone = [(printable(a.row["label"]), printable(a.reason)) for a in found.alone]
+    alone = [(printable(row_of(a.row).label), printable(a.reason)) for a in found.alone]
     aside = [
         (printable(p.name), f"drawn; set aside to make the pair: {', '.join(p.aside)}")
         for p in pairs
@@ -126,9 +139,9 @@ def pareto(found: Joined) -> Figure:
     ]
     return Figure(
         kind=f"pareto {score.name}",
-        title=words.group_title(found.timed),
+        title=words.group_title(row_of(found.timed)),
         says=says,
-        rows=[pair.timed["number"] for pair in pairs],
+        rows=[row_of(pair.timed).number for pair in pairs],
         note=_shapes(found),
         alone=alone,
         aside=aside,
@@ -139,24 +152,24 @@ def pareto(found: Joined) -> Figure:
 
 def unjoined(found: list[Joined]) -> list[str]:
     """Timed groups for which a run has scores but no pair of the same knobs."""
-    return [words.group_title(j.timed) for j in found if not placed(j)]
+    return [words.group_title(row_of(j.timed)) for j in found if not placed(j)]
 
 
 def errors(rows: list[Row]) -> list[Figure]:
     """The scores of every experiment against density and against stored bytes."""
     figures = []
-    scored = [row for row in rows if is_scored(row)]
+    scored = [row for row in rows if row.scored]
     for members in groups(scored).values():
-        have = [row for row in members if known(row["score"])]
+        have = [row for row in members if known(row.score)]
         if not have:
             continue
-        title, numbers = words.group_title(members[0]), [row["number"] for row in have]
+        title, numbers = words.group_title(members[0]), [row.number for row in have]
         score = score_of(have[0])
-        for kind, field_name, what in (
-            ("error_density", "density", "parameters kept"),
-            ("error_bytes", "stored_ratio", "stored bytes of dense"),
+        for kind, share, what in (
+            ("error_density", _kept, "parameters kept"),
+            ("error_bytes", _stored, "stored bytes of dense"),
         ):
-            says = _best_scores(have, field_name, what)
+            says = _best_scores(have, share, what)
             by = "by parameters kept" if kind == "error_density" else "by stored bytes"
             figures.append(
                 Figure(f"{kind} {score.name}", f"{title}: {score.title}, {by}", says, numbers)
@@ -166,17 +179,25 @@ def errors(rows: list[Row]) -> list[Figure]:
     return figures
 
 
-def _best_scores(have: list[Row], field_name: str, what: str) -> str:
+def _kept(row: Row) -> float:
+    return row.density
+
+
+def _stored(row: Row) -> float:
+    return row.stored_ratio
+
+
+def _best_scores(have: list[Row], share_of: Callable[[Row], float], what: str) -> str:
     """The format with the best score at about half and about a tenth of dense."""
     score = score_of(have[0])
     better = max if score.higher else min
     said = []
     for share in (0.5, 0.1):
-        near = [row for row in have if known(row[field_name]) and row[field_name] <= share]
+        near = [row for row in have if known(share_of(row)) and share_of(row) <= share]
         if near:
-            best = better(near, key=lambda row: row["score"])
+            best = better(near, key=lambda row: row.score)
             said.append(
-                f"{printable(best['label'])} ({score.said(best['score'])}) with at most "
+                f"{printable(best.label)} ({score.said(best.score)}) with at most "
                 f"{share:g} of the {what.removesuffix(' of dense')}"
             )
     return (

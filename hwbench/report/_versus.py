@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 from hwbench import units
 from hwbench.analysis.fingerprint import Difference, Severity, differences, facts
@@ -22,7 +21,7 @@ from hwbench.quantities import ENERGY
 from hwbench.records import Ratio
 from hwbench.report import _words as words
 from hwbench.report._answers import overlap
-from hwbench.report._rows import DENSE, Row, groups, known, printable, relative, report_rows
+from hwbench.report.rows import DENSE, Row, groups, known, printable, relative, report_rows
 from hwbench.store import Run
 
 NEAR = 0.1
@@ -76,7 +75,7 @@ def versus(base: Run, other: Run, names: tuple[str, str], prices: Mapping[str, f
         UsageError: they have no case in common.
     """
     found = Versus(*names)
-    first, second = ({_key(row): row for row in _marked(run)} for run in (base, other))
+    first, second = ({_key(row): row for row in report_rows(run)} for run in (base, other))
     shared = [key for key in first if key in second]
     if not shared:
         raise UsageError(f"{names[0]} and {names[1]} have no case in common to compare.")
@@ -92,43 +91,39 @@ def versus(base: Run, other: Run, names: tuple[str, str], prices: Mapping[str, f
     return found
 
 
-def _marked(run: Run) -> list[Row]:
-    return [row | {"series_at": _at(row)} for row in report_rows(run)]
-
-
-def _at(row: Row) -> str:
-    asked = row["asked_density"] if known(row["asked_density"]) else row["density"]
-    return f"{asked:.3g}" if known(asked) else ""
-
-
 def _key(row: Row) -> str:
+    return _matching(row.case)
+
+
+def _matching(case: str) -> str:
     """The case without the kind of device, which stands last."""
-    return str(row["case"]).rpartition("/")[0]
+    return case.rpartition("/")[0]
 
 
 def _replicates(run: Run) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {_key(row): [] for row in report_rows(run)}
     for row in replicate_rows(run):
         if known(row["time_seconds"]) and row["time_seconds"] > 0:
-            found[_key(row)].append(row["time_seconds"])
+            found[_matching(row["case"])].append(row["time_seconds"])
     return found
 
 
 def _matched(base: Row, other: Row, old: list[float], new: list[float]) -> Matched:
     if not (old and new):
         return Matched(base, other, None, None, "")
-    if base["contract"] != other["contract"]:
-        said = f"timed by {base['contract']} and {other['contract']}: not comparable"
+    if base.contract != other.contract:
+        said = f"timed by {base.contract} and {other.contract}: not comparable"
         return Matched(base, other, None, None, said)
     measured = ratio(old, new)
-    places = base["placement"], other["placement"]
-    if None in places:
+    places = base.placement, other.placement
+    if places[0] is None or places[1] is None:
         return Matched(base, other, measured, None, "no measured roof")
     expected = places[1].attainable_seconds / places[0].attainable_seconds
-    return Matched(base, other, measured, expected, _explained(measured, expected, places))
+    bounds = places[0].bound, places[1].bound
+    return Matched(base, other, measured, expected, _explained(measured, expected, bounds))
 
 
-def _explained(measured: Ratio, expected: float, places: tuple[Any, Any]) -> str:
+def _explained(measured: Ratio, expected: float, bounds: tuple[str, str]) -> str:
     low, high = measured.low, measured.high
     if not (math.isfinite(low) and math.isfinite(high)):
         low = high = measured.value
@@ -136,8 +131,7 @@ def _explained(measured: Ratio, expected: float, places: tuple[Any, Any]) -> str
         return "not explained"
     if high > _WIDE * low:
         return "undecided"
-    bounds = [_kind(place.bound) for place in places]
-    return f"explained by {' and '.join(dict.fromkeys(bounds))}"
+    return f"explained by {' and '.join(dict.fromkeys(map(_kind, bounds)))}"
 
 
 def _kind(bound: str) -> str:
@@ -147,9 +141,9 @@ def _kind(bound: str) -> str:
 def _roofs(matched: list[Matched]) -> list[tuple[str, float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for each in matched:
-        old, new = each.base["roof"], each.other["roof"]
+        old, new = each.base.roof, each.other.roof
         if old is not None and new is not None:
-            name = f"matmul {each.base['dtype']}, FLOP/s"
+            name = f"matmul {each.base.dtype}, FLOP/s"
             found[name] = (old.flops_per_second, new.flops_per_second)
             found["copy, B/s"] = (old.bytes_per_second, new.bytes_per_second)
     return [(name, *ends) for name, ends in found.items()]
@@ -160,7 +154,7 @@ def _order(found: Versus) -> None:
     sides: list[dict[str, Row]] = [{}, {}]
     for each in found.matched:
         both = relative(each.base) is not None and relative(each.other) is not None
-        if both and each.base["tokens"]:
+        if both and each.base.tokens:
             for side, row in zip(sides, (each.base, each.other), strict=True):
                 side[_key(row)] = row
     for members in groups(list(sides[0].values())).values():
@@ -170,7 +164,7 @@ def _order(found: Versus) -> None:
             tau = _tau([(_value(a), _value(b)) for a, b in pairs])
             if math.isfinite(tau):
                 found.agreement[title] = tau
-        _flips(found, title, [pair for pair in pairs if pair[0]["format"] != DENSE])
+        _flips(found, title, [pair for pair in pairs if pair[0].format != DENSE])
 
 
 def _value(row: Row) -> float:
@@ -186,7 +180,7 @@ def _tau(pairs: list[tuple[float, float]]) -> float:
 def _flips(found: Versus, title: str, pairs: list[tuple[Row, Row]]) -> None:
     by_density: dict[str, list[tuple[Row, Row]]] = {}
     for pair in pairs:
-        by_density.setdefault(pair[0]["series_at"], []).append(pair)
+        by_density.setdefault(pair[0].density_word, []).append(pair)
     for density, members in by_density.items():
         if len(members) < 2:
             continue
@@ -241,9 +235,9 @@ def summary(found: Versus) -> list[str]:
 
 def _watts(found: Versus) -> list[str]:
     quotients = [
-        each.other[ENERGY.name] / each.base[ENERGY.name]
+        each.other.value(ENERGY.name) / each.base.value(ENERGY.name)
         for each in found.matched
-        if known(each.base[ENERGY.name]) and known(each.other[ENERGY.name])
+        if known(each.base.value(ENERGY.name)) and known(each.other.value(ENERGY.name))
     ]
     if not quotients:
         return ["Work per joule: energy was not read in both runs."]

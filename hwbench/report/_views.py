@@ -9,7 +9,7 @@ from typing import Any
 from hwbench import units
 from hwbench.analysis.roofline import Line, Roof
 from hwbench.report import _words as words
-from hwbench.report._rows import Row, groups, printable
+from hwbench.report.rows import Row, groups, printable
 
 
 @dataclass
@@ -71,17 +71,19 @@ def rooflines(rows: list[Row], most: int = 600) -> list[Figure]:
     figures = []
     sets: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
-        if row["placement"] and row["flops"]:
-            sets.setdefault((row["run"], row["dtype"]), []).append(row)
+        if row.placement and row.flops > 0:
+            sets.setdefault((row.run, row.dtype), []).append(row)
     for (_, dtype), members in sets.items():
-        ceiling: Roof = members[0]["roof"]
+        ceiling = members[0].roof
+        if ceiling is None:
+            continue
         shown, note = _thinned(members, most)
         figures.append(
             Figure(
                 kind="roofline",
                 title=titled(dtype, members[0]),
                 says=_under_the_roof(shown, ceiling),
-                rows=[row["number"] for row in shown],
+                rows=[row.number for row in shown],
                 note=note,
                 extra={"roofs": _roof_lines(shown, ceiling)},
             )
@@ -95,31 +97,31 @@ def _thinned(members: list[Row], most: int) -> tuple[list[Row], str]:
         return members, ""
     best: dict[tuple[Any, ...], Row] = {}
     for row in members:
-        key = (row["group"], row["format"])
-        if key not in best or row["placement"].efficiency > best[key]["placement"].efficiency:
+        key = (row.group, row.format)
+        if key not in best or row.efficiency > best[key].efficiency:
             best[key] = row
     kept = list(best.values())
     note = f"{len(kept)} of {len(members)} cases: the most efficient of each format and group"
     if len(kept) > most:
         every = -(-len(kept) // most)
         chosen = set(list(groups(kept))[::every])
-        kept = [row for row in kept if row["group"] in chosen]
+        kept = [row for row in kept if row.group in chosen]
         note = (
             f"{len(kept)} of {len(members)} cases: the most efficient of each format, "
             f"in every {every}th group"
         )
-    return sorted(kept, key=lambda row: row["number"]), f"{note}; the table has all."
+    return sorted(kept, key=lambda row: row.number), f"{note}; the table has all."
 
 
 def _under_the_roof(members: list[Row], ceiling: Roof) -> str:
-    best = max(members, key=lambda row: row["placement"].efficiency)
-    above = sum(row["placement"].efficiency > 1 for row in members)
-    cached = sum(row["placement"].in_cache for row in members)
+    best = max(members, key=lambda row: row.efficiency)
+    above = sum(row.efficiency > 1 for row in members)
+    cached = sum(bool(row.placement and row.placement.in_cache) for row in members)
     said = (
         f"The measured roofs, {units.flops_per_second(ceiling.flops_per_second)} and "
         f"{units.si(ceiling.bytes_per_second, 'B/s')}, meet at "
         f"{units.significant(ceiling.ridge)} FLOP per byte; nearest to its roof, or furthest above "
-        f"it, is {printable(best['label'])} ({units.percent(best['placement'].efficiency, 0)})"
+        f"it, is {printable(best.label)} ({units.percent(best.efficiency, 0)})"
     )
     if above:
         said += f"; {above} of {len(members)} points lie above a roof"
@@ -132,10 +134,10 @@ def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
 
     ``lift`` is in pixels; ``room`` keeps the words within the figure.
     """
-    places, roofs = [row["placement"] for row in members], members[0]["roofs"]
+    roofs = members[0].roofs
     ridges = [each.ridge for each in roofs]
-    low = min([ceiling.ridge / 8, *(p.unfused_intensity / 2 for p in places)])
-    high = max([*ridges, *(p.intensity for p in places)]) * 2
+    low = min([ceiling.ridge / 8, *(row.unfused_intensity / 2 for row in members)])
+    high = max([*ridges, *(row.intensity for row in members)]) * 2
     drawn: list[dict[str, Any]] = []
     for each in roofs:
         foot = min(low, each.ridge / 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from hwbench import units
 from hwbench.quantities import Quantity
-from hwbench.report._rows import Seen, known, printable, word
+from hwbench.report.rows import Row, known, printable, word
 
 DIRECTIONS = {
     "forward": "Forward",
@@ -40,56 +40,56 @@ def flag(name: str) -> str:
     return printable(name).replace("_", " ")
 
 
-def shape(row: Seen) -> str:
+def shape(row: Row) -> str:
     """``1024×1024``: out_features × in_features."""
-    return f"{row['out_features']}×{row['in_features']}"
+    return f"{row.out_features}×{row.in_features}"
 
 
-def tokens(row: Seen) -> str | None:
+def tokens(row: Row) -> str | None:
     """``256 tokens``; None where the workload has none."""
-    count = row["tokens"]
+    count = row.tokens
     return None if count is None else f"{count} token{'' if count == 1 else 's'}"
 
 
-def direction(row: Seen) -> str | None:
+def direction(row: Row) -> str | None:
     """The direction in words; None where the workload has none."""
-    name = row["direction"]
+    name = row.direction
     return None if name is None else DIRECTIONS.get(name, printable(name))
 
 
-def workload(row: Seen) -> str:
+def workload(row: Row) -> str:
     """The workload and its options, such as ``projection matrix=power_law``."""
-    options = json.loads(row["options"])
-    return printable(" ".join([row["workload"], *(f"{k}={word(options[k])}" for k in options)]))
+    options = json.loads(row.options)
+    return printable(" ".join([row.workload, *(f"{k}={word(options[k])}" for k in options)]))
 
 
-def setting(row: Seen) -> list[str]:
+def setting(row: Row) -> list[str]:
     """What is not as usual: cold caches, a compiled layer."""
     unusual = []
-    if row["regime"] not in (None, "hot"):
-        unusual.append("cold caches" if row["regime"] == "cold" else printable(row["regime"]))
-    if row["mode"] not in (None, "eager"):
-        unusual.append("compiled" if row["mode"] == "compile" else printable(row["mode"]))
+    if row.regime not in (None, "hot"):
+        unusual.append("cold caches" if row.regime == "cold" else printable(row.regime))
+    if row.mode not in (None, "eager"):
+        unusual.append("compiled" if row.mode == "compile" else printable(row.mode))
     return unusual
 
 
-def machine(row: Seen) -> str:
+def machine(row: Row) -> str:
     """Which run a row is of, where the rows of several are shown together; else nothing."""
-    return printable(row.get("machine") or "")
+    return printable(row.machine)
 
 
-def group_parts(row: Seen) -> list[str]:
+def group_parts(row: Row) -> list[str]:
     """What a group of cases shares, such as ``Forward``, ``1024×1024``, ``256 tokens``."""
-    options = json.loads(row["options"])
-    named = workload(row) if row["direction"] is None or options else None
-    if named is None and row["workload"] != "linear":
+    options = json.loads(row.options)
+    named = workload(row) if row.direction is None or options else None
+    if named is None and row.workload != "linear":
         named = workload(row)
     first = [part for part in (direction(row), named) if part]
-    parts = [*first, shape(row), tokens(row), printable(row["dtype"]), *setting(row)]
+    parts = [*first, shape(row), tokens(row), printable(row.dtype), *setting(row)]
     return [part for part in [*parts, machine(row)] if part]
 
 
-def group_title(row: Seen, *, capital: bool = True) -> str:
+def group_title(row: Row, *, capital: bool = True) -> str:
     """A group in one line: ``Forward, 1024×1024, 256 tokens, float32``."""
     title = ", ".join(group_parts(row))
     return (title[:1].upper() if capital else title[:1].lower()) + title[1:]
@@ -111,8 +111,8 @@ def amount(value: Any, quantity: Quantity) -> str:
     return units.si(value, quantity.unit)
 
 
-def status(row: Seen) -> str:
+def status(row: Row) -> str:
     """How a case ended, and its flags."""
-    name = STATUSES.get(row["status"], printable(row["status"]))
-    flags = [flag(each) for each in row["flags"].split(",") if each]
+    name = STATUSES.get(row.status, printable(row.status))
+    flags = [flag(each) for each in row.flags.split(",") if each]
     return ", ".join([name, *flags])

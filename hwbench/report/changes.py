@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hwbench import units
 from hwbench.analysis.outcome import Outcome, worst_first
 from hwbench.records import Change, Verdict
-from hwbench.report._rows import printable
+from hwbench.report.rows import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

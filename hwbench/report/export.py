@@ -11,7 +11,7 @@ from hwbench.analysis.frames import replicate_rows
 from hwbench.channels import cell
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError
 from hwbench.report import pytest_benchmark
-from hwbench.report._rows import known
+from hwbench.report.rows import known
 from hwbench.store import Run
 
 

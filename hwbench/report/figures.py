@@ -11,13 +11,13 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwbench import units
-from hwbench.analysis.accuracy import Joined, is_scored
+from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.roofline import Line
 from hwbench.errors import RunFileError, UnknownNameError, UsageError
 from hwbench.report import _words as words
@@ -38,17 +38,19 @@ from hwbench.report._paper import (
     paneled,
     wrapped,
 )
-from hwbench.report._rows import (
+from hwbench.report._scores import score_of
+from hwbench.report._trade import joins, placed
+from hwbench.report.rows import (
     DENSE,
+    Group,
     Row,
     groups,
     known,
     relative,
     report_rows,
+    row_of,
     timed,
 )
-from hwbench.report._scores import score_of
-from hwbench.report._trade import joins, placed
 from hwbench.store import Run
 
 if TYPE_CHECKING:
@@ -139,10 +141,10 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _crossover(rows: list[Row]) -> Figure:
-    found = [row for row in rows if relative(row) is not None and known(row["density"])]
+    found = [row for row in rows if relative(row) is not None and known(row.density)]
     looks, panels = looks_of(found), list[Panel]()
     for have in groups(found).values():
-        if any(row["format"] != DENSE for row in have):
+        if any(row.format != DENSE for row in have):
             panels.append((words.group_title(have[0]), _crossing(have, looks)))
     if not panels:
         raise UsageError("The run has no case with a time relative to dense, so nothing can cross.")
@@ -152,8 +154,9 @@ def _crossover(rows: list[Row]) -> Figure:
 def _crossing(have: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ax.axhline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        lines(ax, have, "density", "relative_time", looks)
-        bars(ax, have, "density", "relative", looks)
+        lines(ax, have, lambda row: row.density, relative, looks)
+        ends = lambda row: (row.relative_low, row.relative_high)  # noqa: E731
+        bars(ax, have, lambda row: row.density, relative, ends, looks)
         log(ax, "x")
         log(ax, "y", "×")
         ax.set(xlabel="density (parameters kept)", ylabel="time relative to dense")
@@ -168,13 +171,14 @@ def _pareto(rows: list[Row]) -> Figure:
             "The run has no score that goes with a time; a suite with a second block, such as "
             'workload = "projection", over the same formats gives both.'
         )
-    looks = looks_of([pair.timed for join in found for pair in placed(join)])
-    panels = [(words.group_title(join.timed), _trade(join, looks)) for join in found]
+    looks = looks_of([row_of(pair.timed) for join in found for pair in placed(join)])
+    panels = [(words.group_title(row_of(join.timed)), _trade(join, looks)) for join in found]
     return paneled(panels, looks)
 
 
 def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
-    score = score_of(join.scored)
+    scored = row_of(join.scored)
+    score = score_of(scored)
 
     def draw(ax: Axes) -> None:
         ax.axvline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
@@ -183,8 +187,9 @@ def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
         points = [1.0, *(pair.relative for pair in placed(join))]
         ax.step(*steps, where="pre", color=GREY, lw=0.9, zorder=1)
         for pair in placed(join):
-            look, row = looks[pair.timed["format"]], pair.timed
-            span = cut(row["relative_low"], row["relative_high"], points)
+            row = row_of(pair.timed)
+            look = looks[row.format]
+            span = cut(row.relative_low, row.relative_high, points)
             ax.plot(span, [pair.score] * 2, color=look.light, lw=1.0, zorder=2)
             ax.plot(
                 pair.relative, pair.score, look.marker, color=look.light, mec="white", mew=0.4,
@@ -193,7 +198,7 @@ def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
         log(ax, "x", "×")
         if score.zero:
             ax.set_ylim(bottom=0)
-        of = f"{words.shape(join.scored)} {join.scored['dtype']}"
+        of = f"{words.shape(scored)} {scored.dtype}"
         label = f"{wrapped(f'{score.measured}, {of}', 42)}\n{score.better} is better"
         ax.set(xlabel="time relative to dense", ylabel=label)
 
@@ -203,8 +208,8 @@ def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
 def _roofline(rows: list[Row]) -> Figure:
     placed: dict[str, list[Row]] = {}
     for row in rows:
-        if row["placement"] and row["flops"]:
-            placed.setdefault(row["dtype"], []).append(row)
+        if row.placement and row.flops > 0:
+            placed.setdefault(row.dtype, []).append(row)
     looks = looks_of([row for members in placed.values() for row in members])
     panels = [(dtype, _under(m, looks)) for dtype, m in placed.items()]
     if not panels:
@@ -219,17 +224,17 @@ _DASHES = {"measured": "-", "cache": "-", "datasheet": "--", "formula": ":"}
 
 def _under(members: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        places, roofs = [row["placement"] for row in members], members[0]["roofs"]
+        roofs = members[0].roofs
         ridges = [each.ridge for each in roofs]
-        low = min([roofs[0].ridge / 8, *(p.unfused_intensity / 2 for p in places)])
-        high = max([*ridges, *(p.intensity for p in places)]) * 2
+        low = min([roofs[0].ridge / 8, *(row.unfused_intensity / 2 for row in members)])
+        high = max([*ridges, *(row.intensity for row in members)]) * 2
         _draw_roofs(ax, roofs, low, high)
-        for row, place in zip(members, places, strict=True):
-            look, rate = looks[row["format"]], place.flops_per_second
-            span = [place.unfused_intensity, place.intensity]
+        for row in members:
+            look, rate = looks[row.format], row.flops / row.time_seconds
+            span = [row.unfused_intensity, row.intensity]
             ax.plot(span, [rate] * 2, color=look.light, lw=0.6, alpha=0.5, zorder=2)
             ax.plot(
-                place.intensity, rate, look.marker, color=look.light, mec="white", mew=0.4, ms=4.5
+                row.intensity, rate, look.marker, color=look.light, mec="white", mew=0.4, ms=4.5
             )
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -238,7 +243,7 @@ def _under(members: list[Row], looks: dict[str, Style]) -> Callable[[Axes], None
     return draw
 
 
-def _draw_roofs(ax: Axes, roofs: list[Line], low: float, high: float) -> None:
+def _draw_roofs(ax: Axes, roofs: Sequence[Line], low: float, high: float) -> None:
     """Every roof with its rates beside its slope, or stacked over the highest top."""
     shift: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
     for each in roofs:
@@ -274,9 +279,9 @@ def _heatmap(rows: list[Row]) -> Figure:
     from matplotlib.ticker import FuncFormatter
 
     cells = [
-        {"group": words.group_title(row), "format": literal(row["label"]), "x": math.log2(value)}
+        {"group": words.group_title(row), "format": literal(row.label), "x": math.log2(value)}
         for row in rows
-        if row["format"] != DENSE and (value := relative(row)) is not None and value > 0
+        if row.format != DENSE and (value := relative(row)) is not None and value > 0
     ]
     if not cells:
         raise UsageError("The run has no case with a time relative to dense, so nothing to map.")
@@ -315,18 +320,17 @@ def _heatmap(rows: list[Row]) -> Figure:
 
 def _scaling(rows: list[Row]) -> Figure:
     """Time against tokens, at the largest density that was asked for."""
-    have = [row for row in rows if timed(row) and row["tokens"] and not is_scored(row)]
-    asked = [row["asked_density"] for row in have if known(row["asked_density"])]
+    have = [row for row in rows if timed(row) and row.tokens and not row.scored]
+    asked = [row.asked_density for row in have if known(row.asked_density)]
     largest = max(asked, default=None)
-    kept = [row for row in have if row["asked_density"] in (None, largest)]
-    sets: dict[tuple[Any, ...], list[Row]] = {}
+    kept = [row for row in have if not known(row.asked_density) or row.asked_density == largest]
+    sets: dict[Group, list[Row]] = {}
     for row in kept:
-        key = tuple(part for place, part in enumerate(row["group"]) if place != 4)  # but tokens
-        sets.setdefault(key, []).append(row)
+        sets.setdefault(row.group.without("tokens"), []).append(row)
     looks = looks_of(kept)
     panels: list[Panel] = []
     for members in sets.values():
-        if len({row["tokens"] for row in members}) > 1:
+        if len({row.tokens for row in members}) > 1:
             title = ", ".join(p for p in words.group_parts(members[0]) if "token" not in p)
             panels.append((title, _sweep(members, looks, largest)))
     if not panels:
@@ -338,10 +342,12 @@ def _sweep(
     members: list[Row], looks: dict[str, Style], density: float | None
 ) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        lines(ax, members, "tokens", "time_seconds", looks)
+        seconds = lambda row: row.time_seconds  # noqa: E731
+        lines(ax, members, lambda row: row.tokens, seconds, looks)
         log(ax, "x")
         ax.set_yscale("log")
-        bars(ax, members, "tokens", "time", looks)
+        ends = lambda row: (row.time_low, row.time_high)  # noqa: E731
+        bars(ax, members, lambda row: row.tokens, seconds, ends, looks)
         said = "" if density is None else f", at density {density:g}"
         ax.set(xlabel="tokens", ylabel=f"seconds a call{said}")
 

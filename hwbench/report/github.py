@@ -10,8 +10,8 @@ from hwbench.analysis.outcome import FINE, Outcome
 from hwbench.channels import inert
 from hwbench.records import Verdict
 from hwbench.report import markdown
-from hwbench.report._rows import printable
 from hwbench.report.changes import notable, reason, size
+from hwbench.report.rows import printable
 
 SUMMARY_BYTES = 900_000
 MOST_ANNOTATIONS = 10

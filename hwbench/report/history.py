@@ -13,7 +13,7 @@ from hwbench import units
 from hwbench.analysis.changepoints import Event, History, Series, Step
 from hwbench.analysis.stats import median
 from hwbench.records import Verdict
-from hwbench.report._rows import printable
+from hwbench.report.rows import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LISTED = 10  # cases of an event that a line or a list names; JSON has them all

@@ -14,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hwbench.analysis.accuracy import is_scored
+from msgspec.structs import replace
+
 from hwbench.errors import UsageError
 from hwbench.quantities import CHART, ENERGY, PAGE, RELATIVE, SCORE, TIME, Quantity
 from hwbench.report import (
@@ -31,8 +32,18 @@ from hwbench.report import (
 )
 from hwbench.report import _words as words
 from hwbench.report._palette import DARK, LIGHT, styles
-from hwbench.report._rows import Row, groups, known, printable, report_rows, shown
 from hwbench.report._scores import scores
+from hwbench.report.rows import (
+    Against,
+    Row,
+    groups,
+    known,
+    numbered,
+    printable,
+    report_rows,
+    row_of,
+    shown,
+)
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -53,7 +64,7 @@ class Compared:
     flips: list[str]
     environment: list[tuple[str, str, str]]
     roofs: list[tuple[str, str, str, str]]
-    columns: Mapping[str, Row]  # further columns of its rows, by case
+    against: Mapping[str, Against]  # of its cases, by case
 
 
 def render(
@@ -76,7 +87,7 @@ def render(
     if not runs:
         raise UsageError("There is no run to report; name at least one run file.")
     machines = names or _facts.machines(runs)
-    rows = _rows(runs, machines, [each.columns for each in before])
+    rows = _rows(runs, machines, [each.against for each in before])
     chosen = _samples.asked(runs, samples)
     template = _environment().get_template("page.html.j2")
     return template.render(
@@ -89,40 +100,21 @@ def render(
 
 
 def _rows(
-    runs: list[Run], machines: list[str], ratios: Sequence[Mapping[str, Row]] = ()
+    runs: list[Run], machines: list[str], ratios: Sequence[Mapping[str, Against]] = ()
 ) -> list[Row]:
     """All rows, numbered; those of several runs are labelled by their machine.
 
-    ``ratios`` are further columns by case, of every run but the first.
+    ``ratios`` are those of the cases of every run but the first, by case.
     """
     rows: list[Row] = []
     for number, run in enumerate(runs):
-        own = report_rows(run)
-        _samples.attach(run, own)
-        for row in own:
-            row |= {"run": number, "machine": machines[number] if len(runs) > 1 else ""}
-            more = ratios[number - 1].get(row["case"], {}) if ratios and number else {}
-            rows.append(row | _on_the_roofline(row) | more)
-    order = {group: number for number, group in enumerate(groups(rows))}
-    rows.sort(key=lambda row: (order[row["group"]], row["run"]))  # one question, all machines
-    for row in rows:
-        row["group"] = (row["run"], *row["group"])
-    numbers = {group: number for number, group in enumerate(groups(rows))}
-    for number, row in enumerate(rows):
-        row |= {"number": number, "group_number": numbers[row["group"]]}
-    _heat.mark(rows)
-    return rows
-
-
-def _on_the_roofline(row: Row) -> Row:
-    place, stored, dense = row["placement"], row["stored_bytes"], row["dense_bytes"]
-    return {
-        "stored_ratio": stored / dense if stored is not None and dense else None,
-        "intensity": place.intensity if place else None,
-        "unfused_intensity": place.unfused_intensity if place else None,
-        "efficiency": place.efficiency if place else None,
-        "bound": place.bound if place else None,
-    }
+        own = report_rows(run, number, machines[number] if len(runs) > 1 else "")
+        against = ratios[number - 1] if ratios and number else {}
+        rows += [
+            replace(row, against=against[row.case]) if row.case in against else row
+            for row in _samples.attached(run, own)
+        ]
+    return _heat.marked(numbered(rows))
 
 
 def _context(
@@ -132,17 +124,17 @@ def _context(
     chosen: set[str],
     before: Sequence[Compared],
 ) -> dict[str, Any]:
-    by_run = [[row for row in rows if row["run"] == n] for n in range(len(runs))]
+    by_run = [[row for row in rows if row.run == n] for n in range(len(runs))]
     summaries = [
         _facts.summary(run, name, own)
         for run, name, own in zip(runs, machines, by_run, strict=True)
     ]
     answered = [_answered(own) for own in by_run]
     joins = [found for own in by_run for found in _trade.joins(own)]
-    joined = sorted(filter(_trade.placed, joins), key=lambda found: found.timed["number"])
+    joined = sorted(filter(_trade.placed, joins), key=lambda found: row_of(found.timed).number)
     sections = _sections.sections(rows, runs, joined, chosen)
     sections += _sections.compared(rows, machines) if before else []
-    looks = styles(row["format"] for row in rows)
+    looks = styles(row.format for row in rows)
     return {
         "runs": summaries,
         "title": _title(runs, machines),
@@ -166,21 +158,21 @@ def _context(
         "starts": _density.starts(rows),
         "sections": {section.id: section for section in sections},
         "energy": _energy(rows),
-        "intervals": (bounded := sum(known(row["relative_low"]) for row in rows)),
+        "intervals": (bounded := sum(known(row.relative_low) for row in rows)),
         "missed": max(1, round(0.05 * bounded)),
         "heat": _heat.heat(rows),
         "shades": _heat.SHADES,
         "looks": looks,
         "failures": _failures(rows),
         "total": len(rows),
-        "measured": sum(row["status"] == "ok" for row in rows),
+        "measured": sum(row.status == "ok" for row in rows),
         "data": _data(runs, summaries, rows, sections, looks),
     }
 
 
 def _answered(rows: list[Row]) -> list[_answers.Answer]:
     """What every timed group of one run answers."""
-    timed = [row for row in rows if not is_scored(row)]
+    timed = [row for row in rows if not row.scored]
     return [_answers.answer(members) for members in groups(timed).values()]
 
 
@@ -203,7 +195,7 @@ def _clocks(runs: list[Run], by_run: list[list[Row]], machines: list[str]) -> li
 
 
 def _energy(rows: list[Row]) -> str:
-    if any(known(row[ENERGY.name]) for row in rows):
+    if any(known(row.value(ENERGY.name)) for row in rows):
         return "Energy is the device’s own counter over two seconds of calls, idle power included."
     return (
         "Energy was not read in this run: hwbench run --energy reads it where there is a counter."
@@ -266,11 +258,11 @@ def _failures(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
     """Status in words, reason, and the cases that ended so."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row["status"] != "ok":
+        if row.status != "ok":
             unsaid = "the run has no result of it"
-            if row["status"] != "missing":
+            if row.status != "missing":
                 unsaid = "no reason given"
-            found.setdefault((row["status"], printable(row["reason"] or unsaid)), []).append(row)
+            found.setdefault((row.status, printable(row.reason or unsaid)), []).append(row)
     return [
         (words.STATUSES.get(status, printable(status)), reason, members)
         for (status, reason), members in found.items()

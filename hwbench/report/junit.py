@@ -6,8 +6,8 @@ from xml.etree import ElementTree as ET
 
 from hwbench.analysis.outcome import FINE, Outcome, worst_first
 from hwbench.records import Change, Verdict
-from hwbench.report._rows import printable
 from hwbench.report.changes import reason, size
+from hwbench.report.rows import printable
 
 _SKIPPED = (Verdict.UNDECIDED, Verdict.INCOMPARABLE, Verdict.GONE, Verdict.NEW)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from hwbench.analysis.outcome import FAILING, FINE, Outcome
 from hwbench.records import Change
-from hwbench.report._rows import printable
 from hwbench.report.changes import head, notable, reason, size, tally
+from hwbench.report.rows import printable
 
 COMMENT_BYTES = 60_000  # GitHub refuses a comment of more than 65,536 characters
 MARKER = "<!-- hwbench check -->"

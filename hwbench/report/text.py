@@ -6,13 +6,15 @@ its knobs, the density, the relative time (or the time) and the status always st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from hwbench import units
+from hwbench.analysis.frames import placement, summary_rows
+from hwbench.analysis.roofline import Placement, roof
 from hwbench.quantities import (
     ENERGY,
     GRAPH,
@@ -24,8 +26,8 @@ from hwbench.quantities import (
 )
 from hwbench.report import _clock, _facts
 from hwbench.report import _words as words
-from hwbench.report._rows import DENSE, Row, groups, known, printable, report_rows, shown, timed
 from hwbench.report._scores import score_of
+from hwbench.report.rows import DENSE, Row, groups, known, printable, report_rows, shown, timed
 from hwbench.store import Run
 
 if TYPE_CHECKING:
@@ -66,17 +68,17 @@ def table(run: Run, width: int = 80) -> list[RenderableType]:
 
 def rows_json(run: Run) -> list[dict[str, Any]]:
     """One object a case for ``--json``: the summary with its roofline; what is unknown is null."""
-    return [plain_row(row) for row in report_rows(run)]
+    rows = summary_rows(run)
+    roofs = {dtype: roof(run.header.ceilings, dtype) for dtype in {row["dtype"] for row in rows}}
+    return [_plain(row, placement(row, roofs[row["dtype"]])) for row in rows]
 
 
-def plain_row(row: Row) -> dict[str, Any]:
-    """A row that JSON can hold: no group, no NaN, the roofline as fields."""
-    inner = ("group", "placement", "roof", "roofs", "label", "series", "score_quantity")
-    plain = {name: value for name, value in row.items() if name not in inner}
+def _plain(summary: Mapping[str, Any], place: Placement | None) -> dict[str, Any]:
+    """A row that JSON can hold: no NaN, the roofline as fields."""
+    plain = {name: value for name, value in summary.items() if name != "label"}
     for name, value in plain.items():
         if isinstance(value, float) and not known(value):
             plain[name] = None
-    place = row["placement"]
     plain["roofline"] = msgspec.to_builtins(place) if place else None
     return plain
 
@@ -95,7 +97,7 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
     if not rows:
         lines.append("The run holds no cases: nothing was measured.")
     elif not run.complete:
-        missing = sum(row["status"] == "missing" for row in rows)
+        missing = sum(row.status == "missing" for row in rows)
         lines.append(
             f"The run is not finished: {missing} cases have no result yet; "
             f"go on with --resume {printable(run.path)}"
@@ -124,11 +126,11 @@ def _group_table(rows: list[Row], width: int, readings: list[Quantity]) -> Table
 
 def _style(row: Row) -> str:
     """Green where a format is faster than dense beyond its interval; grey without a number."""
-    if row["status"] != "ok":
-        return "red" if row["status"] in ("wrong", "crashed", "timed_out") else "dim"
-    if row["format"] == DENSE:
+    if row.status != "ok":
+        return "red" if row.status in ("wrong", "crashed", "timed_out") else "dim"
+    if row.format == DENSE:
         return "bold"
-    return "green" if known(row["relative_high"]) and row["relative_high"] < 1 else ""
+    return "green" if known(row.relative_high) and row.relative_high < 1 else ""
 
 
 def _used(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
@@ -166,18 +168,18 @@ def _natural(columns: list[_Column], rows: list[Row]) -> int:
 
 
 def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
-    score = score_of(next((row for row in rows if row["score_name"]), rows[0])).measured
+    score = score_of(next((row for row in rows if row.score_name), rows[0])).measured
     rate = lambda row: units.flops_per_second(_rate(row))  # noqa: E731
     return [
-        _Column("label", "format", lambda row: printable(row["series"]), left=True),
+        _Column("label", "format", lambda row: printable(row.series), left=True),
         _Column("density", "density", _density),
-        _Column("time", "time", lambda row: units.seconds(row["time_seconds"])),
+        _Column("time", "time", lambda row: units.seconds(row.time_seconds)),
         _Column("relative", "relative", _relative),
         _Column("rate", "executed", rate),
         _Column("efficiency", "of roof", _efficiency),
-        _Column("stored", "stored", lambda row: units.nbytes(row["stored_bytes"])),
+        _Column("stored", "stored", lambda row: units.nbytes(row.stored_bytes)),
         *(_reading(quantity) for quantity in readings),
-        _Column("score", score, lambda row: _number(row["score"])),
+        _Column("score", score, lambda row: _number(row.score)),
         _Column("status", "status", words.status, left=True),
     ]
 
@@ -185,30 +187,30 @@ def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
 def _reading(quantity: Quantity) -> _Column:
     """The column of what a meter read."""
     title, foreign = printable(quantity.short), not built_in(quantity.name)
-    cell = lambda row: words.amount(row[quantity.name], quantity)  # noqa: E731
+    cell = lambda row: words.amount(row.value(quantity.name), quantity)  # noqa: E731
     return _Column(quantity.name, title, cell, foreign=foreign)
 
 
 def _rate(row: Row) -> float | None:
-    return row["flops"] / row["time_seconds"] if timed(row) and row["flops"] else None
+    return row.flops / row.time_seconds if timed(row) and row.flops > 0 else None
 
 
 def _efficiency(row: Row) -> str:
-    place = row["placement"]
+    place = row.placement
     return units.percent(place.efficiency, 0) if place else "–"
 
 
 def _relative(row: Row) -> str:
-    if row["format"] == DENSE:
+    if row.format == DENSE:
         return "1" if timed(row) else "–"
-    return words.interval(row["relative_time"], row["relative_low"], row["relative_high"])
+    return words.interval(row.relative_time, row.relative_low, row.relative_high)
 
 
 def _density(row: Row) -> str:
     """The density; in brackets what was asked for where the format cannot reach it."""
-    if known(row["density"]) or not known(row["asked_density"]):
-        return _number(row["density"])
-    return f"({row['asked_density']:g})"
+    if known(row.density) or not known(row.asked_density):
+        return _number(row.density)
+    return f"({row.asked_density:g})"
 
 
 def _number(value: Any, digits: int = 3) -> str:
@@ -221,18 +223,18 @@ def _failures(rows: list[Row]) -> list[RenderableType]:
 
     failed: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row["status"] != "ok":
-            reason = printable(row["reason"] or "no reason given")
-            if row["status"] == "missing":
+        if row.status != "ok":
+            reason = printable(row.reason or "no reason given")
+            if row.status == "missing":
                 reason = "the run has no result of it"
-            failed.setdefault((row["status"], reason), []).append(row)
+            failed.setdefault((row.status, reason), []).append(row)
     if not failed:
         return []
     parts: list[RenderableType] = [Text(), Text("Not measured, or not to be trusted", style="bold")]
     for (status, reason), members in failed.items():
         count = f"{len(members)} case{'' if len(members) == 1 else 's'}"
         parts.append(Text(f"{words.STATUSES.get(status, status)}: {reason} ({count})"))
-        parts += [Text(f"  {printable(row['case'])}") for row in members[:_LISTED]]
+        parts += [Text(f"  {printable(row.case)}") for row in members[:_LISTED]]
         if len(members) > _LISTED:
             parts.append(Text(f"  … and {len(members) - _LISTED} more; --json has them all"))
     return parts
@@ -244,16 +246,16 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
 
     if not any(timed(row) for row in rows):
         return []
-    several = any(known(row["relative_low"]) for row in rows)
+    several = any(known(row.relative_low) for row in rows)
     spread = "± is half its 95 % interval over replicates"
     interval = spread if several else "one replicate gives no interval"
     lines = [f"relative: time over dense in the same rounds; {interval}."]
-    if most := max(row["slowed"] for row in rows):
+    if most := max(row.slowed for row in rows):
         lines.append(
             f"The machine was slower in up to {most} of the replicates, by what dense took; "
             "their relative times are left out."
         )
-    flags = {flag for row in rows for flag in row["flags"].split(",")}
+    flags = {flag for row in rows for flag in row.flags.split(",")}
     lines += [f"{words.flag(name)}: {said}." for name, said in words.FLAGS.items() if name in flags]
     cautions = [_clock.launches(run, rows), _clock.starved(rows)]
     cautions += [_clock.causes(run), _clock.clocks(run)]

@@ -10,8 +10,8 @@ from hwbench import units
 from hwbench.errors import UsageError
 from hwbench.report import _facts, _ratios, html
 from hwbench.report import _words as words
-from hwbench.report._rows import groups, printable
 from hwbench.report._versus import Matched, Versus, matters, summary, versus
+from hwbench.report.rows import groups, known, printable
 from hwbench.store import Run
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _shown(each: Versus) -> html.Compared:
             (name, units.si(old, ""), units.si(new, ""), units.ratio(new / old))
             for name, old, new in each.roofs
         ],
-        columns=_ratios.columns(each),
+        against=_ratios.columns(each),
     )
 
 
@@ -102,13 +102,13 @@ HEADS = ("format", "density", "base", "other", "ratio", "roofs", "explained by")
 
 
 def _line(each: Matched) -> list[str]:
-    density = each.base["density"]
+    density = each.base.density
     found = each.ratio
     return [
-        printable(each.base["series"]),
-        "–" if density is None else units.significant(density),
-        units.seconds(each.base["time_seconds"]),
-        units.seconds(each.other["time_seconds"]),
+        printable(each.base.series),
+        units.significant(density) if known(density) else "–",
+        units.seconds(each.base.time_seconds),
+        units.seconds(each.other.time_seconds),
         "–" if found is None else words.interval(found.value, found.low, found.high),
         "–" if each.expected is None else units.significant(each.expected),
         _ratios.explained(each),
@@ -146,8 +146,8 @@ def table(found: Sequence[Versus]) -> list[RenderableType]:
 def flips(each: Versus) -> list[str]:
     """Where another format is the fastest, one line each."""
     return [
-        f"{flip.group}, density {flip.density}: {printable(flip.base['series'])} on "
-        f"{each.base}, {printable(flip.other['series'])} on {each.other}"
+        f"{flip.group}, density {flip.density}: {printable(flip.base.series)} on "
+        f"{each.base}, {printable(flip.other.series)} on {each.other}"
         f"{'' if flip.sure else ' (intervals overlap)'}"
         for flip in each.flips
     ]
@@ -183,7 +183,7 @@ def plain(found: Sequence[Versus]) -> list[dict[str, Any]]:
 def _plain(each: Matched) -> dict[str, Any]:
     ends = (each.ratio.value, each.ratio.low, each.ratio.high) if each.ratio else (math.nan,) * 3
     return {
-        "case": each.base["case"],
+        "case": each.base.case,
         **{
             name: end if math.isfinite(end) else None
             for name, end in zip(("ratio", "low", "high"), ends, strict=True)

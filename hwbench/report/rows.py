@@ -1,0 +1,325 @@
+"""The rows that every output shows: a case as a record, the group of cases that it stands in.
+
+``report_rows`` makes the rows of a run, once; ``numbered`` gives the rows of a page their numbers.
+Nothing else changes a row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self, TypeGuard
+
+import msgspec
+from msgspec.structs import replace
+
+from hwbench import channels, quantities
+from hwbench.analysis.accuracy import is_scored
+from hwbench.analysis.frames import measured, placement, summary_rows
+from hwbench.analysis.roofline import Line, Placement, Roof, lines, roof
+from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
+from hwbench.store import Run
+
+DENSE = "dense"
+
+
+class Group(NamedTuple):
+    """What cases must share to be shown side by side; outputs name its fields, never places."""
+
+    run: int | None  # its number on the page
+    workload: str | None
+    options: str | None
+    out_features: int | None
+    in_features: int | None
+    tokens: int | None
+    dtype: str | None
+    direction: str | None
+    regime: str | None
+    mode: str | None
+
+    def without(self, *names: str) -> Self:
+        """The group in which cases may also differ in these fields, which are None in it."""
+        return self._replace(**dict.fromkeys(names))
+
+
+class Against(msgspec.Struct, frozen=True, kw_only=True):
+    """A case of a compared run against the same case of the first run."""
+
+    base_seconds: float | None = None
+    ratio: float | None = None  # of times, this run over the first
+    low: float | None = None
+    high: float | None = None
+    roofs: float | None = None  # the quotient of the times that the roofs allow
+    explained: str | None = None
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
+    """One case of a run, as ``hwbench.summary`` has it, and what outputs need beside that.
+
+    A number that is not known is nan, a text that is not known is None.
+    """
+
+    case: str
+    format: str
+    label: str
+    series: str  # the format with all knobs but the density
+    kernel: str | None
+    knobs: str
+    resolved: str
+    workload: str
+    options: str
+    out_features: int
+    in_features: int
+    tokens: int | None
+    dtype: str
+    direction: str | None
+    regime: str | None
+    mode: str | None
+    device: str
+    better: str | None
+    group: Group
+
+    asked_density: float
+    density: float
+    parameters: float
+    stored_bytes: float
+    dense_bytes: int
+    flops: float
+    dense_flops: float
+    compulsory_bytes: float
+    intermediate_bytes: float
+
+    status: str
+    reason: str | None
+    flags: str  # joined by commas
+    replicates: int
+    slowed: int
+    contract: str | None
+    scored: bool  # part of an accuracy experiment
+    score_name: str | None
+    score_quantity: Quantity  # what declares the score
+
+    values: Mapping[str, float]  # of the quantities, by name; nan where it was not read
+    time_low: float
+    time_high: float
+    graph_low: float
+    graph_high: float
+    relative_low: float
+    relative_high: float
+    score_low: float
+    score_high: float
+
+    roof: Roof | None  # of its dtype; None where none was measured
+    roofs: Sequence[Line]  # all that are drawn
+    placement: Placement | None  # where it stands; None where it was not timed
+
+    run: int = 0  # the number of its run on the page
+    machine: str = ""  # its run's, where several are shown; else nothing
+    number: int = 0  # in the order of the page
+    group_number: int = 0
+    best: bool = False  # the fastest of its group, faster than dense beyond its interval
+    spread: tuple[int, ...] = ()  # quantiles of samples, as ``_samples`` codes them
+    replicate_codes: tuple[int, ...] = ()
+    against: Against = Against()
+
+    def value(self, quantity: str) -> float:
+        """The value of a quantity by its name; nan where the run has none of it."""
+        return self.values.get(quantity, math.nan)
+
+    @property
+    def time_seconds(self) -> float:
+        """The time of a call."""
+        return self.values[TIME.name]
+
+    @property
+    def relative_time(self) -> float:
+        """The time over that of dense in the same rounds; ``relative`` knows dense itself too."""
+        return self.values[RELATIVE.name]
+
+    @property
+    def score(self) -> float:
+        """The score over all seeds."""
+        return self.values[SCORE.name]
+
+    @property
+    def against_dense(self) -> bool:
+        """Whether the table of winners holds the row: it was to be timed and is not dense."""
+        return not self.scored and self.format != DENSE
+
+    @property
+    def density_word(self) -> str:
+        """The density that was asked for, else that of the format; empty where neither is known."""
+        asked = self.asked_density if known(self.asked_density) else self.density
+        return f"{asked:.3g}" if known(asked) else ""
+
+    @property
+    def stored_ratio(self) -> float:
+        """Stored bytes over those of the dense matrix."""
+        return self.stored_bytes / self.dense_bytes if self.dense_bytes else math.nan
+
+    @property
+    def intensity(self) -> float:
+        """Executed FLOP per byte."""
+        return self.placement.intensity if self.placement else math.nan
+
+    @property
+    def unfused_intensity(self) -> float:
+        """Executed FLOP per byte where every intermediate result passes through memory."""
+        return self.placement.unfused_intensity if self.placement else math.nan
+
+    @property
+    def efficiency(self) -> float:
+        """The share of what the roof allows."""
+        return self.placement.efficiency if self.placement else math.nan
+
+    @property
+    def bound(self) -> str | None:
+        """Which roof the case stands under."""
+        return self.placement.bound if self.placement else None
+
+
+_SHARED = tuple(name for name in Group._fields if name != "run")
+_NUMBERS = (
+    *("asked_density", "density", "parameters", "stored_bytes", "dense_bytes", "flops"),
+    *("dense_flops", "compulsory_bytes", "intermediate_bytes"),
+)
+_CASE = (
+    *("case", "format", "label", "kernel", "knobs", "resolved", "workload", "options"),
+    *("out_features", "in_features", "tokens", "dtype", "direction", "regime", "mode", "device"),
+    *("better", "status", "reason", "flags", "replicates", "slowed", "contract", "score_name"),
+    *("time_low", "time_high", "graph_low", "graph_high", "relative_low", "relative_high"),
+    *("score_low", "score_high"),
+)
+
+
+def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
+    """One row a case, in the order of the suite.
+
+    Args:
+        run: the run.
+        number: which of several runs it is.
+        machine: what its rows are called beside those of other runs.
+    """
+    summaries = summary_rows(run)
+    header = run.header
+    roofs = {
+        dtype: (roof(header.ceilings, dtype), lines(header.ceilings, header.environment, dtype)[0])
+        for dtype in {row["dtype"] for row in summaries}
+    }
+    names = [each.name for each in measured(run).values()]
+    rows = []
+    summary: Mapping[str, Any]
+    for summary, planned in zip(summaries, run.planned.values(), strict=True):
+        ceiling, drawn = roofs[summary["dtype"]]
+        columns = {name: summary[name] for name in _CASE}
+        columns |= {name: _number(summary[name]) for name in _NUMBERS}
+        rows.append(
+            Row(
+                **columns,
+                series=_series(planned.case.format, planned.case.knobs),
+                group=Group(run=number, **{name: summary[name] for name in _SHARED}),
+                scored=is_scored(summary),
+                score_quantity=quantities.find(
+                    summary["score_name"] or SCORE.name, header.quantities
+                ),
+                values=MappingProxyType({name: summary[name] for name in names}),
+                roof=ceiling,
+                roofs=drawn,
+                placement=placement(summary, ceiling),
+                run=number,
+                machine=machine,
+            )
+        )
+    return rows
+
+
+def _number(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _series(name: str, knobs: Mapping[str, Any]) -> str:
+    kept = sorted(knob for knob in knobs if knob != "density")
+    return " ".join([name, *(f"{knob}={word(knobs[knob])}" for knob in kept)])
+
+
+def numbered(rows: Iterable[Row]) -> list[Row]:
+    """The rows in the order of the page, with their numbers: a group of all runs side by side."""
+    rows = list(rows)
+    order: dict[Group, int] = {}
+    for row in rows:
+        order.setdefault(row.group.without("run"), len(order))
+    rows.sort(key=lambda row: (order[row.group.without("run")], row.run))
+    numbers = {group: number for number, group in enumerate(groups(rows))}
+    return [
+        replace(row, number=number, group_number=numbers[row.group])
+        for number, row in enumerate(rows)
+    ]
+
+
+class Columns(Mapping[str, Any]):
+    """A row by the columns of ``hwbench.summary``, as ``accuracy.join`` reads it."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+    def __getitem__(self, column: str) -> Any:
+        if column in self.row.values:
+            return self.row.values[column]
+        if column in Row.__struct_fields__:
+            return getattr(self.row, column)
+        raise KeyError(column)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self.row.values, *Row.__struct_fields__)))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+def row_of(columns: Mapping[str, Any]) -> Row:
+    """The row whose ``Columns`` went into ``accuracy.join`` and came back."""
+    assert isinstance(columns, Columns)
+    return columns.row
+
+
+def shown(runs: Iterable[Run], place: str) -> list[Quantity]:
+    """The quantities of these runs that are shown in a place, each once, in declared order."""
+    found = {each.name: each for run in runs for each in measured(run).values()}
+    return [each for each in found.values() if place in each.shown]
+
+
+def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
+    """Rows by group, groups and rows in the order in which they come."""
+    found: dict[Group, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.group, []).append(row)
+    return found
+
+
+def known(value: object) -> TypeGuard[float]:
+    """Whether a value is a number that can be shown."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def timed(row: Row) -> bool:
+    """Whether a row has a time."""
+    return known(row.time_seconds)
+
+
+def relative(row: Row) -> float | None:
+    """A row's time over that of dense: one for dense itself, None where it was not measured."""
+    if row.format == DENSE and timed(row):
+        return 1.0
+    return float(row.relative_time) if known(row.relative_time) else None
+
+
+def word(value: Any) -> str:
+    """The value of a knob as it is shown."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def printable(text: object) -> str:
+    """Text in one line, with everything that could steer a terminal made visible."""
+    return channels.line(text)
