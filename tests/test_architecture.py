@@ -161,6 +161,123 @@ def test_the_command_line_loads_no_torch() -> None:
     assert "torch" not in loaded
 
 
+# the report's row is a record, and its group has names
+
+
+_TABLE = re.compile(r"(dict|Dict|Mapping|MutableMapping)\[str, (Any|object)\]")
+_ROWS = re.compile(r"(^|_)(rows?|members|have)$")
+
+
+def _name(node: ast.expr) -> str:
+    """The last name of an expression: ``group`` of ``group``, ``row.group``, ``row["group"]``."""
+    match node:
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name
+        case ast.Subscript(slice=ast.Constant(value=str(name))):
+            return name
+    return ""
+
+
+def _is_place(index: ast.expr) -> bool:
+    if isinstance(index, ast.UnaryOp):
+        index = index.operand
+    return isinstance(index, ast.Slice) or (
+        isinstance(index, ast.Constant) and isinstance(index.value, int)
+    )
+
+
+def taken_by_place(tree: ast.AST) -> list[int]:
+    """The lines that take a group apart by places, not by the names of its fields."""
+    lines = []
+    for node in ast.walk(tree):
+        value: ast.expr
+        match node:
+            case ast.Subscript(value=value, slice=index) if _name(value) in ("group", "key"):
+                found = _is_place(index)
+            case ast.Starred(value=value):
+                found = _name(value) in ("group", "key")
+            case ast.For(iter=value) | ast.comprehension(iter=value):
+                arguments = value.args if isinstance(value, ast.Call) else [value]
+                found = any(_name(each) == "group" for each in arguments)
+            case ast.Assign(targets=[ast.Tuple() | ast.List()], value=value):
+                found = _name(value) == "group"
+            case _:
+                continue
+        if found:
+            lines.append(value.lineno)
+    return lines
+
+
+def rows_without_type(tree: ast.Module) -> list[int]:
+    """The lines that make a row a table of strings: an alias, or what a function is given."""
+    lines = []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and _TABLE.fullmatch(ast.unparse(node.value)):
+            lines.append(node.lineno)
+        if isinstance(node, ast.AnnAssign) and node.value is not None:
+            alias = ast.unparse(node.annotation).endswith("TypeAlias")
+            if alias and _TABLE.search(ast.unparse(node.value)):
+                lines.append(node.lineno)
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg(arg=name, annotation=ast.expr() as annotation):
+                pass
+            case ast.AnnAssign(target=target, annotation=annotation):
+                name = _name(target)
+            case _:
+                continue
+        said = ast.unparse(annotation)
+        several = isinstance(node, ast.arg) and re.search(r"\[" + _TABLE.pattern, said)
+        if several or (_ROWS.search(name) and _TABLE.search(said)):
+            lines.append(node.lineno)
+    return lines
+
+
+def test_no_group_is_taken_apart_by_places() -> None:
+    found = {path: taken_by_place(ast.parse(path.read_text("utf-8"))) for path in FILES}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_no_row_of_the_report_is_a_table_of_strings() -> None:
+    paths = sorted((PACKAGE / "report").glob("*.py"))
+    found = {path.name: rows_without_type(ast.parse(path.read_text("utf-8"))) for path in paths}
+    assert "rows.py" in found
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "key = row['group'][:2]",
+        "name = row.group[3]",
+        "last = key[-1]",
+        "longer = (run, *row.group)",
+        "rest = [part for part in group if part != direction]",
+        "rest = tuple(part for place, part in enumerate(row['group']) if place != 4)",
+        "run, workload = row.group",
+        "for part in row.group: print(part)",
+    ],
+)
+def test_a_group_that_is_taken_apart_by_places_is_seen(code: str) -> None:
+    assert taken_by_place(ast.parse(code)) == [1]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "Row = dict[str, Any]",
+        "Seen = Mapping[str, Any]",
+        "Row: TypeAlias = dict[str, Any]",
+        "def shape(row: dict[str, Any]) -> str: ...",
+        "def mark(rows: list[dict[str, Any]]) -> None: ...",
+        "def mark(found: Sequence[Mapping[str, Any]]) -> None: ...",
+        "def mark() -> None:\n    rows: list[dict[str, Any]] = []",
+    ],
+)
+def test_a_row_that_is_a_table_of_strings_is_seen(code: str) -> None:
+    assert len(rows_without_type(ast.parse(code))) == 1
+
+
 def test_there_is_one_version() -> None:
     version = PROJECT["project"]["version"]
     init = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))

@@ -127,8 +127,8 @@ def join(timing: Iterable[Row], accuracy: Iterable[Row]) -> list[Joined]:
         if not is_scored(row):
             groups.setdefault(_key(row, _TIMED), []).append(row)
     return [
-        _join(group, _nearest(group[0], list(shapes.values())))
-        for group in groups.values()
+        _join(members, _nearest(members[0], list(shapes.values())))
+        for members in groups.values()
         for shapes in experiments.values()
     ]
 
