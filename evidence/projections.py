@@ -15,7 +15,7 @@ import torch
 import hwbench
 from hwbench import plugins
 from hwbench.errors import KnobError
-from hwbench.workloads._data import gaussian, power_law
+from hwbench.workloads.projection import gaussian, power_law
 
 SIDE = 1024
 KINDS = {"gaussian": gaussian, "power_law": power_law}

@@ -10,7 +10,7 @@ import torch
 from hwbench import plugins
 from hwbench.analysis import closed_forms as expected
 from hwbench.formats._base import Format
-from hwbench.workloads._data import POWER, gaussian, power_law
+from hwbench.workloads.projection import POWER, gaussian, power_law
 
 SIDE = 1296
 SPREAD = 6e-4

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from hwbench import units
+from hwbench.analysis import closed_forms
 from hwbench.analysis.accuracy import Joined, Pair, join, table
+from hwbench.quantities import PROJECTION_ERROR
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
-from hwbench.report._closed import NOTE, closed_forms
 from hwbench.report._scores import score_of
 from hwbench.report._views import Figure
 from hwbench.report.rows import (
@@ -22,6 +25,12 @@ from hwbench.report.rows import (
     relative,
     row_of,
 )
+
+_CLOSED_FORMS_NOTE = (
+    "The dashed line and the ring are closed forms for large matrices of independent normal "
+    "entries: the error of keeping the largest entries, wherever they are, and of 2:4."
+)
+_POINTS = 40
 
 
 @dataclass
@@ -174,8 +183,8 @@ def errors(rows: list[Row]) -> list[Figure]:
             figures.append(
                 Figure(f"{kind} {score.name}", f"{title}: {score.title}, {by}", says, numbers)
             )
-        if closed := closed_forms(have):
-            figures[-2].note, figures[-2].extra = NOTE, {"closed": closed}
+        if closed := _closed_forms(have):
+            figures[-2].note, figures[-2].extra = _CLOSED_FORMS_NOTE, {"closed": closed}
     return figures
 
 
@@ -205,3 +214,27 @@ def _best_scores(have: list[Row], share_of: Callable[[Row], float], what: str) -
         if said
         else f"Every {score.title} by format."
     )
+
+
+def _closed_forms(have: list[Row]) -> list[dict[str, Any]]:
+    """Points of the curve of unstructured sparsity, and that of 2:4; none for other experiments.
+
+    Each has ``density`` and ``score``, ``law`` (unstructured or 2:4), and ``text`` where its name
+    is written. The curve reaches from the least density of the rows to one.
+    """
+    row = have[0]
+    named = row.workload, row.score_name, json.loads(row.options).get("matrix")
+    least = min((r.density for r in have if known(r.density)), default=0.0)
+    if named != ("projection", PROJECTION_ERROR.name, "gaussian") or not 0 < least < 1:
+        return []
+    steps = [least ** (1 - step / _POINTS) for step in range(_POINTS + 1)]
+    curve = [
+        _point(density, closed_forms.unstructured(density), "unstructured") for density in steps
+    ]
+    curve[_POINTS // 2]["text"] = "unstructured, closed form"
+    return [*curve, {**_point(0.5, closed_forms.n_of_m(2, 4), "2:4"), "text": "2:4, closed form"}]
+
+
+def _point(density: float, error: float, law: str) -> dict[str, Any]:
+    places = {"density": float(f"{density:.5g}"), "score": float(f"{error:.5g}")}
+    return {**places, "law": law, "text": ""}
