@@ -13,7 +13,8 @@ from _browser import Opened
 from _synthetic import hostile_run, projection_case, questions, rescored, run_of
 
 from hwbench import units
-from hwbench.report import _pack, html
+from hwbench.report import _pack, decision, html
+from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
 
 pytestmark = pytest.mark.browser
@@ -189,6 +190,7 @@ def test_the_keyboard_reaches_every_control(opened: Callable[..., Opened], text:
           let number = 0;
           for (const element of document.querySelectorAll(controls)) {
             if (!element.checkVisibility({ visibilityProperty: true })) continue;
+            if (element.type === "radio" && !element.checked) continue;  // the arrow keys reach it
             element.dataset.stop = number++;
           }
           return number;
@@ -356,3 +358,31 @@ def test_closed_forms_stay_with_the_figure_that_has_them(opened: Callable[..., O
     shown.tick("shape", "256×256")  # the other figure takes the place, and the view, of the first
     assert words.count() == 0
     assert not shown.said
+
+
+def test_the_decision_follows_the_error_the_setting_and_the_filters(
+    opened: Callable[..., Opened], text: str, run: Run
+) -> None:
+    settings = decision.settings(numbered(report_rows(run)))
+    shown = opened(text)
+    headline = shown.page.locator("#headline")
+
+    def says(setting: decision.Setting, limit: float) -> str:
+        best = setting.best(limit)
+        assert best is not None
+        return setting.says(best)
+
+    assert headline.inner_text() == says(settings[0], 0.0)
+    for level in settings[0].levels:
+        shown.page.locator("#ladder label", has_text=level.label).click()
+        assert headline.inner_text() == says(settings[0], level.limit)
+    shown.page.locator("#setting").select_option("3")
+    assert headline.inner_text() == says(settings[3], settings[3].levels[-1].limit)
+    assert shown.page.locator("#ranking tbody tr").count() == len(settings[3].candidates)
+    shown.tick("format", "monarch")
+    monarch = next(c for c in settings[3].candidates if c.row.format == "monarch")
+    assert headline.inner_text() == settings[3].says(monarch)
+    shown.page.locator("#query").fill("no such thing")
+    shown.wait()
+    assert not shown.page.locator("#decision").is_visible()
+    assert shown.page.locator("#decision-nothing").is_visible()

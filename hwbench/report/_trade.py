@@ -155,7 +155,11 @@ def pareto(found: Joined) -> Figure:
         alone=alone,
         aside=aside,
         own={"error": [float(f"{pair.score:.5g}") for pair in pairs]},
-        extra={"better": score.better},
+        extra={
+            "better": score.better,
+            "group": row_of(found.timed).group_number,
+            "scored": row_of(found.scored).group_number,
+        },
     )
 
 

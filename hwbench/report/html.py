@@ -29,6 +29,7 @@ from hwbench.report import (
     _samples,
     _sections,
     _trade,
+    decision,
 )
 from hwbench.report import _words as words
 from hwbench.report._palette import DARK, LIGHT, styles
@@ -47,7 +48,8 @@ from hwbench.report.rows import (
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPTS = ("data.js", "filters.js", "charts.js", "heat.js", "rows.js", "ratios.js", "page.js")
+_SCRIPTS = ("data.js", "filters.js", "charts.js", "decision.js", "heat.js", "rows.js", "ratios.js",
+            "page.js")  # fmt: skip
 _ALWAYS = (TIME, RELATIVE, SCORE)  # the quantities that the page draws by itself
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
@@ -130,6 +132,7 @@ def _context(
         for run, name, own in zip(runs, machines, by_run, strict=True)
     ]
     answered = [_answered(own) for own in by_run]
+    settings = [setting for own in by_run for setting in decision.settings(own)]
     joins = [found for own in by_run for found in _trade.joins(own)]
     joined = sorted(filter(_trade.placed, joins), key=lambda found: row_of(found.timed).number)
     sections = _sections.sections(rows, runs, joined, chosen)
@@ -140,6 +143,9 @@ def _context(
         "title": _title(runs, machines),
         "several": len(runs) > 1,
         "before": before,
+        "settings": settings,
+        "first": settings[0].best(settings[0].levels[0].limit) if settings else None,
+        "synthetic": decision.SYNTHETIC,
         "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,
@@ -166,7 +172,7 @@ def _context(
         "failures": _failures(rows),
         "total": len(rows),
         "measured": sum(row.status == "ok" for row in rows),
-        "data": _data(runs, summaries, rows, sections, looks),
+        "data": _data(runs, summaries, rows, sections, looks, settings),
     }
 
 
@@ -214,6 +220,7 @@ def _data(
     rows: list[Row],
     sections: list[_sections.Section],
     looks: dict[str, Any],
+    settings: list[decision.Setting],
 ) -> dict[str, Any]:
     """What the script reads: plain JSON while it is small, gzipped when it is not."""
     from hwbench.report._charts import CONFIG, specifications
@@ -228,6 +235,7 @@ def _data(
             "count": len(rows),
             "runs": [{"name": s.name, "machine": s.machine} for s in summaries],
             "groups": titles,
+            "settings": decision.packed(settings),
             "statuses": words.STATUSES,
             "directions": words.DIRECTIONS,
             "heat_words": _heat.FAILED,

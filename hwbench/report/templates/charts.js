@@ -80,16 +80,16 @@ function findFront(rows, sign) {
   return rows;
 }
 
-// The front's densities stand beside its points, but not where two would lie on one another.
+// The names of the front stand beside its points, but not where two would lie on one another.
 function nameFront(front) {
   const across = front.map((row) => Math.log(row.relative)).concat(0);
   const up = front.map((row) => row.error).concat(0);
   const [width, height] = [across, up].map((values) => Math.max(...values) - Math.min(...values) || 1);
   const named = [];
   for (const row of front) {
-    const near = (other) => Math.abs(Math.log(row.relative / other.relative)) < 0.12 * width && Math.abs(row.error - other.error) < 0.12 * height;
+    const near = (other) => Math.abs(Math.log(row.relative / other.relative)) < 0.2 * width && Math.abs(row.error - other.error) < 0.12 * height;
     const free = !named.some(near);
-    row.front_text = free ? row.density_text : "";
+    row.front_text = free ? row.density < 1 ? `${row.format} ${row.density_text}` : row.format : "";
     if (free) named.push(row);
   }
 }
@@ -98,7 +98,7 @@ const LINES = { split: "line", winners: "shape_text", versus_all: "format" }; //
 
 // A place keeps its Vega view: another figure of the same kind only changes the view's data. (A
 // roofline is made anew: the text along its roofs decides how wide the plot can be. So are samples.)
-async function draw(data, element, passes) {
+async function drawFigure(data, element, passes) {
   const figure = element.figure;
   const rows = figureRows(data, figure, passes);
   const specification = data.specifications[figure.kind];
@@ -190,7 +190,7 @@ function startCharts(data, filters) {
   const redraw = (element) => {
     if (!waiting.delete(element) || !element.figure) return Promise.resolve();
     busy += 1;
-    return draw(data, element, filters.passes).finally(() => {
+    return drawFigure(data, element, filters.passes).finally(() => {
       busy -= 1;
       if (!busy && !waiting.size) document.body.dataset.drawn = "yes";
     });

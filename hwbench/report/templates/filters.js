@@ -120,6 +120,8 @@ function startFilters(data, changed) {
     },
   };
 
+  const unfold = document.getElementById("unfold"); // shown where the window is narrow
+  unfold.addEventListener("click", () => unfold.setAttribute("aria-expanded", form.classList.toggle("open")));
   form.addEventListener("submit", (event) => event.preventDefault());
   query.addEventListener("input", () => { state.words = query.value; apply(); });
   document.getElementById("reset").addEventListener("click", () => { filters.reset(); query.focus(); });

@@ -1,0 +1,301 @@
+"""What to use: the candidates of each setting, fastest first, and the best at each largest error.
+
+A *setting* is what a user has: a layer of some shape, its tokens, dtype and pass. The page, the
+terminal and ``hwbench show`` all say what is decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from hwbench import units
+from hwbench.analysis.accuracy import Joined, join
+from hwbench.report import _words as words
+from hwbench.report._answers import overlap
+from hwbench.report._scores import Score, score_of
+from hwbench.report.rows import (
+    DENSE,
+    Columns,
+    Row,
+    groups,
+    known,
+    printable,
+    relative,
+    row_of,
+    word,
+)
+
+EXACT = 1e-5
+"""An error up to which a layer computes what dense does, but for rounding."""
+LEVELS = (0.0, 0.05, 0.1, 0.2, 0.5)
+"""Largest errors that are asked about; then any."""
+_LOSSLESS = (DENSE, "packed_dense")
+_SMALLER = 0.1  # a density this much below the one that was asked for is told
+
+
+@dataclass(frozen=True)
+class Level:
+    """A largest error, in words; ``limit`` bounds the loss of a candidate."""
+
+    label: str
+    limit: float
+
+
+@dataclass
+class Candidate:
+    """A format in a setting."""
+
+    row: Row
+    loss: float  # its error, or a score with its sign turned; nan where nothing tells
+    error: str  # the same in words
+    close: list[int] = field(default_factory=list)  # later candidates that may be as fast
+
+    @property
+    def name(self) -> str:
+        """The format, its density and its knobs in words."""
+        return named(self.row)
+
+    @property
+    def relative(self) -> float:
+        """Time over dense's; nan where it was not measured."""
+        value = relative(self.row)
+        return math.nan if value is None else value
+
+    @property
+    def verdict(self) -> str:
+        """Against dense, in a word."""
+        if self.row.format == DENSE:
+            return "baseline"
+        low, high = self.row.relative_low, self.row.relative_high
+        if not (known(low) and known(high)):
+            return "one replicate"
+        return "faster" if high < 1 else "slower" if low > 1 else "undecided"
+
+
+@dataclass
+class Setting:
+    """One setting with its candidates, fastest first, dense among them."""
+
+    title: str
+    group: int  # the number of its group
+    dense: Row | None
+    candidates: list[Candidate]
+    levels: list[Level]
+    basis: str  # what the errors are of, or why there are none
+    scored: int | None = None  # the number of the group of the experiment that they are of
+    synthetic: bool = False  # of a matrix that nobody trained
+
+    def best(self, limit: float) -> Candidate | None:
+        """The fastest within a largest error; None where nothing is."""
+        return next((each for each in self.candidates if keeps(each, limit)), None)
+
+    def close(self, best: Candidate, limit: float) -> list[Candidate]:
+        """Who may be as fast as the best within the same largest error."""
+        rivals = (self.candidates[place] for place in best.close)
+        return [each for each in rivals if keeps(each, limit)]
+
+    def says(self, best: Candidate) -> str:
+        """What to use, instead of what, at which error."""
+        if best.row.format == DENSE:
+            time = units.seconds(best.row.time_seconds)
+            return f"Keep dense: {time}; nothing within this error is faster."
+        instead = ""
+        if self.dense is not None:
+            instead = f" instead of {units.seconds(self.dense.time_seconds)}"
+        share = f" ({units.ratio(best.relative)})" if known(best.relative) else ""
+        time = units.seconds(best.row.time_seconds)
+        return f"Use {best.name}: {time}{instead}{share}, {best.error}."
+
+
+def keeps(candidate: Candidate, limit: float) -> bool:
+    """Whether a candidate stays within a largest error."""
+    return limit == math.inf or candidate.loss <= limit
+
+
+def settings(rows: Sequence[Row]) -> list[Setting]:
+    """Every setting of one run in which something was timed against dense."""
+    timed = [row for row in rows if not row.scored]
+    columns = [Columns(row) for row in rows]
+    joined: dict[int, list[Joined]] = {}
+    for found in join(columns, columns):
+        joined.setdefault(row_of(found.timed).group_number, []).append(found)
+    made = []
+    for members in groups(timed).values():
+        have = [row for row in members if relative(row) is not None]
+        if any(row.format != DENSE for row in have):
+            made.append(_setting(have, joined.get(members[0].group_number, [])))
+    return made
+
+
+def _setting(have: list[Row], joins: list[Joined]) -> Setting:
+    found = min(joins, key=_trust, default=None)
+    score = score_of(row_of(found.scored)) if found else None
+    losses = {row_of(p.timed).number: p.score for p in found.pairs} if found else {}
+    scored = {row_of(p.timed).number: row_of(p.scored) for p in found.pairs} if found else {}
+    made = [_candidate(row, score, losses.get(row.number), scored.get(row.number)) for row in have]
+    made.sort(key=lambda each: each.relative)
+    for place, each in enumerate(made):
+        each.close = [
+            later for later in range(place + 1, len(made)) if _may_be_as_fast(each, made[later])
+        ]
+    dense = next((row for row in have if row.format == DENSE), None)
+    return Setting(
+        title=words.group_title(have[0]),
+        group=have[0].group_number,
+        dense=dense,
+        candidates=made,
+        levels=_levels(score, made),
+        basis=_basis(found, score),
+        scored=row_of(found.scored).group_number if found else None,
+        synthetic=_synthetic(found),
+    )
+
+
+def _trust(found: Joined) -> tuple[bool, bool, float]:
+    """The experiment that tells most of a layer: of errors, on trained weights, of its shape."""
+    timed, scored = row_of(found.timed), row_of(found.scored)
+    score = score_of(scored)
+    size = abs(math.log(scored.out_features * scored.in_features)
+               - math.log(timed.out_features * timed.in_features))  # fmt: skip
+    return (score.higher, _synthetic(found), size)
+
+
+def _synthetic(found: Joined | None) -> bool:
+    if found is None:
+        return False
+    options = json.loads(row_of(found.scored).options)
+    return options.get("matrix") in ("power_law", "gaussian")
+
+
+def _candidate(row: Row, score: Score | None, value: float | None, scored: Row | None) -> Candidate:
+    if row.format in _LOSSLESS and value is None:
+        return Candidate(row, 0.0 if score is None or not score.higher else -math.inf, "exact")
+    if score is None or value is None:
+        return Candidate(row, math.nan, "its error is not measured")
+    if not score.higher and score.zero and value <= EXACT:
+        return Candidate(row, 0.0, "exact")
+    span = ""
+    if scored is not None and known(scored.score_low):
+        low, high = (units.significant(end, 2) for end in (scored.score_low, scored.score_high))
+        span = f" ({low}–{high})" if low != high else ""
+    said = f"{score.title} {score.said(value)}{span}"
+    return Candidate(row, -value if score.higher else value, said)
+
+
+def _levels(score: Score | None, made: list[Candidate]) -> list[Level]:
+    if score is None:
+        return [Level("exact", 0.0), Level("any error", math.inf)]
+    if score.higher:
+        asked = [Level(f"{score.bound} {score.said(a)}", -a) for a in score.asked]
+        return [*asked, Level(f"any {score.title}", math.inf)]
+    named_levels = [
+        Level("exact" if limit == 0 else f"≤ {units.percent(limit, 0)}", limit) for limit in LEVELS
+    ]
+    largest = max((each.loss for each in made if known(each.loss)), default=0.0)
+    below = [level for level in named_levels if level.limit < largest or level.limit == 0]
+    return [*below, Level("any error", math.inf)]
+
+
+def _basis(found: Joined | None, score: Score | None) -> str:
+    if found is None or score is None:
+        return "This run measures no errors: only exact formats can be told from others."
+    timed, scored = found.shapes
+    where = "" if timed == scored else f", at {printable(scored)}"
+    return f"{score.title.capitalize()} of {words.workload(row_of(found.scored))}{where}."
+
+
+def _may_be_as_fast(best: Candidate, other: Candidate) -> bool:
+    """Whether what was measured leaves open that another is as fast."""
+    if DENSE in (best.row.format, other.row.format):
+        mine = other if best.row.format == DENSE else best
+        return mine.verdict in ("undecided", "one replicate")
+    return overlap(best.row, other.row)
+
+
+def named(row: Row) -> str:
+    """A format in words: ``low_rank, density 0.5 (mkl)``."""
+    knobs = json.loads(row.knobs)
+    parts = [row.format]
+    density = row.density
+    if row.format not in _LOSSLESS and known(density):
+        said = f"density {density:.3g}"
+        asked = row.asked_density
+        if known(asked) and abs(density - asked) > _SMALLER * asked:
+            said += f" (asked {asked:g})"
+        parts.append(said)
+    others = (k for k in sorted(knobs) if k not in ("density", "kernel"))
+    parts += [f"{knob} {word(knobs[knob])}" for knob in others]
+    kernel = f" ({knobs['kernel']})" if "kernel" in knobs else ""
+    return printable(", ".join(parts) + kernel)
+
+
+def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
+    """The answers of a run for a terminal: exact first, then within 10 %, then the fastest.
+
+    Args:
+        found: the settings of the run.
+        most: settings that are spelled out; the others are counted.
+    """
+    found = list(found)
+    lines: list[str] = []
+    for setting in found[:most]:
+        lines.append(f"{setting.title}:")
+        for label, best, close in _kept(setting):
+            names = "; ".join(each.name for each in close)
+            names = f" Too close to call: {names}." if names else ""
+            lines.append(f"  {label}: {setting.says(best)}{names}")
+    if len(found) > most:
+        lines.append(f"… and {len(found) - most} more settings; the page has them all.")
+    if found and any(setting.synthetic for setting in found):
+        lines.append(SYNTHETIC)
+    return lines
+
+
+SYNTHETIC = (
+    "Errors are of a synthetic matrix, which ranks formats differently from trained weights."
+)
+
+
+def _kept(setting: Setting) -> list[tuple[str, Candidate, list[Candidate]]]:
+    """The answers that differ, each with the smallest error that allows it."""
+    said, before = [], None
+    for level in setting.levels:
+        best = setting.best(level.limit)
+        if best is None or best is before:
+            continue
+        before = best
+        said.append((level.label, best, setting.close(best, level.limit)[:3]))
+    return said
+
+
+def packed(found: Iterable[Setting]) -> list[dict[str, object]]:
+    """The settings as the page's script reads them."""
+    return [
+        {
+            "title": setting.title,
+            "group": setting.group,
+            "basis": setting.basis,
+            "scored": setting.scored,
+            "synthetic": setting.synthetic,
+            "dense": None if setting.dense is None else setting.dense.number,
+            "levels": [
+                {"label": level.label, "limit": None if level.limit == math.inf else level.limit}
+                for level in setting.levels
+            ],
+            "candidates": [
+                {
+                    "row": each.row.number,
+                    "name": each.name,
+                    "loss": each.loss if known(each.loss) else None,
+                    "error": each.error,
+                    "verdict": each.verdict,
+                    "close": each.close,
+                }
+                for each in setting.candidates
+            ],
+        }
+        for setting in found
+    ]

@@ -1,0 +1,157 @@
+"""What a run says to use: exact first, then within an error, and what is too close to call."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from _synthetic import linear_case, projection_case, questions, run_of
+from msgspec.structs import replace as changed
+
+from hwbench.report import decision
+from hwbench.report.rows import Row, known, numbered, report_rows
+from hwbench.store import Run, read_run
+
+STORED = sorted(Path(__file__).parent.glob("../reports/*/*.jsonl"))
+
+
+def rows_of(run: Run) -> list[Row]:
+    return numbered(report_rows(run))
+
+
+@pytest.fixture(scope="module")
+def found() -> list[decision.Setting]:
+    return decision.settings(rows_of(run_of(questions())))
+
+
+def test_every_setting_has_its_candidates_fastest_first_with_dense(
+    found: list[decision.Setting],
+) -> None:
+    assert len(found) == 4
+    for setting in found:
+        relatives = [each.relative for each in setting.candidates]
+        assert relatives == sorted(relatives)
+        assert sum(each.row.format == "dense" for each in setting.candidates) == 1
+
+
+def test_the_best_is_the_fastest_that_keeps_the_error(found: list[decision.Setting]) -> None:
+    for setting in found:
+        for level in setting.levels:
+            best = setting.best(level.limit)
+            assert best is not None
+            kept = [each for each in setting.candidates if decision.keeps(each, level.limit)]
+            assert best.relative == min(each.relative for each in kept)
+            assert level.limit == math.inf or best.loss <= level.limit
+        exact, *_, anything = (setting.best(level.limit) for level in setting.levels)
+        assert exact is not None
+        assert exact.error == "exact"
+        assert anything is setting.candidates[0]
+
+
+def test_levels_widen_and_end_with_any(found: list[decision.Setting]) -> None:
+    for setting in found:
+        limits = [level.limit for level in setting.levels]
+        assert all(one < other for one, other in pairwise(limits))
+        assert limits[0] == 0.0
+        assert limits[-1] == math.inf
+
+
+def test_an_exact_and_faster_layer_stands_before_every_lossy_one() -> None:
+    cases = [
+        linear_case("dense", None),
+        linear_case("packed_dense", None, knobs={"kernel": "onednn"}),
+        linear_case("low_rank", 0.5),
+        projection_case("low_rank", 0.5),
+    ]
+    rows = rows_of(run_of(cases))
+    fast = [
+        changed(row, values={**row.values, "relative_time": 0.3}, relative_low=0.29,
+                relative_high=0.31)
+        if row.format == "packed_dense" else row
+        for row in rows
+    ]  # fmt: skip
+    (setting,) = decision.settings(fast)
+    for level in setting.levels:
+        best = setting.best(level.limit)
+        assert best is not None
+        assert best.name == "packed_dense (onednn)"
+        assert setting.says(best).endswith("(0.300×), exact.")
+    assert decision.spoken([setting])[1].startswith("  exact: Use packed_dense (onednn)")
+
+
+def test_without_errors_only_what_is_exact_by_its_nature_is_called_so() -> None:
+    cases = [linear_case("dense", None), linear_case("low_rank", 0.1)]
+    (setting,) = decision.settings(rows_of(run_of(cases)))
+    assert [level.label for level in setting.levels] == ["exact", "any error"]
+    exact, anything = (setting.best(level.limit) for level in setting.levels)
+    assert exact is not None
+    assert anything is not None
+    assert setting.says(exact).startswith("Keep dense")
+    assert setting.says(anything).endswith("its error is not measured.")
+    assert "measures no errors" in setting.basis
+
+
+def test_overlapping_intervals_are_too_close_to_call(found: list[decision.Setting]) -> None:
+    setting = found[0]
+    first, second = setting.candidates[:2]
+    row = changed(second.row, relative_low=first.row.relative_low)
+    near = replace(second, row=row)
+    assert decision._may_be_as_fast(first, near)
+    far = replace(second, row=changed(second.row, relative_low=first.row.relative_high * 1.01))
+    assert not decision._may_be_as_fast(first, far)
+    first.close = [1]
+    try:
+        assert setting.close(first, math.inf) == [second]
+        assert setting.close(first, -1.0) == []
+    finally:
+        first.close = []
+
+
+def test_the_density_that_a_format_has_is_told_where_it_is_another_than_asked() -> None:
+    case = linear_case("btt", 0.1)
+    (row,) = rows_of(run_of([case]))
+    row = changed(row, density=0.1)
+    assert decision.named(row) == "btt, density 0.1"
+    assert decision.named(changed(row, density=0.0625)) == "btt, density 0.0625 (asked 0.1)"
+    assert decision.named(changed(row, density=0.0996)) == "btt, density 0.0996"
+
+
+def test_a_synthetic_matrix_is_called_so_and_a_trained_one_is_preferred() -> None:
+    cases = [
+        linear_case("dense", None),
+        linear_case("low_rank", 0.5),
+        projection_case("low_rank", 0.5, matrix="power_law"),
+    ]
+    (setting,) = decision.settings(rows_of(run_of(cases)))
+    assert setting.synthetic
+    assert decision.spoken([setting])[-1] == decision.SYNTHETIC
+    trained = projection_case("low_rank", 0.5, shape=(384, 384), matrix="trained")
+    (setting,) = decision.settings(rows_of(run_of([*cases, trained])))
+    assert not setting.synthetic
+    assert "trained" in setting.basis
+    assert "384×384" in setting.basis
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_stored_runs_have_an_answer_in_every_setting(path: Path) -> None:
+    settings = decision.settings(rows_of(read_run(path)))
+    assert settings
+    for setting in settings:
+        best = setting.best(math.inf)
+        assert best is not None
+        assert known(best.relative)
+    lines = decision.spoken(settings)
+    assert any(line.strip().startswith("exact: ") for line in lines)
+
+
+def test_what_the_page_reads_is_plain_json(found: list[decision.Setting]) -> None:
+    data = json.loads(json.dumps(decision.packed(found), allow_nan=False))
+    assert [each["title"] for each in data] == [setting.title for setting in found]
+    for each in data:
+        assert each["levels"][-1]["limit"] is None
+        for place, candidate in enumerate(each["candidates"]):
+            assert all(later > place for later in candidate["close"])
