@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hwbench.analysis.frames import load_run, summary
     from hwbench.devices._base import Device
     from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+    from hwbench.formats._kernel import Kernel
     from hwbench.measure.run import run
     from hwbench.meters._base import Meter
     from hwbench.workloads._base import Subject, Workload
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Device": "hwbench.devices._base",
     "Format": "hwbench.formats._base",
+    "Kernel": "hwbench.formats._kernel",
     "Linear": "hwbench.formats._base",
     "Meter": "hwbench.meters._base",
     "Subject": "hwbench.workloads._base",
@@ -52,6 +54,7 @@ _HOMES = {
 __all__ = [
     "Device",
     "Format",
+    "Kernel",
     "Linear",
     "Meter",
     "Subject",

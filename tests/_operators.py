@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from hwbench.formats import _blocks, _gather, _probe, semi_structured, two_four_training
+from hwbench.formats import _gather, _probe, _triton, semi_structured, two_four_training
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.formats._derived import Derived
 
@@ -85,8 +85,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seen: Operators) -> None:
     monkeypatch.setattr(_probe, "_asked", lambda *_: None)
     fused = {name: seen.noted(f"hwbench::{name}", call) for name, call in FUSED.items()}
     stand_in = SimpleNamespace(refusal=lambda _: None, **fused)
-    monkeypatch.setattr(_blocks, "fused", lambda: stand_in)
-    monkeypatch.setattr(_blocks, "find_spec", lambda _: True)
+    monkeypatch.setattr(_triton, "fused", lambda: stand_in)
+    monkeypatch.setattr(_triton, "find_spec", lambda _: True)
 
 
 def _enter_grouped(x: Tensor, first: Tensor, groups: int, turn: bool) -> Tensor:

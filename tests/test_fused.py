@@ -27,7 +27,7 @@ from torch.torch_version import TorchVersion
 
 from hwbench import plugins, suite
 from hwbench.errors import UsageError
-from hwbench.formats import _blocks, _two_stage
+from hwbench.formats import _sizes, _triton, _two_stage
 from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Format
 from hwbench.formats.blast import Blast
 from hwbench.formats.btt import Btt
@@ -150,7 +150,7 @@ def test_what_is_written_is_what_is_said(interpreter: ProcessPoolExecutor, f: Fo
     tokens = 40  # so many that a product in bfloat16 is written to a view
     y = f.out_features
     if f in GROUPED:  # the second product is as in ``bmm``: y is cut where it was padded
-        y = f.out_blocks * _blocks.side(y, f.out_blocks)
+        y = f.out_blocks * _sizes.side(y, f.out_blocks)
     said = f.intermediate_width() + f.copied_width() + y
     assert interpreter.submit(_fused.written, f, tokens).result() == tokens * said
 
@@ -223,9 +223,9 @@ def test_the_environment_is_left_alone() -> None:
 def test_where_it_runs(f: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA" in str(f.unsupported("cpu", torch.bfloat16, FORWARD))
     assert "float32" in str(f.unsupported("cuda", torch.float64, FORWARD))
-    monkeypatch.setattr(_blocks, "find_spec", lambda name: None)
-    assert f.unsupported("cuda", torch.bfloat16, STEP) == _blocks.NO_TRITON
-    assert_sentence(_blocks.NO_TRITON)
+    monkeypatch.setattr(_triton, "find_spec", lambda name: None)
+    assert f.unsupported("cuda", torch.bfloat16, STEP) == _triton.NO_TRITON
+    assert_sentence(_triton.NO_TRITON)
     with pytest.raises(UsageError, match="Triton") as refused:
         random_layer(f, torch.float32)(normal(2, f.in_features))
     assert_sentence(refused.value)
@@ -251,9 +251,10 @@ def test_a_group_that_no_program_holds_is_refused() -> None:
     assert refused is not None
     assert "at most 256 features, and here a group has 1024" in refused
     assert_sentence(refused)
-    assert _two_stage.too_wide(256) is None
+    too_wide = _two_stage.TritonFused().too_wide
+    assert too_wide(256) is None
     wide = Monarch(out_features=257, in_features=4, rank=1, blocks=1, kernel="triton_fused")
-    assert wide.unsupported("cuda", torch.bfloat16, FORWARD) == _two_stage.too_wide(257)
+    assert wide.unsupported("cuda", torch.bfloat16, FORWARD) == too_wide(257)
     with pytest.raises(UsageError, match="at most 256 features, and here a group has 257"):
         random_layer(wide, torch.float32)(normal(2, 4))
 

@@ -16,10 +16,11 @@ from hwbench.errors import UsageError
 from hwbench.formats import _packing
 from hwbench.formats._base import BACKWARD, FORWARD, STEP, Format, Linear
 
+LIBRARIES = _packing.Packable.kernels()
 KERNELS = [
-    kernel
-    for kernel in _packing.KERNELS
-    if _packing.unsupported(kernel, "cpu", torch.float32, FORWARD) is None
+    name
+    for name, kernel in LIBRARIES.items()
+    if kernel.refuses(None, "cpu", torch.float32, FORWARD) is None
 ]
 CASES = pytest.mark.parametrize(
     ("name", "kernel"),
@@ -38,13 +39,17 @@ def made(name: str, kernel: str) -> Linear:
 def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape and tokens of every weight that is packed."""
     found: list[tuple[int, ...]] = []
-    pack = _packing._packed
 
-    def noted(kernel: str, weight: Tensor, tokens: int) -> Tensor:
-        found.append((*weight.shape, tokens))
-        return pack(kernel, weight, tokens)
+    def noted(pack: Any) -> Any:
+        def packs(kernel: Any, weight: Tensor, tokens: int) -> Tensor:
+            found.append((*weight.shape, tokens))
+            layout: Tensor = pack(kernel, weight, tokens)
+            return layout
 
-    monkeypatch.setattr(_packing, "_packed", noted)
+        return packs
+
+    for kind in map(type, LIBRARIES.values()):
+        monkeypatch.setattr(kind, "pack", noted(kind.pack))
     return found
 
 
@@ -154,21 +159,21 @@ def test_no_tokens_give_no_rows(kernel: str) -> None:
 
 def test_where_nothing_can_be_packed_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(kernel: str, device: str, dtype: torch.dtype, direction: str) -> str:
-        said = _packing.unsupported(kernel, device, dtype, direction)
+        said = LIBRARIES[kernel].refuses(None, device, dtype, direction)
         assert_sentence(said)
         return said or ""
 
-    for kernel in _packing.KERNELS:
+    for kernel in LIBRARIES:
         assert "CPU" in reason(kernel, "cuda", torch.float32, FORWARD)
         for direction in (BACKWARD, STEP):
             assert "training step" in reason(kernel, "cpu", torch.float32, direction)
         assert "float" in reason(kernel, "cpu", torch.float64, FORWARD)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    for kernel in _packing.KERNELS:
+    for kernel in LIBRARIES:
         assert "built without" in reason(kernel, "cpu", torch.float32, FORWARD)
-    if _packing.ONEDNN not in KERNELS:
+    if "onednn" not in KERNELS:
         return
     monkeypatch.undo()
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert "bfloat16" in reason(_packing.ONEDNN, "cpu", torch.bfloat16, FORWARD)
+    assert "bfloat16" in reason("onednn", "cpu", torch.bfloat16, FORWARD)

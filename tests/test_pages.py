@@ -12,8 +12,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import _formats
 import msgspec
 import pytest
+import test_formats
 from _check import Call
 from _faulty import ROOT
 
@@ -47,7 +49,9 @@ def rows(page: str, heading: str) -> list[list[str]]:
     return [re.split(r" \| ", line) for line in lines[1:]]
 
 
-TIED, ENTRY, WORDS = (*blocks("add-a-format", "python"), *blocks("add-a-format", "toml"))
+FORMAT, KERNEL = blocks("add-a-format", "python")
+ENTRY, WORDS = blocks("add-a-format", "toml")
+TIED = f"{FORMAT}\n\n{KERNEL}"
 CPU_TIME, ZEROS, READING, SPECTRAL, RESIDUAL = blocks("add-a-device", "python")
 (MINE,) = blocks("add-a-device", "toml")
 (SUITE,) = blocks("suites", "toml")
@@ -132,6 +136,41 @@ def test_a_run_uses_all_of_them(
     assert all(map(math.isnan, shown["spectral_error"]))
     columns = set(package.summary(path).columns) - {"label"}
     assert columns <= set(json.loads(told)[0])
+
+
+def test_a_kernel_of_one_class_is_listed_planned_and_held_to_the_promises(
+    elsewhere: dict[str, str], tmp_path: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert KERNEL.count("class ") == 1
+    assert "scatter" not in FORMAT.lower()
+    monkeypatch.syspath_prepend(elsewhere["PYTHONPATH"].partition(os.pathsep)[0])
+    (tmp_path / "mine.toml").write_text(
+        'schema = 1\nname = "mine"\n[[cases]]\nworkload = "linear"\nshape = [32, 32]\ntokens = 4\n'
+        'format = [{ name = "tied_inputs", density = 0.5, kernel = "scatter" }]\n',
+        encoding="utf-8",
+    )
+    plugins._external.cache_clear()
+    try:
+        code, told, err = hwbench("list", "formats", "--details", "--json")
+        assert (code, err) == (0, "")
+        (listed,) = [each for each in json.loads(told) if each["name"] == "tied_inputs"]
+        code, told, err = hwbench("run", "--suite", "mine.toml", "--device", "cpu", "--json")
+        assert (code, err) == (0, ""), told
+        monkeypatch.setattr(_formats, "CLASSES", _formats._classes())
+        tried = [f for f in _formats.settings(_formats.SHAPES) if f.kernel == "scatter"]
+    finally:
+        plugins._external.cache_clear()
+    assert listed["kernels"] == ["sum", "slices", "scatter"]
+    assert listed["by_kernel"]["scatter"]["cpu float32 step"] == ""
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    planned = [p for p in read_run(path).planned.values() if p.case.format == "tied_inputs"]
+    assert [(p.kernel, p.unsupported) for p in planned] == [("scatter", None)]
+    assert len(tried) == len(_formats.SHAPES)
+    for f in tried:
+        test_formats.test_forward_equals_dense(f)
+        test_formats.test_gradients_equal_float64(f)
+        test_formats.test_flops_are_those_of_the_operators(f)
+        test_formats.test_dense_weight_is_made_only_where_the_format_says_so(f)
 
 
 def _read_as_shown(path: Path) -> dict[str, list[float]]:

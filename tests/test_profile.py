@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from _check import Call
+from _formats import first_of_each, normal, random_layer, settings
 
+from hwbench import plugins
+from hwbench.formats._base import FORWARD, Format
 from hwbench.meters._profile import claim
 
 PROFILE = ("profile", "--device", "cpu")
@@ -24,20 +28,37 @@ DENSE = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_32x5_tn"
         ("semi_structured", "cusparselt", {"aten::_cslt_sparse_mm"}, {SPARSE}, "confirmed"),
         ("semi_structured", "cutlass", set(), {CUTLASS}, "confirmed"),
         ("semi_structured", "cusparselt", set(), {HOPPER}, "confirmed"),
-        ("two_four_training", "cusparselt", set(), {OLDER, DENSE}, "confirmed"),
+        ("two_four_training", "compress", set(), {OLDER, DENSE}, "confirmed"),
         ("semi_structured", "cusparselt", {"aten::_cslt_sparse_mm"}, {DENSE}, "contradicted"),
         ("semi_structured", "cusparselt", {"aten::mm"}, set(), "contradicted"),
         ("csr", "spmm", {"aten::_sparse_compressed_tensor_unsafe"}, set(), "confirmed"),
         ("csr", "spmm", {"aten::mm"}, {DENSE}, "contradicted"),
         ("monarch", "bmm", {"aten::bmm", "aten::view"}, set(), "confirmed"),
         ("monarch", "bmm", {"aten::einsum"}, set(), "contradicted"),
-        ("other", "unheard_of", {"aten::mm"}, set(), "unchecked"),
+        ("monarch", "triton", {"aten::mm"}, set(), "unchecked"),
     ],
 )
 def test_a_claim_needs_evidence(
     name: str, kernel: str, operators: set[str], kernels: set[str], verdict: str
 ) -> None:
-    assert claim(name, kernel, operators, kernels)[0] == verdict
+    offered = plugins.load("formats", name, Format).kernels()
+    assert claim(offered[kernel], operators, kernels)[0] == verdict
+
+
+CPU = [
+    f
+    for f in first_of_each(settings([(64, 64)]))
+    if f.unsupported("cpu", torch.float32, FORWARD) is None
+]
+
+
+@pytest.mark.parametrize("f", CPU, ids=lambda f: f"{f.name()}-{f.kernel}")
+def test_a_kernel_shows_as_it_says(f: Format) -> None:
+    layer, x = random_layer(f, torch.float32).requires_grad_(False), normal(8, f.in_features)
+    with torch.no_grad(), torch.profiler.profile() as profiler:
+        layer(x)
+    operators = {event.key for event in profiler.key_averages()}
+    assert claim(f.implementation, operators, set())[0] == "confirmed", operators
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward_weight"])

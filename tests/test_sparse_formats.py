@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from _formats import assert_right, generator, normal, random_layer, relative
+from _formats import CLASSES, assert_right, describe, generator, normal, random_layer, relative
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
@@ -563,3 +563,19 @@ def test_the_dense_gradient_is_formed_in_few_blocks_on_a_gpu(
     monkeypatch.setattr(Tensor, "is_cpu", False)
     pattern = _gather.Pattern(pattern.starts, pattern.columns, 4096)
     assert len(pattern.blocks) == 4
+
+
+@pytest.mark.parametrize("name", [name for name in CLASSES if name != "blast"])
+def test_columns_of_which_nothing_is_seen_count_alike(name: str) -> None:
+    """Every format weighs columns in one way; blast, which searches long, by the same call."""
+    f = describe(CLASSES[name], CLASSES[name].KERNELS[0], (64, 64))
+    weight = normal(64, 64)
+    unseen = f.project(weight, activations=torch.zeros(9, 64)).to_dense()
+    assert torch.equal(unseen, f.project(weight).to_dense())
+
+
+@pytest.mark.parametrize("name", ["low_rank", "btt", "csr", "bsr", "low_rank_sparse"])
+def test_activations_of_another_width_are_refused_in_words(name: str) -> None:
+    f = describe(CLASSES[name], CLASSES[name].KERNELS[0], (64, 64))
+    with pytest.raises(UsageError, match=r"must have the shape \(samples, 64\), not \(9, 63\)"):
+        f.project(normal(64, 64), activations=torch.zeros(9, 63))

@@ -13,7 +13,7 @@ from _formats import drawn, generator, relative
 from torch import Tensor
 
 from hwbench.errors import KnobError
-from hwbench.formats import _blocks
+from hwbench.formats import _sizes
 from hwbench.formats._base import BACKWARD, BACKWARD_WEIGHT, FORWARD, STEP, Format, Linear
 from hwbench.formats.blast import Blast
 from hwbench.formats.block_dense import BlockDense
@@ -128,13 +128,13 @@ def test_padding_is_stored_and_multiplied_but_says_nothing() -> None:
 
 def test_near_square_factors() -> None:
     known = {1: (1, 1), 37: (8, 5), 768: (32, 24), 1024: (32, 32), 3072: (64, 48), 11008: (128, 86)}
-    assert {size: _blocks.near_square(size) for size in known} == known
+    assert {size: _sizes.near_square(size) for size in known} == known
     for size in range(1, 3000):
-        larger, smaller = _blocks.near_square(size)
+        larger, smaller = _sizes.near_square(size)
         assert smaller <= larger <= 2 * smaller
         assert size <= larger * smaller
-        assert _blocks.fits(size, larger)
-        assert _blocks.fits(size, smaller)
+        assert _sizes.fits(size, larger)
+        assert _sizes.fits(size, smaller)
 
 
 @pytest.mark.parametrize(

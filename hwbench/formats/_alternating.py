@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hwbench.formats import _blocks
+from hwbench.formats import _block_matmul, _init
 
 SWEEPS = (30, 100)
 """The fewest and the most sweeps; large problems get fewer."""
@@ -85,12 +85,12 @@ def sweeps(rows: int, columns: int, out_blocks: int, in_blocks: int, rank: int) 
 
 def _low_rank(target: Tensor, out_blocks: int, in_blocks: int, rank: int) -> Factors:
     """The low-rank solution; components beyond the rank of W get bases_in that may learn."""
-    left, right = _blocks.truncated(target, rank)
+    left, right = _init.truncated(target, rank)
     spare = rank - right.shape[0]
     if spare:
         more = _noise(target, (spare, target.shape[1]), _generator(target))
         left, right = (
-            _blocks.pad(left, rank),
+            _block_matmul.pad(left, rank),
             torch.cat([right, more * right.square().mean().sqrt()]),
         )
     return Factors(

@@ -7,6 +7,8 @@ stored parameters, without the bias. A multiply-add is two FLOPs.
 
 from __future__ import annotations
 
+import bisect
+import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hwbench.errors import KnobError, UnknownNameError, UnreachableError
+from hwbench.formats._kernel import Kernel, Named, Torch
 from hwbench.records import Cost, Knob
 
 FORWARD, BACKWARD, STEP = "forward", "backward", "step"
@@ -27,9 +30,12 @@ BACKWARD_INPUT, BACKWARD_WEIGHT = "backward_input", "backward_weight"
 class Linear(nn.Module, ABC):
     """The live map: y = x Wᵀ + bias, for x of shape (…, in_features).
 
-    A subclass stores W in its own way and gives ``apply_weight`` and ``to_dense``. Parameters that
-    training would change are ``nn.Parameter``; indices and masks are buffers.
+    A subclass stores W in its own way and gives ``to_dense``, and either sets ``kernel``, which
+    multiplies, or gives ``apply_weight``. Parameters that training would change are
+    ``nn.Parameter``; indices and masks are buffers.
     """
+
+    kernel: Kernel = Torch()
 
     def __init__(self, out_features: int, in_features: int, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -38,9 +44,9 @@ class Linear(nn.Module, ABC):
         self.trusting = False
         self.bias = None if bias is None else nn.Parameter(bias)
 
-    @abstractmethod
     def apply_weight(self, x: Tensor) -> Tensor:
-        """x Wᵀ for x of shape (tokens, in_features); the result is contiguous."""
+        """x Wᵀ for x of shape (tokens, in_features), by the kernel; the result is contiguous."""
+        return self.kernel.apply(self, x)
 
     @abstractmethod
     def to_dense(self) -> Tensor:
@@ -102,7 +108,8 @@ class Format(ABC):
 
     It is frozen and hashable, survives JSON (``knobs``), and never holds a tensor. ``revision`` is
     raised when a change makes old timings of the format incomparable with new ones. ``KERNELS``
-    names the implementations on offer, the default first.
+    are the names of the kernels on offer, the default first. A kernel offers itself, see
+    ``Kernel``; a format that names its kernels in ``KERNELS`` tells them apart by ``self.kernel``.
     """
 
     out_features: int
@@ -110,8 +117,28 @@ class Format(ABC):
     kernel: str = ""
 
     revision: ClassVar[int] = 1
-    KERNELS: ClassVar[tuple[str, ...]] = ("torch",)
+    IMPLEMENTATIONS: ClassVar[tuple[Kernel, ...]] = (Torch(),)
+    KERNELS: ClassVar[tuple[str, ...]] = (Torch.name,)
     PAPER: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "KERNELS" in vars(cls):
+            cls.IMPLEMENTATIONS = tuple(Named(name) for name in cls.KERNELS)
+
+    @classmethod
+    def offer(cls, kernel: Kernel, *, default: bool = False) -> None:
+        """Put a kernel on offer, in the place of one of its name; called by ``Kernel`` alone."""
+        offered = {} if cls.IMPLEMENTATIONS is Format.IMPLEMENTATIONS else cls.kernels()
+        offered = {**offered, kernel.name: kernel}
+        if default:
+            offered = {kernel.name: kernel, **offered}
+        cls.IMPLEMENTATIONS, cls.KERNELS = tuple(offered.values()), tuple(offered)
+
+    @classmethod
+    def kernels(cls) -> dict[str, Kernel]:
+        """The kernels on offer by their names, the default first."""
+        return {kernel.name: kernel for kernel in cls.IMPLEMENTATIONS}
 
     def __post_init__(self) -> None:
         for name in ("out_features", "in_features"):
@@ -124,16 +151,6 @@ class Format(ABC):
             )
 
     # What a format must give
-
-    @classmethod
-    @abstractmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        """The largest setting with at most density · out_features · in_features parameters.
-
-        Raises:
-            UnreachableError: the format cannot reach that density; say so by ``unreachable``.
-            KnobError: a knob has a value that it cannot take, whatever the density.
-        """
 
     @abstractmethod
     def parameters(self) -> int:
@@ -153,6 +170,58 @@ class Format(ABC):
 
     # What may be given
 
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        """The largest setting with at most density · out_features · in_features parameters.
+
+        Here the one knob without a default is searched, with which the parameters grow. A format
+        that has several, or whose parameters fall with it, gives a ``for_budget`` of its own.
+
+        Raises:
+            UnreachableError: the format cannot reach that density; said by ``unreachable``.
+            KnobError: a knob has a value that it cannot take, whatever the density.
+        """
+        decided = cls.decided_knobs()
+        if len(decided) > 1:
+            raise NotImplementedError(
+                f"{cls.name()} needs a for_budget of its own: a density decides {decided}."
+            )
+        if "multiple" in knobs and not decided:
+            raise KnobError(f"{cls.name()} has no rank that 'multiple' could round.")
+        multiple = knobs.pop("multiple", 1)
+        smallest = cls(
+            out_features=out_features,
+            in_features=in_features,
+            **{**knobs, **dict.fromkeys(decided, 1)},  # type: ignore[arg-type]
+        )
+        allowed = budget(out_features, in_features, density)
+        if smallest.parameters() > allowed:
+            raise unreachable(cls.name(), density, smallest.smallest_words())
+        if not decided:
+            return smallest
+        (knob,) = decided
+        largest = min(allowed, smallest.largest_setting() or allowed)
+        # ``key`` is monotone, so that bisection counts the values that are within the budget.
+        value = bisect.bisect_right(
+            range(1, largest + 1), allowed, key=lambda value: smallest._parameters_at(knob, value)
+        )
+        found: dict[str, Any] = {knob: round_down(value, multiple)}
+        return dataclasses.replace(smallest, **found)
+
+    def largest_setting(self) -> int | None:
+        """The largest value of the knob that a density decides; None where nothing bounds it."""
+        return None
+
+    def smallest_words(self) -> str:
+        """What a density can reach at least, for ``unreachable``; asked of the smallest setting."""
+        return f"{' and '.join(self.decided_knobs())} 1 has density {self.density():.4g}"
+
+    def _parameters_at(self, knob: str, value: int) -> int:
+        """The parameters with another value of a knob, which need not be one it can take."""
+        other = copy.copy(self)
+        object.__setattr__(other, knob, value)
+        return other.parameters()
+
     def index_bytes(self) -> int:
         """Bytes of indices and metadata that are stored beside the values."""
         return 0
@@ -161,28 +230,34 @@ class Format(ABC):
         """Parameters of each factor, in the order in which they are applied to x."""
         return (self.parameters(),)
 
+    def products(self) -> tuple[int, ...]:
+        """Multiply-adds a token of each factor: its parameters, unless it is padded or reused."""
+        return self.implementation.products(self)
+
     def intermediate_width(self) -> int:
         """Elements a token of all intermediates that the kernel writes (H of the papers)."""
-        return 0
+        return self.implementation.intermediate_width(self)
 
     def copied_width(self) -> int:
         """Elements a token of extra permuted copies that the kernel makes (C)."""
-        return 0
+        return self.implementation.copied_width(self)
 
     def flops(self, tokens: int, direction: str) -> int:
         """Executed FLOPs of one call in one direction.
 
-        The weight gradient of a chain of factors passes every later factor on its way.
+        The weight gradient of a chain of factors passes every later factor on its way, and what
+        the kernel did not keep of the forward pass is computed once more for it.
         """
-        chain = self.stages()
-        each = 2 * tokens * sum(chain)
-        return {
-            FORWARD: each,
-            BACKWARD_INPUT: each,
-            BACKWARD_WEIGHT: each + 2 * tokens * sum(chain[1:]),
-            BACKWARD: 2 * each,
-            STEP: 3 * each,
-        }[direction]
+        chain = self.products()
+        each, later = 2 * tokens * sum(chain), 2 * tokens * sum(chain[1:])
+        again = 2 * tokens * self.implementation.recomputed(self)
+        return by_direction(
+            direction,
+            forward=each,
+            to_input=each,
+            to_weight=each + later + again,
+            backward=2 * each + again,
+        )
 
     def rate_multipliers(self) -> dict[str, float]:
         """What to multiply a dense layer's learning rate by, by parameter; 1 where none is named.
@@ -194,8 +269,7 @@ class Format(ABC):
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
         """Why this cannot run on that kind of device ("cpu", "cuda"), or None where it can."""
-        del device, dtype, direction
-        return None
+        return self.implementation.refuses(self, device, dtype, direction)
 
     def on(self, device: str) -> Self:
         """The same format, with what a knob leaves to the kind of device ("cpu", "cuda") decided.
@@ -206,6 +280,21 @@ class Format(ABC):
         return self
 
     # What all share
+
+    @property
+    def implementation(self) -> Kernel:
+        """The kernel that ``kernel`` names."""
+        return self.kernels()[self.kernel]
+
+    @property
+    def MATERIALISES(self) -> bool:  # noqa: N802
+        """Whether the kernel forms a dense tensor of the weight's size."""
+        return self.implementation.materialises
+
+    @classmethod
+    def decided_knobs(cls) -> list[str]:
+        """The knobs without a default, which a density decides."""
+        return [knob for knob in cls.knob_names() if knob not in cls.knob_defaults()]
 
     @classmethod
     def name(cls) -> str:
@@ -259,7 +348,7 @@ class Format(ABC):
                 raise UnknownNameError(
                     f"knob of {cls.name()}", key, [*cls.knob_names(), *budget_knobs]
                 )
-        decided = [key for key in cls.knob_names() if key not in cls.knob_defaults()]
+        decided = cls.decided_knobs()
         if density is None:
             if missing := [key for key in decided if key not in knobs]:
                 raise KnobError(f"{cls.name()} needs {' and '.join(missing)}, or a density.")
@@ -300,39 +389,51 @@ class Format(ABC):
             stored_bytes=self.stored_bytes(item_bytes),
             flops=self.flops(tokens, direction),
             dense_flops=_dense_flops(tokens, self.out_features * self.in_features, direction),
-            compulsory_bytes=self._compulsory_bytes(tokens, item_bytes, direction),
-            intermediate_bytes=self._intermediate_bytes(tokens, item_bytes, direction),
+            compulsory_bytes=self.compulsory_bytes(tokens, item_bytes, direction),
+            intermediate_bytes=self.intermediate_bytes(tokens, item_bytes, direction),
         )
 
-    def _compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+    def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        """Bytes of all operands, each read or written once; a format adds what it must also read.
+
+        Args:
+            tokens: rows of x.
+            item_bytes: bytes of a value.
+            direction: the part of a step that is asked for.
+        """
         x, y, p = tokens * self.in_features, tokens * self.out_features, self.parameters()
         one_way = item_bytes * (x + y + p) + self.index_bytes()
         both = item_bytes * (2 * x + y + 2 * p) + 2 * self.index_bytes()
-        return {
-            FORWARD: one_way,
-            BACKWARD_INPUT: one_way,
-            BACKWARD_WEIGHT: one_way,
-            BACKWARD: both,
-            STEP: one_way + both,
-        }[direction]
+        return by_direction(
+            direction, forward=one_way, to_input=one_way, to_weight=one_way, backward=both
+        )
 
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        between = tokens * self.intermediate_width()
-        copied = tokens * self.copied_width()
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        """Bytes that the kernel moves beside the operands; a format adds what else it moves.
+
+        Follows from ``intermediate_width``, ``copied_width`` and ``stages``; a kernel that takes
+        its backward pass from another (``Kernel.backward_as``) moves there what the other does.
+
+        Args:
+            tokens: rows of x.
+            item_bytes: bytes of a value.
+            direction: the part of a step that is asked for.
+        """
+        kernel = self.implementation
+        forward = 2 * tokens * (self.intermediate_width() + self.copied_width())
+        other = kernel.backward_as
+        behind = self if other is None else dataclasses.replace(self, kernel=other.name)
+        between, copied = behind.intermediate_width(), behind.copied_width()
         y = tokens * self.out_features
         later = sum(self.stages()[1:])  # parameters that a weight gradient passes on its way
-        forward = 2 * (between + copied)
-        weight = (y if later else 0) + 3 * between + 2 * copied + later
-        both = y + 4 * between + 2 * copied
-        return (
-            item_bytes
-            * {
-                FORWARD: forward,
-                BACKWARD_INPUT: forward,
-                BACKWARD_WEIGHT: weight,
-                BACKWARD: both,
-                STEP: forward + both,
-            }[direction]
+        again = kernel.recomputed_values(self, tokens)
+        weight = (y if later else 0) + tokens * (3 * between + 2 * copied) + later
+        return item_bytes * by_direction(
+            direction,
+            forward=forward,
+            to_input=2 * tokens * (between + copied),
+            to_weight=weight + again,
+            backward=y + tokens * (4 * between + 2 * copied) + again,
         )
 
     # Checks that formats share
@@ -371,6 +472,28 @@ class Format(ABC):
                 f"{knob}={value} of {self.name()} must divide {both}"
                 f"{' and '.join(map(str, sizes))}; possible: {', '.join(map(str, fit))}."
             )
+
+
+def by_direction(
+    direction: str, *, forward: int, to_input: int, to_weight: int, backward: int | None = None
+) -> int:
+    """The figure of a direction, where a step is a forward pass and a backward pass.
+
+    Args:
+        direction: one of the five.
+        forward: of the output.
+        to_input: of the gradient of x alone.
+        to_weight: of the gradients of the weight alone.
+        backward: of both gradients; their sum, if it is not given.
+    """
+    both = to_input + to_weight if backward is None else backward
+    return {
+        FORWARD: forward,
+        BACKWARD_INPUT: to_input,
+        BACKWARD_WEIGHT: to_weight,
+        BACKWARD: both,
+        STEP: forward + both,
+    }[direction]
 
 
 def budget(out_features: int, in_features: int, density: float) -> int:

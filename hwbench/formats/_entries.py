@@ -5,28 +5,21 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from hwbench.errors import KnobError, UsageError
 from hwbench.formats import _gather
-from hwbench.formats._base import (
-    BACKWARD,
-    BACKWARD_INPUT,
-    BACKWARD_WEIGHT,
-    FORWARD,
-    STEP,
-    Format,
-    Linear,
-    budget,
-    round_down,
-    unreachable,
-)
-from hwbench.formats._blocks import check_choice
+from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Format, Linear, by_direction
 from hwbench.formats._derived import Derived
-from hwbench.records import Knob
+from hwbench.formats._init import column_weights
+from hwbench.formats._kernel import Kernel
+from hwbench.formats._sizes import check_choice
+
+GATHERS = r"aten::_?(embedding_bag|index_select|index)"
+"""How a gather shows."""
 
 INDEX_BYTES = {"int32": 4, "int64": 8}
 """Bytes of one index, by the ``index_dtype`` that a format may be given."""
@@ -124,15 +117,8 @@ class KeptFormat(Format):
         super().__post_init__()
         self.check_integer("nonzeros", low=1, high=self.out_features * self.in_features)
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        multiple = knobs.pop("multiple", 1)
-        nonzeros = budget(out_features, in_features, density)
-        if nonzeros < 1:
-            least = 1 / (out_features * in_features)
-            raise unreachable(cls.name(), density, f"one entry has density {least:.4g}")
-        nonzeros = round_down(nonzeros, multiple)
-        return cls(out_features=out_features, in_features=in_features, nonzeros=nonzeros, **knobs)  # type: ignore[arg-type]
+    def smallest_words(self) -> str:
+        return f"one entry has density {self.density():.4g}"
 
     @abstractmethod
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
@@ -173,31 +159,70 @@ class GatheredFormat(Format):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self, "gradient", _gather.GRADIENTS)
-        if self.gradient != "auto" and self.kernel != "gather":
+        if self.gradient != "auto" and not self.gathers():
             raise KnobError(
-                f"gradient={self.gradient} of {self.name()} is for kernel=gather; the kernel "
-                f"{self.kernel} computes the gradient in its own way."
+                f"gradient={self.gradient} of {self.name()} is for kernel={Gather.name}; the "
+                f"kernel {self.kernel} computes the gradient in its own way."
             )
 
     def gathered_entries(self) -> int:
         """The number of entries that are gathered."""
         return self.parameters()
 
+    def gathers(self) -> bool:
+        """Whether the kernel is the gather, for which ``gradient`` is."""
+        return isinstance(self.implementation, Gather)
+
     def gradient_entries(self) -> int:
         """Entries of their gradient that the kernel computes: the kept ones, or all."""
-        return self._all_entries() if self._dense("cpu") else self.gathered_entries()
+        kernel = self.implementation
+        assert isinstance(kernel, EntriesKernel)
+        return kernel.gradient_entries(self)
 
     def on(self, device: str) -> Self:
-        if self.kernel != "gather":
+        if not self.gathers():
             return self
-        return dataclasses.replace(self, gradient="dense" if self._dense(device) else "sampled")
+        return dataclasses.replace(self, gradient="dense" if self.dense_on(device) else "sampled")
 
-    def _dense(self, device: str) -> bool:
+    def dense_on(self, device: str) -> bool:
+        """Whether a gather takes the gradient from a dense product on that kind of device."""
         sides = (self.out_features, self.in_features)
         return _gather.dense_gradient(self.gradient, device, self.gathered_entries(), *sides)
 
-    def _all_entries(self) -> int:
+    def all_entries(self) -> int:
+        """The number of entries of W."""
         return self.out_features * self.in_features
+
+
+class EntriesKernel(Kernel):
+    """A kernel of a format that keeps single entries."""
+
+    def gradient_entries(self, described: Any) -> int:
+        """Entries of their gradient that it computes: the kept ones, unless it says otherwise."""
+        kept: int = described.gathered_entries()
+        return kept
+
+
+class Gather(EntriesKernel, of=GatheredFormat):
+    """Sums of rows of xᵀ by embedding_bag, with a backward pass of its own, for every dtype."""
+
+    name = "gather"
+    operators = GATHERS
+
+    def apply(self, layer: Any, x: Tensor) -> Tensor:
+        product: Tensor = layer.gather(x)
+        return product
+
+    def copied_width(self, described: Any) -> int:
+        copied: int = described.in_features + described.out_features  # x to xᵀ, and yᵀ to y
+        return copied
+
+    def gradient_entries(self, described: Any) -> int:
+        """All, where the gradient comes from a dense product."""
+        if described.dense_on("cpu"):
+            every: int = described.all_entries()
+            return every
+        return super().gradient_entries(described)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,11 +238,8 @@ class EntriesFormat(GatheredFormat, KeptFormat):
     def flops(self, tokens: int, direction: str) -> int:
         return executed(tokens, self.nonzeros, self.gradient_entries(), direction)
 
-    def copied_width(self) -> int:
-        return self.in_features + self.out_features  # x to xᵀ, and yᵀ to y
-
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
         return moved + picked_bytes(self.nonzeros, self.gradient_entries(), item_bytes, direction)
 
 
@@ -234,13 +256,7 @@ def executed(tokens: int, parameters: int, gradient_entries: int, direction: str
     Filling a vector register with idle lanes is not counted, as for any matrix product.
     """
     product, gradient = 2 * tokens * parameters, 2 * tokens * gradient_entries
-    return {
-        FORWARD: product,
-        BACKWARD_INPUT: product,
-        BACKWARD_WEIGHT: gradient,
-        BACKWARD: product + gradient,
-        STEP: 2 * product + gradient,
-    }[direction]
+    return by_direction(direction, forward=product, to_input=product, to_weight=gradient)
 
 
 def check_index_dtype(format_: Format, index_dtype: str, entries: int) -> None:
@@ -279,24 +295,7 @@ def scores(weight: Tensor, activations: Tensor | None) -> Tensor:
     models, 2023); without, all count alike.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return weight.detach().abs().to(wide) * column_scale(weight, activations).to(wide)
-
-
-def column_scale(weight: Tensor, activations: Tensor | None) -> Tensor:
-    """(in_features,), the root mean square of each column's activations; ones without any.
-
-    Raises:
-        UsageError: the activations do not have the shape (samples, in_features).
-    """
-    inputs = weight.shape[1]
-    if activations is None:
-        return torch.ones(inputs, device=weight.device)
-    if activations.dim() != 2 or activations.shape[1] != inputs:
-        raise UsageError(
-            f"activations must have the shape (samples, {inputs}), not {tuple(activations.shape)}."
-        )
-    wide = torch.promote_types(activations.dtype, torch.float32)
-    return activations.detach().to(wide).square().mean(0).sqrt().to(weight.device)
+    return weight.detach().abs().to(wide) * column_weights(weight, activations)
 
 
 def largest(score: Tensor, count: int) -> Tensor:

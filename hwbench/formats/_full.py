@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from hwbench.errors import KnobError
-from hwbench.formats._base import Format, Linear, unreachable
-from hwbench.records import Knob
+from hwbench.formats._base import Format, Linear
 
 
 class FullMap(Linear):
@@ -21,9 +17,6 @@ class FullMap(Linear):
         super().__init__(weight.shape[0], weight.shape[1])
         self.weight = nn.Parameter(weight)  # (out, in)
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight)
-
     def to_dense(self) -> Tensor:
         return self.weight
 
@@ -32,20 +25,17 @@ class FullMap(Linear):
 class FullFormat(Format):
     """All out · in weights; a subclass says how they are applied."""
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        if density < 1:
-            raise unreachable(cls.name(), density, "it always keeps every weight (density 1)")
-        if "multiple" in knobs:
-            raise KnobError(f"{cls.name()} has no rank that 'multiple' could round.")
-        return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
+    def smallest_words(self) -> str:
+        return "it always keeps every weight (density 1)"
 
     def parameters(self) -> int:
         return self.out_features * self.in_features
 
     def build(self, weight: Tensor) -> Linear:
         """The layer with this weight (out, in)."""
-        return FullMap(weight)
+        layer = FullMap(weight)
+        layer.kernel = self.implementation
+        return layer
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         bound = self.in_features**-0.5

@@ -13,6 +13,7 @@ weight, so that every step would pack anew.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import torch
@@ -20,45 +21,138 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwbench.errors import UsageError
-from hwbench.formats._base import FORWARD
-from hwbench.formats._blocks import needs_grad
+from hwbench.formats._base import FORWARD, Format, Linear
+from hwbench.formats._block_matmul import needs_grad
 from hwbench.formats._derived import Derived
-
-ONEDNN, MKL = "onednn", "mkl"
-KERNELS = (ONEDNN, MKL)
+from hwbench.formats._kernel import Kernel, Torch
 
 _LAYOUTS_KEPT = 4  # numbers of tokens for which one weight stays packed
 
 
-def unsupported(kernel: str, device: str, dtype: torch.dtype, direction: str) -> str | None:
-    """Why a kernel cannot run in that direction, or None where it can; for ``Format``.
+class Packable(Format):
+    """A format that is a chain of products, the weights of which may be packed."""
 
-    A kernel that packs nothing runs everywhere.
-    """
-    if kernel not in KERNELS:
-        return None
-    if device != "cpu":
-        return f"{kernel} packs weights for the matrix products of CPUs."
-    if direction != FORWARD:
-        return f"{kernel} packs a weight that stays as it is, and every training step changes it."
-    if kernel == MKL:
+
+class PackableMap(Linear):
+    """The live map of such a format."""
+
+    @abstractmethod
+    def chain(self) -> tuple[tuple[Tensor, Packing], ...]:
+        """Each weight (out, in) in the order in which x meets them, and what is packed of it."""
+
+    def forget(self) -> None:
+        for _, packing in self.chain():
+            packing.clear()
+
+
+class Plain(Torch):
+    """Plain products of torch, for which nothing is packed."""
+
+    def apply(self, layer: PackableMap, x: Tensor) -> Tensor:
+        for weight, _ in layer.chain():
+            x = functional.linear(x, weight)
+        return x
+
+
+class Library(Kernel, ABC):
+    """Products of a CPU library with weights that are packed for it, forward only."""
+
+    def apply(self, layer: PackableMap, x: Tensor) -> Tensor:
+        """x Wᵀ, with a layout of each weight made when it first is needed.
+
+        Where gradients are recorded it is the plain product.
+
+        Raises:
+            UsageError: the kernel cannot pack a weight of that dtype, or on that device.
+        """
+        for weight, packing in layer.chain():
+            if x.shape[0] == 0 or needs_grad(x, weight):
+                x = functional.linear(x, weight)
+            elif torch.compiler.is_compiling():
+                x = self._uncompiled(packing, x, weight, layer.trusting)
+            else:
+                x = self._product(packing, x, weight, layer.trusting)
+        return x
+
+    def _product(self, packing: Packing, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
+        layout = packing.layout(self, weight, x.shape[0], trusting)
+        return self.multiply(x.contiguous(), layout, weight)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _uncompiled(self, packing: Packing, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
+        """The product beside what is compiled: the compiler reads no layout but its own."""
+        return self._product(packing, x, weight, trusting)
+
+    @abstractmethod
+    def multiply(self, x: Tensor, layout: Tensor, weight: Tensor) -> Tensor:
+        """x Wᵀ from the layout of W, for contiguous x."""
+
+    @abstractmethod
+    def pack(self, weight: Tensor, tokens: int) -> Tensor:
+        """The layout of a contiguous weight for so many tokens."""
+
+    @abstractmethod
+    def lacks(self, dtype: torch.dtype) -> str | None:
+        """Why the library packs nothing in that dtype here, or None where it does."""
+
+    def refuses(
+        self, described: Any, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        if device != "cpu":
+            return f"{self.name} packs weights for the matrix products of CPUs."
+        if direction != FORWARD:
+            return (
+                f"{self.name} packs a weight that stays as it is, and every training step changes "
+                f"it."
+            )
+        return self.lacks(dtype)
+
+
+class OneDnn(Library, of=Packable):
+    """A product with the weight in a blocked layout of oneDNN, forward only."""
+
+    name = "onednn"
+    operators = r"mkldnn::_linear_pointwise$"
+
+    def multiply(self, x: Tensor, layout: Tensor, weight: Tensor) -> Tensor:
+        y: Tensor = _onednn()._linear_pointwise(x, layout, None, "none", [], "")  # noqa: SLF001
+        return y
+
+    def pack(self, weight: Tensor, tokens: int) -> Tensor:
+        layout: Tensor = _onednn()._reorder_linear_weight(weight, tokens)  # noqa: SLF001
+        return layout
+
+    def lacks(self, dtype: torch.dtype) -> str | None:
+        if not torch.backends.mkldnn.is_available():
+            return "onednn does not run here: PyTorch was built without it."
+        narrow: dict[torch.dtype, Any] = {
+            torch.bfloat16: _onednn()._is_mkldnn_bf16_supported,  # noqa: SLF001
+            torch.float16: _onednn()._is_mkldnn_fp16_supported,  # noqa: SLF001
+        }
+        if dtype in narrow:
+            name = str(dtype).removeprefix("torch.")
+            return None if narrow[dtype]() else f"onednn does not run here: no product in {name}."
+        return None if dtype == torch.float32 else "oneDNN packs no weights in float64."
+
+
+class Mkl(Library, of=Packable):
+    """A product with the weight in the packed layout of Intel MKL, forward only."""
+
+    name = "mkl"
+    operators = r"mkl::_mkl_linear$"
+
+    def multiply(self, x: Tensor, layout: Tensor, weight: Tensor) -> Tensor:
+        y: Tensor = _mkl()._mkl_linear(x, layout, weight, None, x.shape[0])  # noqa: SLF001
+        return y
+
+    def pack(self, weight: Tensor, tokens: int) -> Tensor:
+        layout: Tensor = _mkl()._mkl_reorder_linear_weight(weight, tokens)  # noqa: SLF001
+        return layout
+
+    def lacks(self, dtype: torch.dtype) -> str | None:
         if not torch.backends.mkl.is_available():
             return "mkl does not run here: PyTorch was built without it."
         return None if dtype == torch.float32 else "MKL packs weights in float32 only."
-    return _onednn_lacks(dtype)
-
-
-def _onednn_lacks(dtype: torch.dtype) -> str | None:
-    if not torch.backends.mkldnn.is_available():
-        return "onednn does not run here: PyTorch was built without it."
-    narrow: dict[torch.dtype, Any] = {
-        torch.bfloat16: _onednn()._is_mkldnn_bf16_supported,  # noqa: SLF001
-        torch.float16: _onednn()._is_mkldnn_fp16_supported,  # noqa: SLF001
-    }
-    if dtype in narrow:
-        name = str(dtype).removeprefix("torch.")
-        return None if narrow[dtype]() else f"onednn does not run here: no product in {name}."
-    return None if dtype == torch.float32 else "oneDNN packs no weights in float64."
 
 
 class Packing:
@@ -67,63 +161,32 @@ class Packing:
     A copy and a pickle of it are empty.
     """
 
-    def __init__(self, kernel: str) -> None:
-        self.kernel = kernel
+    def __init__(self) -> None:
         # By the number of tokens, the oldest first.
         self._layouts = Derived[dict[int, Tensor]]()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.kernel,)
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
 
     def clear(self) -> None:
         """Forget every layout."""
         self._layouts.clear()
 
-    def product(self, x: Tensor, weight: Tensor, *, trusting: bool) -> Tensor:
-        """x Wᵀ for x of (tokens, in) and W of (out, in), which is packed when it first is needed.
-
-        Where gradients are recorded and for kernels that pack nothing it is the plain product.
-        ``trusting`` is that of the layer.
+    def layout(self, kernel: Library, weight: Tensor, tokens: int, trusting: bool) -> Tensor:
+        """What the kernel has packed of the weight for so many tokens, made if it is not there.
 
         Raises:
             UsageError: the kernel cannot pack a weight of that dtype, or on that device.
         """
-        if self.kernel not in KERNELS or x.shape[0] == 0 or needs_grad(x, weight):
-            return functional.linear(x, weight)
-        if torch.compiler.is_compiling():
-            return self._uncompiled(x, weight, trusting)
-        return self._product(x, weight, trusting)
-
-    def _product(self, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
-        tokens = x.shape[0]
-        layout = self._layout(weight, tokens, trusting)
-        if self.kernel == MKL:
-            y: Tensor = _mkl()._mkl_linear(x.contiguous(), layout, weight, None, tokens)  # noqa: SLF001
-        else:
-            y = _onednn()._linear_pointwise(x.contiguous(), layout, None, "none", [], "")  # noqa: SLF001
-        return y
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _uncompiled(self, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
-        """The product beside what is compiled: the compiler reads no layout but its own."""
-        return self._product(x, weight, trusting)
-
-    def _layout(self, weight: Tensor, tokens: int, trusting: bool) -> Tensor:
         layouts = self._layouts.get((weight,), dict, trusting=trusting)
         if tokens not in layouts:
+            if reason := kernel.refuses(None, weight.device.type, weight.dtype, FORWARD):
+                raise UsageError(reason)
             if len(layouts) == _LAYOUTS_KEPT:
                 del layouts[next(iter(layouts))]
             with torch.inference_mode(False), torch.no_grad():  # it outlives the call
-                layouts[tokens] = _packed(self.kernel, weight.detach(), tokens)
+                layouts[tokens] = kernel.pack(weight.detach().contiguous(), tokens)
         return layouts[tokens]
-
-
-def _packed(kernel: str, weight: Tensor, tokens: int) -> Tensor:
-    if reason := unsupported(kernel, weight.device.type, weight.dtype, FORWARD):
-        raise UsageError(reason)
-    pack = _mkl()._mkl_reorder_linear_weight if kernel == MKL else _onednn()._reorder_linear_weight  # noqa: SLF001
-    layout: Tensor = pack(weight.contiguous(), tokens)
-    return layout
 
 
 def _mkl() -> Any:

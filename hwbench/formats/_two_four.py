@@ -11,21 +11,31 @@ from torch import Tensor
 from torch.nn import functional
 from torch.sparse import SparseSemiStructuredTensor
 
+from hwbench.formats._kernel import Kernel
+
 ROWS = 8
 """torch pads x with zeros to a multiple of so many tokens before a 2:4 product at 16 bits."""
+
+
+class SparseCores(Kernel):
+    """A kernel that multiplies a packed weight on the sparse tensor cores."""
+
+    device_kernels = r"sparse.*gemm|gemm.*sparse|spmma|cusparselt|sptensorop|spgemm"
+    hardware = "the sparse tensor cores"
+
 
 _PARTS = ("packed", "meta", "packed_t", "meta_t", "compressed_swizzled_bitmask")
 
 
 @contextmanager
-def packing(library: str = "cusparselt") -> Iterator[None]:
-    """Make torch pack for one library, "cusparselt" or "cutlass", and for products that write y.
+def packing(*, cutlass: bool = False) -> Iterator[None]:
+    """Make torch pack for cuSPARSELt, or for CUTLASS, and for products that write y.
 
     torch has a switch of either kind for the whole process. A product of cuSPARSELt is yᵀ, which
     torch 2.11 returns as a view of it that a caller has to copy, unless ``_FUSE_TRANSPOSE`` was set
     when the weight was packed; torch 2.13 asks cuSPARSELt for y in any case.
     """
-    switches = {"_FORCE_CUTLASS": library == "cutlass", "_FUSE_TRANSPOSE": True}
+    switches = {"_FORCE_CUTLASS": cutlass, "_FUSE_TRANSPOSE": True}
     before = {name: getattr(SparseSemiStructuredTensor, name) for name in switches}
     try:
         for name, value in switches.items():

@@ -9,19 +9,18 @@ so that z = einsum("bkp,kltp->bklt") and y = einsum("bklt,lskt->bls"). Parameter
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.errors import UsageError
-from hwbench.formats import _blocks
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
-from hwbench.records import Knob
+from hwbench.formats import _block_matmul, _init, _kernel, _sizes, _triton
+from hwbench.formats._base import Format, Linear
+from hwbench.formats._kernel import Kernel
 
 
 class Grid(NamedTuple):
@@ -33,10 +32,7 @@ class Grid(NamedTuple):
     out_side: int
 
 
-FUSED = "triton_fused"
-"""The kernel that makes y without an intermediate in memory."""
-
-IN_TRITON = ("triton", FUSED)
+BLOCKED, STRIDED = "blocked", "strided"
 
 WIDEST = 256
 """With more features in an output group than this, no program of ``triton_fused`` can hold one."""
@@ -50,53 +46,26 @@ def together(out_side: int) -> int:
     return max(1, min(TOGETHER, WIDEST // (1 << (out_side - 1).bit_length())))
 
 
-def too_wide(out_side: int) -> str | None:
-    """Why ``triton_fused`` cannot run with output groups of so many features, or None."""
-    if out_side <= WIDEST:
-        return None
-    return (
-        f"kernel={FUSED} holds a whole output group in one program, at most {WIDEST} features, and "
-        f"here a group has {out_side}; kernel=triton takes any."
-    )
-
-
 class TwoStageMap(Linear):
     """The live map: ``first`` of shape (k, l·t, p), ``second`` of shape (l, s, k·t)."""
 
     def __init__(self, spec: TwoStage, first: Tensor, second: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
-        self.kernel = spec.kernel
-        self.strided = spec.order == "strided"
+        self.kernel = spec.implementation
+        self.strided = spec.order == STRIDED
         self.padded_in = first.shape[0] * first.shape[2]
         self.first = nn.Parameter(first)
         self.second = nn.Parameter(second)
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        first, second = self.first, self.second
-        if self.kernel in IN_TRITON:
-            one = self.kernel == FUSED
-            return _fused_map(x, first, second, self.out_features, self.strided, one)
-        if x.shape[1] != self.padded_in:
-            x = _blocks.pad(x, self.padded_in)
-        if self.kernel == "einsum":
-            y = self._einsum(x)
-        elif _blocks.needs_grad(x, first, second):
-            y = _Product.apply(x, first, second, self.strided)  # type: ignore[no-untyped-call]
-        else:
-            y = _product(x, first, second, self.strided)[0]
-        return _blocks.crop(y, self.out_features)
+    def padded(self, x: Tensor) -> Tensor:
+        """x, padded where the blocks need it: (tokens, k · p)."""
+        return x if x.shape[1] == self.padded_in else _block_matmul.pad(x, self.padded_in)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Both factors by all their indices: (k, l, t, p) and (l, s, k, t), views."""
         in_blocks, out_blocks = self.first.shape[0], self.second.shape[0]
         first = self.first.unflatten(1, (out_blocks, -1))
         return first, self.second.unflatten(2, (in_blocks, -1))
-
-    def _einsum(self, x: Tensor) -> Tensor:
-        first, second = self.factors()
-        z = torch.einsum("bkp,kltp->bklt", x.unflatten(1, (first.shape[0], -1)), first)
-        y = torch.einsum("bklt,lskt->bsl" if self.strided else "bklt,lskt->bls", z, second)
-        return y.reshape(x.shape[0], -1).contiguous()
 
     def to_dense(self) -> Tensor:
         first, second = self.factors()
@@ -108,9 +77,9 @@ class TwoStageMap(Linear):
 def _product(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> tuple[Tensor, Tensor]:
     """y (tokens, l·s), and the regrouped intermediate (l, tokens, k·t)."""
     out_blocks = second.shape[0]
-    turn = _blocks.tokens_last(x, first.shape[1] // out_blocks)
-    z = _blocks.regroup(_blocks.enter(x, first, turn=turn), out_blocks, turn=turn)
-    return _blocks.leave(z, second, strided=strided), z
+    turn = _block_matmul.tokens_last(x, first.shape[1] // out_blocks)
+    z = _block_matmul.regroup(_block_matmul.enter(x, first, turn=turn), out_blocks, turn=turn)
+    return _block_matmul.leave(z, second, strided=strided), z
 
 
 class _Product(torch.autograd.Function):
@@ -140,44 +109,27 @@ def _gradients(
         dy = dy.reshape(dy.shape[0], -1, out_blocks).mT.reshape(dy.shape)
     dx = dfirst = dsecond = None
     if needed[2]:
-        dsecond = _blocks.gradient(dy, z)
+        dsecond = _block_matmul.gradient(dy, z)
     if needed[0] or needed[1]:
-        turn = _blocks.tokens_last(dy, first.shape[1] // out_blocks)
-        dz = _blocks.regroup(_blocks.enter(dy, second.mT, turn=turn), in_blocks, turn=turn)
+        turn = _block_matmul.tokens_last(dy, first.shape[1] // out_blocks)
+        dz = _block_matmul.regroup(
+            _block_matmul.enter(dy, second.mT, turn=turn), in_blocks, turn=turn
+        )
         if needed[1]:
-            dfirst = torch.bmm(dz.mT, _blocks.groups(x, in_blocks))
+            dfirst = torch.bmm(dz.mT, _block_matmul.groups(x, in_blocks))
         if needed[0]:
-            dx = _blocks.leave(dz, first.mT)
+            dx = _block_matmul.leave(dz, first.mT)
     return dx, dfirst, dsecond
 
 
-def _fused_map(
-    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool, one: bool
-) -> Tensor:
-    if _blocks.needs_grad(x, first, second):
-        y: Tensor = _Fused.apply(x, first, second, out_features, strided, one)  # type: ignore[no-untyped-call]
-        return y
-    return _fused_product(x, first, second, out_features, strided, one)[0]
-
-
 def _fused_product(
-    x: Tensor, first: Tensor, second: Tensor, out_features: int, strided: bool, one: bool
-) -> tuple[Tensor, Tensor | None]:
-    """y (tokens, out_features), and the regrouped intermediate unless in ``one`` kernel.
-
-    x is not padded.
-
-    Raises:
-        UsageError: an output group is too wide for one kernel.
-    """
-    out_blocks, out_side, _ = second.shape
-    if one and (refused := too_wide(out_side)):
-        raise UsageError(refused)
-    rank, fused = first.shape[1] // out_blocks, _blocks.fused()
-    if one:
-        return fused.two_stage(x, first, second, out_features, strided, together(out_side)), None
-    z = fused.enter_grouped(x, first, out_blocks, _blocks.tokens_last(x, rank))
-    return _blocks.crop(_blocks.leave(z, second, strided=strided), out_features), z
+    kernel: Triton, x: Tensor, factors: tuple[Tensor, Tensor], width: int, strided: bool
+) -> Tensor:
+    """y (tokens, width) by a kernel in Triton; x is not padded."""
+    if _block_matmul.needs_grad(x, *factors):
+        y: Tensor = _Fused.apply(x, *factors, width, strided, kernel)  # type: ignore[no-untyped-call]
+        return y
+    return kernel.product(x, *factors, width, strided)[0]
 
 
 class _Fused(torch.autograd.Function):
@@ -189,11 +141,11 @@ class _Fused(torch.autograd.Function):
         x: Tensor,
         first: Tensor,
         second: Tensor,
-        out_features: int,
+        width: int,
         strided: bool,
-        one: bool,
+        kernel: Triton,
     ) -> Tensor:
-        y, z = _fused_product(x, first, second, out_features, strided, one)
+        y, z = kernel.product(x, first, second, width, strided)
         ctx.save_for_backward(x, first, second, z)
         ctx.strided = strided
         return y
@@ -204,13 +156,13 @@ class _Fused(torch.autograd.Function):
         x, first, second, z = ctx.saved_tensors
         in_features, (out_blocks, out_side, _) = x.shape[1], second.shape
         if z is None and ctx.needs_input_grad[2]:
-            turn = _blocks.tokens_last(x, first.shape[1] // out_blocks)
-            z = _blocks.fused().enter_grouped(x, first, out_blocks, turn)
-        x = _blocks.pad(x, first.shape[0] * first.shape[2])
-        dy = _blocks.pad(dy, out_blocks * out_side)
+            turn = _block_matmul.tokens_last(x, first.shape[1] // out_blocks)
+            z = _triton.fused().enter_grouped(x, first, out_blocks, turn)
+        x = _block_matmul.pad(x, first.shape[0] * first.shape[2])
+        dy = _block_matmul.pad(dy, out_blocks * out_side)
         needed = ctx.needs_input_grad[:3]
         dx, dfirst, dsecond = _gradients(needed, (x, first, second, z), dy, ctx.strided)
-        dx = dx if dx is None else _blocks.crop(dx, in_features)
+        dx = dx if dx is None else _block_matmul.crop(dx, in_features)
         return dx, dfirst, dsecond, None, None, None
 
 
@@ -223,12 +175,11 @@ class TwoStage(Format):
     Sizes that the blocks do not divide are padded with zeros.
     """
 
-    KERNELS = ("bmm", "einsum", *IN_TRITON)
     revision: ClassVar[int] = 2
-    ORDERS: ClassVar[tuple[str, ...]] = ("blocked", "strided")
+    ORDERS: ClassVar[tuple[str, ...]] = (BLOCKED, STRIDED)
 
     rank: int
-    order: str = "blocked"
+    order: str = BLOCKED
 
     @abstractmethod
     def grid(self) -> Grid:
@@ -240,20 +191,13 @@ class TwoStage(Format):
         Raises:
             KnobError: one of them is not.
         """
-        _blocks.check_choice(self, "order", self.ORDERS)
+        _sizes.check_choice(self, "order", self.ORDERS)
         grid = self.grid()
         self.check_integer("rank", low=1, high=min(grid.in_side, grid.out_side))
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        multiple = knobs.pop("multiple", 1)
-        smallest = cls(out_features=out_features, in_features=in_features, rank=1, **knobs)  # type: ignore[arg-type]
-        grid = smallest.grid()
-        affordable = budget(out_features, in_features, density) // smallest.parameters()
-        rank = min(affordable, grid.in_side, grid.out_side)
-        if rank < 1:
-            raise unreachable(cls.name(), density, f"rank 1 has density {smallest.density():.4g}")
-        return dataclasses.replace(smallest, rank=round_down(rank, multiple))
+    def largest_setting(self) -> int:
+        grid = self.grid()
+        return min(grid.in_side, grid.out_side)
 
     def parameters(self) -> int:
         return sum(self.stages())
@@ -266,52 +210,17 @@ class TwoStage(Format):
         )
 
     def stored_bytes(self, item_bytes: int) -> int:
-        return sum(self._padded_stages()) * item_bytes
+        return sum(self.products()) * item_bytes
 
-    def flops(self, tokens: int, direction: str) -> int:
-        """Those of the chain; where no intermediate was kept, the first product once more."""
-        chain = self._padded_stages()
-        again = chain[0] if self.kernel == FUSED else 0
-        return _blocks.chain_flops(tokens, chain, direction, again=again)
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if self.kernel not in IN_TRITON:
-            return None
-        refused = too_wide(self.grid().out_side) if self.kernel == FUSED else None
-        return refused or _blocks.fused_refusal(device, dtype)
-
-    def _padded_stages(self) -> tuple[int, int]:
+    def products(self) -> tuple[int, ...]:
         grid = self.grid()
         pairs = grid.in_blocks * grid.out_blocks * self.rank
         return pairs * grid.in_side, pairs * grid.out_side
 
-    def intermediate_width(self) -> int:
+    def padded(self) -> tuple[int, int]:
+        """Outputs and inputs as they are stored."""
         grid = self.grid()
-        return 0 if self.kernel == FUSED else grid.in_blocks * grid.out_blocks * self.rank
-
-    def copied_width(self) -> int:
-        """The regrouped intermediate; y where it is gathered; x and y where they are padded.
-
-        ``triton`` regroups as it writes and pads nothing; ``triton_fused`` copies nothing at all.
-        Not counted: on a CPU ``bmm`` may copy y, whose batched product cannot be written to a view.
-        """
-        grid = self.grid()
-        padded_in, padded_out = grid.in_blocks * grid.in_side, grid.out_blocks * grid.out_side
-        if self.kernel == FUSED:
-            return 0
-        copied = 0 if self.kernel == "triton" else self.intermediate_width()
-        if self.kernel == "einsum" or self.order == "strided":
-            copied += padded_out
-        padded_in = self.in_features if self.kernel == "triton" else padded_in
-        return copied + _blocks.padding_copies(self, padded_out, padded_in)
-
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        if self.kernel not in IN_TRITON:
-            return super()._intermediate_bytes(tokens, item_bytes, direction)
-        plain, again = dataclasses.replace(self, kernel="bmm"), 0
-        if self.kernel == FUSED:  # backward, z is first made again: x and a factor read, z written
-            again = tokens * (self.in_features + plain.intermediate_width()) + self.stages()[0]
-        return _blocks.fused_bytes((self, plain), tokens, item_bytes, direction, again)
+        return grid.out_blocks * grid.out_side, grid.in_blocks * grid.in_side
 
     def build(self, first: Tensor, second: Tensor) -> Linear:
         """The layer with these factors, of shapes (k, l, t, p) and (l, s, k, t)."""
@@ -332,14 +241,136 @@ class TwoStage(Format):
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest member: the blocks decouple, and each has its truncated decomposition."""
         k, p, l, s = self.grid()  # noqa: E741
-        work = _blocks.working(weight)
-        worth = _blocks.importance(activations, work)
-        work = _blocks.pad(work * worth, l * s, k * p)
-        if self.order == "strided":
+        work = _init.working(weight)
+        worth = _init.column_weights(work, activations, least=_init.DIVISIBLE)
+        work = _block_matmul.pad(work * worth, l * s, k * p)
+        if self.order == STRIDED:
             blocks = work.view(s, l, k, p).permute(1, 2, 0, 3)
         else:
             blocks = work.view(l, s, k, p).transpose(1, 2)
-        left, right = _blocks.truncated(blocks, self.rank)  # (l, k, s, t), (l, k, t, p)
-        first = right.transpose(0, 1) / _blocks.pad_ones(worth, k * p).view(k, 1, 1, p)
+        left, right = _init.truncated(blocks, self.rank)  # (l, k, s, t), (l, k, t, p)
+        first = right.transpose(0, 1) / _init.pad_ones(worth, k * p).view(k, 1, 1, p)
         second = left.transpose(1, 2)
         return self.build(*(factor.to(weight.dtype).contiguous() for factor in (first, second)))
+
+
+class _Chain(Kernel):
+    """What the kernels share that write the intermediate, and y as the order asks for."""
+
+    def intermediate_width(self, described: TwoStage) -> int:
+        grid = described.grid()
+        return grid.in_blocks * grid.out_blocks * described.rank
+
+
+class Bmm(_Chain, _kernel.Bmm, of=TwoStage):
+    """Two batched products and one copy between them, with a backward pass of four.
+
+    Not counted: on a CPU it may copy y, as a batched product cannot be written to a view.
+    """
+
+    def apply(self, layer: TwoStageMap, x: Tensor) -> Tensor:
+        x, factors = layer.padded(x), (layer.first, layer.second)
+        if _block_matmul.needs_grad(x, *factors):
+            y: Tensor = _Product.apply(x, *factors, layer.strided)  # type: ignore[no-untyped-call]
+        else:
+            y = _product(x, *factors, layer.strided)[0]
+        return _block_matmul.crop(y, layer.out_features)
+
+    def copied_width(self, described: TwoStage) -> int:
+        """The regrouped intermediate; y where it is strided; x and y where they are padded."""
+        padded_out, padded_in = described.padded()
+        gathered = padded_out if described.order == STRIDED else 0
+        padding = _sizes.padding_copies(described, padded_out, padded_in)
+        return self.intermediate_width(described) + gathered + padding
+
+
+class Einsum(_Chain, _kernel.Einsum, of=TwoStage):
+    """The spelling that users write."""
+
+    def apply(self, layer: TwoStageMap, x: Tensor) -> Tensor:
+        first, second = layer.factors()
+        z = torch.einsum(
+            "bkp,kltp->bklt", layer.padded(x).unflatten(1, (first.shape[0], -1)), first
+        )
+        y = torch.einsum("bklt,lskt->bsl" if layer.strided else "bklt,lskt->bls", z, second)
+        return _block_matmul.crop(y.reshape(x.shape[0], -1).contiguous(), layer.out_features)
+
+    def copied_width(self, described: TwoStage) -> int:
+        """The intermediate, and y; x and y where they are padded."""
+        padded_out, padded_in = described.padded()
+        padding = _sizes.padding_copies(described, padded_out, padded_in)
+        return self.intermediate_width(described) + padded_out + padding
+
+
+class Triton(_Chain, _triton.Triton, of=TwoStage):
+    """The first product in Triton, stored as the second reads it; it takes every size."""
+
+    backward_as = Bmm
+
+    def apply(self, layer: TwoStageMap, x: Tensor) -> Tensor:
+        factors = (layer.first, layer.second)
+        return _fused_product(self, x, factors, layer.out_features, layer.strided)
+
+    def product(
+        self, x: Tensor, first: Tensor, second: Tensor, width: int, strided: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """y (tokens, width), and the regrouped intermediate where it was written."""
+        out_blocks = second.shape[0]
+        turn = _block_matmul.tokens_last(x, first.shape[1] // out_blocks)
+        z = _triton.fused().enter_grouped(x, first, out_blocks, turn)
+        return _block_matmul.crop(_block_matmul.leave(z, second, strided=strided), width), z
+
+    def copied_width(self, described: TwoStage) -> int:
+        """y where it is strided, or cut; it regroups as it writes and does not pad x."""
+        padded_out, _ = described.padded()
+        gathered = padded_out if described.order == STRIDED else 0
+        return gathered + _sizes.padding_copies(described, padded_out, described.in_features)
+
+
+class TritonFused(Triton, of=TwoStage):
+    """One kernel in Triton, which makes y without an intermediate in memory, and copies nothing."""
+
+    name = "triton_fused"
+
+    def refuses(
+        self, described: TwoStage, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        refused = self.too_wide(described.grid().out_side)
+        return refused or super().refuses(described, device, dtype, direction)
+
+    def too_wide(self, out_side: int) -> str | None:
+        """Why it cannot run with output groups of so many features, or None."""
+        if out_side <= WIDEST:
+            return None
+        return (
+            f"kernel={self.name} holds a whole output group in one program, at most {WIDEST} "
+            f"features, and here a group has {out_side}; kernel={Triton.name} takes any."
+        )
+
+    def product(
+        self, x: Tensor, first: Tensor, second: Tensor, width: int, strided: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """y (tokens, width) alone.
+
+        Raises:
+            UsageError: an output group is too wide for one kernel.
+        """
+        out_side = second.shape[1]
+        if refused := self.too_wide(out_side):
+            raise UsageError(refused)
+        at_once = together(out_side)
+        return _triton.fused().two_stage(x, first, second, width, strided, at_once), None
+
+    def intermediate_width(self, described: TwoStage) -> int:
+        return 0
+
+    def copied_width(self, described: TwoStage) -> int:
+        return 0
+
+    def recomputed(self, described: TwoStage) -> int:
+        return described.products()[0]
+
+    def recomputed_values(self, described: TwoStage, tokens: int) -> int:
+        """x and a factor are read, and the intermediate is written."""
+        made = described.in_features + super().intermediate_width(described)
+        return tokens * made + described.stages()[0]

@@ -8,25 +8,27 @@ torch's BSR product, forward only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hwbench.formats._base import FORWARD, Format, Linear, budget, round_down, unreachable
+from hwbench.formats import _kernel
+from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._entries import (
+    GATHERS,
     INDEX_BYTES,
     PatternMap,
     check_index_dtype,
-    column_scale,
     largest,
     random_places,
 )
 from hwbench.formats._gather import Pattern, spans, turn
+from hwbench.formats._init import column_weights
+from hwbench.formats._kernel import Kernel
 from hwbench.formats._probe import refusal
-from hwbench.records import Knob
 
 
 class _Map(PatternMap):
@@ -35,7 +37,7 @@ class _Map(PatternMap):
 
     def __init__(self, spec: Bsr, flat: Tensor, values: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
-        self.kernel = spec.kernel
+        self.kernel = spec.implementation
         self.values = nn.Parameter(values)  # (blocks, block_rows, block_columns)
         rows, columns = spec.grid()
         dtype = getattr(torch, spec.index_dtype)
@@ -47,15 +49,12 @@ class _Map(PatternMap):
         grid_columns = self.in_features // self.values.shape[2]
         return Pattern(self.row_starts, self.columns, grid_columns)
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        if self.kernel == "gather":
-            y: Tensor = _Product.apply(x, self.values, self.pattern())  # type: ignore[no-untyped-call]
-            return y
+    def tensor(self) -> Tensor:
+        """W as torch's BSR tensor."""
         size = (self.out_features, self.in_features)
-        weight = torch.sparse_bsr_tensor(
+        return torch.sparse_bsr_tensor(
             self.row_starts, self.columns, self.values, size, check_invariants=False
         )
-        return torch.mm(weight, x.t()).t().contiguous()
 
     def to_dense(self) -> Tensor:
         _, height, width = self.values.shape
@@ -128,7 +127,6 @@ class Bsr(Format):
     that is not stored.
     """
 
-    KERNELS = ("gather", "spmm")
     PAPER = "Gray et al., GPU kernels for block-sparse weights, 2017"
 
     kept_blocks: int
@@ -148,23 +146,13 @@ class Bsr(Format):
         """How many blocks W has, down and across."""
         return self.out_features // self.block_rows, self.in_features // self.block_columns
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        multiple = knobs.pop("multiple", 1)
-        one = cls(out_features=out_features, in_features=in_features, kept_blocks=1, **knobs)  # type: ignore[arg-type]
-        kept_blocks = budget(out_features, in_features, density) // one.parameters()
-        if kept_blocks < 1:
-            size = f"{one.block_rows}x{one.block_columns}"
-            raise unreachable(
-                "bsr", density, f"one block of {size} has density {one.density():.4g}"
-            )
-        kept_blocks = round_down(kept_blocks, multiple)
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            kept_blocks=kept_blocks,
-            **knobs,  # type: ignore[arg-type]
-        )
+    def largest_setting(self) -> int:
+        rows, columns = self.grid()
+        return rows * columns
+
+    def smallest_words(self) -> str:
+        size = f"{self.block_rows}x{self.block_columns}"
+        return f"one block of {size} has density {self.density():.4g}"
 
     def parameters(self) -> int:
         return self.kept_blocks * self.block_rows * self.block_columns
@@ -172,38 +160,8 @@ class Bsr(Format):
     def index_bytes(self) -> int:
         return (self.kept_blocks + self.grid()[0] + 1) * INDEX_BYTES[self.index_dtype]
 
-    def intermediate_width(self) -> int:
-        if self.kernel != "gather":
-            return 0
-        return self.kept_blocks * (self.block_rows + self.block_columns)  # collected, and products
-
     def copied_width(self) -> int:
         return self.in_features + self.out_features
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if self.kernel == "gather":
-            return None
-        if direction != FORWARD:
-            return "torch differentiates no BSR product; kernel=gather has a backward pass."
-        if device != "cpu":
-            if self.block_rows != self.block_columns:
-                return (
-                    f"torch's BSR product on CUDA takes square blocks only, not "
-                    f"{self.block_rows}x{self.block_columns}; kernel=gather can."
-                )
-            return refusal(self, dtype, direction)
-        if dtype not in (torch.float32, torch.float64):
-            name = str(dtype).removeprefix("torch.")
-            return (
-                f"torch multiplies BSR tensors on the CPU with MKL, in float32 and float64 only, "
-                f"not in {name}; kernel=gather can."
-            )
-        if self.block_rows != self.block_columns:
-            return (
-                f"MKL, with which torch multiplies BSR tensors on the CPU, takes square blocks "
-                f"only, not {self.block_rows}x{self.block_columns}; kernel=gather can."
-            )
-        return None
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         rows, columns = self.grid()
@@ -219,13 +177,59 @@ class Bsr(Format):
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The optimum: the blocks of the largest Frobenius norm."""
         weight = weight.detach()
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        scaled = self._blocks(weight.to(wide) * column_scale(weight, activations).to(wide))
+        worth = column_weights(weight, activations)
+        scaled = self._tiles(weight.to(worth.dtype) * worth)
         flat = largest(scaled.square().sum((1, 2)), self.kept_blocks)
-        return _Map(self, flat, self._blocks(weight).index_select(0, flat))
+        return _Map(self, flat, self._tiles(weight).index_select(0, flat))
 
-    def _blocks(self, weight: Tensor) -> Tensor:
+    def _tiles(self, weight: Tensor) -> Tensor:
         """(rows · columns of blocks, block_rows, block_columns)."""
         rows, columns = self.grid()
         shape = (rows, self.block_rows, columns, self.block_columns)
         return weight.reshape(shape).transpose(1, 2).flatten(0, 1)
+
+
+class Gather(Kernel, of=Bsr):
+    """The inputs of every kept block collected, all multiplied at once, and block rows summed."""
+
+    name = "gather"
+    operators = GATHERS
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        y: Tensor = _Product.apply(x, layer.values, layer.pattern())  # type: ignore[no-untyped-call]
+        return y
+
+    def intermediate_width(self, described: Bsr) -> int:
+        sides = described.block_rows + described.block_columns
+        return described.kept_blocks * sides  # collected, and products
+
+
+class Spmm(_kernel.Spmm, of=Bsr):
+    """torch's BSR product, forward only."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        return torch.mm(layer.tensor(), x.t()).t().contiguous()
+
+    def refuses(
+        self, described: Bsr, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        other = f"kernel={Gather.name}"
+        size = f"{described.block_rows}x{described.block_columns}"
+        square = described.block_rows == described.block_columns
+        if direction != FORWARD:
+            return f"torch differentiates no BSR product; {other} has a backward pass."
+        if device != "cpu" and square:
+            return refusal(described, dtype, direction)
+        if device != "cpu":
+            return f"torch's BSR product on CUDA takes square blocks only, not {size}; {other} can."
+        if dtype not in (torch.float32, torch.float64):
+            return (
+                f"torch multiplies BSR tensors on the CPU with MKL, in float32 and float64 only, "
+                f"not in {str(dtype).removeprefix('torch.')}; {other} can."
+            )
+        if square:
+            return None
+        return (
+            f"MKL, with which torch multiplies BSR tensors on the CPU, takes square blocks only, "
+            f"not {size}; {other} can."
+        )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hwbench.formats import _blocks
+from hwbench.formats import _init, _sizes
 from hwbench.formats._base import Linear
 from hwbench.formats._two_stage import Grid, TwoStage
 
@@ -40,15 +40,15 @@ class Btt(TwoStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _blocks.fill(self, in_blocks=_blocks.near_square(self.in_features)[0])
-        _blocks.fill(self, out_blocks=_blocks.near_square(self.out_features)[1])
-        _blocks.check_blocks(self, "in_blocks", self.in_features)
-        _blocks.check_blocks(self, "out_blocks", self.out_features)
+        _sizes.fill(self, in_blocks=_sizes.near_square(self.in_features)[0])
+        _sizes.fill(self, out_blocks=_sizes.near_square(self.out_features)[1])
+        _sizes.check_blocks(self, "in_blocks", self.in_features)
+        _sizes.check_blocks(self, "out_blocks", self.out_features)
         self.check_grid()
 
     def grid(self) -> Grid:
-        in_side = _blocks.side(self.in_features, self.in_blocks)
-        out_side = _blocks.side(self.out_features, self.out_blocks)
+        in_side = _sizes.side(self.in_features, self.in_blocks)
+        out_side = _sizes.side(self.out_features, self.out_blocks)
         return Grid(self.in_blocks, in_side, self.out_blocks, out_side)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
@@ -56,5 +56,5 @@ class Btt(TwoStage):
         k, l, rank, p = first.shape  # noqa: E741
         fans = ((l * rank, p), (second.shape[1], k * rank))
         for factor, (fan_out, fan_in) in zip((first, second), fans, strict=True):
-            factor.normal_(std=_blocks.spectral_std(fan_out, fan_in), generator=generator)
+            factor.normal_(std=_init.spectral_std(fan_out, fan_in), generator=generator)
         return self.build(first.to(dtype), second.to(dtype))

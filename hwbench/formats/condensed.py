@@ -7,14 +7,14 @@ Kernels: ``gather`` sums rows of xᵀ with embedding_bag and has a backward pass
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from hwbench.formats._base import Linear, budget, round_down, unreachable
+from hwbench.formats._base import Linear
 from hwbench.formats._entries import (
     INDEX_BYTES,
+    EntriesKernel,
     EntriesMap,
     GatheredFormat,
     check_index_dtype,
@@ -23,7 +23,6 @@ from hwbench.formats._entries import (
     scores,
 )
 from hwbench.formats._groups import best_in_groups
-from hwbench.records import Knob
 
 
 class _Map(EntriesMap):
@@ -31,7 +30,7 @@ class _Map(EntriesMap):
 
     def __init__(self, spec: Condensed, values: Tensor, columns: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, values)  # (out, fan_in)
-        self.kernel, self.gradient = spec.kernel, spec.gradient
+        self.kernel, self.gradient = spec.implementation, spec.gradient
         self.register_buffer("columns", columns)
 
     def starts(self) -> Tensor:
@@ -42,11 +41,6 @@ class _Map(EntriesMap):
     def places(self) -> Tensor:
         return self.columns.flatten()
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        if self.kernel == "gather":
-            return self.gather(x)
-        return (x[:, self.columns] * self.values).sum(-1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Condensed(GatheredFormat):
@@ -56,7 +50,6 @@ class Condensed(GatheredFormat):
     first backward pass, the same entries sorted by column, as working memory that is not stored.
     """
 
-    KERNELS = ("gather", "naive")
     PAPER = "Lasby et al., Dynamic sparse training with structured sparsity, 2024"
 
     fan_in: int
@@ -67,14 +60,8 @@ class Condensed(GatheredFormat):
         self.check_integer("fan_in", low=1, high=self.in_features)
         check_index_dtype(self, self.index_dtype, self.parameters())
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        multiple = knobs.pop("multiple", 1)
-        fan_in = budget(out_features, in_features, density) // out_features
-        if fan_in < 1:
-            raise unreachable("condensed", density, f"fan_in 1 has density {1 / in_features:.4g}")
-        fan_in = round_down(fan_in, multiple)
-        return cls(out_features=out_features, in_features=in_features, fan_in=fan_in, **knobs)  # type: ignore[arg-type]
+    def largest_setting(self) -> int:
+        return self.in_features
 
     def parameters(self) -> int:
         return self.out_features * self.fan_in
@@ -82,20 +69,11 @@ class Condensed(GatheredFormat):
     def index_bytes(self) -> int:
         return self.parameters() * INDEX_BYTES[self.index_dtype]
 
-    def gradient_entries(self) -> int:
-        return super().gradient_entries() if self.kernel == "gather" else self.parameters()
-
     def flops(self, tokens: int, direction: str) -> int:
         return executed(tokens, self.parameters(), self.gradient_entries(), direction)
 
-    def intermediate_width(self) -> int:
-        return 0 if self.kernel == "gather" else 2 * self.parameters()  # gathered, and multiplied
-
-    def copied_width(self) -> int:
-        return self.in_features + self.out_features if self.kernel == "gather" else 0
-
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
         kept, computed = self.parameters(), self.gradient_entries()
         return moved + picked_bytes(kept, computed, item_bytes, direction)
 
@@ -114,3 +92,16 @@ class Condensed(GatheredFormat):
 
     def _best(self, score: Tensor) -> Tensor:
         return best_in_groups(score, self.fan_in, self.in_features).flatten(1)
+
+
+class Naive(EntriesKernel, of=Condensed):
+    """The inputs of every output gathered, multiplied and summed, as the layer is often written."""
+
+    name = "naive"
+    operators = r"aten::index$"
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        return (x[:, layer.columns] * layer.values).sum(-1)
+
+    def intermediate_width(self, described: Condensed) -> int:
+        return 2 * described.parameters()  # gathered, and multiplied

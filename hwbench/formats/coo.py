@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwbench.errors import KnobError
+from hwbench.formats import _kernel
 from hwbench.formats._base import Linear
-from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesMap
+from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesKernel, EntriesMap, Gather
 from hwbench.formats._probe import refusal
 
 
@@ -25,7 +26,7 @@ class _Map(EntriesMap):
 
     def __init__(self, spec: Coo, indices: Tensor, values: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, values)
-        self.kernel, self.gradient = spec.kernel, spec.gradient
+        self.kernel, self.gradient = spec.implementation, spec.gradient
         self.register_buffer("indices", indices)
 
     def starts(self) -> Tensor:
@@ -36,18 +37,12 @@ class _Map(EntriesMap):
     def places(self) -> Tensor:
         return self.indices[1]
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        if self.kernel == "gather":
-            return self.gather(x)
+    def tensor(self) -> Tensor:
+        """W as torch's COO tensor."""
         size = (self.out_features, self.in_features)
-        weight = torch.sparse_coo_tensor(
+        return torch.sparse_coo_tensor(
             self.indices, self.values, size, check_invariants=False, is_coalesced=True
         )
-        if self.kernel == "spmm":
-            y: Tensor = torch.sparse.mm(weight, x.t()).t()
-        else:
-            y = functional.linear(x, weight)
-        return y.contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,46 +54,60 @@ class Coo(EntriesFormat):
     memory that is not stored.
     """
 
-    KERNELS = ("gather", "spmm", "linear")
-
     index_dtype: str = "int64"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kernel != "gather" and self.index_dtype != "int64":
+        if not self.gathers() and self.index_dtype != "int64":
             raise KnobError(
                 f"torch keeps the indices of COO tensors in int64, so kernel={self.kernel} of coo "
-                f"cannot have index_dtype={self.index_dtype!r}; kernel=gather can."
+                f"cannot have index_dtype={self.index_dtype!r}; kernel={Gather.name} can."
             )
-
-    @property
-    def MATERIALISES(self) -> bool:  # noqa: N802
-        """Whether the kernel forms a dense tensor of the weight's size: torch's gradients do."""
-        return self.kernel != "gather"
 
     def index_bytes(self) -> int:
         return 2 * self.nonzeros * INDEX_BYTES[self.index_dtype]
-
-    def gradient_entries(self) -> int:
-        if self.kernel == "gather":
-            return super().gradient_entries()
-        return self._all_entries()
-
-    def copied_width(self) -> int:
-        return super().copied_width() if self.kernel == "gather" else self.out_features
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if self.kernel == "gather" or device != "cuda":
-            return None
-        if dtype not in (torch.float32, torch.float64):
-            name = str(dtype).removeprefix("torch.")
-            return (
-                f"torch multiplies COO tensors on CUDA in float32 and float64 only, not in {name}; "
-                f"kernel=gather can."
-            )
-        return refusal(self, dtype, direction)
 
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
         indices = torch.stack([flat // self.in_features, flat % self.in_features])
         values = weight.flatten().index_select(0, flat)
         return _Map(self, indices.to(getattr(torch, self.index_dtype)), values)
+
+
+class _Library(EntriesKernel):
+    """What the kernels of torch's COO tensors share: the gradient is the whole dense product."""
+
+    materialises = True
+
+    def gradient_entries(self, described: Coo) -> int:
+        return described.all_entries()
+
+    def copied_width(self, described: Coo) -> int:
+        return described.out_features
+
+    def refuses(
+        self, described: Coo, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        if device != "cuda":
+            return None
+        if dtype not in (torch.float32, torch.float64):
+            name = str(dtype).removeprefix("torch.")
+            return (
+                f"torch multiplies COO tensors on CUDA in float32 and float64 only, not in {name}; "
+                f"kernel={Gather.name} can."
+            )
+        return refusal(described, dtype, direction)
+
+
+class Spmm(_Library, _kernel.Spmm, of=Coo):
+    """torch.sparse.mm with xᵀ."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        y: Tensor = torch.sparse.mm(layer.tensor(), x.t()).t()
+        return y.contiguous()
+
+
+class SparseLinear(_Library, _kernel.SparseLinear, of=Coo):
+    """F.linear(x, coo), as users write it."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        return functional.linear(x, layer.tensor()).contiguous()

@@ -14,27 +14,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hwbench.formats import _kernel
 from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Linear
-from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, RowsMap
+from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesKernel, Gather, RowsMap
 from hwbench.formats._probe import refusal
 
 
 class _Map(RowsMap):
     def __init__(self, spec: Csr, flat: Tensor, values: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, flat, values, spec.index_dtype)
-        self.kernel, self.gradient = spec.kernel, spec.gradient
+        self.kernel, self.gradient = spec.implementation, spec.gradient
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        if self.kernel == "gather":
-            return self.gather(x)
-        where = (self.row_starts, self.columns, self.in_features)
-        if self.kernel == "spmm":
-            y: Tensor = _Spmm.apply(x, self.values, *where)  # type: ignore[no-untyped-call]
-            return y
-        return functional.linear(x, _csr(self.values, *where)).contiguous()
+    def tensor(self) -> Tensor:
+        """W as torch's CSR tensor."""
+        return _csr(self.values, self.row_starts, self.columns, self.in_features)
 
 
-class _Spmm(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """torch's CSR products; its own autograd would pass the gradient of the values through dense.
 
     dX = (Wᵀ dyᵀ)ᵀ with the transpose of W as compressed sparse columns, and the values get the
@@ -76,45 +72,61 @@ class Csr(EntriesFormat):
     and in_features + 1 starts, as working memory that is not stored.
     """
 
-    KERNELS = ("gather", "spmm", "linear")
     PAPER = "Gale et al., Sparse GPU kernels for deep learning, 2020"
-
-    @property
-    def MATERIALISES(self) -> bool:  # noqa: N802
-        """Whether the kernel forms a dense tensor of the weight's size: F.linear's gradient."""
-        return self.kernel == "linear"
 
     def index_bytes(self) -> int:
         return (self.nonzeros + self.out_features + 1) * INDEX_BYTES[self.index_dtype]
 
-    def gradient_entries(self) -> int:
-        if self.kernel == "gather":
-            return super().gradient_entries()
-        if self.kernel == "spmm":  # torch samples: its gradient is a CSR tensor too
-            return self.nonzeros
-        return self._all_entries()  # F.linear's gradient comes back dense
-
-    def copied_width(self) -> int:
-        return 0 if self.kernel == "linear" else super().copied_width()
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if self.kernel == "gather":
-            return None
-        name = str(dtype).removeprefix("torch.")
-        if device == "cpu":
-            if dtype in (torch.float32, torch.float64):
-                return None
-            return (
-                f"torch multiplies CSR tensors on the CPU with MKL, in float32 and float64 only, "
-                f"not in {name}; kernel=gather can."
-            )
-        wide = dtype in (torch.float32, torch.float64)
-        if self.kernel == "spmm" and direction not in (FORWARD, BACKWARD_INPUT) and not wide:
-            return (
-                f"the gradient of torch's CSR product is a sampled product, which cuSPARSE offers "
-                f"in float32 and float64 only, not in {name}; kernel=gather can."
-            )
-        return refusal(self, dtype, direction)
-
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
         return _Map(self, flat, weight.flatten().index_select(0, flat))
+
+
+class _Library(EntriesKernel):
+    """What the kernels of torch's CSR tensors refuse."""
+
+    def refuses(
+        self, described: Csr, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        if device != "cpu":
+            return refusal(described, dtype, direction)
+        if dtype in (torch.float32, torch.float64):
+            return None
+        name = str(dtype).removeprefix("torch.")
+        return (
+            f"torch multiplies CSR tensors on the CPU with MKL, in float32 and float64 only, not "
+            f"in {name}; kernel={Gather.name} can."
+        )
+
+
+class Spmm(_Library, _kernel.Spmm, of=Csr):
+    """torch's CSR product with xᵀ; torch samples its gradient, which is a CSR tensor too."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        where = (layer.row_starts, layer.columns, layer.in_features)
+        y: Tensor = _Product.apply(x, layer.values, *where)  # type: ignore[no-untyped-call]
+        return y
+
+    def refuses(
+        self, described: Csr, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        narrow = device != "cpu" and dtype not in (torch.float32, torch.float64)
+        if narrow and direction not in (FORWARD, BACKWARD_INPUT):
+            name = str(dtype).removeprefix("torch.")
+            return (
+                f"the gradient of torch's CSR product is a sampled product, which cuSPARSE offers "
+                f"in float32 and float64 only, not in {name}; kernel={Gather.name} can."
+            )
+        return super().refuses(described, device, dtype, direction)
+
+    def copied_width(self, described: Csr) -> int:
+        return described.in_features + described.out_features  # x to xᵀ, and yᵀ to y
+
+
+class SparseLinear(_Library, _kernel.SparseLinear, of=Csr):
+    """F.linear(x, csr), as users write it; its gradient comes back dense."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        return functional.linear(x, layer.tensor()).contiguous()
+
+    def gradient_entries(self, described: Csr) -> int:
+        return described.all_entries()

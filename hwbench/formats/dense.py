@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwbench.formats._full import FullFormat
+from torch import Tensor
+from torch.nn import functional
+
+from hwbench.formats import _kernel
+from hwbench.formats._full import FullFormat, FullMap
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(FullFormat):
     """The full matrix, applied by one matrix product."""
+
+
+class Torch(_kernel.Torch, of=Dense):
+    """The layer as PyTorch has it."""
+
+    def apply(self, layer: FullMap, x: Tensor) -> Tensor:
+        return functional.linear(x, layer.weight)

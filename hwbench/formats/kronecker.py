@@ -12,17 +12,16 @@ with a backward pass of its own; ``einsum`` is the spelling that users write.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hwbench.formats import _blocks
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
-from hwbench.records import Knob
+from hwbench.formats import _block_matmul, _init, _kernel, _sizes
+from hwbench.formats._base import Format, Linear
+from hwbench.formats._kernel import Kernel
 
 
 class _Map(Linear):
@@ -30,30 +29,11 @@ class _Map(Linear):
 
     def __init__(self, spec: Kronecker, outer: Tensor, inner: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
-        self.kernel, self.inner_first = spec.kernel, spec.inner_first()
+        self.kernel, self.inner_first = spec.implementation, spec.inner_first()
         order = ((1, 2, 0), (0, 1, 2)) if self.inner_first else ((1, 0, 2), (1, 0, 2))
         outer, inner = outer.permute(order[0]), inner.permute(order[1])
         self.outer = nn.Parameter(outer.contiguous())  # A: (i, j, r), or (i, r, j)
         self.inner = nn.Parameter(inner.contiguous())  # B: (r, u, v), or (u, r, v)
-
-    def apply_weight(self, x: Tensor) -> Tensor:
-        in_blocks = self.outer.shape[1 if self.inner_first else 2]
-        if self.kernel == "einsum":
-            return self._einsum(x.reshape(x.shape[0], in_blocks, -1))
-        if _blocks.needs_grad(x, self.outer, self.inner):
-            product = _InnerFirst if self.inner_first else _OuterFirst
-            y: Tensor = product.apply(x, self.outer, self.inner)  # type: ignore[no-untyped-call]
-            return y
-        return (_inner_first if self.inner_first else _outer_first)(x, self.outer, self.inner)[0]
-
-    def _einsum(self, x: Tensor) -> Tensor:
-        if self.inner_first:
-            z = torch.einsum("bjv,ruv->bjru", x, self.inner)
-            y = torch.einsum("bjru,ijr->biu", z, self.outer)
-        else:
-            z = torch.einsum("bjv,irj->birv", x, self.outer)
-            y = torch.einsum("birv,urv->biu", z, self.inner)
-        return y.reshape(x.shape[0], -1).contiguous()
 
     def to_dense(self) -> Tensor:
         form = "ijr,ruv->iujv" if self.inner_first else "irj,urv->iujv"
@@ -150,7 +130,6 @@ class Kronecker(Format):
         KnobError: a number of blocks divides no size, or the rank exceeds that of any weight.
     """
 
-    KERNELS = ("matmul", "einsum")
     PAPER = "Van Loan and Pitsianis, Approximation with Kronecker Products, 1993"
 
     rank: int
@@ -159,21 +138,17 @@ class Kronecker(Format):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _blocks.fill(self, out_blocks=_blocks.factors(self.out_features)[0])
-        _blocks.fill(self, in_blocks=_blocks.factors(self.in_features)[1])
+        _sizes.fill(self, out_blocks=_sizes.factors(self.out_features)[0])
+        _sizes.fill(self, in_blocks=_sizes.factors(self.in_features)[1])
         self.check_divides("out_blocks", self.out_features)
         self.check_divides("in_blocks", self.in_features)
         self.check_integer("rank", low=1, high=min(self._sizes()))
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        multiple = knobs.pop("multiple", 1)
-        smallest = cls(out_features=out_features, in_features=in_features, rank=1, **knobs)  # type: ignore[arg-type]
-        affordable = budget(out_features, in_features, density) // smallest.parameters()
-        rank = min(affordable, *smallest._sizes())
-        if rank < 1:
-            raise unreachable(cls.name(), density, f"one term has density {smallest.density():.4g}")
-        return dataclasses.replace(smallest, rank=round_down(rank, multiple))
+    def largest_setting(self) -> int:
+        return min(self._sizes())
+
+    def smallest_words(self) -> str:
+        return f"one term has density {self.density():.4g}"
 
     def _sides(self) -> tuple[int, int]:
         return self.out_features // self.out_blocks, self.in_features // self.in_blocks
@@ -202,9 +177,8 @@ class Kronecker(Format):
         outer, inner = (self.rank * size for size in self._sizes())
         return (inner, outer) if self.inner_first() else (outer, inner)
 
-    def flops(self, tokens: int, direction: str) -> int:
-        chain = self._products(inner_first=self.inner_first())
-        return _blocks.chain_flops(tokens, chain, direction)
+    def products(self) -> tuple[int, ...]:
+        return self._products(inner_first=self.inner_first())
 
     def intermediate_width(self) -> int:
         out_side, in_side = self._sides()
@@ -212,27 +186,55 @@ class Kronecker(Format):
             return self.rank * self.in_blocks * out_side
         return self.rank * self.out_blocks * in_side
 
-    def copied_width(self) -> int:
-        """The intermediate and y for ``einsum``.
-
-        The gradient of A also copies the intermediate and x or dy, which is not counted here.
-        """
-        return self.intermediate_width() + self.out_features if self.kernel == "einsum" else 0
-
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         (out_side, in_side), device = self._sides(), generator.device
         outer = torch.empty(self.rank, self.out_blocks, self.in_blocks, device=device)
         inner = torch.empty(self.rank, out_side, in_side, device=device)
         fans = ((self.out_blocks, self.rank * self.in_blocks), (self.rank * out_side, in_side))
         for factor, (fan_out, fan_in) in zip((outer, inner), fans, strict=True):
-            factor.normal_(std=_blocks.spectral_std(fan_out, fan_in), generator=generator)
+            factor.normal_(std=_init.spectral_std(fan_out, fan_in), generator=generator)
         return _Map(self, outer.to(dtype), inner.to(dtype))
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest member: with one row for each block, W becomes a matrix of low rank."""
         del activations
         out_side, in_side = self._sides()
-        grid = _blocks.working(weight).reshape(self.out_blocks, out_side, self.in_blocks, in_side)
-        left, right = _blocks.truncated(grid.transpose(1, 2).reshape(self._sizes()), self.rank)
+        grid = _init.working(weight).reshape(self.out_blocks, out_side, self.in_blocks, in_side)
+        left, right = _init.truncated(grid.transpose(1, 2).reshape(self._sizes()), self.rank)
         outer = left.mT.unflatten(1, (self.out_blocks, self.in_blocks)).to(weight.dtype)
         return _Map(self, outer, right.unflatten(1, (out_side, in_side)).to(weight.dtype))
+
+
+class Matmul(Kernel, of=Kronecker):
+    """One product with all B and one batched product with A, in the cheaper order.
+
+    Not counted: the gradient of A copies the intermediate, and x or dy.
+    """
+
+    name = "matmul"
+    operators = r"aten::(mm|bmm|matmul)$"
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        factors = (layer.outer, layer.inner)
+        if _block_matmul.needs_grad(x, *factors):
+            product = _InnerFirst if layer.inner_first else _OuterFirst
+            y: Tensor = product.apply(x, *factors)  # type: ignore[no-untyped-call]
+            return y
+        return (_inner_first if layer.inner_first else _outer_first)(x, *factors)[0]
+
+
+class Einsum(_kernel.Einsum, of=Kronecker):
+    """The spelling that users write."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        x = x.reshape(x.shape[0], layer.outer.shape[1 if layer.inner_first else 2], -1)
+        if layer.inner_first:
+            z = torch.einsum("bjv,ruv->bjru", x, layer.inner)
+            y = torch.einsum("bjru,ijr->biu", z, layer.outer)
+        else:
+            z = torch.einsum("bjv,irj->birv", x, layer.outer)
+            y = torch.einsum("birv,urv->biu", z, layer.inner)
+        return y.reshape(x.shape[0], -1).contiguous()
+
+    def copied_width(self, described: Kronecker) -> int:
+        return described.intermediate_width() + described.out_features

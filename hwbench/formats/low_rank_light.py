@@ -8,19 +8,18 @@ of x in pivoted order but for some weights leaves a badly conditioned B.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hwbench.formats import _blocks
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats import _block_matmul, _init, _sizes
+from hwbench.formats._base import Format, Linear
 from hwbench.formats._derived import Derived
-from hwbench.records import Knob
+from hwbench.formats._kernel import Kernel
 
 PIVOTED, FIRST = "pivoted", "first"
 
@@ -30,20 +29,14 @@ class _Map(Linear):
 
     pivots: Tensor | None
 
-    def __init__(self, left: Tensor, right: Tensor, pivots: Tensor | None) -> None:
+    def __init__(self, left: Tensor, right: Tensor, pivots: Tensor | None, kernel: Kernel) -> None:
         rank, rest = right.shape
         super().__init__(left.shape[0], rank + rest)
         self.left = nn.Parameter(left)  # A (out, rank)
         self.right = nn.Parameter(right)  # B (rank, in - rank)
         self.register_buffer("pivots", pivots)  # (rank,)
+        self.kernel = kernel
         self._order = Derived[Tensor]()
-
-    def apply_weight(self, x: Tensor) -> Tensor:
-        order = self.order()
-        if _blocks.needs_grad(x, self.left, self.right):
-            y: Tensor = _Product.apply(x, self.left, self.right, order)  # type: ignore[no-untyped-call]
-            return y
-        return _product(x, self.left, self.right, order)[0]
 
     def to_dense(self) -> Tensor:
         dense = torch.cat([self.left, self.left @ self.right], dim=1)
@@ -102,11 +95,11 @@ class _Product(torch.autograd.Function):
         if dy.is_cpu and dy.dtype == torch.bfloat16:
             # With AMX, torch 2.13 reads one column past an odd rank, times zero: NaN stays NaN.
             dordered[:, rank : rank + 1] = 0
-        dhidden = _blocks.multiply_into(dordered[:, :rank], dy, left)
+        dhidden = _block_matmul.multiply_into(dordered[:, :rank], dy, left)
         dright = dhidden.mT @ ordered[:, rank:] if right_needs else None
         if not x_needs:
             return None, dleft, dright, None
-        _blocks.multiply_into(dordered[:, rank:], dhidden, right)
+        _block_matmul.multiply_into(dordered[:, rank:], dhidden, right)
         if ctx.order is None:
             return dordered, dleft, dright, None
         dx = torch.empty_like(dordered).scatter_(1, ctx.order.expand_as(dordered), dordered)
@@ -121,7 +114,6 @@ class LowRankLight(Format):
         KnobError: the rank exceeds a dimension, or ``columns`` is not one of the two words.
     """
 
-    KERNELS = ("addmm",)
     PAPER = "Zhao et al., Pivoting Factorization, ICML 2025, arXiv:2501.19090"
 
     rank: int
@@ -130,20 +122,10 @@ class LowRankLight(Format):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_integer("rank", low=1, high=min(self.out_features, self.in_features))
-        _blocks.check_choice(self, "columns", (PIVOTED, FIRST))
+        _sizes.check_choice(self, "columns", (PIVOTED, FIRST))
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        multiple = knobs.pop("multiple", 1)
-        side, allowed = out_features + in_features, budget(out_features, in_features, density)
-        root = max(0, side * side - 4 * allowed)
-        rank = (side - math.isqrt(root) - (math.isqrt(root) ** 2 < root)) // 2
-        rank = min(rank, out_features, in_features)
-        if rank < 1:
-            least = (side - 1) / (out_features * in_features)
-            raise unreachable("low_rank_light", density, f"rank 1 has density {least:.4g}")
-        rank = round_down(rank, multiple)
-        return cls(out_features=out_features, in_features=in_features, rank=rank, **knobs)  # type: ignore[arg-type]
+    def largest_setting(self) -> int:
+        return min(self.out_features, self.in_features)
 
     def parameters(self) -> int:
         return sum(self.stages())
@@ -171,12 +153,12 @@ class LowRankLight(Format):
         if self.columns == PIVOTED:
             drawn = torch.randperm(self.in_features, generator=generator, device=device)
             pivots = _pivots(drawn[: self.rank])
-        return _Map(left.to(dtype), right.to(dtype), pivots)
+        return _Map(left.to(dtype), right.to(dtype), pivots, self.implementation)
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The truncated decomposition, written as a combination of ``rank`` columns."""
-        work = _blocks.working(weight)
-        worth = _blocks.importance(activations, work)
+        work = _init.working(weight)
+        worth = _init.column_weights(work, activations, least=_init.DIVISIBLE)
         work = work * worth
         basis = torch.linalg.svd(work, full_matrices=False).Vh[: self.rank]  # (rank, in)
         pivots = None
@@ -187,7 +169,8 @@ class LowRankLight(Format):
         right = _coefficients(basis, torch.finfo(weight.dtype).eps)
         left = _combine(work, right) / worth[: self.rank]
         right = worth[: self.rank, None] * right / worth[self.rank :]
-        return _Map(left.to(weight.dtype), right.to(weight.dtype), pivots)
+        narrow = (left.to(weight.dtype), right.to(weight.dtype))
+        return _Map(*narrow, pivots, self.implementation)
 
 
 def _pivots(places: Tensor) -> Tensor:
@@ -221,3 +204,17 @@ def _combine(weight: Tensor, right: Tensor) -> Tensor:
     gram = right @ right.mT
     gram.diagonal().add_(1)
     return torch.cholesky_solve(seen.mT, torch.linalg.cholesky(gram)).mT.contiguous()
+
+
+class Addmm(Kernel, of=LowRankLight):
+    """A product that adds the columns taken as they are, and one more."""
+
+    name = "addmm"
+    operators = r"aten::addmm$"
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        order = layer.order()
+        if _block_matmul.needs_grad(x, layer.left, layer.right):
+            y: Tensor = _Product.apply(x, layer.left, layer.right, order)  # type: ignore[no-untyped-call]
+            return y
+        return _product(x, layer.left, layer.right, order)[0]

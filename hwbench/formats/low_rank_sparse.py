@@ -15,15 +15,16 @@ from torch.nn import functional
 from hwbench.formats._base import Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
     INDEX_BYTES,
+    Gather,
     GatheredFormat,
     RowsMap,
     check_index_dtype,
-    column_scale,
     executed,
     largest,
     picked_bytes,
     random_places,
 )
+from hwbench.formats._init import column_weights
 from hwbench.records import Knob
 
 
@@ -32,12 +33,9 @@ class _Map(RowsMap):
         self, spec: LowRankSparse, left: Tensor, right: Tensor, flat: Tensor, values: Tensor
     ) -> None:
         super().__init__(spec.out_features, spec.in_features, flat, values, spec.index_dtype)
-        self.gradient = spec.gradient
+        self.kernel, self.gradient = spec.implementation, spec.gradient
         self.left = nn.Parameter(left)  # (out, rank)
         self.right = nn.Parameter(right)  # (rank, in)
-
-    def apply_weight(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.gather(x), functional.linear(x, self.right), self.left.t())
 
     def to_dense(self) -> Tensor:
         return super().to_dense() + self.left @ self.right
@@ -52,7 +50,6 @@ class LowRankSparse(GatheredFormat):
     """
 
     PAPER = "Han et al., SLTrain: a sparse plus low-rank approach for pretraining, 2024"
-    KERNELS = ("gather",)
 
     SHARE: ClassVar[float] = 0.03
     ROUNDS: ClassVar[int] = 100
@@ -109,12 +106,8 @@ class LowRankSparse(GatheredFormat):
     def intermediate_width(self) -> int:
         return self.rank
 
-    def copied_width(self) -> int:
-        # x to xᵀ, yᵀ to y, and the part of y that S gives, before the rest is added
-        return self.in_features + 2 * self.out_features
-
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
         return moved + picked_bytes(self.nonzeros, self.gradient_entries(), item_bytes, direction)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
@@ -135,8 +128,7 @@ class LowRankSparse(GatheredFormat):
         subspace iteration, which never raises the error. ``activations`` weigh the columns.
         """
         wide = torch.promote_types(weight.dtype, torch.float32)
-        scale = column_scale(weight, activations).to(wide)
-        scale = scale.clamp_min(float(scale.max()) * 1e-6 + torch.finfo(wide).tiny)
+        scale = column_weights(weight, activations, least=1e-6)
         target = weight.detach().to(wide) * scale
         left, right, flat = self._alternate(target)
         u, s, vh = torch.linalg.svd(left, full_matrices=False)
@@ -167,3 +159,15 @@ class LowRankSparse(GatheredFormat):
         flat = largest(gap.abs(), self.nonzeros)
         entries = torch.zeros_like(gap).index_copy(0, flat, gap[flat])
         return left, flat, entries.view(target.shape), float((gap - entries).norm())
+
+
+class GatherBeside(Gather, of=LowRankSparse):
+    """Two products for A B, and a gather for S, to which they are added."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        hidden = functional.linear(x, layer.right)
+        return torch.addmm(layer.gather(x), hidden, layer.left.t())
+
+    def copied_width(self, described: LowRankSparse) -> int:
+        # The part of y that S gives, before the rest is added, is one copy more.
+        return super().copied_width(described) + described.out_features

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP, Linear
+from hwbench.formats import _kernel
+from hwbench.formats._base import Linear, by_direction
 from hwbench.formats._entries import KeptFormat, executed
+from hwbench.formats._kernel import Kernel
 
 
 class _Map(Linear):
     mask: Tensor  # (out, in) bool
 
-    def __init__(self, weight: Tensor, mask: Tensor) -> None:
+    def __init__(self, weight: Tensor, mask: Tensor, kernel: Kernel) -> None:
         super().__init__(*weight.shape)
+        self.kernel = kernel
         self.weight = nn.Parameter(weight)  # (out, in)
         self.register_buffer("mask", mask)
-
-    def apply_weight(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.to_dense())
 
     def to_dense(self) -> Tensor:
         return self.weight * self.mask
@@ -34,8 +34,6 @@ class _Map(Linear):
 @dataclass(frozen=True, kw_only=True)
 class MaskedDense(KeptFormat):
     """All of W is stored with a mask, a byte an entry, and masked anew in every call."""
-
-    MATERIALISES = True
 
     def index_bytes(self) -> int:
         return self.out_features * self.in_features
@@ -48,19 +46,29 @@ class MaskedDense(KeptFormat):
         dense = self.out_features * self.in_features
         return executed(tokens, dense, dense, direction)
 
-    def _compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+    def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         unread = self.out_features * self.in_features - self.parameters()  # dense, not only kept
-        passes = {BACKWARD: 2, STEP: 3}.get(direction, 1)
-        moved = super()._compulsory_bytes(tokens, item_bytes, direction)
+        passes = by_direction(direction, forward=1, to_input=1, to_weight=1)
+        moved = super().compulsory_bytes(tokens, item_bytes, direction)
         return moved + passes * item_bytes * unread
 
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         """The masked weight, and the unmasked gradient, are written once and read once."""
-        formed = {FORWARD: 1, BACKWARD_INPUT: 0, BACKWARD_WEIGHT: 1, BACKWARD: 1, STEP: 2}
-        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
-        return moved + 2 * item_bytes * self.out_features * self.in_features * formed[direction]
+        formed = by_direction(direction, forward=1, to_input=0, to_weight=1)
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
+        return moved + 2 * item_bytes * self.out_features * self.in_features * formed
 
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
         mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         mask[flat] = True
-        return _Map(weight.clone(memory_format=torch.contiguous_format), mask.view(weight.shape))
+        kept = weight.clone(memory_format=torch.contiguous_format)
+        return _Map(kept, mask.view(weight.shape), self.implementation)
+
+
+class Torch(_kernel.Torch, of=MaskedDense):
+    """The masked weight, and one matrix product with it."""
+
+    materialises = True
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        return functional.linear(x, layer.to_dense())

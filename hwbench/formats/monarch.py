@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hwbench.formats import _blocks
+from hwbench.formats import _sizes
 from hwbench.formats._base import Linear
 from hwbench.formats._two_stage import Grid, TwoStage
 
@@ -43,14 +43,14 @@ class Monarch(TwoStage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _blocks.fill(self, out_blocks=self.blocks)
-        _blocks.check_blocks(self, "blocks", self.in_features)
-        _blocks.check_blocks(self, "out_blocks", self.out_features)
+        _sizes.fill(self, out_blocks=self.blocks)
+        _sizes.check_blocks(self, "blocks", self.in_features)
+        _sizes.check_blocks(self, "out_blocks", self.out_features)
         self.check_grid()
 
     def grid(self) -> Grid:
-        in_side = _blocks.side(self.in_features, self.blocks)
-        out_side = _blocks.side(self.out_features, self.out_blocks)
+        in_side = _sizes.side(self.in_features, self.blocks)
+        out_side = _sizes.side(self.out_features, self.out_blocks)
         return Grid(self.blocks, in_side, self.out_blocks, out_side)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from hwbench.errors import KnobError
 from hwbench.formats._base import FORWARD, Linear, unreachable
+from hwbench.formats._block_matmul import needs_grad
 from hwbench.formats._entries import (
     EntriesMap,
+    Gather,
     GatheredFormat,
     check_index_dtype,
     executed,
@@ -33,7 +35,8 @@ class _Map(EntriesMap):
 
     def __init__(self, spec: NM, values: Tensor, positions: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, values)  # (out, groups · n)
-        self.group, self.gradient = spec.m, spec.gradient
+        self.kernel, self.group = spec.implementation, spec.m
+        self.gradient = spec.gradient
         if spec.index_dtype == "uint8":
             positions = positions.to(torch.uint8)
         else:
@@ -51,12 +54,6 @@ class _Map(EntriesMap):
         first = torch.arange(0, self.in_features, self.group, dtype=torch.int32, device=where)
         return (self.positions + first[:, None]).flatten()
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        """Widened positions are kept for training only; inference widens them in every call."""
-        if torch.is_grad_enabled() and (x.requires_grad or self.values.requires_grad):
-            return self.gather(x)
-        return self.gather(x, Pattern(self.starts(), self.places(), self.in_features))
-
 
 @dataclass(frozen=True, kw_only=True)
 class NM(GatheredFormat):
@@ -68,7 +65,6 @@ class NM(GatheredFormat):
     memory that is not stored.
     """
 
-    KERNELS = ("gather",)
     PAPER = "Zhou et al., Learning N:M fine-grained structured sparse neural networks, 2021"
 
     INDEX_BYTES: ClassVar[dict[str, int]] = {"uint8": 1, "int32": 4}
@@ -108,11 +104,8 @@ class NM(GatheredFormat):
     def flops(self, tokens: int, direction: str) -> int:
         return executed(tokens, self.parameters(), self.gradient_entries(), direction)
 
-    def copied_width(self) -> int:
-        return self.in_features + self.out_features  # x to xᵀ, and yᵀ to y
-
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
         kept, computed = self.parameters(), self.gradient_entries()
         if direction == FORWARD and self.index_dtype == "uint8":
             moved += 2 * 4 * kept  # widened columns, written and read
@@ -132,3 +125,12 @@ class NM(GatheredFormat):
         positions = best_in_groups(scores(weight, activations), self.n, self.m)
         values = weight.detach().gather(1, group_columns(positions, self.m))
         return _Map(self, values, positions)
+
+
+class Widened(Gather, of=NM):
+    """Sums of rows of xᵀ; inference widens the positions to columns in every call."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        if needs_grad(x, layer.values):
+            return layer.gather(x)
+        return layer.gather(x, Pattern(layer.starts(), layer.places(), layer.in_features))

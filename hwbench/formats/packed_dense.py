@@ -11,34 +11,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hwbench.formats import _packing
 from hwbench.formats._base import Linear
 from hwbench.formats._full import FullFormat, FullMap
+from hwbench.formats._kernel import Kernel
 
 
-class _Map(FullMap):
-    def __init__(self, weight: Tensor, kernel: str) -> None:
+class _Map(_packing.PackableMap, FullMap):
+    def __init__(self, weight: Tensor, kernel: Kernel) -> None:
         super().__init__(weight)
-        self._packing = _packing.Packing(kernel)
+        self.kernel, self._packing = kernel, _packing.Packing()
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        return self._packing.product(x, self.weight, trusting=self.trusting)
-
-    def forget(self) -> None:
-        self._packing.clear()
+    def chain(self) -> tuple[tuple[Tensor, _packing.Packing], ...]:
+        return ((self.weight, self._packing),)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedDense(FullFormat):
+class PackedDense(_packing.Packable, FullFormat):
     """The full matrix, applied by one product with a weight that is packed in advance."""
 
-    KERNELS = _packing.KERNELS
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        return _packing.unsupported(self.kernel, device, dtype, direction)
-
     def build(self, weight: Tensor) -> Linear:
-        return _Map(weight, self.kernel)
+        return _Map(weight, self.implementation)

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.sparse import to_sparse_semi_structured
 
-from hwbench.errors import KnobError, UsageError
+from hwbench.errors import UsageError
 from hwbench.formats import _two_four
-from hwbench.formats._base import FORWARD, Format, Linear, unreachable
+from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._derived import Derived
 from hwbench.formats._entries import scores
 from hwbench.formats._groups import (
@@ -30,14 +30,11 @@ from hwbench.formats._groups import (
     unpack_pairs,
 )
 from hwbench.formats._probe import tried
-from hwbench.records import Knob
 
 NO_CPU_KERNEL = (
     "2:4 kernels exist for CUDA devices of compute capability 8.0 or newer; on the CPU the format "
     "can be projected onto, but not run."
 )
-
-SEARCHED = "cusparselt_searched"
 
 
 class _Map(Linear):
@@ -45,21 +42,13 @@ class _Map(Linear):
 
     def __init__(self, spec: SemiStructured, values: Tensor, codes: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
-        self.kernel = spec.kernel
+        self.kernel: Pair = spec.pair()
         self.values = nn.Parameter(values)  # (out, in / 2)
         self.register_buffer("codes", codes)
         self._packed = Derived[Tensor]()
         self._algorithms: dict[int, int] = {}  # by the tokens that a product has, with padding
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            raise UsageError(NO_CPU_KERNEL)
-        x, packed = x.contiguous(), self.packed()
-        if self.kernel == SEARCHED:
-            self._choose_algorithm(packed, x)
-        return functional.linear(x, packed).contiguous()  # it may be a view of yᵀ, see _two_four
-
-    def _choose_algorithm(self, packed: Any, x: Tensor) -> None:
+    def choose_algorithm(self, packed: Any, x: Tensor) -> None:
         """The fastest algorithm for so many tokens; the first time there are as many, by trial."""
         tokens = _two_four.padded(x.shape[0])
         if tokens not in self._algorithms:
@@ -70,7 +59,7 @@ class _Map(Linear):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def packed(self) -> Any:
         """The weight in its kernel's layout, packed at the first call; no part of the state."""
-        build = lambda: _pack(self.to_dense(), self.kernel)  # noqa: E731
+        build = lambda: self.kernel.pack(self.to_dense())  # noqa: E731
         return self._packed.get((self.values, self.codes), build, trusting=self.trusting)
 
     def to_dense(self) -> Tensor:
@@ -94,29 +83,22 @@ class SemiStructured(Format):
     ``cutlass`` writes.
     """
 
-    KERNELS = ("cusparselt", "cutlass", SEARCHED)
     PAPER = "Mishra et al., Accelerating sparse deep neural networks, 2021"
 
     revision: ClassVar[int] = 2
-    MULTIPLES: ClassVar[dict[str, tuple[int, int]]] = {
-        "cusparselt": (16, 16),
-        SEARCHED: (16, 16),
-        "cutlass": (32, 64),
-    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_groups(self, 4)
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        if "multiple" in knobs:
-            raise KnobError("semi_structured has no rank that 'multiple' could round.")
-        if density < 0.5:
-            raise unreachable(
-                "semi_structured", density, "it keeps two of every four weights (density 0.5)"
-            )
-        return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
+    def smallest_words(self) -> str:
+        return "it keeps two of every four weights (density 0.5)"
+
+    def pair(self) -> Pair:
+        """The kernel, as what the layer packs its weight by."""
+        kernel = self.implementation
+        assert isinstance(kernel, Pair)
+        return kernel
 
     def parameters(self) -> int:
         return self.out_features * self.in_features // 2
@@ -124,30 +106,9 @@ class SemiStructured(Format):
     def index_bytes(self) -> int:
         return -(-self.parameters() // 4)
 
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super()._intermediate_bytes(tokens, item_bytes, direction)
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
         return moved + item_bytes * _two_four.padding_values(tokens, self.in_features)
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if device != "cuda":
-            return NO_CPU_KERNEL
-        if direction != FORWARD:
-            return (
-                "torch packs a 2:4 weight for the forward product only, and its gradients would "
-                "need the packed transpose; two_four_training has both."
-            )
-        if dtype not in (torch.float16, torch.bfloat16):
-            return (
-                "the sparse tensor cores take two of four in float16 and bfloat16; in float32 "
-                "they keep one of two, and float64 they do not know."
-            )
-        rows, columns = self.MULTIPLES[self.kernel]
-        if self.out_features % rows or self.in_features % columns:
-            return (
-                f"{self.kernel} wants out_features to be a multiple of {rows} and in_features of "
-                f"{columns} at 16 bits, not {self.out_features}x{self.in_features}."
-            )
-        return _refusal(self.kernel, dtype)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         shape = (self.out_features, self.in_features)
@@ -165,21 +126,93 @@ class SemiStructured(Format):
         return _Map(self, values, pack_pairs(positions))
 
 
-def _pack(dense: Tensor, kernel: str) -> Any:
-    with _two_four.packing("cutlass" if kernel == "cutlass" else "cusparselt"):
-        return to_sparse_semi_structured(dense.contiguous())
+class Pair(_two_four.SparseCores):
+    """What the kernels share; all are torch's."""
+
+    multiples: ClassVar[tuple[int, int]] = (16, 16)
+    """What out_features and in_features must be multiples of, at 16 bits."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            raise UsageError(NO_CPU_KERNEL)
+        x, packed = x.contiguous(), layer.packed()
+        self.prepare(layer, packed, x)
+        return functional.linear(x, packed).contiguous()  # it may be a view of yᵀ, see _two_four
+
+    def pack(self, dense: Tensor) -> Any:
+        """The weight in the layout of the library."""
+        with _two_four.packing():
+            return to_sparse_semi_structured(dense.contiguous())
+
+    def prepare(self, layer: _Map, packed: Any, x: Tensor) -> None:
+        """What is to be done before the product."""
+
+    def example(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
+        """Eight tokens and a packed weight on the GPU, every entry of whose product is 32."""
+        tile = torch.tensor([1.0, 0.0, 0.0, 1.0], device="cuda").to(dtype)
+        return tile.repeat(8, 16), self.pack(tile.repeat(64, 16))
+
+    def refuses(
+        self, described: SemiStructured, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        if device != "cuda":
+            return NO_CPU_KERNEL
+        if direction != FORWARD:
+            return (
+                "torch packs a 2:4 weight for the forward product only, and its gradients would "
+                "need the packed transpose; two_four_training has both."
+            )
+        if dtype not in (torch.float16, torch.bfloat16):
+            return (
+                "the sparse tensor cores take two of four in float16 and bfloat16; in float32 "
+                "they keep one of two, and float64 they do not know."
+            )
+        rows, columns = self.multiples
+        if described.out_features % rows or described.in_features % columns:
+            return (
+                f"{self.name} wants out_features to be a multiple of {rows} and in_features of "
+                f"{columns} at 16 bits, not {described.out_features}x{described.in_features}."
+            )
+        return _refusal(self, dtype)
+
+
+class CuSparseLt(Pair, of=SemiStructured):
+    """cuSPARSELt, with the algorithm that torch takes unasked."""
+
+    name = "cusparselt"
+
+
+class Cutlass(Pair, of=SemiStructured):
+    """CUTLASS, for compute capability 8.x."""
+
+    name = "cutlass"
+    multiples = (32, 64)
+
+    def pack(self, dense: Tensor) -> Any:
+        with _two_four.packing(cutlass=True):
+            return to_sparse_semi_structured(dense.contiguous())
+
+
+class CuSparseLtSearched(Pair, of=SemiStructured):
+    """cuSPARSELt, with the fastest algorithm for so many tokens, found by trying all once."""
+
+    name = "cusparselt_searched"
+
+    def prepare(self, layer: _Map, packed: Any, x: Tensor) -> None:
+        layer.choose_algorithm(packed, x)
+
+    def example(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
+        x, packed = super().example(dtype)
+        packed.alg_id_cusparselt = _two_four.fastest_algorithm(packed, x)
+        return x, packed
 
 
 @cache
-def _refusal(kernel: str, dtype: torch.dtype) -> str | None:
+def _refusal(kernel: Pair, dtype: torch.dtype) -> str | None:
     """What the build or the device says against a kernel, asked by one small product."""
 
     def right() -> bool:
-        tile = torch.tensor([1.0, 0.0, 0.0, 1.0], device="cuda").to(dtype)
-        x, packed = tile.repeat(8, 16), _pack(tile.repeat(64, 16), kernel)
-        if kernel == SEARCHED:
-            packed.alg_id_cusparselt = _two_four.fastest_algorithm(packed, x)
-        product = functional.linear(x, packed)
+        product = functional.linear(*kernel.example(dtype))
         return bool((product == 32).all())
 
-    return tried(kernel, right)
+    return tried(kernel.name, right)

@@ -9,9 +9,10 @@ transpose; ``static_sort`` is torch's fused, greedy prune-and-pack.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,9 @@ from torch.sparse import SparseSemiStructuredTensorCUSPARSELT
 
 from hwbench.errors import KnobError, UsageError
 from hwbench.formats import _two_four
-from hwbench.formats._base import (
-    BACKWARD,
-    BACKWARD_INPUT,
-    BACKWARD_WEIGHT,
-    FORWARD,
-    STEP,
-    Format,
-    Linear,
-    unreachable,
-)
+from hwbench.formats._base import Format, Linear, by_direction
 from hwbench.formats._entries import executed, scores
 from hwbench.formats._probe import tried
-from hwbench.records import Knob
 
 NO_CPU_KERNEL = (
     "2:4 training packs its weight for the sparse tensor cores of CUDA devices of compute "
@@ -46,42 +37,23 @@ TILES_AT_ONCE = 2**18  # tiles whose ninety candidates are compared at a time: 9
 class _Map(Linear):
     def __init__(self, spec: TwoFourTraining, weight: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
-        self.kernel = spec.kernel
+        self.kernel: Pruning = spec.pruning()
         self.narrow = weight.dtype  # a copy in float64 is pruned as this layer is
         self.weight = nn.Parameter(weight)  # (out, in), all of it: what is kept may change
-
-    def apply_weight(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            raise UsageError(NO_CPU_KERNEL)
-        y: Tensor = _Product.apply(x, self.weight, self.kernel)  # type: ignore[no-untyped-call]
-        return y
 
     def to_dense(self) -> Tensor:
         """The pruned weight."""
         weight = self.weight.detach()
-        if self.kernel == "static_sort" and weight.device.type == "cuda":
-            packed = _static_sort(weight.to(self.narrow))
-            one = torch.eye(self.in_features, dtype=self.narrow, device=weight.device)
-            keep = functional.linear(one, packed).t() != 0
-        else:
-            keep = best_tiles(weight.abs())
-        return self.weight * keep
+        return self.weight * self.kernel.kept(weight, self.narrow)
 
 
 class _Product(torch.autograd.Function):
     """y and dx from packed weights, pruned in the forward pass; dW of a dense product, masked."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kernel: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kernel: Pruning) -> Tensor:
         x, weight = x.detach().contiguous(), weight.detach()
-        if kernel == "static_sort":
-            ahead: Any = _static_sort(weight)
-            ctx.back, keep = ahead.t(), ahead.compressed_swizzled_bitmask
-        else:
-            keep = best_tiles(weight.abs())
-            pruned = weight * keep
-            ahead = _compress(pruned)
-            ctx.back = _compress(pruned.t().contiguous()) if ctx.needs_input_grad[0] else None
+        ahead, ctx.back, keep = kernel.prune(weight, ctx.needs_input_grad[0])
         # The tensors of what is packed are saved beside it: who counts what is saved sees them.
         ctx.save_for_backward(x, keep, *([] if ctx.back is None else _two_four.parts(ctx.back)))
         ctx.kernel = kernel
@@ -94,13 +66,7 @@ class _Product(torch.autograd.Function):
         x_needs, weight_needs, _ = ctx.needs_input_grad
         dy = dy.contiguous()
         dx = functional.linear(dy, ctx.back).contiguous() if x_needs else None
-        dweight = None
-        if weight_needs:
-            dweight = dy.t() @ x
-            if ctx.kernel == "static_sort":  # its mask is in the order of the kernel's threads
-                dweight = torch._sparse_semi_structured_apply_dense(dweight, keep)  # noqa: SLF001
-            else:
-                dweight *= keep
+        dweight = ctx.kernel.masked(dy.t() @ x, keep) if weight_needs else None
         return dx, dweight, None
 
 
@@ -113,11 +79,9 @@ class TwoFourTraining(Format):
     backward pass, of ``static_sort`` both.
     """
 
-    KERNELS = ("compress", "static_sort")
     PAPER = "Hubara et al., Accelerated sparse neural training: transposable masks, 2021"
 
     revision: ClassVar[int] = 2
-    MULTIPLES: ClassVar[dict[str, int]] = {"compress": 16, "static_sort": 128}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,15 +91,14 @@ class TwoFourTraining(Format):
                 f"{self.in_features} does not divide into them; multiples of 4 would fit."
             )
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        if "multiple" in knobs:
-            raise KnobError("two_four_training has no rank that 'multiple' could round.")
-        if density < 0.5:
-            raise unreachable(
-                "two_four_training", density, "it keeps eight of every sixteen (density 0.5)"
-            )
-        return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
+    def smallest_words(self) -> str:
+        return "it keeps eight of every sixteen (density 0.5)"
+
+    def pruning(self) -> Pruning:
+        """The kernel, as what prunes the weight."""
+        kernel = self.implementation
+        assert isinstance(kernel, Pruning)
+        return kernel
 
     def parameters(self) -> int:
         return self.out_features * self.in_features // 2
@@ -147,47 +110,22 @@ class TwoFourTraining(Format):
         """Half of the dense products, except for the gradient of the weight, which is dense."""
         return executed(tokens, self.parameters(), self.out_features * self.in_features, direction)
 
-    def _compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        passes = {BACKWARD: 2, STEP: 3}.get(direction, 1)
-        moved = super()._compulsory_bytes(tokens, item_bytes, direction)
+    def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        passes = by_direction(direction, forward=1, to_input=1, to_weight=1)
+        moved = super().compulsory_bytes(tokens, item_bytes, direction)
         return moved + passes * item_bytes * self.parameters()  # the other half is read as well
 
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         """What pruning and packing move in the forward pass, and what the products read of it."""
         entries = self.out_features * self.in_features
         packed = 9 * entries * item_bytes // 16
-        written = 2 * packed  # the weight, and its transpose
-        if self.kernel == "static_sort":
-            written += entries // 8  # one bit an entry
-        else:
-            # squares and the ninety sums of a tile in float32, the mask in bytes, the pruned weight
-            # and its transpose: each is written once and read once
-            searched = 4 * entries + 4 * 90 * entries // 16 + entries
-            written += 2 * (searched + 2 * item_bytes * entries)
+        # Packed are the weight and its transpose.
+        written = 2 * packed + self.pruning().pruned_bytes(entries, item_bytes)
         ahead, back = written + packed, packed
         masked = 2 * item_bytes * entries  # the dense gradient, written and read once more
         ahead += item_bytes * _two_four.padding_values(tokens, self.in_features)
         back += item_bytes * _two_four.padding_values(tokens, self.out_features)
-        return {
-            FORWARD: ahead,
-            BACKWARD_INPUT: back,
-            BACKWARD_WEIGHT: masked,
-            BACKWARD: back + masked,
-            STEP: ahead + back + masked,
-        }[direction]
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        if device != "cuda":
-            return NO_CPU_KERNEL
-        if dtype not in (torch.float16, torch.bfloat16):
-            return "2:4 training packs float16 and bfloat16 only."
-        side = self.MULTIPLES[self.kernel]
-        if self.out_features % side or self.in_features % side:
-            return (
-                f"kernel={self.kernel} of two_four_training wants both dimensions to be multiples "
-                f"of {side}, not {self.out_features}x{self.in_features}."
-            )
-        return _refusal(self.kernel, dtype)
+        return by_direction(direction, forward=ahead, to_input=back, to_weight=masked)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         """A dense initialisation, U(±1/√(in_features / 2)); what is kept of it follows."""
@@ -236,26 +174,117 @@ def best_tiles(score: Tensor) -> Tensor:
     return mask.reshape(rows, columns) > 0
 
 
-def _compress(pruned: Tensor) -> Any:
-    with _two_four.packing():
-        return SparseSemiStructuredTensorCUSPARSELT.from_dense(pruned)
+class Pruning(_two_four.SparseCores, ABC):
+    """What the kernels share: a weight is pruned and packed, for y and for the gradient of x."""
+
+    multiple: ClassVar[int]
+    """What both dimensions must be multiples of."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            raise UsageError(NO_CPU_KERNEL)
+        y: Tensor = _Product.apply(x, layer.weight, self)  # type: ignore[no-untyped-call]
+        return y
+
+    @abstractmethod
+    def prune(self, weight: Tensor, both: bool) -> tuple[Any, Any, Tensor]:
+        """The packed weight, its packed transpose if asked for ``both``, and what is kept."""
+
+    @abstractmethod
+    def masked(self, dense: Tensor, keep: Tensor) -> Tensor:
+        """The gradient of what is kept, from that of the whole weight."""
+
+    def kept(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The mask of what is kept of a weight that is pruned in that dtype."""
+        del dtype
+        return best_tiles(weight.abs())
+
+    @abstractmethod
+    def pruned_bytes(self, entries: int, item_bytes: int) -> int:
+        """Bytes moved to prune a weight of so many entries, beside what is packed."""
+
+    def refuses(
+        self, described: TwoFourTraining, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        if device != "cuda":
+            return NO_CPU_KERNEL
+        if dtype not in (torch.float16, torch.bfloat16):
+            return "2:4 training packs float16 and bfloat16 only."
+        if described.out_features % self.multiple or described.in_features % self.multiple:
+            return (
+                f"kernel={self.name} of two_four_training wants both dimensions to be multiples "
+                f"of {self.multiple}, not {described.out_features}x{described.in_features}."
+            )
+        return _refusal(self, dtype)
 
 
-def _static_sort(weight: Tensor) -> Any:
-    packed: Any = SparseSemiStructuredTensorCUSPARSELT.prune_dense_static_sort(weight.contiguous())
-    packed.fuse_transpose_cusparselt = True  # which it does not take from torch's switch
-    return packed
+class Compress(Pruning, of=TwoFourTraining):
+    """The best tiles found; the pruned weight and its transpose are packed."""
+
+    name = "compress"
+    multiple = 16
+
+    def prune(self, weight: Tensor, both: bool) -> tuple[Any, Any, Tensor]:
+        keep = best_tiles(weight.abs())
+        pruned = weight * keep
+        return self._packed(pruned), self._packed(pruned.t()) if both else None, keep
+
+    def _packed(self, pruned: Tensor) -> Any:
+        with _two_four.packing():
+            return SparseSemiStructuredTensorCUSPARSELT.from_dense(pruned.contiguous())
+
+    def masked(self, dense: Tensor, keep: Tensor) -> Tensor:
+        return dense.mul_(keep)
+
+    def pruned_bytes(self, entries: int, item_bytes: int) -> int:
+        """Each is written once and read once.
+
+        Squares and the ninety sums of a tile in float32, the mask in bytes, the pruned weight and
+        its transpose.
+        """
+        searched = 4 * entries + 4 * 90 * entries // 16 + entries
+        return 2 * (searched + 2 * item_bytes * entries)
+
+
+class StaticSort(Pruning, of=TwoFourTraining):
+    """torch's fused, greedy prune-and-pack."""
+
+    name = "static_sort"
+    multiple = 128
+
+    def prune(self, weight: Tensor, both: bool) -> tuple[Any, Any, Tensor]:
+        packed = self._packed(weight)
+        return packed, packed.t(), packed.compressed_swizzled_bitmask
+
+    def _packed(self, weight: Tensor) -> Any:
+        pruned = SparseSemiStructuredTensorCUSPARSELT.prune_dense_static_sort(weight.contiguous())
+        packed: Any = pruned
+        packed.fuse_transpose_cusparselt = True  # which it does not take from torch's switch
+        return packed
+
+    def masked(self, dense: Tensor, keep: Tensor) -> Tensor:
+        """The mask is in the order of the kernel's threads."""
+        return torch._sparse_semi_structured_apply_dense(dense, keep)  # noqa: SLF001
+
+    def kept(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        if weight.device.type != "cuda":
+            return super().kept(weight, dtype)
+        one = torch.eye(weight.shape[1], dtype=dtype, device=weight.device)
+        return functional.linear(one, self._packed(weight.to(dtype))).t() != 0
+
+    def pruned_bytes(self, entries: int, item_bytes: int) -> int:
+        return entries // 8  # one bit an entry
 
 
 @cache
-def _refusal(kernel: str, dtype: torch.dtype) -> str | None:
+def _refusal(kernel: Pruning, dtype: torch.dtype) -> str | None:
     """What the build or the device says against a kernel, asked by one small step."""
 
     def right() -> bool:
         generator = torch.Generator().manual_seed(0)
         shapes = ((16, 256), (16, 128), (128, 256))
         x, dy, weight = (torch.randn(s, generator=generator).to("cuda", dtype) for s in shapes)
-        layer = _Map(TwoFourTraining(out_features=128, in_features=256, kernel=kernel), weight)
+        layer = _Map(TwoFourTraining(out_features=128, in_features=256, kernel=kernel.name), weight)
         y = layer(x.requires_grad_())
         y.backward(dy)
         dense = layer.to_dense().detach()
@@ -265,4 +294,4 @@ def _refusal(kernel: str, dtype: torch.dtype) -> str | None:
         wanted = ((y, x @ dense.t()), (x.grad, dy @ dense), (layer.weight.grad, dweight))
         return all(float((a - b).detach().norm() / b.norm()) < 0.02 for a, b in wanted)
 
-    return tried(f"kernel={kernel} of two_four_training", right)
+    return tried(f"kernel={kernel.name} of two_four_training", right)

@@ -10,33 +10,14 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # exported since torch 1.8
 from torch.profiler import ProfilerActivity, profile
 
+from hwbench import plugins
 from hwbench.devices._base import Device
+from hwbench.formats._base import Format
+from hwbench.formats._kernel import Kernel
 from hwbench.records import Planned
 from hwbench.workloads._base import Subject
 
 _WARM_CALLS = 3  # before the profiler starts: workspaces, packing, code that is made at first use
-_OPERATORS = {
-    "torch": r"aten::(mm|addmm|linear)$",
-    "linear": r"aten::linear$",
-    "addmm": r"aten::addmm$",
-    "matmul": r"aten::(mm|bmm|matmul)$",
-    "bmm": r"aten::(bmm|baddbmm)$",
-    "views": r"aten::(bmm|baddbmm)$",
-    "addcmul": r"aten::addcmul_?$",
-    "multiply_sum": r"aten::sum$",
-    "einsum": r"aten::einsum$",
-    "gather": r"aten::_?(embedding_bag|index_select|index)",
-    "naive": r"aten::index$",
-    "spmm": r"aten::_?sparse_",
-    "cusparselt": r"aten::_cslt_sparse_mm",
-    "cutlass": r"aten::_sparse_semi_structured_",
-}
-"""By a format's kernel: an operator that must have run, as torch names it."""
-
-_SPARSE_CORES = re.compile(
-    r"sparse.*gemm|gemm.*sparse|spmma|cusparselt|sptensorop|spgemm", re.IGNORECASE
-)
-_NEED_SPARSE_CORES = ("semi_structured", "two_four_training")
 
 
 def profile_case(
@@ -73,7 +54,8 @@ def profile_case(
         row["share"] = row["seconds"] / total if total else 0.0
     rows.sort(key=lambda row: -row["seconds"])
     kernels = {row["name"] for row in rows} if gpu else set()
-    verdict, says = claim(planned.case.format, planned.kernel, operators, kernels)
+    offered = plugins.load("formats", planned.case.format, Format).kernels()
+    verdict, says = claim(offered[planned.kernel], operators, kernels)
     return {
         "rows": rows,
         "calls": calls,
@@ -84,17 +66,27 @@ def profile_case(
     }
 
 
-def claim(format_name: str, kernel: str, operators: set[str], kernels: set[str]) -> tuple[str, str]:
-    """Whether what ran is what the format claims: confirmed, contradicted, or unchecked."""
-    if format_name in _NEED_SPARSE_CORES:
-        found = sorted(name for name in kernels if _SPARSE_CORES.search(name))
+def claim(kernel: Kernel, operators: set[str], device_kernels: set[str]) -> tuple[str, str]:
+    """Whether what ran is what the kernel says of itself: a verdict, and a clause on why.
+
+    Args:
+        kernel: that of the format.
+        operators: the names of the operators that ran, as torch has them.
+        device_kernels: the names of the kernels that ran on a GPU.
+
+    Returns:
+        confirmed, contradicted or unchecked; and what was found, or not.
+    """
+    if kernel.device_kernels:
+        pattern = re.compile(kernel.device_kernels, re.IGNORECASE)
+        found = sorted(name for name in device_kernels if pattern.search(name))
         if not found:
-            return "contradicted", "no kernel of the sparse tensor cores ran"
-        return "confirmed", f"the sparse tensor cores ran: {found[0]}"
-    pattern = _OPERATORS.get(kernel)
-    if pattern is None:
-        return "unchecked", f"nothing is known of how the kernel {kernel} shows"
-    found = sorted(name for name in operators if re.match(pattern, name))
+            return "contradicted", f"no kernel of {kernel.hardware} ran"
+        return "confirmed", f"{kernel.hardware} ran: {found[0]}"
+    if not kernel.operators:
+        return "unchecked", f"nothing is known of how the kernel {kernel.name} shows"
+    found = sorted(name for name in operators if re.match(kernel.operators, name))
     if not found:
-        return "contradicted", f"{kernel} was claimed, and no operator like {pattern} ran"
-    return "confirmed", f"{kernel} was claimed, and {found[0]} ran"
+        said = f"{kernel.name} was claimed, and no operator like {kernel.operators} ran"
+        return "contradicted", said
+    return "confirmed", f"{kernel.name} was claimed, and {found[0]} ran"

@@ -1,0 +1,142 @@
+"""``Kernel`` is one way to multiply by the weight of a format, with all that is particular to it.
+
+A kernel is one class, and nothing else names it:
+
+    class Slices(Kernel, of=TiedInputs):
+        \"\"\"Adds strided slices of x.\"\"\"
+
+        name = "slices"
+
+        def apply(self, layer, x): ...
+
+``of`` offers it to a format, and so to the classes derived from that; ``default=True`` offers it
+before the others. A kernel keeps nothing between calls, so that one object serves every layer; what
+it derives from a weight lies on the layer. Kernels of several formats that share a name share a
+base class here, or beside the pieces that they are made of.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+BATCHED = r"aten::(bmm|baddbmm)$"
+"""How a batched product shows."""
+
+
+class Kernel:
+    """One way to multiply by the weight of a format; the docstring's first sentence says which.
+
+    ``described`` is the format, with this kernel chosen, and ``layer`` its live map. Widths are
+    elements a token.
+    """
+
+    name: str = ""
+    """What ``kernel=`` of a suite calls it."""
+
+    operators: ClassVar[str] = ""
+    """An operator that a profile must show, by torch's name, as a regular expression from its
+    beginning; "" where nothing is known."""
+
+    device_kernels: ClassVar[str] = ""
+    """What the name of a GPU's kernel has in it that a profile must show instead, as a regular
+    expression without case."""
+
+    hardware: ClassVar[str] = ""
+    """The part of a GPU that ``device_kernels`` run on, in words."""
+
+    materialises: ClassVar[bool] = False
+    """Whether it forms a dense tensor of the weight's size."""
+
+    backward_as: ClassVar[type[Kernel] | None] = None
+    """The kernel whose backward pass it takes, where it has none of its own."""
+
+    def __init_subclass__(cls, of: Any = None, *, default: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if of is not None:
+            of.offer(cls(), default=default)
+
+    def apply(self, layer: Any, x: Tensor) -> Tensor:
+        """x Wᵀ for x of shape (tokens, in_features); the result is contiguous."""
+        raise NotImplementedError(
+            f"{type(layer).__name__} must give apply_weight, or its kernel {self.name} an apply."
+        )
+
+    def refuses(
+        self, described: Any, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        """Why it cannot run on that kind of device ("cpu", "cuda"), or None where it can."""
+        del described, device, dtype, direction
+        return None
+
+    def products(self, described: Any) -> tuple[int, ...]:
+        """Multiply-adds a token of each factor: its parameters, unless the kernel executes more."""
+        stages: tuple[int, ...] = described.stages()
+        return stages
+
+    def intermediate_width(self, described: Any) -> int:
+        """Elements of all intermediates that it writes between the factors."""
+        del described
+        return 0
+
+    def copied_width(self, described: Any) -> int:
+        """Elements of extra copies that it makes, to lay values out anew."""
+        del described
+        return 0
+
+    def recomputed(self, described: Any) -> int:
+        """Multiply-adds a token that make intermediates again, for the gradients of the weight."""
+        del described
+        return 0
+
+    def recomputed_values(self, described: Any, tokens: int) -> int:
+        """Values that are moved to make these intermediates again."""
+        del described, tokens
+        return 0
+
+
+class Named(Kernel):
+    """A kernel of which nothing but its name is known."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Torch(Kernel):
+    """Plain products of torch."""
+
+    name = "torch"
+    operators = r"aten::(mm|addmm|linear)$"
+
+
+class Bmm(Kernel):
+    """Batched products of the blocks, with a backward pass of their own."""
+
+    name = "bmm"
+    operators = BATCHED
+
+
+class Einsum(Kernel):
+    """The spelling that users write."""
+
+    name = "einsum"
+    operators = r"aten::einsum$"
+
+
+class Spmm(Kernel):
+    """The product of torch with a sparse tensor."""
+
+    name = "spmm"
+    operators = r"aten::_?sparse_"
+
+
+class SparseLinear(Kernel):
+    """F.linear with a sparse tensor, as users write it."""
+
+    name = "linear"
+    operators = r"aten::linear$"
+    materialises = True
