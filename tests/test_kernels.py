@@ -141,6 +141,15 @@ def test_a_class_offers_itself_to_a_format_and_to_what_is_derived_from_it() -> N
     assert type(second.implementation) is Instead
 
 
+def test_a_class_without_a_name_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match="The kernel Nameless of Plain needs a name"):
+
+        class Nameless(Kernel, of=Plain):
+            """No name."""
+
+    assert Plain.KERNELS == ("torch", "second")
+
+
 def test_costs_and_refusals_are_those_of_the_kernel() -> None:
     plain, second = (Plain(out_features=5, in_features=3, kernel=name) for name in Plain.KERNELS)
     assert (plain.intermediate_width(), second.intermediate_width()) == (0, 7)

@@ -128,7 +128,13 @@ class Format(ABC):
 
     @classmethod
     def offer(cls, kernel: Kernel, *, default: bool = False) -> None:
-        """Put a kernel on offer, in the place of one of its name; called by ``Kernel`` alone."""
+        """Put a kernel on offer, in the place of one of its name; called by ``Kernel`` alone.
+
+        Raises:
+            TypeError: the kernel has no name.
+        """
+        if not kernel.name:
+            raise TypeError(f"The kernel {type(kernel).__name__} of {cls.__name__} needs a name.")
         offered = {} if cls.IMPLEMENTATIONS is Format.IMPLEMENTATIONS else cls.kernels()
         offered = {**offered, kernel.name: kernel}
         if default:

@@ -176,8 +176,9 @@ class GatheredFormat(Format):
     def gradient_entries(self) -> int:
         """Entries of their gradient that the kernel computes: the kept ones, or all."""
         kernel = self.implementation
-        assert isinstance(kernel, EntriesKernel)
-        return kernel.gradient_entries(self)
+        if isinstance(kernel, EntriesKernel):
+            return kernel.gradient_entries(self)
+        return self.gathered_entries()
 
     def on(self, device: str) -> Self:
         if not self.gathers():
@@ -195,7 +196,7 @@ class GatheredFormat(Format):
 
 
 class EntriesKernel(Kernel):
-    """A kernel of a format that keeps single entries."""
+    """A kernel of a format that keeps single entries, which may compute more of their gradient."""
 
     def gradient_entries(self, described: Any) -> int:
         """Entries of their gradient that it computes: the kept ones, unless it says otherwise."""

@@ -3,16 +3,14 @@
 A kernel is one class, and nothing else names it:
 
     class Slices(Kernel, of=TiedInputs):
-        \"\"\"Adds strided slices of x.\"\"\"
-
         name = "slices"
 
         def apply(self, layer, x): ...
 
-``of`` offers it to a format, and so to the classes derived from that; ``default=True`` offers it
-before the others. A kernel keeps nothing between calls, so that one object serves every layer; what
-it derives from a weight lies on the layer. Kernels of several formats that share a name share a
-base class here, or beside the pieces that they are made of.
+``of`` offers it to a format, and so to the classes that are derived from that format afterwards;
+``default=True`` offers it before the others. A kernel keeps nothing between calls, so that one
+object serves every layer; what it derives from a weight lies on the layer. Kernels of several
+formats that share a name share a base class here, or beside the pieces that they are made of.
 """
 
 from __future__ import annotations

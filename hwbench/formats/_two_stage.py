@@ -20,7 +20,6 @@ from torch.autograd.function import once_differentiable
 from hwbench.errors import UsageError
 from hwbench.formats import _block_matmul, _init, _kernel, _sizes, _triton
 from hwbench.formats._base import Format, Linear
-from hwbench.formats._kernel import Kernel
 
 
 class Grid(NamedTuple):
@@ -254,7 +253,7 @@ class TwoStage(Format):
         return self.build(*(factor.to(weight.dtype).contiguous() for factor in (first, second)))
 
 
-class _Chain(Kernel):
+class _Chain(_kernel.Kernel):
     """What the kernels share that write the intermediate, and y as the order asks for."""
 
     def intermediate_width(self, described: TwoStage) -> int:

@@ -24,7 +24,6 @@ from torch.autograd.function import once_differentiable
 
 from hwbench.formats import _alternating, _block_matmul, _init, _kernel, _sizes, _triton
 from hwbench.formats._base import Format, Linear
-from hwbench.formats._kernel import Kernel
 
 
 class _Map(Linear):
@@ -225,7 +224,7 @@ class Blast(Format):
         return _Map(self, factors._replace(bases_in=bases_in), weight.dtype)
 
 
-class _Blocks(Kernel, ABC):
+class _Blocks(_kernel.Kernel, ABC):
     """What the kernels share: x is padded and y cut where the blocks need it."""
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:

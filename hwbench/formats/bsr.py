@@ -27,7 +27,6 @@ from hwbench.formats._entries import (
 )
 from hwbench.formats._gather import Pattern, spans, turn
 from hwbench.formats._init import column_weights
-from hwbench.formats._kernel import Kernel
 from hwbench.formats._probe import refusal
 
 
@@ -189,7 +188,7 @@ class Bsr(Format):
         return weight.reshape(shape).transpose(1, 2).flatten(0, 1)
 
 
-class Gather(Kernel, of=Bsr):
+class Gather(_kernel.Kernel, of=Bsr):
     """The inputs of every kept block collected, all multiplied at once, and block rows summed."""
 
     name = "gather"

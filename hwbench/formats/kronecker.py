@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 
 from hwbench.formats import _block_matmul, _init, _kernel, _sizes
 from hwbench.formats._base import Format, Linear
-from hwbench.formats._kernel import Kernel
 
 
 class _Map(Linear):
@@ -205,7 +204,7 @@ class Kronecker(Format):
         return _Map(self, outer, right.unflatten(1, (out_side, in_side)).to(weight.dtype))
 
 
-class Matmul(Kernel, of=Kronecker):
+class Matmul(_kernel.Kernel, of=Kronecker):
     """One product with all B and one batched product with A, in the cheaper order.
 
     Not counted: the gradient of A copies the intermediate, and x or dy.

@@ -15,13 +15,12 @@ from torch.nn import functional
 from hwbench.formats import _kernel
 from hwbench.formats._base import Linear, by_direction
 from hwbench.formats._entries import KeptFormat, executed
-from hwbench.formats._kernel import Kernel
 
 
 class _Map(Linear):
     mask: Tensor  # (out, in) bool
 
-    def __init__(self, weight: Tensor, mask: Tensor, kernel: Kernel) -> None:
+    def __init__(self, weight: Tensor, mask: Tensor, kernel: _kernel.Kernel) -> None:
         super().__init__(*weight.shape)
         self.kernel = kernel
         self.weight = nn.Parameter(weight)  # (out, in)
