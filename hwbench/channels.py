@@ -51,11 +51,26 @@ def cell(text: str) -> str:
 
 
 def plain_json(text: str) -> str:
-    """JSON in which strings hold nothing that steers; its values are what they were."""
+    """JSON in which strings hold nothing that steers; its values are what they were.
+
+    Signs that the encoding of stdout lacks are written as escapes, which mean the same.
+    """
     text = text.replace("##", r"#\u0023")
-    if text.isprintable():
+    whole = _encodable(text, getattr(sys.stdout, "encoding", None) or "utf-8")
+    if whole and text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n " else json.dumps(c)[1:-1] for c in text)
+    return "".join(
+        c if (whole or c.isascii()) and (c.isprintable() or c in "\n ") else json.dumps(c)[1:-1]
+        for c in text
+    )
+
+
+def _encodable(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _written(character: str) -> str:

@@ -52,7 +52,6 @@ def test_an_improvement_is_0(hwbench: Call) -> None:
         (["new.jsonl", "-b", "nights", "--window", "0"], "--window"),
         (["new.jsonl", "-b", "nights", "--fail-on", "anything"], "--fail-on takes undecided"),
         (["new.jsonl", "-b", "nights", "--json", "--github"], "use --json-out"),
-        (["new.jsonl", "-b", "nights", "--junit", "bad.jsonl/x.xml"], "Cannot write"),
     ],
 )
 def test_a_mistake_is_2(hwbench: Call, arguments: list[str], words: str) -> None:

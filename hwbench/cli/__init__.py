@@ -2,12 +2,13 @@
 
 Exit codes: 0 fine; 1 regression; 2 usage or bad input; 3 undecided; 4 environments not comparable;
 5 a case failed or nothing could be measured; 6 no usable baseline; 70 a bug in hwbench; 130
-interrupted.
+interrupted. What becomes of the output changes none of them, see ``_streams``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ import typer
 import hwbench
 from hwbench.channels import guarded, visible
 from hwbench.cli import (
+    _streams,
     ab,
     baseline,
     ceilings,
@@ -37,6 +39,7 @@ from hwbench.cli import (
 from hwbench.errors import HwbenchError, UsageError
 
 BUG, INTERRUPTED = 70, 130
+_COMPLETION = ("--install-completion", "--show-completion")
 
 app = typer.Typer(
     name="hwbench",
@@ -88,7 +91,10 @@ class _Debug:
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
-    sys.exit(_code())
+    _streams.opened()
+    code = _code()
+    _streams.hushed()
+    sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -109,8 +115,21 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 @_ended_by_sigterm()
-@guarded()
 def _code() -> int:
+    """The exit code of what was found; no trouble with the output turns it into another one.
+
+    Only a success whose output was lost is none: it is exit code 2.
+    """
+    with _streams.steady() as (out, _), guarded():
+        code = _ended()
+        out.flush()
+        if out.lost:
+            _tell(f"hwbench: Not all of the output could be written: {out.lost}.")
+            code = code or UsageError.exit_code
+    return code
+
+
+def _ended() -> int:
     try:
         return app(standalone_mode=False) or 0
     except HwbenchError as error:
@@ -121,14 +140,41 @@ def _code() -> int:
     except (KeyboardInterrupt, typer.Abort):
         _tell("hwbench: interrupted.")
         return INTERRUPTED
-    except SystemExit:  # how typer ends when the reader of our output goes away, as head does
-        return 0
-    except Exception as error:  # noqa: BLE001 (the last boundary: a bug must not look like a regression)
-        if hasattr(error, "format_message"):  # the parser's own: typer keeps the class private
-            _tell(f"hwbench: {error.format_message()} See hwbench --help.")
-            return UsageError.exit_code
-        _tell(f"hwbench: a bug: {type(error).__name__}: {error}. Run with --debug for a traceback.")
-        return BUG
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (the last boundary: a bug must not look like a regression)
+        return _unforeseen(error)
+
+
+def _unforeseen(error: BaseException) -> int:
+    """What nobody below has an answer to: the system, the parser, the end of the process, a bug."""
+    if isinstance(error, SystemExit):
+        if isinstance(error.__context__, OSError):  # so the parser passes a broken pipe on
+            return _refused(error.__context__)
+        if not error.code and _completing():  # so the parser ends when it has served a shell
+            return 0
+    if isinstance(error, (OSError, MemoryError)):
+        return _refused(error)
+    if hasattr(error, "format_message"):  # the parser's own: typer keeps the class private
+        _tell(f"hwbench: {error.format_message()} See hwbench --help.")
+        return UsageError.exit_code
+    _tell(f"hwbench: a bug: {type(error).__name__}: {error}. Run with --debug for a traceback.")
+    return BUG
+
+
+def _completing() -> bool:
+    """Whether a shell asks which words may follow, or somebody for the script that has it ask."""
+    return "_HWBENCH_COMPLETE" in os.environ or any(each in _COMPLETION for each in sys.argv)
+
+
+def _refused(error: OSError | MemoryError) -> int:
+    """What the system refused, in a sentence: a file, a folder, or memory."""
+    if isinstance(error, MemoryError):
+        why = "There is not enough memory for this; free some, or give it less to read"
+    else:
+        why = error.strerror or str(error) or type(error).__name__
+        if error.filename is not None:
+            why = f"Cannot use {os.fsdecode(error.filename)}: {why}"
+    _tell(f"hwbench: {why}.")
+    return UsageError.exit_code
 
 
 def _tell(sentence: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _shared, check
 from hwbench.cli._progress import progress
 
@@ -56,11 +57,12 @@ def ab(
     from hwbench.studies import ab as study
 
     share = check.fraction("--threshold", threshold)
+    files.refuse_inputs([junit, markdown, json_out], [Path(suite)])
     with progress() as listener:
         told = study.ab(
             a, b, suite, device=device, replicates=replicates, install=install,
             threads=threads, seed=seed, filter=filter_, threshold=share, metric=metric, out=out,
             listener=listener,
         )  # fmt: skip
-    check.write(told.outcome, junit=junit, markdown=markdown, json_out=json_out)
-    check.tell(told.outcome, as_json=as_json)
+    unwritten = check.write(told.outcome, junit=junit, markdown=markdown, json_out=json_out)
+    check.tell(told.outcome, as_json=as_json, unwritten=unwritten)

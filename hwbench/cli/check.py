@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from hwbench import files
 from hwbench.channels import command
 from hwbench.cli import _shared
 from hwbench.cli._progress import progress
@@ -75,6 +77,7 @@ def check(
     if as_json and github:
         raise UsageError("--json and --github both print; use --json-out FILE with --github.")
     share = fraction("--threshold", threshold)
+    files.refuse_inputs([junit, markdown, json_out], [run, baseline])
     with progress() if confirm else contextlib.nullcontext(lambda told: None) as listener:
         outcome = gate.check(
             run, baseline, threshold=share, metric=metric,
@@ -83,20 +86,28 @@ def check(
             require_sight=fraction("--require-sight", require_sight) if require_sight else None,
             listener=listener,
         )  # fmt: skip
-    write(outcome, junit=junit, markdown=markdown, json_out=json_out)
-    tell(outcome, as_json=as_json, github=github)
+    unwritten = write(outcome, junit=junit, markdown=markdown, json_out=json_out)
+    tell(outcome, as_json=as_json, github=github, unwritten=unwritten)
 
 
-def tell(outcome: Outcome, *, as_json: bool, github: bool = False) -> NoReturn:
-    """Print an outcome, and end with its exit code."""
+def tell(
+    outcome: Outcome, *, as_json: bool, github: bool = False, unwritten: Sequence[RunFileError] = ()
+) -> NoReturn:
+    """Print an outcome, and end with its exit code.
+
+    A report that could not be written takes no verdict away: it is told, and only where all is
+    well otherwise it is the exit code.
+    """
     if as_json:
         _shared.say_json(_json(outcome))
     else:
         _show(outcome)
     if github:
-        _github(outcome)
+        unwritten = [*unwritten, *_github(outcome)]
     _shared.say(f"hwbench: {_printable(outcome.sentence())}", error=True)
-    raise typer.Exit(outcome.exit)
+    for error in unwritten:
+        _shared.say(f"hwbench: {_printable(str(error))}", error=True)
+    raise typer.Exit(outcome.exit or (RunFileError.exit_code if unwritten else 0))
 
 
 def fraction(option: str, text: str) -> float:
@@ -128,33 +139,28 @@ def _json(outcome: Outcome) -> str:
 
 def write(
     outcome: Outcome, *, junit: Path | None, markdown: Path | None, json_out: Path | None
-) -> None:
-    """Every report that was asked for, whatever the verdict is."""
+) -> list[RunFileError]:
+    """Every report that was asked for, whatever the verdict is; why one could not be written."""
     from hwbench.report import junit as xml
     from hwbench.report import markdown as comment
 
-    if junit:
-        write_file(junit, xml.render(outcome))
-    if markdown:
-        write_file(markdown, comment.render(outcome))
-    if json_out:
-        write_file(json_out, _json(outcome) + "\n")
+    reports: list[tuple[Path | None, Callable[[Outcome], str]]] = [
+        (junit, xml.render),
+        (markdown, comment.render),
+        (json_out, lambda outcome: _json(outcome) + "\n"),
+    ]
+    unwritten = []
+    for path, render in reports:
+        if path is not None:
+            try:
+                files.write_text(path, render(outcome))
+            except RunFileError as error:
+                unwritten.append(error)
+    return unwritten
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a report.
-
-    Raises:
-        RunFileError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunFileError(f"Cannot write {path}: {error.strerror}.") from error
-
-
-def _github(outcome: Outcome) -> None:
+def _github(outcome: Outcome) -> list[RunFileError]:
+    """Print annotations and append to the summary; why that could not be written."""
     from hwbench.report import github
 
     for line in github.commands(outcome):
@@ -162,12 +168,13 @@ def _github(outcome: Outcome) -> None:
     target = os.environ.get(_SUMMARY)
     if not target:
         _shared.say(f"{_SUMMARY} is not set: there is no step to write a summary for.", error=True)
-        return
+        return []
     try:
-        with Path(target).open("a", encoding="utf-8") as file:
+        with Path(target).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(github.summary(outcome))
     except OSError as error:
-        raise RunFileError(f"Cannot write {target}: {error.strerror}.") from error
+        return [RunFileError(f"Cannot write {target}: {error.strerror}.")]
+    return []
 
 
 def _printable(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _shared
 from hwbench.errors import UsageError
 
@@ -20,25 +21,23 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Set machines or versions side by side: ratios, what explains them, where the winner flips."""
-    from hwbench.errors import RunFileError
     from hwbench.report import versus
     from hwbench.store import read_run
 
-    read = [read_run(path) for path in _shared.run_files(runs)]
+    paths = _shared.run_files(runs)
+    files.refuse_inputs([out], paths)
+    read = [read_run(path) for path in paths]
     found = versus.compare(read, _prices(price))
+    if out is not None:
+        files.write_text(out, versus.page(read, found), "the report ")
     if as_json:
         _shared.say_json(json.dumps(versus.plain(found), indent=1, ensure_ascii=False))
     else:
         console = _shared.console()
         for part in versus.table(found):
             console.print(part)
-    if out is None:
-        return
-    try:
-        out.write_text(versus.page(read, found), encoding="utf-8")
-    except OSError as error:
-        raise RunFileError(f"Cannot write the report {out}: {error.strerror}.") from error
-    _shared.say(f"The report is in {out}.", error=as_json)
+    if out is not None:
+        _shared.say(f"The report is in {out}.", error=as_json)
 
 
 def _prices(given: list[str] | None) -> dict[str, float]:

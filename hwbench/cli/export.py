@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _shared
 
 
@@ -19,5 +20,6 @@ def export(
     from hwbench.store import read_run
 
     (path,) = _shared.run_files([run])[-1:]
+    files.refuse_inputs([out], [path])
     exporters.export(read_run(path), to, out)
     _shared.say(f"The run is in {out}.")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _shared
-from hwbench.cli.check import fraction, write_file
+from hwbench.cli.check import fraction
 
 
 def history(
@@ -38,9 +39,10 @@ def history(
     from hwbench.studies import history as study
 
     share = fraction("--threshold", threshold)
+    files.refuse_inputs([out], [folder])
     told = study.history(folder, metric=metric, threshold=share, suite=suite, cases=case)
     if out is not None:
-        write_file(out, pages.render(told.histories, told.notes))
+        files.write_text(out, pages.render(told.histories, told.notes))
     if as_json:
         _shared.say_json(pages.plain(told.histories, told.notes))
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _shared
 
 
@@ -21,6 +22,7 @@ def plot(
     from hwbench.store import read_run
 
     (path,) = _shared.run_files([run])[-1:]
+    files.refuse_inputs([out], [path])
     figures.import_matplotlib()
     figures.plot(read_run(path), kind, out)
     _shared.say(f"The figure is in {out}.")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _shared
 
 
@@ -23,14 +24,11 @@ def report(
 ) -> None:
     """Write one HTML page that opens from disk, with no network: answers, charts and every row."""
     del unfinished
-    from hwbench.errors import RunFileError
     from hwbench.report.html import render
     from hwbench.store import read_run
 
-    read = [read_run(path) for path in _shared.run_files(runs)]
-    page = render(read, samples=samples or [])
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise RunFileError(f"Cannot write the report {out}: {error.strerror}.") from error
+    paths = _shared.run_files(runs)
+    files.refuse_inputs([out], paths)
+    page = render([read_run(path) for path in paths], samples=samples or [])
+    files.write_text(out, page, "the report ")
     _shared.say(f"The report is in {out}.")

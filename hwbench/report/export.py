@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from hwbench import files
 from hwbench.analysis.frames import replicate_rows
 from hwbench.channels import cell
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError
@@ -26,8 +27,8 @@ def export(run: Run, to: str, path: Path) -> None:
     if to not in KINDS:
         raise UnknownNameError("kind of export", to, KINDS)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        KINDS[to](run, path)
+        with files.whole(path) as beside:
+            KINDS[to](run, beside)
     except OSError as error:
         raise RunFileError(f"Cannot write {path}: {error.strerror}.") from error
 

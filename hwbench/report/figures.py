@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwbench import units
+from hwbench import files, units
 from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.roofline import Line
 from hwbench.errors import RunFileError, UnknownNameError, UsageError
@@ -134,8 +134,8 @@ def plot(run: Run, kind: str, path: Path) -> None:
 def _save(figure: Figure, path: Path) -> None:
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=300, metadata=metadata)
+        with files.whole(path) as beside:
+            figure.savefig(beside, dpi=300, metadata=metadata)
     except OSError as error:
         raise RunFileError(f"Cannot write the figure {path}: {error.strerror}.") from error
 

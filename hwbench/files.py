@@ -1,0 +1,152 @@
+"""The one way in and the one way out for files that other people name.
+
+What is read is a regular file below a size. What is written replaces a file whole, and never one
+that holds results. Errors are ``OSError`` with a reason in words, for the caller's sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from hwbench.errors import RunFileError, UsageError
+
+MOST_OF_A_RUN = 1 << 30  # bytes; a run of 100,000 results has a tenth of it
+MOST_OF_A_DOCUMENT = 1 << 26  # bytes of a suite, a model's config.json, a cache
+MOST_OF_A_HEADER = 1 << 24  # bytes of the first line of a run
+HEADER_MARK = b'{"line":"header"'
+"""How every run file begins."""
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open to be read; a pipe or a device is refused before it can keep us.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor, not a path)
+        _regular(os.fstat(descriptor), path)
+        yield file
+
+
+def _regular(found: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "It is not a regular file", str(path))
+
+
+def read(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most so many.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, is no regular file, or is larger.
+    """
+    with opened(path) as file:
+        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else b""
+        if len(data) > most or (not data and os.fstat(file.fileno()).st_size > most):
+            raise OSError(errno.EFBIG, f"It is larger than {most} bytes", str(path))
+    return data
+
+
+def read_text(path: Path, most: int = MOST_OF_A_DOCUMENT) -> str:
+    """The text of a regular file in UTF-8.
+
+    Raises:
+        OSError: as for ``read``.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return read(path, most).decode("utf-8")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path to write to, beside ``path``; at the end of the block it takes the place of it.
+
+    A reader finds the file of before or the new one, never a part; an error leaves the one of
+    before. The name beside it cannot be guessed and is made by us alone. Links are followed. A
+    device such as /dev/stdout, and a file in a folder that takes no other, are written in place.
+
+    Raises:
+        RunFileError: the file holds a run.
+        OSError: the file or its folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = _before(path)
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    beside = target.parent / f".{secrets.token_hex(8)}{path.suffix}"
+    mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
+    try:
+        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+    except OSError as error:
+        if before is None or error.errno not in _REFUSED:
+            raise
+        yield path
+        return
+    try:
+        yield beside
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _before(path: Path) -> os.stat_result | None:
+    """What stands where a file is to be written; None for nothing.
+
+    Raises:
+        RunFileError: it is a run.
+        OSError: it is a folder, or cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
+        with opened(path) as file:
+            if file.read(len(HEADER_MARK)) == HEADER_MARK:
+                raise RunFileError(
+                    f"{path} holds a run, and results are not written over; choose another file."
+                )
+    return found
+
+
+def write_text(path: Path, text: str, what: str = "") -> None:
+    """Write a text file whole, in UTF-8; ``what`` it is may stand in the error.
+
+    Raises:
+        RunFileError: it cannot be written, or holds a run.
+    """
+    try:
+        with whole(path) as beside:
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise RunFileError(f"Cannot write {what}{path}: {error.strerror}.") from error
+
+
+def refuse_inputs(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Nothing that is read may be written over; a folder stands for the files in it.
+
+    Raises:
+        UsageError: an output is one of the inputs.
+    """
+    written = [each for each in outputs if each is not None and each.is_file()]
+    for given in inputs if written else []:
+        for path in [*given.iterdir()] if given.is_dir() else [given]:
+            for each in written:
+                if path.is_file() and path.samefile(each):
+                    raise UsageError(f"{each} is one of the inputs; write to another file.")
