@@ -253,8 +253,10 @@ def example() -> Run:
     cost = records.Cost(parameters=2, stored_bytes=8, flops=4, dense_flops=8, compulsory_bytes=24)
     planned = records.Planned(case=case, kernel="torch", density=0.5, cost=cost)
     read = [
-        records.Measurement(quantity=name, unit="", values=[1.0], contract="wall", note=_TEXT)
-        for name in (each.name for each in MEASURED)
+        records.Measurement(
+            quantity=each.name, unit=each.unit, values=[1.0], contract="wall", note=_TEXT
+        )
+        for each in MEASURED
     ]
     result = records.Result(
         case=case.id, replicate=0, seed=0, status=records.Status.OK, reason=_TEXT,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from _check import Call
+from _fuzz import changed, places
 
 from hwbench import protocol
 from hwbench.devices.cpu import Cpu
@@ -278,7 +279,31 @@ def test_another_machine_setting_or_torch_has_ceilings_of_its_own(cache: Path) -
     assert len({base, *others}) == 5
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"matmul": 3}', '{"matmul": {"x": {}}}'])
+WHOLE = {
+    "matmul": {"float32": {"flops_per_second": 1e11, "shape": [1, 1, 1]}},
+    "copy": {"bytes_per_second": 1e10},
+    "launch": {"seconds": 1e-6},
+    "disturbed": 0.0,
+}
+
+
+def damaged() -> list[str]:
+    """Files that are none, and one that is whole with each of its numbers made impossible."""
+    found = ["", "{", "[]", "{}", '{"matmul": 3}', '{"matmul": {"x": {}}}', "[" * 100_000]
+    for place in places(WHOLE):
+        found.append(json.dumps(changed(WHOLE, place, None, drop=True)))
+        if place[-1] not in ("shape", 0, 1, 2):
+            values = ("x", None, True, [], -1.0, 1e308)
+            found += [json.dumps(changed(WHOLE, place, v, drop=False)) for v in values]
+        if str(place[-1]).endswith("second"):
+            found.append(json.dumps(changed(WHOLE, place, 1e-300, drop=False)))
+    whole = [json.dumps(changed(WHOLE, ("matmul", "float32"), None, drop=True))]
+    unread = [changed(WHOLE, ("matmul", "float32", "shape", *at), None, drop=True)
+              for at in [(), (0,), (1,), (2,)]]  # fmt: skip
+    return [text for text in found if text not in whole + [json.dumps(each) for each in unread]]
+
+
+@pytest.mark.parametrize("text", damaged(), ids=lambda text: text[:80])
 def test_a_file_that_is_not_whole_is_measured_again(cache: Path, text: str) -> None:
     file = ceilings.path(reply(), 2)
     file.parent.mkdir(parents=True)
@@ -287,7 +312,9 @@ def test_a_file_that_is_not_whole_is_measured_again(cache: Path, text: str) -> N
     ceilings.of_machine(worker, reply(), 2, {"float32"})
     assert worker.asked == [(["float32"], False)]
     assert json.loads(file.read_text(encoding="utf-8"))["matmul"]["float32"]
-    assert [path.name for path in cache.iterdir()] == [file.name]
+    aside = file.with_suffix(".damaged")
+    assert sorted(cache.iterdir()) == sorted([file, aside])
+    assert aside.read_text(encoding="utf-8") == text
 
 
 def test_where_nothing_can_be_kept_the_ceilings_say_so(

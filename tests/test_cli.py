@@ -131,7 +131,7 @@ def test_report_export_plot_list_compare_and_history_read_a_run(hwbench, golden)
     page = Path("page.html").read_text(encoding="utf-8")
     assert all(name in page for name in {p.case.format for p in run.planned.values()})
     assert hwbench("report", str(golden.parent))[0] == 0
-    code, _, err = hwbench("report", path, "--out", "nowhere/page.html")
+    code, _, err = hwbench("report", path, "--out", "page.html/page.html")
     assert (code, "Cannot write the report" in err) == (2, True)
     assert hwbench("export", path, "--to", "csv", "--out", "rows.csv")[0] == 0
     assert len(Path("rows.csv").read_text().splitlines()) == 1 + len(run.results)

@@ -7,24 +7,25 @@ machine was busy is measured again by the next run, and the higher of each figur
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from hwbench import protocol
+from hwbench import files, protocol
 from hwbench.analysis.fingerprint import Severity, flat, severity
+from hwbench.store.sense import impossible
 
 METHOD = 3
 """Raised when ceilings are measured in another way: what was kept before is measured again."""
 
 _SECONDS = 600.0  # until the worker has to be done, on a machine however busy
-_IN_BOTH_FORMS = ("copy", "launch")
+_NEEDED = ("matmul", "copy", "launch", "disturbed")
 _BUSY = 0.5  # more than this share of the measuring was disturbed
 
 R = TypeVar("R")
@@ -116,26 +117,26 @@ def _better(kept: dict[str, Any] | None, measured: dict[str, Any] | None, rate: 
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What is kept; nothing where there is no file, or one that something else has written."""
+    """What is kept; a file that is damaged, or of no machine, is set aside and measured again."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(files.read_text(file))
+    except OSError:
         return {}
-    whole = isinstance(found, Mapping) and all(
-        isinstance(found.get(name), Mapping) for name in ("matmul", *_IN_BOTH_FORMS)
-    )
-    return dict(found) if whole else {}
+    except (ValueError, RecursionError):
+        found = None
+    whole = isinstance(found, dict) and all(name in found for name in _NEEDED)
+    if whole and impossible(found) is None:
+        return dict(found)
+    with contextlib.suppress(OSError):  # one that cannot be moved is replaced by what is measured
+        file.replace(file.with_suffix(".damaged"))
+    return {}
 
 
 def _keep(file: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Write the file in one step; where that is not possible the ceilings say so."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False
-        ) as whole:
-            json.dump(found, whole)
-        Path(whole.name).replace(file)
+        with files.whole(file) as beside:
+            beside.write_text(json.dumps(found), encoding="utf-8")
     except OSError as error:
         return {**found, "not_kept": f"{file.parent} cannot be written: {error.strerror}."}
     return found

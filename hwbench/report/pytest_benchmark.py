@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from hwbench.errors import MissingPartError, RunFileError
+from hwbench import files
+from hwbench.errors import MissingPartError, RunFileError, shortened
 from hwbench.records import (
     SCHEMA,
     Footer,
@@ -29,6 +31,7 @@ from hwbench.records import (
     Status,
 )
 from hwbench.store import Run
+from hwbench.store.sense import Sense
 
 SUFFIX = ".json"
 _TIMES = {"time_seconds": "s", "relative_time": "×"}
@@ -182,11 +185,14 @@ def read(path: Path) -> Run:
         RunFileError: it cannot be read, is damaged, or holds no cases of hwbench.
     """
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=_Document)
+        data = files.read(path, files.MOST_OF_A_RUN)
+        # Other benchmarks of the file may hold NaN, which Python writes and JSON does not know.
+        found = msgspec.convert(json.loads(data), _Document)
     except OSError as error:
         raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise RunFileError(f"{path} is not a file of pytest-benchmark ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        why = shortened(str(error))
+        raise RunFileError(f"{path} is not a file of pytest-benchmark ({why}).") from error
     if found.hwbench is None:
         raise RunFileError(
             f"{path} holds no cases of hwbench; save it with: pytest --hwbench-suite FILE "
@@ -198,17 +204,27 @@ def read(path: Path) -> Run:
             f"{path} has schema {header.schema}; this hwbench reads up to {SCHEMA}. "
             "Install a newer one."
         )
-    planned = {each.case.id: each for each in found.hwbench.cases}
+    sense = Sense(header)
+    problems = [sense.of_header(), *(sense.of_case(each) for each in found.hwbench.cases)]
     infos = [(each.extra_info.hwbench, each.stats.median) for each in found.benchmarks]
     ours = [(info, seconds) for info, seconds in infos if info is not None]
-    results = [result for info, seconds in ours for result in _results(info, seconds)]
+    try:
+        results = [result for info, seconds in ours for result in _results(info, seconds)]
+    except ValueError as error:
+        raise RunFileError(
+            f"{path} is damaged ({shortened(str(error))}); write it again."
+        ) from error
     results += found.hwbench.ended
-    if unknown := next((each.case for each in results if each.case not in planned), None):
+    if unknown := next((each.case for each in results if each.case not in sense.planned), None):
+        unknown = shortened(unknown)
         raise RunFileError(f"{path} has a result of the case {unknown!r}, which it does not have.")
+    problems += [sense.of_result(each) for each in results]
+    if problem := next(filter(None, problems), None):
+        raise RunFileError(f"{path} is damaged ({problem}); write it again.")
     return Run(
         path=path,
         header=header,
-        planned=planned,
+        planned=sense.planned,
         results=results,
         footer=Footer(finished=header.created, wall_seconds=0.0),
     )
@@ -217,6 +233,8 @@ def read(path: Path) -> Run:
 def _results(info: _Info, median: float) -> list[Result]:
     values = info.replicates or {"time_seconds": {"0": median}}
     numbers = dict.fromkeys(number for known in values.values() for number in known)
+    if wrong := [each for each in numbers if not re.fullmatch("[0-9]{1,6}", each)]:
+        raise ValueError(f"{shortened(wrong[0])!r} is the number of no replicate")
     return [
         Result(
             case=info.case,
@@ -235,5 +253,4 @@ def _results(info: _Info, median: float) -> list[Result]:
             ],
         )
         for number in numbers
-        if number.isdigit()
     ]

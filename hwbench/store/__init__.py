@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import msgspec
 
+from hwbench import files
 from hwbench.errors import RunFileError, shortened
 from hwbench.records import (
     SCHEMA,
@@ -29,6 +30,7 @@ from hwbench.records import (
     ResultLine,
     without_gc,
 )
+from hwbench.store.sense import Sense
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
@@ -164,8 +166,8 @@ def read_header(path: Path) -> Header:
         RunFileError: there is no such file, or it does not begin with a header.
     """
     try:
-        with path.open("rb") as file:
-            first = file.readline()
+        with files.opened(path) as file:
+            first = file.readline(files.MOST_OF_A_HEADER)
     except OSError as error:
         raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
     if not first.endswith(b"\n"):
@@ -177,10 +179,11 @@ def read_run(path: Path) -> Run:
     """Read a run file; one that was cut off is read up to its last whole line.
 
     Raises:
-        RunFileError: there is no such file, it is not a run file, or a line in it is damaged.
+        RunFileError: there is no such file, it is not a run file, or a line in it is damaged or
+            says what cannot be.
     """
     try:
-        data = path.read_bytes()
+        data = files.read(path, files.MOST_OF_A_RUN)
     except OSError as error:
         raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
     end = data.rfind(b"\n") + 1
@@ -193,34 +196,34 @@ def read_run(path: Path) -> Run:
         truncated=end < len(data),
         size=end,
     )
+    sense = Sense(run.header, run.planned)
     with without_gc():
         for number, text in enumerate(lines[1:], start=2):
-            _take(run, number, text)
+            _take(run, sense, number, text)
     return run
 
 
-def _take(run: Run, number: int, text: bytes) -> None:
+def _take(run: Run, sense: Sense, number: int, text: bytes) -> None:
     try:
         line = _decoder.decode(text)
     except _UNREADABLE as error:
         raise _damaged(run.path, number, str(error)) from error
+    if run.complete:
+        raise _damaged(run.path, number, "it stands after the end of the run")
     match line:
         case PlannedLine():
-            case = line.planned.case
-            if line.id != case.id:
+            if line.id != line.planned.case.id:
                 raise _damaged(run.path, number, "the case is described under another name")
-            if min(case.out_features, case.in_features) < 1:
-                raise _damaged(run.path, number, "a layer has no features")
-            run.planned[line.id] = line.planned
+            if problem := sense.of_case(line.planned):  # which keeps it among those of the run
+                raise _damaged(run.path, number, problem)
         case ResultLine():
             if line.result.case not in run.planned:
                 raise RunFileError(
                     f"Line {number} of {run.path} has a result of the case "
                     f"{shortened(repr(line.result.case))}, which the run does not describe."
                 )
-            for read in line.result.measurements:
-                if read.disturbed is not None and len(read.disturbed) != len(read.values):
-                    raise _damaged(run.path, number, f"{read.quantity!r} has too few blocks")
+            if problem := sense.of_result(line.result):
+                raise _damaged(run.path, number, problem)
             run.results.append(line.result)
         case Footer():
             run.footer = line
@@ -252,6 +255,8 @@ def _header(path: Path, text: bytes) -> Header:
         raise RunFileError(
             f"The header of {path} is damaged ({shortened(str(error))}); restore the file."
         ) from error
+    if problem := Sense(header).of_header():
+        raise RunFileError(f"The header of {path} is damaged ({problem}); restore the file.")
     if not 0 < header.plan.replicates <= MOST_REPLICATES:
         raise RunFileError(f"The header of {path} asks for {header.plan.replicates} replicates.")
     threads = header.arguments.get("threads")
