@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hwbench import files
 from hwbench.errors import MissingPartError, UsageError, shortened
 
 BERT, ENCODER, CAUSAL = "bert", "encoder", "causal"
@@ -88,9 +89,11 @@ def config(found: Path) -> dict[str, Any]:
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object of a file of a model."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+        told = json.loads(files.read_text(path))
+    except FileNotFoundError:
         raise UsageError(f"{path.parent} holds no {path.name}.") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON.") from error
     if not isinstance(told, dict):
@@ -121,11 +124,11 @@ def _is_plain_bert(found: Path, told: dict[str, Any]) -> bool:
         "position_embedding_type": "absolute",
         "is_decoder": False,
     }
-    files = ("model.safetensors", "tokenizer.json")
+    parts = ("model.safetensors", "tokenizer.json")
     return (
         "model_type" in told
         and all(told.get(key, value) == value for key, value in usual.items())
-        and all((found / name).is_file() for name in files)
+        and all((found / name).is_file() for name in parts)
     )
 
 

@@ -23,6 +23,8 @@ MOST_OF_A_HEADER = 1 << 24  # bytes of the first line of a run
 HEADER_MARK = b'{"line":"header"'
 """How every run file begins."""
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system answers that knows no hard links."""
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 
 
@@ -69,6 +71,30 @@ def read_text(path: Path, most: int = MOST_OF_A_DOCUMENT) -> str:
     return read(path, most).decode("utf-8")
 
 
+def beside(path: Path) -> Path:
+    """A hidden name in the same folder that cannot be guessed; open it with ``x``."""
+    return path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+
+
+def place(written: Path, path: Path) -> None:
+    """Give a file that was written beside ``path`` that name, if nothing has it.
+
+    Raises:
+        FileExistsError: something has it, if only since a moment ago.
+        OSError: the folder cannot be written.
+    """
+    try:
+        os.link(written, path)  # unlike a rename it replaces nothing
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        written.unlink()
+        return
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+    written.replace(path)
+
+
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A path to write to, beside ``path``; at the end of the block it takes the place of it.
@@ -87,20 +113,20 @@ def whole(path: Path) -> Iterator[Path]:
         yield path
         return
     target = Path(os.path.realpath(path))
-    beside = target.parent / f".{secrets.token_hex(8)}{path.suffix}"
+    written = beside(target)
     mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
     try:
-        os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
+        os.close(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
     except OSError as error:
         if before is None or error.errno not in _REFUSED:
             raise
         yield path
         return
     try:
-        yield beside
-        beside.replace(target)
+        yield written
+        written.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
 
 
 def _before(path: Path) -> os.stat_result | None:
@@ -132,8 +158,8 @@ def write_text(path: Path, text: str, what: str = "") -> None:
         RunFileError: it cannot be written, or holds a run.
     """
     try:
-        with whole(path) as beside:
-            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with whole(path) as written:
+            written.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunFileError(f"Cannot write {what}{path}: {error.strerror}.") from error
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from hwbench import plugins
+from hwbench import files, plugins
 from hwbench.errors import HwbenchError, SuiteError, UnknownNameError, shortened
 from hwbench.records import ITEM_BYTES, Case, Direction, Knob, Mode, Plan, Regime, Suite
 
@@ -63,7 +63,7 @@ def read(name_or_path: str) -> dict[str, Any]:
             raise UnknownNameError("suite", name_or_path, names())
         path = folder() / f"{name_or_path}.toml"
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(files.read_text(path))
     except OSError as error:
         raise SuiteError(f"Cannot read the suite {path}: {error.strerror}.") from error
     except RecursionError:

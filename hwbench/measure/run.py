@@ -202,10 +202,11 @@ def reopened(found: Run, listener: Listener) -> State:
     Raises:
         RunFileError: the run cannot be written, or another process writes it.
     """
+    writer = RunWriter.resume(found)  # what it finds under the lock stands in the run from now on
     return State(
         header=found.header,
         planned=found.planned,
-        writer=RunWriter.resume(found),
+        writer=writer,
         listener=listener,
         done=found.done,
         failed={r.case: r for r in found.results if r.status is not Status.OK},

@@ -7,9 +7,11 @@ line in flight; the reader drops an unfinished last line, and a resumed run cuts
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,8 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
 MOST_REPLICATES = 1000
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system answers that knows no locks."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
 
 
@@ -73,6 +77,14 @@ class RunWriter:
         except BlockingIOError:
             handle.close()
             raise RunFileError(f"{path} is being written by another process.") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"The folder of {path} has no locks: nothing keeps a second process from writing "
+                "to this run.",
+                stacklevel=3,
+            )
 
     @classmethod
     def create(cls, folder: Path, header: Header, planned: Iterable[PlannedLine]) -> RunWriter:
@@ -85,19 +97,19 @@ class RunWriter:
             RunFileError: the folder cannot be made or written, or has a run of that name.
         """
         path = run_path(folder, header.run)
-        begun = folder / f".{header.run}.{os.getpid()}"
+        begun = files.beside(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle = begun.open("xb", buffering=0)
             try:
                 writer = cls(path, handle)
                 writer._write(header, *planned)
-                os.link(begun, path)  # unlike a rename it replaces no run of that name
+                files.place(begun, path)
             except BaseException:
                 handle.close()
                 raise
             finally:
-                begun.unlink()
+                begun.unlink(missing_ok=True)
         except OSError as error:
             raise RunFileError(
                 f"Cannot write a run into {folder}: {error.strerror}; choose another with --out."
@@ -108,16 +120,35 @@ class RunWriter:
     def resume(cls, run: Run) -> RunWriter:
         """Open an unfinished run to append to it, cutting off an unfinished last line.
 
+        The file is read again under the lock: what was written since ``run`` was read is kept, and
+        stands in ``run`` afterwards.
+
         Raises:
-            RunFileError: the file cannot be written, or another process is writing it.
+            RunFileError: the file cannot be written, another process is writing it or has
+                completed it, or it is another run by now.
         """
         try:
             writer = cls(run.path, run.path.open("r+b", buffering=0))
         except OSError as error:
             raise RunFileError(f"Cannot write to {run.path}: {error.strerror}.") from error
-        os.ftruncate(writer._handle.fileno(), run.size)
-        writer._handle.seek(0, os.SEEK_END)
+        try:
+            writer._catch_up(run)
+        except BaseException:
+            writer.close()
+            raise
         return writer
+
+    def _catch_up(self, run: Run) -> None:
+        number = self._handle.fileno()
+        now = read_run(run.path)
+        if now.header != run.header or not os.path.samestat(os.fstat(number), run.path.stat()):
+            raise RunFileError(f"{run.path} was replaced by another file; start again.")
+        if now.complete and not run.complete:
+            raise RunFileError(f"{run.path} was completed by another process; there is no rest.")
+        run.planned, run.results = now.planned, now.results
+        run.size, run.truncated = now.size, now.truncated
+        os.ftruncate(number, run.size)
+        self._handle.seek(0, os.SEEK_END)
 
     def append(self, *lines: Line) -> None:
         """Write lines, each whole, and flush them.
@@ -186,6 +217,11 @@ def read_run(path: Path) -> Run:
         data = files.read(path, files.MOST_OF_A_RUN)
     except OSError as error:
         raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
+    return parsed(path, data)
+
+
+def parsed(path: Path, data: bytes) -> Run:
+    """A run from the bytes of its file; the errors are those of ``read_run``."""
     end = data.rfind(b"\n") + 1
     lines = data[:end].splitlines()
     if not lines:

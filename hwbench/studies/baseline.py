@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hwbench import files
 from hwbench.analysis.fingerprint import Difference, Severity, differences, facts, flat, severity
 from hwbench.analysis.outcome import cases
 from hwbench.errors import RunFileError, UsageError
 from hwbench.records import ANSWERS, Header, Status
 from hwbench.report import pytest_benchmark
-from hwbench.store import Run, list_runs, read_header, read_run, run_path
+from hwbench.store import Run, list_runs, parsed, read_header, read_run, run_path
 
 _TOLD = ("cannot be read", "damaged", "not finished")
 CONFIRMS = "confirms"
@@ -191,25 +192,42 @@ def promote(path: Path, folder: Path) -> Path:
         RunFileError: the run is not finished, or the copy cannot be written.
         UsageError: the run is no measure of what is usual.
     """
-    run = read_run(path)
+    try:
+        data = files.read(path, files.MOST_OF_A_RUN)
+    except OSError as error:
+        raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
+    run = parsed(path, data)
     if not run.complete:
         raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
     if reason := _unworthy(run):
         raise UsageError(f"{path} cannot be a baseline: {reason}.")
     target = run_path(folder / machine_key(run.header), run.header.run)
-    data = path.read_bytes()
-    if target.exists():
-        if target.read_bytes() == data:
-            return target
-        raise RunFileError(f"{target} is there already, and is another run of that name.")
+    for each in (target, target.parent):
+        if each.is_symlink():
+            raise RunFileError(f"{each} leads elsewhere by a link; take it away, or choose another "
+                               "folder with --out.")  # fmt: skip
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_suffix(".part")
-        beside.write_bytes(data)
-        beside.replace(target)
+        _put(target, data)
     except OSError as error:
         raise RunFileError(f"Cannot write {target}: {error.strerror}.") from error
     return target
+
+
+def _put(target: Path, data: bytes) -> None:
+    """Write a baseline, unless it is there already; never over another one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = files.beside(target)
+    try:
+        with written.open("xb") as file:
+            file.write(data)
+        files.place(written, target)
+    except FileExistsError:
+        if files.read(target, files.MOST_OF_A_RUN) != data:
+            raise RunFileError(
+                f"{target} is there already, and is another run of that name."
+            ) from None
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def _unworthy(run: Run) -> str | None:
@@ -255,9 +273,14 @@ def kept(folder: Path) -> list[Kept]:
 
 
 def prune(folder: Path, keep: int, *, dry_run: bool = False) -> list[Kept]:
-    """Delete all but the last ``keep`` runs of each machine and suite; returns those deleted."""
+    """Delete all but the last ``keep`` runs of each machine and suite; returns those deleted.
+
+    What a link in the folder leads to is left alone.
+    """
     groups: dict[tuple[Path, str], list[Kept]] = defaultdict(list)
     for each in kept(folder):
+        if each.path.parent != folder and each.path.parent.is_symlink():
+            continue
         groups[each.path.parent, each.header.suite].append(each)
     old = [each for members in groups.values() for each in members[:-keep]]
     for each in old:
