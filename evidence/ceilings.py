@@ -67,7 +67,8 @@ def main() -> None:
         print(f"{'disturbed':20s}" + "".join(f"{c['disturbed']:14.0%}" for c in everything))
         for dtype in everything[0]["matmul"]:
             rates = [c["matmul"][dtype]["flops_per_second"] for c in everything]
-            print(row(f"matmul {dtype}", rates, "FLOP/s"))
+            best = " / ".join(dict.fromkeys(c["matmul"][dtype]["library"] for c in everything))
+            print(f"{row(f'matmul {dtype}', rates, 'FLOP/s')}  {best}")
         for moved in ("copy", "triad"):
             print(row(moved, [c[moved]["bytes_per_second"] for c in everything], "B/s"))
         print(row("launch", [c["launch"]["seconds"] for c in everything], "s"))

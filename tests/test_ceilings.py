@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from _check import Call
 from _fuzz import changed, places
 
 from hwbench import protocol
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
+from hwbench.formats._base import FORWARD
+from hwbench.formats._packing import unsupported
 from hwbench.measure import ceilings
+from hwbench.meters import _ceilings, _libraries
 from hwbench.meters._ceilings import _working_sets, measure_ceilings
 from hwbench.meters._plateaus import Plateau, named, plateaus
+from hwbench.workloads._base import DTYPES
 
 MIB = 2**20
 
@@ -87,9 +92,11 @@ def test_the_short_form_has_what_a_run_needs() -> None:
     assert set(found) == {"matmul", "copy", "launch", "disturbed"}
     assert found["disturbed"] == 0
     rate = 2 * 64**3 / (2 * 64**3 / FLOPS_PER_SECOND + LAUNCH_SECONDS)
+    reached = {"flops_per_second": pytest.approx(rate), "shape": [64, 64, 64]}
     assert found["matmul"]["float32"] == {
-        "flops_per_second": pytest.approx(rate),
-        "shape": [64, 64, 64],
+        **reached,
+        "library": "torch.mm",
+        "libraries": {"torch.mm": reached},
     }
     assert found["copy"]["bytes_per_second"] == pytest.approx(BYTES_PER_SECOND, rel=0.05)
     assert found["launch"]["seconds"] == pytest.approx(LAUNCH_SECONDS, rel=1e-3)
@@ -127,6 +134,79 @@ def test_other_precisions_belong_to_the_full_form_and_are_set_back() -> None:
     found = measure_ceilings(Two(), ["float32"], full=True)
     assert list(found["matmul"]) == ["float32", "float32_other"]
     assert switched == len(switched) // 2 * ["on", "off"] != []
+
+
+def rounding(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """A product that is quick because it computes in fewer bits."""
+    return (left.bfloat16() @ right.bfloat16()).float()
+
+
+ROUTES: dict[str, tuple[float, Any]] = {
+    "quick": (0.5, torch.mm),
+    "slow": (2.0, torch.mm),
+    "rounding": (0.1, rounding),
+}
+"""Made-up libraries: how long they take, over torch.mm's time, and what they compute."""
+
+
+def route(name: str) -> _libraries.Route:
+    """One of them, on the simulated machine."""
+    share, product = ROUTES[name]
+
+    def step(arrays: list[torch.Tensor]) -> Any:
+        def call(_: Any) -> torch.Tensor:
+            made: torch.Tensor = product(*arrays[:2])
+            return made
+
+        call.added_seconds = (share - 1) * (  # type: ignore[attr-defined]
+            2 * arrays[0].shape[0] ** 3 / FLOPS_PER_SECOND + LAUNCH_SECONDS
+        )
+        return call
+
+    return _libraries.Route(name, step)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_roof_is_the_best_library_whose_products_are_exact(
+    monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    plain = _libraries.routes
+    monkeypatch.setattr(
+        _ceilings, "routes", lambda *asked: [*plain(*asked), *(route(name) for name in ROUTES)]
+    )
+    entry = measure_ceilings(fake(), ["float32"], full=full)["matmul"]["float32"]
+    assert list(entry["libraries"]) == ["torch.mm", "quick", "slow"]
+    rates = {name: each["flops_per_second"] for name, each in entry["libraries"].items()}
+    assert rates["slow"] < rates["torch.mm"] < rates["quick"]
+    assert (entry["library"], entry["flops_per_second"]) == ("quick", rates["quick"])
+    assert all("sweep" not in each for each in entry["libraries"].values())
+    assert not full or max(each["flops_per_second"] for each in entry["sweep"]) == rates["quick"]
+
+
+@pytest.mark.parametrize("dtype", _libraries.TOLERANCE)
+def test_every_library_of_this_processor_is_tried_and_exact(dtype: str) -> None:
+    device = Cpu()
+    device.matmul_sides = (128,)  # type: ignore[misc]
+    ways = _libraries.routes(device, dtype)
+    subjects = _ceilings._products(device, dtype, len(ways), full=False)
+    kept = _libraries.exact(ways, subjects.values(), dtype)
+    assert kept[0] is ways[0]
+    for way in kept:
+        assert _libraries.error(way, subjects[128]) < _libraries.TOLERANCE[dtype]
+    names = {way.name for way in kept}
+    for kernel, name in _libraries.PACKED.items():
+        runs = unsupported(kernel, "cpu", DTYPES[dtype], FORWARD) is None
+        assert (name in names) == runs
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_switch_that_changes_nothing_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(self: Fake, dtype: str) -> Any:
+        return {"torch.mm": nullcontext, "torch.mm (the same)": nullcontext}
+
+    monkeypatch.setattr(Fake, "matmul_libraries", two)
+    entry = measure_ceilings(fake(), ["float32"])["matmul"]["float32"]
+    assert list(entry["libraries"]) == ["torch.mm"]
 
 
 def test_what_disturbs_the_measuring_is_told() -> None:
@@ -242,6 +322,25 @@ def test_what_a_busy_machine_gave_is_measured_again_and_the_higher_is_kept(cache
     assert not ceilings.busy(quiet)
     assert ceilings.of_machine(worker, reply(), 2, {"float32"}) == quiet
     assert worker.asked == 3 * [(["bfloat16", "float32"], False)]
+
+
+def test_of_two_looks_each_library_keeps_its_better_one(cache: Path) -> None:
+    def entry(**rates: float) -> dict[str, Any]:
+        best = max(rates, key=lambda name: rates[name])
+        libraries = {name: {"flops_per_second": rate} for name, rate in rates.items()}
+        return {"flops_per_second": rates[best], "library": best, "libraries": libraries}
+
+    looks = [entry(mm=4.0, packed=3.0), entry(mm=2.0, packed=5.0)]
+
+    class Two(Worker):
+        def ask(self, request: Any, expected: Any, timeout_seconds: float) -> Any:
+            found = super().ask(request, expected, timeout_seconds).ceilings
+            return protocol.CeilingsReply(ceilings={**found, "matmul": {"float32": looks.pop(0)}})
+
+    worker = Two(disturbed=0.8)
+    ceilings.of_machine(worker, reply(), 2, {"float32"})
+    found = ceilings.of_machine(worker, reply(), 2, {"float32"})["matmul"]["float32"]
+    assert found == entry(mm=4.0, packed=5.0)
 
 
 def test_a_dtype_added_on_a_busy_machine_marks_them_all(cache: Path) -> None:

@@ -106,6 +106,32 @@ def test_switches_are_recorded_by_each_name_and_reasons_where_torch_refuses(
     assert cuda._setting("backends.cuda.matmul.gone") == "not in this PyTorch"
 
 
+@pytest.mark.parametrize(("set_to", "other"), [("Cublas", "cublaslt"), ("Cublaslt", "cublas")])
+def test_products_go_through_both_libraries_and_the_setting_is_put_back(
+    monkeypatch: pytest.MonkeyPatch, set_to: str, other: str
+) -> None:
+    asked: list[str] = [f"_BlasBackend.{set_to}"]
+
+    def preferred(library: str | None = None) -> str:
+        asked.extend([library] if library else [])
+        return asked[-1]
+
+    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", preferred)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    device: Cuda = object.__new__(Cuda)
+    found = device.matmul_libraries("float32")
+    first, second = found
+    assert first.lower() == f"torch.mm ({set_to.lower()})"
+    assert second.lower() == f"torch.mm ({other})"
+    with found[first]():
+        assert len(asked) == 1
+    with found[second]():
+        assert asked[-1] == other
+    assert asked[-1] == f"_BlasBackend.{set_to}"
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert list(device.matmul_libraries("float32")) == [first]
+
+
 def test_the_address_is_written_as_nvml_wants_it() -> None:
     properties = SimpleNamespace(pci_domain_id=1, pci_bus_id=0x3B, pci_device_id=2, uuid="ab-cd")
     assert cuda._pci_bus_id(properties) == "00000001:3b:02.0"

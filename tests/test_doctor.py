@@ -23,6 +23,7 @@ HEALTH = {
     "seconds": 1.0,
     "spread": 0.02,
     "share": 0.97,
+    "kept": {"flops_per_second": 2e11, "library": "torch.mm (MKL)", "shape": [512, 512, 512]},
     "timer_seconds": 4e-8,
     "resolution_seconds": 1e-9,
     "two_four": {"cusparselt": "no kernel.", "cutlass": "no kernel."},
@@ -85,6 +86,41 @@ def test_a_quiet_gpu_is_fine() -> None:
     assert "cusparselt not in this PyTorch" in found["libraries"].says
     assert "NVIDIA A100-SXM4-80GB in peaks.toml" in found["peak"].says
     assert "80 W of 400 W" in found["power"].says
+
+
+def products(**rates: float) -> dict[str, Any]:
+    """What is kept of float32 products, by library, the first being that of F.linear."""
+    names = {"mkl": "torch.mm (MKL)", "blas": "torch.mm", "onednn": "oneDNN, packed"}
+    best = max(rates, key=lambda name: rates[name])
+    libraries = {
+        names[name]: {"flops_per_second": rate, "shape": [512, 512, 512]}
+        for name, rate in rates.items()
+    }
+    return {**libraries[names[best]], "library": names[best], "libraries": libraries}
+
+
+@pytest.mark.parametrize(
+    ("kept", "name", "verdict", "words"),
+    [
+        (None, "Example", Verdict.ABSENT, ["no ceiling is kept"]),
+        (products(mkl=4.9e11, onednn=5e11), "AMD EPYC", Verdict.FINE, ["98 %", "490 GFLOP/s"]),
+        (
+            products(mkl=2.2e11, onednn=5e11),
+            "AMD EPYC",
+            Verdict.DOUBT,
+            ["44 %", "220 GFLOP/s by torch.mm (MKL)", "oneDNN, packed reaches 500", "AVX2 path"],
+        ),
+        (products(mkl=2.2e11, onednn=5e11), "Intel(R) Xeon(R)", Verdict.DOUBT, ["44 %"]),
+        (products(blas=2.2e11, onednn=5e11), "AMD EPYC", Verdict.DOUBT, ["by torch.mm,"]),
+    ],
+)
+def test_it_is_told_what_part_of_the_device_a_linear_layer_reaches(
+    kept: dict[str, Any] | None, name: str, verdict: Verdict, words: list[str]
+) -> None:
+    found = told({**CPU, "name": name}, CPU_STATE, kept=kept)["linear"]
+    assert found.verdict is verdict
+    assert all(each in found.says for each in words), found.says
+    assert ("AVX2" in found.says) == ("AVX2 path" in words)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def ceilings(
 ) -> None:
     """Measure what this machine reaches at best: the roofs of the roofline.
 
-    A large matrix product by dtype, copy and triad from every memory level, and the smallest call.
+    A large matrix product by dtype through every library that a format may use (the best is the
+    roof), copy and triad from every memory level, and the smallest call.
     It takes about a minute. The runs that follow on this machine copy it into their file.
     """
     from hwbench import environment, protocol
@@ -68,10 +69,17 @@ def _tables(found: dict[str, Any]) -> list[RenderableType]:
     from hwbench.report._facts import LAUNCH
 
     matmul = [
-        (name, units.flops_per_second(entry["flops_per_second"]), _product(entry["shape"]),
+        (name, units.flops_per_second(entry["flops_per_second"]), entry["library"],
+         _product(entry["shape"]),
          ", ".join(f"{at['shape'][0]}: {units.si(at['flops_per_second'], '')}"
                    for at in entry["sweep"]))
         for name, entry in found["matmul"].items()
+    ]  # fmt: skip
+    libraries = [
+        (f"{name} by {library}", units.flops_per_second(each["flops_per_second"]),
+         _product(each["shape"]))
+        for name, entry in found["matmul"].items() if len(entry["libraries"]) > 1
+        for library, each in entry["libraries"].items()
     ]  # fmt: skip
     levels = [
         (level["name"], units.si(level["bytes_per_second"], "B/s"),
@@ -90,8 +98,11 @@ def _tables(found: dict[str, Any]) -> list[RenderableType]:
     ]
     if "graph" in found["launch"]:
         launch.append(("replayed from a graph", found["launch"]["graph"]))
+    heads = ("matrix product", "at best", "by", "side", "by side")
+    through = ("each library", "at best", "side")
     return [
-        _table(("matrix product", "at best", "side", "by side"), matmul),
+        _table(heads, matmul),
+        *([_table(through, libraries)] if libraries else []),
         _table(("memory level (copy)", "at best", "working sets"), levels),
         _table(("largest working set", "at best", "working set"), moved),
         _table(("smallest call", "at best"), launch),

@@ -121,6 +121,11 @@ class Device(ABC):
         """The ways to multiply matrices of a dtype; the dtype alone is the way torch is set."""
         return {dtype: nullcontext}
 
+    def matmul_libraries(self, dtype: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+        """The libraries that ``torch.mm`` may go through, by name: that of torch as set first."""
+        del dtype
+        return {"torch.mm": nullcontext}
+
     def cache_bytes(self) -> dict[str, int]:
         """Bytes of each level of data caches in all, as the system tells; empty where it hides."""
         return {}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,8 +115,32 @@ class Cpu(Device):
                 peak = max(peak, taken)
         return peak
 
+    def matmul_libraries(self, dtype: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+        """Intel MKL where torch was built with it, and oneDNN where torch can be set to it.
+
+        The setting lets oneDNN round float32 to fewer bits, so that what it does has to be tried.
+        """
+        by_mkl = dtype in ("float32", "float64") and torch.backends.mkl.is_available()
+        found: dict[str, Callable[[], AbstractContextManager[None]]] = {
+            "torch.mm (MKL)" if by_mkl else "torch.mm": nullcontext
+        }
+        if dtype == "float32" and torch.backends.mkldnn.is_available():
+            found["torch.mm (oneDNN)"] = partial(_precision, "medium")
+        return found
+
     def cache_bytes(self) -> dict[str, int]:
         return environment.cache_totals()
 
     def energy_joules(self) -> float | str:
         return environment.rapl_joules()
+
+
+@contextmanager
+def _precision(name: str) -> Iterator[None]:
+    """The precision of float32 products set to a name, and as it was afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -296,6 +296,17 @@ class Cuda(Device):
             found[name] = partial(_switched, path, value)
         return found
 
+    def matmul_libraries(self, dtype: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
+        """The library that torch is set to use, and the other of cuBLAS and cuBLASLt."""
+        del dtype
+        asked = str(torch.backends.cuda.preferred_blas_library()).rpartition(".")[2].lower()
+        first, other = ("cublaslt", "cublas") if asked == "cublaslt" else ("cublas", "cublaslt")
+        names = {"cublas": "torch.mm (cuBLAS)", "cublaslt": "torch.mm (cuBLASLt)"}
+        found: dict[str, Callable[[], AbstractContextManager[None]]] = {names[first]: nullcontext}
+        if torch.backends.cuda.is_built():
+            found[names[other]] = partial(_blas, other)
+        return found
+
     def cache_bytes(self) -> dict[str, int]:
         return {"L2": self._properties.L2_cache_size}
 
@@ -315,6 +326,17 @@ def _switched(path: str, value: object) -> Iterator[None]:
         yield
     finally:
         setattr(holder, name, before)
+
+
+@contextlib.contextmanager
+def _blas(library: str) -> Iterator[None]:
+    """The library of matrix products set, and as it was afterwards."""
+    before = torch.backends.cuda.preferred_blas_library()
+    torch.backends.cuda.preferred_blas_library(library)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.preferred_blas_library(before)
 
 
 def _set_sync_debug_mode(mode: int | str) -> None:

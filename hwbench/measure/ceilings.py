@@ -21,7 +21,7 @@ from hwbench import files, protocol
 from hwbench.analysis.fingerprint import Severity, flat, severity
 from hwbench.store.sense import impossible
 
-METHOD = 3
+METHOD = 4
 """Raised when ceilings are measured in another way: what was kept before is measured again."""
 
 _SECONDS = 600.0  # until the worker has to be done, on a machine however busy
@@ -99,7 +99,7 @@ def _measured(worker: Asked, request: protocol.CeilingsRequest) -> dict[str, Any
 def _higher(kept: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     """The better of each figure; whether the machine was disturbed is that of the later ones."""
     matmul = {
-        dtype: _better(kept["matmul"].get(dtype), measured["matmul"].get(dtype), "flops_per_second")
+        dtype: _product(kept["matmul"].get(dtype), measured["matmul"].get(dtype))
         for dtype in (*kept["matmul"], *measured["matmul"])
     }
     copy = _better(kept["copy"], measured["copy"], "bytes_per_second")
@@ -107,6 +107,17 @@ def _higher(kept: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     launch = measured["launch"] if slower else kept["launch"]
     disturbed = measured["disturbed"]
     return {**kept, "matmul": matmul, "copy": copy, "launch": launch, "disturbed": disturbed}
+
+
+def _product(kept: dict[str, Any] | None, measured: dict[str, Any] | None) -> Any:
+    """The better product, and each library's better one beside it."""
+    found = _better(kept, measured, "flops_per_second")
+    before, after = ((entry or {}).get("libraries", {}) for entry in (kept, measured))
+    libraries = {
+        name: _better(before.get(name), after.get(name), "flops_per_second")
+        for name in (*before, *after)
+    }
+    return {**found, "libraries": libraries} if libraries else found
 
 
 def _better(kept: dict[str, Any] | None, measured: dict[str, Any] | None, rate: str) -> Any:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from hwbench import plugins
 from hwbench.devices._base import Device
 from hwbench.formats._base import Format
+from hwbench.meters._libraries import Setting, both, exact, routes
 from hwbench.meters._plateaus import Plateau, named, plateaus
 from hwbench.meters._sampling import (
     ENQUEUE_SECONDS,
@@ -35,7 +36,8 @@ _SAMPLE_SECONDS = 2e-3  # a sample lasts about this long
 _LATE = 1.5  # passes end when so much more than their time went by
 _MOST_SAMPLES = 200  # of one size in one pass
 _SHORT_SECONDS = 0.4  # for each side of a product
-_MATMUL_SECONDS = 5.0  # of the full form, for each way to multiply
+_MATMUL_SECONDS = 5.0  # of the full form, for each way to multiply, shared by its libraries
+_LIBRARY_SECONDS = 2.5  # of that, at least, for each library
 _SWEEP_SECONDS = 4.0  # of the full form, for copy and for triad
 _LARGEST_SECONDS = 1.5  # for the largest copy, and for the largest triad
 _LAUNCH_SECONDS = 0.2
@@ -43,8 +45,6 @@ _QUEUED, _BEHIND = 16, 4  # products before the clock is read, and while it is r
 _GRAPH_CALLS = 100  # in the graph whose replay tells what one more kernel costs
 _FREE_SHARE = 0.25  # of the free memory may be swept over
 _LINE = 1024  # elements: arrays are multiples of it, so that every thread begins at a cache line
-
-Setting = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass
@@ -70,25 +70,24 @@ def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -
     """The best rates seen, in SI units.
 
     ``matmul`` holds one entry a dtype, as torch is set, and in full form one for every other way
-    in which the device may compute it; ``copy`` (and ``triad``) the rate of the largest working
+    in which the device may compute it: the best ``library`` and its rate, with all that were
+    measured beside it in ``libraries``; ``copy`` (and ``triad``) the rate of the largest working
     set; ``levels`` the plateaus of the copy; ``launch`` what a call of one element takes;
     ``disturbed`` the share of the visits to a sweep in which something disturbed the device.
     """
-    products = {}
+    products: dict[str, dict[str, _Sweep]] = {}
     for dtype in dtypes:
-        subjects, modes = _products(device, dtype, full=full), device.matmul_modes(dtype)
-        seconds = _matmul_seconds(len(subjects), full=full)
-        for mode in modes if full else (dtype,):
-            products[mode] = _Sweep(subjects, seconds, modes[mode])
+        products |= _products_by_mode(device, dtype, full=full)
     seconds = _SWEEP_SECONDS if full else _LARGEST_SECONDS
     moved = {
         name: _Sweep(_working_sets(device, name, full=full), seconds)
         for name in (("copy", "triad") if full else ("copy",))
     }
     again = [_only_largest(sweep) for sweep in moved.values()] if full else []
-    disturbed = _pass_through(device, [*products.values(), *moved.values(), *again])
+    every = [sweep for sweeps in products.values() for sweep in sweeps.values()]
+    disturbed = _pass_through(device, [*every, *moved.values(), *again])
     found: dict[str, Any] = {
-        "matmul": {mode: _matmul(device, sweep, full=full) for mode, sweep in products.items()},
+        "matmul": {mode: _best(device, sweeps, full=full) for mode, sweeps in products.items()},
         **{name: _bandwidth(sweep, full=full) for name, sweep in moved.items()},
     }
     if full:
@@ -96,16 +95,37 @@ def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -
     return {**found, "launch": _launch(device), "disturbed": disturbed}
 
 
-def _matmul_seconds(sides: int, *, full: bool) -> float:
-    return _MATMUL_SECONDS if full else _SHORT_SECONDS * sides
+def _products_by_mode(device: Device, dtype: str, *, full: bool) -> dict[str, dict[str, _Sweep]]:
+    """The sweeps of a dtype, by the way in which it is computed and by library."""
+    ways, modes = routes(device, dtype), device.matmul_modes(dtype)
+    subjects = _products(device, dtype, len(ways), full=full)
+    ways = exact(ways, subjects.values(), dtype)
+    seconds = _matmul_seconds(len(subjects), len(ways), full=full)
+    through = {
+        way.name: {side: way.on(subject) for side, subject in subjects.items()} for way in ways
+    }
+    return {
+        mode: {
+            way.name: _Sweep(through[way.name], seconds, both(modes[mode], way.setting))
+            for way in ways
+        }
+        for mode in (modes if full else (dtype,))
+    }
 
 
-def _products(device: Device, dtype: str, *, full: bool) -> dict[int, Subject]:
+def _matmul_seconds(sides: int, libraries: int, *, full: bool) -> float:
+    """What one library's sweep may take."""
+    if full:
+        return max(_LIBRARY_SECONDS, _MATMUL_SECONDS / libraries)
+    return _SHORT_SECONDS * sides
+
+
+def _products(device: Device, dtype: str, libraries: int, *, full: bool) -> dict[int, Subject]:
     """Square products of growing side, as far as the memory and the time allow."""
     room = _FREE_SHARE * device.free_bytes()
     least, *larger = device.matmul_sweep if full else device.matmul_sides
     sides = [least, *(side for side in larger if 3 * side**2 * ITEM_BYTES[dtype] <= room)]
-    seconds = _matmul_seconds(len(sides), full=full)
+    seconds = _matmul_seconds(len(sides), libraries, full=full)
     subjects: dict[int, Subject] = {}
     rate = 0.0
     for side, subject in _sharing(device, "matmul", dtype, {side: (side, side) for side in sides}):
@@ -116,19 +136,28 @@ def _products(device: Device, dtype: str, *, full: bool) -> dict[int, Subject]:
     return subjects
 
 
-def _matmul(device: Device, sweep: _Sweep, *, full: bool) -> dict[str, Any]:
-    """The best side of a sweep of square products."""
-    rates = sweep.rates(lambda side: 2 * side**3)
-    best = max(rates, key=lambda side: rates[side])
-    entry: dict[str, Any] = {"flops_per_second": rates[best], "shape": [best, best, best]}
+def _best(device: Device, sweeps: dict[str, _Sweep], *, full: bool) -> dict[str, Any]:
+    """The library that reaches most, as the entry, and what each of them reaches beside it."""
+    found = {name: _matmul(sweep) for name, sweep in sweeps.items()}
+    best = max(found, key=lambda name: found[name]["flops_per_second"])
+    entry: dict[str, Any] = {**found[best], "library": best, "libraries": found}
+    sweep = sweeps[best]
     with sweep.setting():
-        if clock := _clock_hertz(device, sweep.subjects[best]):
+        if clock := _clock_hertz(device, sweep.subjects[entry["shape"][0]]):
             entry["sm_clock_hertz"] = clock
     if full:
         entry["sweep"] = [
-            {"shape": [side] * 3, "flops_per_second": rate} for side, rate in rates.items()
+            {"shape": [side] * 3, "flops_per_second": rate}
+            for side, rate in sweep.rates(lambda side: 2 * side**3).items()
         ]
     return entry
+
+
+def _matmul(sweep: _Sweep) -> dict[str, Any]:
+    """The best side of a sweep of square products."""
+    rates = sweep.rates(lambda side: 2 * side**3)
+    best = max(rates, key=lambda side: rates[side])
+    return {"flops_per_second": rates[best], "shape": [best, best, best]}
 
 
 def _clock_hertz(device: Device, subject: Subject) -> float | None:

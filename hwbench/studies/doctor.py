@@ -18,6 +18,7 @@ _SECONDS = 300.0  # until the worker has to have answered
 _LOAD_SHARE = 0.5  # of the cores may be busy with other work
 _SPREAD = 0.25  # of equal samples, 90th percentile over 10th
 _SLOW, _OUTDATED = 0.85, 1.1  # of the kept ceiling: the machine, or the ceiling, is too low
+_PART = 0.9  # of what the best library reaches: below it F.linear leaves much of the machine unused
 _COOL = 0.97  # of the card's power limit is a cap that bites
 _LIBRARIES = ("torch", "cuda_runtime", "driver", "cublas", "cudnn", "cusparselt")
 
@@ -42,7 +43,7 @@ class Check:
 
 KEYS = (
     *("device", "libraries", "peak", "clocks", "power", "throttling", "processes", "load", "quota"),
-    *("quiet", "steady", "speed", "timer", "two_four", "pynvml"),
+    *("quiet", "steady", "speed", "linear", "timer", "two_four", "pynvml"),
 )
 """What can be required, in the order in which it is told."""
 
@@ -80,13 +81,26 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
 
 
 def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, dict[str, Any]]:
-    """What a worker tells of its device, with the ``share`` of the kept ceiling that it reaches."""
+    """What a worker tells of its device, with the ``share`` of the kept ceiling that it reaches.
+
+    ``kept`` is what is kept of float32 products, None where nothing is.
+    """
     plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
     kept = ceilings.kept(plan, threads).get("matmul", {}).get("float32")
-    request = protocol.HealthRequest(side=kept["shape"][0] if kept else 0)
+    plain = plain_product(kept)[1] if kept else None
+    request = protocol.HealthRequest(side=plain["shape"][0] if plain else 0)
     health = worker.ask(request, protocol.HealthReply, _SECONDS).found
-    share = health["flops_per_second"] / kept["flops_per_second"] if kept else None
-    return plan, {**health, "share": share}
+    share = health["flops_per_second"] / plain["flops_per_second"] if plain else None
+    return plan, {**health, "share": share, "kept": kept}
+
+
+def plain_product(kept: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """What ``torch.mm`` as it is set reached, by the name of its library; ``F.linear`` uses it.
+
+    It is the first of the libraries.
+    """
+    libraries = kept.get("libraries") or {kept.get("library", "torch.mm"): kept}
+    return next(iter(libraries.items()))
 
 
 def verdict(found: Collection[Check]) -> list[str]:
@@ -143,6 +157,7 @@ def checks(
     said = f"equal samples spread by {units.percent(spread)} (10th to 90th percentile)"
     yield Check("steady", Verdict.FINE if spread <= _SPREAD else Verdict.DOUBT, said)
     yield _speed(health["share"])
+    yield _linear(health.get("kept"), device)
     yield _timer(health)
     yield _two_four(health["two_four"])
     retired = health["retired_package"]
@@ -253,6 +268,26 @@ def _speed(share: float | None) -> Check:
     if share > _OUTDATED:
         said += "; hwbench ceilings measures it again"
     return Check("speed", Verdict.FINE if _SLOW <= share <= _OUTDATED else Verdict.DOUBT, said)
+
+
+def _linear(kept: Mapping[str, Any] | None, device: Mapping[str, Any]) -> Check:
+    """What ``F.linear`` reaches of the best float32 product that any library reaches here."""
+    if not kept:
+        said = "no ceiling is kept, so it is not known what F.linear could reach; see ceilings"
+        return Check("linear", Verdict.ABSENT, said)
+    name, plain = plain_product(kept)
+    share = plain["flops_per_second"] / kept["flops_per_second"]
+    rate = units.flops_per_second(plain["flops_per_second"])
+    if share >= _PART:
+        said = f"F.linear reaches {units.percent(share, 0)} of the best float32 product, {rate}"
+        return Check("linear", Verdict.FINE, f"{said} by {name}")
+    said = (
+        f"F.linear reaches {units.percent(share, 0)} of this device in float32: {rate} by {name}, "
+        f"where {kept['library']} reaches {units.flops_per_second(kept['flops_per_second'])}"
+    )
+    if "MKL" in name and str(device.get("name", "")).startswith("AMD"):
+        said += "; MKL computes by its AVX2 path on AMD's processors"
+    return Check("linear", Verdict.DOUBT, said)
 
 
 def _timer(health: Mapping[str, Any]) -> Check:
