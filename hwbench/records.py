@@ -91,7 +91,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Cost(Record):
     """Exact integers for one call of one case, from the format's formulas.
 
-    A multiply-add is two FLOPs. ``compulsory_bytes`` counts every operand once (a fused kernel's
+    A multiply-add is two FLOPs. ``flops`` are those that the kernel executes; ``needed_flops``
+    those that the format's own values need, None where these are all: a gradient that is computed
+    for entries that are thrown away, padding, and what is computed twice are not needed.
+    ``compulsory_bytes`` counts every operand once (a fused kernel's
     traffic); ``intermediate_bytes`` is what the kernel used writes and reads beside that.
     """
 
@@ -101,6 +104,12 @@ class Cost(Record):
     dense_flops: int
     compulsory_bytes: int
     intermediate_bytes: int = 0
+    needed_flops: int | None = None
+
+    @property
+    def useful_flops(self) -> int:
+        """The FLOPs that are needed."""
+        return self.flops if self.needed_flops is None else self.needed_flops
 
 
 class Case(Record):

@@ -475,6 +475,22 @@ def test_dense_weight_is_made_only_where_the_format_says_so(f: Format) -> None:
 # --- FLOPs --------------------------------------------------------------------------------------
 
 
+@each("f", LIVE)
+def test_needed_flops_are_those_of_the_values_in_every_direction(f: Format) -> None:
+    """No more than what is executed: two FLOPs a value, token and pass."""
+    tokens = 16
+    costs = {d: f.cost(tokens, 4, d) for d in DIRECTIONS}
+    for direction, cost in costs.items():
+        assert 0 < cost.useful_flops <= cost.flops, direction
+        assert cost.needed_flops != cost.flops
+    if f.name() == "kronecker":  # it uses a value many times a token
+        return
+    assert costs[FORWARD].useful_flops == 2 * tokens * f.parameters()
+    if f.name() != "two_four_training":  # it trains the values that it leaves out as well
+        assert costs[BACKWARD].useful_flops == 4 * tokens * f.parameters()
+        assert costs[STEP].useful_flops == 6 * tokens * f.parameters()
+
+
 @pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning")  # fvcore is of 2022
 @each("f", LIVE)
 def test_flops_are_those_of_the_operators(f: Format) -> None:

@@ -13,6 +13,7 @@ import hwbench
 from hwbench.analysis.frames import replicate_rows, summary_rows
 from hwbench.records import Measurement, Result, Status
 from hwbench.report import text
+from hwbench.report.rows import report_rows
 from hwbench.store import Run, read_run
 
 
@@ -74,6 +75,26 @@ def test_what_no_table_knows_has_columns_of_its_own() -> None:
             values = [v for r in run.results if r.case == row["case"] for v in r.values(name)]
             assert min(values) <= row[name] <= max(values)
             assert shown[row["case"]][name] == row[name]
+
+
+def test_a_case_above_the_roof_raises_it_for_all_and_the_table_says_so() -> None:
+    run = run_of([linear_case("dense", None), linear_case("low_rank", 0.5)])
+    product = {**CEILINGS["matmul"]["float32"]}
+    run.header = replace(run.header, ceilings={**CEILINGS, "matmul": {"float32": product}})
+    before = {row["case"]: row for row in summary_rows(run)}
+    fastest = max(row["flops"] / row["time_seconds"] for row in before.values())
+    product["flops_per_second"] = fastest / 2
+    rows = report_rows(run)
+    assert {row.roof.flops_per_second for row in rows if row.roof} == {fastest}
+    for row in rows:
+        assert row.roofs[0].flops_per_second == fastest
+        assert row.placement is not None
+        assert row.placement.compute_seconds == pytest.approx(row.flops / fastest)
+    notes = text._raised(rows)
+    assert len(notes) == 1
+    assert "raised" in notes[0]
+    product["flops_per_second"] = fastest
+    assert text._raised(report_rows(run)) == []
 
 
 @pytest.mark.parametrize("name", ["status", "case", "flops", "efficiency", "time_low"])

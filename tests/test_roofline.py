@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from msgspec.structs import replace
 
 from hwbench.analysis.roofline import (
     COMPUTE,
@@ -15,6 +16,7 @@ from hwbench.analysis.roofline import (
     lines,
     place,
     precision,
+    raised,
     roof,
 )
 from hwbench.errors import UsageError
@@ -84,6 +86,35 @@ def test_a_kernel_above_the_compute_roof_is_not_said_to_be_in_cache() -> None:
     placed = place(cost(2_000_000_000, 1_000_000), ROOF, 0.001)
     assert placed.efficiency == pytest.approx(2.0)
     assert not placed.in_cache
+
+
+def test_what_is_executed_and_not_needed_earns_no_efficiency() -> None:
+    """A weight gradient formed in full, to pick a tenth of it."""
+    wasteful = replace(cost(2_000_000_000, 1_000_000), needed_flops=200_000_000)
+    placed = place(wasteful, ROOF, 0.004)
+    assert placed.flops_per_second == pytest.approx(5e11)
+    assert placed.efficiency == pytest.approx(0.05)
+    assert place(cost(2_000_000_000, 1_000_000), ROOF, 0.004).efficiency == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("fastest", "roof_after"), [(0.9e12, 1e12), (1.04e12, 1e12), (1.06e12, 1.06e12)]
+)
+def test_a_case_that_clearly_exceeds_the_roof_raises_it_and_it_says_so(
+    fastest: float, roof_after: float
+) -> None:
+    measured = replace(ROOF, library="MKL")
+    found = raised(measured, [("slow", 1e11), ("packed", fastest), ("no time", 0.0)])
+    assert found.flops_per_second == roof_after
+    assert found.bytes_per_second == measured.bytes_per_second
+    if roof_after == 1e12:
+        assert found is measured
+        assert found.note is None
+        return
+    note = str(found.note)
+    for words in ("packed executed 1.06 TFLOP/s", "the 1.00 TFLOP/s", "by MKL", "raised"):
+        assert words in note
+    assert raised(measured, []) is measured
 
 
 def test_both_rates_stand_side_by_side() -> None:

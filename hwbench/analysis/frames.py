@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from hwbench import quantities
 from hwbench.analysis.quiet import slowed
-from hwbench.analysis.roofline import Placement, Roof, place, roof
+from hwbench.analysis.roofline import Placement, Roof, place, raised, roof
 from hwbench.analysis.stats import estimate
 from hwbench.quantities import ENERGY, GRAPH, RELATIVE, SCORE, TIME, Quantity
 from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status, without_gc
@@ -39,7 +39,7 @@ COLUMNS = frozenset(
         *("flags", "replicate", "replicates", "seed", "contract", "score_name", "slowed"),
         *(f"{name}_{end}" for name in _BOUNDED.values() for end in ("low", "high")),
         *("intensity", "bound", "attainable_seconds", "efficiency", "in_cache", "bytes_source"),
-        *("joules_per_dense_flop", *_COST),
+        *("joules_per_dense_flop", "needed_flops", *_COST),
     )
 )
 """The columns of ``load_run`` and ``summary`` that hold no quantity; none may have their names."""
@@ -118,8 +118,19 @@ def summary_rows(run: Run) -> list[dict[str, Any]]:
         _case_columns(run, planned) | _summary_columns(by_case.get(case, []), columns)
         for case, planned in run.planned.items()
     ]
-    roofs = {dtype: roof(run.header.ceilings, dtype) for dtype in {row["dtype"] for row in rows}}
-    return [row | _placed_columns(row, roofs[row["dtype"]]) for row in rows]
+    above = roofs(run, rows)
+    return [row | _placed_columns(row, above[row["dtype"]]) for row in rows]
+
+
+def roofs(run: Run, rows: Iterable[Mapping[str, Any]]) -> dict[str, Roof | None]:
+    """The roof of each dtype, raised where a case exceeds what was measured; None without any."""
+    rates: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for row in rows:
+        seconds, flops = row["time_seconds"], row["flops"] or 0
+        executed = flops / seconds if 0 < seconds < math.inf else 0.0
+        rates[row["dtype"]].append((row["case"], executed))
+    found = {dtype: roof(run.header.ceilings, dtype) for dtype in rates}
+    return {dtype: ceiling and raised(ceiling, rates[dtype]) for dtype, ceiling in found.items()}
 
 
 def placement(row: Mapping[str, Any], ceiling: Roof | None) -> Placement | None:
@@ -127,7 +138,7 @@ def placement(row: Mapping[str, Any], ceiling: Roof | None) -> Placement | None:
     seconds = row["time_seconds"]
     if ceiling is None or not 0 < seconds < math.inf or not row["compulsory_bytes"]:
         return None
-    cost = Cost(**{name: row[name] or 0 for name in _COST})
+    cost = Cost(**{name: row[name] or 0 for name in _COST}, needed_flops=row["needed_flops"])
     return place(cost, ceiling, seconds, hot=row["regime"] != Regime.COLD)
 
 
@@ -171,6 +182,7 @@ def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:
         "better": planned.better,
         "dense_bytes": case.out_features * case.in_features * ITEM_BYTES[case.dtype],
         "flops": cost.flops if cost else None,
+        "needed_flops": cost.useful_flops if cost else None,
         "dense_flops": cost.dense_flops if cost else None,
         "compulsory_bytes": cost.compulsory_bytes if cost else None,
         "intermediate_bytes": cost.intermediate_bytes if cost else None,

@@ -13,9 +13,12 @@ observed (``hwbench.analysis.peaks``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
+from hwbench import units
 from hwbench.analysis import peaks
 from hwbench.errors import UsageError
 from hwbench.records import Cost, Environment, Record
@@ -50,13 +53,33 @@ class Level(Record):
     most_bytes: float  # the largest working set that moved at that rate
 
 
+RAISED = 1.05
+"""A case that executes so many times the measured rate shows that the roof is too low."""
+
+
 class Roof(Record):
     """The measured ceilings of one machine for one dtype."""
 
-    flops_per_second: float
+    flops_per_second: float  # what the best library reached, or the case that raised it
     bytes_per_second: float  # of memory, beyond all caches
     launch_seconds: float = 0.0  # of the smallest call; 0 where it was not measured
     levels: tuple[Level, ...] = ()  # caches, the fastest first; none in the short form
+    library: str = ""  # whose product it is, as far as the run tells
+    raised_by: str = ""  # the case that executed over ``RAISED`` times what was measured
+    measured_flops_per_second: float = 0.0  # where a case raised it
+
+    @property
+    def note(self) -> str | None:
+        """What must be said of a roof that a case raised."""
+        if not self.raised_by:
+            return None
+        product = f"a product by {self.library}" if self.library else "a product"
+        measured = units.flops_per_second(self.measured_flops_per_second)
+        return (
+            f"{self.raised_by} executed {units.flops_per_second(self.flops_per_second)}, more than "
+            f"the {measured} that {product} was measured to reach: the roof is raised to it, and "
+            "hwbench ceilings measures it again."
+        )
 
     @property
     def ridge(self) -> float:
@@ -91,14 +114,15 @@ class Placement(Record):
 
     ``intensity`` counts every operand once, as a fused kernel would move them;
     ``unfused_intensity`` adds what the kernel used writes and reads beside that. ``efficiency`` is
-    the attainable time of the fused kernel over the measured time; it exceeds one where the
-    operands stayed in a cache that was not measured, or a kernel beat the measured roof.
+    the attainable time of the fused kernel, for the FLOPs that are needed, over the measured time;
+    it exceeds one where the operands stayed in a cache that was not measured, or a kernel beat the
+    measured roof.
     """
 
     intensity: float
     unfused_intensity: float
     bound: str  # what takes longest: compute, memory or the cache's name, launch
-    compute_seconds: float  # the executed FLOPs at the measured arithmetic rate
+    compute_seconds: float  # the needed FLOPs at the measured arithmetic rate
     memory_seconds: float  # the compulsory bytes at the rate of memory
     attainable_seconds: float  # the longest of compute, the level that holds the bytes, launch
     unfused_seconds: float  # the same with the intermediate bytes of the kernel used
@@ -127,11 +151,29 @@ def roof(ceilings: Mapping[str, Any], dtype: str) -> Roof | None:
     memory = _rate(_entry(ceilings, "copy"), "bytes_per_second")
     if compute is None or memory is None:
         return None
+    library = _entry(ceilings, "matmul", dtype).get("library")
     return Roof(
+        library=library if isinstance(library, str) else "",
         flops_per_second=compute,
         bytes_per_second=memory,
         launch_seconds=_rate(_entry(ceilings, "launch"), "seconds") or 0.0,
         levels=tuple(_levels(ceilings)),
+    )
+
+
+def raised(ceiling: Roof, rates: Iterable[tuple[str, float]]) -> Roof:
+    """The roof, raised to the fastest case where that clearly exceeds it.
+
+    Args:
+        ceiling: as it was measured.
+        rates: the name of each case, and the FLOPs that it executes a second.
+    """
+    case, rate = max(rates, key=lambda each: each[1], default=("", 0.0))
+    if not (math.isfinite(rate) and rate > RAISED * ceiling.flops_per_second):
+        return ceiling
+    measured = ceiling.flops_per_second
+    return replace(
+        ceiling, flops_per_second=rate, raised_by=case, measured_flops_per_second=measured
     )
 
 
@@ -149,7 +191,7 @@ def place(cost: Cost, ceiling: Roof, seconds: float, *, hot: bool = True) -> Pla
             f"A case of {cost.compulsory_bytes} bytes in {seconds} s has no place on a roofline."
         )
     unfused_bytes = cost.compulsory_bytes + cost.intermediate_bytes
-    compute_seconds = cost.flops / ceiling.flops_per_second
+    compute_seconds = cost.useful_flops / ceiling.flops_per_second
     memory_seconds = cost.compulsory_bytes / ceiling.bytes_per_second
     level = ceiling.level(unfused_bytes) if hot else None
     name, rate = (level.name, level.bytes_per_second) if level else (MEMORY, None)
@@ -190,16 +232,19 @@ def precision(dtype: str, settings: Mapping[str, Any]) -> str:
 
 
 def lines(
-    ceilings: Mapping[str, Any], environment: Environment, dtype: str
+    ceilings: Mapping[str, Any],
+    environment: Environment,
+    dtype: str,
+    shown: Roof | None = None,
 ) -> tuple[list[Line], str]:
     """The roofs to draw, the measured one first, and why others are missing ("" where none is).
 
     Three on a GPU that ``peaks.toml`` knows: measured, the maker's datasheet, and the maker's rule
     at the clock that was observed while the matrix ceiling was measured. The caches of a full sweep
-    have slopes of their own.
+    have slopes of their own. ``shown`` is the measured roof where a case raised it.
     """
     found = []
-    measured = roof(ceilings, dtype)
+    measured = shown or roof(ceilings, dtype)
     if measured is not None:
         slopes = [("measured", "measured", measured.bytes_per_second)]
         slopes += [("cache", each.name, each.bytes_per_second) for each in measured.levels]

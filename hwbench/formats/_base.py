@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -254,16 +255,16 @@ class Format(ABC):
         The weight gradient of a chain of factors passes every later factor on its way, and what
         the kernel did not keep of the forward pass is computed once more for it.
         """
-        chain = self.products()
-        each, later = 2 * tokens * sum(chain), 2 * tokens * sum(chain[1:])
-        again = 2 * tokens * self.implementation.recomputed(self)
-        return by_direction(
-            direction,
-            forward=each,
-            to_input=each,
-            to_weight=each + later + again,
-            backward=2 * each + again,
-        )
+        again = self.implementation.recomputed(self)
+        return _chain_flops(tokens, self.products(), direction, again)
+
+    def needed_flops(self, tokens: int, direction: str) -> int:
+        """The FLOPs of one call that the format's values need, however its kernel computes.
+
+        Each value is used once a token. A format that uses values more often says its own.
+        """
+        needed = _chain_flops(tokens, self.stages(), direction)
+        return min(needed, self.flops(tokens, direction))
 
     def rate_multipliers(self) -> dict[str, float]:
         """What to multiply a dense layer's learning rate by, by parameter; 1 where none is named.
@@ -390,10 +391,12 @@ class Format(ABC):
         pass; in the backward pass every stage reads its incoming gradient twice, its saved input
         once, and writes its input gradient once.
         """
+        executed, needed = self.flops(tokens, direction), self.needed_flops(tokens, direction)
         return Cost(
             parameters=self.parameters(),
             stored_bytes=self.stored_bytes(item_bytes),
-            flops=self.flops(tokens, direction),
+            flops=executed,
+            needed_flops=None if needed == executed else needed,
             dense_flops=_dense_flops(tokens, self.out_features * self.in_features, direction),
             compulsory_bytes=self.compulsory_bytes(tokens, item_bytes, direction),
             intermediate_bytes=self.intermediate_bytes(tokens, item_bytes, direction),
@@ -528,6 +531,19 @@ def _check_sides(*sides: object) -> None:
     for side in sides:
         if isinstance(side, bool) or not isinstance(side, int) or side < 1:
             raise KnobError(f"out_features and in_features are at least 1, not {side!r}.")
+
+
+def _chain_flops(tokens: int, chain: Sequence[int], direction: str, again: int = 0) -> int:
+    """FLOPs of products one after the other, by their multiply-adds a token."""
+    each, later = 2 * tokens * sum(chain), 2 * tokens * sum(chain[1:])
+    extra = 2 * tokens * again
+    return by_direction(
+        direction,
+        forward=each,
+        to_input=each,
+        to_weight=each + later + extra,
+        backward=2 * each + extra,
+    )
 
 
 def _dense_flops(tokens: int, weights: int, direction: str) -> int:

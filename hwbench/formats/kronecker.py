@@ -179,6 +179,10 @@ class Kronecker(Format):
     def products(self) -> tuple[int, ...]:
         return self._products(inner_first=self.inner_first())
 
+    def needed_flops(self, tokens: int, direction: str) -> int:
+        """Those that are executed: a value is used many times a token."""
+        return self.flops(tokens, direction)
+
     def intermediate_width(self) -> int:
         out_side, in_side = self._sides()
         if self.inner_first():

@@ -103,6 +103,10 @@ class LowRankSparse(GatheredFormat):
         entries = executed(tokens, self.nonzeros, self.gradient_entries(), direction)
         return super().flops(tokens, direction) + entries
 
+    def needed_flops(self, tokens: int, direction: str) -> int:
+        entries = executed(tokens, self.nonzeros, self.nonzeros, direction)
+        return super().flops(tokens, direction) + entries
+
     def intermediate_width(self) -> int:
         return self.rank
 

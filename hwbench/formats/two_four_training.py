@@ -110,6 +110,10 @@ class TwoFourTraining(Format):
         """Half of the dense products, except for the gradient of the weight, which is dense."""
         return executed(tokens, self.parameters(), self.out_features * self.in_features, direction)
 
+    def needed_flops(self, tokens: int, direction: str) -> int:
+        """Those that are executed: values that are left out are trained as well."""
+        return self.flops(tokens, direction)
+
     def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         passes = by_direction(direction, forward=1, to_input=1, to_weight=1)
         moved = super().compulsory_bytes(tokens, item_bytes, direction)

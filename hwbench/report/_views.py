@@ -126,7 +126,8 @@ def _under_the_roof(members: list[Row], ceiling: Roof) -> str:
     if above:
         said += f"; {above} of {len(members)} points lie above a roof"
         said += f", {cached} of them because their operands stayed in cache" if cached else ""
-    return f"{said}."
+    note = f" {printable(ceiling.note)}" if ceiling.note else ""
+    return f"{said}.{note}"
 
 
 def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from hwbench import channels, quantities
 from hwbench.analysis.accuracy import is_scored
-from hwbench.analysis.frames import measured, placement, summary_rows
-from hwbench.analysis.roofline import Line, Placement, Roof, lines, roof
+from hwbench.analysis.frames import measured, placement, roofs, summary_rows
+from hwbench.analysis.roofline import Line, Placement, Roof, lines
 from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
 from hwbench.store import Run
 
@@ -204,15 +204,15 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
     """
     summaries = summary_rows(run)
     header = run.header
-    roofs = {
-        dtype: (roof(header.ceilings, dtype), lines(header.ceilings, header.environment, dtype)[0])
-        for dtype in {row["dtype"] for row in summaries}
+    above = {
+        dtype: (ceiling, lines(header.ceilings, header.environment, dtype, ceiling)[0])
+        for dtype, ceiling in roofs(run, summaries).items()
     }
     names = [each.name for each in measured(run).values()]
     rows = []
     summary: Mapping[str, Any]
     for summary, planned in zip(summaries, run.planned.values(), strict=True):
-        ceiling, drawn = roofs[summary["dtype"]]
+        ceiling, drawn = above[summary["dtype"]]
         columns = {name: summary[name] for name in _CASE}
         columns |= {name: _number(summary[name]) for name in _NUMBERS}
         rows.append(

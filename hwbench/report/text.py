@@ -240,6 +240,12 @@ def _failures(rows: list[Row]) -> list[RenderableType]:
     return parts
 
 
+def _raised(rows: list[Row]) -> list[str]:
+    """What is said of roofs that a case exceeds, each once."""
+    notes = {row.roof.note: None for row in rows if row.roof}
+    return [printable(note) for note in notes if note]
+
+
 def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     """What the columns and the flags mean, in as few words as possible."""
     from rich.text import Text
@@ -255,6 +261,7 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
             f"The machine was slower in up to {most} of the replicates, by what dense took; "
             "their relative times are left out."
         )
+    lines += _raised(rows)
     flags = {flag for row in rows for flag in row.flags.split(",")}
     lines += [f"{words.flag(name)}: {said}." for name, said in words.FLAGS.items() if name in flags]
     cautions = [_clock.launches(run, rows), _clock.starved(rows)]
