@@ -30,7 +30,7 @@ PAGES = [HERE / name for name in ("suites.md", "schema.md", "add-a-device.md")]
 WORDS: dict[str, Any] = tomllib.loads((HERE / "pages.toml").read_text(encoding="utf-8"))
 NOTE = "written by docs/make_pages.py"
 RECORDS = [
-    *(records.Header, records.Environment, records.PlannedLine, records.Planned),
+    *(records.Header, records.Reference, records.Environment, records.PlannedLine, records.Planned),
     *(records.Case, records.Cost, records.ResultLine, records.Result, records.Measurement),
     records.Footer,
 ]

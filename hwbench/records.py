@@ -247,15 +247,31 @@ class Result(Record):
         return next((m.kept() for m in self.measurements if m.quantity == quantity), [])
 
 
+class Reference(Record):
+    """What dense takes in one group on a machine that is quiet."""
+
+    seconds: float
+    deviation: float = 0.0  # of its replicates on a quiet machine, on logs
+    runs: int = 0  # of the machine that it comes from
+
+
 class Plan(Record):
     """How hard to measure."""
 
     replicates: int = 5
+    replicates_most: int | None = None  # until so many are quiet; None: three times replicates
     regime: str | list[str] = "hot"
     mode: str | list[str] = "eager"
     relative_width: float = 0.02
     budget_seconds: float = 0.2
     timeout_seconds: float = 60.0
+
+    @property
+    def most(self) -> int:
+        """How many replicates there may be. One alone tells no spread, and stays alone."""
+        if self.replicates == 1:
+            return 1
+        return max(self.replicates, self.replicates_most or 3 * self.replicates)
 
 
 class Suite(Record):
@@ -290,6 +306,7 @@ class Header(Record, tag="header", tag_field="line"):
     device: str
     environment: Environment
     ceilings: dict[str, Any] = {}
+    references: dict[str, Reference] = {}  # of dense by group, as this machine keeps them
     arguments: dict[str, Any] = {}
     quantities: list[Quantity] = []  # those that other packages declare
 

@@ -132,6 +132,12 @@ def _plan(table: dict[str, Any]) -> Plan:
             raise SuiteError(f"[plan] {key} must be above zero, not {value}.")
     if not 1 <= plan.replicates <= 1000:
         raise SuiteError(f"[plan] replicates must be between 1 and 1000, not {plan.replicates}.")
+    most = plan.replicates_most
+    if most is not None and not plan.replicates <= most <= 1000:
+        raise SuiteError(
+            f"[plan] replicates_most must be between replicates ({plan.replicates}) and 1000, "
+            f"not {most}."
+        )
     for key in ("regime", "mode"):
         for value in _listed(getattr(plan, key)):
             _choice(key, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -116,6 +117,26 @@ def workers(
     inline = None if request.node.get_closest_marker("processes") else Workers()
     monkeypatch.setattr("hwbench.measure.transports.local.LocalWorker", inline or _real_workers)
     return inline
+
+
+_MACHINES = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test knows what dense took in another; on a real processor a run makes its plan alone.
+
+    How many further replicates a real machine needs depends on its neighbours.
+    """
+    from hwbench.measure import references, schedule
+
+    slowed = schedule.slowed_cases
+
+    def simulated(state: schedule.State) -> set[str]:
+        return slowed(state) if state.header.device.startswith("fake") else set()
+
+    monkeypatch.setattr(references, "METHOD", -next(_MACHINES))
+    monkeypatch.setattr(schedule, "slowed_cases", simulated)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Which replicates tell the relative time."""
+"""Which replicates count, and intervals that all cases draw together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from msgspec.structs import replace
 
 from hwbench.analysis.compare import side
 from hwbench.analysis.frames import summary_rows
-from hwbench.analysis.quiet import dense_seconds, slowed
-from hwbench.records import Measurement, Result, Status
+from hwbench.analysis.noise import between_runs, estimates
+from hwbench.analysis.quiet import counted, dense_seconds, of_machine, of_run, slowed
+from hwbench.analysis.stats import estimate
+from hwbench.records import Estimate, Measurement, Reference, Result, Status
 
 
 def result(replicate: int, dense: float, ratio: float = 0.5) -> Result:
@@ -39,28 +41,90 @@ def test_dense_is_told_by_the_blocks_of_the_case() -> None:
     assert dense_seconds(unanchored) is None
 
 
-def test_replicates_in_which_dense_was_slower_are_left_out() -> None:
-    assert slowed(run(1.0, 1.02, 1.3, 1.01, 1.12)) == {2, 4}
-    assert slowed(run(1.0, 1.02, 1.09, 1.01, 1.05)) == set()
+def slow(results: list[Result], **kept: Reference) -> set[int]:
+    """The replicates of the case that do not count; ``kept`` has what the machine keeps."""
+    run = of_case(results)
+    (case,) = run.planned
+    if kept:
+        run.header = replace(
+            run.header, references={run.planned[case].case.among: kept["reference"]}
+        )
+    return set(counted(run.header, run.planned, run.results)[case].slow)
+
+
+def test_replicates_in_which_dense_was_slower_are_slow() -> None:
+    assert slow(run(1.0, 1.02, 1.3, 1.01, 1.12)) == {2, 4}
+    assert slow(run(1.0, 1.02, 1.04, 1.01, 1.05)) == set()
 
 
 def test_one_lucky_replicate_does_not_make_all_others_slow() -> None:
-    assert slowed(run(0.5, 1.0, 1.01, 1.02, 1.03)) == set()
+    assert slow(run(0.5, 1.0, 1.01, 1.02, 1.03)) == set()
 
 
 @pytest.mark.parametrize("dense", [(1.0, 1.0, 2.0), (1.0, 1.0, 2.0, 2.0), (1, 1, 2, 2, 2, 2)])
-def test_where_too_few_would_be_left_all_count(dense: tuple[float, ...]) -> None:
-    assert slowed(run(*dense)) == set()
+def test_it_fails_closed_where_half_or_more_are_slow(dense: tuple[float, ...]) -> None:
+    assert slow(run(*dense)) == {number for number, each in enumerate(dense) if each == 2}
+
+
+def test_the_machine_remembers_what_it_can_in_a_run_that_is_slow_throughout() -> None:
+    quiet = Reference(seconds=1.0, deviation=0.005, runs=3)
+    assert slow(run(1.19, 1.2, 1.19, 1.2)) == set()
+    assert slow(run(1.19, 1.2, 1.19, 1.2), reference=quiet) == {0, 1, 2, 3}
+    assert slow(run(0.9, 0.9, 1.0, 0.9), reference=quiet) == {2}, "the run's own is lower"
+
+
+def test_three_deviations_of_dense_itself_are_no_neighbour() -> None:
+    restless = Reference(seconds=1.0, deviation=0.04, runs=3)
+    assert slow(run(1.0, 1.1, 1.0, 1.12), reference=restless) == set()
+    assert slow(run(1.0, 1.1, 1.0, 1.14), reference=restless) == {3}
+
+
+def test_where_dense_alone_scatters_nothing_is_left_out() -> None:
+    """The format's seconds stay, so that its ratio falls by what dense rises."""
+    dense = (1.0, 1.01, 1.3, 1.0, 1.15)
+    alone = [result(number, each, 0.5 / each) for number, each in enumerate(dense)]
+    assert slow(alone) == set()
+    together = [result(number, each, 0.5) for number, each in enumerate(dense)]
+    assert slow(together) == {2, 4}
+    more = [result(number, each, 0.5 * each**0.5) for number, each in enumerate(dense)]
+    assert slow(more) == {2, 4}, "a format that slows more than dense"
 
 
 def test_what_failed_is_passed_over() -> None:
     failed = Result(case="a", replicate=9, seed=0, status=Status.CRASHED)
-    assert slowed([*run(1.0, 1.0, 1.0, 2.0), failed]) == {3}
+    assert slow([*run(1.0, 1.0, 1.0, 2.0), failed]) == {3}
 
 
 def test_a_slower_format_never_hides_itself() -> None:
     slower = [result(number, 1.0, ratio=0.5 * (1 + 0.2 * (number % 2))) for number in range(6)]
-    assert slowed(slower) == set()
+    assert slow(slower) == set()
+
+
+def test_the_reference_is_the_least_second_fastest_of_the_last_runs() -> None:
+    runs = [of_run([1.0, 0.2, 1.01, 1.02]), of_run([0.99, 0.98, 1.3]), of_run([0.5])]
+    assert runs[2] is None
+    known = [each for each in runs if each]
+    assert [each.seconds for each in known] == [1.0, 0.99]
+    found = of_machine(known)
+    assert found is not None
+    assert (found.seconds, found.runs) == (0.99, 2)
+    later = of_machine([Reference(seconds=0.1, runs=1), *20 * known[:1]])
+    assert later is not None
+    assert later.seconds == 1.0, "what 20 runs never reached again is forgotten"
+    assert of_machine([]) is None
+
+
+def test_a_slowed_half_does_not_widen_what_counts_as_quiet() -> None:
+    rng = random.Random(0)
+    spreads = []
+    for _ in range(400):
+        own = of_run([rng.lognormvariate(0, 0.01) for _ in range(6)])
+        assert own is not None
+        spreads.append(own.deviation)
+    assert 0.006 < sorted(spreads)[200] < 0.014
+    halved = of_run([1.0, 1.001, 1.3, 1.35])
+    assert halved is not None
+    assert halved.deviation < 0.01
 
 
 # --- in a run: two states of a machine, each lasting for some replicates -------------------------
@@ -95,16 +159,104 @@ def test_summary_and_comparison_leave_out_the_same_replicates() -> None:
     (row,) = summary_rows(run)
     assert (row["slowed"], row["replicates"]) == (1, 4)
     assert row["relative_time"] == pytest.approx(0.51, rel=0.001)
+    assert row["time_seconds"] == pytest.approx(0.51, rel=0.001), "of the same replicates"
     (entry,) = side(run.header, run.planned, run.results).cases.values()
     assert sorted(entry.readings["relative_time"].values) == [0, 1, 3]
     assert sorted(entry.readings["time_seconds"].values) == [0, 1, 2, 3]
 
 
+def test_where_the_machine_was_never_quiet_there_is_a_time_and_no_interval() -> None:
+    run_ = of_case(run(1.2, 1.21, 1.19, 1.0))
+    (case,) = run_.planned
+    quiet = Reference(seconds=1.0, runs=5)
+    run_.header = replace(run_.header, references={run_.planned[case].case.among: quiet})
+    (row,) = summary_rows(run_)
+    assert row["flags"] == "never_quiet"
+    assert row["slowed"] == 3
+    assert row["relative_time"] == pytest.approx(0.5)
+    assert row["time_seconds"] > 0
+    for name in ("time", "relative"):
+        assert math.isnan(row[f"{name}_low"])
+        assert math.isnan(row[f"{name}_high"])
+
+
+def test_a_run_that_was_slow_throughout_says_so_and_one_that_was_not_does_not() -> None:
+    run_ = of_case(run(1.19, 1.2, 1.19, 1.21))
+    (case,) = run_.planned
+    assert slowed(run_.header, run_.planned, run_.results) is None, "nothing is known of it"
+    quiet = Reference(seconds=1.0, runs=5)
+    run_.header = replace(run_.header, references={run_.planned[case].case.among: quiet})
+    found = slowed(run_.header, run_.planned, run_.results)
+    assert found is not None
+    assert (found.groups, found.of, found.cases) == (1, 1, 1)
+    assert "dense took 1.20 times" in str(found) or "dense took 1.19 times" in str(found)
+    run_.results = [replace(each, case=case) for each in run(1.19, 1.0, 1.01, 1.2)]
+    assert slowed(run_.header, run_.planned, run_.results) is None
+
+
 def test_runs_of_a_machine_with_a_neighbour_agree() -> None:
     runs = [two_states(seed) for seed in range(40)]
-    mixed = [run for run in runs if 0 < len(slowed(run)) <= 7]
+    mixed = [run for run in runs if 2 <= len(slow(run)) <= 8]
     assert len(mixed) > 20
     kept = [math.log(relative(run)) for run in mixed]
     every = [math.log(sum(values) / len(values)) for values in
              ([each.values("relative_time")[0] for each in run] for run in mixed)]  # fmt: skip
     assert stdev(kept) < stdev(every) / 5
+
+
+# --- how often a printed interval holds the truth ------------------------------------------------
+
+
+def simulated(
+    seed: int, spread: float, night: float = 0.0
+) -> tuple[list[list[float]], list[float]]:
+    """Forty cases in four replicates, and each one's truth; ``night`` is what the run shares."""
+    rng = random.Random(f"{seed}/{spread}/{night}")
+    truths = [math.exp(rng.uniform(-2, 0)) for _ in range(40)]
+    samples = []
+    for truth in truths:
+        shift = rng.gauss(0, night)
+        samples.append([truth * math.exp(shift + rng.gauss(0, spread)) for _ in range(4)])
+    return samples, truths
+
+
+def held(found: list[Estimate], truths: list[float], narrowest: bool) -> tuple[int, int]:
+    pairs = sorted(zip(found, truths, strict=True), key=lambda e: e[0].high / e[0].low)
+    pairs = pairs[: len(pairs) // 5] if narrowest else pairs
+    return sum(e.low <= truth <= e.high for e, truth in pairs), len(pairs)
+
+
+def coverage(make: Any, *, narrowest: bool = False, night: float = 0.0) -> float:
+    counts = []
+    for seed in range(30):
+        samples, truths = simulated(seed, 0.015, night)
+        counts.append(held(make(samples), truths, narrowest))
+    hits, of = (sum(each) for each in zip(*counts, strict=True))
+    return hits / of
+
+
+def test_the_narrowest_intervals_hold_the_truth_as_often_as_all() -> None:
+    """By itself a spread of four values is luck, and the narrowest fifth holds it too seldom."""
+    assert coverage(estimates) > 0.93
+    assert coverage(estimates, narrowest=True) > 0.88
+    alone = coverage(lambda samples: [estimate(each) for each in samples], narrowest=True)
+    assert alone < 0.85
+
+
+def test_the_spread_between_runs_is_added_where_it_is_known() -> None:
+    assert coverage(estimates, night=0.02) < 0.75
+    nights = [(0.02**2, 30.0)] * 40
+    assert coverage(lambda samples: estimates(samples, nights), night=0.02) > 0.92
+
+
+def test_the_spread_between_runs_is_that_beyond_the_replicates() -> None:
+    rng = random.Random(3)
+    runs = []
+    for _ in range(60):
+        nights = [rng.gauss(0, 0.02) for _ in range(6)]
+        runs.append([[night + rng.gauss(0, 0.01) for _ in range(4)] for night in nights])
+    usual = sorted(variance for variance, _ in between_runs(runs))[30]
+    assert 0.013 < math.sqrt(usual) < 0.026
+    (unknown, freedom), *_ = between_runs([case[:2] for case in runs])
+    assert math.isnan(unknown)
+    assert freedom == 0

@@ -24,7 +24,7 @@ from typing import Any
 from hwbench import quantities, units
 from hwbench.analysis.fingerprint import Severity, differences, facts
 from hwbench.analysis.power import MOST_REPLICATES, replicates_needed
-from hwbench.analysis.quiet import slowed
+from hwbench.analysis.quiet import Counted, counted
 from hwbench.analysis.stats import Judgement, Rule, judge, median, spread, verdict
 from hwbench.errors import UnknownNameError
 from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
@@ -125,16 +125,17 @@ def side(
     """What one run says, from its records.
 
     A replicate's value of a quantity is the median over its blocks that count; relative times are
-    those of the replicates that were not ``slowed``. A planned case without any result is absent,
-    unless planning already found it unsupported.
+    those of the replicates that were not slow, or of all where the machine was never quiet. A
+    planned case without any result is absent, unless planning already found it unsupported.
     """
     if not isinstance(planned, Mapping):
         planned = {line.id: line.planned for line in planned}
     found: dict[str, dict[int, Result]] = defaultdict(dict)
     for result in results:
         found[result.case][result.replicate] = result
+    count = counted(header, planned, [each for of in found.values() for each in of.values()])
     cases = {
-        case: _entry(known, list(found[case].values()))
+        case: _entry(known, list(found[case].values()), count.get(case))
         for case, known in planned.items()
         if case in found or known.unsupported is not None
     }
@@ -146,14 +147,14 @@ def side(
     )
 
 
-def _entry(planned: Planned, results: list[Result]) -> Entry:
+def _entry(planned: Planned, results: list[Result], count: Counted | None) -> Entry:
     status, reason = Status.UNSUPPORTED, planned.unsupported
     if results:
         gravest = max(results, key=_gravity)
         status, reason = gravest.status, gravest.reason
     good = [result for result in results if result.status is Status.OK]
-    late = slowed(good)
-    quiet = [result for result in good if result.replicate not in late]
+    slow = count.slow if count and not count.never else frozenset()
+    quiet = [result for result in good if result.replicate not in slow]
     readings = {
         name: _reading(name, quiet if name == RELATIVE.name else good)
         for name in dict.fromkeys(m.quantity for result in good for m in result.measurements)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from hwbench import quantities
-from hwbench.analysis.quiet import slowed
+from hwbench.analysis.noise import Variance, estimates
+from hwbench.analysis.quiet import Counted, counted
 from hwbench.analysis.roofline import Placement, Roof, place, raised, roof
 from hwbench.analysis.stats import estimate
 from hwbench.quantities import ENERGY, GRAPH, RELATIVE, SCORE, TIME, Quantity
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 _BOUNDED = {TIME.name: "time", GRAPH.name: "graph", RELATIVE.name: "relative", SCORE.name: "score"}
 """The columns that have an interval in ``summary``, and what its ends are called."""
+NEVER_QUIET = "never_quiet"
+"""The flag of a case for which the machine was quiet in fewer than two replicates of several."""
+
+_ALL = Counted(frozenset(), frozenset())
+_UNKNOWN: Variance = (math.nan, 0.0)
 _COST = (
     *("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes"),
     "intermediate_bytes",
@@ -114,10 +120,14 @@ def summary_rows(run: Run) -> list[dict[str, Any]]:
     for result in run.results:
         by_case[result.case].append(result)
     columns = {name: each.name for name, each in measured(run).items()}
+    count = counted(run.header, run.planned, run.results)
     rows = [
-        _case_columns(run, planned) | _summary_columns(by_case.get(case, []), columns)
+        _case_columns(run, planned)
+        | _summary_columns(by_case.get(case, []), columns, count.get(case, _ALL))
         for case, planned in run.planned.items()
     ]
+    drawn = _drawn_together(run, by_case, columns, count)
+    rows = [row | more for row, more in zip(rows, drawn, strict=True)]
     above = roofs(run, rows)
     return [row | _placed_columns(row, above[row["dtype"]]) for row in rows]
 
@@ -203,26 +213,25 @@ def _measured(result: Result, columns: Mapping[str, str]) -> dict[str, Any]:
     return row
 
 
-def _summary_columns(results: list[Result], columns: Mapping[str, str]) -> dict[str, Any]:
+def _summary_columns(
+    results: list[Result], columns: Mapping[str, str], count: Counted
+) -> dict[str, Any]:
+    """What one case says by itself; its times are in ``_drawn_together``."""
     failed = next((r for r in results if r.status is not Status.OK), None)
     status = failed.status.value if failed else (Status.OK.value if results else "missing")
-    flags = sorted({flag for result in results for flag in result.flags})
+    flags = {flag for result in results for flag in result.flags}
     row: dict[str, Any] = {
         "status": status,
         "reason": failed.reason if failed else None,
-        "flags": ",".join(flags),
+        "flags": ",".join(sorted(flags | ({NEVER_QUIET} if count.never else set()))),
         "replicates": sum(1 for r in results if r.status is Status.OK),
+        "slowed": len(count.slow),
         "contract": None,
         "score_name": None,
     }
-    measured = {r.replicate: _measured(r, columns) for r in results if r.status is Status.OK}
-    late = slowed(results)
-    good = list(measured.values())
-    quiet = [columns for replicate, columns in measured.items() if replicate not in late]
-    row["slowed"] = len(late)
+    good = [_measured(r, columns) for r in results if r.status is Status.OK]
     for name in columns.values():
-        counted = quiet if name == RELATIVE.name else good
-        values = [r[name] for r in counted if not math.isnan(r[name])]
+        values = [r[name] for r in good if not math.isnan(r[name])]
         interval = estimate(values) if values else None
         row[name] = interval.value if interval else math.nan
         if name in _BOUNDED:
@@ -231,3 +240,63 @@ def _summary_columns(results: list[Result], columns: Mapping[str, str]) -> dict[
     for name in ("contract", "score_name"):
         row[name] = next((r[name] for r in good if r[name] is not None), None)
     return row
+
+
+def _drawn_together(
+    run: Run,
+    by_case: Mapping[str, list[Result]],
+    columns: Mapping[str, str],
+    count: Mapping[str, Counted],
+) -> list[dict[str, Any]]:
+    """Time and relative time of every case, from the same, quiet, replicates.
+
+    The variances of all cases are drawn together, and what the machine's earlier runs differed by
+    is added. Where the machine was never quiet there is a value and no interval.
+    """
+    cases = list(run.planned)
+    found: list[dict[str, Any]] = [{} for _ in cases]
+    for name in (TIME.name, GRAPH.name, RELATIVE.name):
+        samples = {
+            number: values
+            for number, case in enumerate(cases)
+            if (values := _values(by_case.get(case, []), name, count.get(case, _ALL)))
+        }
+        nights = between(run, name)
+        spreads = [nights.get(case, _UNKNOWN) for case in cases]
+        quiet = [each for each in samples if not count.get(cases[each], _ALL).never]
+        drawn = estimates([samples[each] for each in quiet], [spreads[each] for each in quiet])
+        intervals = dict(zip(quiet, drawn, strict=True))
+        for number, values in samples.items():
+            known = intervals.get(number)
+            value = known.value if known else estimate(values).value
+            found[number] |= {
+                columns.get(name, name): value,
+                f"{_BOUNDED[name]}_low": known.low if known else math.nan,
+                f"{_BOUNDED[name]}_high": known.high if known else math.nan,
+            }
+    return found
+
+
+def _values(results: Iterable[Result], name: str, count: Counted) -> list[float]:
+    """A quantity's values in the replicates that count."""
+    values = {
+        result.replicate: median(kept)
+        for result in results
+        if result.status is Status.OK and (kept := result.values(name))
+    }
+    return count.of(values)
+
+
+def between(run: Run, name: str) -> dict[str, Variance]:
+    """How far each case moved between the machine's earlier runs, as the footer has it."""
+    stored = run.footer.state.get("between_runs") if run.footer else None
+    cases = stored.get(name) if isinstance(stored, Mapping) else None
+    found = {}
+    for case, pair in cases.items() if isinstance(cases, Mapping) else ():
+        if isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)):
+            found[case] = (float(pair[0]), float(pair[1]))
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf

@@ -17,8 +17,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hwbench.analysis.power import student
-from hwbench.analysis.stats import median, variance
+from msgspec.structs import replace
+
+from hwbench.analysis.power import FEW, student
+from hwbench.analysis.stats import estimate, median, variance
+from hwbench.records import Estimate
 
 FEWEST_RUNS = 3  # baseline runs from which their spread is known well enough to use
 _QUARTILE = 1.15035 * math.sqrt(2)  # of a difference of two normal values: the 75th percentile
@@ -75,6 +78,63 @@ def noises(baselines: Sequence[Sample], new: Sequence[Sequence[float]]) -> list[
             values=sum(map(len, old)),
         )
         for old, within, spread in zip(baselines, inner, spreads, strict=True)
+    ]
+
+
+def estimates(
+    samples: Sequence[Sequence[float]], nights: Sequence[Variance] = (), level: float = 0.95
+) -> list[Estimate]:
+    """Each case's value with an interval whose variance all cases draw together.
+
+    A spread from four replicates is mostly luck, and a table invites to pick the small ones: the
+    narrowest of many intervals would hold the truth in half of the cases only.
+
+    Args:
+        samples: each case's values, replicate by replicate, in the unit of the quantity.
+        nights: each case's variance between runs on logs, which is added; none where not known.
+        level: of the intervals.
+
+    One value, or one that is not above zero, is estimated by itself (``stats.estimate``).
+    """
+    drawn = [
+        position
+        for position, values in enumerate(samples)
+        if len(values) > 1 and all(0 < value < math.inf for value in values)
+    ]
+    logs = {position: [math.log(value) for value in samples[position]] for position in drawn}
+    inner = moderated([(variance(logs[each]), len(logs[each]) - 1.0) for each in drawn])
+    found = [estimate(values, level) for values in samples]
+    for position, within in zip(drawn, inner, strict=True):
+        between = nights[position] if nights else (math.nan, 0.0)
+        total, freedom = _of_value(within, between, len(logs[position]))
+        half = student(freedom, level) * math.sqrt(total) if total else 0.0
+        centre = found[position].value
+        low, high = centre * math.exp(-half), centre * math.exp(min(half, 700.0))
+        found[position] = replace(found[position], low=low, high=high)
+    return found
+
+
+def _of_value(within: Variance, between: Variance, count: int) -> Variance:
+    """The variance of a case's value in one run, and its degrees of freedom (Satterthwaite)."""
+    inner = within[0] * (_SHIFT if count > FEW else 1.0) / count
+    night, freedom = between
+    if math.isnan(night) or night == 0:
+        return inner, within[1]
+    total = inner + night
+    return total, total**2 / (night**2 / freedom + inner**2 / within[1])
+
+
+def between_runs(samples: Sequence[Sample]) -> list[Variance]:
+    """Each case's variance from run to run beyond that of its replicates, on logs.
+
+    Args:
+        samples: each case's values on logs, run by run; fewer than three runs tell nothing.
+    """
+    inner = moderated([_within(runs) for runs in samples])
+    spreads = moderated([_between(runs) for runs in samples])
+    return [
+        _beyond(spread, within, runs) if len(runs) >= FEWEST_RUNS else (math.nan, 0.0)
+        for spread, within, runs in zip(spreads, inner, samples, strict=True)
     ]
 
 

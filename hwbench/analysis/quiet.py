@@ -1,45 +1,94 @@
-"""Which replicates tell the relative time: those that the machine did not slow. Pure.
+"""Which replicates of a run count: those that the machine did not slow. Pure.
 
-A neighbour on the same core, or a clock that falls, slows a machine for seconds or minutes, and no
-counter tells of it. It slows what computes and what moves bytes by different factors, so that even
-the relative time is another one. The dense layer shows it, which is timed around every block: where
-it takes clearly longer than in the fastest replicates of the run, so did all else. Only dense
-decides, never the format that is judged, so that no regression of a format can hide itself.
+A neighbour on the same core, or a clock that falls, slows a machine for seconds, minutes or a whole
+run, and no counter tells of it. It slows what computes and what moves bytes by different factors,
+so that even the relative time is another one. The dense layer shows it, which is timed around every
+block: where it takes clearly longer than this machine has shown that it can, so did all else. Only
+dense decides, never the format that is judged, so that no regression of a format can hide itself.
+
+The measure is dense's *reference* by group: the second fastest replicate of each of the last runs
+of the machine, the least of them, and of the run itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from hwbench.analysis.stats import median
-from hwbench.records import Result, Status
+from msgspec.structs import replace
 
-SLOWED = 1.10
-"""A replicate was slowed when dense took so many times what it took in the fastest fifth."""
+from hwbench.analysis.stats import median, variance
+from hwbench.records import Header, Planned, Reference, Result, Status
 
-FEWEST = 3
-"""Where fewer replicates would be left, all of them count."""
+LIMIT = 1.05
+"""A replicate in which dense took so many times its reference is slow."""
 
-_FASTEST = 5  # of so many replicates the fastest are the measure
+DEVIATIONS = 3.0
+"""The same after so many of dense's own deviations, where these are larger."""
+
+FEWEST = 2
+"""Where fewer replicates were quiet, a case has no interval and no verdict."""
+
+ALONE = -0.5
+"""Below this slope of log relative time on log dense, dense alone scatters, and all count."""
+
+RUNS = 20
+"""The last runs of a machine whose second fastest replicates are its reference."""
+
+DENSE = "dense"
+_KNOWN = 3  # runs from which dense's own deviation is known
+_HALF = math.sqrt(1 - 2 / math.pi)  # sd of the faster half of normal values over that of all
 
 
-def slowed(results: Iterable[Result]) -> set[int]:
-    """The replicates of one case that its relative time leaves out.
+def limit_seconds(reference: Reference) -> float:
+    """A replicate in which dense took longer is slow."""
+    deviations = math.exp(min(1.0, DEVIATIONS * reference.deviation))
+    return reference.seconds * max(LIMIT, deviations)
 
-    Args:
-        results: those of one case in one run; what has no relative time is passed over.
+
+@dataclass(frozen=True)
+class Counted:
+    """Which replicates of one case count."""
+
+    quiet: frozenset[int]
+    slow: frozenset[int]
+
+    @property
+    def never(self) -> bool:
+        """Whether fewer replicates than tell anything were quiet, of several."""
+        return len(self.quiet) < FEWEST <= len(self.quiet) + len(self.slow)
+
+    def of(self, values: Mapping[int, float]) -> list[float]:
+        """The values of the quiet replicates; all of them where too few are."""
+        kept = [value for replicate, value in values.items() if replicate in self.quiet]
+        return list(values.values()) if self.never or not kept else kept
+
+
+def of_run(seconds: Iterable[float]) -> Reference | None:
+    """What one run says of a group: its second fastest replicate; None below two.
+
+    The deviation is that of the faster half, which a slowed half does not touch.
     """
-    dense = {
-        result.replicate: seconds
-        for result in results
-        if result.status is Status.OK and (seconds := dense_seconds(result)) is not None
-    }
-    ordered = sorted(dense.values())
-    if len(ordered) <= FEWEST:
-        return set()
-    limit = SLOWED * ordered[len(ordered) // _FASTEST]
-    found = {replicate for replicate, seconds in dense.items() if seconds > limit}
-    return found if len(dense) - len(found) >= FEWEST else set()
+    ordered = sorted(seconds)
+    if len(ordered) < FEWEST:
+        return None
+    half = ordered[: -(-len(ordered) // 2)]
+    spread = variance([math.log(each) for each in half]) if len(half) > 1 else 0.0
+    return Reference(seconds=ordered[1], deviation=math.sqrt(spread) / _HALF, runs=1)
+
+
+def of_machine(runs: Sequence[Reference]) -> Reference | None:
+    """The least of the last runs, with their usual deviation; None without any."""
+    last = runs[-RUNS:]
+    if not last:
+        return None
+    return Reference(
+        seconds=min(each.seconds for each in last),
+        deviation=median([each.deviation for each in last]) if len(last) >= _KNOWN else 0.0,
+        runs=len(last),
+    )
 
 
 def dense_seconds(result: Result) -> float | None:
@@ -48,3 +97,140 @@ def dense_seconds(result: Result) -> float | None:
     if not ratios or len(times) != len(ratios) or min(ratios) <= 0:
         return None
     return median([seconds / ratio for seconds, ratio in zip(times, ratios, strict=True)])
+
+
+def dense_by_group(
+    planned: Mapping[str, Planned], results: Iterable[Result]
+) -> dict[str, dict[int, float]]:
+    """Dense's seconds by group and replicate: the median around all cases of the group."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        if result.case in planned and (seconds := _dense(planned[result.case], result)):
+            found[planned[result.case].case.among][result.replicate].append(seconds)
+    return {
+        group: {replicate: median(each) for replicate, each in by_replicate.items()}
+        for group, by_replicate in found.items()
+    }
+
+
+def references(header: Header, by_group: Mapping[str, Mapping[int, float]]) -> dict[str, Reference]:
+    """The reference of each group: the machine's, or the run's own where it is lower.
+
+    How much dense deviates by itself is what earlier runs say: a run that was slowed for most of
+    its time would call its own scatter quiet.
+    """
+    found = {}
+    for group, seconds in by_group.items():
+        own, kept = of_run(seconds.values()), header.references.get(group)
+        if own and kept:
+            found[group] = Reference(
+                seconds=min(own.seconds, kept.seconds), deviation=kept.deviation, runs=kept.runs
+            )
+        elif kept:
+            found[group] = kept
+        elif own:
+            found[group] = replace(own, deviation=0.0)
+    return found
+
+
+def counted(
+    header: Header, planned: Mapping[str, Planned], results: Iterable[Result]
+) -> dict[str, Counted]:
+    """Which replicates of each case count, by case; those without any dense around them all do."""
+    good = [result for result in results if result.status is Status.OK and result.case in planned]
+    measure = references(header, dense_by_group(planned, good))
+    of_case: dict[str, dict[int, Result]] = defaultdict(dict)
+    for result in good:
+        of_case[result.case][result.replicate] = result
+    groups: dict[str, list[str]] = defaultdict(list)
+    for case in of_case:
+        groups[planned[case].case.among].append(case)
+    found = {}
+    for group, cases in groups.items():
+        slow = {case: _slow(planned[case], of_case[case], measure.get(group)) for case in cases}
+        if any(slow.values()) and slope([of_case[case].values() for case in cases]) < ALONE:
+            slow = dict.fromkeys(cases, frozenset())
+        for case in cases:
+            found[case] = Counted(frozenset(of_case[case].keys() - slow[case]), slow[case])
+    return found
+
+
+def slope(cases: Iterable[Iterable[Result]]) -> float:
+    """How log relative time goes with log dense from replicate to replicate, over the cases.
+
+    −1 where dense scatters and the formats do not; about 0 where the machine slows both; 0 where
+    dense does not move.
+    """
+    together = moved = 0.0
+    for results in cases:
+        points = [
+            (math.log(seconds), math.log(median(result.values("relative_time"))))
+            for result in results
+            if (seconds := dense_seconds(result))
+        ]
+        if len(points) < FEWEST:
+            continue
+        centre = [sum(each) / len(points) for each in zip(*points, strict=True)]
+        together += sum((x - centre[0]) * (y - centre[1]) for x, y in points)
+        moved += sum((x - centre[0]) ** 2 for x, _ in points)
+    return together / moved if moved else 0.0
+
+
+@dataclass(frozen=True)
+class Slowed:
+    """How a run was slowed: in how many of its groups, and by what factor in the usual one."""
+
+    groups: int
+    of: int
+    factor: float
+    cases: int  # of these cases the machine was never quiet
+
+    def __str__(self) -> str:
+        where = "everywhere" if self.groups == self.of else f"in {self.groups} of {self.of} groups"
+        return (
+            f"The machine was slower during this whole run: dense took {self.factor:.2f} times "
+            f"what it takes on this machine when it is quiet, {where}. Nothing is compared where "
+            "it was never quiet; measure again when nothing else runs."
+        )
+
+
+def slowed(
+    header: Header, planned: Mapping[str, Planned], results: Iterable[Result]
+) -> Slowed | None:
+    """What is said of a run in which the machine was never quiet for more than half of the cases.
+
+    None where it was quiet often enough, or nothing is known of the machine.
+    """
+    good = [result for result in results if result.status is Status.OK]
+    count = counted(header, planned, good)
+    never = [case for case, each in count.items() if each.never]
+    if 2 * len(never) <= len([case for case, each in count.items() if each.slow or each.quiet]):
+        return None
+    by_group = dense_by_group(planned, good)
+    measure = references(header, by_group)
+    groups = {planned[case].case.among for case in never}
+    factors = [
+        median(list(by_group[group].values())) / measure[group].seconds for group in sorted(groups)
+    ]
+    return Slowed(len(groups), len(by_group), median(factors), len(never))
+
+
+def _slow(
+    planned: Planned, results: Mapping[int, Result], reference: Reference | None
+) -> frozenset[int]:
+    """The replicates of a case in which dense took too long."""
+    if reference is None:
+        return frozenset()
+    limit = limit_seconds(reference)
+    return frozenset(
+        replicate
+        for replicate, result in results.items()
+        if (_dense(planned, result) or 0.0) > limit
+    )
+
+
+def _dense(planned: Planned, result: Result) -> float | None:
+    """Dense's seconds in one replicate of a case, which may be dense itself."""
+    if planned.case.format == DENSE and (times := result.values("time_seconds")):
+        return median(times)
+    return dense_seconds(result)

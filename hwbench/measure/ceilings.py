@@ -49,13 +49,20 @@ def folder() -> Path:
 def path(reply: protocol.PlanReply, threads: int) -> Path:
     """The file of one machine with its settings, drivers and PyTorch."""
     fingerprint = {**reply.fingerprint, "threads": threads}
+    return machine_path("ceilings", METHOD, fingerprint, reply.settings)
+
+
+def machine_path(
+    name: str, method: int, fingerprint: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Path:
+    """A file of one machine, told by all facts that decide times, and by how it is made."""
     facts = {
         ".".join(keys): value
-        for keys, value in flat({**fingerprint, "settings": reply.settings})
+        for keys, value in flat({**fingerprint, "settings": settings})
         if severity(keys) is Severity.FATAL or keys == ("torch",)
     }
-    text = json.dumps([METHOD, sorted(facts.items())], sort_keys=True, default=str)
-    return folder() / f"ceilings-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    text = json.dumps([method, sorted(facts.items())], sort_keys=True, default=str)
+    return folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def of_machine(
@@ -69,7 +76,7 @@ def of_machine(
     if not dtypes or not wanted:
         return kept if dtypes else {}
     measured = _measured(worker, protocol.CeilingsRequest(dtypes=sorted(wanted)))
-    return _keep(file, _higher(kept, measured) if kept else measured)
+    return keep(file, _higher(kept, measured) if kept else measured)
 
 
 def kept(reply: protocol.PlanReply, threads: int) -> dict[str, Any]:
@@ -87,7 +94,7 @@ def measure(
 ) -> dict[str, Any]:
     """The ceilings in full, measured now; they take the place of what was kept."""
     request = protocol.CeilingsRequest(dtypes=list(dtypes), full=True)
-    return _keep(path(reply, threads), _measured(worker, request))
+    return keep(path(reply, threads), _measured(worker, request))
 
 
 def _measured(worker: Asked, request: protocol.CeilingsRequest) -> dict[str, Any]:
@@ -143,7 +150,7 @@ def _read(file: Path) -> dict[str, Any]:
     return {}
 
 
-def _keep(file: Path, found: dict[str, Any]) -> dict[str, Any]:
+def keep(file: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Write the file in one step; where that is not possible the ceilings say so."""
     try:
         with files.whole(file) as beside:

@@ -23,7 +23,7 @@ from hwbench import suite as suites
 from hwbench.analysis import fingerprint
 from hwbench.analysis.fingerprint import Difference, Severity
 from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
-from hwbench.measure import ceilings, revision
+from hwbench.measure import ceilings, references, revision
 from hwbench.measure.replicate import ANCHOR
 from hwbench.measure.schedule import Listener, State, execute
 from hwbench.measure.transports._base import Seat, Worker
@@ -105,7 +105,14 @@ def answer(
 ) -> Path:
     """Ask one device of this machine; the path of the run file. It raises what ``run`` does."""
     seat = LocalSeat(resolve_device(device), usable_threads(threads))
-    return execute(begin(question, seat), [seat], time_budget_seconds)
+    return _kept(execute(begin(question, seat), [seat], time_budget_seconds))
+
+
+def _kept(path: Path) -> Path:
+    """The path of a run, of which the machine keeps what dense took."""
+    if (found := read_run(path)).complete:
+        references.add(found)
+    return path
 
 
 @without_gc()
@@ -144,9 +151,12 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
             )
     header = header_of(built, seat.device, question.seed, seat.threads, reply, roofs, arguments)
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
+    planned = {line.id: line.planned for line in lines}
+    kept = references.of_machine(header.environment, planned)
+    header = replace(header, references=kept)
     return State(
         header=header,
-        planned={line.id: line.planned for line in lines},
+        planned=planned,
         writer=RunWriter.create(question.out, header, lines),
         listener=question.listener,
         done=set(),
@@ -193,7 +203,7 @@ def resume(
     state = reopened(found, listener)
     if noted:
         state.notes["resumed_after"] = noted
-    return execute(state, [seat], time_budget_seconds)
+    return _kept(execute(state, [seat], time_budget_seconds))
 
 
 def reopened(found: Run, listener: Listener) -> State:
@@ -203,7 +213,7 @@ def reopened(found: Run, listener: Listener) -> State:
         RunFileError: the run cannot be written, or another process writes it.
     """
     writer = RunWriter.resume(found)  # what it finds under the lock stands in the run from now on
-    return State(
+    state = State(
         header=found.header,
         planned=found.planned,
         writer=writer,
@@ -211,6 +221,9 @@ def reopened(found: Run, listener: Listener) -> State:
         done=found.done,
         failed={r.case: r for r in found.results if r.status is not Status.OK},
     )
+    for result in found.results:
+        state.remember(result)
+    return state
 
 
 def again(

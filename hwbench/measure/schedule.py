@@ -18,10 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from hwbench import environment
+from hwbench.analysis import quiet
 from hwbench.errors import HwbenchError, IncompleteRunError
+from hwbench.measure import references
 from hwbench.measure.replicate import ANCHOR, SPANS, Replicate
 from hwbench.measure.transports._base import Seat, SeatLostError, Worker
+from hwbench.quantities import RELATIVE, TIME
 from hwbench.records import Footer, Header, Planned, Result, ResultLine, Status
 from hwbench.store import RunWriter
 
@@ -63,6 +68,8 @@ class State:
     done: set[tuple[str, int]]
     failed: dict[str, Result] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)  # for the footer
+    timed: list[Result] = field(default_factory=list)  # times alone, to tell slow replicates by
+    extra: dict[int, set[str]] = field(default_factory=dict)  # cases of further replicates
     total: int = 0
     begun: float = field(default_factory=time.monotonic)
     stopped: bool = False
@@ -75,9 +82,25 @@ class State:
                 raise _StoppedError("The run was interrupted.")
             self.writer.append(ResultLine(result=result))
             self.done.add((result.case, result.replicate))
+            self.remember(result)
             if result.status is not Status.OK:
                 self.failed.setdefault(result.case, result)
             self.tell(result=result)
+
+    def remember(self, result: Result) -> None:
+        """Keep what tells whether the machine was quiet while this was measured."""
+        times = [
+            replace(each, samples=None)
+            for each in result.measurements
+            if each.quantity in (TIME.name, RELATIVE.name)
+        ]
+        if times:
+            self.timed.append(replace(result, measurements=times))
+
+    def wants(self, planned: Planned, replicate: int) -> bool:
+        """Whether the case is part of a replicate."""
+        extra = self.extra.get(replicate, ())
+        return replicate < self.seeds(planned) or planned.case.id in extra
 
     def tell(self, *, result: Result | None = None, note: str = "") -> None:
         """Tell the listener where the run stands."""
@@ -186,6 +209,10 @@ class Work:
             with self.lock:
                 self.busy -= 1
 
+    def affords_another(self) -> bool:
+        """Whether the time budget leaves room for one more replicate."""
+        return self.end is None or time.monotonic() + 0.7 * self.longest <= self.end
+
     def _take(self) -> tuple[Unit, float | None] | None:
         """The next unit, and when its share of the time budget ends."""
         with self.lock:
@@ -194,7 +221,7 @@ class Work:
             now = time.monotonic()
             if self.end is None:
                 return self.units.popleft(), None
-            if self.units[0].replicate > 0 and now + 0.7 * self.longest > self.end:
+            if self.units[0].replicate > 0 and not self.affords_another():
                 self.stopped = f"The time budget ended after {self.units[0].replicate} replicates."
                 self.units.clear()
                 return None
@@ -230,6 +257,7 @@ def execute(
         if len(seats) == 1 and not remote:
             work.busy = 1
             work.serve(seats[0])
+            _until_quiet(work, seats[0])
         else:
             Crew(work, list(seats), more or tuple, patience_seconds).run()
         if work.units:
@@ -241,10 +269,54 @@ def execute(
         notes: dict[str, Any] = {"stopped": work.stopped} if work.stopped else {}
         if remote or len(seats) > 1:
             notes |= {"seats": work.where, "shards": shards, "lost": work.lost}
+        folder = state.writer.path.parent
+        if moved := references.between_runs(state.header, state.planned, folder):
+            notes["between_runs"] = moved
         finish(state, work.spent, notes, here=not remote)
     finally:
         state.writer.close()
     return state.writer.path
+
+
+def _until_quiet(work: Work, seat: Seat) -> None:
+    """Make further replicates of the cases that the machine slowed, until enough were quiet.
+
+    There are at most ``replicates_most`` of the plan, and as many as the time budget allows.
+    """
+    state, plan = work.state, work.state.header.plan
+    for number in range(plan.replicates, plan.most):
+        state.extra[number] = slowed_cases(state)
+        missing = {case for case in state.extra[number] if (case, number) not in state.done}
+        if not state.extra[number] or work.stopped or not work.affords_another():
+            state.extra.pop(number)
+            return
+        if not missing:
+            continue
+        state.total += len(missing)
+        state.tell(note=f"the machine was slower in part of the run: replicate {number + 1}")
+        work.units.append(Unit(number, 0))
+        work.serve(seat)
+        state.notes["further_replicates"] = number + 1 - plan.replicates
+
+
+def slowed_cases(state: State) -> set[str]:
+    """The cases that were slowed in so many replicates that too few were quiet; with their dense.
+
+    A case that failed in some replicate has its answer.
+    """
+    counted = quiet.counted(state.header, state.planned, state.timed)
+    few = {
+        case
+        for case, each in counted.items()
+        if each.slow and len(each.quiet) < state.header.plan.replicates
+        and case not in state.failed
+    }  # fmt: skip
+    groups = {state.planned[case].case.group for case in few}
+    return few | {
+        case
+        for case, planned in state.planned.items()
+        if _is_anchor(state, planned) and planned.case.group in groups
+    }
 
 
 def measure(
@@ -379,7 +451,7 @@ def _visit(state: State, replicate: Replicate, ends: Ends, share: tuple[int, int
     rng = random.Random(f"{state.header.seed}/{replicate.number}")
     groups: dict[tuple[Any, ...], list[Planned]] = defaultdict(list)
     for planned in state.planned.values():
-        if replicate.number < state.seeds(planned):
+        if state.wants(planned, replicate.number):
             groups[planned.case.group].append(planned)
     mine = {key: groups[key] for key in list(groups)[share[0] :: share[1]]}
     for members in mine.values():
