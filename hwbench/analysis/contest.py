@@ -1,0 +1,159 @@
+"""Who is the fastest, and what may be said of the others: paired quotients, corrected. Pure.
+
+Cases that were timed in the same replicates are set against each other replicate by replicate: the
+quotient of their times removes what a replicate did to both. The best is faster than a rival where
+the interval of that quotient lies above one, at a level that is corrected for the number of pairs
+among which the best was found (Bonferroni); the two are *tied* where two one-sided tests prove them within 3 % of each other; the
+rest is undecided. A rival whose quotient is not even known within a factor of 1.5 is named as not
+measured well enough, and undoes no decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
+
+from hwbench.analysis.noise import Variance, moderated
+from hwbench.analysis.power import student
+from hwbench.analysis.stats import variance
+from hwbench.records import Ratio
+
+MARGIN = 0.03
+"""Two that are proved within this share of each other are tied."""
+
+BADLY = 1.5
+"""A quotient whose interval is wider than this factor was not measured well enough."""
+
+CHANCE = 0.05
+"""That any rival is wrongly told from the best; and that a tie is wrongly proved."""
+
+_FEWEST = 2  # common replicates
+_UNKNOWN: Variance = (math.nan, 0.0)
+
+
+class Outcome(StrEnum):
+    """What is said of a rival against the best."""
+
+    SLOWER = "slower"  # the best is faster beyond doubt
+    TIED = "tied"
+    UNDECIDED = "undecided"
+    BADLY = "not measured well enough"
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One case of a contest: what it took in each replicate that counts."""
+
+    name: str
+    values: Mapping[int, float]  # time, or relative time, by replicate
+    night: Variance = _UNKNOWN  # between the machine's earlier runs, on logs
+
+    @property
+    def centre(self) -> float:
+        """The geometric mean; infinite without any value."""
+        return math.exp(fmean(map(math.log, self.values.values()))) if self.values else math.inf
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A rival against the best of a contest: its time over the best's, at the corrected level."""
+
+    rival: str
+    outcome: Outcome
+    ratio: Ratio
+
+
+def best_of(entrants: Sequence[Entrant]) -> Entrant:
+    """The entrant of the shortest time, among those that were measured well enough if any was.
+
+    Raises:
+        ValueError: there are none.
+    """
+    known = [each for each in entrants if len(each.values) >= _FEWEST]
+    return min(known or entrants, key=lambda each: each.centre)
+
+
+def standings(
+    best: Entrant, rivals: Sequence[Entrant], pool: Sequence[Entrant] = ()
+) -> list[Standing]:
+    """What is said of each rival against the best, in their order.
+
+    Args:
+        best: the one that may be named.
+        rivals: the others of the contest; the correction is for the pairs among all of them.
+        pool: further cases of the same replicates; variances are drawn together with theirs.
+    """
+    quotients = [_quotients(best, rival) for rival in rivals]
+    names = {best.name, *(rival.name for rival in rivals)}
+    others = [_quotients(best, each) for each in pool if each.name not in names]
+    drawn = moderated([_variance(each) for each in (*quotients, *others)])
+    return [
+        _standing(best, rival, logs, within, len(rivals))
+        for rival, logs, within in zip(rivals, quotients, drawn, strict=False)
+    ]
+
+
+def decided(found: Sequence[Standing]) -> bool:
+    """Whether every rival that was measured well enough is slower than the best, or tied."""
+    return all(each.outcome is not Outcome.UNDECIDED for each in found)
+
+
+def of(found: Sequence[Standing], outcome: Outcome) -> list[str]:
+    """The rivals with an outcome."""
+    return [each.rival for each in found if each.outcome is outcome]
+
+
+def _standing(
+    best: Entrant, rival: Entrant, logs: list[float], within: Variance, rivals: int
+) -> Standing:
+    counts = (len(best.values), len(rival.values))
+    if len(logs) < _FEWEST or math.isnan(within[0]):
+        unknown = Ratio(value=math.nan, low=math.nan, high=math.nan, counts=counts)
+        measured = len(best.values) >= _FEWEST > len(rival.values)
+        return Standing(rival.name, Outcome.BADLY if measured else Outcome.UNDECIDED, unknown)
+    centre = fmean(logs)
+    total, freedom = _error(within, len(logs), best.night, rival.night)
+
+    def half(level: float) -> float:
+        return student(freedom, level) * math.sqrt(total) if total else 0.0
+
+    level = 1 - CHANCE / (rivals * (rivals + 1) / 2)
+    low, high = centre - half(level), centre + half(level)
+    ratio = Ratio(
+        value=math.exp(centre), low=_exp(low), high=_exp(high), counts=counts, level=level
+    )
+    if low > 0:
+        outcome = Outcome.SLOWER
+    elif abs(centre) + half(1 - 2 * CHANCE) < math.log1p(MARGIN):
+        outcome = Outcome.TIED
+    elif 2 * half(1 - CHANCE) > math.log(BADLY):
+        outcome = Outcome.BADLY
+    else:
+        outcome = Outcome.UNDECIDED
+    return Standing(rival.name, outcome, ratio)
+
+
+def _quotients(best: Entrant, rival: Entrant) -> list[float]:
+    """The logarithms of the rival's time over the best's, in the replicates of both."""
+    common = sorted(best.values.keys() & rival.values.keys())
+    return [math.log(rival.values[each] / best.values[each]) for each in common]
+
+
+def _variance(logs: list[float]) -> Variance:
+    return (variance(logs), len(logs) - 1.0) if len(logs) >= _FEWEST else _UNKNOWN
+
+
+def _error(within: Variance, count: int, *nights: Variance) -> Variance:
+    """The variance of a quotient, that between runs of both cases added (Satterthwaite)."""
+    parts = [(within[0] / count, within[1]), *(each for each in nights if each[0] > 0)]
+    total = math.fsum(part for part, _ in parts)
+    if total == 0:
+        return 0.0, within[1]
+    return total, total**2 / math.fsum(part**2 / freedom for part, freedom in parts)
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))

@@ -1,0 +1,135 @@
+"""Winners by paired quotients: simulated runs of formats whose truth is known."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from hwbench.analysis.contest import (
+    Entrant,
+    Outcome,
+    best_of,
+    decided,
+    of,
+    standings,
+)
+
+
+def entrant(name: str, *values: float) -> Entrant:
+    return Entrant(name, dict(enumerate(values)))
+
+
+def simulated(
+    truths: dict[str, float], rng: random.Random, *, own: float, shared: float, count: int = 5
+) -> list[Entrant]:
+    """What formats take; a replicate slows all alike by ``shared`` and each by ``own`` (sd)."""
+    luck = [rng.gauss(0, shared) for _ in range(count)]
+    return [
+        Entrant(
+            name,
+            {n: truth * math.exp(luck[n] + rng.gauss(0, own)) for n in range(count)},
+        )
+        for name, truth in truths.items()
+    ]
+
+
+def outcomes(entrants: list[Entrant]) -> dict[str, Outcome]:
+    best = best_of(entrants)
+    found = standings(best, [each for each in entrants if each is not best])
+    return {each.rival: each.outcome for each in found}
+
+
+def test_what_a_replicate_does_to_both_is_no_doubt() -> None:
+    """Intervals of the two overlap by far; their quotient is the same in every replicate."""
+    fast = entrant("fast", 1.0, 1.2, 0.9, 1.1)
+    slow = entrant("slow", 1.051, 1.261, 0.946, 1.154)
+    (found,) = standings(fast, [slow])
+    assert found.outcome is Outcome.SLOWER
+    assert found.ratio.value == pytest.approx(1.05, rel=2e-3)
+    assert found.ratio.low > 1.04
+
+
+def test_only_common_replicates_are_set_against_each_other() -> None:
+    fast = Entrant("fast", {0: 1.0, 1: 1.01, 2: 9.0})
+    slow = Entrant("slow", {0: 1.1, 1: 1.11, 3: 0.1})
+    (found,) = standings(fast, [slow])
+    assert found.ratio.value == pytest.approx(1.1, rel=2e-3)
+
+
+def test_within_three_per_cent_is_tied_where_that_is_proved() -> None:
+    fast = entrant("fast", 1.0, 1.1, 0.95, 1.05)
+    same = entrant("same", 1.004, 1.098, 0.955, 1.049)
+    (found,) = standings(fast, [same])
+    assert found.outcome is Outcome.TIED
+    noisy = entrant("noisy", 1.06, 1.05, 0.9, 1.1)
+    (found,) = standings(fast, [noisy])
+    assert found.outcome is Outcome.UNDECIDED
+
+
+def test_a_rival_that_was_measured_badly_is_named_and_undoes_nothing() -> None:
+    fast, slow = entrant("fast", 0.50, 0.51, 0.50, 0.50), entrant("slow", 0.6, 0.61, 0.6, 0.6)
+    spiked = entrant("btt", 0.9, 0.91, 2.5, 0.92)
+    found = standings(fast, [slow, spiked])
+    assert [each.outcome for each in found] == [Outcome.SLOWER, Outcome.BADLY]
+    assert decided(found)
+    assert of(found, Outcome.BADLY) == ["btt"]
+    never = Entrant("never", {})
+    found = standings(fast, [slow, never])
+    assert of(found, Outcome.BADLY) == ["never"]
+    assert decided(found)
+
+
+def test_one_replicate_decides_nothing() -> None:
+    found = standings(entrant("fast", 1.0), [entrant("slow", 2.0)])
+    assert not decided(found)
+
+
+def test_the_best_was_measured_if_any_was() -> None:
+    assert best_of([Entrant("lucky", {0: 0.1}), entrant("fast", 1.0, 1.0)]).name == "fast"
+    assert best_of([Entrant("alone", {0: 0.1})]).name == "alone"
+
+
+def test_the_spread_between_runs_of_both_is_added() -> None:
+    fast, slow = entrant("fast", 1.0, 1.001, 1.0), entrant("slow", 1.02, 1.021, 1.02)
+    assert outcomes([fast, slow])["slow"] is Outcome.SLOWER
+    night = (0.02**2, 10.0)
+    (found,) = standings(Entrant("fast", fast.values, night), [Entrant("slow", slow.values, night)])
+    assert found.outcome is Outcome.UNDECIDED
+
+
+@pytest.mark.parametrize("rivals", [1, 7])
+def test_equal_formats_are_hardly_ever_told_apart(rivals: int) -> None:
+    """However many rivals there are: a wrong winner in at most 5 % of groups."""
+    rng = random.Random(rivals)
+    told = 0
+    for _ in range(400):
+        names = {f"format{n}": 1.0 for n in range(rivals + 1)}
+        found = outcomes(simulated(names, rng, own=0.015, shared=0.05))
+        told += any(each is Outcome.SLOWER for each in found.values())
+    assert told <= 0.07 * 400
+
+
+def test_a_format_that_is_slower_is_told_from_the_best_beside_others() -> None:
+    rng = random.Random(5)
+    counts: Counter[Outcome] = Counter()
+    for _ in range(200):
+        truths = {"fast": 1.0, "ten": 1.1, "twenty": 1.2, "far": 3.0}
+        entrants = simulated(truths, rng, own=0.012, shared=0.1)
+        assert best_of(entrants).name == "fast"
+        counts[outcomes(entrants)["ten"]] += 1
+    assert counts[Outcome.SLOWER] > 190
+
+
+def test_a_tie_is_proved_wrongly_in_at_most_one_of_twenty() -> None:
+    """Formats that are 3.1 % apart are not tied."""
+    rng = random.Random(6)
+    tied = 0
+    for _ in range(400):
+        entrants = simulated({"fast": 1.0, "near": 1.031}, rng, own=0.01, shared=0.05)
+        fast, near = entrants
+        (found,) = standings(fast, [near])
+        tied += found.outcome is Outcome.TIED
+    assert tied <= 0.07 * 400

@@ -1,0 +1,217 @@
+"""Dense's reference on a machine, further replicates until it was quiet, and earlier runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hwbench.analysis.frames import between, summary_rows
+from hwbench.analysis.quiet import counted, slowed
+from hwbench.errors import SuiteError
+from hwbench.measure import references
+from hwbench.measure import run as runner
+from hwbench.records import Plan
+from hwbench.store import Run, read_run
+
+
+def document(**plan: Any) -> dict[str, Any]:
+    """Two formats beside dense, in two groups."""
+    return {
+        "schema": 1,
+        "name": "quiet",
+        "plan": {"replicates": 4, "budget_seconds": 0.005, **plan},
+        "cases": [
+            {
+                "workload": "linear",
+                "direction": "forward",
+                "shape": [16, 16],
+                "tokens": [4, 8],
+                "format": [{"name": "dense"}, {"name": "low_rank", "density": [0.5, 0.25]}],
+            },
+            {
+                "workload": "projection",
+                "shape": [8, 8],
+                "format": [{"name": "csr", "density": 0.5}],
+            },
+        ],
+    }
+
+
+def simulate(folder: Path, monkeypatch: pytest.MonkeyPatch, effects: Any, **plan: Any) -> Run:
+    """A run on a simulated machine with these effects."""
+    monkeypatch.setenv("HWBENCH_FAKE", json.dumps(effects))
+    return read_run(runner.run(document(**plan), device="fake", out=folder, threads=1))
+
+
+def replicates(run: Run) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
+    for result in run.results:
+        found[result.case].append(result.replicate)
+    return {case: sorted(each) for case, each in found.items()}
+
+
+RESTLESS = {"seed": 4, "replicate_noise": 0.08}
+"""Every process is slower or faster by some per cent, dense and formats alike."""
+
+
+def test_a_quiet_machine_makes_the_replicates_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = simulate(tmp_path, monkeypatch, {"seed": 1, "noise": 0.005})
+    timed = {case for case, planned in run.planned.items() if planned.seeds is None}
+    assert {case: each for case, each in replicates(run).items() if case in timed} == {
+        case: [0, 1, 2, 3] for case in timed
+    }
+    assert run.footer is not None
+    assert "further_replicates" not in run.footer.state
+
+
+def test_more_replicates_are_made_until_enough_were_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = simulate(tmp_path, monkeypatch, RESTLESS)
+    count = counted(run.header, run.planned, run.results)
+    made = replicates(run)
+    for case, planned in run.planned.items():
+        if planned.seeds is not None:
+            assert made[case] == [0], "what is scored has its seeds"
+            continue
+        assert 4 < len(made[case]) <= 12
+        assert len(count[case].quiet) >= 4 or len(made[case]) == 12
+        assert made[case] == list(range(len(made[case]))), "one after another, none twice"
+    assert run.footer is not None
+    assert run.footer.state["further_replicates"] == max(map(len, made.values())) - 4
+    again = simulate(tmp_path, monkeypatch, RESTLESS)
+    assert replicates(again).keys() == made.keys()
+
+
+@pytest.mark.parametrize(("most", "made"), [(4, 4), (6, 6)])
+def test_there_are_at_most_as_many_as_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, made: int
+) -> None:
+    effects = {"seed": 4, "replicate_noise": 0.5}
+    run = simulate(tmp_path, monkeypatch, effects, replicates_most=most)
+    assert max(map(len, replicates(run).values())) == made
+    assert run.complete
+
+
+def test_one_replicate_stays_alone_and_three_times_is_the_default() -> None:
+    assert Plan(replicates=1).most == Plan(replicates=1, replicates_most=9).most == 1
+    assert Plan(replicates=5).most == 15
+    assert Plan(replicates=5, replicates_most=7).most == 7
+    assert Plan(replicates=10, replicates_most=7).most == 10
+
+
+@pytest.mark.parametrize("most", [1, 1001])
+def test_a_limit_below_the_replicates_is_a_mistake(tmp_path: Path, most: int) -> None:
+    with pytest.raises(SuiteError, match="replicates_most must be between replicates"):
+        runner.run(document(replicates_most=most), device="fake", out=tmp_path, threads=1)
+
+
+def test_a_run_that_was_cut_off_among_further_replicates_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = simulate(tmp_path, monkeypatch, RESTLESS)
+    lines = run.path.read_bytes().splitlines(keepends=True)
+    results = [number for number, line in enumerate(lines) if b'"line":"result"' in line]
+    last = [number for number, line in enumerate(lines) if b'"replicate":4' in line]
+    assert last
+    cut = run.path.with_name(f"{run.header.run}.jsonl")
+    cut.write_bytes(b"".join(lines[: last[1]]))
+    assert len(results) > last[1] - results[0]
+    found = read_run(runner.resume(cut))
+    assert found.complete
+    for made in replicates(found).values():
+        assert made == list(range(len(made)))
+    count = counted(found.header, found.planned, found.results)
+    for case, planned in found.planned.items():
+        if planned.seeds is None:
+            assert len(count[case].quiet) >= 4 or len(replicates(found)[case]) == 12
+
+
+def test_a_finished_run_is_remembered_and_the_next_one_is_held_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = simulate(tmp_path, monkeypatch, {"seed": 1})
+    assert first.header.references == {}
+    groups = {each.case.among for each in first.planned.values() if each.seeds is None}
+    second = simulate(tmp_path, monkeypatch, {"seed": 1})
+    assert second.header.references.keys() == groups
+    assert {each.runs for each in second.header.references.values()} == {1}
+    slow = simulate(tmp_path, monkeypatch, {"seed": 1, "slow": {"": 1.2}})
+    told = slowed(slow.header, slow.planned, slow.results)
+    assert told is not None
+    assert told.groups == told.of == 2
+    assert told.factor == pytest.approx(1.2, rel=0.01)
+    assert max(map(len, replicates(slow).values())) == 12, "it waited for a quiet machine"
+    for row in summary_rows(slow):
+        if row["workload"] == "linear":
+            assert "never_quiet" in row["flags"]
+            assert math.isnan(row["relative_low"])
+            assert row["time_seconds"] > 0
+    after = simulate(tmp_path, monkeypatch, {"seed": 1})
+    assert slowed(after.header, after.planned, after.results) is None
+    for group, reference in after.header.references.items():
+        assert reference.seconds == second.header.references[group].seconds
+
+
+def test_a_dense_of_another_revision_has_a_reference_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hwbench.formats.dense import Dense
+
+    simulate(tmp_path, monkeypatch, {"seed": 1})
+    monkeypatch.setattr(Dense, "revision", Dense.revision + 1)
+    assert simulate(tmp_path, monkeypatch, {"seed": 1}).header.references == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 3}', '{"a": [{"seconds": "x"}]}'])
+def test_a_damaged_file_of_references_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    run = simulate(tmp_path, monkeypatch, {"seed": 1})
+    file = references.path(run.header.environment)
+    assert file.exists()
+    file.write_text(text, encoding="utf-8")
+    assert references.of_machine(run.header.environment, run.planned) == {}
+    references.add(run)
+    assert references.of_machine(run.header.environment, run.planned) != {}
+
+
+def test_the_spread_between_earlier_runs_stands_in_the_footer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three runs that differ by some per cent, each steady in itself; then one more."""
+    for number, factor in enumerate((1.0, 1.02, 0.98)):
+        effects = {"seed": number, "noise": 0.001, "slow": {"low_rank": factor}}
+        run = simulate(tmp_path, monkeypatch, effects)
+        assert run.footer is not None
+        assert "between_runs" not in run.footer.state, "fewer than three runs came before"
+    last = simulate(tmp_path, monkeypatch, {"seed": 9, "noise": 0.001})
+    moved = between(last, "relative_time")
+    by_format = {case: spread for case, (spread, _) in moved.items()}
+    assert by_format.keys() == {case for case in last.planned if "low_rank" in case}
+    for spread in by_format.values():
+        assert 0.01 < math.sqrt(spread) < 0.04
+    for row in summary_rows(last):
+        if row["format"] == "low_rank":
+            assert row["relative_high"] / row["relative_low"] > 1.02
+    alone = tmp_path / "alone"
+    assert between(simulate(alone, monkeypatch, {"seed": 9, "noise": 0.001}), "time_seconds") == {}
+
+
+def test_a_stored_spread_that_is_no_number_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msgspec.structs import replace
+
+    run = simulate(tmp_path, monkeypatch, {"seed": 1})
+    assert run.footer is not None
+    for damaged in (3, {"relative_time": []}, {"relative_time": {"a": ["x", 1]}}):
+        run.footer = replace(run.footer, state={"between_runs": damaged})
+        assert between(run, "relative_time") == {}
