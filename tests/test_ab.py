@@ -16,12 +16,12 @@ from _inline import Workers
 import hwbench as package
 from hwbench import protocol
 from hwbench.analysis.compare import Entry, Reading, Side
+from hwbench.analysis.pairs import judge_pairs
 from hwbench.analysis.stats import Rule
 from hwbench.errors import RunFileError, UsageError
 from hwbench.records import Header, Verdict
 from hwbench.store import RunWriter, read_header, read_run
 from hwbench.studies import _sides
-from hwbench.studies.ab import judge_pairs
 
 SUITE = (
     'schema = 1\nname = "tiny"\n[plan]\nreplicates = 3\nbudget_seconds = 0.005\n'

@@ -68,6 +68,8 @@ class Entry:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[int, int] = field(default_factory=dict)  # by replicate
     readings: Mapping[str, Reading] = field(default_factory=dict)  # by quantity
+    format: str = ""
+    group: tuple[Any, ...] = ()  # what it was timed with, in the same rounds as dense
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def _entry(planned: Planned, results: list[Result], count: Counted | None) -> En
         resolved=planned.resolved,
         seeds={result.replicate: result.seed for result in good},
         readings={name: reading for name, reading in readings.items() if reading.values},
+        format=planned.case.format,
+        group=planned.case.group,
     )
 
 

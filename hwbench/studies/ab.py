@@ -3,14 +3,10 @@
 The way to compare torch versions, libraries or a change of a kernel without drift: the replicates
 of both sides run in pairs, in a random order within each pair, with the same seed and the same
 worker code. Drift then moves both values of a pair, and verdicts rest on the quotients of pairs.
-
-As in the gate, a change must also lie outside of what so many unchanged cases would show by
-chance: each case's quotients scatter with a variance drawn towards what is usual.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import tempfile
 from collections.abc import Sequence
@@ -21,27 +17,25 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from hwbench import protocol, units
+from hwbench import protocol
 from hwbench import suite as suites
-from hwbench.analysis.compare import Side, check_metric, compare, quantities_of, side
+from hwbench.analysis.compare import check_metric, side
 from hwbench.analysis.fingerprint import differences, facts
-from hwbench.analysis.noise import moderated
+from hwbench.analysis.judging import FLOOR_SECONDS
 from hwbench.analysis.outcome import Outcome
-from hwbench.analysis.power import student
-from hwbench.analysis.stats import Rule, variance
+from hwbench.analysis.pairs import judge_pairs
+from hwbench.analysis.stats import Rule
 from hwbench.errors import RunFileError, SuiteError, UsageError, WorkerError
 from hwbench.measure import run as runner
 from hwbench.measure.replicate import SPANS
 from hwbench.measure.schedule import Listener, Progress, State, finish, measure
 from hwbench.measure.transports import local
 from hwbench.measure.transports._base import Worker
-from hwbench.records import Case, Change, Header, PlannedLine, Status, Suite, Verdict
+from hwbench.records import Case, Header, PlannedLine, Status, Suite
 from hwbench.store import RunWriter, read_run
-from hwbench.studies import gate
 from hwbench.studies._sides import Origin, resolve, worker_folder
 from hwbench.studies.baseline import PAIRED
 
-FALSE = 0.005  # chance that any of the cases is told as changed when none is
 _PLAN_SECONDS = 600.0
 _SIDES = ("a", "b")
 
@@ -217,7 +211,7 @@ def _outcome(
 ) -> Outcome:
     """The verdicts on ``b`` against ``a``, in the form of a check's."""
     old, new = (read_run(path) for path in paths)
-    rule = Rule(threshold=threshold, margin=threshold, floor=gate.FLOOR_SECONDS)
+    rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     first, second = (side(run.header, run.planned, run.results) for run in (old, new))
     changes = judge_pairs(first, second, rule, metric)
     found = differences(facts(old.header.environment), facts(new.header.environment))
@@ -233,39 +227,3 @@ def _outcome(
         paired=True,
         notes=[f"Between the two {each}." for each in found],
     )
-
-
-def judge_pairs(first: Side, second: Side, rule: Rule, metric: str = "auto") -> list[Change]:
-    """The verdicts on the second side, whose replicates ran in pairs with those of the first."""
-    changes = compare([first], [second], rule, metric=metric, paired=True, across_machines=True)
-    settled = {change.case: change for change in changes}
-    for name in gate.TIMED:
-        (quantity,) = quantities_of(name)
-        timed = [each for each in changes if each.metric == name and each.ratio]
-        pairs = {each.case: _pairs(first, second, each.case, quantity) for each in timed}
-        usable = {case: values for case, values in pairs.items() if len(values) > 1}
-        spreads = moderated([(variance(v), len(v) - 1.0) for v in usable.values()])
-        for (case, values), (spread, freedom) in zip(usable.items(), spreads, strict=True):
-            bound = student(freedom, 1 - 2 * FALSE / len(usable))
-            needed = bound * math.sqrt(spread / len(values))
-            settled[case] = _settled(settled[case], needed)
-    return list(settled.values())
-
-
-def _pairs(first: Side, second: Side, case: str, quantity: str) -> list[float]:
-    """The logs of the quotients of the pairs that both sides have."""
-    old, new = (one.cases[case].readings[quantity].values for one in (first, second))
-    both = [(old[number], new[number]) for number in old if number in new]
-    if not all(value > 0 and math.isfinite(value) for pair in both for value in pair):
-        return []
-    return [math.log(after / before) for before, after in both]
-
-
-def _settled(change: Change, needed: float) -> Change:
-    """The verdict that stands among so many cases."""
-    if change.ratio is None or change.verdict not in (Verdict.REGRESSED, Verdict.IMPROVED):
-        return change
-    if abs(math.log(change.ratio.value)) > needed:
-        return change
-    told = f"Among so many cases it takes {units.percent(math.expm1(needed))} to tell a change."
-    return replace(change, verdict=Verdict.UNDECIDED, replicates_needed=None, reason=told)
