@@ -1,4 +1,4 @@
-"""Nights of a simulated machine in ten moods: what the gate fails for nothing, and what it finds.
+"""Nights of a simulated machine in eleven moods: what the gate fails for nothing, and finds.
 
 Each world has twelve groups of eight formats with their dense layer, five replicates a night, and
 twenty nights before the first that is judged. The rules are those that ``hwbench check`` runs: the
@@ -22,8 +22,8 @@ import numpy as np
 
 from hwbench.analysis import quiet
 from hwbench.analysis.compare import Entry, Reading, Side
-from hwbench.analysis.judging import FLOOR_SECONDS, judge_cases
-from hwbench.analysis.pairs import judge_pairs
+from hwbench.analysis.judging import FLOOR_SECONDS
+from hwbench.analysis.nights import Question, judge_night
 from hwbench.analysis.stats import Rule
 from hwbench.records import Verdict
 
@@ -235,6 +235,7 @@ class Tonight:
     world: World
     night: Night
     slower: Array | float = 0.0
+    paired: tuple[Array, ...] = (np.zeros((0, GROUPS)), np.zeros((0, FORMATS, GROUPS)))
 
     def run(self) -> Side:
         """The run of the night."""
@@ -245,8 +246,10 @@ class Tonight:
         return _only(side(self.night, self.world.drawn(FRESH), self.slower), wanted)
 
     def pairs(self, wanted: list[str], count: int) -> tuple[Side, Side]:
-        """The revision of the last baseline night and tonight's, in turn."""
-        dense, noise = self.world.drawn(2 * count)
+        """The revision of the last baseline night and tonight's, in turn; it goes on with more."""
+        more = self.world.drawn(2 * (count - len(self.paired[0]) // 2))
+        self.paired = tuple(map(np.concatenate, zip(self.paired, more, strict=True)))
+        dense, noise = self.paired
         first = side(self.night, (dense[::2], noise[::2]))
         second = side(self.night, (dense[1::2], noise[1::2]), self.slower)
         return _only(first, wanted), _only(second, wanted)
@@ -255,24 +258,16 @@ class Tonight:
 # What the gate says
 
 
-def by_fresh(stored: Sequence[Side], new: Side, tonight: Tonight) -> tuple[int, set[str]]:
-    """Exit code and the cases that regressed, with ``--confirm``."""
-    judged = judge_cases(stored[-5:], new, RULE, again=tonight.fresh)
-    found = {each.case for each in judged.changes if each.verdict is Verdict.REGRESSED}
-    return int(bool(found)), found
+def judge(stored: Sequence[Side], tonight: Tonight, new: Side, way: str) -> tuple[int, set[str]]:
+    """Exit code, and the cases that regressed."""
+    asked = Question(rule=RULE, way=way, again=tonight.fresh, pairs=tonight.pairs)
+    told = judge_night(stored, new, asked)
+    found = {each.case for each in told.judged.changes if each.verdict is Verdict.REGRESSED}
+    return (4 if told.stranger else int(bool(found))), found
 
 
-def by_pairs(stored: Sequence[Side], new: Side, tonight: Tonight) -> tuple[int, set[str]]:
-    """The same with ``--confirm-by ab``."""
-    flagged = by_fresh(stored, new, tonight)[1]
-    if not flagged:
-        return 0, set()
-    told = judge_pairs(*tonight.pairs(sorted(flagged), FRESH), RULE)
-    found = {each.case for each in told if each.verdict is Verdict.REGRESSED}
-    return int(bool(found)), found
+WAYS = {"--confirm": "fresh", "--confirm-by ab": "ab"}
 
-
-WAYS = {"--confirm": by_fresh, "--confirm-by ab": by_pairs}
 
 
 @dataclass
@@ -323,8 +318,8 @@ def simulate(
 
 
 def _same(told: dict[str, Told], stored: Sequence[Side], new: Side, tonight: Tonight) -> None:
-    for way, judge in WAYS.items():
-        code, _ = judge(stored, new, tonight)
+    for way, word in WAYS.items():
+        code, _ = judge(stored, Tonight(tonight.world, tonight.night), new, word)
         told[way].nights += 1
         told[way].false += code == 1
         told[way].others += code == 4
@@ -338,8 +333,9 @@ def _slowed(told: dict[str, Told], stored: Sequence[Side], tonight: Tonight, rng
             f"linear/format{number}/{group}" for number, group in zip(*np.nonzero(slower),
                                                                       strict=True)
         }  # fmt: skip
-        for way, judge in WAYS.items():
-            code, found = judge(stored, new, slow)
+        for way, word in WAYS.items():
+            again = Tonight(slow.world, slow.night, slower)
+            code, found = judge(stored, again, new, word)
             count = told[way].chances
             count[key] = count.get(key, 0) + len(true)
             hits = told[way].hits

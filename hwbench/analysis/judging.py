@@ -25,7 +25,7 @@ from hwbench.analysis.compare import (
     unlike,
     worked,
 )
-from hwbench.analysis.noise import FEWEST_RUNS, Noise, noises
+from hwbench.analysis.noise import FEWEST_RUNS, Noise, noises, quantile
 from hwbench.analysis.outcome import cases
 from hwbench.analysis.ranks import normal_quantile
 from hwbench.analysis.stats import Rule, median
@@ -38,6 +38,9 @@ FLOOR_SECONDS = 5e-7  # smaller differences are below what calling torch costs
 
 # By how much dense may move between nights of one machine: docs/nightly.md, "What makes a verdict".
 DENSE_MOVED = 0.05
+
+_FASTEST = 0.1  # share of replicates that are the fastest
+_FEWEST_TO_SEE_MODES = 4  # replicates a run
 
 TIMED = ("relative", "time")  # the metrics that are judged by their noise
 _EXACT = ("memory", "score")  # measured again they say the same: bytes, and scores of one seed
@@ -61,6 +64,8 @@ class _Known:
     noise: Noise
     replicates: int  # of the run under test
     seconds: float | None  # of the baseline
+    fast: float  # how far the fastest replicates of the run under test moved, on logs
+    base: Sequence[Sequence[float]]  # logs of the baseline, run by run
 
 
 def raised(threshold: float, runs: int, window: int = WINDOW) -> float:
@@ -92,24 +97,89 @@ def judge_cases(
         window: the baseline runs that the threshold is meant for.
         again: measures flagged cases again; without it the first look decides.
     """
+    first = look(baselines, new, rule, metric=metric, window=window)
+    if again is None:
+        return Judged([unconfirmed(each) for each in first.settled.values()], None)
+    return confirmed(first, again(list(first.flagged)) if first.flagged else Side({}))
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a run says against its baseline before anything is measured again, case by case."""
+
+    baselines: Sequence[Side]
+    rule: Rule
+    metric: str
+    changes: Mapping[str, Change]
+    settled: Mapping[str, Change]  # the verdicts that stand where runs differ by themselves
+    flagged: Mapping[str, Change]  # the cases that are worth measuring again
+    known: Mapping[str, _Known]
+
+    def left(self, case: str) -> int:
+        """Whether a case left the night's noise: 1 upwards, -1 downwards, 0 where it did not."""
+        change, here = self.changes[case], self.known.get(case)
+        if here is None or change.ratio is None:
+            return 0
+        size = math.log(change.ratio.value)
+        within = abs(size) <= here.noise.bound(here.replicates, FLAG_LEVEL / 2)
+        return 0 if within else round(math.copysign(1, size))
+
+
+def look(
+    baselines: Sequence[Side],
+    new: Side,
+    rule: Rule,
+    *,
+    metric: str = "auto",
+    window: int = WINDOW,
+    own_seconds: bool = False,
+) -> Look:
+    """Compare a run with its baseline; ``own_seconds`` judges cases by these beside their ratio."""
     used = _rule(rule, raised(rule.threshold, len(baselines), window))
     changes = compare(baselines, [new], used, metric=metric)
+    if own_seconds and metric == "auto":
+        changes = _by_seconds(changes, compare(baselines, [new], used, metric="time"))
     known = _known(changes, baselines, new)
     moved = {each.case: _by_dense(each, baselines, new, used) for each in changes}
-    changes = [moved[each.case] or each for each in changes]
-    settled = {each.case: _settled(each, known, used) for each in changes}
-    if again is None:
-        return Judged([_unconfirmed(each) for each in settled.values()], None)
-    flagged = {each.case: each for each in changes if _flagged(each, known)}
+    told = {each.case: moved[each.case] or each for each in changes}
+    return Look(
+        baselines=baselines,
+        rule=used,
+        metric=metric,
+        changes=told,
+        settled={case: _settled(each, known, used) for case, each in told.items()},
+        flagged={case: each for case, each in told.items() if _flagged(each, known)},
+        known=known,
+    )
+
+
+def confirmed(first: Look, fresh: Side) -> Judged:
+    """The verdicts where fresh replicates of the flagged cases decide."""
+    settled, flagged = dict(first.settled), first.flagged
     if flagged:
-        fresh = again(list(flagged))
-        seen = [_only(one, flagged) for one in baselines]
-        told = compare(seen, [_only(fresh, flagged)], used, metric=metric)
-        later = {each.case: each for each in told}
-        for case, first in flagged.items():
-            settled[case] = _confirmed(first, later[case], known, used)
+        seen, now = [only(one, flagged) for one in first.baselines], only(fresh, flagged)
+        later = {each.case: each for each in compare(seen, [now], first.rule, metric=first.metric)}
+        timed = [case for case, each in flagged.items() if each.metric == "time"]
+        if other := [case for case in timed if later[case].metric == "relative"]:
+            kept = [only(one, other) for one in seen]
+            told = compare(kept, [only(now, other)], first.rule, metric="time")
+            later |= {each.case: each for each in told}
+        for case, change in flagged.items():
+            settled[case] = _confirmed(change, later[case], first, now)
     found = {case for case in flagged if settled[case].verdict is Verdict.REGRESSED}
     return Judged(list(settled.values()), frozenset(found))
+
+
+def _by_seconds(changes: Sequence[Change], timed: Sequence[Change]) -> list[Change]:
+    """Each change, or that of the case's own seconds where these alone regressed."""
+    own = {each.case: each for each in timed if each.verdict is Verdict.REGRESSED}
+    return [
+        noted(own[each.case], "By its own seconds; by its time relative to dense it did not.")
+        if each.metric == "relative" and each.ratio and each.verdict is not Verdict.REGRESSED
+        and each.case in own
+        else each
+        for each in changes
+    ]  # fmt: skip
 
 
 def detectable(
@@ -139,7 +209,8 @@ def _chance(cases: int) -> float:
     return FALSE_NIGHTS / cases
 
 
-def _only(one: Side, cases: Collection[str]) -> Side:
+def only(one: Side, cases: Collection[str]) -> Side:
+    """What a run says of these cases."""
     return Side({case: one.cases[case] for case in cases if case in one.cases}, one.facts)
 
 
@@ -155,10 +226,24 @@ def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[
         samples = [(each.case, *_sample(each, baselines, new)) for each in timed]
         usable = [each for each in samples if _positive(*each[1], each[2])]
         logs = [[[math.log(v) for v in run] for run in (*old, now)] for _, old, now in usable]
-        noise = noises([runs[:-1] for runs in logs], [runs[-1] for runs in logs])
-        for (case, _, now), each in zip(usable, noise, strict=True):
-            found[case] = _Known(each, len(now), _seconds(case, baselines))
+        kinds = [new.cases[case].format for case, _, _ in usable]
+        noise = noises([runs[:-1] for runs in logs], [runs[-1] for runs in logs], kinds)
+        for (case, _, now), each, runs in zip(usable, noise, logs, strict=True):
+            fast = _fast(runs[:-1], runs[-1])
+            found[case] = _Known(each, len(now), _seconds(case, baselines), fast, runs[:-1])
     return found
+
+
+def _fast(old: Sequence[Sequence[float]], now: Sequence[float]) -> float:
+    """How far the fastest tenth moved, on logs; infinite where replicates are too few to tell.
+
+    Of two modes that processes fall into by chance, more in the slower one move the middle and not
+    the fastest: a change of the code moves both.
+    """
+    if min(len(now), *map(len, old)) < _FEWEST_TO_SEE_MODES:
+        return math.inf
+    before = median([quantile(sorted(values), _FASTEST) for values in old])
+    return quantile(sorted(now), _FASTEST) - before
 
 
 def _positive(*runs: Sequence[float]) -> bool:
@@ -193,20 +278,22 @@ def _seconds(case: str, baselines: Sequence[Side]) -> float | None:
 
 
 def _by_dense(change: Change, baselines: Sequence[Side], new: Side, rule: Rule) -> Change | None:
-    """What is said of a relative time that rose because dense fell; None of any other change."""
-    if change.verdict is not Verdict.REGRESSED or change.metric != "relative":
+    """What is said of a relative time that moved because dense did; None of any other change."""
+    worse = change.verdict is Verdict.REGRESSED
+    if not (worse or change.verdict is Verdict.IMPROVED) or change.metric != "relative":
         return None
     before, after = _seconds(change.case, baselines), _seconds(change.case, [new])
     if change.ratio is None or not before or not after:
         return None
     own = after / before
     dense = own / change.ratio.value
-    if own > 1 + rule.threshold or dense > 1 / (1 + DENSE_MOVED):
+    by = (own, 1 / dense) if worse else (1 / own, dense)
+    if by[0] > 1 + rule.threshold or by[1] < 1 + DENSE_MOVED:
         return None
-    return _undecided(
+    return undecided(
         change,
-        f"Dense took {units.percent(1 - dense)} less time than in the baseline, and this case by "
-        f"itself {_moved(own)}: dense moved, not the format.",
+        f"Dense took {_moved(dense)} time than in the baseline, and this case by itself "
+        f"{_moved(own)}: dense moved, not the format.",
     )
 
 
@@ -245,61 +332,78 @@ def _flagged(change: Change, known: Mapping[str, _Known]) -> bool:
 
 
 def _settled(
-    change: Change, known: Mapping[str, _Known], rule: Rule, replicates: int | None = None
+    change: Change,
+    known: Mapping[str, _Known],
+    rule: Rule,
+    fresh: Sequence[float] | None = None,
 ) -> Change:
     """The verdict that stands when runs differ by more than their replicates tell."""
     if change.ratio is None or change.metric not in TIMED:
         return change
     here = known.get(change.case)
     if here is None:
-        return _undecided(change, "Values that are not above zero tell nothing.")
-    count, size = replicates or here.replicates, abs(math.log(change.ratio.value))
+        return undecided(change, "Values that are not above zero tell nothing.")
+    count, size = len(fresh or ()) or here.replicates, abs(math.log(change.ratio.value))
     if change.verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
         needed = here.noise.bound(count, _chance(len(known)))
-        if size > needed or (math.isinf(needed) and enormous(change.ratio)):
-            return change
-        shown = units.percent(math.expm1(needed)) if math.isfinite(needed) else "more"
-        return _undecided(
-            change, f"It takes {shown} to tell a change from what runs of this case differ by."
-        )
+        if not (size > needed or (math.isinf(needed) and enormous(change.ratio))):
+            shown = units.percent(math.expm1(needed)) if math.isfinite(needed) else "more"
+            return undecided(
+                change, f"It takes {shown} to tell a change from what runs of this case differ by."
+            )
+        fast = _fast(here.base, fresh) if fresh else here.fast
+        limit = max(math.log1p(rule.threshold), needed if math.isfinite(needed) else 0.0) / 2
+        if change.verdict is Verdict.REGRESSED and fast < limit:
+            return undecided(
+                change, "Its fastest replicates are as fast as before: some processes are slower."
+            )
+        return change
     if change.verdict is Verdict.EQUIVALENT and here.noise.runs >= FEWEST_RUNS:
         most = math.expm1(size + here.noise.bound(count, (1 - rule.level)))
         if most >= rule.margin and not (here.seconds or math.inf) * most < rule.floor:
-            return _undecided(change, "Runs of this case differ by too much to prove it unchanged.")
+            return undecided(change, "Runs of this case differ by too much to prove it unchanged.")
     return change
 
 
-def _confirmed(
-    first: Change,
-    change: Change,
-    known: Mapping[str, _Known],
-    rule: Rule,
-) -> Change:
+def _confirmed(first: Change, change: Change, seen: Look, fresh: Side) -> Change:
     """The verdict of the fresh replicates alone; the first look is told beside it."""
+    if change.verdict is Verdict.INCOMPARABLE:
+        stands = unconfirmed(seen.settled[first.case])
+        return noted(stands, f"What was measured again cannot be compared: {change.reason}")
     if change.ratio is None:
         return change
     count = change.ratio.counts[1]
     if first.ratio is None:
-        return _undecided(change, f"It had room in {count} fresh replicates, and none at first.")
+        return undecided(change, f"It had room in {count} fresh replicates, and none at first.")
     if change.metric != first.metric:
-        return _undecided(
+        return undecided(
             change,
             f"Fresh replicates could be compared by {change.metric} and not by {first.metric}.",
         )
-    settled = _settled(change, known, rule, count)
+    (quantity,) = quantities_of(change.metric)
+    values = fresh.cases[first.case].readings[quantity].values.values()
+    logs = [math.log(value) for value in values] if _positive(list(values)) else None
+    settled = _settled(change, seen.known, seen.rule, logs)
     word = "Confirmed" if settled.verdict is Verdict.REGRESSED else "Not confirmed"
-    seen = units.percent(first.ratio.value - 1)
-    return _noted(settled, f"{word} in {count} fresh replicates ({seen} at first).")
+    return noted(settled, f"{word} in {count} fresh replicates ({at_first(first)}).")
 
 
-def _unconfirmed(change: Change) -> Change:
+def at_first(change: Change) -> str:
+    """What the first look said: ``20.0 % at first``."""
+    return f"{units.percent(change.ratio.value - 1)} at first" if change.ratio else "at first"
+
+
+def unconfirmed(change: Change) -> Change:
+    """The verdict of the first look; where it fails, that nothing was measured again."""
     timed = change.verdict is Verdict.REGRESSED and change.metric not in _EXACT
-    return _noted(change, "Unconfirmed.") if timed else change
+    return noted(change, "Unconfirmed.") if timed else change
 
 
-def _undecided(change: Change, reason: str) -> Change:
-    return _noted(replace(change, verdict=Verdict.UNDECIDED, replicates_needed=None), reason)
+def undecided(change: Change, reason: str) -> Change:
+    """The change without a verdict, and why."""
+    return noted(replace(change, verdict=Verdict.UNDECIDED, replicates_needed=None), reason)
 
 
-def _noted(change: Change, sentence: str) -> Change:
+def noted(change: Change, sentence: str) -> Change:
+    """The change with a sentence in front of its reason."""
     return replace(change, reason=" ".join(filter(None, [sentence, change.reason])))

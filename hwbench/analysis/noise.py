@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -24,8 +25,12 @@ from hwbench.analysis.stats import estimate, median, variance
 from hwbench.records import Estimate
 
 FEWEST_RUNS = 3  # baseline runs from which their spread is known well enough to use
-_QUARTILE = 1.15035 * math.sqrt(2)  # of a difference of two normal values: the 75th percentile
-_INFORMATION = 0.8  # degrees of freedom that this quartile keeps, by simulation
+FEWEST_OF_A_KIND = 4  # cases of a format from which they tell what is usual for it
+
+# Of a difference of two normal values: the 25th percentile, over their standard deviation.
+_QUARTILE = 0.31864 * math.sqrt(2)
+_INFORMATION = 0.36  # degrees of freedom that the square of this quartile keeps, by simulation
+_BIAS = 10.0  # its square is too large by this over the number of differences, by simulation
 _SHIFT = 1.06  # variance of a Hodges–Lehmann shift over that of the means', under Gaussian noise
 _MEDIAN = (1.0, 1.0, 1.0, 1.35, 1.19, 1.43, 1.29, 1.47, 1.34)  # the same of a median, by values
 _TRUST = 0.5  # of what the other cases can tell at most, because few tell badly how alike they are
@@ -66,10 +71,17 @@ class Noise:
         return student(freedom, 1 - 2 * chance) * math.sqrt(total)
 
 
-def noises(baselines: Sequence[Sample], new: Sequence[Sequence[float]]) -> list[Noise]:
-    """The noise of each case, from its baseline runs' values and the new run's, on logs."""
-    inner = moderated([_within([*old, now]) for old, now in zip(baselines, new, strict=True)])
-    spreads = moderated([_between(old) for old in baselines])
+def noises(
+    baselines: Sequence[Sample],
+    new: Sequence[Sequence[float]],
+    kinds: Sequence[Hashable] | None = None,
+) -> list[Noise]:
+    """The noise of each case, from its baseline runs' values and the new run's, on logs.
+
+    ``kinds`` says which cases are alike in how they differ from night to night: those of a format.
+    """
+    inner = moderated([spread_within([*old, now]) for old, now in zip(baselines, new, strict=True)])
+    spreads = _moderated_by([_between(old) for old in baselines], kinds or [None] * len(baselines))
     return [
         Noise(
             within=within,
@@ -130,7 +142,7 @@ def between_runs(samples: Sequence[Sample]) -> list[Variance]:
     Args:
         samples: each case's values on logs, run by run; fewer than three runs tell nothing.
     """
-    inner = moderated([_within(runs) for runs in samples])
+    inner = moderated([spread_within(runs) for runs in samples])
     spreads = moderated([_between(runs) for runs in samples])
     return [
         _beyond(spread, within, runs) if len(runs) >= FEWEST_RUNS else (math.nan, 0.0)
@@ -138,8 +150,24 @@ def between_runs(samples: Sequence[Sample]) -> list[Variance]:
     ]
 
 
-def _within(runs: Sample) -> Variance:
-    """Between replicates: from a quartile of all differences inside runs, which spikes leave be."""
+def _moderated_by(found: Sequence[Variance], kinds: Sequence[Hashable]) -> list[Variance]:
+    """Each variance drawn towards what is usual for its kind; kinds of few cases are one."""
+    counts = Counter(kinds)
+    homes = [kind if counts[kind] >= FEWEST_OF_A_KIND else None for kind in kinds]
+    settled = dict[int, Variance]()
+    for home in dict.fromkeys(homes):
+        where = [index for index, each in enumerate(homes) if each == home]
+        settled |= zip(where, moderated([found[index] for index in where]), strict=True)
+    return [settled[index] for index in range(len(found))]
+
+
+def spread_within(runs: Sample) -> Variance:
+    """The variance between replicates, from the lower quartile of all differences inside runs.
+
+    Where one replicate in five is spiked, four differences in ten hold it, and the lower quartile
+    is still one of two clean values: half of the values may be wild before it is (the idea of Qn,
+    Rousseeuw and Croux 1993, doi:10.1080/01621459.1993.10476408).
+    """
     differences = sorted(
         abs(first - second)
         for values in runs
@@ -148,13 +176,17 @@ def _within(runs: Sample) -> Variance:
     )
     if not differences:
         return math.nan, 0.0
-    place = 0.75 * (len(differences) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(differences) - 1)
-    share = place - below
-    quartile = (1 - share) * differences[below] + share * differences[above]
     freedom = _INFORMATION * sum(len(values) - 1 for values in runs if values)
-    return (quartile / _QUARTILE) ** 2, max(freedom, 1.0)
+    bias = 1 + _BIAS / len(differences)
+    return (quantile(differences, 0.25) / _QUARTILE) ** 2 / bias, max(freedom, 1.0)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value below which that share of sorted values lies, between two of them in proportion."""
+    place = share * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return (1 - (place - below)) * ordered[below] + (place - below) * ordered[above]
 
 
 def _between(runs: Sample) -> Variance:

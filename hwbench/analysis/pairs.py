@@ -2,23 +2,30 @@
 
 As in the gate, a change must also lie outside of what so many unchanged cases would show by
 chance: each case's quotients scatter with a variance drawn towards what is usual.
+
+Where a replicate in five is spiked, four pairs in ten hold one. A case whose quotients scatter far
+more than their closest half does is therefore told by the median of the quotients, whose interval
+comes from their order alone, and by the spread of that half.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from hwbench import units
 from hwbench.analysis.compare import Side, compare, quantities_of
 from hwbench.analysis.judging import TIMED
-from hwbench.analysis.noise import moderated
+from hwbench.analysis.noise import Variance, moderated, spread_within
 from hwbench.analysis.power import student
-from hwbench.analysis.stats import Rule, variance
-from hwbench.records import Change, Verdict
+from hwbench.analysis.stats import Rule, median, median_interval, variance, verdict
+from hwbench.records import Change, Ratio, Verdict
 
 FALSE = 0.005  # chance that any of the cases is told as changed when none is
+_SPIKED = 6.0  # times the variance of the closest half, from which spikes make the variance
+_MEDIAN = math.pi / 2  # variance of a median over that of the mean, under Gaussian noise
 
 
 def judge_pairs(first: Side, second: Side, rule: Rule, metric: str = "auto") -> list[Change]:
@@ -30,12 +37,42 @@ def judge_pairs(first: Side, second: Side, rule: Rule, metric: str = "auto") -> 
         timed = [each for each in changes if each.metric == name and each.ratio]
         pairs = {each.case: _pairs(first, second, each.case, quantity) for each in timed}
         usable = {case: values for case, values in pairs.items() if len(values) > 1}
-        spreads = moderated([(variance(v), len(v) - 1.0) for v in usable.values()])
+        spiked = {case for case, values in usable.items() if _spiked(values)}
+        spreads = moderated([_spread(values, case in spiked) for case, values in usable.items()])
         for (case, values), (spread, freedom) in zip(usable.items(), spreads, strict=True):
             bound = student(freedom, 1 - 2 * FALSE / len(usable))
-            needed = bound * math.sqrt(spread / len(values))
-            settled[case] = _settled(settled[case], needed)
+            error = spread / len(values) * (_MEDIAN if case in spiked else 1.0)
+            if case in spiked:
+                settled[case] = _by_median(settled[case], values, rule)
+            settled[case] = _settled(settled[case], bound * math.sqrt(error))
     return list(settled.values())
+
+
+def _spread(values: Sequence[float], spiked: bool) -> Variance:
+    """The variance of the quotients, and its degrees of freedom."""
+    return spread_within([values]) if spiked else (variance(values), len(values) - 1.0)
+
+
+def _spiked(values: Sequence[float]) -> bool:
+    """Whether spikes make most of the variance; a few values tell nothing of that."""
+    if median_interval(values) is None:
+        return False
+    return variance(values) > _SPIKED * spread_within([values])[0]
+
+
+def _by_median(change: Change, values: Sequence[float], rule: Rule) -> Change:
+    """The verdict by the median of the quotients, with the interval of its order."""
+    ends = median_interval(values, rule.level)
+    if ends is None or change.ratio is None:
+        return change
+    low, high = map(math.exp, ends)
+    ratio = Ratio(
+        value=math.exp(median(values)), low=low, high=high, counts=change.ratio.counts,
+        level=rule.level,
+    )  # fmt: skip
+    told = verdict(ratio, threshold=rule.threshold, margin=rule.margin)
+    reason = "Single replicates are far off, so the median of the pairs decides."
+    return replace(change, verdict=told, ratio=ratio, reason=reason, replicates_needed=None)
 
 
 def _pairs(first: Side, second: Side, case: str, quantity: str) -> list[float]:

@@ -1,0 +1,316 @@
+"""Which nights tonight is like, and what may be said of it against them. Pure.
+
+A machine is not the same every night: a virtual one moves to another host, a clock falls, a
+neighbour comes. So tonight is compared with the nights whose dense layers took as long as
+tonight's, and where too few did, with none: it is another machine tonight. A state of the machine
+that leaves dense alone shows in many formats at once, as a change of one format does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from hwbench import units
+from hwbench.analysis.accuracy import DENSE
+from hwbench.analysis.compare import Side
+from hwbench.analysis.fingerprint import differences
+from hwbench.analysis.judging import (
+    DENSE_MOVED,
+    TIMED,
+    WINDOW,
+    Again,
+    Judged,
+    Look,
+    at_first,
+    confirmed,
+    look,
+    noted,
+    only,
+    unconfirmed,
+    undecided,
+)
+from hwbench.analysis.noise import FEWEST_RUNS
+from hwbench.analysis.pairs import judge_pairs
+from hwbench.analysis.stats import Rule, median
+from hwbench.records import Change, Verdict
+
+STORED = 20  # comparable runs of which those like tonight's are taken
+FEWEST_STORED = 10  # from so many on there is a choice; fewer are taken as they come
+PAIRS = 10  # pairs of fresh replicates that decide about a flagged case
+MOST_PAIRS = 20  # where ten leave it open
+FORMATS_OF_A_MACHINE = 3  # moved at once, they are no change of one format
+SOFTWARE = ("torch", "driver", "hwbench")
+"""The facts that may move dense without another machine."""
+
+Pairs = Callable[[list[str], int], tuple[Side, Side]]
+"""Measures cases in so many pairs of fresh replicates: the baseline's revision, and tonight's.
+
+Asked for more pairs, it goes on with those that are there and returns all.
+"""
+
+WAYS = ("fresh", "ab", "nights")
+"""How flagged cases are confirmed: fresh replicates against the stored nights, pairs of both
+revisions, or the night before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What is said of a night."""
+
+    judged: Judged
+    baselines: Sequence[Side]  # the nights it was compared with, oldest first
+    stranger: str | None = None  # why it cannot be compared with any night, in words
+    paired: bool = False
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """How a night is judged, see ``judge_night``."""
+
+    rule: Rule
+    metric: str = "auto"
+    window: int = WINDOW
+    way: str | None = None  # one of WAYS; None: the first look decides
+    again: Again | None = None  # for fresh
+    pairs: Pairs | None = None  # for ab
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The nights that tonight is compared with, by their places among those stored."""
+
+    nights: Sequence[int]
+    stranger: str | None = None
+    software: Sequence[str] = field(default_factory=list)  # what changed, in words
+
+
+# Which nights
+
+
+def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
+    """The nights whose dense, in seconds by group, is nearest to tonight's and within 5 %.
+
+    Args:
+        stored: comparable runs, oldest first; the last ``STORED`` count.
+        new: the run under test.
+        window: how many nights are taken; three at least must be near.
+    """
+    places = range(len(stored))[-STORED:]
+    changed = [place for place in places if _software(stored[place], new)]
+    if changed and len(places) - len(changed) < FEWEST_RUNS:
+        before = changed if len(places) >= FEWEST_STORED else places
+        return Matched(before[-window:], software=_software(stored[changed[-1]], new))
+    away = {place: distance(stored[place], new) for place in places}
+    if len(places) < FEWEST_STORED or all(math.isnan(each[0]) for each in away.values()):
+        return Matched(places[-window:])
+    order = sorted(places, key=lambda place: (away[place][0], -place))
+    near = [place for place in order if away[place][0] <= math.log1p(DENSE_MOVED)]
+    if len(near) >= min(FEWEST_RUNS, window):
+        return Matched(sorted(near[:window]))
+    return Matched(places[-window:], stranger=_strange(near, len(places), away[order[0]][1]))
+
+
+def _strange(near: Sequence[int], of: int, nearest: float) -> str:
+    """Why no nights are like tonight, in words."""
+    told = f"as long as in {len(near)} of the last {of} nights only"
+    if not near:
+        size = units.percent(abs(math.expm1(nearest)))
+        told = f"{size} {'more' if nearest > 0 else 'less'} time than in the nearest of {of} nights"
+    return f"dense took {told}: it is another machine tonight, and the first night of its kind"
+
+
+def distance(one: Side, other: Side) -> tuple[float, float]:
+    """How far dense is apart in two runs: the median size over the groups, and the median; logs."""
+    before, after = _dense(one), _dense(other)
+    moves = [math.log(after[group] / before[group]) for group in after if group in before]
+    if not moves:
+        return math.nan, math.nan
+    return median([abs(move) for move in moves]), median(moves)
+
+
+def _dense(one: Side) -> dict[Hashable, float]:
+    """Seconds of dense by group, the median of its replicates."""
+    found: dict[Hashable, float] = {}
+    for entry in one.cases.values():
+        reading = entry.readings.get("time_seconds")
+        if entry.format == DENSE and reading and min(reading.values.values()) > 0:
+            found[entry.group] = median(list(reading.values.values()))
+    return found
+
+
+def _software(old: Side, new: Side) -> list[str]:
+    found = differences(old.facts, new.facts)
+    return [str(each) for each in found if each.key.rpartition(".")[2] in SOFTWARE]
+
+
+# What is said of it
+
+
+def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
+    """The verdicts on a night, measured again where that was asked for.
+
+    Args:
+        stored: comparable runs, oldest first; those like tonight's are taken.
+        new: the run under test.
+        asked: the rule, and how flagged cases are confirmed.
+    """
+    last = _last(stored, asked)
+    spared = asked.way == "nights" or (last is not None and last.moved)
+    nights = match(stored[:-1] if spared and last is not None else stored, new, asked.window)
+    baselines = [stored[place] for place in nights.nights]
+    first = _look(baselines, new, asked, nights)
+    if nights.stranger:
+        changes = [_of_another(each, "Another machine tonight.") for each in first.settled.values()]
+        return Told(judged=Judged(changes, None), baselines=baselines, stranger=nights.stranger)
+    notes = _of_software(baselines, new, nights)
+    if asked.way == "ab" and asked.pairs is not None:
+        judged = _in_pairs(first, asked)
+        return Told(judged=judged, baselines=baselines, paired=True, notes=notes)
+    if asked.way == "nights":
+        judged = _in_two_nights(first, last)
+    elif asked.way == "fresh" and asked.again is not None:
+        fresh = asked.again(list(first.flagged)) if first.flagged else Side({})
+        judged = confirmed(first, fresh)
+    else:
+        judged = Judged([unconfirmed(each) for each in first.settled.values()], None)
+    return _of_the_machine(
+        Told(judged=judged, baselines=baselines, notes=notes), formats_moved(first, new), last
+    )
+
+
+def _of_software(baselines: Sequence[Side], new: Side, nights: Matched) -> list[str]:
+    """That dense moved because other software runs, where it did."""
+    if not nights.software or not _dense_moved(baselines, new):
+        return []
+    said = (
+        f"Dense's move is the software's ({'; '.join(nights.software)}): cases are judged by their "
+        "own seconds beside their ratio."
+    )
+    return [said]
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The night before, as it was judged: its look, and the formats that moved where it was odd."""
+
+    look: Look
+    moved: Mapping[str, int]
+
+
+def _last(stored: Sequence[Side], asked: Question) -> _Last | None:
+    """The night before tonight against those before it; None where that is not needed or known."""
+    if asked.way == "ab" or len(stored) <= FEWEST_RUNS:
+        return None
+    before, new = stored[:-1], stored[-1]
+    nights = match(before, new, asked.window)
+    if nights.stranger:
+        return None
+    first = _look([before[place] for place in nights.nights], new, asked, nights)
+    moved = formats_moved(first, new)
+    failed = any(_fails(each) for each in first.settled.values())
+    odd = failed and len(moved) >= FORMATS_OF_A_MACHINE
+    return _Last(first, moved if odd else {})
+
+
+def _look(baselines: Sequence[Side], new: Side, asked: Question, nights: Matched) -> Look:
+    own = bool(nights.software) and _dense_moved(baselines, new)
+    return look(
+        baselines, new, asked.rule, metric=asked.metric, window=asked.window, own_seconds=own
+    )
+
+
+def _dense_moved(baselines: Sequence[Side], new: Side) -> bool:
+    moves = [distance(one, new)[1] for one in baselines]
+    known = [move for move in moves if not math.isnan(move)]
+    return bool(known) and abs(median(known)) > math.log1p(DENSE_MOVED)
+
+
+def formats_moved(first: Look, new: Side) -> dict[str, int]:
+    """The formats of which more than half of the cases left the night's noise, and which way."""
+    ways: dict[str, list[int]] = defaultdict(list)
+    for case in first.known:
+        entry = new.cases[case]
+        if entry.format not in ("", DENSE):
+            ways[entry.format].append(first.left(case))
+    moved = {}
+    for name, left in ways.items():
+        for way in (1, -1):
+            if 2 * left.count(way) > len(left):
+                moved[name] = way
+    return moved
+
+
+def _of_the_machine(told: Told, moved: Mapping[str, int], last: _Last | None) -> Told:
+    """What is told where so many formats moved at once that it looks like the machine."""
+    failed = any(_fails(each) for each in told.judged.changes)
+    if not failed or len(moved) < FORMATS_OF_A_MACHINE:
+        return told
+    names = ", ".join(sorted(moved))
+    said = f"{len(moved)} formats moved at once ({names})"
+    before = last.moved if last else {}
+    if len([name for name in moved if before.get(name) == moved[name]]) >= FORMATS_OF_A_MACHINE:
+        return replace(told, notes=[*told.notes, f"{said}, and the night before says the same."])
+    changes = [_of_another(each, "It looks like the machine.") for each in told.judged.changes]
+    judged = Judged(changes, told.judged.confirmed and frozenset())
+    stranger = f"{said}; it looks like the machine, and the next night or --confirm-by ab decides"
+    return replace(told, judged=judged, stranger=stranger)
+
+
+def _fails(change: Change) -> bool:
+    """Whether a change fails by a time."""
+    return change.verdict is Verdict.REGRESSED and change.metric in TIMED
+
+
+def _of_another(change: Change, sentence: str) -> Change:
+    """The change as it is told of a machine that is not the baseline's."""
+    return undecided(change, sentence) if _fails(change) else change
+
+
+def _in_pairs(first: Look, asked: Question) -> Judged:
+    """The verdicts where pairs of both revisions decide about the flagged cases."""
+    settled = dict(first.settled)
+    for case, change in first.settled.items():
+        if _fails(change) and case not in first.flagged:
+            settled[case] = undecided(change, "It was not flagged, so no pairs were made.")
+    open_ = list(first.flagged)
+    for count in (PAIRS, MOST_PAIRS):
+        if not open_ or asked.pairs is None:
+            break
+        old, new = asked.pairs(open_, count)
+        told = judge_pairs(only(old, open_), only(new, open_), first.rule, asked.metric)
+        later = {each.case: each for each in told}
+        for case in open_:
+            settled[case] = _of_pairs(first.flagged[case], later.get(case))
+        open_ = [case for case in open_ if settled[case].verdict is Verdict.UNDECIDED]
+    found = {case for case in first.flagged if settled[case].verdict is Verdict.REGRESSED}
+    return Judged(list(settled.values()), frozenset(found))
+
+
+def _of_pairs(first: Change, change: Change | None) -> Change:
+    """What pairs say of a flagged case."""
+    if change is None:
+        return undecided(first, "Neither revision could measure it again.")
+    if change.ratio is None:
+        return change
+    word = "Confirmed" if change.verdict is Verdict.REGRESSED else "Not confirmed"
+    count = change.ratio.counts[1]
+    return noted(change, f"{word} in {count} pairs of both revisions ({at_first(first)}).")
+
+
+def _in_two_nights(first: Look, last: _Last | None) -> Judged:
+    """The verdicts where a case must have regressed in the night before as well."""
+    settled = dict(first.settled)
+    for case in first.flagged:
+        change = settled[case]
+        if change.verdict is not Verdict.REGRESSED:
+            continue
+        if last is not None and case in last.look.flagged:
+            settled[case] = noted(change, "Confirmed by the night before.")
+        else:
+            settled[case] = undecided(change, "The night before was not slower: the next decides.")
+    found = {case for case in first.flagged if settled[case].verdict is Verdict.REGRESSED}
+    return Judged(list(settled.values()), frozenset(found))
