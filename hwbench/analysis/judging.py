@@ -133,10 +133,26 @@ def look(
     metric: str = "auto",
     window: int = WINDOW,
     own_seconds: bool = False,
+    latest: Sequence[Side] | None = None,
 ) -> Look:
-    """Compare a run with its baseline; ``own_seconds`` judges cases by these beside their ratio."""
+    """Compare a run with its baseline.
+
+    Args:
+        baselines: the runs compared against.
+        new: the run under test.
+        rule: what counts as a change against a full window.
+        metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
+        window: the baseline runs that the threshold is meant for.
+        own_seconds: judge cases by their own seconds beside their ratio.
+        latest: the runs that what does not depend on the night is compared with: bytes, scores.
+    """
     used = _rule(rule, raised(rule.threshold, len(baselines), window))
     changes = compare(baselines, [new], used, metric=metric)
+    if latest is not None and list(latest) != list(baselines):
+        others = {each.case: each for each in compare(latest, [new], used, metric=metric)}
+        changes = [
+            others.get(each.case, each) if each.metric not in TIMED else each for each in changes
+        ]
     if own_seconds and metric == "auto":
         changes = _by_seconds(changes, compare(baselines, [new], used, metric="time"))
     known = _known(changes, baselines, new)

@@ -32,7 +32,7 @@ from hwbench.analysis.judging import (
     unconfirmed,
     undecided,
 )
-from hwbench.analysis.noise import FEWEST_RUNS
+from hwbench.analysis.noise import FEWEST_RUNS, spread_within
 from hwbench.analysis.pairs import judge_pairs
 from hwbench.analysis.stats import Rule, median
 from hwbench.records import Change, Verdict
@@ -42,6 +42,8 @@ FEWEST_STORED = 10  # from so many on there is a choice; fewer are taken as they
 PAIRS = 10  # pairs of fresh replicates that decide about a flagged case
 MOST_PAIRS = 20  # where ten leave it open
 FORMATS_OF_A_MACHINE = 3  # moved at once, they are no change of one format
+_SURELY = 1.5  # times what two equal nights are apart by
+_MIDDLE = 1.45  # variance of the median of a few values over that of their mean
 SOFTWARE = ("torch", "driver", "hwbench")
 """The facts that may move dense without another machine."""
 
@@ -63,7 +65,6 @@ class Told:
     judged: Judged
     baselines: Sequence[Side]  # the nights it was compared with, oldest first
     stranger: str | None = None  # why it cannot be compared with any night, in words
-    paired: bool = False
     notes: Sequence[str] = ()
 
 
@@ -77,6 +78,7 @@ class Question:
     way: str | None = None  # one of WAYS; None: the first look decides
     again: Again | None = None  # for fresh
     pairs: Pairs | None = None  # for ab
+    same_code: str | None = None  # for ab: why both revisions are one, in words
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ class Matched:
 def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     """The nights whose dense, in seconds by group, is nearest to tonight's and within 5 %.
 
+    What dense scatters by itself makes no night nearer than another: of equally near ones, in
+    steps of half of these 5 % or of what dense scatters, the later are taken. So a change that a
+    baseline was moved past does not come back with an old night.
+
     Args:
         stored: comparable runs, oldest first; the last ``STORED`` count.
         new: the run under test.
@@ -107,11 +113,13 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     away = {place: distance(stored[place], new) for place in places}
     if len(places) < FEWEST_STORED or all(math.isnan(each[0]) for each in away.values()):
         return Matched(places[-window:])
-    order = sorted(places, key=lambda place: (away[place][0], -place))
-    near = [place for place in order if away[place][0] <= math.log1p(DENSE_MOVED)]
+    limit = math.log1p(DENSE_MOVED)
+    step = min(max(limit / 2, _SURELY * _scatter([stored[place] for place in places], new)), limit)
+    order = sorted(places, key=lambda place: (math.floor(away[place][0] / step), -place))
+    near = [place for place in order if away[place][0] <= limit]
     if len(near) >= min(FEWEST_RUNS, window):
         return Matched(sorted(near[:window]))
-    return Matched(places[-window:], stranger=_strange(near, len(places), away[order[0]][1]))
+    return Matched(places[-window:], stranger=_strange(near, len(places), min(away.values())[1]))
 
 
 def _strange(near: Sequence[int], of: int, nearest: float) -> str:
@@ -126,19 +134,30 @@ def _strange(near: Sequence[int], of: int, nearest: float) -> str:
 def distance(one: Side, other: Side) -> tuple[float, float]:
     """How far dense is apart in two runs: the median size over the groups, and the median; logs."""
     before, after = _dense(one), _dense(other)
-    moves = [math.log(after[group] / before[group]) for group in after if group in before]
+    moves = [median(after[group]) - median(before[group]) for group in after if group in before]
     if not moves:
         return math.nan, math.nan
     return median([abs(move) for move in moves]), median(moves)
 
 
-def _dense(one: Side) -> dict[Hashable, float]:
-    """Seconds of dense by group, the median of its replicates."""
-    found: dict[Hashable, float] = {}
+def _scatter(stored: Sequence[Side], new: Side) -> float:
+    """What dense is apart by in two equal nights: the median over the groups, on logs."""
+    runs = [_dense(one) for one in (*stored, new)]
+    apart = []
+    for group, values in runs[-1].items():
+        spread, freedom = spread_within([each[group] for each in runs if group in each])
+        if freedom:
+            apart.append(math.sqrt(2 * _MIDDLE * spread / len(values)))
+    return median(apart) if apart else 0.0
+
+
+def _dense(one: Side) -> dict[Hashable, list[float]]:
+    """Logs of the seconds of dense by group, replicate by replicate."""
+    found: dict[Hashable, list[float]] = {}
     for entry in one.cases.values():
         reading = entry.readings.get("time_seconds")
         if entry.format == DENSE and reading and min(reading.values.values()) > 0:
-            found[entry.group] = median(list(reading.values.values()))
+            found[entry.group] = [math.log(value) for value in reading.values.values()]
     return found
 
 
@@ -160,16 +179,17 @@ def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
     """
     last = _last(stored, asked)
     spared = asked.way == "nights" or (last is not None and last.moved)
-    nights = match(stored[:-1] if spared and last is not None else stored, new, asked.window)
-    baselines = [stored[place] for place in nights.nights]
-    first = _look(baselines, new, asked, nights)
+    stored = stored[:-1] if spared and last is not None else stored
+    nights = match(stored, new, asked.window)
+    first = _look(stored, new, asked, nights)
+    baselines = first.baselines
     if nights.stranger:
         changes = [_of_another(each, "Another machine tonight.") for each in first.settled.values()]
         return Told(judged=Judged(changes, None), baselines=baselines, stranger=nights.stranger)
     notes = _of_software(baselines, new, nights)
-    if asked.way == "ab" and asked.pairs is not None:
+    if asked.way == "ab" and (asked.pairs is not None or asked.same_code):
         judged = _in_pairs(first, asked)
-        return Told(judged=judged, baselines=baselines, paired=True, notes=notes)
+        return Told(judged=judged, baselines=baselines, notes=notes)
     if asked.way == "nights":
         judged = _in_two_nights(first, last)
     elif asked.way == "fresh" and asked.again is not None:
@@ -209,18 +229,21 @@ def _last(stored: Sequence[Side], asked: Question) -> _Last | None:
     nights = match(before, new, asked.window)
     if nights.stranger:
         return None
-    first = _look([before[place] for place in nights.nights], new, asked, nights)
+    first = _look(before, new, asked, nights)
     moved = formats_moved(first, new)
     failed = any(_fails(each) for each in first.settled.values())
     odd = failed and len(moved) >= FORMATS_OF_A_MACHINE
     return _Last(first, moved if odd else {})
 
 
-def _look(baselines: Sequence[Side], new: Side, asked: Question, nights: Matched) -> Look:
+def _look(stored: Sequence[Side], new: Side, asked: Question, nights: Matched) -> Look:
+    """A night against those that it is like; what is exact, against the latest."""
+    baselines = [stored[place] for place in nights.nights]
     own = bool(nights.software) and _dense_moved(baselines, new)
     return look(
-        baselines, new, asked.rule, metric=asked.metric, window=asked.window, own_seconds=own
-    )
+        baselines, new, asked.rule, metric=asked.metric, window=asked.window, own_seconds=own,
+        latest=stored[-asked.window :],
+    )  # fmt: skip
 
 
 def _dense_moved(baselines: Sequence[Side], new: Side) -> bool:
@@ -277,6 +300,13 @@ def _in_pairs(first: Look, asked: Question) -> Judged:
         if _fails(change) and case not in first.flagged:
             settled[case] = undecided(change, "It was not flagged, so no pairs were made.")
     open_ = list(first.flagged)
+    if asked.same_code:
+        settled |= {
+            case: undecided(first.flagged[case], asked.same_code)
+            for case in open_
+            if first.flagged[case].ratio is not None
+        }
+        return Judged(list(settled.values()), frozenset())
     for count in (PAIRS, MOST_PAIRS):
         if not open_ or asked.pairs is None:
             break

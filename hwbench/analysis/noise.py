@@ -27,10 +27,12 @@ from hwbench.records import Estimate
 FEWEST_RUNS = 3  # baseline runs from which their spread is known well enough to use
 FEWEST_OF_A_KIND = 4  # cases of a format from which they tell what is usual for it
 
-# Of a difference of two normal values: the 25th percentile, over their standard deviation.
-_QUARTILE = 0.31864 * math.sqrt(2)
-_INFORMATION = 0.36  # degrees of freedom that the square of this quartile keeps, by simulation
-_BIAS = 10.0  # its square is too large by this over the number of differences, by simulation
+# Of a difference of two normal values: two percentiles over their standard deviation, and the
+# degrees of freedom that the squares of these quartiles keep, by simulation.
+_LOWER, _UPPER = 0.31864 * math.sqrt(2), 1.15035 * math.sqrt(2)
+_LOWER_INFORMATION, _UPPER_INFORMATION = 0.36, 0.8
+_BIAS = 10.0  # the lower's square is too large by this over the number of differences
+_ALIKE = 2.7 * 4  # over the root of that number: logs of their squares agree so well by chance
 _SHIFT = 1.06  # variance of a Hodges–Lehmann shift over that of the means', under Gaussian noise
 _MEDIAN = (1.0, 1.0, 1.0, 1.35, 1.19, 1.43, 1.29, 1.47, 1.34)  # the same of a median, by values
 _TRUST = 0.5  # of what the other cases can tell at most, because few tell badly how alike they are
@@ -162,11 +164,13 @@ def _moderated_by(found: Sequence[Variance], kinds: Sequence[Hashable]) -> list[
 
 
 def spread_within(runs: Sample) -> Variance:
-    """The variance between replicates, from the lower quartile of all differences inside runs.
+    """The variance between replicates, from a quartile of all differences inside runs.
 
-    Where one replicate in five is spiked, four differences in ten hold it, and the lower quartile
-    is still one of two clean values: half of the values may be wild before it is (the idea of Qn,
-    Rousseeuw and Croux 1993, doi:10.1080/01621459.1993.10476408).
+    The upper quartile tells the most. Where one replicate in five is spiked, four differences in
+    ten hold it, and the upper quartile is that of spikes; the lower is still one of two clean
+    values, until half of the values are wild (the idea of Qn, Rousseeuw and Croux 1993,
+    doi:10.1080/01621459.1993.10476408). So where the two differ by more than chance makes them,
+    the lower one is taken.
     """
     differences = sorted(
         abs(first - second)
@@ -176,9 +180,12 @@ def spread_within(runs: Sample) -> Variance:
     )
     if not differences:
         return math.nan, 0.0
-    freedom = _INFORMATION * sum(len(values) - 1 for values in runs if values)
-    bias = 1 + _BIAS / len(differences)
-    return (quantile(differences, 0.25) / _QUARTILE) ** 2 / bias, max(freedom, 1.0)
+    count, freedom = len(differences), float(sum(len(values) - 1 for values in runs if values))
+    upper = (quantile(differences, 0.75) / _UPPER) ** 2
+    lower = (quantile(differences, 0.25) / _LOWER) ** 2 / (1 + _BIAS / count)
+    if upper > lower * math.exp(_ALIKE / math.sqrt(count)):
+        return lower, max(_LOWER_INFORMATION * freedom, 1.0)
+    return upper, max(_UPPER_INFORMATION * freedom, 1.0)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:

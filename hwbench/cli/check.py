@@ -41,6 +41,12 @@ def check(
     confirm: bool = typer.Option(
         False, "--confirm", help="Measure flagged cases again here, before anything fails."
     ),
+    confirm_by: str | None = typer.Option(
+        None,
+        "--confirm-by",
+        help="How: fresh (replicates tonight, as --confirm does), ab (the revisions of the "
+        "baseline and of tonight, in pairs) or nights (the night before must say the same).",
+    ),
     window: int = typer.Option(
         5, "--window", min=1, max=100, help="Baseline runs to take from a folder."
     ),
@@ -78,10 +84,15 @@ def check(
         raise UsageError("--json and --github both print; use --json-out FILE with --github.")
     share = fraction("--threshold", threshold)
     files.refuse_inputs([junit, markdown, json_out], [run, baseline])
-    with progress() if confirm else contextlib.nullcontext(lambda told: None) as listener:
+    with (
+        progress()
+        if confirm or confirm_by
+        else contextlib.nullcontext(lambda told: None) as listener
+    ):
         outcome = gate.check(
             run, baseline, threshold=share, metric=metric,
-            window=window, confirm=confirm, fail_on_undecided=fail_on is not None,
+            window=window, confirm=confirm, confirm_by=confirm_by,
+            fail_on_undecided=fail_on is not None,
             unfinished=unfinished,
             require_sight=fraction("--require-sight", require_sight) if require_sight else None,
             listener=listener,

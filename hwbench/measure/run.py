@@ -198,7 +198,7 @@ def resume(
     found = read_run(Path(path))
     if found.complete:
         return found.path
-    seat = LocalSeat(found.header.device, _threads_of(found))
+    seat = LocalSeat(found.header.device, threads_of(found))
     noted = _same_machine(found, facts(seat))
     state = reopened(found, listener)
     if noted:
@@ -242,14 +242,10 @@ def again(
         EnvironmentMismatchError: this is not the machine, or not the version, of the run.
         RunFileError: the new run cannot be written.
     """
-    groups = {found.planned[case].case.group for case in cases}
-    chosen = {
-        case: planned
-        for case, planned in found.planned.items()
-        if case in cases or (planned.case.format == ANCHOR and planned.case.group in groups)
-    }
+    chosen = with_dense(found, cases)
     path = _confirm_path(found, chosen)
     if path.exists():
+        _refuse_another(found, read_run(path))
         return resume(path, listener=listener)
     return anew(
         found,
@@ -260,6 +256,36 @@ def again(
         arguments={"confirms": found.header.run},
         listener=listener,
     )
+
+
+def with_dense(found: Run, cases: Collection[str]) -> dict[str, Planned]:
+    """These cases of a run, and the dense ones that they are timed against."""
+    groups = {found.planned[case].case.group for case in cases}
+    return {
+        case: planned
+        for case, planned in found.planned.items()
+        if case in cases or (planned.case.format == ANCHOR and planned.case.group in groups)
+    }
+
+
+def _refuse_another(found: Run, there: Run) -> None:
+    """Take no run for the confirmation of another that is not one.
+
+    Raises:
+        EnvironmentMismatchError: it was made on another machine or version.
+        RunFileError: it does not say that it confirms the run.
+    """
+    if there.header.arguments.get("confirms") != found.header.run:
+        raise RunFileError(
+            f"{there.path} does not confirm {found.header.run}; move it away, and check again."
+        )
+    before, now = (fingerprint.facts(each.header.environment) for each in (found, there))
+    different = [str(each) for each in fingerprint.differences(before, now) if decides(each)]
+    if different:
+        raise EnvironmentMismatchError(
+            f"{there.path} was made on another machine or version than {found.path}: "
+            f"{'; '.join(different)}"
+        )
 
 
 def anew(
@@ -279,7 +305,7 @@ def anew(
         RunFileError: the new run cannot be written.
     """
     begun = time.monotonic()
-    seat = LocalSeat(found.header.device, _threads_of(found))
+    seat = LocalSeat(found.header.device, threads_of(found))
     reply = facts(seat)
     if different := [str(each) for each in _different(found, reply) if decides(each)]:
         raise EnvironmentMismatchError(
@@ -325,7 +351,8 @@ def resolve_device(device: str) -> str:
     return "cuda" if environment.nvidia_devices() else "cpu"
 
 
-def _threads_of(found: Run) -> int:
+def threads_of(found: Run) -> int:
+    """The threads that a run was made with."""
     return int(found.header.arguments.get("threads") or environment.usable_cores())
 
 

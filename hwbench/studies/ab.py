@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from hwbench.analysis.judging import FLOOR_SECONDS
 from hwbench.analysis.outcome import Outcome
 from hwbench.analysis.pairs import judge_pairs
 from hwbench.analysis.stats import Rule
-from hwbench.errors import RunFileError, SuiteError, UsageError, WorkerError
+from hwbench.errors import (
+    EnvironmentMismatchError,
+    RunFileError,
+    SuiteError,
+    UsageError,
+    WorkerError,
+)
 from hwbench.measure import run as runner
 from hwbench.measure.replicate import SPANS
 from hwbench.measure.schedule import Listener, Progress, State, finish, measure
@@ -93,45 +99,69 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
         built = replace(built, plan=replace(built.plan, replicates=replicates))
     cases = suites.select(built.cases, filter) if filter else built.cases
     built = replace(built, cases=runner.with_anchors(cases))
-    with tempfile.TemporaryDirectory(prefix="hwbench-ab-") as folder:
-        worker = worker_folder(Path(folder))
-        origins = [
-            resolve(f"--{name}", asked, install, worker)
-            for name, asked in zip(_SIDES, (a, b), strict=True)
-        ]
-        states = _begun(built, origins, device, count, seed, metric, Path(out), listener)
-        _measured(states, origins, count, seed)
-    paths = states[0].writer.path, states[1].writer.path
-    labels = origins[0].label, origins[1].label
+    how = How(
+        device=device, threads=count, seed=seed, install=install, metric=metric, out=Path(out),
+        listener=listener,
+    )  # fmt: skip
+    paths, labels = measured_in_pairs(built, (a, b), how)
     return Told(_outcome(paths, labels, threshold, metric), paths, labels)
 
 
-def _begun(
-    built: Suite,
-    origins: Sequence[Origin],
-    device: str,
-    threads: int,
-    seed: int,
-    metric: str,
-    out: Path,
-    listener: Listener,
-) -> list[State]:
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How two sides are measured in pairs."""
+
+    device: str
+    threads: int
+    seed: int
+    out: Path  # the folder of the two run files
+    listener: Listener
+    install: str = "shared"
+    metric: str = "auto"
+    stem: str | None = None  # what the runs are called, before -a and -b
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # more of the headers'
+    options: tuple[str, str] = ("--a", "--b")  # what the sides are called in messages
+    accept: Callable[[Header], None] = lambda header: None  # raises where a side may not run
+
+
+def measured_in_pairs(
+    built: Suite, asked: tuple[str, str], how: How
+) -> tuple[tuple[Path, Path], tuple[str, str]]:
+    """Measure a suite on two sides in pairs; the paths of the two runs, and the sides' labels.
+
+    Raises:
+        UsageError: a side cannot be made or does not start, or plans other cases than the other.
+    """
+    with tempfile.TemporaryDirectory(prefix="hwbench-ab-") as folder:
+        worker = worker_folder(Path(folder))
+        origins = [
+            resolve(option, side_, how.install, worker)
+            for option, side_ in zip(how.options, asked, strict=True)
+        ]
+        states = _begun(built, origins, how)
+        _measured(states, origins, how.threads, how.seed)
+    paths = states[0].writer.path, states[1].writer.path
+    return paths, (origins[0].label, origins[1].label)
+
+
+def _begun(built: Suite, origins: Sequence[Origin], how: How) -> list[State]:
     """Plan both sides, and open the file of each."""
+    device, threads, seed = how.device, how.threads, how.seed
     replies = [
-        _planned(name, origin, built.cases, device, threads)
-        for name, origin in zip(_SIDES, origins, strict=True)
+        _planned(option, origin, built.cases, device, threads)
+        for option, origin in zip(how.options, origins, strict=True)
     ]
-    check_metric(metric, declared=[q for reply in replies for q in reply.quantities])
-    stem = runner.header_of(built, device, seed, threads, replies[0], {}, {}).run
+    check_metric(how.metric, declared=[q for reply in replies for q in reply.quantities])
+    stem = how.stem or runner.header_of(built, device, seed, threads, replies[0], {}, {}).run
     states: list[State] = []
 
     def both(progress: Progress) -> None:
         done = sum(len(state.done) for state in states)
         total = sum(state.total for state in states)
-        listener(Progress(done, total, progress.seconds, progress.path, progress.result))
+        how.listener(Progress(done, total, progress.seconds, progress.path, progress.result))
 
     for name, origin, reply in zip(_SIDES, origins, replies, strict=True):
-        arguments = {PAIRED: name, "python": origin.python, "threads": threads}
+        arguments = {PAIRED: name, "python": origin.python, "threads": threads, **how.arguments}
         header = runner.header_of(built, device, seed, threads, reply, {}, arguments)
         moment = header.environment.state
         if origin.revision is not None:
@@ -139,8 +169,9 @@ def _begun(
         where = replace(header.environment, state=moment)
         header = replace(header, run=f"{stem}-{name}", environment=where)
         try:
-            states.append(_opened(header, reply, out, both))
-        except RunFileError:
+            how.accept(header)
+            states.append(_opened(header, reply, how.out, both))
+        except (RunFileError, EnvironmentMismatchError):
             for state in states:
                 state.writer.discard()
             raise
@@ -161,25 +192,25 @@ def _opened(header: Header, reply: protocol.PlanReply, out: Path, listener: List
 
 
 def _planned(
-    name: str, origin: Origin, cases: list[Case], device: str, threads: int
+    option: str, origin: Origin, cases: list[Case], device: str, threads: int
 ) -> protocol.PlanReply:
     """Start a worker of a side once, and let it plan."""
     try:
         worker = _worker(origin, device, threads)
     except WorkerError as error:
         raise UsageError(
-            f"--{name} {origin.label} cannot run a worker; it needs torch and msgspec. {error}"
+            f"{option} {origin.label} cannot run a worker; it needs torch and msgspec. {error}"
         ) from error
     except UsageError as error:
-        raise UsageError(f"--{name} {origin.label}: {error}") from error
+        raise UsageError(f"{option} {origin.label}: {error}") from error
     try:
         reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, _PLAN_SECONDS)
     except UsageError as error:
-        raise UsageError(f"--{name} {origin.label}: {error}") from error
+        raise UsageError(f"{option} {origin.label}: {error}") from error
     finally:
         worker.close()
     if reply.mistakes:
-        raise SuiteError(f"--{name} {origin.label}: {' '.join(reply.mistakes[:3])}")
+        raise SuiteError(f"{option} {origin.label}: {' '.join(reply.mistakes[:3])}")
     return reply
 
 

@@ -5,10 +5,9 @@ The judging is ``hwbench.analysis.judging``; here runs are read, found and measu
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from hwbench import units
@@ -27,14 +26,16 @@ from hwbench.analysis.judging import (
     judge_cases,
     raised,
 )
+from hwbench.analysis.nights import STORED, WAYS, Question, judge_night, match
 from hwbench.analysis.noise import FEWEST_RUNS
 from hwbench.analysis.outcome import Outcome
 from hwbench.analysis.stats import Rule, median
-from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
+from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError, UsageError
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
 from hwbench.records import Status, without_gc
 from hwbench.store import Run, read_run
+from hwbench.studies import confirm as confirming
 from hwbench.studies.baseline import Chosen, choose, foreign, load, warnings
 
 __all__ = [
@@ -65,6 +66,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
     metric: str = "auto",
     window: int = WINDOW,
     confirm: bool = False,
+    confirm_by: str | None = None,
     fail_on_undecided: bool = False,
     unfinished: bool = False,
     require_sight: float | None = None,
@@ -78,7 +80,9 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         threshold: the smallest relative change that counts; up to it cases may be equivalent.
         metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         window: baseline runs to take from a folder.
-        confirm: measure flagged cases again, on this machine.
+        confirm: measure flagged cases again, on this machine; ``confirm_by="fresh"``.
+        confirm_by: how flagged cases are confirmed: ``fresh`` (fresh replicates against the stored
+            nights), ``ab`` (pairs of both nights' revisions) or ``nights`` (the night before).
         require_sight: the largest slow-down that may go unseen; seeing less is undecided.
         unfinished: take a run that was cut off; cases without a result are left out.
         fail_on_undecided: whether cases without a verdict make the exit code 3.
@@ -86,47 +90,79 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
 
     Raises:
         RunFileError: the run cannot be read, or is not finished.
-        UnknownNameError: there is no such metric.
+        UnknownNameError: there is no such metric, or no such way of confirming.
         UsageError: the run cannot be measured again.
     """
-    run = _finished(path, confirm=confirm, unfinished=unfinished)
+    way = confirm_by or ("fresh" if confirm else None)
+    if way not in (None, *WAYS):
+        raise UnknownNameError("way of confirming", str(way), WAYS)
+    run = _finished(path, confirm=way is not None, unfinished=unfinished)
     check_metric(metric, [_side(run)])
-    chosen = choose(baseline, run, window)
+    chosen = choose(baseline, run, max(window, STORED))
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
-    mismatch, notes = list(chosen.mismatch), _notes(chosen, run, threshold, window)
-
-    def again(cases: list[str]) -> Side:
-        return _side(read_run(runner.again(run, cases, CONFIRMATIONS, listener=listener)))
-
+    mismatch = list(chosen.mismatch)
+    asked = Question(rule=rule, metric=metric, window=window)
     with without_gc():
         sides, new = [_side(each) for each in chosen.runs], _side(run)
         absent = set(run.planned).difference(new.cases)
         sides = [_without(each, absent) for each in sides]
-        notes += dense_note(sides, new)
-        judge = partial(judge_cases, sides, new, rule, metric=metric, window=window)
+        if way and sides and not mismatch:
+            asked = _confirming(way, asked, chosen.runs, sides, run, new, listener)
         try:
-            judged = judge(again=again if confirm and not mismatch else None)
+            told = judge_night(sides, new, asked)
         except EnvironmentMismatchError as error:
             mismatch.append(f"nothing could be confirmed here: {error}")
-            judged = judge()
+            told = judge_night(sides, new, Question(rule=rule, metric=metric, window=window))
+    names = [each.run for each in told.baselines]
+    compared = [each for each in chosen.runs if each.header.run in names]
+    mismatch += [told.stranger] if told.stranger else []
+    notes = [*_notes(replace(chosen, runs=compared), run, threshold, window), *told.notes]
+    notes += dense_note(told.baselines, new)
+    judged = told.judged
     return Outcome(
         run=run.header.run,
         suite=run.header.suite,
         machine=run.header.machine,
-        baseline=[each.header.run for each in chosen.runs],
+        baseline=names,
         changes=judged.changes,
         measured=sum(entry.status is Status.OK for entry in new.cases.values()),
         threshold=threshold,
-        used_threshold=raised(threshold, len(sides), window),
+        used_threshold=raised(threshold, len(names), window),
         confirmed=judged.confirmed,
         mismatch=mismatch,
         problem=chosen.problem,
         notes=notes,
         fail_on_undecided=fail_on_undecided,
         unfinished=None if run.complete else how_far(run),
-        sight=_sight(sides, new, rule, metric, window),
+        sight=_sight(told.baselines, new, rule, metric, window),
         require_sight=require_sight,
     )
+
+
+def _confirming(
+    way: str,
+    asked: Question,
+    runs: Sequence[Run],
+    sides: Sequence[Side],
+    run: Run,
+    new: Side,
+    listener: Listener,
+) -> Question:
+    """The question with what measures flagged cases again."""
+
+    def again(cases: list[str]) -> Side:
+        return _side(read_run(runner.again(run, cases, CONFIRMATIONS, listener=listener)))
+
+    if way != "ab":
+        return replace(asked, way=way, again=again)
+    last = runs[match(sides, new, asked.window).nights[-1]]
+    why, moved = confirming.same_code(last, run), confirming.software(last, run)
+    if why and moved:
+        raise UsageError(
+            f"--confirm-by ab cannot tell: {why[:-1]}, and {'; '.join(moved)}. Use --confirm, or "
+            "hwbench ab with the two interpreters."
+        )
+    return replace(asked, way=way, pairs=confirming.InPairs(last, run, listener), same_code=why)
 
 
 def _sight(
@@ -145,7 +181,7 @@ def _sight(
 def _without(side_: Side, cases: Collection[str]) -> Side:
     """What a run says of all but these cases."""
     kept = {case: entry for case, entry in side_.cases.items() if case not in cases}
-    return dataclasses.replace(side_, cases=kept)
+    return replace(side_, cases=kept)
 
 
 def how_far(run: Run) -> str:
