@@ -350,9 +350,10 @@ def _judged(
     if by_seed and paired and first == second:
         same = Ratio(value=1, low=1, high=1, counts=(len(pairs), len(pairs)))
         return Judgement(Verdict.EQUIVALENT, same), "The same scores from the same seeds."
-    if by_seed and len(pairs) == 1 == len(old) == len(now):
-        exact = _one_seed(first[0], second[0], asked.rule, new[-1].better)
-        return exact, "One seed: its score is exact, and compared as it is."
+    if by_seed and paired and len(pairs) < _SEEDS and len(old) == len(now) == len(pairs):
+        exact = _by_seed(first, second, asked.rule, new[-1].better)
+        told = "One seed: its score is" if len(pairs) == 1 else "Few seeds: their scores are"
+        return exact, f"{told} exact, and compared as {'it is' if len(pairs) == 1 else 'they are'}."
     times = [] if by_seed else list(_replicates(baseline, TIME.name).values())
     found = judge(
         first,
@@ -376,6 +377,7 @@ def _judged(
     return found, note
 
 
+_SEEDS = 3  # from so many on their scores have an interval worth the name
 ENORMOUS = 2.0
 """A quotient, or its inverse, beyond which a change is told where no spread is known at all."""
 
@@ -385,10 +387,11 @@ def enormous(ratio: Ratio) -> bool:
     return ratio.value > ENORMOUS or 0 <= ratio.value < 1 / ENORMOUS
 
 
-def _one_seed(old: float, new: float, rule: Rule, better: str) -> Judgement:
-    """The verdict on the scores of one seed, which have no noise."""
-    value = new / old if old else (math.inf if new else 1.0)
-    exact = Ratio(value=value, low=value, high=value, counts=(1, 1))
+def _by_seed(old: Sequence[float], new: Sequence[float], rule: Rule, better: str) -> Judgement:
+    """The verdict on the scores of so few seeds that they tell no spread; they have no noise."""
+    before, after = math.fsum(old) / len(old), math.fsum(new) / len(new)
+    value = after / before if before else (math.inf if after else 1.0)
+    exact = Ratio(value=value, low=value, high=value, counts=(len(old), len(new)))
     told = verdict(exact, threshold=rule.threshold, margin=rule.margin, better=better)
     return Judgement(told, exact)
 

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hwbench import files
 from hwbench.analysis.fingerprint import Difference, Severity, differences, facts, flat, severity
@@ -21,7 +22,8 @@ from hwbench.records import ANSWERS, Header, Status
 from hwbench.report import pytest_benchmark
 from hwbench.store import Run, list_runs, parsed, read_header, read_run, run_path
 
-_TOLD = ("cannot be read", "damaged", "not finished")
+_COPIES = "the same run again"
+_TOLD = ("cannot be read", "damaged", "not finished", _COPIES)
 CONFIRMS = "confirms"
 """The argument in the header of a run that measured some cases of another one again."""
 SLOWER = "slower"
@@ -92,6 +94,24 @@ def warnings(runs: Sequence[Run], new: Header) -> list[str]:
     return list(dict.fromkeys(str(each) for each in found if each.severity is Severity.WARN))
 
 
+def plans(runs: Sequence[Run], new: Header) -> list[str]:
+    """What the runs of a baseline were planned otherwise, or seeded, in words."""
+    found = [
+        f"{name} was {before!r} and is {now!r}"
+        for run in runs
+        for name, before, now in _asked(run.header, new)
+        if before != now
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _asked(old: Header, new: Header) -> Iterator[tuple[str, Any, Any]]:
+    """What was asked of two runs, piece by piece."""
+    for name in new.plan.__struct_fields__:
+        yield name, getattr(old.plan, name), getattr(new.plan, name)
+    yield "seed", old.seed, new.seed
+
+
 def _differences(baseline: Header, new: Header) -> list[Difference]:
     return differences(facts(baseline.environment), facts(new.environment))
 
@@ -105,6 +125,8 @@ def _from_folder(folder: Path, run: Run, window: int) -> Chosen:
             break
         if reason := _unsuitable(header, run.header):
             left_out[reason] += 1
+        elif header.run in {each.header.run for each in found}:
+            left_out[_COPIES] += 1
         elif different := fatal(header, run.header):
             others.append((path, different))
         elif (old := _readable(path, left_out)) is not None:

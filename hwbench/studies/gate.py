@@ -6,6 +6,7 @@ The judging is ``hwbench.analysis.judging``; here runs are read, found and measu
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from hwbench.analysis.judging import (
 )
 from hwbench.analysis.nights import STORED, WAYS, Question, judge_night, match
 from hwbench.analysis.noise import FEWEST_RUNS
-from hwbench.analysis.outcome import Outcome
+from hwbench.analysis.outcome import Outcome, cases
 from hwbench.analysis.stats import Rule, median
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError, UsageError
 from hwbench.measure import run as runner
@@ -36,7 +37,7 @@ from hwbench.measure.schedule import Listener
 from hwbench.records import Status, without_gc
 from hwbench.store import Run, read_run
 from hwbench.studies import confirm as confirming
-from hwbench.studies.baseline import Chosen, choose, foreign, load, warnings
+from hwbench.studies.baseline import Chosen, choose, foreign, load, plans, warnings
 
 __all__ = [
     "CONFIRMATIONS",
@@ -150,8 +151,8 @@ def _confirming(
 ) -> Question:
     """The question with what measures flagged cases again."""
 
-    def again(cases: list[str]) -> Side:
-        return _side(read_run(runner.again(run, cases, CONFIRMATIONS, listener=listener)))
+    def again(flagged: list[str]) -> Side:
+        return _side(read_run(runner.again(run, flagged, CONFIRMATIONS, listener=listener)))
 
     if way != "ab":
         return replace(asked, way=way, again=again)
@@ -228,4 +229,16 @@ def _notes(chosen: Chosen, run: Run, threshold: float, window: int) -> list[str]
         if count < FEWEST_RUNS:
             notes.append("How much runs of this machine differ by itself is not known yet.")
     notes += [f"Not the same as before: {each}." for each in warnings(chosen.runs, run.header)]
-    return notes
+    if different := plans(chosen.runs, run.header):
+        notes.append(f"Not measured as before: {'; '.join(different)}.")
+    return [*notes, *_disturbed(run)]
+
+
+def _disturbed(run: Run) -> list[str]:
+    """How many cases were disturbed in more than half of their replicates."""
+    flags: dict[str, list[bool]] = defaultdict(list)
+    for result in run.results:
+        if result.values("time_seconds"):
+            flags[result.case].append("disturbed" in result.flags)
+    count = sum(2 * sum(each) > len(each) for each in flags.values())
+    return [f"Disturbed while they were measured: {cases(count)}."] if count else []
