@@ -1,6 +1,6 @@
 """Nights of a simulated machine in eleven moods: what the gate fails for nothing, and finds.
 
-Each world has twelve groups of eight formats with their dense layer, five replicates a night, and
+Each world has six groups of eight formats with their dense layer, five replicates a night, and
 twenty nights before the first that is judged. The rules are those that ``hwbench check`` runs: the
 nights are chosen, compared, confirmed and given an exit code by the same code; only the times are
 made up. A confirmation shares the luck of its night. The two sides of a pair share it as well, and
@@ -27,7 +27,7 @@ from hwbench.analysis.nights import Question, judge_night
 from hwbench.analysis.stats import Rule
 from hwbench.records import Verdict
 
-FORMATS, GROUPS, REPLICATES, FRESH, BEFORE = 8, 12, 5, 10, 20
+FORMATS, GROUPS, REPLICATES, FRESH, BEFORE = 8, 6, 5, 10, 20
 RULE = Rule(threshold=0.03, margin=0.03, floor=FLOOR_SECONDS)
 WALL = frozenset(["wall"])
 SIZES = (0.10, 0.05)
@@ -235,6 +235,7 @@ class Tonight:
     world: World
     night: Night
     slower: Array | float = 0.0
+    flagged: bool = False  # whether a case was measured again
     paired: tuple[Array, ...] = (np.zeros((0, GROUPS)), np.zeros((0, FORMATS, GROUPS)))
 
     def run(self) -> Side:
@@ -243,6 +244,7 @@ class Tonight:
 
     def fresh(self, wanted: list[str]) -> Side:
         """Fresh replicates of some cases."""
+        self.flagged = True
         return _only(side(self.night, self.world.drawn(FRESH), self.slower), wanted)
 
     def pairs(self, wanted: list[str], count: int) -> tuple[Side, Side]:
@@ -258,12 +260,19 @@ class Tonight:
 # What the gate says
 
 
-def judge(stored: Sequence[Side], tonight: Tonight, new: Side, way: str) -> tuple[int, set[str]]:
-    """Exit code, and the cases that regressed."""
-    asked = Question(rule=RULE, way=way, again=tonight.fresh, pairs=tonight.pairs)
-    told = judge_night(stored, new, asked)
-    found = {each.case for each in told.judged.changes if each.verdict is Verdict.REGRESSED}
-    return (4 if told.stranger else int(bool(found))), found
+def judge(
+    stored: Sequence[Side], tonight: Tonight, new: Side
+) -> Iterator[tuple[str, int, set[str]]]:
+    """In each way: its name, the exit code, and the cases that regressed."""
+    code, found = 0, set[str]()
+    for name, way in WAYS.items():
+        if way == "fresh" or tonight.flagged:
+            asked = Question(rule=RULE, way=way, again=tonight.fresh, pairs=tonight.pairs)
+            told = judge_night(stored, new, asked)
+            changes = told.judged.changes
+            found = {each.case for each in changes if each.verdict is Verdict.REGRESSED}
+            code = 4 if told.stranger else int(bool(found))
+        yield name, code, found  # where nothing is flagged, all ways are one
 
 
 WAYS = {"--confirm": "fresh", "--confirm-by ab": "ab"}
@@ -318,8 +327,7 @@ def simulate(
 
 
 def _same(told: dict[str, Told], stored: Sequence[Side], new: Side, tonight: Tonight) -> None:
-    for way, word in WAYS.items():
-        code, _ = judge(stored, Tonight(tonight.world, tonight.night), new, word)
+    for way, code, _ in judge(stored, Tonight(tonight.world, tonight.night), new):
         told[way].nights += 1
         told[way].false += code == 1
         told[way].others += code == 4
@@ -333,9 +341,7 @@ def _slowed(told: dict[str, Told], stored: Sequence[Side], tonight: Tonight, rng
             f"linear/format{number}/{group}" for number, group in zip(*np.nonzero(slower),
                                                                       strict=True)
         }  # fmt: skip
-        for way, word in WAYS.items():
-            again = Tonight(slow.world, slow.night, slower)
-            code, found = judge(stored, again, new, word)
+        for way, code, found in judge(stored, slow, new):
             count = told[way].chances
             count[key] = count.get(key, 0) + len(true)
             hits = told[way].hits

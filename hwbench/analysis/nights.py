@@ -47,6 +47,8 @@ _MIDDLE = 1.45  # variance of the median of a few values over that of their mean
 SOFTWARE = ("torch", "driver", "hwbench")
 """The facts that may move dense without another machine."""
 
+_Dense = dict[Hashable, list[float]]  # logs of its seconds by group, replicate by replicate
+
 Pairs = Callable[[list[str], int], tuple[Side, Side]]
 """Measures cases in so many pairs of fresh replicates: the baseline's revision, and tonight's.
 
@@ -110,11 +112,12 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     if changed and len(places) - len(changed) < FEWEST_RUNS:
         before = changed if len(places) >= FEWEST_STORED else places
         return Matched(before[-window:], software=_software(stored[changed[-1]], new))
-    away = {place: distance(stored[place], new) for place in places}
+    dense, tonight = {place: _dense(stored[place]) for place in places}, _dense(new)
+    away = {place: _apart(dense[place], tonight) for place in places}
     if len(places) < FEWEST_STORED or all(math.isnan(each[0]) for each in away.values()):
         return Matched(places[-window:])
     limit = math.log1p(DENSE_MOVED)
-    step = min(max(limit / 2, _SURELY * _scatter([stored[place] for place in places], new)), limit)
+    step = min(max(limit / 2, _SURELY * _scatter([*dense.values(), tonight])), limit)
     order = sorted(places, key=lambda place: (math.floor(away[place][0] / step), -place))
     near = [place for place in order if away[place][0] <= limit]
     if len(near) >= min(FEWEST_RUNS, window):
@@ -131,18 +134,16 @@ def _strange(near: Sequence[int], of: int, nearest: float) -> str:
     return f"dense took {told}: it is another machine tonight, and the first night of its kind"
 
 
-def distance(one: Side, other: Side) -> tuple[float, float]:
+def _apart(before: _Dense, after: _Dense) -> tuple[float, float]:
     """How far dense is apart in two runs: the median size over the groups, and the median; logs."""
-    before, after = _dense(one), _dense(other)
     moves = [median(after[group]) - median(before[group]) for group in after if group in before]
     if not moves:
         return math.nan, math.nan
     return median([abs(move) for move in moves]), median(moves)
 
 
-def _scatter(stored: Sequence[Side], new: Side) -> float:
+def _scatter(runs: Sequence[_Dense]) -> float:
     """What dense is apart by in two equal nights: the median over the groups, on logs."""
-    runs = [_dense(one) for one in (*stored, new)]
     apart = []
     for group, values in runs[-1].items():
         spread, freedom = spread_within([each[group] for each in runs if group in each])
@@ -151,9 +152,9 @@ def _scatter(stored: Sequence[Side], new: Side) -> float:
     return median(apart) if apart else 0.0
 
 
-def _dense(one: Side) -> dict[Hashable, list[float]]:
+def _dense(one: Side) -> _Dense:
     """Logs of the seconds of dense by group, replicate by replicate."""
-    found: dict[Hashable, list[float]] = {}
+    found: _Dense = {}
     for entry in one.cases.values():
         reading = entry.readings.get("time_seconds")
         if entry.format == DENSE and reading and min(reading.values.values()) > 0:
@@ -177,11 +178,14 @@ def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
         new: the run under test.
         asked: the rule, and how flagged cases are confirmed.
     """
-    last = _last(stored, asked)
-    spared = asked.way == "nights" or (last is not None and last.moved)
-    stored = stored[:-1] if spared and last is not None else stored
     nights = match(stored, new, asked.window)
-    first = _look(stored, new, asked, nights)
+    first, last = _look(stored, new, asked, nights), None
+    if not nights.stranger and any(_fails(each) for each in first.changes.values()):
+        last = _last(stored, asked)
+        if last is not None and (asked.way == "nights" or last.moved):
+            stored = stored[:-1]
+            nights = match(stored, new, asked.window)
+            first = _look(stored, new, asked, nights)
     baselines = first.baselines
     if nights.stranger:
         changes = [_of_another(each, "Another machine tonight.") for each in first.settled.values()]
@@ -247,7 +251,8 @@ def _look(stored: Sequence[Side], new: Side, asked: Question, nights: Matched) -
 
 
 def _dense_moved(baselines: Sequence[Side], new: Side) -> bool:
-    moves = [distance(one, new)[1] for one in baselines]
+    tonight = _dense(new)
+    moves = [_apart(_dense(one), tonight)[1] for one in baselines]
     known = [move for move in moves if not math.isnan(move)]
     return bool(known) and abs(median(known)) > math.log1p(DENSE_MOVED)
 
