@@ -23,11 +23,18 @@ class Severity(StrEnum):
 
 
 _FATAL = (
-    *("name", "memory_bytes", "threads", "machine", "system", "virtual", "driver"),
+    *("name", "memory_bytes", "threads", "machine", "system", "virtual"),
     *("float32_matmul_precision", "mkldnn", "denormals", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"),
 )
-_WARN = ("hwbench", "torch", "python", "kernel", "libc")  # what a nightly gate may be testing
+_WARN = (
+    "hwbench",
+    "torch",
+    "driver",
+    "python",
+    "kernel",
+    "libc",
+)  # what a nightly gate may be testing
 _IGNORED = ("uuid", "serial", "pci_bus_id", "index", "hostname")
 
 FINGERPRINT = {

@@ -201,9 +201,10 @@ def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
         judged = confirmed(first, fresh)
     else:
         judged = Judged([unconfirmed(each) for each in first.settled.values()], None)
-    return _of_the_machine(
-        Told(judged=judged, baselines=baselines, notes=notes), formats_moved(first, new), last
-    )
+    told = Told(judged=judged, baselines=baselines, notes=notes)
+    if nights.software:  # which may move many formats at once
+        return told
+    return _of_the_machine(told, formats_moved(first, new), last)
 
 
 def _of_software(baselines: Sequence[Side], new: Side, nights: Matched) -> list[str]:

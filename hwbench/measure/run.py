@@ -434,12 +434,17 @@ def _state(reply: protocol.PlanReply) -> dict[str, Any]:
     return {**reply.state, **revision.commit()}
 
 
-_SOFTWARE = ("hwbench", "torch")  # of one run they may not change: it would be two runs in one
+_SOFTWARE = (
+    "hwbench",
+    "torch",
+    "driver",
+)  # of one run they may not change: it would be two runs in one
 
 
 def decides(difference: Difference) -> bool:
-    """Whether two parts of one run may not differ in this: the machine, its settings, or torch."""
-    return difference.severity is Severity.FATAL or difference.key in _SOFTWARE
+    """Whether two parts of one run may not differ in this: machine, settings or software."""
+    software = difference.key.rpartition(".")[2] in _SOFTWARE
+    return difference.severity is Severity.FATAL or software
 
 
 def _different(found: Run, reply: protocol.PlanReply) -> list[Difference]:
