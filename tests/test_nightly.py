@@ -19,6 +19,7 @@ from test_docs import _parsed
 from hwbench.analysis import outcome
 from hwbench.analysis.fingerprint import FINGERPRINT, Severity
 from hwbench.errors import UsageError
+from hwbench.measure import revision
 from hwbench.studies.baseline import promote
 
 PAGE = (ROOT / "docs/nightly.md").read_text(encoding="utf-8")
@@ -57,6 +58,13 @@ def test_the_workflow_runs_commands_that_exist(steps: list[dict[str, Any]]) -> N
         assert _parsed(words) == words[0]
 
 
+def test_the_workflow_confirms_in_pairs_and_has_both_revisions(steps: list[dict[str, Any]]) -> None:
+    (check,) = [step["run"] for step in steps if step.get("name") == NIGHT[1]]
+    assert "--confirm-by ab" in check
+    (checkout,) = [step["with"] for step in steps if "checkout" in step.get("uses", "")]
+    assert checkout["fetch-depth"] == 0
+
+
 def test_the_workflow_is_pinned_and_takes_no_text_into_a_shell(steps: list[dict[str, Any]]) -> None:
     assert all(re.search(r"@[0-9a-f]{40}$", s["uses"]) for s in steps if "uses" in s)
     assert not [s for s in steps if "${{" in s.get("run", "")]
@@ -66,7 +74,7 @@ def test_the_workflow_is_pinned_and_takes_no_text_into_a_shell(steps: list[dict[
 
 
 def test_the_steps_of_the_workflow_run(
-    steps: list[dict[str, Any]], tmp_path: Path, hwbench: Call
+    steps: list[dict[str, Any]], tmp_path: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nights: without a baseline the gate says so, with one it judges."""
     home, told, summary = tmp_path / "home", tmp_path / "told", tmp_path / "summary"
@@ -77,6 +85,7 @@ def test_the_steps_of_the_workflow_run(
         "SUITE": "smoke", "THRESHOLD": "3%", "HWBENCH_HOME": str(home),
         "GITHUB_OUTPUT": str(told), "GITHUB_STEP_SUMMARY": str(summary),
     }  # fmt: skip
+    monkeypatch.setattr(revision, "commit", lambda: {"commit": "a" * 40, "dirty": False})
     by_name = {step["name"]: step for step in steps if "name" in step}
 
     def run(name: str) -> int:
