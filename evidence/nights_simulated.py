@@ -278,7 +278,6 @@ def judge(
 WAYS = {"--confirm": "fresh", "--confirm-by ab": "ab"}
 
 
-
 @dataclass
 class Told:
     """Counts of one world and one way."""

@@ -26,7 +26,10 @@ Setting = Callable[[], AbstractContextManager[None]]
 PLAIN = "torch.mm"
 """The route that every device has; its library, where it is known, stands behind it."""
 
-PACKED = {_packing.ONEDNN: "oneDNN, packed", _packing.MKL: "MKL, packed"}
+PACKED: dict[_packing.Library, str] = {
+    _packing.OneDnn(): "oneDNN, packed",
+    _packing.Mkl(): "MKL, packed",
+}
 """The kernels that pack a weight in advance, and what their routes are called."""
 
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
@@ -60,7 +63,7 @@ def routes(device: Device, dtype: str) -> list[Route]:
     ]
     kind = device.torch_device.type
     for kernel, name in PACKED.items():
-        if device.kind == kind and not _packing.unsupported(kernel, kind, DTYPES[dtype], FORWARD):
+        if device.kind == kind and not kernel.refuses(None, kind, DTYPES[dtype], FORWARD):
             found.append(Route(name, _packed(kernel)))
     return found
 
@@ -115,12 +118,17 @@ def _plain(arrays: list[Tensor]) -> Step:
     return lambda _: torch.mm(left, right, out=out)
 
 
-def _packed(kernel: str) -> Callable[[list[Tensor]], Step]:
+def _packed(kernel: _packing.Library) -> Callable[[list[Tensor]], Step]:
     """A B with Bᵀ packed in advance: at the first call, which is not timed."""
 
     def step(arrays: list[Tensor]) -> Step:
         left, right, _ = arrays
-        packing, weight = _packing.Packing(kernel), right.T.contiguous()
-        return lambda _: packing.product(left, weight, trusting=True)
+        packing, weight = _packing.Packing(), right.T.contiguous()
+
+        def product(_: object) -> Tensor:
+            layout = packing.layout(kernel, weight, left.shape[0], trusting=True)
+            return kernel.multiply(left, layout, weight)
+
+        return product
 
     return step

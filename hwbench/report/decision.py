@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from hwbench import units
 from hwbench.analysis.accuracy import Joined, join
+from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.report import _words as words
 from hwbench.report._answers import overlap
 from hwbench.report._scores import Score, score_of
@@ -71,7 +72,8 @@ class Candidate:
             return "baseline"
         low, high = self.row.relative_low, self.row.relative_high
         if not (known(low) and known(high)):
-            return "one replicate"
+            never = NEVER_QUIET in self.row.flags.split(",")
+            return "never quiet" if never else "one replicate"
         return "faster" if high < 1 else "slower" if low > 1 else "undecided"
 
 
@@ -211,7 +213,7 @@ def _may_be_as_fast(best: Candidate, other: Candidate) -> bool:
     """Whether what was measured leaves open that another is as fast."""
     if DENSE in (best.row.format, other.row.format):
         mine = other if best.row.format == DENSE else best
-        return mine.verdict in ("undecided", "one replicate")
+        return mine.verdict not in ("faster", "slower")
     return overlap(best.row, other.row)
 
 
