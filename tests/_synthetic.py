@@ -197,7 +197,7 @@ def result(planned: Planned, replicate: int, rng: random.Random) -> Result:
     assert planned.cost is not None
     relative = _relative(case, planned) * rng.lognormvariate(0, 0.01)
     dense = planned.cost.dense_flops / 9e10 + 4e-6
-    seconds = dense * relative * rng.lognormvariate(0, 0.05)
+    seconds = dense * relative * rng.lognormvariate(0, 0.01)
     measurements = [
         _one("numerical_error", rng.uniform(1e-7, 4e-7), ""),
         Measurement(

@@ -3,9 +3,9 @@
 Cases that were timed in the same replicates are set against each other replicate by replicate: the
 quotient of their times removes what a replicate did to both. The best is faster than a rival where
 the interval of that quotient lies above one, at a level that is corrected for the number of pairs
-among which the best was found (Bonferroni); the two are *tied* where two one-sided tests prove
-them within 3 % of each other; the rest is undecided. A rival whose quotient is not even known
-within a factor of 1.5 is named as not measured well enough, and undoes no decision.
+among which the best was found (Bonferroni); the two are *tied* where two one-sided tests prove them
+within 3 % of each other; the rest is undecided. A rival whose quotient is not even known within a
+factor of 1.5 is named as not measured well enough, and undoes no decision.
 """
 
 from __future__ import annotations

@@ -277,6 +277,20 @@ def _drawn_together(
     return found
 
 
+def by_replicate(run: Run, name: str = RELATIVE.name) -> dict[str, dict[int, float]]:
+    """A quantity of each case by replicate, where the machine was quiet; none where it never was.
+
+    What was timed in the same replicates can be set against each other one by one.
+    """
+    count = counted(run.header, run.planned, run.results)
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for result in run.results:
+        each, values = count.get(result.case), result.values(name)
+        if each and values and not each.never and result.replicate in each.quiet:
+            found[result.case][result.replicate] = median(values)
+    return dict(found)
+
+
 def _values(results: Iterable[Result], name: str, count: Counted) -> list[float]:
     """A quantity's values in the replicates that count."""
     values = {

@@ -1,8 +1,9 @@
 """The answer first: sentences made from the data, honest where the data do not decide.
 
 A format beats dense where the whole interval of its relative time lies below one. Two formats are
-told apart where their intervals do not overlap. One replicate has no interval and decides
-nothing.
+told apart, or proved to be tied, by the quotient of their times replicate by replicate
+(``analysis.contest``); where the replicates are not at hand, by intervals that do not overlap. One
+replicate has no interval and decides nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from hwbench import units
+from hwbench.analysis.contest import Entrant, Outcome, standings
+from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.report import _words as words
 from hwbench.report.rows import DENSE, Row, known, printable, relative, timed
 
@@ -18,6 +21,7 @@ Sentence = list[tuple[str, str]]
 """Text in pieces; the second of each is its part: the POINT of the sentence, a SPAN, or nothing."""
 
 POINT, SPAN, REST = "b", "nobr", ""
+_UNTOLD = (": one replicate decides nothing.", ": the machine was never quiet.")
 _NEAR = 0.1  # without an asked density, a format competes up to this share above its own
 
 
@@ -28,6 +32,7 @@ class Winner:
     name: str | None  # dense where everything is slower; None where the data do not decide
     relative: float = 1.0
     nearest: str = ""  # where undecided: the format of the shortest time
+    tied: tuple[str, ...] = ()  # those that are proved to be within 3 % of it
 
 
 @dataclass
@@ -111,13 +116,35 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
 
 
 def _winner(rivals: list[Row]) -> Winner:
-    """Who is the fastest beyond doubt: its interval clear of dense and of every other."""
-    best = min(rivals, key=_value)
+    """Who is the fastest beyond doubt: clear of dense, and of every other or tied with it."""
+    best = min(rivals, key=_order)
     if all(loses(row) for row in rivals):
         return Winner(DENSE)
-    if beats(best) and not _level_with(best, rivals):
-        return Winner(printable(best.series), _value(best))
+    against = _against(best, rivals)
+    if beats(best) and not against[Outcome.UNDECIDED]:
+        tied = tuple(printable(row.series) for row in against[Outcome.TIED])
+        return Winner(printable(best.series), _value(best), tied=tied)
     return Winner(None, _value(best), printable(best.series))
+
+
+def _against(best: Row, rivals: list[Row]) -> dict[Outcome, list[Row]]:
+    """What is said of each rival against the best, the fastest of each first."""
+    found: dict[Outcome, list[Row]] = {outcome: [] for outcome in Outcome}
+    others = sorted((row for row in rivals if row is not best), key=_value)
+    if len(best.by_replicate) > 1:
+        said = standings(_entrant(best), [_entrant(row) for row in others])
+        outcomes = [each.outcome for each in said]
+    else:
+        outcomes = [
+            Outcome.UNDECIDED if _low(row) <= _high(best) else Outcome.SLOWER for row in others
+        ]
+    for row, outcome in zip(others, outcomes, strict=True):
+        found[outcome].append(row)
+    return found
+
+
+def _entrant(row: Row) -> Entrant:
+    return Entrant(row.case, row.by_replicate, row.night)
 
 
 def beats(row: Row) -> bool:
@@ -170,11 +197,14 @@ def _absolute(members: list[Row]) -> Sentence:
 
 def _fastest(lead: str, rivals: list[Row]) -> Sentence:
     """The fastest of the formats at one density, as far as the intervals tell."""
-    ordered = sorted(rivals, key=_value)
+    ordered = sorted(rivals, key=_order)
     best, sure = ordered[0], [row for row in ordered if beats(row)]
     shown: Sentence = [(printable(best.series), POINT), (", ", REST), *_span(best)]
     if not _has_interval(best):
-        lead, end = f"{lead}the shortest time is that of ", ": one replicate decides nothing."
+        lead, end = (
+            f"{lead}the shortest time is that of ",
+            _UNTOLD[NEVER_QUIET in best.flags.split(",")],
+        )
     elif all(loses(row) for row in ordered):
         lead, end = f"{lead}nothing beats dense; the nearest is ", "."
     elif not beats(best) and sure:
@@ -189,17 +219,21 @@ def _fastest(lead: str, rivals: list[Row]) -> Sentence:
 
 def _others(best: Row, ordered: list[Row]) -> str:
     """What is said of the rest, where the best beats dense."""
-    equal = _level_with(best, ordered)
-    rest = [row for row in ordered if row is not best and row not in equal]
+    against = _against(best, ordered)
+    equal, tied = against[Outcome.UNDECIDED], against[Outcome.TIED]
+    rest, badly = against[Outcome.SLOWER], against[Outcome.BADLY]
     faster = [row for row in rest if beats(row)]
     unsure = [row for row in rest if not beats(row) and not loses(row)]
-    said = f"; {_names(equal)} cannot be told from it" if equal else ""
+    said = f"; tied with it within 3 %: {_names(tied)}" if tied else ""
+    said += f"; {_names(equal)} cannot be told from it" if equal else ""
     if faster:
         said += f"; also faster than dense: {_names(faster)}"
     elif rest and not unsure:
         said += "; nothing else beats dense"
     if unsure:
         said += f"; undecided against dense: {_names(unsure)}"
+    if badly:
+        said += f"; not measured well enough: {_names(badly)}"
     return f"{said}."
 
 
@@ -225,11 +259,9 @@ def _competes(row: Row, density: float) -> bool:
     return known(own) and own <= density * (1 + 1e-9) and density <= own * (1 + _NEAR)
 
 
-def _level_with(best: Row, rivals: list[Row]) -> list[Row]:
-    """The rivals whose intervals overlap that of the best."""
-    return sorted(
-        (row for row in rivals if row is not best and _low(row) <= _high(best)), key=_value
-    )
+def _order(row: Row) -> tuple[bool, float]:
+    """The fastest first; what has no interval comes after what has one."""
+    return not _has_interval(row), _value(row)
 
 
 def _value(row: Row) -> float:

@@ -15,6 +15,7 @@ from statistics import median
 from hwbench import units
 from hwbench.analysis.fingerprint import Difference, Severity, differences, facts
 from hwbench.analysis.frames import replicate_rows
+from hwbench.analysis.roofline import COMPUTE
 from hwbench.analysis.stats import ratio
 from hwbench.errors import UsageError
 from hwbench.quantities import ENERGY
@@ -115,12 +116,24 @@ def _matched(base: Row, other: Row, old: list[float], new: list[float]) -> Match
         said = f"timed by {base.contract} and {other.contract}: not comparable"
         return Matched(base, other, None, None, said)
     measured = ratio(old, new)
-    places = base.placement, other.placement
-    if places[0] is None or places[1] is None:
+    roofs = _measured_bound(base), _measured_bound(other)
+    if roofs[0] is None or roofs[1] is None:
         return Matched(base, other, measured, None, "no measured roof")
-    expected = places[1].attainable_seconds / places[0].attainable_seconds
-    bounds = places[0].bound, places[1].bound
+    expected = roofs[1][0] / roofs[0][0]
+    bounds = roofs[0][1], roofs[1][1]
     return Matched(base, other, measured, expected, _explained(measured, expected, bounds))
+
+
+def _measured_bound(row: Row) -> tuple[float, str] | None:
+    """Attainable seconds and bound under the roof as measured: what raised it explains nothing."""
+    place, roof = row.placement, row.roof
+    if place is None or roof is None:
+        return None
+    raised = roof.flops_per_second / roof.measured_flops_per_second if roof.raised_by else 1.0
+    compute = place.compute_seconds * raised
+    if compute >= place.attainable_seconds:
+        return compute, COMPUTE
+    return place.attainable_seconds, place.bound
 
 
 def _explained(measured: Ratio, expected: float, bounds: tuple[str, str]) -> str:

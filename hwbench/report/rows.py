@@ -17,7 +17,8 @@ from msgspec.structs import replace
 
 from hwbench import channels, quantities
 from hwbench.analysis.accuracy import is_scored
-from hwbench.analysis.frames import measured, placement, roofs, summary_rows
+from hwbench.analysis.frames import between, by_replicate, measured, placement, roofs, summary_rows
+from hwbench.analysis.noise import Variance
 from hwbench.analysis.roofline import Line, Placement, Roof, lines
 from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
 from hwbench.store import Run
@@ -110,6 +111,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     relative_high: float
     score_low: float
     score_high: float
+
+    by_replicate: Mapping[int, float] = MappingProxyType({})  # relative times that count
+    night: Variance = (math.nan, 0.0)  # of it between the machine's earlier runs, on logs
 
     roof: Roof | None  # of its dtype; None where none was measured
     roofs: Sequence[Line]  # all that are drawn
@@ -209,6 +213,7 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
         for dtype, ceiling in roofs(run, summaries).items()
     }
     names = [each.name for each in measured(run).values()]
+    values, nights = by_replicate(run), between(run, RELATIVE.name)
     rows = []
     summary: Mapping[str, Any]
     for summary, planned in zip(summaries, run.planned.values(), strict=True):
@@ -225,6 +230,8 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
                     summary["score_name"] or SCORE.name, header.quantities
                 ),
                 values=MappingProxyType({name: summary[name] for name in names}),
+                by_replicate=MappingProxyType(values.get(planned.case.id, {})),
+                night=nights.get(planned.case.id, (math.nan, 0.0)),
                 roof=ceiling,
                 roofs=drawn,
                 placement=placement(summary, ceiling),
