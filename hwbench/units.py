@@ -64,14 +64,16 @@ def ratio(value: float | None) -> str:
 
 
 def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A value with half the width of its interval: ``0.412 ±0.003``."""
+    """A value with half the width of its interval: ``0.412 ±0.003``, ``0.412 ±0.0002``."""
     if value is None or not math.isfinite(value):
         return "–"
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return significant(value)
     half = (high - low) / 2
     places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
-    return f"{significant(value)} ±{half:.{places}f}"
+    # A half width that the value's digits would round to nothing has a digit of its own.
+    said = f"{half:.{places}f}"
+    return f"{significant(value)} ±{said if float(said) else significant(half, 1)}"
 
 
 def clock(value: float) -> str:

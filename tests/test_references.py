@@ -16,6 +16,8 @@ from hwbench.errors import SuiteError
 from hwbench.measure import references
 from hwbench.measure import run as runner
 from hwbench.records import Plan
+from hwbench.report import text
+from hwbench.report.html import render
 from hwbench.store import Run, read_run
 
 
@@ -154,6 +156,13 @@ def test_a_finished_run_is_remembered_and_the_next_one_is_held_to_it(
             assert "never_quiet" in row["flags"]
             assert math.isnan(row["relative_low"])
             assert row["time_seconds"] > 0
+    first_line = str(text.table(slow)[0])
+    assert first_line.startswith("The machine was slower during this whole run: dense took 1.2")
+    assert str(text.table(second)[0]).startswith("quiet on simulated machine")
+    said = render([slow])
+    assert "The machine was slower during this whole run" in said
+    assert "the fastest is" not in said
+    assert "is the fastest" not in said
     after = simulate(tmp_path, monkeypatch, {"seed": 1})
     assert slowed(after.header, after.planned, after.results) is None
     for group, reference in after.header.references.items():
@@ -170,14 +179,14 @@ def test_a_dense_of_another_revision_has_a_reference_of_its_own(
     assert simulate(tmp_path, monkeypatch, {"seed": 1}).header.references == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"a": 3}', '{"a": [{"seconds": "x"}]}'])
+@pytest.mark.parametrize("damage", ["", "[]", '{"a": 3}', '{"a": [{"seconds": "x"}]}'])
 def test_a_damaged_file_of_references_is_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     run = simulate(tmp_path, monkeypatch, {"seed": 1})
     file = references.path(run.header.environment)
     assert file.exists()
-    file.write_text(text, encoding="utf-8")
+    file.write_text(damage, encoding="utf-8")
     assert references.of_machine(run.header.environment, run.planned) == {}
     references.add(run)
     assert references.of_machine(run.header.environment, run.planned) != {}

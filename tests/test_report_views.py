@@ -71,9 +71,31 @@ def test_a_crossing_lies_between_its_points_on_logs() -> None:
 
 
 def test_a_format_that_wins_with_many_tokens_wins_above() -> None:
-    found = _crossing.wins([(16, 2.0, NAN, NAN), (256, 0.5, NAN, NAN)])
+    found = _crossing.wins([(16, 2.0, 1.9, 2.1), (256, 0.5, 0.48, 0.53)])
     assert found is not None
-    assert found.said(" tokens") == "above 64.0 tokens"
+    assert found.said(" tokens").startswith("above 64.0 tokens (58")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((2.0, NAN, NAN), (0.5, NAN, NAN)),
+        ((1.1, 0.9, 1.3), (0.9, 0.7, 1.1)),
+        ((1.1, 1.05, 1.2), (0.9, 0.7, 1.1)),
+    ],
+)
+def test_two_noisy_points_make_no_crossing(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> None:
+    found = _crossing.wins([(16, *first), (256, *second)])
+    assert found is not None
+    assert found.crossings == []
+    assert found.said() == "undecided"
+    between = _crossing.wins([(4, 3.0, 2.9, 3.1), (16, *first), (256, *second)])
+    assert between is not None
+    assert between.said() == "undecided"
+    known = [(4.0, 3.0, 2.9, 3.1), (16.0, *first), (256.0, *second), (512.0, 0.3, 0.2, 0.4)]
+    assert len((_crossing.wins(known) or found).crossings) == 1
 
 
 @pytest.mark.parametrize(("times", "said"), [((0.4, 0.5), "everywhere"), ((2, 3), "nowhere")])
@@ -91,8 +113,8 @@ def test_one_point_crosses_nothing() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0.1, 10)), min_size=2, max_size=8))
 def test_every_crossing_is_where_the_side_changes(points: list[tuple[float, float]]) -> None:
-    curve = sorted(dict(points).items())
-    found = _crossing.wins([(x, y, NAN, NAN) for x, y in curve])
+    curve = sorted({x: y if y != 1 else 1.01 for x, y in points}.items())
+    found = _crossing.wins([(x, y, y, y) for x, y in curve])
     changes = sum((a < 1) != (b < 1) for (_, a), (_, b) in pairwise(curve))
     if found is None:
         assert len(curve) < 2

@@ -93,6 +93,9 @@ def test_percent_has_the_digits_asked_for() -> None:
         ((1.5, 1.25, 1.75), "1.50 ±0.25"),
         ((123.0, 120.0, 126.0), "123 ±3"),
         ((0.0, -1.0, 1.0), "0 ±1.00"),
+        ((0.482, 0.4817, 0.4823), "0.482 ±0.0003"),
+        ((0.482, 0.48198, 0.48202), "0.482 ±2e-05"),
+        ((0.482, 0.482, 0.482), "0.482 ±0"),
         ((1.5, None, 1.75), "1.50"),
         ((1.5, 1.25, math.inf), "1.50"),
         ((None, 1.0, 2.0), "–"),
@@ -101,6 +104,13 @@ def test_percent_has_the_digits_asked_for() -> None:
 )
 def test_interval(estimate: tuple[float | None, float | None, float | None], text: str) -> None:
     assert units.interval(*estimate) == text
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-12, 0.1))
+def test_no_interval_is_printed_as_certain(value: float, share: float) -> None:
+    half = value * share
+    said = units.interval(value, value - half, value + half).partition("±")[2]
+    assert float(said) > 0
 
 
 @given(FINITE, FINITE, FINITE)

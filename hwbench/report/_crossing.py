@@ -1,7 +1,9 @@
 """Where a format starts to win: the crossings of its relative time with dense. Pure.
 
 Between two measured points the curve is taken as straight on log–log axes. The interval of a
-crossing goes from where the upper ends of the intervals cross to where the lower ends do.
+crossing goes from where the upper ends of the intervals cross to where the lower ends do. A curve
+crosses only between two points whose whole intervals lie on either side of dense: two noisy points
+make no crossing.
 """
 
 from __future__ import annotations
@@ -38,9 +40,12 @@ class Wins:
     measured: tuple[float, float]
     everywhere: bool = False
     crossings: list[Crossing] = field(default_factory=list)
+    undecided: bool = False  # the curve crosses, and its intervals do not
 
     def said(self, unit: str = "") -> str:
         """``below 0.42 (0.38–0.47)``; ``everywhere measured``; ``nowhere measured``."""
+        if not self.crossings and self.undecided:
+            return "undecided"
         if not self.crossings:
             return "everywhere measured" if self.everywhere else "nowhere measured"
         return " and ".join(_one(crossing, unit) for crossing in self.crossings)
@@ -63,26 +68,39 @@ def wins(points: Sequence[Point]) -> Wins | None:
         return None
     found = Wins((curve[0][0], curve[-1][0]), everywhere=all(point[1] < 1 for point in curve))
     ends = [_crossings([(p[0], p[place]) for p in curve]) for place in (2, 3)]
-    for at, below in _crossings([(x, y) for x, y, _, _ in curve]):
+    for after, at, below in _crossings([(x, y) for x, y, _, _ in curve]):
+        if not _sure(curve[: after + 1], curve[after + 1 :], below=below):
+            found.undecided = True
+            continue
         near = [_nearest(at, below, other) for other in ends]
         low, high = sorted(near, key=lambda end: (math.isnan(end), end))
         found.crossings.append(Crossing(at, below, low, high))
     return found
 
 
-def _crossings(curve: list[tuple[float, float]]) -> list[tuple[float, bool]]:
-    """Each x at which the curve meets one, and whether it is lower to the left of it."""
+def _sure(before: list[Point], after: list[Point], *, below: bool) -> bool:
+    """Whether the nearest points that are told from dense lie on its two sides, as they should."""
+    left, right = (
+        [high < 1 for _, _, low, high in points if high < 1 or low > 1]
+        for points in (before, after)
+    )
+    return bool(left and right) and left[-1] == below and right[0] != below
+
+
+def _crossings(curve: list[tuple[float, float]]) -> list[tuple[int, float, bool]]:
+    """Behind which point and where the curve meets one, and whether it is lower to the left."""
     found = []
-    for (x, y), (next_x, next_y) in pairwise(curve):
+    for number, ((x, y), (next_x, next_y)) in enumerate(pairwise(curve)):
         if not (y > 0 and next_y > 0) or (y < 1) == (next_y < 1):
             continue
         share = math.log(y) / (math.log(y) - math.log(next_y))
-        found.append((math.exp(math.log(x) + share * (math.log(next_x) - math.log(x))), y < 1))
+        at = math.exp(math.log(x) + share * (math.log(next_x) - math.log(x)))
+        found.append((number, at, y < 1))
     return found
 
 
-def _nearest(at: float, below: bool, found: list[tuple[float, bool]]) -> float:
-    alike = [x for x, side in found if side == below]
+def _nearest(at: float, below: bool, found: list[tuple[int, float, bool]]) -> float:
+    alike = [x for _, x, side in found if side == below]
     return min(alike, key=lambda x: abs(math.log(x / at)), default=math.nan)
 
 

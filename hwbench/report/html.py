@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from hwbench.analysis.quiet import slowed
 from hwbench.errors import UsageError
 from hwbench.quantities import CHART, ENERGY, PAGE, RELATIVE, SCORE, TIME, Quantity
 from hwbench.report import (
@@ -186,7 +187,9 @@ def _cautions(runs: list[Run], by_run: list[list[Row]], machines: list[str]) -> 
     """What must be known before the answer is believed, of each machine where there are several."""
     found = []
     for run, rows, machine in zip(runs, by_run, machines, strict=True):
-        said = [_answers.disturbance(rows), _clock.launches(run, rows), _clock.starved(rows)]
+        told = slowed(run.header, run.planned, run.results)
+        said = [str(told) if told else None]
+        said += [_answers.disturbance(rows), _clock.launches(run, rows), _clock.starved(rows)]
         found += [(machine, sentence) for sentence in said if sentence]
     return [f"{machine}: {said}" if len(runs) > 1 else said for machine, said in found]
 

@@ -14,6 +14,7 @@ import msgspec
 
 from hwbench import units
 from hwbench.analysis.frames import placement, summary_rows
+from hwbench.analysis.quiet import slowed
 from hwbench.analysis.roofline import Placement, roof
 from hwbench.quantities import (
     ENERGY,
@@ -86,7 +87,9 @@ def _plain(summary: Mapping[str, Any], place: Placement | None) -> dict[str, Any
 def _head(run: Run, rows: list[Row]) -> list[str]:
     header = run.header
     name = printable(header.machine)
+    told = slowed(header, run.planned, run.results)
     lines = [
+        *([str(told)] if told else []),
         f"{printable(header.suite)} on {name}",
         f"run {printable(header.run)}: {_facts.counts(run)}",
     ]
@@ -259,7 +262,7 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     if most := max(row.slowed for row in rows):
         lines.append(
             f"The machine was slower in up to {most} of the replicates, by what dense took; "
-            "their relative times are left out."
+            "they are left out."
         )
     lines += _raised(rows)
     flags = {flag for row in rows for flag in row.flags.split(",")}

@@ -61,7 +61,9 @@ function spread(value, low, high) {
   if (!known(value) || !known(low) || !known(high)) return "";
   if (high - low > Math.abs(value)) return `(${significant(low)}–${significant(high)})`;
   const places = value ? Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value)))) : 2;
-  return `±${((high - low) / 2).toFixed(places)}`;
+  const half = (high - low) / 2;
+  const said = half.toFixed(places);
+  return `±${Number(said) ? said : significant(half, 1)}`; // never a zero that certainty would be
 }
 
 // What a row means beyond its columns, shared by charts, table and downloads.
