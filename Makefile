@@ -86,7 +86,7 @@ $(BIN)/python:
 
 # Two stamps, each newer than what it was made from: running hwbench needs less than working on it.
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable .
+	$(PIP) --editable ".[models]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -6,11 +6,14 @@ caches and cores were found wrong. No torch here: what only torch knows, the wor
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
+import sys
+import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -326,3 +329,35 @@ def rapl_joules() -> float | str:
         except OSError as error:
             return f"The RAPL energy counter cannot be read: {error.strerror}."
     return total
+
+
+def cache_folder() -> Path:
+    """``XDG_CACHE_HOME/hwbench``, or where the system keeps caches of its users."""
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "hwbench"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/hwbench"
+    return Path.home() / ".cache/hwbench"
+
+
+def kept(file: Path) -> dict[str, Any]:
+    """The JSON object of a file of the cache; empty where there is none, or something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def keep(file: Path, found: Mapping[str, Any]) -> str | None:
+    """Write a file of the cache in one step; why that was not possible, in words."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False
+        ) as whole:
+            json.dump(found, whole)
+        Path(whole.name).replace(file)
+    except OSError as error:
+        return f"{file.parent} cannot be written: {error.strerror}."
+    return None

@@ -104,6 +104,7 @@ MEASURED = (
 PROJECTION_ERROR = Quantity(
     name="projection_error", levels=(0.05, 0.1, 0.2, 0.5), zero=True, lossless=0.0
 )
+OUTPUT_ERROR = Quantity(name="output_error", levels=(0.05, 0.1, 0.2, 0.5), zero=True, lossless=0.0)
 # What a good perplexity or loss is depends on the model and the text: these have no levels.
 PERPLEXITY = Quantity(name="perplexity")
 VALIDATION_LOSS = Quantity(name="validation_loss", unit="nats/token")
@@ -117,7 +118,10 @@ EMBEDDING_COSINE = Quantity(
 )  # fmt: skip
 TEST_ACCURACY = Quantity(name="test_accuracy", better="higher", levels=(0.95, 0.9, 0.8))
 
-SCORES = (PROJECTION_ERROR, PERPLEXITY, VALIDATION_LOSS, PSNR, EMBEDDING_COSINE, TEST_ACCURACY)
+SCORES = (
+    *(PROJECTION_ERROR, OUTPUT_ERROR, PERPLEXITY, VALIDATION_LOSS, PSNR, EMBEDDING_COSINE),
+    TEST_ACCURACY,
+)
 """What the quantity ``score`` of a case may be; its measurement names which."""
 
 _BUILT_IN = {each.name: each for each in (*MEASURED, *SCORES)}

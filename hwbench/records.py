@@ -210,7 +210,8 @@ class Measurement(Record):
     """All samples of one quantity of one case in one replicate, and how they arose.
 
     ``values`` holds one value a block for timings (the block's median, seconds per call), in the
-    order of the rounds; one value in all for quantities that are read once.
+    order of the rounds; one value in all for quantities that are read once, or one a layer where a
+    score looks at several.
     """
 
     quantity: str

@@ -17,7 +17,6 @@ from hwbench import protocol
 from hwbench.devices.cpu import Cpu
 from hwbench.devices.fake import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
 from hwbench.formats._base import FORWARD
-from hwbench.formats._packing import unsupported
 from hwbench.measure import ceilings
 from hwbench.meters import _ceilings, _libraries
 from hwbench.meters._ceilings import _working_sets, measure_ceilings
@@ -195,7 +194,7 @@ def test_every_library_of_this_processor_is_tried_and_exact(dtype: str) -> None:
         assert _libraries.error(way, subjects[128]) < _libraries.TOLERANCE[dtype]
     names = {way.name for way in kept}
     for kernel, name in _libraries.PACKED.items():
-        runs = unsupported(kernel, "cpu", DTYPES[dtype], FORWARD) is None
+        runs = kernel.refuses(None, "cpu", DTYPES[dtype], FORWARD) is None
         assert (name in names) == runs
     assert torch.get_float32_matmul_precision() == "highest"
 

@@ -128,7 +128,7 @@ def test_a_synthetic_matrix_is_called_so_and_a_trained_one_is_preferred() -> Non
     ]
     (setting,) = decision.settings(rows_of(run_of(cases)))
     assert setting.synthetic
-    assert decision.spoken([setting])[-1] == decision.SYNTHETIC
+    assert decision.spoken([setting])[-1] == setting.basis
     trained = projection_case("low_rank", 0.5, shape=(384, 384), matrix="trained")
     (setting,) = decision.settings(rows_of(run_of([*cases, trained])))
     assert not setting.synthetic

@@ -213,7 +213,7 @@ def test_speed_is_taken_against_the_ceiling_that_is_kept(
     best = {"flops_per_second": 100e9, "shape": [768, 768, 768]}
     file = ceilings.path(plan, 2)
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"matmul": {"float32": best}, "copy": {}, "launch": {}}))
+    file.write_text(json.dumps({**KEPT, "matmul": {"float32": best}}))
     _, health = ask(worker, 2)
     assert (worker.side, health["share"]) == (768, pytest.approx(0.8))
     _, health = ask(worker, 1)  # other threads have other ceilings

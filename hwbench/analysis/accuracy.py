@@ -2,7 +2,8 @@
 
 A timed row and a scored one are partners when format, knobs as written and asked density agree.
 Their shapes may differ: of several scored shapes the same one is taken, else the same dtype, else
-the nearest size, and every table says both. ``kernel`` and ``multiple`` choose how a layer is run
+the nearest size, and every table says both; the scores of a tensor of a file are joined at its own
+shape alone. ``kernel`` and ``multiple`` choose how a layer is run
 and how its ranks are rounded; where no partner has the same ones, a partner without them is taken,
 and the pair names what was set aside. What has no partner is listed with the reason, never dropped.
 """
@@ -22,7 +23,7 @@ from hwbench.quantities import PEAK_BYTES
 Row = Mapping[str, Any]
 """One row of ``hwbench.summary``, with the workload's ``options``; rows of several runs may mix."""
 
-DENSE = "dense"
+DENSE, FILE, PACKAGED = "dense", "file", "packaged"
 _TIMED = ("run", "device", "workload", "options", "out_features", "in_features", "tokens", "dtype",
           "direction", "regime", "mode")  # fmt: skip
 _SCORED = ("workload", "options", "score_name", "better")
@@ -78,6 +79,7 @@ class Joined:
     dense: Row | None  # what dense costs in the group; None where it was not timed
     pairs: list[Pair] = field(default_factory=list)  # fastest first
     alone: list[Alone] = field(default_factory=list)
+    elsewhere: list[Row] = field(default_factory=list)  # the experiment at its other shapes
 
     @property
     def front(self) -> list[Pair]:
@@ -127,10 +129,29 @@ def join(timing: Iterable[Row], accuracy: Iterable[Row]) -> list[Joined]:
         if not is_scored(row):
             groups.setdefault(_key(row, _TIMED), []).append(row)
     return [
-        _join(members, _nearest(members[0], list(shapes.values())))
+        _join(members, nearest, list(shapes.values()))
         for members in groups.values()
         for shapes in experiments.values()
+        if _belong(members[0], shapes)
+        for nearest in (_nearest(members[0], list(shapes.values())),)
     ]
+
+
+def of_a_file(row: Row) -> bool:
+    """Whether a score is that of one tensor of a file: of that layer, and of no other."""
+    return bool(json.loads(row["options"] or "{}").get("matrix") == FILE)
+
+
+def _belong(timed: Row, shapes: Mapping[Hashable, list[Row]]) -> bool:
+    """Whether scores say something of a timed group: those of a file's tensor at its shape alone.
+
+    Two layers of a model have two shapes, and each is the answer for itself.
+    """
+    scored = [members[0] for members in shapes.values()]
+    sides = ("out_features", "in_features")
+    return not of_a_file(scored[0]) or any(
+        all(row[side] == timed[side] for side in sides) for row in scored
+    )
 
 
 def is_scored(row: Row) -> bool:
@@ -214,7 +235,7 @@ def _nearest(timed: Row, shapes: list[list[Row]]) -> list[Row]:
     return min(shapes, key=distance)
 
 
-def _join(timed: list[Row], scored: list[Row]) -> Joined:
+def _join(timed: list[Row], scored: list[Row], shapes: list[list[Row]]) -> Joined:
     named = next((row for row in scored if row.get("score_name")), scored[0])
     better = str(named.get("better") or "lower")
     exact = {(row["format"], _text(row["knobs"])): row for row in scored}
@@ -247,6 +268,7 @@ def _join(timed: list[Row], scored: list[Row]) -> Joined:
         dense=dense,
         pairs=_front(pairs, better),
         alone=alone,
+        elsewhere=[row for members in shapes if members is not scored for row in members],
     )
 
 

@@ -183,7 +183,8 @@ def _reading(quantity: str, results: list[Result]) -> Reading:
         for measurement in result.measurements:
             if measurement.quantity == quantity and measurement.values:
                 values[result.replicate] = median(measurement.kept())
-                contracts.add(measurement.contract or "none")
+                named = measurement.note if quantity == SCORE.name else measurement.contract
+                contracts.add(named or "none")
     return Reading(values, frozenset(contracts))
 
 
@@ -325,6 +326,8 @@ def unlike(old: Entry, new: list[Entry], quantity: str) -> str | None:
     if len(revisions) > 1:
         return f"Revisions {' and '.join(map(str, sorted(revisions)))} of the format differ."
     contracts = frozenset().union(*(e.readings[quantity].contracts for e in (old, *new)))
+    if len(contracts) > 1 and quantity == SCORE.name:
+        return f"The scores {' and '.join(sorted(contracts))} are not comparable."
     if len(contracts) > 1:
         return f"The timing contracts {' and '.join(sorted(contracts))} are not comparable."
     return None

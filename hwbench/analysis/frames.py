@@ -239,6 +239,9 @@ def _summary_columns(
             row[f"{_BOUNDED[name]}_high"] = interval.high if interval else math.nan
     for name in ("contract", "score_name"):
         row[name] = next((r[name] for r in good if r[name] is not None), None)
+    layers = [each.values(SCORE.name) for each in results if each.status is Status.OK]
+    if len(layers) == 1 and len(layers[0]) > 1:  # one seed, several layers: their range
+        row["score_low"], row["score_high"] = min(layers[0]), max(layers[0])
     return row
 
 

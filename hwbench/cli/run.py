@@ -61,6 +61,19 @@ def run(
         "--data",
         help="For --suite training_cifar10 or training_gpt2: your folder of the data.",
     ),
+    weights: str | None = typer.Option(
+        None,
+        "--weights",
+        metavar="FILE[:TENSOR]",
+        help="Your own layer, of a .safetensors file: its shape is timed, its weights are scored. "
+        "A pattern takes up to 64.",
+    ),
+    activations: Path | None = typer.Option(
+        None,
+        "--activations",
+        help="What the layer of --weights sees, rows × in_features, of a .safetensors file: "
+        "adds the error of its outputs.",
+    ),
     energy: bool = typer.Option(
         False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."
     ),
@@ -93,9 +106,14 @@ def run(
     Without a suite it is the suite 'linear'. One layer needs no file:
 
     hwbench run --shape 4096x11008 --tokens 16,512 --density 0.5 --format low_rank,monarch
+
+    Nor does a layer of your own:
+
+    hwbench run --weights model.safetensors:layers.0.mlp.up.weight --tokens 16,512
     """
     from hwbench import environment
     from hwbench import suite as suites
+    from hwbench.cli import _weights
     from hwbench.measure import run as runner
     from hwbench.store import read_run
     from hwbench.units import parse_seconds
@@ -107,20 +125,24 @@ def run(
         device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
     )
     if resume is not None:
-        asked = (suite, format_, filter_, shape, tokens, dtype, density, model, data)
-        if any(asked):
+        asked = (suite, format_, filter_, shape, tokens, dtype, density, model, data, weights)
+        if any(asked) or activations:
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
             fleet.resume(resume, listener)
         return _show(resume, as_json=as_json)
-    document = suites.override(
+    document, taken = _weights.asked(
         suites.read(suite or "linear"),
+        weights,
+        activations,
         shape=_shared.shapes(shape),
         tokens=_shared.numbers("--tokens", tokens, int),
         dtype=_shared.listed(dtype),
         density=_shared.numbers("--density", density, float),
         formats=_shared.listed(format_),
     )
+    for sentence in taken:
+        _shared.say(sentence, error=True)
     document = _shared.with_data(_shared.with_model(document, model), data)
     changes: dict[str, Any] = {}
     if quick:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from hwbench import files, protocol
+from hwbench import environment, files, protocol
 from hwbench.analysis.fingerprint import Severity, flat, severity
 from hwbench.store.sense import impossible
 
@@ -38,12 +36,8 @@ class Asked(Protocol):
 
 
 def folder() -> Path:
-    """``XDG_CACHE_HOME/hwbench``, or where the system keeps caches of its users."""
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        return Path(chosen) / "hwbench"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/hwbench"
-    return Path.home() / ".cache/hwbench"
+    """The user's cache folder."""
+    return environment.cache_folder()
 
 
 def path(reply: protocol.PlanReply, threads: int) -> Path:

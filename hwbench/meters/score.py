@@ -23,13 +23,17 @@ class Score(Meter):
         if subject.score is None:
             return []
         start = device.mark()
-        value = subject.score()
+        scored = subject.score()
         taken = device.seconds(start, device.mark())
-        if not math.isfinite(value):
-            raise ArithmeticError(f"The score is {value}.")
+        values = scored if isinstance(scored, list) else [scored]
+        for value in values:
+            if not math.isfinite(value):
+                raise ArithmeticError(f"The score is {value}.")
         score = Measurement(
-            quantity=quantities.SCORE.name, unit="", values=[value], note=subject.score_name
+            quantity=quantities.SCORE.name, unit="", values=values, note=subject.score_name
         )
+        if subject.score_seconds is not None:
+            taken = subject.score_seconds
         prepared = _measurement(quantities.PREPARE, taken, device)
         further = (
             _measurement(quantities.find(name, subject.declared), beside, device)
@@ -38,8 +42,7 @@ class Score(Meter):
         return [score, prepared, *further]
 
 
-def _measurement(quantity: Quantity, value: float, device: Device) -> Measurement:
+def _measurement(quantity: Quantity, value: float | list[float], device: Device) -> Measurement:
     contract = device.contract if quantity.unit == "s" else None
-    return Measurement(
-        quantity=quantity.name, unit=quantity.unit, values=[value], contract=contract
-    )
+    values = value if isinstance(value, list) else [value]
+    return Measurement(quantity=quantity.name, unit=quantity.unit, values=values, contract=contract)

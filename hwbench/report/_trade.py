@@ -11,6 +11,7 @@ from hwbench import units
 from hwbench.analysis import closed_forms
 from hwbench.analysis.accuracy import Joined, Pair, join, table
 from hwbench.quantities import PROJECTION_ERROR
+from hwbench.report import _whose
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
 from hwbench.report._scores import score_of
@@ -111,10 +112,36 @@ def trade(found: Joined) -> Trade:
 
 def _shapes(found: Joined) -> str:
     timed, scored = found.shapes
-    return (
-        f"Time measured at {printable(timed)}; {score_of(row_of(found.scored)).title} of "
-        f"{words.workload(row_of(found.scored))} at {printable(scored)}."
+    row = row_of(found.scored)
+    said = (
+        f"Time measured at {printable(timed)}; {score_of(row).title} of "
+        f"{words.workload(row)} at {printable(scored)}{_whose.remark(row)}."
     )
+    return f"{said} {_moved(found)}".rstrip()
+
+
+def _moved(found: Joined) -> str:
+    """How the score of each format moves from the smallest to the largest layer that has one."""
+    row = row_of(found.scored)
+    if not _whose.layers(row):
+        return ""
+    scored = [row_of(each) for each in (*(p.scored for p in found.pairs), *found.elsewhere)]
+    of: dict[tuple[int, int], dict[str, str]] = {}
+    for one in sorted(scored, key=_size):
+        if known(one.score) and one.score > 0:
+            sides = of.setdefault((one.out_features, one.in_features), {})
+            sides[one.label] = score_of(one).said(one.score)
+    if len(of) < 2:
+        return ""
+    (small, first), *_, (large, last) = of.items()
+    moved = [f"{printable(n)} {first[n]} → {last[n]}" for n in last if n in first]
+    ends = " to ".join(f"{rows}×{columns}" for rows, columns in (small, large))
+    said = f"The {score_of(row).title} from layers of {ends}: {', '.join(moved)}."
+    return said if moved else ""
+
+
+def _size(row: Row) -> tuple[int, int]:
+    return row.out_features * row.in_features, row.out_features
 
 
 def pareto(found: Joined) -> Figure:
@@ -183,12 +210,13 @@ def errors(rows: list[Row]) -> list[Figure]:
             ("error_bytes", _stored, "stored bytes of dense"),
         ):
             says = _best_scores(have, share, what)
-            by = "by parameters kept" if kind == "error_density" else "by stored bytes"
-            figures.append(
-                Figure(f"{kind} {score.name}", f"{title}: {score.title}, {by}", says, numbers)
-            )
+            by = "parameters kept" if kind == "error_density" else "stored bytes"
+            named = f"{title}: {score.title}, by {by}"
+            note = _whose.noted(have[0])
+            figures.append(Figure(f"{kind} {score.name}", named, says, numbers, note=note))
         if closed := _closed_forms(have):
-            figures[-2].note, figures[-2].extra = _CLOSED_FORMS_NOTE, {"closed": closed}
+            figures[-2].note = f"{figures[-2].note} {_CLOSED_FORMS_NOTE}"
+            figures[-2].extra = {"closed": closed}
     return figures
 
 

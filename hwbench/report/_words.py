@@ -7,6 +7,7 @@ from typing import Any
 
 from hwbench import units
 from hwbench.quantities import Quantity
+from hwbench.report._whose import experiment
 from hwbench.report.rows import Row, known, printable, word
 
 DIRECTIONS = {
@@ -60,6 +61,8 @@ def direction(row: Row) -> str | None:
 
 def workload(row: Row) -> str:
     """The workload and its options, such as ``projection matrix=power_law``."""
+    if own := experiment(row):
+        return own
     options = json.loads(row.options)
     return printable(" ".join([row.workload, *(f"{k}={word(options[k])}" for k in options)]))
 

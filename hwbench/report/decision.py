@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from hwbench import units
 from hwbench.analysis.accuracy import Joined, join
 from hwbench.analysis.frames import NEVER_QUIET
+from hwbench.report import _whose
 from hwbench.report import _words as words
 from hwbench.report._answers import overlap
 from hwbench.report._scores import Score, score_of
@@ -166,10 +167,7 @@ def _trust(found: Joined) -> tuple[bool, bool, float]:
 
 
 def _synthetic(found: Joined | None) -> bool:
-    if found is None:
-        return False
-    options = json.loads(row_of(found.scored).options)
-    return options.get("matrix") in ("power_law", "gaussian")
+    return found is not None and _whose.synthetic(row_of(found.scored))
 
 
 def _candidate(row: Row, score: Score | None, value: float | None, scored: Row | None) -> Candidate:
@@ -205,8 +203,9 @@ def _basis(found: Joined | None, score: Score | None) -> str:
     if found is None or score is None:
         return "This run measures no errors: only exact formats can be told from others."
     timed, scored = found.shapes
-    where = "" if timed == scored else f", at {printable(scored)}"
-    return f"{score.title.capitalize()} of {words.workload(row_of(found.scored))}{where}."
+    row = row_of(found.scored)
+    what = _whose.noted(row) or f"{score.title.capitalize()} of {words.workload(row)}."
+    return what if timed == scored else f"{what} Scored at {printable(scored)}."
 
 
 def _may_be_as_fast(best: Candidate, other: Candidate) -> bool:
@@ -251,14 +250,8 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
             lines.append(f"  {label}: {setting.says(best)}{names}")
     if len(found) > most:
         lines.append(f"… and {len(found) - most} more settings; the page has them all.")
-    if found and any(setting.synthetic for setting in found):
-        lines.append(SYNTHETIC)
+    lines += dict.fromkeys(setting.basis for setting in found if setting.synthetic)
     return lines
-
-
-SYNTHETIC = (
-    "Errors are of a synthetic matrix, which ranks formats differently from trained weights."
-)
 
 
 def _kept(setting: Setting) -> list[tuple[str, Candidate, list[Candidate]]]:

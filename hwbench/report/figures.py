@@ -20,6 +20,7 @@ from hwbench import files, units
 from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.roofline import Line
 from hwbench.errors import RunFileError, UnknownNameError, UsageError
+from hwbench.report import _whose
 from hwbench.report import _words as words
 from hwbench.report._palette import Style
 from hwbench.report._paper import (
@@ -198,7 +199,7 @@ def _trade(join: Joined, looks: dict[str, Style]) -> Callable[[Axes], None]:
         log(ax, "x", "×")
         if score.zero:
             ax.set_ylim(bottom=0)
-        of = f"{words.shape(scored)} {scored.dtype}"
+        of = f"{words.shape(scored)} {scored.dtype}{_whose.remark(scored)}"
         label = f"{wrapped(f'{score.measured}, {of}', 42)}\n{score.better} is better"
         ax.set(xlabel="time relative to dense", ylabel=label)
 

@@ -146,7 +146,6 @@ def _context(
         "before": before,
         "settings": settings,
         "first": settings[0].best(settings[0].levels[0].limit) if settings else None,
-        "synthetic": decision.SYNTHETIC,
         "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,

@@ -25,7 +25,7 @@ from hwbench.quantities import (
     Quantity,
     built_in,
 )
-from hwbench.report import _clock, _facts
+from hwbench.report import _clock, _facts, _whose
 from hwbench.report import _words as words
 from hwbench.report._scores import score_of
 from hwbench.report.rows import DENSE, Row, groups, known, printable, report_rows, shown, timed
@@ -182,7 +182,7 @@ def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
         _Column("efficiency", "of roof", _efficiency),
         _Column("stored", "stored", lambda row: units.nbytes(row.stored_bytes)),
         *(_reading(quantity) for quantity in readings),
-        _Column("score", score, lambda row: _number(row.score)),
+        _Column("score", score, _score),
         _Column("status", "status", words.status, left=True),
     ]
 
@@ -207,6 +207,14 @@ def _relative(row: Row) -> str:
     if row.format == DENSE:
         return "1" if timed(row) else "–"
     return words.interval(row.relative_time, row.relative_low, row.relative_high)
+
+
+def _score(row: Row) -> str:
+    """The score; of several layers the median, and their range."""
+    text = _number(row.score)
+    if not (_whose.layers(row) and known(row.score_low) and row.score_high > 0):
+        return text
+    return f"{text} ({_number(row.score_low)}–{_number(row.score_high)})"
 
 
 def _density(row: Row) -> str:
@@ -253,8 +261,9 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     """What the columns and the flags mean, in as few words as possible."""
     from rich.text import Text
 
+    whose = [Text(line, style="dim") for line in _whose.said(rows)]
     if not any(timed(row) for row in rows):
-        return []
+        return [Text(), *whose] if whose else []
     several = any(known(row.relative_low) for row in rows)
     spread = "± is half its 95 % interval over replicates"
     interval = spread if several else "one replicate gives no interval"
@@ -271,4 +280,4 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     cautions += [_clock.causes(run), _clock.clocks(run)]
     lines += [said for said in _clock.contracts(rows) if said != _clock.CONTRACTS["wall"]]
     lines += filter(None, cautions)
-    return [Text(), *(Text(line, style="dim") for line in lines)]
+    return [Text(), *(Text(line, style="dim") for line in lines), *whose]

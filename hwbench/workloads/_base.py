@@ -37,10 +37,12 @@ class Subject:
     max_calls: int = 1_000_000  # the most states that may exist at once
     numerical_error: Callable[[], float] | None = None  # relative, against float64
     tolerance: float = 0.0
-    score: Callable[[], float] | None = None
+    score: Callable[[], float | list[float]] | None = None  # a list: one a layer
     score_name: str | None = None
     # Further quantities that scoring measured, by their names; the workload declares them.
-    beside: dict[str, float] = field(default_factory=dict)
+    beside: dict[str, float | list[float]] = field(default_factory=dict)
+    # What the score took, where it is read from a file and not made now.
+    score_seconds: float | None = None
     declared: tuple[Quantity, ...] = ()
     module: nn.Module | None = None  # what is at rest: its bytes are not "saved for backward"
     inputs: list[Tensor] = field(default_factory=list)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hwbench.devices._base import Device
-from hwbench.errors import UnknownNameError
+from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import Format
-from hwbench.quantities import PROJECTION_ERROR
+from hwbench.quantities import OUTPUT_ERROR, PROJECTION_ERROR, Quantity
 from hwbench.records import Case, Cost
-from hwbench.workloads import _trained
+from hwbench.workloads import _own, _packaged, _trained
 from hwbench.workloads._base import DTYPES, Subject, Workload, generator
 
-TRAINED = "trained"
+TRAINED, PACKAGED, FILE = "trained", "packaged", "file"
+_STAND_IN = "power_law"  # where nothing is packaged
+WEIGHTINGS = ("none", "activations")
 POWER = 1.0
 """Exponent of the power-law spectrum: singular value i is i^-POWER."""
 
@@ -42,18 +45,50 @@ MATRICES: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
 class Projection(Workload):
     """Project a matrix onto a format; the score is ‖W − Ŵ‖ / ‖W‖ in the Frobenius norm.
 
-    Options: ``matrix`` (gaussian, power_law, or trained: a linear layer of all-MiniLM-L6-v2 that
-    has the shape) and ``seeds``, the number of matrices drawn.
+    Options: ``matrix`` (gaussian, power_law, trained: a linear layer of all-MiniLM-L6-v2 that has
+    the shape, packaged: ``layers`` of them, or file: the tensor ``tensor`` of the safetensors file
+    ``weights``) and ``seeds``, the number of matrices drawn.
+
+    Of packaged layers, spread over depth and kinds, the score is the ``output_error``,
+    ‖(W − Ŵ)X‖ / ‖WX‖ over the tokens of the held-out sentences, a value each; the projection errors
+    stand beside it. They are measured once and kept. Where the package is not installed a power-law
+    matrix stands in, and the score is its projection error.
+
+    A tensor of a file may have ``activations``, a file of rows × in_features with
+    ``activations_tensor``. The score is then ``output_error``, ‖(W − Ŵ)X‖ / ‖WX‖ over the second
+    half of the rows, and the projection error stands beside it. With ``weighting`` (none, or
+    activations) the projection weighs columns by the first half, as ``compress`` does.
+    ``weights_hash`` and ``activations_hash`` say what the tensors held when the run was asked for.
     """
 
     SCORE = PROJECTION_ERROR
-    OPTIONS = {"matrix": "power_law", "seeds": 1}  # noqa: RUF012 (declared in the base)
+    QUANTITIES = (PROJECTION_ERROR,)
+    OPTIONS = {"matrix": "power_law", "seeds": 1, "layers": 3, "weighting": "none", **_own.OPTIONS}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
     def check(self, case: Case) -> None:
-        matrix = str(self.options(case)["matrix"])
-        if matrix not in (*MATRICES, TRAINED):
-            raise UnknownNameError("matrix", matrix, [*MATRICES, TRAINED])
+        options = self.options(case)
+        matrix, weighting = str(options["matrix"]), str(options["weighting"])
+        known = [*MATRICES, TRAINED, PACKAGED, FILE]
+        if matrix not in known:
+            raise UnknownNameError("matrix", matrix, known)
+        if weighting not in WEIGHTINGS:
+            raise UnknownNameError("weighting", weighting, WEIGHTINGS)
+        if matrix == FILE and not (options["weights"] and options["tensor"]):
+            raise SuiteError("matrix = 'file' needs weights, a file, and tensor, a name in it.")
+        if matrix != FILE and any(options[name] for name in _own.OPTIONS):
+            raise SuiteError(f"{', '.join(_own.OPTIONS)} are options of matrix = 'file'.")
+        if matrix in (FILE, PACKAGED) and options["seeds"] != 1:
+            raise SuiteError(f"matrix = {matrix!r} draws nothing: seeds must be 1.")
+        if int(options["layers"]) < 1:
+            raise SuiteError("layers must be at least 1.")
+        if weighting != "none" and matrix != PACKAGED and not options["activations"]:
+            raise SuiteError(f"weighting = {weighting!r} needs activations, a file of them.")
+
+    def quantity(self, case: Case) -> Quantity:
+        options = self.options(case)
+        packaged = options["matrix"] == PACKAGED and not _packaged.missing()
+        return OUTPUT_ERROR if packaged or options["activations"] else PROJECTION_ERROR
 
     def cost(self, case: Case, described: Format) -> Cost | None:
         del case
@@ -61,38 +96,83 @@ class Projection(Workload):
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         del described, device
-        return _no_weights(case) if self.options(case)["matrix"] == TRAINED else None
+        options = self.options(case)
+        if options["matrix"] == FILE:
+            return _own.unreadable(options, (case.out_features, case.in_features))
+        packaged = options["matrix"] == PACKAGED and not _packaged.missing()
+        if packaged or options["matrix"] == TRAINED:
+            return _no_weights(case, int(options["layers"]) if packaged else 1)
+        return None
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
+        options = self.options(case)
+        if options["matrix"] == PACKAGED and not _packaged.missing():
+            return self._packaged(case, described, device)
         weight = self._matrix(case, device, seed).to(DTYPES[case.dtype])
-
-        def score() -> float:
-            with torch.no_grad():
-                nearest = described.project(weight).to_dense().double()
-                exact = weight.double()
-                return float(torch.linalg.norm(nearest - exact) / torch.linalg.norm(exact))
-
-        return Subject(
-            step=lambda _: described.project(weight),
-            score=score,
-            score_name=self.SCORE.name,
+        rows = _own.activations(options)
+        if rows is not None:
+            rows = rows.to(device.torch_device)
+        seen = rows[: len(rows) // 2] if rows is not None else None
+        chosen: dict[str, Any] = {}
+        if seen is not None and options["weighting"] == "activations":
+            chosen = {"activations": seen.to(weight.dtype)}
+        subject = Subject(
+            step=lambda _: described.project(weight, **chosen),
+            score_name=self.quantity(case).name,
             inputs=[weight],
         )
 
+        def score() -> float:
+            with torch.no_grad():
+                exact = weight.double()
+                lost = described.project(weight, **chosen).to_dense().double() - exact
+                error = float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
+                if rows is None:
+                    return error
+                subject.beside[PROJECTION_ERROR.name] = error
+                return _own.output_error(lost, exact, rows[len(rows) // 2 :])
+
+        subject.score = score
+        return subject
+
+    def _packaged(self, case: Case, described: Format, device: Device) -> Subject:
+        options = self.options(case)
+        count, weighting = int(options["layers"]), str(options["weighting"])
+        names = _packaged.chosen(case.out_features, case.in_features, count)
+        subject = Subject(step=lambda _: None, score_name=OUTPUT_ERROR.name)
+
+        def score() -> list[float]:
+            with torch.no_grad():
+                found = _packaged.scores(
+                    described, names, weighting, device.torch_device, DTYPES[case.dtype]
+                )
+            subject.beside[PROJECTION_ERROR.name] = found[PROJECTION_ERROR.name]
+            subject.score_seconds = sum(found["seconds"])
+            return found[OUTPUT_ERROR.name]
+
+        subject.score = score
+        return subject
+
     def _matrix(self, case: Case, device: Device, seed: int) -> Tensor:
-        matrix = str(self.options(case)["matrix"])
+        options = self.options(case)
+        matrix = str(options["matrix"])
+        if matrix == PACKAGED:
+            matrix = _STAND_IN
+        if matrix == FILE:
+            return _own.weight(options).to(device.torch_device)
         if matrix == TRAINED:
             found = _trained.weight(case.out_features, case.in_features, seed)
             return found.to(device.torch_device)
         return MATRICES[matrix](case.out_features, case.in_features, generator(device, seed, 4))
 
 
-def _no_weights(case: Case) -> str | None:
-    """Why there are no trained weights of the case's shape, in words."""
+def _no_weights(case: Case, layers: int) -> str | None:
+    """Why there are not so many trained weights of the case's shape, in words."""
     if reason := _trained.missing():
         return reason
     shapes = _trained.shapes()
-    if (case.out_features, case.in_features) in shapes:
-        return None
+    if found := len(_packaged.chosen(case.out_features, case.in_features, layers)):
+        few = f"all-MiniLM-L6-v2 has {found} layers of {case.out_features}×{case.in_features}"
+        return f"{few}; {layers} are asked for." if found < layers else None
     had = ", ".join(f"{rows}×{columns}" for rows, columns in shapes)
     return f"all-MiniLM-L6-v2 has no layer of {case.out_features}×{case.in_features}; it has {had}."

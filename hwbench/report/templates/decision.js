@@ -155,7 +155,7 @@ function startDecision(data, filters) {
     const rivals = best ? closeTo(setting, best, level, filters.passes) : [];
     close.textContent = rivals.length ? `Too close to call: ${rivals.map(({ name }) => name).join("; ")}.` : "";
     basis.textContent = setting.basis;
-    at("synthetic").hidden = !setting.synthetic;
+    basis.classList.toggle("warning", setting.synthetic);
     ladder.replaceChildren(...setting.levels.map((each, place) => rung(setting, each, place)));
     rank(setting);
     everywhere(found);

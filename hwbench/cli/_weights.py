@@ -1,0 +1,183 @@
+"""``--weights`` and ``--activations``: a suite about a layer of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hwbench import environment, units
+from hwbench import suite as suites
+from hwbench.checkpoints import tensors
+from hwbench.checkpoints.tensors import Stored
+from hwbench.errors import SuiteError, UsageError, shortened
+
+_LAYER, _SCORED = "linear", "projection"
+_REPLACED = ("matrix", "layers", "seeds", "shape", "dtype")  # what a block says of another matrix
+_NEEDED_BYTES = 32  # an element of a weight: itself, its projection, and both in float64
+_LONGEST = 400  # characters of a word in a suite
+
+
+def found(weights: str | None, activations: Path | None) -> list[tuple[Stored, Stored | None]]:
+    """The tensors that the command line names, each with its activations; none without --weights.
+
+    Raises:
+        UsageError: a file or a tensor cannot be used; the sentence says what is there.
+    """
+    if weights is None:
+        if activations is not None:
+            raise UsageError("--activations belong to --weights; name the layer that saw them.")
+        return []
+    path, pattern = tensors.split(weights)
+    pairs: list[tuple[Stored, Stored | None]] = []
+    for weight in tensors.matrices(path, pattern):
+        seen = tensors.activations(activations, weight) if activations else None
+        _fits(weight, seen)
+        _short(weight, seen)
+        pairs.append((weight, seen))
+    return pairs
+
+
+def _fits(weight: Stored, seen: Stored | None) -> None:
+    needed = weight.elements * _NEEDED_BYTES + (4 * seen.elements if seen else 0)
+    if needed > (left := environment.memory_available_bytes()):
+        raise UsageError(
+            f"Scoring {weight} ({_sides(weight)}) needs about {units.nbytes(needed)} of memory, "
+            f"and {units.nbytes(left)} are left on this machine."
+        )
+
+
+def _short(weight: Stored, seen: Stored | None) -> None:
+    for stored in (weight, *([seen] if seen else [])):
+        for word in (str(stored.path), stored.name):
+            if len(word) > _LONGEST or not word.isprintable():
+                raise UsageError(
+                    f"{shortened(word)!r} is no name that a run can hold; {_LONGEST} printable "
+                    "characters are the most."
+                )
+
+
+def told(pairs: Iterable[tuple[Stored, Stored | None]]) -> list[str]:
+    """What is taken from the files, a sentence each."""
+    said = []
+    for weight, seen in pairs:
+        rows = ""
+        if seen is not None:
+            half = seen.shape[0] // 2
+            rows = f", its output error on rows {half + 1}–{seen.shape[0]} of {seen}"
+        said.append(
+            f"{weight}: {_sides(weight)}, stored in {weight.dtype}, scored in float32{rows}."
+        )
+    return said
+
+
+def _sides(stored: Stored) -> str:
+    return "×".join(map(str, stored.shape))
+
+
+def shapes(pairs: Iterable[tuple[Stored, Stored | None]]) -> list[list[int]]:
+    """The shapes of the weights, each once: out_features, in_features."""
+    return [list(shape) for shape in dict.fromkeys(weight.shape for weight, _ in pairs)]
+
+
+def scored(document: dict[str, Any], pairs: list[tuple[Stored, Stored | None]]) -> dict[str, Any]:
+    """The document with the projections of these tensors in place of its own.
+
+    A suite without a projection gets one of the formats that its linear layers have.
+
+    Args:
+        document: as ``suite.override`` returns it, with ``shapes`` as its shapes.
+        pairs: as ``found`` returns them; none changes nothing.
+
+    Raises:
+        SuiteError: the suite has neither linear layers nor projections.
+        UsageError: a tensor holds numbers that are not finite, or nothing but zeros.
+    """
+    if not pairs:
+        return document
+    blocks = [_unquickened(block) for block in document["cases"]]
+    models = [block for block in blocks if block.get("workload") == _SCORED]
+    layers = [block for block in blocks if block.get("workload") == _LAYER]
+    if not models and not layers:
+        raise SuiteError(
+            f"--weights is for suites of linear layers or projections; "
+            f"{shortened(str(document.get('name')))} has neither."
+        )
+    models = models or [_projection(block) for block in layers]
+    others = [block for block in blocks if block.get("workload") != _SCORED]
+    options = [_options(*pair) for pair in pairs]
+    own = [
+        _about(block, each, list(weight.shape))
+        for block in models
+        for each, (weight, _) in zip(options, pairs, strict=True)
+    ]
+    return {**document, "cases": [*others, *own], "merge": True}
+
+
+def _unquickened(block: dict[str, Any]) -> dict[str, Any]:
+    """A block whose table ``quick`` leaves shape and matrix as they are."""
+    quick = block.get("quick")
+    if not isinstance(quick, dict):
+        return dict(block)
+    return block | {"quick": {k: v for k, v in quick.items() if k not in _REPLACED}}
+
+
+def _options(weight: Stored, seen: Stored | None) -> dict[str, Any]:
+    """The options of a projection that say which tensors it is of."""
+    options = {
+        "matrix": "file",
+        "seeds": 1,
+        "weights": str(weight.path),
+        "tensor": weight.name,
+        "weights_hash": tensors.content(weight),
+        "stored": weight.dtype,
+    }
+    if seen is None:
+        return options
+    return options | {
+        "activations": str(seen.path),
+        "activations_tensor": seen.name,
+        "activations_hash": tensors.content(seen),
+    }
+
+
+def _about(block: dict[str, Any], options: dict[str, Any], shape: list[int]) -> dict[str, Any]:
+    """A projection block about one tensor."""
+    changed = {key: value for key, value in block.items() if key not in _REPLACED}
+    if "on" in changed:
+        changed["on"] = {
+            kind: {key: value for key, value in axes.items() if key not in _REPLACED}
+            for kind, axes in changed["on"].items()
+        }
+    return {**changed, **options, "shape": [shape], "dtype": ["float32"]}
+
+
+def _projection(layers: dict[str, Any]) -> dict[str, Any]:
+    """A projection of the formats of a block of linear layers; a kernel changes no accuracy."""
+    block: dict[str, Any] = {"workload": _SCORED, "format": _formats(layers["format"])}
+    here = {
+        kind: {"format": _formats(axes["format"])}
+        for kind, axes in layers.get("on", {}).items()
+        if "format" in axes
+    }
+    return block | ({"on": here} if here else {})
+
+
+def _formats(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept = [{k: v for k, v in entry.items() if k != "kernel"} for entry in entries]
+    return [entry for entry in kept if entry.get("name") != "dense"]
+
+
+def asked(
+    document: dict[str, Any], weights: str | None, activations: Path | None, **axes: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """The document with all axes that the command line asks for; what it takes from files.
+
+    Raises:
+        UsageError: two options name the shape, or as the functions above.
+    """
+    pairs = found(weights, activations)
+    if pairs and axes["shape"]:
+        raise UsageError("--weights brings its own shape; leave --shape out.")
+    document = suites.override(document, **axes | ({"shape": shapes(pairs)} if pairs else {}))
+    return scored(document, pairs), told(pairs)
