@@ -26,6 +26,8 @@ _SECONDS = 600.0  # until the worker has to be done, on a machine however busy
 _NEEDED = ("matmul", "copy", "launch", "disturbed")
 _BUSY = 0.5  # more than this share of the measuring was disturbed
 
+_SOFTWARE = ("torch", "driver")  # which decide times, and may be what a gate is testing
+
 R = TypeVar("R")
 
 
@@ -53,7 +55,7 @@ def machine_path(
     facts = {
         ".".join(keys): value
         for keys, value in flat({**fingerprint, "settings": settings})
-        if severity(keys) is Severity.FATAL or keys == ("torch",)
+        if severity(keys) is Severity.FATAL or keys[-1] in _SOFTWARE
     }
     text = json.dumps([method, sorted(facts.items())], sort_keys=True, default=str)
     return folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
