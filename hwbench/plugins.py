@@ -16,7 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from hwbench.errors import UnknownNameError, UsageError
+from hwbench import files
+from hwbench.errors import UnknownNameError, UsageError, first_line, shortened
 
 T = TypeVar("T")
 
@@ -59,7 +60,10 @@ def summary(kind: str, name: str) -> str:
         if located is None:
             return f"from the package {point.dist.name}" if point.dist else "from another package"
         path = located
-    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    try:
+        doc = ast.get_docstring(ast.parse(files.read(path, files.MOST_OF_A_DOCUMENT))) or ""
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"cannot be used: its source cannot be read ({shortened(first_line(error))})"
     return doc.split("\n\n")[0].replace("\n", " ").strip()
 
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -168,8 +169,11 @@ class Cases:
         pytest.fail(words, pytrace=False)
 
 
-class SuiteFile(pytest.File):
-    """A suite as a file of tests."""
+class SuiteFile(pytest.Module):
+    """A suite as a module of tests: fixtures of a module's scope find their node."""
+
+    def _getobj(self) -> ModuleType:
+        return ModuleType(self.path.stem)
 
     def collect(self) -> Iterator[pytest.Item]:
         """One test for each timed case."""

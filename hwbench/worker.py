@@ -23,7 +23,7 @@ import hwbench
 from hwbench import environment, plugins, protocol, quantities
 from hwbench.devices._base import Device, Step
 from hwbench.devices._settings import restored, settings
-from hwbench.errors import DeviceError, HwbenchError
+from hwbench.errors import DeviceError, HwbenchError, UsageError
 from hwbench.meters import latency
 from hwbench.meters._base import Meter
 from hwbench.meters._ceilings import measure_ceilings
@@ -44,6 +44,10 @@ from hwbench.workloads import _planning as planning
 from hwbench.workloads._base import Subject
 
 _KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests
+_NO_COMPILER = (
+    "Compiling needs a C++ compiler, and none is found; install g++ (on Debian: apt install g++), "
+    "or name one in CXX."
+)
 _PARENT_DEATH_SIGNAL = 1  # prctl option
 
 
@@ -53,10 +57,14 @@ class Worker:
     def __init__(self, device: Device) -> None:
         self.device = device
         self.live: dict[str, Subject] = {}
-        self.meters = sorted(
-            ((name, plugins.load("meters", name, Meter)()) for name in plugins.names("meters")),
-            key=lambda named: named[1].ORDER,
-        )
+        self.left_out: dict[str, str] = {}  # meters of other packages that fail, and why
+        found = []
+        for name in plugins.names("meters"):
+            try:
+                found.append((name, plugins.load("meters", name, Meter)()))
+            except UsageError as error:
+                self.left_out[name] = str(error)
+        self.meters = sorted(found, key=lambda named: named[1].ORDER)
 
     def answer(self, request: protocol.Request) -> protocol.Reply:
         """Carry out one request."""
@@ -104,9 +112,13 @@ class Worker:
                 "hwbench": hwbench.__version__,
             },
             settings=self.device.settings(),
-            state=self.device.state(),
+            state={**self.device.state(), **self._meters_left_out()},
             quantities=self._foreign_quantities(planned),
         )
+
+    def _meters_left_out(self) -> dict[str, Any]:
+        """What the run says of meters that do not import; they take no other reading away."""
+        return {"meters_left_out": self.left_out} if self.left_out else {}
 
     def _foreign_quantities(self, planned: Iterable[Planned]) -> list[Quantity]:
         """What the meters, and the workloads of these cases, declare and hwbench does not."""
@@ -133,6 +145,8 @@ class Worker:
                 raise
             if _is_out_of_memory(error):
                 return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
+            if _is_no_compiler(error):
+                return self._ended(result, Status.UNSUPPORTED, _NO_COMPILER)
             traceback.print_exc()
             return self._ended(result, Status.CRASHED, " ".join([_sentence(error), *changed]))
         if changed := restored(before):
@@ -296,6 +310,12 @@ def _is_out_of_memory(error: Exception) -> bool:
     named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     told = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch, CUDA, its libraries
     return named or (isinstance(error, RuntimeError) and any(word in str(error) for word in told))
+
+
+def _is_no_compiler(error: Exception) -> bool:
+    """Whether torch.compile or triton found no compiler to hand its code to."""
+    named = any(word in str(error) for word in ("InvalidCxxCompiler", "Failed to find C compiler"))
+    return named or type(error).__name__ == "InvalidCxxCompiler"
 
 
 def _sentence(error: BaseException) -> str:

@@ -187,6 +187,27 @@ def test_mistakes_are_sentences(tests: Run, arguments: list[str], words: str) ->
     assert "Traceback" not in done.stdout
 
 
+AUTOUSE = """
+import pytest
+
+@pytest.fixture(autouse=True, scope="{scope}")
+def around(request):
+    {use}
+    yield
+"""
+
+
+@pytest.mark.parametrize("scope", ["function", "class", "module", "package", "session"])
+def test_cases_take_part_in_fixtures_of_every_scope(tests: Run, scope: str) -> None:
+    use = "request.module.__name__" if scope in ("function", "module") else "pass"
+    Path("conftest.py").write_text(AUTOUSE.format(scope=scope, use=use))
+    done = tests("--hwbench-suite", "tiny.toml", "--hwbench-device", "cpu", *SHORT, "-q",
+                 "-k", "dense")  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
+    assert "error" not in done.stdout
+
+
 def test_a_wrong_format_fails_and_is_not_timed(
     tests: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

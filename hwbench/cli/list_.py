@@ -135,6 +135,8 @@ def _show(formats: list[FormatDetails]) -> None:
 
 
 def _facts(each: FormatDetails) -> dict[str, list[str]]:
+    if not each.kernels:  # it cannot be loaded, and its description says why
+        return {"what": [each.summary], "not on": [each.description]}
     first, *others = each.kernels
     runs, refused = where_it_runs(each.by_kernel)
     return {

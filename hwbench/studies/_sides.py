@@ -113,8 +113,13 @@ def _make(option: str, top: Path, sha: str, install: str, home: Path) -> None:
     )
     if packed.returncode != 0:
         raise UsageError(f"git cannot unpack {sha}: {_last(packed.stderr.decode())}")
-    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-        archive.extractall(source, filter="data")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
+            archive.extractall(source, filter="data")
+    except tarfile.TarError as error:
+        raise UsageError(
+            f"{option}: the revision {sha[:12]} of {top} cannot be unpacked: {error}."
+        ) from error
     if not (source / "hwbench" / "worker.py").is_file():
         if not any((source / name).is_file() for name in ("pyproject.toml", "setup.py")):
             raise UsageError(

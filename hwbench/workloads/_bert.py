@@ -5,7 +5,7 @@ Devlin et al., BERT, 2019, arXiv:1810.04805. Modules have the names of the weigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from hwbench import checkpoints as models
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads._embeddings import Embedder
-from hwbench.workloads._models import MOST_TOKENS, check_tokens, padded
+from hwbench.workloads._models import MOST_TOKENS, check_tokens, not_finite, padded
+
+_WORDS = "embeddings.word_embeddings.weight"
 
 
 class Bert(Embedder):
@@ -65,7 +67,8 @@ class Bert(Embedder):
 
         model = cls(models.config(folder), models.pooling(folder))
         found = load_file(folder / "model.safetensors")
-        found = {_own(name): value for name, value in found.items()}
+        ours = _own(found)
+        found = {ours[name]: value for name, value in found.items()}
         model.load_state_dict({name: found[name].float() for name in model.state_dict()})
         return model.eval().requires_grad_(False)
 
@@ -139,7 +142,7 @@ def _unreadable(folder: Path) -> str | None:
     for name, value in model.state_dict().items():
         if held.get(name) != list(value.shape):
             return f"{folder}/model.safetensors has no {name} of shape {list(value.shape)}."
-    return None
+    return not_finite(folder / "model.safetensors")
 
 
 def _held(folder: Path) -> dict[str, list[int]]:
@@ -147,8 +150,24 @@ def _held(folder: Path) -> dict[str, list[int]]:
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return {_own(name): file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        ours = _own(file.keys())
+        return {ours[name]: file.get_slice(name).get_shape() for name in ours}
 
 
-def _own(name: str) -> str:
-    return name.removeprefix("bert.")
+def _own(names: Iterable[str]) -> dict[str, str]:
+    """The names that our modules have for those of a checkpoint.
+
+    What stands before the embeddings stands before all (``bert.``, ``model.``), and the first
+    checkpoints call weight and bias of a layer norm ``gamma`` and ``beta``, as TensorFlow does.
+    """
+    known = list(names)
+    before = next((n.removesuffix(_WORDS) for n in known if n.endswith(_WORDS)), "")
+    old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+    found = {}
+    for name in known:
+        ours = name.removeprefix(before)
+        for ending, today in old.items():
+            if ours.endswith(ending):
+                ours = ours.removesuffix(ending) + today
+        found[name] = ours
+    return found

@@ -11,6 +11,9 @@ from hwbench.quantities import ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO
 from hwbench.workloads._models import Model
 from hwbench.workloads._transformers import Pretrained
 
+WORST = 1e30
+"""The largest perplexity: far beyond that of any guess, and its square is a number still."""
+
 
 class Causal(Pretrained):
     """A model that predicts the next token; what it gives are logits, (batch, tokens, vocabulary).
@@ -46,6 +49,9 @@ class Causal(Pretrained):
 def perplexity(logits: Tensor, ids: Tensor, mask: Tensor) -> float:
     """exp of the mean negative log-likelihood of each token after the first of its text.
 
+    A model that is destroyed, so that its logits are no numbers or its perplexity is beyond
+    ``WORST``, has ``WORST``: that a format destroys a model is an answer.
+
     Args:
         logits: (texts, tokens, vocabulary).
         ids: (texts, tokens).
@@ -54,4 +60,5 @@ def perplexity(logits: Tensor, ids: Tensor, mask: Tensor) -> float:
     scored = mask[:, 1:]
     likely = F.log_softmax(logits[:, :-1][scored].float(), -1)
     own = likely.gather(-1, ids[:, 1:][scored].unsqueeze(-1))
-    return math.exp(-float(own.double().mean()))
+    lost = -float(own.double().mean())
+    return math.exp(lost) if lost < math.log(WORST) else WORST  # NaN is not less

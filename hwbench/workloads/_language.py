@@ -113,7 +113,8 @@ def no_tokens(folder: Path, context: int) -> str | None:
             )
         if reason := _strange(folder, name):
             return reason
-    return None
+    facts = (train := folder / _FILES[_kind(folder)][0]).stat()
+    return _too_plain(train, _dtype(folder), facts.st_size, facts.st_mtime_ns)
 
 
 def vocabulary(folder: Path) -> int:
@@ -154,6 +155,20 @@ def _largest(path: Path, dtype: np.dtype[np.unsignedinteger], size: int, changed
     """The largest token of a file as it was at that time; a long one is read once a process."""
     del size, changed
     return int(np.memmap(path, dtype=dtype, mode="r").max())
+
+
+@lru_cache(maxsize=8)
+def _too_plain(
+    path: Path, dtype: np.dtype[np.unsignedinteger], size: int, changed: int
+) -> str | None:
+    """Whether the values of a file are too few to be those of a text, in words."""
+    del size, changed
+    ids = np.memmap(path, dtype=dtype, mode="r")
+    if int(ids.min()) == int(ids.max()):
+        return f"{path} holds one token again and again, which is no text."
+    if dtype.itemsize == 2 and not ids[1::2].any():
+        return f"{path} holds tokens of 32 bits; write them as uint16, as nanoGPT does."
+    return None
 
 
 def _kind(folder: Path) -> str:

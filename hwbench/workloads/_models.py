@@ -10,11 +10,27 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from hwbench.errors import UsageError
+from hwbench.errors import UsageError, shortened
 from hwbench.workloads import _texts
 
 MOST_TOKENS = 128
 """Longer texts are cut off."""
+
+
+def not_finite(*paths: Path) -> str | None:
+    """Which stored weights hold NaN or infinity, in words; None where all are numbers.
+
+    Every value is read, one tensor at a time.
+    """
+    from safetensors import safe_open
+
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                value = file.get_tensor(name)
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                    return f"{path} holds values in {shortened(name)} that are no numbers."
+    return None
 
 
 class Model(nn.Module, ABC):

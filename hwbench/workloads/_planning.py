@@ -9,7 +9,7 @@ from typing import Any
 
 from hwbench import plugins, protocol
 from hwbench.devices._base import Device
-from hwbench.errors import KnobError, UnreachableError
+from hwbench.errors import KnobError, UnreachableError, UsageError
 from hwbench.formats._base import Format
 from hwbench.quantities import Quantity
 from hwbench.records import Case, Direction, Planned
@@ -88,8 +88,16 @@ def _resolved(
 
 
 def details(name: str) -> protocol.FormatDetails:
-    """What a format is and where it runs, asked of the format itself."""
-    format_class = plugins.load("formats", name, Format)
+    """What a format is and where it runs, asked of the format itself; or why it cannot be used."""
+    try:
+        format_class = plugins.load("formats", name, Format)
+    except UsageError as error:
+        return protocol.FormatDetails(
+            name=name,
+            summary=plugins.summary("formats", name),
+            description=f"It cannot be used: {error}",
+            knobs=[], defaults={}, kernels=[], paper="", unsupported={}, by_kernel={},
+        )  # fmt: skip
     reasons = {kernel: _reasons(format_class, kernel) for kernel in format_class.KERNELS}
     text = inspect.cleandoc(sys.modules[format_class.__module__].__doc__ or "")
     return protocol.FormatDetails(

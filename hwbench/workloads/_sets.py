@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,20 @@ def no_cifar10(folder: Path) -> str | None:
         size = (folder / name).stat().st_size
         if size == 0 or size % (1 + _PIXELS):
             return f"{folder / name} is damaged: {size} bytes are no whole records of 3073."
+        if reason := _strange(folder / name, (folder / name).stat().st_mtime_ns):
+            return reason
+    return None
+
+
+@lru_cache(maxsize=16)
+def _strange(path: Path, changed: int) -> str | None:
+    """Whether the labels of a file are not those of CIFAR-10, in words."""
+    del changed
+    labels = np.memmap(path, dtype=np.uint8, mode="r")[:: 1 + _PIXELS]
+    if (largest := int(labels.max())) > 9:
+        return f"{path} has the label {largest}; CIFAR-10 has 0 to 9."
+    if len(labels) > 1 and int(labels.min()) == largest:
+        return f"{path} has the label {largest} alone, which teaches nothing."
     return None
 
 
@@ -99,7 +114,6 @@ def cifar10(folder: Path) -> Data:
 
 def _records(path: Path) -> tuple[Tensor, Tensor]:
     found = torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(-1, 1 + _PIXELS)
-    labels = found[:, 0].long()
-    if int(labels.max()) > 9:
-        raise ValueError(f"{path} has the label {int(labels.max())}; CIFAR-10 has 0 to 9.")
-    return found[:, 1:].reshape(-1, 3, 32, 32), labels
+    if reason := _strange(path, path.stat().st_mtime_ns):
+        raise ValueError(reason)
+    return found[:, 1:].reshape(-1, 3, 32, 32), found[:, 0].long()

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from hwbench import files
 from hwbench.errors import UsageError, shortened
-from hwbench.workloads._models import MOST_TOKENS, Model, check_tokens, padded
+from hwbench.workloads._models import MOST_TOKENS, Model, check_tokens, not_finite, padded
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
@@ -80,12 +81,12 @@ def _unreadable(kind: type[Pretrained], folder: Path) -> str | None:
         check_tokens(kind, folder, _vocabulary(_blank(kind, folder).config, folder))
         _, told = _loaded(kind, folder, None, state_dict=_outlines(folder))
         _check_whole(kind, folder, told)
+        return not_finite(*_weights(folder))
     except UsageError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 (the boundary: others' code reads others' files)
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return f"transformers cannot read {folder}: {shortened(why, 160)}"
-    return None
 
 
 @lru_cache(maxsize=4)
@@ -137,17 +138,29 @@ def _outlines(folder: Path) -> dict[str, Tensor]:
     """The stored weights by name, in their shapes; one zero stands for all values of each."""
     from safetensors import safe_open
 
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    files = {whole}
-    if not whole.is_file():
-        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = {folder / str(part) for part in parts}
     found = {}
-    for path in sorted(files):
+    for path in _weights(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 found[name] = torch.zeros(()).expand(file.get_slice(name).get_shape())
     return found
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of the weights: one, or those that the index names.
+
+    Raises:
+        UsageError: the index names a file that is not in the folder.
+    """
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    index = json.loads(files.read_text(folder / "model.safetensors.index.json"))
+    parts = sorted({str(part) for part in index["weight_map"].values()})
+    if outside := next((each for each in parts if Path(each).name != each), None):
+        what = shortened(repr(outside))
+        raise UsageError(f"The index of {folder} names {what}, which is no file of the folder.")
+    return [folder / each for each in parts]
 
 
 def _check_whole(kind: type[Pretrained], folder: Path, told: dict[str, Any]) -> None:
