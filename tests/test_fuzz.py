@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import _fuzz
+import _mutants
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -41,3 +42,13 @@ def test_a_mutilated_run_is_read_or_refused(file: Path, data: bytes):
 def test_the_inputs_that_are_not_mutilated_are_read(file: Path):
     assert {_fuzz.read_suite_text(file, text) for text in _fuzz.suite_texts()} == {"read"}
     assert _fuzz.read_run_file(file, b"".join(_fuzz.run_lines())) == "read"
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(20), pytest.param(range(20, 400), marks=pytest.mark.heavy)], ids=["20", "400"]
+)
+@pytest.mark.parametrize("kind", _mutants.KINDS)
+def test_a_file_whose_structure_is_kept_is_answered_or_refused(
+    tmp_path: Path, kind: str, seeds: range
+):
+    assert {_mutants.outcome(kind, seed, tmp_path) for seed in seeds}

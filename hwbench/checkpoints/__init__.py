@@ -26,6 +26,8 @@ _FILES = (
 )  # fmt: skip
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", *_PIECES)
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_MOST_LAYERS = 10_000
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")  # names of the same thing
 
 
@@ -181,8 +183,16 @@ def unreadable(found: Path) -> str | None:
         if kind(found) != CAUSAL:
             pooling(found)
         width(found)
+        return _too_large(found, config(found))
     except UsageError as error:
         return str(error)
+
+
+def _too_large(found: Path, told: dict[str, Any]) -> str | None:
+    """That config.json asks for layers without end; None where it does not."""
+    for name in _LAYERS:
+        if isinstance(told.get(name), int) and told[name] > _MOST_LAYERS:
+            return f"{found / 'config.json'} asks for more than {_MOST_LAYERS} layers."
     return None
 
 
