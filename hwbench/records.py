@@ -117,7 +117,8 @@ class Case(Record):
 
     ``knobs`` are as the suite wrote them (``density`` among them); what they resolved to stands in
     ``Planned``. ``tokens`` is batch × sequence; it and ``direction`` are None where a workload has
-    no use for them.
+    no use for them. ``count`` is how many such layers a token passes through in the model that the
+    suite is of; it is no part of the question.
     """
 
     workload: str
@@ -132,6 +133,7 @@ class Case(Record):
     direction: str | None = None
     regime: str | None = None
     mode: str | None = None
+    count: int = 1
 
     @property
     def id(self) -> str:

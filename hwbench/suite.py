@@ -25,8 +25,9 @@ from hwbench.records import ITEM_BYTES, Case, Direction, Knob, Mode, Plan, Regim
 SCHEMA = 1
 _TOP = ("schema", "name", "about", "plan", "cases")
 _AXES = ("shape", "tokens", "dtype", "direction", "regime", "mode")
-_BLOCK = ("workload", "format", "exclude", "on", "quick", *_AXES)
+_BLOCK = ("workload", "format", "exclude", "on", "quick", "count", *_AXES)
 _MOST_FEATURES = 2**24  # a longer side is a slip, not a layer
+_MOST_LAYERS = 2**20  # of one shape in one model
 _LONGEST_WORD = 400  # the path of a folder is a word too
 _TOO_LARGE = 2**63  # a run file holds 64-bit numbers
 _MOST_CASES = 1_000_000  # more in one suite is a slip too, and would fill the memory before it ran
@@ -50,6 +51,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
+def model_names() -> list[str]:
+    """The shipped suites of models' linear layers by name, such as ``models/llama_3_1_8b``."""
+    return sorted(f"models/{path.stem}" for path in (folder() / "models").glob("*.toml"))
+
+
 def read(name_or_path: str) -> dict[str, Any]:
     """The document of a shipped suite, or of a file, as written.
 
@@ -59,8 +65,9 @@ def read(name_or_path: str) -> dict[str, Any]:
     """
     path = Path(name_or_path)
     if path.suffix != ".toml" and not path.is_file():
-        if name_or_path not in names():
-            raise UnknownNameError("suite", name_or_path, names())
+        known = [*names(), *model_names()]
+        if name_or_path not in known:
+            raise UnknownNameError("suite", name_or_path, known)
         path = folder() / f"{name_or_path}.toml"
     try:
         document = tomllib.loads(files.read_text(path))
@@ -153,6 +160,7 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     plugins.check("workloads", workload)
     axes = {key: block[key] for key in _AXES if key in block}
     options = {key: block[key] for key in block if key not in _BLOCK}
+    layers = _positive("count", block.get("count", 1), _MOST_LAYERS)
     here = block.get("on", {})
     _known(here, plugins.names("devices"), "device kind in 'on'")
     for kind, replaced in here.items():
@@ -177,7 +185,7 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
             for option in option_sets:
                 case = Case(
                     workload=workload, format=name, knobs=knobs, options=option,
-                    device=device, **values,
+                    device=device, count=layers, **values,
                 )  # fmt: skip
                 if not any(_matches(case, rule) for rule in exclude):
                     yield case
@@ -308,6 +316,7 @@ def _facts(case: Case) -> dict[str, Any]:
         "direction": case.direction,
         "regime": case.regime,
         "mode": case.mode,
+        "count": case.count,
     }
 
 
@@ -349,6 +358,8 @@ def override(
         for key, values in axes_asked.items():
             if values and timed:
                 block[key] = list(values)
+                if key == "shape":  # how often a layer stands in a model is not known of others
+                    block.pop("count", None)
                 for axes in here.values():
                     axes.pop(key, None)
         tables = [table for table in (block, *here.values()) if "format" in table]

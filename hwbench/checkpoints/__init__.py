@@ -85,7 +85,16 @@ def config(found: Path) -> dict[str, Any]:
     Raises:
         UsageError: there is none, or it is no JSON object.
     """
-    return _object(found / "config.json")
+    return described(found / "config.json")
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a file in the form of config.json says.
+
+    Raises:
+        UsageError: it cannot be read, or is no JSON object.
+    """
+    return _object(path)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from hwbench.cli import (
     report,
     run,
     selftest,
+    shapes,
 )
 from hwbench.errors import HwbenchError, UsageError
 
@@ -65,6 +66,7 @@ app.command("export")(export.export)
 app.command("ceilings")(ceilings.ceilings)
 app.command("doctor")(doctor.doctor)
 app.command("profile")(profile.profile)
+app.command("shapes")(shapes.shapes)
 app.command("list")(list_.list_)
 
 

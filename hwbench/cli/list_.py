@@ -80,7 +80,8 @@ def _suites(kind: str, folder: Path) -> list[dict[str, Any]]:
     from hwbench import suite
 
     del kind, folder
-    return [{"name": name, "about": suite.read(name).get("about", "")} for name in suite.names()]
+    names = [*suite.names(), *suite.model_names()]
+    return [{"name": name, "about": suite.read(name).get("about", "")} for name in names]
 
 
 def _runs(kind: str, folder: Path) -> list[dict[str, Any]]:
