@@ -9,7 +9,14 @@ Measure, and read what was measured:
 Layers:
 
 * ``get_format("monarch")`` is the class of a format. ``.for_budget(out, in, density)`` makes it for
-  a shape; then ``.random()`` or ``.project(weight)`` make a layer, a ``Linear``.
+  a shape; then ``.random()`` or ``.project(weight)`` make a layer, a ``Linear``; the weight may be
+  an ``nn.Linear``.
+
+Models:
+
+* ``convert(model, format="low_rank", density=0.5)`` is a copy of a model with its linear layers in
+  a format.
+* ``save_converted(model, folder)`` and ``load_converted(folder, model)`` keep one on disk.
 
 To add members of your own, subclass ``Format``, ``Workload``, ``Device`` or ``Meter``;
 docs/add-a-format.md and docs/add-a-device.md show how.
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
     from hwbench.measure.run import run
     from hwbench.meters._base import Meter
     from hwbench.workloads._base import Subject, Workload
+    from hwbench.workloads._convert import convert
+    from hwbench.workloads._converted import load_converted, save_converted
 
 _HOMES = {
     "Device": "hwbench.devices._base",
@@ -44,6 +53,9 @@ _HOMES = {
     "Subject": "hwbench.workloads._base",
     "Workload": "hwbench.workloads._base",
     "budget": "hwbench.formats._base",
+    "convert": "hwbench.workloads._convert",
+    "load_converted": "hwbench.workloads._converted",
+    "save_converted": "hwbench.workloads._converted",
     "round_down": "hwbench.formats._base",
     "unreachable": "hwbench.formats._base",
     "load_run": "hwbench.analysis.frames",
@@ -61,10 +73,13 @@ __all__ = [
     "Workload",
     "__version__",
     "budget",
+    "convert",
     "get_format",
+    "load_converted",
     "load_run",
     "round_down",
     "run",
+    "save_converted",
     "summary",
     "unreachable",
 ]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hwbench.errors import KnobError, UnknownNameError, UnreachableError
+from hwbench.formats._given import checked
 from hwbench.formats._kernel import Kernel, Named, Torch
 from hwbench.records import Cost, Knob
 
@@ -43,6 +44,7 @@ class Linear(nn.Module, ABC):
         self.out_features = out_features
         self.in_features = in_features
         self.trusting = False
+        self.described: Format | None = None  # what a projection made it of
         self.bias = None if bias is None else nn.Parameter(bias)
 
     def apply_weight(self, x: Tensor) -> Tensor:
@@ -126,6 +128,8 @@ class Format(ABC):
         super().__init_subclass__(**kwargs)
         if "KERNELS" in vars(cls):
             cls.IMPLEMENTATIONS = tuple(Named(name) for name in cls.KERNELS)
+        if "project" in vars(cls):
+            cls.project = checked(vars(cls)["project"])  # type: ignore[method-assign]
 
     @classmethod
     def offer(cls, kernel: Kernel, *, default: bool = False) -> None:
@@ -168,11 +172,18 @@ class Format(ABC):
         """A layer with the format's usual initialisation, on the generator's device."""
 
     @abstractmethod
-    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+    def project(self, weight: Any, *, activations: Tensor | None = None) -> Linear:
         """The member nearest to ``weight`` in the Frobenius norm, in its dtype and on its device.
+
+        A format fills this in for a weight of shape (out_features, in_features). Callers may give
+        an ``nn.Linear``, or transformers' ``Conv1D``, in the weight's place: the layer then keeps
+        a copy of its bias.
 
         ``activations`` of shape (samples, in_features), where a format can use them, weigh the
         columns of the weight by what the layer sees; a format that cannot ignores them.
+
+        Raises:
+            UsageError: weight or activations have another shape, or the weight holds no values.
         """
 
     # What may be given

@@ -1,0 +1,353 @@
+"""``hwbench.convert``: a copy of a model whose linear layers are in a format.
+
+Layers are torch's ``nn.Linear`` and transformers' ``Conv1D``. A layer stays as it is, and is named
+with its reason, where it shares its weight with another module, where its parent reads its weight
+without calling it, where it has a forward pass of its own, or where the format does not fit it.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hwbench import plugins
+from hwbench.errors import KnobError, UnknownNameError, UsageError
+from hwbench.formats._base import FORWARD, Format, Linear
+from hwbench.formats._given import weight_and_bias
+from hwbench.records import Knob
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS = 4096
+"""The most rows of activations that a layer's projection looks at."""
+
+Plan = Mapping[str, Mapping[str, Knob]]
+"""For each layer by name: the ``name`` of its format, and knobs."""
+
+_READ_BY_PARENT = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_NAMED = 3  # layers that a sentence names of each reason
+
+
+@dataclass(frozen=True)
+class Found:
+    """One linear layer of a model: what becomes of it, or why it stays."""
+
+    name: str
+    module: nn.Module
+    out_features: int
+    in_features: int
+    dtype: torch.dtype
+    device: torch.device
+    described: Format | None = None
+    kept: str = ""
+
+
+def convert(
+    model: nn.Module,
+    *,
+    format: str | Plan,
+    density: float | None = None,
+    skip: Sequence[str] = (),
+    calibration: Iterable[Any] | None = None,
+    dry_run: bool = False,
+    **knobs: Knob,
+) -> Any:
+    """A copy of a model with its linear layers projected onto a format; the model stays as it is.
+
+    Biases, dtypes, devices, ``requires_grad`` and the training mode are kept. The new layers
+    believe version counters, see ``Linear.trust_versions``. A layer that stays as it is without
+    being skipped is named in a warning.
+
+    Args:
+        model: any module.
+        format: a format's name for all layers, or for each layer by its name a table with the
+            ``name`` of a format and its knobs, such as ``{"name": "low_rank", "rank": 8}``; layers
+            without a table stay as they are.
+        density: the part of each layer's parameters to keep; with a format's name only.
+        skip: names of layers to leave as they are; ``*`` and ``?`` match as in a shell.
+        calibration: batches to read activations from, where a format can weigh columns by them:
+            each a tensor, a tuple of arguments or a dictionary of keyword arguments of the model.
+        dry_run: change nothing, and return a table of what would become of each layer; the model
+            may be on the meta device.
+        knobs: further knobs of the format.
+
+    Returns:
+        The converted model; for a dry run a pandas DataFrame, one row a layer, with bytes before
+        and after, and in ``kept`` the reason where a layer stays.
+
+    Raises:
+        UsageError: no layer can be converted, one has no values or quantised ones, or a name in
+            ``skip`` or ``format`` is of no linear layer.
+        UnknownNameError: there is no such format or knob.
+    """
+    found = planned(model, format, density, skip, knobs, values=not dry_run)
+    if dry_run:
+        return table(found)
+    if left := _left(found):
+        warnings.warn(left, stacklevel=2)
+    chosen = [each for each in found if each.described is not None]
+    if not chosen:
+        raise UsageError(_nothing(found))
+    seen = {} if calibration is None else activations(model, calibration, chosen)
+    made = {each.name: projected(each, seen.get(each.name)) for each in chosen}
+    return swapped(model, made)
+
+
+def planned(
+    model: nn.Module,
+    format: str | Plan,
+    density: float | None = None,
+    skip: Sequence[str] = (),
+    knobs: Mapping[str, Knob] | None = None,
+    *,
+    values: bool = True,
+) -> list[Found]:
+    """Every linear layer of a model, with its format or with why it stays.
+
+    Raises:
+        UsageError: as for ``convert``; with ``values``, also where a weight has none.
+    """
+    every = linears(model)
+    names = [each.name for each in every]
+    for pattern in skip:
+        if not fnmatch.filter(names, pattern):
+            raise UnknownNameError("layer in skip", pattern, names)
+    if isinstance(format, str):
+        plugins.check("formats", format)
+        own = {**({} if density is None else {"density": density}), **(knobs or {})}
+        plan: Plan = {name: {"name": format, **own} for name in names}
+    else:
+        if density is not None or knobs:
+            raise UsageError("A density and knobs go with one format, not with a table of layers.")
+        for name in format:
+            if name not in names:
+                raise UnknownNameError("layer", str(name), names)
+        plan = format
+    return [_settled(each, plan.get(each.name), skip, values=values) for each in every]
+
+
+def _settled(
+    each: Found, wanted: Mapping[str, Knob] | None, skip: Sequence[str], *, values: bool
+) -> Found:
+    """One layer with what the plan makes of it."""
+    if any(fnmatch.fnmatchcase(each.name, pattern) for pattern in skip):
+        return _staying(each, "skipped")
+    if wanted is None:
+        return _staying(each, "not named")
+    if each.kept:
+        return each
+    if values and each.device.type == "meta":
+        raise UsageError(
+            f"{each.name} lies on the meta device and has no values: load the weights first."
+        )
+    if not each.dtype.is_floating_point or each.dtype.itemsize < 2:
+        held = str(each.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"{each.name} holds values of {held}: a quantised checkpoint cannot be converted, "
+            "load it in a whole precision."
+        )
+    kind = plugins.load("formats", str(wanted.get("name")), Format)
+    own = {key: value for key, value in wanted.items() if key != "name"}
+    try:
+        described = kind.from_knobs(each.out_features, each.in_features, **own)
+    except KnobError as error:
+        return _staying(each, str(error))
+    where = each.device.type if each.device.type != "meta" else "cpu"
+    described = described.on(where)
+    if reason := described.unsupported(where, each.dtype, FORWARD):
+        return _staying(each, reason)
+    return Found(**{**_fields(each), "described": described})
+
+
+def _fields(each: Found) -> dict[str, Any]:
+    return dict(vars(each))
+
+
+def _staying(each: Found, reason: str) -> Found:
+    return Found(**{**_fields(each), "kept": reason})
+
+
+# --- which layers there are -----------------------------------------------------------------------
+
+
+def linears(model: nn.Module) -> list[Found]:
+    """The linear layers of a model in its order, with why some of them cannot be replaced."""
+    shared = _owners(model)
+    parents = dict(model.named_modules())
+    found = []
+    for name, module in model.named_modules():
+        kind = {base.__name__ for base in type(module).__mro__}
+        if not (isinstance(module, nn.Linear) or "Conv1D" in kind) or isinstance(module, nn.Conv1d):
+            continue
+        parts = weight_and_bias(module)
+        if parts is None and not isinstance(module, nn.Linear):
+            continue
+        weight = module.weight if parts is None else parts[0]
+        assert isinstance(weight, Tensor)
+        if weight.dim() == 2:
+            rows, columns = (int(side) for side in weight.shape)
+        else:  # packed by a quantiser
+            rows, columns = int(module.out_features), int(module.in_features)
+        parent = parents[name.rpartition(".")[0]]
+        kept = "" if name else "it is the whole model"
+        if parts is None:
+            kept = f"{type(module).__name__} has a forward pass of its own"
+        elif isinstance(parent, _READ_BY_PARENT):
+            kept = f"torch's {type(parent).__name__} reads its weight without calling it"
+        elif others := shared[_place(module.weight)] - {name}:
+            kept = f"shares its weight with {min(others)}"
+        found.append(Found(name, module, rows, columns, weight.dtype, weight.device, kept=kept))
+    if not found:
+        raise UsageError(f"{type(model).__name__} holds no linear layers.")
+    return found
+
+
+def _owners(model: nn.Module) -> dict[Any, set[str]]:
+    """The names of the modules that hold each parameter."""
+    owners: dict[Any, set[str]] = defaultdict(set)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[_place(parameter)].add(name.rpartition(".")[0])
+    return owners
+
+
+def _place(tensor: Any) -> Any:
+    """What two tensors share that are one: the object, or where there is memory, that and shape."""
+    if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
+        return id(tensor)
+    return tensor.data_ptr(), tuple(tensor.shape)
+
+
+# --- projection -----------------------------------------------------------------------------------
+
+
+def projected(each: Found, seen: Tensor | None = None) -> Linear:
+    """The layer that stands in for one of the model."""
+    assert each.described is not None
+    with torch.no_grad():
+        layer = each.described.project(each.module, activations=seen)
+    learns = next(each.module.parameters()).requires_grad
+    return layer.trust_versions().requires_grad_(learns).train(each.module.training)
+
+
+def swapped(model: nn.Module, made: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of the model with these modules in the places of those of their names."""
+    modules = dict(model.named_modules())
+    memo: dict[int, Any] = {id(modules[name]): layer for name, layer in made.items()}
+    return copy.deepcopy(model, memo)
+
+
+def activations(
+    model: nn.Module, batches: Iterable[Any], chosen: Sequence[Found]
+) -> dict[str, Tensor]:
+    """What these layers see while the model runs the batches: (rows, in_features) by name.
+
+    Raises:
+        UsageError: there are no batches, or the model does not take one.
+    """
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    hooks = [
+        each.module.register_forward_pre_hook(_keeper(seen, each.name), with_kwargs=True)
+        for each in chosen
+    ]
+    training, count = [m for m in model.modules() if m.training], 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                _called(model, batch)
+                count += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    if not count:
+        raise UsageError("calibration holds no batches.")
+    return {name: torch.cat(rows) for name, rows in seen.items()}
+
+
+def _called(model: nn.Module, batch: Any) -> None:
+    """Run one batch through the model, as its type asks."""
+    if isinstance(batch, Mapping):
+        model(**batch)
+    elif isinstance(batch, (tuple, list)):
+        model(*batch)
+    elif isinstance(batch, Tensor):
+        model(batch)
+    else:
+        raise UsageError(
+            "A batch of calibration is a tensor, a tuple of arguments or a dictionary of keyword "
+            f"arguments, not a {type(batch).__name__}."
+        )
+
+
+def _keeper(
+    seen: dict[str, list[Tensor]], name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        (x,) = (*inputs, *named.values())
+        room = ROWS - sum(len(rows) for rows in seen[name])
+        if room > 0:
+            seen[name].append(x.detach().reshape(-1, x.shape[-1])[:room])
+
+    return keep
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def table(found: Sequence[Found]) -> pd.DataFrame:
+    """One row a layer: its shape and format, and bytes before and after, without biases."""
+    import pandas as pd
+
+    rows = []
+    for each in found:
+        dense = each.out_features * each.in_features * each.dtype.itemsize
+        described = each.described
+        rows.append({
+            "layer": each.name,
+            "out_features": each.out_features,
+            "in_features": each.in_features,
+            "dtype": str(each.dtype).removeprefix("torch."),
+            "format": described.name() if described else "dense",
+            "knobs": described.knobs() if described else {},
+            "density": described.density() if described else 1.0,
+            "dense_bytes": dense,
+            "bytes": described.stored_bytes(each.dtype.itemsize) if described else dense,
+            "kept": each.kept,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _left(found: Sequence[Found]) -> str | None:
+    """Which layers stay that nobody asked to stay, in a sentence."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for each in found:
+        if each.kept not in ("", "skipped", "not named"):
+            reasons[each.kept].append(each.name or type(each.module).__name__)
+    if not reasons:
+        return None
+    said = [f"{_named(names)} ({why.rstrip('.')})" for why, names in reasons.items()]
+    return f"These layers stay as they are: {'; '.join(said)}."
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _nothing(found: Sequence[Found]) -> str:
+    first = next((each for each in found if each.kept not in ("skipped", "not named")), None)
+    if first is None:
+        return "Every linear layer is skipped; nothing is converted."
+    name = first.name or "the model"
+    return f"No layer can be converted; of {name}: {first.kept.rstrip('.')}."
