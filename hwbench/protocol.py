@@ -173,6 +173,31 @@ class DescribeReply(Record, tag="described", tag_field="say"):
     formats: list[FormatDetails]
 
 
+class LayersRequest(Record, tag="layers", tag_field="say"):
+    """Name the linear layers of a model, as a run stores it."""
+
+    model: str
+
+
+class LayersReply(Record, tag="layered", tag_field="say"):
+    """Name, out_features and in_features of each layer."""
+
+    layers: list[tuple[str, int, int]]
+
+
+class ApplyRequest(Record, tag="apply", tag_field="say"):
+    """Convert the model of a plan as its file says, and save it to a folder."""
+
+    plan: str
+    out: str
+
+
+class ApplyReply(Record, tag="applied", tag_field="say"):
+    """The folder that was written."""
+
+    out: str
+
+
 class Mistake(Record, tag="mistake", tag_field="say"):
     """The request could not be carried out: a mistake in it, or a bug with its traceback."""
 
@@ -189,6 +214,8 @@ Request = (
     | ChunkRequest
     | ForgetRequest
     | DescribeRequest
+    | LayersRequest
+    | ApplyRequest
 )
 Reply = (
     Hello
@@ -200,6 +227,8 @@ Reply = (
     | ChunkReply
     | ForgetReply
     | DescribeReply
+    | LayersReply
+    | ApplyReply
     | Mistake
 )
 

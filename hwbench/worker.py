@@ -84,10 +84,8 @@ class Worker:
                 return self.solo(request)
             case protocol.ChunkRequest():
                 return self.chunk(request)
-            case protocol.DescribeRequest():
-                return protocol.DescribeReply(
-                    formats=[planning.details(name) for name in request.names]
-                )
+            case protocol.DescribeRequest() | protocol.LayersRequest() | protocol.ApplyRequest():
+                return _told(request)
             case protocol.ForgetRequest():
                 self.live.clear()
                 return protocol.ForgetReply(free_bytes=self.device.free_bytes())
@@ -278,6 +276,19 @@ class Worker:
     def _ended(self, result: Result, status: Status, reason: str) -> protocol.SoloReply:
         ended = replace(result, status=status, reason=reason)
         return protocol.SoloReply(result=ended, free_bytes=self._free())
+
+
+def _told(
+    request: protocol.DescribeRequest | protocol.LayersRequest | protocol.ApplyRequest,
+) -> protocol.Reply:
+    """What is asked of formats or of a model; readers of models are imported for that alone."""
+    if isinstance(request, protocol.DescribeRequest):
+        return protocol.DescribeReply(formats=[planning.details(name) for name in request.names])
+    from hwbench.workloads import _apply
+
+    if isinstance(request, protocol.LayersRequest):
+        return protocol.LayersReply(layers=_apply.layers(request.model))
+    return protocol.ApplyReply(out=_apply.apply(request.plan, request.out))
 
 
 def _left_out(quantity: Quantity) -> Measurement:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hwbench import files
 from hwbench.errors import MissingPartError, UsageError, shortened
+from hwbench.records import Knob
 
 BERT, ENCODER, CAUSAL = "bert", "encoder", "causal"
 MEAN, CLS = "mean", "cls"
@@ -86,6 +87,50 @@ def config(found: Path) -> dict[str, Any]:
         UsageError: there is none, or it is no JSON object.
     """
     return described(found / "config.json")
+
+
+class PlannedLayer(NamedTuple):
+    """What one layer of a model becomes."""
+
+    name: str
+    format: str
+    knobs: dict[str, Knob]
+    shape: tuple[int, int]
+
+
+class LayerPlan(NamedTuple):
+    """What each linear layer of a model becomes; those that stay dense are there too."""
+
+    model: str
+    layers: list[PlannedLayer]
+
+    def entries(self) -> dict[str, dict[str, Knob]]:
+        """What ``hwbench.convert`` takes: of the layers that do not stay, format and knobs."""
+        changed = [each for each in self.layers if each.format != "dense"]
+        return {each.name: {"name": each.format, **each.knobs} for each in changed}
+
+
+def layer_plan(path: Path) -> LayerPlan:
+    """The plan in a file that ``hwbench choose`` wrote.
+
+    Raises:
+        UsageError: it cannot be read, or is no such file.
+    """
+    told = _object(path)
+    model, shapes, entries = (told.get(key) for key in ("model", "shapes", "layers"))
+    if not (isinstance(model, str) and isinstance(shapes, dict) and isinstance(entries, dict)):
+        raise UsageError(f"{path} is no plan of hwbench choose: it lacks model, shapes or layers.")
+    found = []
+    for name, shape in shapes.items():
+        entry = entries.get(name, {"name": "dense"})
+        sides = shape if isinstance(shape, list) else []
+        if len(sides) != 2 or not all(type(side) is int for side in sides):
+            raise UsageError(f"{path} gives {shortened(repr(name))} no shape.")
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise UsageError(f"{path} gives {shortened(repr(name))} no format.")
+        knobs = {key: value for key, value in entry.items() if key != "name"}
+        found.append(PlannedLayer(name, entry["name"], knobs, (sides[0], sides[1])))
+    return LayerPlan(model, found)
 
 
 def described(path: Path) -> dict[str, Any]:

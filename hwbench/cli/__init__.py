@@ -25,6 +25,7 @@ from hwbench.cli import (
     baseline,
     ceilings,
     check,
+    choose,
     compare,
     doctor,
     export,
@@ -67,6 +68,7 @@ app.command("ceilings")(ceilings.ceilings)
 app.command("doctor")(doctor.doctor)
 app.command("profile")(profile.profile)
 app.command("shapes")(shapes.shapes)
+app.command("choose")(choose.choose)
 app.command("list")(list_.list_)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -148,7 +148,11 @@ def layers_cost(case: Case, shapes: Iterable[tuple[int, int]]) -> Cost:
         UnreachableError: one of them cannot have the density.
     """
     item = ITEM_BYTES[case.dtype]
-    each = [layer_format(case, *shape).cost(0, item, FORWARD) for shape in shapes]
+    return added([layer_format(case, *shape).cost(0, item, FORWARD) for shape in shapes])
+
+
+def added(each: Sequence[Cost]) -> Cost:
+    """The costs of several layers together."""
     parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
     return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
 

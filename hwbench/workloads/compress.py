@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from hwbench import checkpoints as models
@@ -14,25 +15,24 @@ from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.quantities import Quantity
 from hwbench.records import Case, Cost
-from hwbench.workloads import _distill, _texts, _trained
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format, layers_cost
-from hwbench.workloads._bert import Bert
-from hwbench.workloads._causal import Causal
-from hwbench.workloads._encoder import Encoder
+from hwbench.workloads import _convert, _distill, _reading, _texts
+from hwbench.workloads._base import (
+    DTYPES,
+    Subject,
+    Workload,
+    added,
+    generator,
+    layer_format,
+    layers_cost,
+)
 from hwbench.workloads._models import Model
 
 WEIGHTINGS = ("none", "activations")
-_SHARE = 0.75  # of the texts belong to one seed
 _CALLS = 5  # forward passes of which the median is the model's latency
 _LATENCY_BATCH = 16
 _UNHEALED = {
     quantities.EMBEDDING_COSINE: quantities.UNHEALED_SCORE,
     quantities.PERPLEXITY: quantities.UNHEALED_PERPLEXITY,
-}
-_READERS: dict[str, type[Model]] = {
-    models.BERT: Bert,
-    models.ENCODER: Encoder,
-    models.CAUSAL: Causal,
 }
 
 
@@ -51,8 +51,9 @@ class Compress(Workload):
     healed, ``unhealed_score`` or ``unhealed_perplexity``.
 
     Options: ``weighting`` (none, or activations: columns count as much as the calibration text
-    uses them), ``heal`` (steps of distillation, 0 for none), ``model`` and ``seeds``. The shape of
-    the case stands for the model's layers; the knobs are resolved for each of them.
+    uses them), ``heal`` (steps of distillation, 0 for none), ``model``, ``plan`` (the file of a
+    plan of ``hwbench choose``, which then says the format of each layer) and ``seeds``. The shape
+    of the case stands for the model's layers; the knobs are resolved for each of them.
     """
 
     SCORE = quantities.EMBEDDING_COSINE
@@ -61,7 +62,9 @@ class Compress(Workload):
         *(quantities.PERPLEXITY_RATIO, *_UNHEALED.values(), quantities.MODEL_SECONDS),
         *(quantities.MODEL_BYTES, quantities.MODEL_PARAMETERS),
     )
-    OPTIONS = {"weighting": "none", "heal": 0, "model": "", "seeds": 1}  # noqa: RUF012 (declared in the base)
+    OPTIONS = {  # noqa: RUF012 (declared in the base)
+        "weighting": "none", "heal": 0, "model": "", "plan": "", "seeds": 1,
+    }  # fmt: skip
     AXES = ()
 
     def check(self, case: Case) -> None:
@@ -79,7 +82,14 @@ class Compress(Workload):
         if self._unreadable(case):
             return None
         folder = self._folder(case)
-        return layers_cost(case, _reader(folder).shapes(folder))
+        if plan := self._plan(case):
+            kinds = (replace(case, format=each.format, knobs=each.knobs) for each in plan.layers)
+            costs = [
+                layers_cost(kind, [each.shape])
+                for kind, each in zip(kinds, plan.layers, strict=True)
+            ]
+            return added(costs)
+        return layers_cost(case, _reading.reader(folder).shapes(folder))
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         if reason := self._unreadable(case):
@@ -90,10 +100,10 @@ class Compress(Workload):
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         where, folder, options = device.torch_device, self._folder(case), self.options(case)
-        reader = _reader(folder)
+        reader = _reading.reader(folder)
         original = reader.load(folder).to(where, DTYPES[case.dtype])
         (ids, mask), texts = (
-            tuple(t.to(where) for t in reader.tokens(folder, _drawn(lines, seed)))
+            tuple(t.to(where) for t in reader.tokens(folder, _reading.drawn(lines, seed)))
             for lines in (_texts.calibration(), _texts.held_out())
         )
         quantity = self.quantity(case)
@@ -108,7 +118,10 @@ class Compress(Workload):
             if options["weighting"] == "activations":
                 seen = _distill.activations(original, ids, mask)
             with torch.no_grad():
-                student = _distill.compressed(original, project, seen)
+                if plan := self._plan(case):
+                    student = _converted(original, plan, seen or {})
+                else:
+                    student = _distill.compressed(original, project, seen)
                 kept, beside = original.judge(student, *texts)
             if steps := int(options["heal"]):
                 subject.beside[_UNHEALED[quantity].name] = kept
@@ -125,34 +138,31 @@ class Compress(Workload):
         return subject
 
     def _folder(self, case: Case) -> Path:
-        model = str(self.options(case)["model"])
-        return models.folder(model) if model else _trained.folder()
+        return _reading.folder(str(self.options(case)["model"]))
 
     def _unreadable(self, case: Case) -> str | None:
-        if not self.options(case)["model"]:
-            return _trained.missing() or models.no_package("tokenizers")
+        options = self.options(case)
+        if reason := _reading.unreadable(str(options["model"])):
+            return reason
         try:
-            folder = self._folder(case)
-        except UsageError as error:  # no such folder or name on this machine
+            self._plan(case)
+        except UsageError as error:
             return str(error)
-        return (
-            models.unreadable(folder)
-            or models.missing(folder)
-            or _reader(folder).unreadable(folder)
-        )
+        return None
+
+    def _plan(self, case: Case) -> models.LayerPlan | None:
+        """What each layer becomes, where the case asks for a plan."""
+        path = str(self.options(case)["plan"])
+        return models.layer_plan(Path(path)) if path else None
 
 
-def _reader(folder: Path) -> type[Model]:
-    """The class that reads the model of this folder."""
-    return _READERS[models.kind(folder)]
-
-
-def _drawn(texts: list[str], seed: int) -> list[str]:
-    """The texts of a seed, in their order."""
-    source = torch.Generator().manual_seed(seed)
-    count = round(_SHARE * len(texts))
-    picked = torch.randperm(len(texts), generator=source)[:count]
-    return [texts[i] for i in sorted(picked.tolist())]
+def _converted(original: Model, plan: models.LayerPlan, seen: dict[str, Tensor]) -> Model:
+    """A copy of the model with each layer as the plan has it."""
+    found = [each for each in _convert.planned(original, plan.entries()) if each.described]
+    made = {each.name: _convert.projected(each, seen.get(each.name)) for each in found}
+    student = _convert.swapped(original, made)
+    assert isinstance(student, Model)
+    return student.requires_grad_(False)
 
 
 def _latency(model: Model, texts: tuple[Tensor, ...], device: Device) -> float:

@@ -1,0 +1,94 @@
+"""The multiple-choice knapsack: one option of each group, least loss, within a budget.
+
+It is solved as a mixed-integer program by HiGHS (``scipy.optimize.milp``) to optimality; the gap
+that the solver proves is stated. Options that another of the same group beats are left out first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hwbench.errors import HwbenchError
+
+_OVER = 1e-6  # of the budget: what the solver may exceed it by
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a group: what it costs, and what is lost by it."""
+
+    cost: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The index of the option of each group, and the proven gap of the loss, relative."""
+
+    chosen: tuple[int, ...]
+    gap: float
+
+
+def cheapest(groups: Sequence[Sequence[Option]]) -> float:
+    """The least that any choice costs."""
+    return sum(min(option.cost for option in options) for options in groups)
+
+
+def solve(groups: Sequence[Sequence[Option]], budget: float) -> Solution | None:
+    """The choice with the least total loss that costs at most the budget; None where none does.
+
+    Of choices with the same loss the cheaper one is not sought. Costs and losses are finite and
+    not negative.
+    """
+    if cheapest(groups) > budget * (1 + _OVER):
+        return None
+    kept = [undominated(options) for options in groups]
+    costs = np.array([g[i].cost for g, own in zip(groups, kept, strict=True) for i in own])
+    losses = np.array([g[i].loss for g, own in zip(groups, kept, strict=True) for i in own])
+    picked, gap = _milp(costs, losses, [len(own) for own in kept], budget)
+    chosen = []
+    start = 0
+    for own in kept:
+        chosen.append(own[int(np.argmax(picked[start : start + len(own)]))])
+        start += len(own)
+    return Solution(tuple(chosen), gap)
+
+
+def _milp(
+    costs: np.ndarray, losses: np.ndarray, sizes: Sequence[int], budget: float
+) -> tuple[np.ndarray, float]:
+    """Which options are taken, as zeros and ones, and the gap."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array
+
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    every = np.arange(len(owner))
+    once = csr_array((np.ones(len(owner)), (owner, every)), shape=(len(sizes), len(owner)))
+    scale = max(budget, float(costs.max()), np.finfo(float).tiny)
+    most = max(float(losses.max()), np.finfo(float).tiny)
+    found = milp(
+        losses / most,
+        integrality=np.ones(len(owner)),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(once, 1, 1),
+            LinearConstraint(costs[None, :] / scale, -np.inf, budget / scale),
+        ],
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        raise HwbenchError(f"The solver gave up: {found.message}")
+    return np.asarray(found.x), float(found.mip_gap or 0.0)
+
+
+def undominated(options: Sequence[Option]) -> list[int]:
+    """The options of a group that no other beats in both, by rising cost and falling loss."""
+    order = sorted(range(len(options)), key=lambda i: (options[i].cost, options[i].loss, i))
+    kept: list[int] = []
+    for index in order:
+        if not kept or options[index].loss < options[kept[-1]].loss:
+            kept.append(index)
+    return kept

@@ -1,0 +1,71 @@
+"""The model that a case names: where it lies, which class reads it, and what its layers see."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hwbench import checkpoints as models
+from hwbench.errors import UsageError
+from hwbench.workloads import _distill, _texts, _trained
+from hwbench.workloads._bert import Bert
+from hwbench.workloads._causal import Causal
+from hwbench.workloads._encoder import Encoder
+from hwbench.workloads._models import Model
+
+_READERS: dict[str, type[Model]] = {
+    models.BERT: Bert,
+    models.ENCODER: Encoder,
+    models.CAUSAL: Causal,
+}
+_SHARE = 0.75  # of the texts belong to one seed
+
+
+def folder(model: str) -> Path:
+    """The folder of a model as a run stores it; empty stands for all-MiniLM-L6-v2."""
+    return models.folder(model) if model else _trained.folder()
+
+
+def reader(found: Path) -> type[Model]:
+    """The class that reads the model of this folder."""
+    return _READERS[models.kind(found)]
+
+
+def unreadable(model: str) -> str | None:
+    """Why a model cannot be read on this machine, in words; None where it can."""
+    if not model:
+        return _trained.missing() or models.no_package("tokenizers")
+    try:
+        found = folder(model)
+    except UsageError as error:  # no such folder or name on this machine
+        return str(error)
+    return (
+        models.unreadable(found)
+        or models.missing(found)
+        or reader(found).unreadable(found)
+    )  # fmt: skip
+
+
+def drawn(texts: list[str], seed: int) -> list[str]:
+    """The texts of a seed, in their order."""
+    source = torch.Generator().manual_seed(seed)
+    count = round(_SHARE * len(texts))
+    picked = torch.randperm(len(texts), generator=source)[:count]
+    return [texts[i] for i in sorted(picked.tolist())]
+
+
+@lru_cache(maxsize=1)
+def read(model: str) -> tuple[Model, dict[str, Tensor]]:
+    """A model in float32 on the CPU, and what each linear layer sees of the calibration texts.
+
+    Returns:
+        The model, and (rows, in_features) by the name of the layer; a layer that nothing passes
+        through has none.
+    """
+    found = folder(model)
+    kind = reader(found)
+    loaded = kind.load(found)
+    return loaded, _distill.activations(loaded, *kind.tokens(found, _texts.calibration()))

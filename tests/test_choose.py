@@ -1,0 +1,330 @@
+"""``hwbench choose``: the knapsack against every choice there is, plans, and a tiny encoder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hwbench.errors import HwbenchError, UsageError
+from hwbench.store import read_run
+from hwbench.studies import _knapsack, choose
+from hwbench.studies._knapsack import Option
+from hwbench.studies.choose import Budget, Costs, Layer
+
+# --- the knapsack ---------------------------------------------------------------------------------
+
+_NUMBER = st.integers(0, 1000).map(float)
+_GROUPS = st.lists(
+    st.lists(st.builds(Option, cost=_NUMBER, loss=_NUMBER), min_size=1, max_size=4),
+    min_size=1,
+    max_size=5,
+)
+
+
+def least(groups: list[list[Option]], budget: float) -> float | None:
+    """The least loss of all choices that fit, one by one."""
+    sums = (
+        (sum(o.cost for o in picked), sum(o.loss for o in picked))
+        for picked in itertools.product(*groups)
+    )
+    return min((loss for cost, loss in sums if cost <= budget), default=None)
+
+
+@given(_GROUPS, st.integers(0, 3000))
+def test_the_solver_finds_the_least_of_all_choices(groups, budget):
+    found = _knapsack.solve(groups, budget)
+    wanted = least(groups, budget)
+    if found is None:
+        assert wanted is None
+        return
+    picked = [group[i] for group, i in zip(groups, found.chosen, strict=True)]
+    assert sum(option.cost for option in picked) <= budget * (1 + 1e-6)
+    assert sum(option.loss for option in picked) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+    assert found.gap <= 1e-6
+
+
+def test_a_budget_that_a_real_model_has_is_solved_to_the_end():
+    """Two hundred layers with thirty options each; the gap is proven, and greedy is not better."""
+    drawn = random.Random(3)
+    groups = [
+        [Option(10 * d * (0.8 + 0.4 * drawn.random()), (1 - d) ** 2 * drawn.random())
+         for d in [1.0, *(drawn.random() for _ in range(29))]]
+        for _ in range(200)
+    ]  # fmt: skip
+    budget = 0.5 * sum(group[0].cost for group in groups)
+    found = _knapsack.solve(groups, budget)
+    assert found is not None
+    assert found.gap < 1e-4
+    picked = [group[i] for group, i in zip(groups, found.chosen, strict=True)]
+    assert sum(o.cost for o in picked) <= budget * (1 + 1e-6)
+    price = 0.05  # any price of a unit of cost bounds the loss from below
+    bound = sum(min(o.loss + price * o.cost for o in group) for group in groups) - price * budget
+    assert sum(o.loss for o in picked) >= bound
+
+
+def test_an_option_that_another_beats_in_both_is_left_out():
+    group = [Option(2, 2), Option(1, 1), Option(3, 0), Option(1, 5), Option(3, 0)]
+    assert _knapsack.undominated(group) == [1, 2]
+
+
+# --- budgets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "share"),
+    [
+        ("bytes=50%", "bytes", 0.5),
+        ("time=-30%", "time", 0.7),
+        ("time=−30%", "time", 0.7),  # a minus sign as a page prints it
+        ("params = 12.5 %", "params", 0.125),
+        ("time=100%", "time", 1.0),
+    ],
+)
+def test_a_budget_is_a_share_of_what_dense_costs(text, kind, share):
+    found = Budget.parse(text)
+    assert found.kind == kind
+    assert found.share == pytest.approx(share)
+    assert Budget.parse(str(found)) == found
+
+
+@pytest.mark.parametrize("text", ["", "50%", "bytes", "bytes=50", "bytes=0%", "bytes=101%",
+                                  "time=-100%", "size=50%", "bytes=x%", "bytes=50%%"])  # fmt: skip
+def test_what_is_no_budget_is_one_sentence(text):
+    with pytest.raises(UsageError) as caught:
+        Budget.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+# --- choices --------------------------------------------------------------------------------------
+
+
+def costs(seconds: float, size: float, loss: float) -> Costs:
+    return Costs(seconds, size, size / 4, loss)
+
+
+def layer(name: str, half: float, quarter: float) -> Layer:
+    options = {"dense": costs(4, 100, 0), "half": costs(2, 50, half), "q": costs(1, 25, quarter)}
+    return Layer(name, (8, 8), options)
+
+
+LAYERS = [layer("a", 0.3, 0.9), layer("b", 0.1, 0.2)]
+
+
+def test_what_loses_less_is_cut_more():
+    found = choose.choose(LAYERS, Budget("bytes", 0.625))
+    assert found.picked == {"a": "dense", "b": "q"}
+    assert found.planned.loss == pytest.approx(0.2)
+    assert (found.single, found.alone.loss) == ("half", pytest.approx(0.4))
+    assert found.planned.bytes == 125
+
+
+def test_the_plan_is_never_worse_than_the_best_single_format():
+    drawn = random.Random(1)
+    for _ in range(30):
+        layers = [
+            Layer(str(n), (8, 8), {"dense": costs(4, 100, 0)} | {
+                str(d): costs(4 * drawn.random(), d, drawn.random()) for d in (20, 40, 80)
+            })
+            for n in range(6)
+        ]  # fmt: skip
+        for kind, share in itertools.product(("bytes", "time", "params"), (0.5, 0.7, 0.9)):
+            try:
+                found = choose.choose(layers, Budget(kind, share))
+            except UsageError:
+                continue
+            assert found.planned.of(kind) <= share * found.dense.of(kind) * (1 + 1e-6)
+            if found.alone is not None:
+                assert found.planned.loss <= found.alone.loss * (1 + 1e-6)
+
+
+def test_one_format_that_wins_everywhere_is_told():
+    layers = [
+        Layer(n, (8, 8), {"dense": costs(4, 100, 0), "half": costs(2, 50, 0.1)}) for n in "ab"
+    ]
+    assert choose.choose(layers, Budget("bytes", 0.5)).wins_everywhere == "half"
+    assert choose.choose(LAYERS, Budget("bytes", 0.625)).wins_everywhere is None
+
+
+def test_a_budget_that_cannot_be_met_says_what_can():
+    with pytest.raises(UsageError, match=r"cannot be met: .* at least 25 % of their bytes"):
+        choose.choose(LAYERS, Budget("bytes", 0.2))
+    assert choose.choose(LAYERS, Budget("bytes", 0.25)).wins_everywhere == "q"
+
+
+# --- a tiny encoder, from the command line --------------------------------------------------------
+
+CONFIG = {
+    "model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "vocab_size": 30522, "max_position_embeddings": 128,
+    "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+}  # fmt: skip
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random encoder of one layer in Hugging Face's layout, with the packaged tokenizer."""
+    from safetensors.torch import save_file
+
+    from hwbench.workloads import _trained
+    from hwbench.workloads._bert import Bert
+
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    tokenizer = (_trained.folder() / "tokenizer.json").read_text(encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    model, source = Bert(CONFIG), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=source)
+    save_file(dict(model.state_dict()), folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def asked(tiny: Path, tmp_path: Path) -> list[str]:
+    return [
+        "choose", "--model", str(tiny), "--format", "low_rank", "--density", "0.9,0.5",
+        "--device", "fake", "--replicates", "1", "--runs", str(tmp_path / "runs"),
+        "--out", str(tmp_path / "plan.json"),
+    ]  # fmt: skip
+
+
+def test_a_plan_is_made_applied_and_made_again(
+    hwbench: Call, asked: list[str], tiny: Path, tmp_path: Path
+) -> None:
+    from hwbench.workloads._bert import Bert
+
+    out = tmp_path / "out"
+    code, shown, error = hwbench(*asked, "--budget", "bytes=80%", "--apply", str(out))
+    assert code == 0, error
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["predicted"]["bytes"] <= 0.8 * plan["dense"]["bytes"]
+    assert plan["gap"] <= 1e-6
+    assert f"The model is in {out}" in shown
+    assert "The whole model: embedding cosine" in shown
+    import hwbench as package
+
+    back = package.load_converted(out, Bert(CONFIG).eval())
+    written = {n for n, m in back.named_modules() if isinstance(m, package.Linear)}
+    single = json.loads((tmp_path / "plan-single.json").read_text())
+    assert written in ({*plan["layers"]}, {*single["layers"]})
+    ids, mask = Bert.tokens(tiny, ["a few words", "some more of them"])
+    assert torch.isfinite(back(ids, mask)).all()
+
+    code, again, error = hwbench("choose", "--plan", str(tmp_path / "plan.json"), "--json")
+    assert code == 0, error
+    assert json.loads(again)["layers"] == plan["layers"]
+    anew = ["--from", plan["run"], "--budget", "bytes=100%", "--out", str(tmp_path / "whole.json")]
+    code, shown, error = hwbench("choose", *anew)
+    assert code == 0, error
+    assert shown.startswith("One format wins everywhere: dense.")
+
+
+def test_the_errors_and_times_of_a_run_are_those_of_its_cases(
+    hwbench: Call, asked: list[str], tmp_path: Path
+) -> None:
+    assert hwbench(*asked, "--budget", "bytes=90%")[0] == 0
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    found = read_run(path)
+    layers = choose.layers_of(found)
+    assert len(layers) == 6
+    for layer in layers:
+        assert set(layer.options) == {"dense", "low_rank density=0.5", "low_rank density=0.9"}
+        assert layer.options["dense"].loss < 1e-12
+        assert layer.options["dense"].bytes == 4 * layer.shape[0] * layer.shape[1]
+        assert layer.options["low_rank density=0.9"].loss > 0
+        assert (
+            layer.options["low_rank density=0.9"].loss < layer.options["low_rank density=0.5"].loss
+        )
+    counts = {p.case.count for p in found.planned.values() if p.case.workload == "linear"}
+    assert counts == {4, 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--budget", "bytes=2%"], "cannot be met"),
+        (["--budget", "size=2%"], "Unknown budget"),
+        ([], "--budget is needed"),
+        (["--budget", "bytes=50%", "--objective", "kl"], "Unknown objective 'kl'"),
+        (["--budget", "bytes=50%", "--format", "low_rnk"], "did you mean 'low_rank'"),
+        (["--budget", "bytes=50%", "--density", "2"], "--density is above 0"),
+        (["--budget", "bytes=50%", "--plan", "x.json"], "give it alone"),
+        (["--budget", "bytes=50%", "--model", "/nowhere"], "There is no folder"),
+        (["--budget", "bytes=50%", "--from", "x.jsonl"], "leave --model out"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    hwbench: Call, asked: list[str], arguments: list[str], words: str
+) -> None:
+    code, _, error = hwbench(*asked, *arguments)
+    assert code == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def _plan(**changes: Any) -> dict[str, Any]:
+    return {"schema": 1, "model": "", "shapes": {"a": [2, 2]}, "layers": {}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({}, "is no plan of hwbench choose"),
+        (_plan(shapes={"a": [2]}), "gives 'a' no shape"),
+        (_plan(shapes={"a": "2x2"}), "gives 'a' no shape"),
+        (_plan(layers={"a": {}}), "gives 'a' no format"),
+        (_plan(), "no plan of this version"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_one_sentence(told, words, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(told))
+    with pytest.raises(UsageError, match=words):
+        choose.again(path)
+
+
+def test_a_plan_that_was_changed_is_told(hwbench: Call, asked: list[str], tmp_path: Path) -> None:
+    assert hwbench(*asked, "--budget", "bytes=60%")[0] == 0
+    path = tmp_path / "plan.json"
+    told = json.loads(path.read_text())
+    told["layers"].popitem()
+    path.write_text(json.dumps(told))
+    with pytest.raises(UsageError, match="it was changed"):
+        choose.again(path)
+
+
+# --- the error of a layer -------------------------------------------------------------------------
+
+
+def test_the_error_of_a_layer_is_that_of_its_output(tiny: Path) -> None:
+    from _scored import described, scored, unsupported, workload
+    from _synthetic import scored_case
+
+    from hwbench.workloads import _reading
+
+    name = "encoder.layer.0.attention.self.query"
+    case = scored_case("layer_error", "low_rank", 16, model=str(tiny), layer=name)
+    model, seen = _reading.read(str(tiny))
+    weight, rows = model.linears()[name].weight.detach(), seen[name]
+    near = described(case).project(weight, activations=rows[0::2]).to_dense()
+    x = rows[1::2].double()
+    wanted = torch.linalg.norm(x @ (weight - near).double().mT)
+    wanted = float(wanted.detach() / torch.linalg.norm(x @ weight.double().mT))
+    assert scored(case)["score"] == pytest.approx(wanted, rel=1e-5)
+    assert unsupported(case) is None
+    for layer, words in (("encoder.x", "Unknown layer"), ("encoder.layer.0.output.dense", "16×32")):
+        other = scored_case("layer_error", "low_rank", 16, model=str(tiny), layer=layer)
+        assert words in str(unsupported(other))
+    bare = scored_case("layer_error", "low_rank", 16, model=str(tiny))
+    with pytest.raises(HwbenchError, match="needs the name of a layer"):
+        workload(bare).check(bare)
