@@ -29,6 +29,7 @@ from hwbench.report import (
     _questions,
     _samples,
     _sections,
+    _totals,
     _trade,
     decision,
 )
@@ -162,6 +163,8 @@ def _context(
         "trades_left": max(0, len(joined) - _SPELLED),
         "unjoined": _trade.unjoined(joins),
         "starts": _density.starts(rows),
+        "totals": _totals.totals(rows),
+        "totals_heads": _totals.HEADS,
         "sections": {section.id: section for section in sections},
         "energy": _energy(rows),
         "intervals": (bounded := sum(known(row.relative_low) for row in rows)),

@@ -119,6 +119,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     roofs: Sequence[Line]  # all that are drawn
     placement: Placement | None  # where it stands; None where it was not timed
 
+    count: int = 1  # such layers that a token passes through in the suite's model
     run: int = 0  # the number of its run on the page
     machine: str = ""  # its run's, where several are shown; else nothing
     number: int = 0  # in the order of the page
@@ -235,6 +236,7 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
                 roof=ceiling,
                 roofs=drawn,
                 placement=placement(summary, ceiling),
+                count=planned.case.count,
                 run=number,
                 machine=machine,
             )

@@ -25,7 +25,7 @@ from hwbench.quantities import (
     Quantity,
     built_in,
 )
-from hwbench.report import _clock, _facts, _whose
+from hwbench.report import _clock, _facts, _totals, _whose
 from hwbench.report import _words as words
 from hwbench.report._scores import score_of
 from hwbench.report.rows import DENSE, Row, groups, known, printable, report_rows, shown, timed
@@ -63,6 +63,8 @@ def table(run: Run, width: int = 80) -> list[RenderableType]:
     for members in groups(rows).values():
         parts += [Text(), Text(words.group_title(members[0]), style="bold")]
         parts.append(_group_table(members, width, readings))
+    for found in _totals.totals(rows):
+        parts += _summed(found)
     parts += _failures(rows)
     return [*parts, *_foot(run, rows)]
 
@@ -125,6 +127,25 @@ def _group_table(rows: list[Row], width: int, readings: list[Quantity]) -> Table
     for row in rows:
         table.add_row(*(Text(column.cell(row)) for column in columns), style=_style(row))
     return table
+
+
+def _summed(found: _totals.Totals) -> list[RenderableType]:
+    """All linear layers of a model together, in each format."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
+    for head in _totals.HEADS:
+        left = head == _totals.HEADS[0]
+        table.add_column(head, justify="left" if left else "right", no_wrap=not left)
+    for line in found.cells():
+        table.add_row(*(Text(cell) for cell in line))
+    parts: list[RenderableType] = [Text(), Text(found.title, style="bold"), table]
+    if found.left_out:
+        said = f"Not in it, because dense has no time of it here: {', '.join(found.left_out)}."
+        parts.append(Text(said, style="dim"))
+    return parts
 
 
 def _style(row: Row) -> str:
