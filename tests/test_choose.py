@@ -328,3 +328,26 @@ def test_the_error_of_a_layer_is_that_of_its_output(tiny: Path) -> None:
     bare = scored_case("layer_error", "low_rank", 16, model=str(tiny))
     with pytest.raises(HwbenchError, match="needs the name of a layer"):
         workload(bare).check(bare)
+
+
+def test_layers_that_share_a_weight_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import nn
+
+    from hwbench.workloads import _apply, _reading
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.second.weight = self.first.weight
+
+        def linears(self) -> dict[str, nn.Linear]:
+            return {"first": self.first, "second": self.second}
+
+    seen = {name: torch.ones(2, 8) for name in ("first", "second")}
+    monkeypatch.setattr(_reading, "unreadable", lambda model: None)
+    monkeypatch.setattr(_reading, "read", lambda model: (Tied(), seen))
+    with pytest.raises(
+        UsageError, match="first cannot be converted: shares its weight with second"
+    ):
+        _apply.layers("tied")

@@ -282,3 +282,38 @@ def test_a_count_is_no_part_of_the_question_and_is_left_out_where_it_is_one():
 def test_another_shape_has_no_count():
     asked = suite.override(suite.read("models/minilm_l6"), shape=[[8, 8]])
     assert {case.count for case in suite.build(asked, "cpu").cases} == {1}
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_the_command_prints_a_suite_or_writes_it(hwbench, tmp_path):
+    config = str(CONFIGS / "smollm2_135m.json")
+    code, shown, error = hwbench("shapes", config, "--regime", "decode")
+    assert (code, error) == (0, "")
+    (tmp_path / "mine.toml").write_text(shown, encoding="utf-8")
+    built = suite.build(suite.read(str(tmp_path / "mine.toml")), "cpu")
+    assert {(case.tokens, case.direction) for case in built.cases} == {
+        (1, "forward"), (8, "forward"), (64, "forward"),
+    }  # fmt: skip
+    code, shown, _ = hwbench("shapes", config, "--out", str(tmp_path / "whole.toml"))
+    assert code == 0
+    assert "hwbench run --suite" in shown
+    assert (tmp_path / "whole.toml").read_text(encoding="utf-8") == shapes.of("smollm2_135m")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no_such_model_anywhere"], "is no config.json"),
+        (["./nowhere"], "There is no file or folder"),
+        (["llama_3_1_8b", "--regime", "decode"], "that hwbench ships with all regimes"),
+        (["llama_3_1_8b", "--out", "no/such/folder.toml"], "Cannot write"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_sentence(hwbench, monkeypatch, arguments, words):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, error = hwbench("shapes", *arguments)
+    assert code == 2
+    assert words in error
+    assert error.count("\n") == 1
