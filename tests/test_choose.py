@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import random
@@ -328,6 +329,38 @@ def test_the_error_of_a_layer_is_that_of_its_output(tiny: Path) -> None:
     bare = scored_case("layer_error", "low_rank", 16, model=str(tiny))
     with pytest.raises(HwbenchError, match="needs the name of a layer"):
         workload(bare).check(bare)
+
+
+def test_the_output_is_judged_with_this_layer_alone_changed(tiny: Path) -> None:
+    from _scored import described, scored
+    from _synthetic import scored_case
+
+    from hwbench.workloads import _reading
+
+    name = "encoder.layer.0.attention.self.value"
+    options = {"model": str(tiny), "layer": name, "judged": "output"}
+    case = scored_case("layer_error", "low_rank", 16, **options)
+    model, seen = _reading.read(str(tiny))
+    before = model.linears()[name].weight.clone()
+    found = scored(case)["score"]
+    assert torch.equal(model.linears()[name].weight, before)
+    assert scored(scored_case("layer_error", "dense", 16, **options))["score"] == 0
+    changed = copy.deepcopy(model)
+    near = described(case).project(before, activations=seen[name][0::2])
+    changed.get_submodule("encoder.layer.0.attention.self").value = near
+    near.bias = model.linears()[name].bias
+    ids, mask, wanted = _reading.last_states(str(tiny))
+    with torch.no_grad():
+        moved = changed.states(ids, mask)[-1][mask] - wanted
+    assert found == pytest.approx(float(moved.norm() / wanted.norm()), rel=1e-3)
+
+
+def test_the_objective_stands_in_the_plan(hwbench: Call, asked: list[str], tmp_path: Path) -> None:
+    code, shown, error = hwbench(*asked, "--budget", "bytes=60%", "--objective", "output")
+    assert code == 0, error
+    assert "the model's relative error" in shown
+    assert json.loads((tmp_path / "plan.json").read_text())["objective"] == "output"
+    choose.again(tmp_path / "plan.json")
 
 
 def test_layers_that_share_a_weight_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

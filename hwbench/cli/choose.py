@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from hwbench.store import Run
     from hwbench.studies.choose import Choice, Question, Whole
 
+_OF = {
+    "error": "each one's relative output error",
+    "output": "the model's relative error with each one alone in its format",
+}
+
 
 def choose(
     model: str | None = typer.Option(
@@ -25,7 +30,9 @@ def choose(
     budget: str | None = typer.Option(
         None, "--budget", "-b", help="Of all linear layers: bytes=50%, params=50% or time=-30%."
     ),
-    objective: str = typer.Option("error", "--objective", help="What is made least: error."),
+    objective: str = typer.Option(
+        "error", "--objective", help="error (of layers), or output (of the model)."
+    ),
     format_: list[str] | None = typer.Option(
         None, "--format", "-f", help="The formats to try, beside dense."
     ),
@@ -50,7 +57,8 @@ def choose(
     """Choose a format for each linear layer of a model, within a budget of bytes or time.
 
     Each shape is timed in each format here, and each layer's error is taken on calibration texts.
-    Then the sum of the squared errors is made least. That is quick and can mislead: --apply
+    Then the sum of the squared errors is made least. Of the layers' own errors that is quick and
+    can mislead; --objective output takes the model's with each layer alone changed. --apply
     measures the whole model, against the best single format and against the model as it was.
     """
     from hwbench.store import read_run
@@ -66,7 +74,7 @@ def choose(
         if budget is None:
             raise UsageError("--budget is needed: bytes=50%, params=50% or time=-30%.")
         limit = study.Budget.parse(budget)
-        asked = _asked(model, tokens, format_, density, replicates)
+        asked = _asked(model, tokens, format_, density, replicates, objective)
         if from_ is not None and model:
             raise UsageError("--from has its model; leave --model out.")
         if from_ is None:
@@ -96,6 +104,7 @@ def _asked(
     formats: list[str] | None,
     densities: list[str] | None,
     replicates: int,
+    objective: str,
 ) -> Question:
     from hwbench import checkpoints
     from hwbench.studies import choose as study
@@ -109,6 +118,7 @@ def _asked(
         formats=_shared.listed(formats) or study.FORMATS,
         densities=numbers,
         replicates=replicates,
+        objective=objective,
     )
 
 
@@ -135,6 +145,7 @@ def _shown(
 ) -> list[str]:
     """The plan in lines: what comes out first, then layer by layer."""
     from hwbench import units
+    from hwbench.studies import choose as study
 
     lines = []
     if label := choice.wins_everywhere:
@@ -155,7 +166,7 @@ def _shown(
         )
     lines += [
         "",
-        "error: the root mean square, over the layers, of each one's relative output error.",
+        f"error: the root mean square over the layers of {_OF[study.objective(found)]}.",
         f"best single: {choice.single or 'no format meets the budget alone'}.",
         f"The solver (scipy.optimize.milp) proved a gap of {choice.gap:.2g}.",
         "",

@@ -2,9 +2,10 @@
 
 Each distinct shape is timed in each format on this machine, and each layer's output error in each
 format is taken on calibration texts, all in one run file. Then the sum over the layers of the
-squared relative output errors is made least within the budget. That sum is quick to find and can
-mislead: it does not know how a layer's error goes through the rest of the model. ``measured`` runs
-the whole model as planned, in the best single format and as it was.
+squared relative errors is made least within the budget: of each layer's own output (``error``), or
+of the model's last hidden states with that layer alone in the format (``output``). The first is
+quick to find and can mislead: it does not know how a layer's error goes through the rest of the
+model. ``measured`` runs the whole model as planned, in the best single format and as it was.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from hwbench.studies import _knapsack
 from hwbench.studies._knapsack import Option
 
 SCHEMA = 1
-OBJECTIVES = ("error",)
+OBJECTIVES = {"error": "layer", "output": "output"}
+"""What is made least, and where the workload ``layer_error`` judges it."""
+
 FORMATS = ("low_rank", "low_rank_light", "monarch", "block_dense", "kronecker", "csr", "bsr")
 """Formats that are projected in moments; others are tried where they are asked for."""
 
@@ -110,6 +113,7 @@ class Question:
     formats: Sequence[str] = FORMATS
     densities: Sequence[float] = DENSITIES
     replicates: int = 3
+    objective: str = "error"
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ def document(
     ]  # fmt: skip
     scored = [
         {"workload": "layer_error", "shape": list(shape), "dtype": asked.dtype, "format": formats,
-         "model": asked.model, "layer": [n for n, *own in layers if tuple(own) == shape]}
+         "model": asked.model, "judged": OBJECTIVES[asked.objective],
+         "layer": [n for n, *own in layers if tuple(own) == shape]}
         for shape in shapes
     ]  # fmt: skip
     about = "Each layer of a model in each format: its time, and the error of its output"
@@ -319,7 +324,7 @@ def described(choice: Choice, found: Run, picked: Mapping[str, str]) -> dict[str
         "schema": SCHEMA,
         "model": _model(found),
         "budget": str(choice.budget),
-        "objective": OBJECTIVES[0],
+        "objective": objective(found),
         "tokens": case.tokens,
         "dtype": case.dtype,
         "machine": found.header.machine,
@@ -341,8 +346,18 @@ def _entries(found: Run) -> dict[str, dict[str, Knob]]:
 
 
 def _model(found: Run) -> str:
+    return str(_scored(found).get("model", ""))
+
+
+def objective(found: Run) -> str:
+    """What the errors of a run are of."""
+    judged = _scored(found).get("judged", "layer")
+    return next(name for name, where in OBJECTIVES.items() if where == judged)
+
+
+def _scored(found: Run) -> Mapping[str, Knob]:
     cases = (planned.case for planned in found.planned.values())
-    return str(next(c.options.get("model", "") for c in cases if c.workload == "layer_error"))
+    return next(case.options for case in cases if case.workload == "layer_error")
 
 
 def write(choice: Choice, found: Run, path: Path) -> None:

@@ -69,3 +69,16 @@ def read(model: str) -> tuple[Model, dict[str, Tensor]]:
     kind = reader(found)
     loaded = kind.load(found)
     return loaded, _distill.activations(loaded, *kind.tokens(found, _texts.calibration()))
+
+
+@lru_cache(maxsize=1)
+def last_states(model: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and mask of the calibration texts, (texts, tokens), and the model's last states there.
+
+    Returns:
+        Ids, mask, and (tokens that are none of padding, hidden).
+    """
+    found = folder(model)
+    ids, mask = reader(found).tokens(found, _texts.calibration())
+    with torch.no_grad():
+        return ids, mask, read(model)[0].states(ids, mask)[-1][mask]

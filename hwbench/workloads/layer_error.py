@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError
@@ -12,6 +13,7 @@ from hwbench.records import ITEM_BYTES, Case, Cost
 from hwbench.workloads import _reading
 from hwbench.workloads._base import DTYPES, Subject, Workload
 
+LAYER, OUTPUT = "layer", "output"
 _ROWS = 2048  # of the activations, every other one: the projection sees the rest
 
 
@@ -21,17 +23,23 @@ class LayerError(Workload):
     X is what the layer sees at the tokens of the calibration texts: the projection may weigh
     columns by the even rows, the error is of the odd ones. ``hwbench choose`` asks for it.
 
-    Options: ``model`` (a folder, or NAME@COMMIT; empty for all-MiniLM-L6-v2), ``layer`` (its name)
-    and ``seeds``. The shape is the layer's.
+    ``judged = "output"`` takes the same of the model's last hidden states instead, with this layer
+    alone in the format: that knows what the rest of the model makes of the error.
+
+    Options: ``model`` (a folder, or NAME@COMMIT; empty for all-MiniLM-L6-v2), ``layer`` (its name),
+    ``judged`` and ``seeds``. The shape is the layer's.
     """
 
     SCORE = OUTPUT_ERROR
-    OPTIONS = {"model": "", "layer": "", "seeds": 1}  # noqa: RUF012 (declared in the base)
+    OPTIONS = {"model": "", "layer": "", "judged": LAYER, "seeds": 1}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
     def check(self, case: Case) -> None:
-        if not self.options(case)["layer"]:
+        options = self.options(case)
+        if not options["layer"]:
             raise SuiteError("the workload layer_error needs the name of a layer.")
+        if options["judged"] not in (LAYER, OUTPUT):
+            raise UnknownNameError("judged", str(options["judged"]), (LAYER, OUTPUT))
 
     def cost(self, case: Case, described: Format) -> Cost | None:
         return described.cost(0, ITEM_BYTES[case.dtype], FORWARD)
@@ -62,6 +70,8 @@ class LayerError(Workload):
         def score() -> float:
             with torch.no_grad():
                 nearest = described.project(weight, activations=told).to_dense()
+                if options["judged"] == OUTPUT:
+                    return _moved(str(options["model"]), layer, nearest)
                 moved = judged @ (weight.double() - nearest.double()).mT
                 whole = judged @ weight.double().mT
                 return float(torch.linalg.norm(moved) / torch.linalg.norm(whole))
@@ -72,3 +82,17 @@ class LayerError(Workload):
             score_name=self.SCORE.name,
             inputs=[weight, rows],
         )
+
+
+def _moved(model: str, layer: str, nearest: Tensor) -> float:
+    """The relative error of the model's last states with this matrix in the layer's place."""
+    loaded, _ = _reading.read(model)
+    ids, mask, wanted = _reading.last_states(model)
+    linear = loaded.linears()[layer]
+    kept = linear.weight.data
+    linear.weight.data = nearest.to(kept)
+    try:
+        found = loaded.states(ids, mask)[-1][mask]
+    finally:
+        linear.weight.data = kept
+    return float(torch.linalg.norm((found - wanted).double()) / torch.linalg.norm(wanted.double()))
