@@ -16,7 +16,7 @@ import pytest
 from _synthetic import CEILINGS, HOSTILE, linear_case, run_of, scored_case
 from msgspec.structs import replace
 
-from hwbench.analysis.changepoints import FEWEST, Series, change_points
+from hwbench.analysis.changepoints import FEWEST, Series, change_points, correlation
 from hwbench.records import Measurement, Planned, PlannedLine, Result, ResultLine, Status, Verdict
 from hwbench.report import history as pages
 from hwbench.store import Run, RunWriter
@@ -55,6 +55,38 @@ def test_a_step_is_found_within_five_nights(kind: dict[str, Any]) -> None:
         steps = change_points(values.tolist(), floor=0.03, series=200)
         exact += bool(steps) and abs(steps[-1].index - 55) <= 1
     assert exact >= 85
+
+
+@pytest.mark.parametrize("nights", [12, 30, 100])
+@pytest.mark.parametrize("ar", [0.0, 0.5])
+def test_nights_that_keep_half_of_the_night_before_make_no_levels(nights: int, ar: float) -> None:
+    """240 series of noise without a change, twenty a machine, at a floor of one σ."""
+    rng = np.random.default_rng(nights)
+    found = independent = 0
+    for _ in range(12):
+        machine = [noisy(rng, nights, ar=ar).tolist() for _ in range(20)]
+        kept = correlation(machine)
+        assert nights == 12 or kept >= ar - 0.2  # it may be taken larger, and not much smaller
+        found += sum(bool(change_points(v, floor=0.01, kept=kept)) for v in machine)
+        independent += sum(bool(change_points(v, floor=0.01)) for v in machine)
+    assert found <= 5  # 1 % of a series, with its chance
+    if ar and nights > 12:
+        assert independent > 10 * max(1, found)  # what the correlation is read for
+
+
+def test_steps_of_all_series_are_not_taken_for_correlation() -> None:
+    rng = np.random.default_rng(7)
+    machine = [noisy(rng, 60) for _ in range(20)]
+    for values in machine:
+        values[30:] *= 1.05
+    kept = correlation([values.tolist() for values in machine])
+    assert kept < 0.4
+    steps = [change_points(v.tolist(), floor=0.03, series=20, kept=kept) for v in machine]
+    assert sum(len(each) == 1 and abs(each[0].index - 30) <= 1 for each in steps) >= 19
+
+
+def test_no_times_have_no_correlation() -> None:
+    assert correlation([]) == correlation([[1.0]]) == correlation([[1.0] * 30]) == 0.0
 
 
 def test_a_slow_down_and_its_repair_are_two_steps() -> None:

@@ -6,6 +6,11 @@ median of three. What it finds is kept only if it lies outside of what so many s
 chance and above a floor; otherwise the two parts are one. A level holds for ``FEWEST`` runs, and
 all of them where it has no more than ``_SHORT``, or it is none: what happened in the last night
 alone is for ``hwbench check``.
+
+Neighbouring nights are not independent: a machine keeps its temperature, its neighbours and its
+host. How much of a night the next one keeps is read from the series: nights that are four apart
+differ by more than neighbours do. A level of n nights is known as well as the mean of so many
+correlated ones, and not as well as that of n independent ones.
 """
 
 from __future__ import annotations
@@ -24,6 +29,10 @@ _SHORT = 5  # runs of a level that two spikes could make
 CHANCE = 0.01  # of a change point anywhere in a history of noise
 _PENALTY = 3.0  # times σ² log n; too many points cost time only, because each is tested
 _DIFFERENCE = 0.6745 * math.sqrt(2)  # median of |x − y| of two normal values, over σ
+_APART = 4  # nights after which little of a night is left
+_MOST_KEPT = 0.6
+_USUAL = 0.85  # share of the moves between nights that are no steps or spikes
+_MARGIN = 1.0  # over the root of the number of nights: by simulation
 _FLAT = 1e-9  # noise of a series that never moves, so that any step of it counts
 
 
@@ -82,7 +91,12 @@ class History:
 
 
 def change_points(
-    values: Sequence[float], *, floor: float, series: int = 1, better: str = "lower"
+    values: Sequence[float],
+    *,
+    floor: float,
+    series: int = 1,
+    better: str = "lower",
+    kept: float = 0.0,
 ) -> list[Step]:
     """Where the level of positive values changed.
 
@@ -91,12 +105,15 @@ def change_points(
         floor: the smallest relative change that counts.
         series: how many series are looked at, so that noise rarely makes a change in any.
         better: ``lower`` or ``higher``.
+        kept: how much of a night the next one keeps, see ``correlation``.
     """
     if len(values) < 2 * FEWEST:
         return []
     logs = [math.log(value) for value in values]
     smooth = _without_spikes(logs)
-    cuts = _kept(logs, _candidates(logs, smooth), math.log1p(floor), CHANCE / max(1, series))
+    chance = CHANCE * (1 - kept) ** 2 / max(1, series)
+    tested = _Tested(math.log1p(floor), chance, kept)
+    cuts = _kept(logs, _candidates(logs, smooth), tested)
     edges = [0, *cuts, len(logs)]
     steps = []
     for before, at, after in zip(edges, edges[1:], edges[2:], strict=False):
@@ -113,10 +130,51 @@ def _without_spikes(logs: Sequence[float]) -> list[float]:
     return [first, *inner, last]
 
 
+@dataclass(frozen=True)
+class _Tested:
+    """What a cut is held against."""
+
+    floor: float  # the smallest change that counts, on logs
+    chance: float  # of a change anywhere in noise
+    kept: float  # correlation of neighbouring nights
+
+
 def _noise(logs: Sequence[float]) -> float:
     """σ from neighbours, which steps and spikes leave be."""
     moves = [abs(b - a) for a, b in itertools.pairwise(logs)]
     return max(median(moves) / _DIFFERENCE, _FLAT)
+
+
+def correlation(histories: Sequence[Sequence[float]]) -> float:
+    """How much of a night the next one keeps, from all series of a machine: 0 to 0.6.
+
+    Of nights that keep a share r, neighbours differ by a variance of 2σ²(1 − r) and nights that
+    are four apart by 2σ²(1 − r⁴). The largest moves are those of steps and spikes, and are left
+    out. Few nights tell the share badly, and it is taken larger by as much.
+    """
+    ratios, nights = [], 0
+    for values in histories:
+        logs = [math.log(value) for value in values]
+        near, far = (_squares(logs, apart) for apart in (1, _APART))
+        if far > 0:
+            ratios.append(near / far)
+            nights += len(logs)
+    if not ratios:
+        return 0.0
+    ratio = median(ratios) - _MARGIN / math.sqrt(nights)
+    low, high = 0.0, _MOST_KEPT
+    for _ in range(30):
+        middle = (low + high) / 2
+        below = (1 - middle) / (1 - middle**_APART) > ratio
+        low, high = (middle, high) if below else (low, middle)
+    return low
+
+
+def _squares(logs: Sequence[float], apart: int) -> float:
+    """The mean square of moves between nights so far apart, without the largest."""
+    moves = sorted(abs(b - a) for a, b in zip(logs, logs[apart:], strict=False))
+    usual = moves[: math.ceil(_USUAL * len(moves))]
+    return math.fsum(move**2 for move in usual) / len(usual) if usual else 0.0
 
 
 def _candidates(logs: Sequence[float], smooth: Sequence[float]) -> list[int]:
@@ -129,13 +187,13 @@ def _candidates(logs: Sequence[float], smooth: Sequence[float]) -> list[int]:
     return [int(index) for index in found[:-1]]
 
 
-def _kept(logs: Sequence[float], cuts: Sequence[int], floor: float, chance: float) -> list[int]:
+def _kept(logs: Sequence[float], cuts: Sequence[int], tested: _Tested) -> list[int]:
     """The cuts that count; the weakest is taken away until all do."""
     edges = [0, *cuts, len(logs)]
 
     def strength(at: int) -> float:
         parts = logs[edges[at - 1] : edges[at]], logs[edges[at] : edges[at + 1]]
-        return _strength(*parts, floor, chance)
+        return _strength(*parts, tested)
 
     strengths = [math.inf, *(strength(at) for at in range(1, len(edges) - 1)), math.inf]
     while min(strengths) <= 1:
@@ -147,21 +205,35 @@ def _kept(logs: Sequence[float], cuts: Sequence[int], floor: float, chance: floa
     return edges[1:-1]
 
 
-def _strength(
-    first: Sequence[float], second: Sequence[float], floor: float, chance: float
-) -> float:
+def _strength(first: Sequence[float], second: Sequence[float], tested: _Tested) -> float:
     """The change between two levels over the one that is needed."""
     old, new = median(first), median(second)
     middle, sign = (old + new) / 2, math.copysign(1, new - old)
     for level, side in ((first, -sign), (second, sign)):
         if len(level) <= _SHORT and any((value - middle) * side <= 0 for value in level):
             return 0.0
-    sigma = _scatter(first, second)
+    sigma = _scatter(first, second) * _hidden(len(first), len(second), tested.kept)
     # the median of few is as noisy as this over the mean, at most
-    error = 1.25 * sigma * math.sqrt(1 / len(first) + 1 / len(second))
+    parts = _of_mean(len(first), tested.kept) + _of_mean(len(second), tested.kept)
+    error = 1.25 * sigma * math.sqrt(parts)
     freedom = max(1.0, 0.6 * (len(first) + len(second) - 2))
-    needed = max(floor, student(freedom, 1 - chance) * error)
+    needed = max(tested.floor, student(freedom, 1 - tested.chance) * error)
     return abs(new - old) / needed if needed > 0 else math.inf
+
+
+def _of_mean(count: int, kept: float) -> float:
+    """The variance of the mean of so many neighbouring nights, over that of one night."""
+    apart = (2 * (1 - lag / count) * kept**lag for lag in range(1, count))
+    return (1 + math.fsum(apart)) / count
+
+
+def _hidden(first: int, second: int, kept: float) -> float:
+    """σ of a night over that within two levels: what the nights of a level share is in neither."""
+    seen, independent = (
+        sum(count * (1 - _of_mean(count, share)) for count in (first, second))
+        for share in (kept, 0.0)
+    )
+    return math.sqrt(independent / seen)
 
 
 def _scatter(first: Sequence[float], second: Sequence[float]) -> float:

@@ -14,7 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwbench import quantities
-from hwbench.analysis.changepoints import Event, History, Night, Series, Step, change_points
+from hwbench.analysis.changepoints import (
+    Event,
+    History,
+    Night,
+    Series,
+    Step,
+    change_points,
+    correlation,
+)
 from hwbench.analysis.compare import (
     AUTO,
     Entry,
@@ -27,6 +35,7 @@ from hwbench.analysis.compare import (
     worked,
 )
 from hwbench.analysis.fingerprint import differences, facts
+from hwbench.analysis.judging import TIMED
 from hwbench.analysis.stats import median
 from hwbench.errors import RunFileError
 from hwbench.records import Header, Verdict, without_gc
@@ -140,7 +149,12 @@ def _history(runs: Sequence[_Read], *, metric: str, threshold: float) -> History
     ids = dict.fromkeys(case for read in runs for case in read.entries)
     plain = [_series(runs, case, metric) for case in ids]
     kept = [each for each in plain if each is not None]
-    series = [_stepped(each, runs, threshold, len(kept)) for each in kept]
+    timed = [each.values for each in kept if each.metric in TIMED]
+    share = correlation(timed)
+    series = [
+        _stepped(each, runs, threshold, len(kept), share if each.metric in TIMED else 0.0)
+        for each in kept
+    ]
     last = runs[-1].header
     return History(
         suite=last.suite,
@@ -182,13 +196,15 @@ def _value(reading: Reading) -> float:
     return median(list(reading.values.values()))
 
 
-def _stepped(plain: Series, runs: Sequence[_Read], threshold: float, count: int) -> Series:
+def _stepped(
+    plain: Series, runs: Sequence[_Read], threshold: float, count: int, kept: float
+) -> Series:
     """The series with its change points; which way a score is better, its run file says."""
     last = runs[plain.runs[-1]].entries[plain.case]
     (name, *_) = quantities_of(plain.metric)
     declared = quantities.find(name, runs[plain.runs[-1]].side.declared)
     better = last.better if declared is quantities.SCORE else declared.better
-    steps = change_points(plain.values, floor=threshold, series=count, better=better)
+    steps = change_points(plain.values, floor=threshold, series=count, better=better, kept=kept)
     return Series(plain.case, plain.metric, plain.runs, plain.values, steps, plain.left_out)
 
 
