@@ -176,11 +176,11 @@ def test_on_another_machine_no_pairs_are_made(nights: Nights) -> None:
     nights.code[NEW] = SLOW
     run = nights.night(NEW, out="new")
     for path in (old, run):
-        with_facts(path, machine="pdp11")
+        with_facts(path, device={"name": "Another Processor"})
     code, _, err = nights.check(run)
     assert code == 4
     assert "nothing could be confirmed here" in one_sentence(err)
-    assert "machine was 'pdp11'" in err
+    assert "device.name was 'Another Processor'" in err
     assert len(list(Path("new").glob("*.jsonl"))) == 1
 
 
