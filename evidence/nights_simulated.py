@@ -23,7 +23,7 @@ import numpy as np
 from hwbench.analysis import quiet
 from hwbench.analysis.compare import Entry, Reading, Side
 from hwbench.analysis.judging import FLOOR_SECONDS
-from hwbench.analysis.nights import Question, judge_night
+from hwbench.analysis.nights import KNOWN, Question, judge_night
 from hwbench.analysis.stats import Rule
 from hwbench.records import Verdict
 
@@ -321,7 +321,7 @@ def simulate(
             _same(told, stored, new, tonight)
             if number % every == 0:
                 _slowed(told, stored, tonight, rng)
-        stored = [*stored, new][-BEFORE:]
+        stored = [*stored, new][-KNOWN:]
     return told
 
 

@@ -12,6 +12,7 @@ from hwbench.analysis.compare import Entry, Reading, Side
 from hwbench.analysis.judging import judge_cases, look
 from hwbench.analysis.nights import (
     FEWEST_STORED,
+    KNOWN,
     Question,
     formats_moved,
     judge_night,
@@ -91,11 +92,14 @@ def test_the_five_nights_whose_dense_is_nearest_are_taken() -> None:
     assert list(match(stored, fast, 3).nights) == [14, 16, 18]
 
 
-def test_only_the_last_twenty_nights_are_looked_at() -> None:
+def test_a_kind_of_night_that_the_last_twenty_lack_is_looked_for_before_them() -> None:
     machine = Machine()
-    stored = machine.nights(5, dense=1.3) + machine.nights(20)
-    assert match(stored, machine.night(1.3)).stranger
-    assert not match(stored[:22], machine.night(1.3)).stranger
+    rare = machine.nights(4, dense=1.3)
+    stored = rare + machine.nights(20)
+    assert list(match(stored, machine.night(1.3)).nights) == [0, 1, 2, 3]
+    assert list(match(stored, machine.night()).nights) == [19, 20, 21, 22, 23]
+    assert match(stored[2:], machine.night(1.3)).stranger  # two of its kind are too few
+    assert match(rare + machine.nights(KNOWN), machine.night(1.3)).stranger  # too long ago
 
 
 @pytest.mark.parametrize("near", range(5))

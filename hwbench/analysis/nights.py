@@ -38,6 +38,7 @@ from hwbench.analysis.stats import Rule, median
 from hwbench.records import Change, Verdict
 
 STORED = 20  # comparable runs of which those like tonight's are taken
+KNOWN = 60  # among so many a kind of night is looked for that the last have too few of
 FEWEST_STORED = 10  # from so many on there is a choice; fewer are taken as they come
 PAIRS = 10  # pairs of fresh replicates that decide about a flagged case
 MOST_PAIRS = 20  # where ten leave it open
@@ -103,7 +104,9 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     baseline was moved past does not come back with an old night.
 
     Args:
-        stored: comparable runs, oldest first; the last ``STORED`` count.
+        stored: comparable runs, oldest first; the last ``STORED`` count, and where fewer than three
+            of these are near, the last ``KNOWN``: a pool of machines has kinds of nights that are
+            rare.
         new: the run under test.
         window: how many nights are taken; three at least must be near.
     """
@@ -112,14 +115,18 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     if changed and len(places) - len(changed) < FEWEST_RUNS:
         before = changed if len(places) >= FEWEST_STORED else places
         return Matched(before[-window:], software=_software(stored[changed[-1]], new))
-    dense, tonight = {place: _dense(stored[place]) for place in places}, _dense(new)
+    tonight, limit = _dense(new), math.log1p(DENSE_MOVED)
+    dense = {place: _dense(stored[place]) for place in places}
     away = {place: _apart(dense[place], tonight) for place in places}
     if len(places) < FEWEST_STORED or all(math.isnan(each[0]) for each in away.values()):
         return Matched(places[-window:])
-    limit = math.log1p(DENSE_MOVED)
     step = min(max(limit / 2, _SURELY * _scatter([*dense.values(), tonight])), limit)
     order = sorted(places, key=lambda place: (math.floor(away[place][0] / step), -place))
     near = [place for place in order if away[place][0] <= limit]
+    if len(near) < min(FEWEST_RUNS, window):
+        earlier = range(max(0, len(stored) - KNOWN), places[0])
+        known = [p for p in earlier if _apart(_dense(stored[p]), tonight)[0] <= limit]
+        near += known[::-1]
     if len(near) >= min(FEWEST_RUNS, window):
         return Matched(sorted(near[:window]))
     return Matched(places[-window:], stranger=_strange(near, len(places), min(away.values())[1]))

@@ -27,7 +27,7 @@ from hwbench.analysis.judging import (
     judge_cases,
     raised,
 )
-from hwbench.analysis.nights import STORED, WAYS, Question, judge_night, match
+from hwbench.analysis.nights import KNOWN, WAYS, Question, judge_night, match
 from hwbench.analysis.noise import FEWEST_RUNS
 from hwbench.analysis.outcome import Outcome, cases
 from hwbench.analysis.stats import Rule, median
@@ -99,7 +99,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         raise UnknownNameError("way of confirming", str(way), WAYS)
     run = _finished(path, confirm=way is not None, unfinished=unfinished)
     check_metric(metric, [_side(run)])
-    chosen = choose(baseline, run, max(window, STORED))
+    chosen = choose(baseline, run, max(window, KNOWN))
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     mismatch = list(chosen.mismatch)
     asked = Question(rule=rule, metric=metric, window=window)
