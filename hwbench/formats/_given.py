@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from hwbench.errors import UsageError
-
-if TYPE_CHECKING:
-    from hwbench.formats._base import Format, Linear
 
 
 def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
@@ -30,11 +27,11 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return (weight.detach() if conv is None else weight.detach().t()), kept
 
 
-def checked(project: Callable[..., Linear]) -> Callable[..., Linear]:
+def checked(project: Callable[..., Any]) -> Callable[..., Any]:
     """A format's projection, of a layer too, that looks at what it is given."""
 
     @functools.wraps(project)
-    def looking(self: Format, weight: Any, *, activations: Tensor | None = None) -> Linear:
+    def looking(self: Any, weight: Any, *, activations: Tensor | None = None) -> Any:
         bias = None
         if isinstance(weight, nn.Module):
             parts = weight_and_bias(weight)
@@ -52,7 +49,7 @@ def checked(project: Callable[..., Linear]) -> Callable[..., Linear]:
     return looking
 
 
-def _check_weight(format_: Format, weight: Any, activations: Tensor | None) -> None:
+def _check_weight(format_: Any, weight: Any, activations: Tensor | None) -> None:
     """Whether a projection can be made of these; shapes are told in words."""
     name, sides = format_.name(), (format_.out_features, format_.in_features)
     if not isinstance(weight, Tensor):
