@@ -90,9 +90,9 @@ def github_action_tight(nights: Seconds) -> bool:
 
 
 def otava(nights: Seconds) -> bool:
-    """A change point in one of the last three nights: E-divisive, then a t test.
+    """A change point in one of the last three nights: E-divisive, then Student's t test.
 
-    The candidate is the cut of the largest energy distance; it counts where a t test of its two
+    The candidate is the cut of the largest energy distance; it counts where the test of its two
     sides has p < 0.001. One night tells this tool nothing: a slow-down has lasted for three when it
     is asked. https://otava.apache.org/docs/math
     """
@@ -104,7 +104,7 @@ def otava(nights: Seconds) -> bool:
     if len(after) < 2:
         return False
     worse = statistics.fmean(after) > statistics.fmean(before)
-    return bool(worse and stats.ttest_ind(before, after, equal_var=False).pvalue < 0.001)
+    return bool(worse and stats.ttest_ind(before, after).pvalue < 0.001)
 
 
 def _cut(values: Sequence[float]) -> int | None:
