@@ -57,7 +57,7 @@ test-cuda: ## run the tests marked cuda in PYTHON=… (an interpreter that has t
 	@$(PYTHON) tests/run_cuda.py --jobs $(JOBS) --warnings $(WARNINGS)
 
 evidence: $(VENV)/.dev ## measure what docs/method.md claims, on this machine (two hours)
-	@for script in durations overhead ceilings kernels projections spread nights; do echo "== $$script"; $(BIN)/python evidence/$$script.py || exit 1; done
+	@for script in durations overhead ceilings kernels projections spread coverage nights; do echo "== $$script"; $(BIN)/python evidence/$$script.py || exit 1; done
 
 OUT     := visit
 SECONDS := 480

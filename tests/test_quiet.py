@@ -79,6 +79,14 @@ def test_three_deviations_of_dense_itself_are_no_neighbour() -> None:
     assert slow(run(1.0, 1.1, 1.0, 1.14), reference=restless) == {3}
 
 
+def test_a_run_that_is_slow_throughout_is_not_taken_for_a_dense_that_scatters() -> None:
+    """Dense's own noise lowers the ratio that it stands under; that says nothing of the machine."""
+    quiet = Reference(seconds=1.0, deviation=0.005, runs=3)
+    dense = (1.19, 1.2, 1.185, 1.195)
+    noisy = [result(number, each, 0.6 / each) for number, each in enumerate(dense)]
+    assert slow(noisy, reference=quiet) == {0, 1, 2, 3}
+
+
 def test_where_dense_alone_scatters_nothing_is_left_out() -> None:
     """The format's seconds stay, so that its ratio falls by what dense rises."""
     dense = (1.0, 1.01, 1.3, 1.0, 1.15)

@@ -148,11 +148,21 @@ def counted(
     found = {}
     for group, cases in groups.items():
         slow = {case: _slow(planned[case], of_case[case], measure.get(group)) for case in cases}
-        if any(slow.values()) and slope([of_case[case].values() for case in cases]) < ALONE:
+        if any(slow.values()) and _alone([list(of_case[case].values()) for case in cases]):
             slow = dict.fromkeys(cases, frozenset())
         for case in cases:
             found[case] = Counted(frozenset(of_case[case].keys() - slow[case]), slow[case])
     return found
+
+
+def _alone(cases: Sequence[Sequence[Result]]) -> bool:
+    """Whether it is dense alone that moved within the run.
+
+    Where it did not move by more than the limit, as in a run that was slow throughout, its noise
+    tells nothing of what slowed it.
+    """
+    seconds = [each for results in cases for result in results if (each := dense_seconds(result))]
+    return bool(seconds) and max(seconds) > LIMIT * min(seconds) and slope(cases) < ALONE
 
 
 def slope(cases: Iterable[Iterable[Result]]) -> float:

@@ -1,0 +1,241 @@
+"""How often a printed interval holds what the next runs say, and whether winners stay winners.
+
+Several runs of one suite on this machine, whatever its neighbours do, into one folder, as a user
+makes them. The 95 % interval of each relative time is held to the median of the other runs. A run
+that says of itself that the machine was slower throughout is not counted, and told.
+
+``--neighbour`` starts a process that streams memory for all of the time. ``--read FOLDER`` makes no
+runs and reads those of a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, stdev
+
+import hwbench
+from hwbench.analysis.frames import summary_rows
+from hwbench.analysis.quiet import slowed
+from hwbench.report import _answers
+from hwbench.report.rows import groups, report_rows
+from hwbench.store import Run, list_runs, read_run
+from hwbench.studies import doctor
+
+SUITE = {
+    "schema": 1,
+    "name": "coverage",
+    "about": "Does the next run keep what this one says?",
+    "plan": {"replicates": 5},
+    "cases": [
+        {
+            "workload": "linear",
+            "direction": ["forward", "step"],
+            "shape": [1024, 1024],
+            "tokens": [16, 256],
+            "format": [
+                {"name": "dense"},
+                {"name": "low_rank", "density": 0.5},
+                {"name": "monarch", "density": 0.5},
+                {"name": "btt", "density": 0.5},
+                {"name": "csr", "density": 0.1},
+            ],
+        }
+    ],
+}
+"""Twenty cases of ``linear``."""
+
+WANTED = {
+    "coverage": 0.88,
+    "narrowest fifth": 0.85,
+    "verdicts, quiet runs": 0.95,
+    "verdicts, other runs": 0.60,
+    "decided or tied": 0.60,
+}
+"""The least that is asked for."""
+
+AT_MOST = {"half width": 0.025, "sd between runs": 0.015, "contradictory winners": 0.0}
+"""The most that is allowed."""
+
+_QUIET = ("load", "quiet", "steady")  # the checks of doctor that speak of the moment
+
+STREAM = """
+import torch
+torch.set_num_threads(1)
+here, there = torch.ones(64_000_000), torch.empty(64_000_000)
+while True:
+    there.copy_(here)
+"""
+
+
+@dataclass
+class Found:
+    """What the runs of one suite say together; shares and relative widths are fractions."""
+
+    runs: int
+    slowed: int  # of them, which are in nothing else
+    rows: int  # of relative times, in runs that count
+    with_verdict: dict[bool, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    held: list[tuple[float, bool]] = field(default_factory=list)  # half width, and whether it holds
+    spreads: list[float] = field(default_factory=list)  # sd of a case between runs, on logs
+    looks: int = 0  # at a named winner, in another run
+    contradictory: int = 0
+    statements: int = 0
+    decided: int = 0  # of them, which name a winner, tied or not
+
+    def figures(self) -> dict[str, float]:
+        """The figures by name; nan where nothing tells them."""
+        narrow = sorted(self.held)[: len(self.held) // 5]
+        return {
+            "coverage": _share([held for _, held in self.held]),
+            "narrowest fifth": _share([held for _, held in narrow]),
+            "verdicts, quiet runs": _share(self.with_verdict[True]),
+            "verdicts, other runs": _share(self.with_verdict[False]),
+            "half width": median([half for half, _ in self.held]) if self.held else math.nan,
+            "sd between runs": median(self.spreads) if self.spreads else math.nan,
+            "decided or tied": self.decided / self.statements if self.statements else math.nan,
+            "contradictory winners": float(self.contradictory),
+        }
+
+
+def _share(values: Sequence[bool]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def evaluate(runs: Sequence[Run], quiet: Sequence[bool]) -> Found:
+    """Hold every interval to the other runs. ``quiet`` is what doctor said before each run."""
+    told = [slowed(run.header, run.planned, run.results) is not None for run in runs]
+    kept = [(run, calm) for run, calm, slow in zip(runs, quiet, told, strict=True) if not slow]
+    found = Found(runs=len(runs), slowed=sum(told), rows=0)
+    tables = [
+        {row["case"]: row for row in summary_rows(run) if row["relative_time"] > 0}
+        for run, _ in kept
+    ]
+    values: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for number, table in enumerate(tables):
+        for case, row in table.items():
+            found.rows += 1
+            sure = math.isfinite(row["relative_low"])
+            found.with_verdict[kept[number][1]].append(sure)
+            if sure:
+                values[case].append((number, row["relative_time"]))
+    for case, points in values.items():
+        if len(points) > 1:
+            found.spreads.append(stdev([math.log(value) for _, value in points]))
+        for number, value in points:
+            others = [other for another, other in points if another != number]
+            if others:
+                row = tables[number][case]
+                half = (row["relative_high"] - row["relative_low"]) / 2 / value
+                inside = row["relative_low"] <= median(others) <= row["relative_high"]
+                found.held.append((half, inside))
+    _winners([winners(run) for run, _ in kept], found)
+    return found
+
+
+def winners(run: Run) -> dict[tuple[str, float], _answers.Winner]:
+    """What the report says of each group at each density."""
+    answers = [_answers.answer(members) for members in groups(report_rows(run)).values()]
+    return {
+        (each.title, density): winner
+        for each in answers
+        for density, winner in each.winners.items()
+    }
+
+
+def _winners(said: Sequence[dict[tuple[str, float], _answers.Winner]], found: Found) -> None:
+    """A winner is contradicted where another run names one with which it is not tied."""
+    for number, run in enumerate(said):
+        for key, winner in run.items():
+            found.statements += 1
+            if winner.name is None:
+                continue
+            found.decided += 1
+            for other in [each[key] for n, each in enumerate(said) if n != number and key in each]:
+                found.looks += 1
+                if other.name is not None:
+                    found.contradictory += not (
+                        {winner.name, *winner.tied} & {other.name, *other.tied}
+                    )
+
+
+def report(found: Found) -> list[str]:
+    """The figures beside what is asked for, one line each."""
+    first = (
+        f"{found.runs} runs, {found.slowed} of them slower throughout and not counted; "
+        f"{found.rows} relative times, {len(found.held)} intervals held to the other runs; "
+        f"{found.looks} looks at a named winner, {found.statements} statements"
+    )
+    lines = [first]
+    for name, value in found.figures().items():
+        limit = WANTED.get(name, AT_MOST.get(name))
+        assert limit is not None
+        bound = "at least" if name in WANTED else "at most"
+        met = value >= limit if name in WANTED else value <= limit
+        said = "nothing tells it" if math.isnan(value) else "holds" if met else "MISSED"
+        number = f"{value:.0f}" if name == "contradictory winners" else f"{100 * value:.1f} %"
+        asked = f"{limit:.0f}" if name == "contradictory winners" else f"{100 * limit:.1f} %"
+        lines.append(f"{name:24s}{number:>10s}   {bound} {asked}: {said}")
+    return lines
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that streams memory for as long as this lasts."""
+    process = subprocess.Popen([sys.executable, "-c", STREAM])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def make(folder: Path, asked: argparse.Namespace) -> tuple[list[Run], list[bool]]:
+    """The runs, one after another, and whether doctor called the machine quiet before each."""
+    runs, quiet = [], []
+    for number in range(asked.runs):
+        time.sleep(asked.rest)
+        checks = doctor.examine(asked.device, asked.threads)
+        bad = [c.key for c in checks if c.key in _QUIET and c.verdict is not doctor.Verdict.FINE]
+        begun = time.monotonic()
+        path = hwbench.run(SUITE, device=asked.device, out=folder, threads=asked.threads)
+        runs.append(read_run(path))
+        quiet.append(not bad)
+        made = len({result.replicate for result in runs[-1].results})
+        words = f"not quiet: {', '.join(bad)}" if bad else "quiet"
+        seconds = time.monotonic() - begun
+        print(f"run {number + 1}: {made} replicates, {seconds:.0f} s, {words}", flush=True)
+    return runs, quiet
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make or read the runs, and print what they say together."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--rest", type=float, default=10.0, help="seconds before each run")
+    parser.add_argument("--neighbour", action="store_true")
+    parser.add_argument("--out", type=Path, help="keep the runs here")
+    parser.add_argument("--read", type=Path, help="read the runs of this folder, and make none")
+    asked = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name, neighbour() if asked.neighbour else nullcontext():
+        if asked.read:
+            runs = [run for run in map(read_run, list_runs(asked.read)) if run.complete]
+            quiet = [False] * len(runs)  # what doctor said then is not known
+        else:
+            runs, quiet = make(asked.out or Path(name), asked)
+    print("\n".join(report(evaluate(runs, quiet))))
+
+
+if __name__ == "__main__":
+    main()

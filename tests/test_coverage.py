@@ -1,0 +1,111 @@
+"""``evidence/coverage.py`` on simulated machines: what it counts, and what it calls wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from hwbench.measure import run as runner
+from hwbench.report._answers import Winner
+from hwbench.store import Run, read_run
+
+SCRIPT = Path(__file__).parents[1] / "evidence" / "coverage.py"
+
+
+@pytest.fixture(scope="module")
+def coverage() -> ModuleType:
+    """The script; the folder is no package."""
+    spec = importlib.util.spec_from_file_location("evidence_coverage", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def small(coverage: ModuleType) -> dict[str, Any]:
+    """The script's suite with small layers, which the simulated device runs once for real."""
+    document = json.loads(json.dumps(coverage.SUITE))
+    document["cases"][0] |= {"shape": [256, 256], "tokens": [16, 32]}
+    document["plan"]["budget_seconds"] = 0.002
+    return dict(document)
+
+
+def simulate(
+    coverage: ModuleType, folder: Path, patch: pytest.MonkeyPatch, effects: list[dict[str, Any]]
+) -> list[Run]:
+    runs = []
+    for each in effects:
+        patch.setenv("HWBENCH_FAKE", json.dumps(each))
+        path = runner.run(small(coverage), device="fake", out=folder, threads=1)
+        runs.append(read_run(path))
+    return runs
+
+
+def test_on_a_machine_with_plain_noise_the_intervals_hold_and_winners_stay(
+    coverage: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effects = [{"seed": seed, "case_noise": 0.006, "noise": 0.002} for seed in range(8)]
+    runs = simulate(coverage, tmp_path, monkeypatch, effects)
+    found = coverage.evaluate(runs, [True] * 8)
+    assert (found.runs, found.slowed, found.rows) == (8, 0, 8 * 16)
+    figures = found.figures()
+    assert figures["coverage"] >= 0.88
+    assert figures["narrowest fifth"] >= 0.85
+    assert figures["half width"] <= 0.025
+    assert figures["sd between runs"] <= 0.015
+    assert figures["verdicts, quiet runs"] >= 0.95
+    assert math.isnan(figures["verdicts, other runs"])
+    assert found.contradictory == 0
+    assert "MISSED" not in "\n".join(coverage.report(found))
+
+
+def test_a_run_that_was_slow_throughout_is_told_and_not_counted(
+    coverage: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = [{"seed": seed, "noise": 0.001} for seed in range(3)]
+    slow = {"seed": 9, "noise": 0.001, "slow": {"dense": 1.19, "low_rank": 1.4, "csr": 1.2}}
+    runs = simulate(coverage, tmp_path, monkeypatch, [*quiet, slow])
+    found = coverage.evaluate(runs, [True] * 4)
+    assert (found.runs, found.slowed, found.rows) == (4, 1, 3 * 16)
+    assert "4 runs, 1 of them slower throughout" in coverage.report(found)[0]
+
+
+def test_what_moves_from_run_to_run_is_found(
+    coverage: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A format that is in another mode in each run, each run steady: the first are misled."""
+    effects = [
+        {"seed": seed, "noise": 0.001, "slow": {"low_rank": 1 + 0.04 * seed}} for seed in range(3)
+    ]
+    runs = simulate(coverage, tmp_path, monkeypatch, effects)
+    figures = coverage.evaluate(runs, [False] * 3).figures()
+    assert figures["coverage"] < 0.88
+    assert max(coverage.evaluate(runs, [False] * 3).spreads) > 0.03
+
+
+def test_a_winner_that_another_run_does_not_know_is_a_contradiction(coverage: ModuleType) -> None:
+    key = ("group", 0.5)
+
+    def counted(*winners: Winner) -> tuple[int, int, int]:
+        found = coverage.Found(runs=len(winners), slowed=0, rows=0)
+        coverage._winners([{key: winner} for winner in winners], found)
+        return found.looks, found.contradictory, found.decided
+
+    open_one = Winner(None, 0.5, "btt")
+    assert counted(Winner("btt"), Winner("btt"), open_one) == (4, 0, 2)
+    assert counted(Winner("btt"), Winner("monarch")) == (2, 2, 2)
+    assert counted(Winner("btt", tied=("monarch",)), Winner("monarch")) == (2, 0, 2)
+
+
+def test_without_anything_to_tell_a_figure_says_so(coverage: ModuleType) -> None:
+    lines = coverage.report(coverage.evaluate([], []))
+    assert sum("nothing tells it" in line for line in lines) == 7
