@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from _synthetic import linear_case, projection_case, questions, run_of
 
+from hwbench.analysis import accuracy
 from hwbench.analysis.accuracy import Joined, best_within, join, table
 from hwbench.analysis.frames import summary_rows
 
@@ -206,3 +207,22 @@ def test_a_denser_format_can_be_left_out() -> None:
     (choice,) = best_within(only(timing, ERRORS), [0.5], densest=0.5)
     assert choice.fastest is not None
     assert choice.fastest.name == "low_rank density=0.5"
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "level"),
+    [
+        ((0.4, 0.41), (0.5, 0.52), False),
+        ((0.4, 0.51), (0.5, 0.52), True),
+        ((math.nan, math.nan), (0.5, 0.52), True),
+        ((0.4, 0.41), (math.nan, math.nan), True),
+    ],
+)
+def test_what_has_no_interval_can_be_told_from_nothing(
+    best: tuple[float, float], other: tuple[float, float], level: bool
+) -> None:
+    def pair(low: float, high: float) -> accuracy.Pair:
+        timed = {"format": "csr", "relative_time": 0.4, "relative_low": low, "relative_high": high}
+        return accuracy.Pair(timed, {})
+
+    assert accuracy._overlap(pair(*best), pair(*other)) is level

@@ -361,7 +361,7 @@ def _overlap(best: Pair, other: Pair) -> bool:
         high = 1.0
     if other.timed["format"] == DENSE and name == "relative":
         low = 1.0
-    return low <= high
+    return not low > high  # what has no interval can be told from nothing
 
 
 def _sign(joined: Joined) -> float:
