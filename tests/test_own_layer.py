@@ -299,11 +299,12 @@ def test_the_projection_uses_activations_only_where_it_is_asked_to(file: Path, s
     save_file({UP: rows}, seen)
     options = {"activations": str(seen), "activations_tensor": UP}
     alone, beside = own(file, UP), own(file, UP, **options)
-    weighed = own(file, UP, **options, weighting="activations")
-    plain_, blind, sighted = scored(alone), scored(beside), scored(weighed)
+    plain_, blind = scored(alone), scored(beside)
     assert blind["projection_error"] == plain_["score"]
-    assert sighted["score"] < blind["score"]
-    assert sighted["projection_error"] > blind["projection_error"]
+    for weighting in ("activations", "gram"):
+        sighted = scored(own(file, UP, **options, weighting=weighting))
+        assert sighted["score"] < blind["score"]
+        assert sighted["projection_error"] > blind["projection_error"]
 
 
 def test_a_projection_by_activations_does_not_see_the_rows_it_is_scored_on(

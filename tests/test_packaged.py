@@ -96,7 +96,7 @@ def test_options_that_mean_nothing_are_mistakes(options: dict[str, Any]) -> None
 
 
 @pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize("weighting", ["none", "activations"])
+@pytest.mark.parametrize("weighting", ["none", "activations", "gram"])
 def test_every_layer_has_its_own_errors(seen: Any, weighting: str) -> None:
     one = packaged("low_rank", weighting=weighting)
     found = measured(one)
@@ -104,8 +104,13 @@ def test_every_layer_has_its_own_errors(seen: Any, weighting: str) -> None:
     names = _packaged.chosen(384, 384, COUNT)
     for place, name in enumerate(names):
         weight, module = _trained.linears()[name], name.removesuffix(".weight")
-        given = seen["calibration"][module] if weighting == "activations" else None
-        lost = described(one).project(weight, activations=given).to_dense().detach() - weight
+        given = seen["calibration"][module]
+        layer = described(one).project(weight, activations=given)
+        if weighting != "activations":
+            layer = described(one).project(weight)
+        if weighting == "gram":
+            layer = described(one).project_outputs(weight, given)
+        lost = layer.to_dense().detach() - weight
         rows = seen["held_out"][module]
         output = torch.linalg.norm(rows @ lost.T) / torch.linalg.norm(rows @ weight.T)
         assert found["score"].values[place] == pytest.approx(float(output), rel=1e-4)
@@ -133,6 +138,7 @@ def others() -> list[Case]:
         packaged("coo"),
         packaged(layers=1),
         packaged(weighting="activations"),
+        packaged(weighting="gram"),
         packaged(sides=(1536, 384)),
         replace(packaged(), knobs={"density": 0.25}),
         replace(packaged(), dtype="bfloat16"),

@@ -123,6 +123,7 @@ class Format(ABC):
     IMPLEMENTATIONS: ClassVar[tuple[Kernel, ...]] = (Torch(),)
     KERNELS: ClassVar[tuple[str, ...]] = (Torch.name,)
     PAPER: ClassVar[str] = ""
+    OUTPUTS: ClassVar[str] = ""  # how it is projected by outputs, a word of ``_gram``
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -239,6 +240,20 @@ class Format(ABC):
         other = copy.copy(self)
         object.__setattr__(other, knob, value)
         return other.parameters()
+
+    def project_outputs(self, weight: Tensor, activations: Tensor) -> Linear:
+        """The member whose outputs on these inputs are nearest: ‖(W − Ŵ)X‖, with all of XᵀX.
+
+        Args:
+            weight: (out_features, in_features).
+            activations: (samples, in_features).
+
+        Raises:
+            UsageError: the format is not projected by outputs, or the activations do not fit.
+        """
+        from hwbench.formats import _gram
+
+        return _gram.nearest(self, weight, activations)
 
     def index_bytes(self) -> int:
         """Bytes of indices and metadata that are stored beside the values."""

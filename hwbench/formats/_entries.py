@@ -111,6 +111,8 @@ class RowsMap(EntriesMap):
 class KeptFormat(Format):
     """A format that keeps ``nonzeros`` entries of W, wherever they lie."""
 
+    OUTPUTS = "kept"
+
     nonzeros: int
 
     def __post_init__(self) -> None:

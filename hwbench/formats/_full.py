@@ -25,6 +25,8 @@ class FullMap(Linear):
 class FullFormat(Format):
     """All out · in weights; a subclass says how they are applied."""
 
+    OUTPUTS = "exact"
+
     def smallest_words(self) -> str:
         return "it always keeps every weight (density 1)"
 

@@ -155,6 +155,7 @@ class Blast(Format):
     """
 
     PAPER = "Lee et al., BLAST: Block-Level Adaptive Structured Matrices, 2024, arXiv:2410.21262"
+    OUTPUTS = "factors"
     PROJECTION_TOLERANCE = 0.05
 
     rank: int

@@ -44,6 +44,7 @@ class BlockDense(Format):
     """
 
     PAPER = "Wei et al., Building on Efficient Foundations, 2024, arXiv:2406.16450"
+    OUTPUTS = "groups"
 
     rank: int
     blocks: int = 4

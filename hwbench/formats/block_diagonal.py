@@ -42,6 +42,8 @@ class BlockDiagonal(Format):
         KnobError: the number of blocks does not fit a dimension.
     """
 
+    OUTPUTS = "factors"
+
     blocks: int
 
     def __post_init__(self) -> None:

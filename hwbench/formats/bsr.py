@@ -127,6 +127,7 @@ class Bsr(Format):
     """
 
     PAPER = "Gray et al., GPU kernels for block-sparse weights, 2017"
+    OUTPUTS = "factors"
 
     kept_blocks: int
     block_rows: int = 32

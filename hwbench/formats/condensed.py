@@ -51,6 +51,7 @@ class Condensed(GatheredFormat):
     """
 
     PAPER = "Lasby et al., Dynamic sparse training with structured sparsity, 2024"
+    OUTPUTS = "factors"
 
     fan_in: int
     index_dtype: str = "int32"

@@ -130,6 +130,7 @@ class Kronecker(Format):
     """
 
     PAPER = "Van Loan and Pitsianis, Approximation with Kronecker Products, 1993"
+    OUTPUTS = "factors"
 
     rank: int
     out_blocks: int = None  # type: ignore[assignment]  # filled in below: the larger factor of out

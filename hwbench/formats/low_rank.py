@@ -36,6 +36,7 @@ class LowRank(_packing.Packable):
     """W = A B with A of shape (out, rank) and B of shape (rank, in)."""
 
     PAPER = "Eckart and Young, The approximation of one matrix by another of lower rank, 1936"
+    OUTPUTS = "rank"
 
     rank: int
 

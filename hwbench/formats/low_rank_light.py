@@ -115,6 +115,7 @@ class LowRankLight(Format):
     """
 
     PAPER = "Zhao et al., Pivoting Factorization, ICML 2025, arXiv:2501.19090"
+    OUTPUTS = "rank"
 
     rank: int
     columns: str = PIVOTED

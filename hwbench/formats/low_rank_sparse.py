@@ -50,6 +50,7 @@ class LowRankSparse(GatheredFormat):
     """
 
     PAPER = "Han et al., SLTrain: a sparse plus low-rank approach for pretraining, 2024"
+    OUTPUTS = "factors"
 
     SHARE: ClassVar[float] = 0.03
     ROUNDS: ClassVar[int] = 100

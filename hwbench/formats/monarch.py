@@ -37,6 +37,7 @@ class Monarch(TwoStage):
     """
 
     PAPER = "Dao et al., Monarch: Expressive Structured Matrices, 2022, arXiv:2204.00595"
+    OUTPUTS = "factors"
 
     blocks: int = 4
     out_blocks: int = None  # type: ignore[assignment]  # filled in below: as many as ``blocks``

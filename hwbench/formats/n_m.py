@@ -66,6 +66,7 @@ class NM(GatheredFormat):
     """
 
     PAPER = "Zhou et al., Learning N:M fine-grained structured sparse neural networks, 2021"
+    OUTPUTS = "n_of_m"
 
     INDEX_BYTES: ClassVar[dict[str, int]] = {"uint8": 1, "int32": 4}
 

@@ -84,6 +84,7 @@ class SemiStructured(Format):
     """
 
     PAPER = "Mishra et al., Accelerating sparse deep neural networks, 2021"
+    OUTPUTS = "n_of_m"
 
     revision: ClassVar[int] = 2
 

@@ -80,6 +80,7 @@ class TwoFourTraining(Format):
     """
 
     PAPER = "Hubara et al., Accelerated sparse neural training: transposable masks, 2021"
+    OUTPUTS = "factors"
 
     revision: ClassVar[int] = 2
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hwbench import plugins
 from hwbench.devices._base import Device, Step
 from hwbench.errors import SuiteError, UnknownNameError, UnreachableError
-from hwbench.formats._base import FORWARD, Format
+from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.quantities import Quantity
 from hwbench.records import ITEM_BYTES, Case, Cost, Knob
 
@@ -155,6 +155,29 @@ def added(each: Sequence[Cost]) -> Cost:
     """The costs of several layers together."""
     parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
     return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
+
+
+NONE, ACTIVATIONS, GRAM = "none", "activations", "gram"
+WEIGHTINGS = (NONE, ACTIVATIONS, GRAM)
+"""What a projection sees of a layer's inputs: nothing, the size of each, or all of XᵀX."""
+
+
+def project_seeing(
+    described: Format, weight: Tensor, activations: Tensor | None, weighting: str
+) -> Linear:
+    """The projection of a weight that sees what ``weighting`` says of the inputs, where given."""
+    if activations is None or weighting == NONE:
+        return described.project(weight)
+    if weighting == ACTIVATIONS:
+        return described.project(weight, activations=activations.to(weight.dtype))
+    return described.project_outputs(weight, activations)
+
+
+def blind(described: Format, weighting: str) -> str | None:
+    """Why a format cannot be projected with that weighting, in words; None where it can."""
+    if weighting == GRAM and not described.OUTPUTS:
+        return f"{described.name()} cannot be projected by outputs (weighting = {GRAM!r})."
+    return None
 
 
 def generator(device: Device, seed: int, stream: int) -> torch.Generator:

@@ -26,10 +26,12 @@ from hwbench import environment
 from hwbench.checkpoints import no_package
 from hwbench.formats._base import Format
 from hwbench.workloads import _distill, _own, _texts, _trained
+from hwbench.workloads._base import NONE, project_seeing
 from hwbench.workloads._bert import Bert
 
 WEIGHT = ".weight"
 _READERS = (
+    "_base",
     "_bert",
     "_distill",
     "_embeddings",
@@ -105,11 +107,10 @@ def _measured(
         begun = time.perf_counter()
         weight = _trained.linears()[name].to(device, dtype)
         module = name.removesuffix(WEIGHT)
-        seen = {}
-        if weighting != "none":
-            seen = {"activations": _seen("calibration")[module].to(device, dtype)}
+        seen = None if weighting == NONE else _seen("calibration")[module].to(device)
         exact = weight.double()
-        lost = described.project(weight, **seen).to_dense().detach().double() - exact
+        layer = project_seeing(described, weight, seen, weighting)
+        lost = layer.to_dense().detach().double() - exact
         error = float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
         rows = _seen("held_out")[module].to(device)
         found["output_error"].append(_own.output_error(lost, exact, rows))

@@ -18,16 +18,19 @@ from hwbench.records import Case, Cost
 from hwbench.workloads import _convert, _distill, _reading, _texts
 from hwbench.workloads._base import (
     DTYPES,
+    NONE,
+    WEIGHTINGS,
     Subject,
     Workload,
     added,
+    blind,
     generator,
     layer_format,
     layers_cost,
+    project_seeing,
 )
 from hwbench.workloads._models import Model
 
-WEIGHTINGS = ("none", "activations")
 _CALLS = 5  # forward passes of which the median is the model's latency
 _LATENCY_BATCH = 16
 _UNHEALED = {
@@ -50,10 +53,11 @@ class Compress(Workload):
     ``perplexity_ratio``; the latency, bytes and parameters of the whole model; and, where it was
     healed, ``unhealed_score`` or ``unhealed_perplexity``.
 
-    Options: ``weighting`` (none, or activations: columns count as much as the calibration text
-    uses them), ``heal`` (steps of distillation, 0 for none), ``model``, ``plan`` (the file of a
-    plan of ``hwbench choose``, which then says the format of each layer) and ``seeds``. The shape
-    of the case stands for the model's layers; the knobs are resolved for each of them.
+    Options: ``weighting`` (none; activations: columns count as much as the calibration text uses
+    them; gram: the outputs on that text count, with all of XᵀX), ``heal`` (steps of distillation, 0
+    for none), ``model``, ``plan`` (the file of a plan of ``hwbench choose``, which then says the
+    format of each layer) and ``seeds``. The shape of the case stands for the model's layers; the
+    knobs are resolved for each of them.
     """
 
     SCORE = quantities.EMBEDDING_COSINE
@@ -94,6 +98,8 @@ class Compress(Workload):
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         if reason := self._unreadable(case):
             return reason
+        if reason := blind(described, str(self.options(case)["weighting"])):
+            return reason
         direction = STEP if self.options(case)["heal"] else "forward"
         kind = device.torch_device.type
         return described.unsupported(kind, DTYPES[case.dtype], direction)
@@ -106,16 +112,16 @@ class Compress(Workload):
             tuple(t.to(where) for t in reader.tokens(folder, _reading.drawn(lines, seed)))
             for lines in (_texts.calibration(), _texts.held_out())
         )
-        quantity = self.quantity(case)
+        quantity, weighting = self.quantity(case), str(options["weighting"])
         subject = Subject(step=lambda _: None, score_name=quantity.name)
 
         def project(weight: Tensor, activations: Tensor | None) -> Linear:
             described = layer_format(case, *weight.shape)
-            return described.project(weight, activations=activations).trust_versions()
+            return project_seeing(described, weight, activations, weighting).trust_versions()
 
         def score() -> float:
             seen = None
-            if options["weighting"] == "activations":
+            if weighting != NONE:
                 seen = _distill.activations(original, ids, mask)
             with torch.no_grad():
                 if plan := self._plan(case):

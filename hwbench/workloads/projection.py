@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,11 +14,19 @@ from hwbench.formats._base import Format
 from hwbench.quantities import OUTPUT_ERROR, PROJECTION_ERROR, Quantity
 from hwbench.records import Case, Cost
 from hwbench.workloads import _own, _packaged, _trained
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._base import (
+    DTYPES,
+    NONE,
+    WEIGHTINGS,
+    Subject,
+    Workload,
+    blind,
+    generator,
+    project_seeing,
+)
 
 TRAINED, PACKAGED, FILE = "trained", "packaged", "file"
 _STAND_IN = "power_law"  # where nothing is packaged
-WEIGHTINGS = ("none", "activations")
 POWER = 1.0
 """Exponent of the power-law spectrum: singular value i is i^-POWER."""
 
@@ -56,8 +64,9 @@ class Projection(Workload):
 
     A tensor of a file may have ``activations``, a file of rows × in_features with
     ``activations_tensor``. The score is then ``output_error``, ‖(W − Ŵ)X‖ / ‖WX‖ over the second
-    half of the rows, and the projection error stands beside it. With ``weighting`` (none, or
-    activations) the projection weighs columns by the first half, as ``compress`` does.
+    half of the rows, and the projection error stands beside it. With ``weighting`` (none,
+    activations or gram) the projection sees the first half, as in ``compress``: activations weigh
+    the columns, gram takes all of XᵀX.
     ``weights_hash`` and ``activations_hash`` say what the tensors held when the run was asked for.
     """
 
@@ -82,7 +91,7 @@ class Projection(Workload):
             raise SuiteError(f"matrix = {matrix!r} draws nothing: seeds must be 1.")
         if int(options["layers"]) < 1:
             raise SuiteError("layers must be at least 1.")
-        if weighting != "none" and matrix != PACKAGED and not options["activations"]:
+        if weighting != NONE and matrix != PACKAGED and not options["activations"]:
             raise SuiteError(f"weighting = {weighting!r} needs activations, a file of them.")
 
     def quantity(self, case: Case) -> Quantity:
@@ -95,8 +104,10 @@ class Projection(Workload):
         return described.cost(0, 4, "forward")  # parameters and bytes at rest; no tokens, no FLOPs
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
-        del described, device
+        del device
         options = self.options(case)
+        if reason := blind(described, str(options["weighting"])):
+            return reason
         if options["matrix"] == FILE:
             return _own.unreadable(options, (case.out_features, case.in_features))
         packaged = options["matrix"] == PACKAGED and not _packaged.missing()
@@ -113,11 +124,10 @@ class Projection(Workload):
         if rows is not None:
             rows = rows.to(device.torch_device)
         seen = rows[: len(rows) // 2] if rows is not None else None
-        chosen: dict[str, Any] = {}
-        if seen is not None and options["weighting"] == "activations":
-            chosen = {"activations": seen.to(weight.dtype)}
+        weighting = str(options["weighting"])
+        project = partial(project_seeing, described, weight, seen, weighting)
         subject = Subject(
-            step=lambda _: described.project(weight, **chosen),
+            step=lambda _: project(),
             score_name=self.quantity(case).name,
             inputs=[weight],
         )
@@ -125,7 +135,7 @@ class Projection(Workload):
         def score() -> float:
             with torch.no_grad():
                 exact = weight.double()
-                lost = described.project(weight, **chosen).to_dense().double() - exact
+                lost = project().to_dense().detach().double() - exact
                 error = float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
                 if rows is None:
                     return error
