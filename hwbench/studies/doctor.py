@@ -58,6 +58,7 @@ _REMEDIES = {
     "quiet": _ELSEWHERE,
     "steady": _ELSEWHERE,
     "speed": "wait; where it stays so, measure the ceilings again with hwbench ceilings",
+    "linear": "time packed_dense beside dense, which goes through F.linear",
     "timer": "time nothing that takes less than a thousand steps of this clock",
     "pynvml": "uninstall the package pynvml and install nvidia-ml-py",
 }
