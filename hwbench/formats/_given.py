@@ -70,6 +70,6 @@ def _check_weight(format_: Any, weight: Any, activations: Tensor | None) -> None
         )
     if activations is not None and (activations.dim() != 2 or activations.shape[1] != sides[1]):
         raise UsageError(
-            f"The activations that {name} is given are (samples, {sides[1]}), "
+            f"The activations that {name} is given must have the shape (samples, {sides[1]}), "
             f"not {tuple(activations.shape)}."
         )
