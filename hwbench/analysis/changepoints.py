@@ -30,7 +30,7 @@ CHANCE = 0.01  # of a change point anywhere in a history of noise
 _PENALTY = 3.0  # times σ² log n; too many points cost time only, because each is tested
 _DIFFERENCE = 0.6745 * math.sqrt(2)  # median of |x − y| of two normal values, over σ
 _APART = 4  # nights after which little of a night is left
-_MOST_KEPT = 0.6
+_MOST_KEPT = 0.5
 _USUAL = 0.85  # share of the moves between nights that are no steps or spikes
 _MARGIN = 1.0  # over the root of the number of nights: by simulation
 _FLAT = 1e-9  # noise of a series that never moves, so that any step of it counts
@@ -146,7 +146,7 @@ def _noise(logs: Sequence[float]) -> float:
 
 
 def correlation(histories: Sequence[Sequence[float]]) -> float:
-    """How much of a night the next one keeps, from all series of a machine: 0 to 0.6.
+    """How much of a night the next one keeps, from all series of a machine: 0 to 0.5.
 
     Of nights that keep a share r, neighbours differ by a variance of 2σ²(1 − r) and nights that
     are four apart by 2σ²(1 − r⁴). The largest moves are those of steps and spikes, and are left
