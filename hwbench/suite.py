@@ -37,6 +37,9 @@ _CHOICES: dict[str, Sequence[str]] = {
     "mode": [m.value for m in Mode],
     "dtype": list(ITEM_BYTES),
 }
+SHARES = ("density", "stored")
+"""The knobs that every format has: shares of dense's parameters, and of its bytes."""
+
 _DEFAULTS: dict[str, Any] = {"tokens": 256, "dtype": "float32", "direction": "forward"}
 
 
@@ -268,11 +271,13 @@ def _knobs(entries: Iterable[Any]) -> set[str]:
 
 
 def _plain(knobs: dict[str, Knob]) -> dict[str, Knob]:
-    """Knobs with the density as a float, so that 1 and 1.0 make the same case."""
-    density = knobs.get("density")
-    if isinstance(density, int) and not isinstance(density, bool):
-        return {**knobs, "density": float(density)}
-    return knobs
+    """Knobs with the shares of dense as floats, so that 1 and 1.0 make the same case."""
+    whole = {
+        key: float(value)
+        for key, value in knobs.items()
+        if key in SHARES and isinstance(value, int) and not isinstance(value, bool)
+    }
+    return {**knobs, **whole}
 
 
 def _product(table: Mapping[str, Any]) -> list[dict[str, Knob]]:
@@ -341,15 +346,20 @@ def override(
     tokens: Sequence[float] = (),
     dtype: Sequence[str] = (),
     density: Sequence[float] = (),
+    stored: Sequence[float] = (),
     formats: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The document with the axes that the command line asked for put in place of its own.
 
     ``shape``, ``tokens`` and ``dtype`` replace the axes of the blocks that have tokens; ``density``
-    replaces every density; ``formats`` keeps those names, with dense as their yardstick, and adds
-    the ones that the suite does not have. What is asked for twice by it is one case.
+    or ``stored`` replaces every share of dense; ``formats`` keeps those names, with dense as their
+    yardstick, and adds the ones that the suite does not have. What is asked for twice by it is one
+    case.
     """
     _well_formed(document)
+    if density and stored:
+        raise SuiteError("Ask either for a density or for stored bytes, not for both.")
+    shares = ("density", density) if density else ("stored", stored)
     axes_asked = {"shape": shape, "tokens": tokens, "dtype": dtype}
     blocks = [dict(block) for block in document.get("cases", [])]
     for block in blocks:
@@ -365,13 +375,17 @@ def override(
         tables = [table for table in (block, *here.values()) if "format" in table]
         gone = _knobs(table["format"] for table in tables)
         for table in tables:
-            table["format"] = _chosen(table["format"], density, formats)
+            table["format"] = _chosen(table["format"], *shares, formats)
         gone -= _knobs(table["format"] for table in tables)
         rules = _listed(block.get("exclude", []))  # one by a knob that is gone matches nothing
         block["exclude"] = [r for r in rules if not (isinstance(r, dict) and gone & r.keys())]
         if here:
             block["on"] = here
-    return {**document, "cases": blocks, "merge": any([*axes_asked.values(), density, formats])}
+    return {
+        **document,
+        "cases": blocks,
+        "merge": any([*axes_asked.values(), density, stored, formats]),
+    }
 
 
 def _well_formed(document: Mapping[str, Any]) -> None:
@@ -386,19 +400,28 @@ def _well_formed(document: Mapping[str, Any]) -> None:
 
 
 def _chosen(
-    entries: list[dict[str, Any]], density: Sequence[float], formats: Sequence[str]
+    entries: list[dict[str, Any]], name: str, shares: Sequence[float], formats: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The entries of these formats alone, with these densities; empty asks for no change."""
+    """The entries of these formats alone, with these shares; empty asks for no change.
+
+    Args:
+        entries: the formats of a block.
+        name: what the shares are of, one of ``SHARES``.
+        shares: what to put in place of every density and every ``stored``.
+        formats: the names to keep or add.
+    """
     entries = [dict(entry) for entry in entries]
     if formats:
         have = {entry.get("name") for entry in entries}
-        keep = {"dense", *(plugins.check("formats", name) for name in formats)}
+        keep = {"dense", *(plugins.check("formats", each) for each in formats)}
         entries = [entry for entry in entries if entry.get("name") in keep]
-        added = [name for name in formats if name not in have]
-        entries += [{"name": name, "density": list(density) or [0.5]} for name in added]
+        asked = {name: list(shares)} if shares else {"density": [0.5]}
+        entries += [{"name": each, **asked} for each in formats if each not in have]
     for entry in entries:
-        if density and "density" in entry:
-            entry["density"] = list(density)
+        if shares and any(key in entry for key in SHARES):
+            for key in SHARES:
+                entry.pop(key, None)
+            entry[name] = list(shares)
     return entries
 
 

@@ -186,6 +186,16 @@ def sentence(*members: tuple[str, float, float, float]) -> str:
     return _answers.plain(_answers.answer(told(*members)).sentences[0])
 
 
+def test_formats_of_equal_bytes_are_told_as_such() -> None:
+    dense, *rows = told(("low_rank", 0.41, 0.40, 0.42), ("csr", 5.0, 4.9, 5.1))
+    rows = [replace(row, asked_density=math.nan, asked_stored=0.25, density=0.2) for row in rows]
+    found = _answers.answer([dense, *rows])
+    (said,) = map(_answers.plain, found.sentences)
+    assert said.startswith("In 0.25 of dense's bytes the fastest is low_rank, 0.410× of dense")
+    (total, *_) = map(_answers.plain, _answers.overview([found, found], "here"))
+    assert total.startswith("On here, in 0.25 of dense's bytes, low_rank is the fastest in all 2")
+
+
 def test_one_clear_winner() -> None:
     said = sentence(("low_rank", 0.41, 0.40, 0.42), ("csr", 5.0, 4.9, 5.1))
     assert said == (
@@ -232,7 +242,7 @@ def test_one_replicate_decides_nothing() -> None:
     said = sentence(("low_rank", 0.41, math.nan, math.nan))
     assert said.endswith("0.410× of dense: one replicate decides nothing.")
     answer = _answers.answer(told(("low_rank", 0.41, math.nan, math.nan)))
-    assert answer.winners[0.5].name is None
+    assert answer.winners["asked_density", 0.5].name is None
 
 
 def test_without_dense_there_is_no_relative_time() -> None:

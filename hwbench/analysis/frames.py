@@ -41,7 +41,8 @@ COLUMNS = frozenset(
     (
         *("case", "format", "label", "kernel", "knobs", "resolved", "workload", "options"),
         *("out_features", "in_features", "tokens", "dtype", "direction", "regime", "mode"),
-        *("device", "asked_density", "density", "better", "dense_bytes", "status", "reason"),
+        *("device", "asked_density", "asked_stored", "density", "better", "dense_bytes"),
+        *("status", "reason"),
         *("flags", "replicate", "replicates", "seed", "contract", "score_name", "slowed"),
         *(f"{name}_{end}" for name in _BOUNDED.values() for end in ("low", "high")),
         *("intensity", "bound", "attainable_seconds", "efficiency", "in_cache", "bytes_source"),
@@ -186,6 +187,7 @@ def _case_columns(run: Run, planned: Planned) -> dict[str, Any]:
         "mode": case.mode,
         "device": run.header.device,
         "asked_density": case.knobs.get("density"),
+        "asked_stored": case.knobs.get("stored"),
         "density": planned.density,
         "parameters": cost.parameters if cost else None,
         "stored_bytes": cost.stored_bytes if cost else None,

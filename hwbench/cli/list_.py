@@ -151,14 +151,14 @@ def _facts(each: FormatDetails) -> dict[str, list[str]]:
 
 
 def _knobs(each: FormatDetails) -> str:
-    """Those that must be given, or a density; then those with a value of their own."""
+    """Those that must be given, or a share of dense; then those with a value of their own."""
     given = " and ".join(knob for knob in each.knobs if knob not in each.defaults)
     free = [
         f"{knob}=auto" if value is None else f"{knob}={value}"
         for knob, value in each.defaults.items()
         if knob != "kernel"
     ]
-    parts = [f"{given}, or density"] if given else []
+    parts = [f"{given}, or density or stored"] if given else []
     parts += [", ".join(free)] if free else []
     return "; ".join(parts) or "none"
 

@@ -20,6 +20,9 @@ _MOST_ROWS = 20
 def profile(
     format_: str = typer.Option(..., "--format", "-f", help="The format, such as low_rank."),
     density: float | None = typer.Option(None, "--density", help="Kept fraction of the weights."),
+    stored: float | None = typer.Option(
+        None, "--stored", help="Stored bytes over those of dense, in place of a density."
+    ),
     knob: list[str] | None = typer.Option(
         None, "--knob", help="A knob of the format: blocks=16 or kernel=einsum. Repeat it."
     ),
@@ -51,8 +54,8 @@ def profile(
         raise UsageError(f"There is no folder {trace.parent} for the trace.")
     name = runner.resolve_device(device)
     entry: dict[str, Any] = {"name": format_, **_knobs(knob)}
-    if density is not None:
-        entry["density"] = density
+    shares = {"density": density, "stored": stored}
+    entry |= {name: share for name, share in shares.items() if share is not None}
     document = {
         "schema": 1,
         "name": "profile",

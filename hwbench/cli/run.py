@@ -49,6 +49,9 @@ def run(
     density: list[str] | None = typer.Option(
         None, "--density", help="Kept fraction of the dense parameters: 0.5,0.1."
     ),
+    stored: list[str] | None = typer.Option(
+        None, "--stored", help="Stored bytes over those of dense, in place of a density: 0.25."
+    ),
     model: str | None = typer.Option(
         None,
         "--model",
@@ -125,7 +128,19 @@ def run(
         device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
     )
     if resume is not None:
-        asked = (suite, format_, filter_, shape, tokens, dtype, density, model, data, weights)
+        asked = (
+            suite,
+            format_,
+            filter_,
+            shape,
+            tokens,
+            dtype,
+            density,
+            stored,
+            model,
+            data,
+            weights,
+        )
         if any(asked) or activations:
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
@@ -139,6 +154,7 @@ def run(
         tokens=_shared.numbers("--tokens", tokens, int),
         dtype=_shared.listed(dtype),
         density=_shared.numbers("--density", density, float),
+        stored=_shared.numbers("--stored", stored, float),
         formats=_shared.listed(format_),
     )
     for sentence in taken:

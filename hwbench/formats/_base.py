@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hwbench.errors import KnobError, UnknownNameError, UnreachableError
 from hwbench.formats._given import checked
+from hwbench.formats import _stored
 from hwbench.formats._kernel import Kernel, Named, Torch
 from hwbench.records import Cost, Knob
 
@@ -255,6 +256,21 @@ class Format(ABC):
 
         return _gram.nearest(self, weight, activations)
 
+    @classmethod
+    def for_stored(
+        cls, out_features: int, in_features: int, stored: float, item_bytes: int, **knobs: Knob
+    ) -> Self:
+        """The setting with the most stored bytes that are at most this share of dense's.
+
+        Here ``for_budget`` is asked for ever more parameters. A format whose bytes are decided by
+        other knobs, such as a narrow type, gives a ``for_stored`` of its own.
+
+        Raises:
+            UnreachableError: the smallest setting needs more; its share is named.
+            KnobError: a knob has a value that it cannot take, whatever the bytes.
+        """
+        return _stored.searched(cls, out_features, in_features, stored, item_bytes, **knobs)
+
     def index_bytes(self) -> int:
         """Bytes of indices and metadata that are stored beside the values."""
         return 0
@@ -365,37 +381,45 @@ class Format(ABC):
         return {**found, "kernel": cls.KERNELS[0]}
 
     @classmethod
-    def from_knobs(cls, out_features: int, in_features: int, **knobs: Knob) -> Self:
-        """Build a format from knobs as a suite writes them; ``density`` asks for a budget.
+    def from_knobs(
+        cls, out_features: int, in_features: int, *, item_bytes: int = 4, **knobs: Knob
+    ) -> Self:
+        """Build a format from knobs as a suite writes them.
+
+        ``density`` asks for a share of dense's parameters, ``stored`` for a share of its bytes,
+        a value of which takes ``item_bytes``. Either gives the largest setting that is not above
+        what was asked for.
 
         Raises:
-            UnreachableError: the knobs are right, and the density cannot be reached with them.
+            UnreachableError: the knobs are right, and the share cannot be reached with them.
             KnobError: a knob has a value that it cannot take.
             UnknownNameError: there is no such knob; the message names the nearest.
         """
         _check_sides(out_features, in_features)
-        density = knobs.pop("density", None)
-        budget_knobs = ["density"] if density is None else ["density", "multiple"]
+        density, stored = knobs.pop("density", None), knobs.pop("stored", None)
+        free = density is None and stored is None
         for key in knobs:
-            if key not in cls.knob_names() and not (density is not None and key == "multiple"):
-                raise UnknownNameError(
-                    f"knob of {cls.name()}", key, [*cls.knob_names(), *budget_knobs]
-                )
+            if key not in cls.knob_names() and (free or key != "multiple"):
+                shares = ["density", "stored", *([] if free else ["multiple"])]
+                raise UnknownNameError(f"knob of {cls.name()}", key, [*cls.knob_names(), *shares])
         decided = cls.decided_knobs()
-        if density is None:
+        if free:
             if missing := [key for key in decided if key not in knobs]:
                 raise KnobError(f"{cls.name()} needs {' and '.join(missing)}, or a density.")
             return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
+        if density is not None and stored is not None:
+            raise KnobError(f"Give {cls.name()} either a density or stored bytes, not both.")
         if any(key in knobs for key in decided):
+            what = "a density" if stored is None else "stored bytes"
             raise KnobError(
-                f"Give {cls.name()} either a density or {' and '.join(decided)}, not both."
+                f"Give {cls.name()} either {what} or {' and '.join(decided)}, not both."
             )
-        if isinstance(density, bool) or not isinstance(density, (int, float)):
-            raise KnobError(f"density must be a number, not {density!r}.")
-        if not 0 < density <= 1:
-            raise KnobError(f"density must be above 0 and at most 1, not {density}.")
+        if stored is not None:
+            share = _stored.check_share("stored", stored)
+            return cls.for_stored(out_features, in_features, share, item_bytes, **knobs)
+        share = _stored.check_share("density", density)
         try:
-            return cls.for_budget(out_features, in_features, float(density), **knobs)
+            return cls.for_budget(out_features, in_features, share, **knobs)
         except UnreachableError:
             with suppress(UnreachableError):  # a mistake in another knob is told first
                 cls.for_budget(out_features, in_features, 1.0, **knobs)

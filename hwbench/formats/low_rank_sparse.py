@@ -5,13 +5,14 @@ The low-rank part is applied by two products and the entries by a gather; W is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hwbench.formats import _stored
 from hwbench.formats._base import Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
     INDEX_BYTES,
@@ -85,6 +86,25 @@ class LowRankSparse(GatheredFormat):
             nonzeros=nonzeros,
             **knobs,  # type: ignore[arg-type]
         )
+
+    @classmethod
+    def for_stored(
+        cls, out_features: int, in_features: int, stored: float, item_bytes: int, **knobs: Knob
+    ) -> Self:
+        """As for a density: the share of S, then the rank, then entries for what is left over."""
+        multiple = knobs.pop("multiple", 1)
+        sides = {"out_features": out_features, "in_features": in_features}
+        entries = max(1, budget(out_features, in_features, cls.SHARE))
+        least = cls(**sides, rank=1, nonzeros=entries, **knobs)  # type: ignore[arg-type]
+        spare = _stored.allowed(**sides, stored=stored, item_bytes=item_bytes)
+        spare -= least.stored_bytes(item_bytes)
+        if spare < 0:
+            raise _stored.unreachable(cls, stored, item_bytes, [least])
+        side = item_bytes * (out_features + in_features)
+        rank = round_down(min(1 + spare // side, *sides.values()), multiple)
+        more = (spare - (rank - 1) * side) // (item_bytes + INDEX_BYTES[least.index_dtype])
+        nonzeros = min(entries + more, out_features * in_features)
+        return replace(least, rank=rank, nonzeros=nonzeros)
 
     def parameters(self) -> int:
         return sum(self.stages()) + self.nonzeros

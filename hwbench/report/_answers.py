@@ -9,6 +9,7 @@ replicate has no interval and decides nothing.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hwbench import units
@@ -20,14 +21,18 @@ from hwbench.report.rows import DENSE, Row, known, printable, relative, timed
 Sentence = list[tuple[str, str]]
 """Text in pieces; the second of each is its part: the POINT of the sentence, a SPAN, or nothing."""
 
+Share = tuple[str, float]
+"""The column of what was asked for, ``asked_density`` or ``asked_stored``, and how much."""
+
 POINT, SPAN, REST = "b", "nobr", ""
 _UNTOLD = (": one replicate decides nothing.", ": the machine was never quiet.")
+_SAID = {"asked_density": "at density {:g}", "asked_stored": "in {:g} of dense's bytes"}
 _NEAR = 0.1  # without an asked density, a format competes up to this share above its own
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The fastest of one group at one density."""
+    """The fastest of one group at one share of dense."""
 
     name: str | None  # dense where everything is slower; None where the data do not decide
     relative: float = 1.0
@@ -42,7 +47,7 @@ class Answer:
     title: str
     group: int = 0  # the number of its group
     sentences: list[Sentence] = field(default_factory=list)
-    winners: dict[float, Winner] = field(default_factory=dict)  # by density
+    winners: dict[Share, Winner] = field(default_factory=dict)
 
 
 def plain(sentence: Sentence) -> str:
@@ -51,36 +56,51 @@ def plain(sentence: Sentence) -> str:
 
 
 def answer(members: list[Row]) -> Answer:
-    """What a group of timed cases says, one sentence for each asked density."""
+    """What a group of timed cases says, one sentence for each asked share."""
     found = Answer(words.group_title(members[0]), members[0].group_number)
     others = [row for row in members if row.format != DENSE]
     comparable = [row for row in others if relative(row) is not None]
     if not comparable:
         found.sentences.append(_absolute(members))
         return found
-    densities = {row.asked_density for row in comparable if known(row.asked_density)}
-    for density in sorted(densities, reverse=True):
-        rivals = [row for row in comparable if _competes(row, density)]
-        found.sentences.append(_fastest(f"At density {density:g} ", rivals))
-        found.winners[density] = _winner(rivals)
-    if not densities:
+    shares = {
+        (name, getattr(row, name))
+        for row in comparable
+        for name in _SAID
+        if known(getattr(row, name))
+    }
+    for share in _ordered(shares):
+        rivals = [row for row in comparable if _competes(row, share)]
+        found.sentences.append(_fastest(f"{_told(share).capitalize()} ", rivals))
+        found.winners[share] = _winner(rivals)
+    if not shares:
         found.sentences.append(_fastest("Here ", comparable))
     return found
 
 
 def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:
     """Who wins how often, over all groups; nothing where a single group says it already."""
-    where = f"On {machine}, at" if machine else "At"
-    tallies: dict[float, list[Winner]] = {}
+    tallies: dict[Share, list[Winner]] = {}
     for found in answers:
-        for density, winner in found.winners.items():
-            tallies.setdefault(density, []).append(winner)
+        for share, winner in found.winners.items():
+            tallies.setdefault(share, []).append(winner)
     if len(answers) < 2:
         return []
     return [
-        _tally(f"{where} density {density:g}, ", tallies[density])
-        for density in sorted(tallies, reverse=True)
+        _tally(f"On {machine}, {said}, " if machine else f"{said.capitalize()}, ", tallies[share])
+        for share in _ordered(tallies)
+        for said in [_told(share)]
     ]
+
+
+def _ordered(shares: Iterable[Share]) -> list[Share]:
+    """Densities first, the largest first."""
+    return sorted(shares, key=lambda share: (share[0], -share[1]))
+
+
+def _told(share: Share) -> str:
+    name, value = share
+    return _SAID[name].format(value)
 
 
 def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
@@ -252,9 +272,10 @@ def _span(row: Row) -> Sentence:
     return [(f"{value} ", REST), (f"({low}–{high})", SPAN)]
 
 
-def _competes(row: Row, density: float) -> bool:
-    if known(row.asked_density):
-        return bool(row.asked_density == density)
+def _competes(row: Row, share: Share) -> bool:
+    name, density = share
+    if any(known(getattr(row, asked)) for asked in _SAID) or name != "asked_density":
+        return bool(getattr(row, name) == density)
     own = row.density
     return known(own) and own <= density * (1 + 1e-9) and density <= own * (1 + _NEAR)
 

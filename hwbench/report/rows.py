@@ -22,6 +22,7 @@ from hwbench.analysis.noise import Variance
 from hwbench.analysis.roofline import Line, Placement, Roof, lines
 from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
 from hwbench.store import Run
+from hwbench.suite import SHARES
 
 DENSE = "dense"
 
@@ -65,7 +66,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     case: str
     format: str
     label: str
-    series: str  # the format with all knobs but the density
+    series: str  # the format with all knobs but the asked share
     kernel: str | None
     knobs: str
     resolved: str
@@ -83,6 +84,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     group: Group
 
     asked_density: float
+    asked_stored: float
     density: float
     parameters: float
     stored_bytes: float
@@ -187,8 +189,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
 
 _SHARED = tuple(name for name in Group._fields if name != "run")
 _NUMBERS = (
-    *("asked_density", "density", "parameters", "stored_bytes", "dense_bytes", "flops"),
-    *("dense_flops", "compulsory_bytes", "intermediate_bytes"),
+    *("asked_density", "asked_stored", "density", "parameters", "stored_bytes", "dense_bytes"),
+    *("flops", "dense_flops", "compulsory_bytes", "intermediate_bytes"),
 )
 _CASE = (
     *("case", "format", "label", "kernel", "knobs", "resolved", "workload", "options"),
@@ -249,7 +251,7 @@ def _number(value: Any) -> Any:
 
 
 def _series(name: str, knobs: Mapping[str, Any]) -> str:
-    kept = sorted(knob for knob in knobs if knob != "density")
+    kept = sorted(knob for knob in knobs if knob not in SHARES)
     return " ".join([name, *(f"{knob}={word(knobs[knob])}" for knob in kept)])
 
 

@@ -240,9 +240,8 @@ def _score(row: Row) -> str:
 
 def _density(row: Row) -> str:
     """The density; in brackets what was asked for where the format cannot reach it."""
-    if known(row.density) or not known(row.asked_density):
-        return _number(row.density)
-    return f"({row.asked_density:g})"
+    asked = [share for share in (row.asked_density, row.asked_stored) if known(share)]
+    return _number(row.density) if known(row.density) or not asked else f"({asked[0]:g})"
 
 
 def _number(value: Any, digits: int = 3) -> str:

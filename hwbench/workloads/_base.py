@@ -136,7 +136,8 @@ def layer_format(case: Case, out_features: int, in_features: int) -> Format:
     """
     kind = plugins.load("formats", case.format, Format)
     try:
-        return kind.from_knobs(out_features, in_features, **case.knobs)
+        item = ITEM_BYTES[case.dtype]
+        return kind.from_knobs(out_features, in_features, item_bytes=item, **case.knobs)
     except UnreachableError as error:
         raise UnreachableError(f"In a layer of {out_features}×{in_features}, {error}") from error
 

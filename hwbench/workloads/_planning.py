@@ -12,7 +12,7 @@ from hwbench.devices._base import Device
 from hwbench.errors import KnobError, UnreachableError, UsageError
 from hwbench.formats._base import Format
 from hwbench.quantities import Quantity
-from hwbench.records import Case, Direction, Planned
+from hwbench.records import ITEM_BYTES, Case, Direction, Planned
 from hwbench.workloads._base import DTYPES, Workload
 
 
@@ -37,13 +37,13 @@ def quantities(workload: str) -> list[Quantity]:
 
 
 Made = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
-"""Formats by shape and knobs, each with what it says of itself whatever the case."""
+"""Formats by shape, bytes of a value and knobs, each with what it says whatever the case."""
 
 
 def planned(case: Case, device: Device, made: Made) -> Planned:
     """The case with all that a device and a format say of it; ``made`` keeps the formats.
 
-    A density that the format cannot reach is no mistake: the case is unsupported, and says why.
+    A share that the format cannot reach is no mistake: the case is unsupported, and says why.
 
     Raises:
         HwbenchError: an option, a knob or the tokens do not fit.
@@ -74,9 +74,10 @@ def _resolved(
     case: Case, format_class: type[Format], device: Device, made: Made
 ) -> tuple[Format, dict[str, Any]]:
     """The format of the case, and what it says of itself."""
-    key = (case.format, case.out_features, case.in_features, repr(sorted(case.knobs.items())))
+    out, inputs, item = case.out_features, case.in_features, ITEM_BYTES[case.dtype]
+    key = (case.format, out, inputs, item, repr(sorted(case.knobs.items())))
     if key not in made:
-        format_ = format_class.from_knobs(case.out_features, case.in_features, **case.knobs)
+        format_ = format_class.from_knobs(out, inputs, item_bytes=item, **case.knobs)
         format_ = format_.on(device.torch_device.type)
         facts: dict[str, Any] = {
             "resolved": format_.knobs(),
