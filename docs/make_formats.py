@@ -59,6 +59,10 @@ KNOBS = {
     "block_columns": "inputs in a block",
     "n": "kept of each group",
     "m": "neighbours in a group",
+    "type": "what a weight is stored as",
+    "group": "neighbouring weights of a row that share a scale",
+    "activations": "`none`, or `dynamic`: each token is rounded to int8 by a scale of its own",
+    "rounding": "`nearest`, or `gptq`: each column's error is made up for by the columns after it",
 }
 
 INTRODUCTION = """\

@@ -40,11 +40,12 @@ def assert_right(layer: Linear, call: Callable[[Tensor], Tensor] | None = None) 
     """Two calls: the first may derive something, the second finds it."""
     fresh = copy.deepcopy(layer)
     fresh.forget()
-    dense = fresh.to_dense().double()
+    dense, dtype = fresh.to_dense().double(), fresh.to_dense().dtype
+    beside = layer.tolerance(dtype)
     for seed in (1, 2):
-        x = normal(TOKENS, SIDE, seed=seed).to(next(layer.parameters()).dtype)
-        assert_near((call or layer)(x), x.double() @ dense.mT, x.dtype)
-    assert_near(layer.to_dense(), dense, next(layer.parameters()).dtype)
+        x = normal(TOKENS, SIDE, seed=seed).to(dtype)
+        assert_near((call or layer)(x), x.double() @ dense.mT, dtype, beside=beside)
+    assert_near(layer.to_dense(), dense, dtype)
 
 
 def test_all_formats_that_run_here_are_tried() -> None:
@@ -83,6 +84,8 @@ def replaced(layer: Linear, other: Linear) -> None:
 
 
 def stepped(layer: Linear, other: Linear) -> None:
+    if not list(layer.parameters()):
+        return  # codes are not trained
     layer.requires_grad_()
     with torch.enable_grad():
         layer(normal(TOKENS, SIDE)).square().sum().backward()
@@ -172,7 +175,8 @@ def test_functional_calls_use_the_tensors_that_they_are_given(f: Format, trustin
         other = others[number % 3]
         state = {name: tensor.clone() for name, tensor in other.state_dict().items()}
         dense = x.double() @ other.to_dense().double().mT
-        assert_near(functional_call(layer, state, (x,)), dense, torch.float32)
+        beside = layer.tolerance(torch.float32)
+        assert_near(functional_call(layer, state, (x,)), dense, torch.float32, beside=beside)
         del state
     assert_right(layer)
 

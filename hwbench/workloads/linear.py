@@ -54,7 +54,7 @@ class LinearLayer(Workload):
         subject.cost = self.cost(case, described)
         subject.module, subject.inputs = layer, [x, dy]
         subject.compiled = case.mode == "compile"
-        subject.tolerance = TOLERANCE[case.dtype]
+        subject.tolerance = TOLERANCE[case.dtype] + layer.tolerance(dtype)
         subject.numerical_error = lambda: _numerical_error(call, layer, x, dy)
         return subject
 

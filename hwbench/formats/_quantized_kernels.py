@@ -1,0 +1,300 @@
+"""How a layer of codes multiplies: torch's operators on integers, and the dense product.
+
+Everything here comes with PyTorch for CPUs. Activations are rounded with a scale for each token;
+an operator that takes a single scale is given tokens that were divided by their own first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hwbench.formats import _quantize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BITS16 = (torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, *BITS16)
+NOTICE = "torch.quantize_per_tensor, torch.quantize_per_channel"
+"""How torch's notice begins that its quantised tensors will be removed."""
+
+
+class Coded:
+    """What a kernel needs of a layer."""
+
+    kind: _quantize.Type
+    dynamic: bool
+    group: int
+    trusting: bool
+    codes: Tensor
+    scale: Tensor
+    centre: Tensor
+
+    def derived(self, build: Callable[[], Any]) -> Any:
+        """What a kernel made of the codes, made anew where they are not those any more."""
+        raise NotImplementedError
+
+    def to_dense(self) -> Tensor:
+        """The weight that the codes stand for."""
+        raise NotImplementedError
+
+    def integers(self) -> Tensor:
+        """The codes one by one, (out, in)."""
+        raise NotImplementedError
+
+
+class Product:
+    """One way to multiply by a layer of codes; the docstring's first sentence says which."""
+
+    name: ClassVar[str] = ""
+    type: ClassVar[str] = ""  # the type that it takes; empty: any
+    activations: ClassVar[str] = ""  # the one way to treat them; empty: any
+    groups: ClassVar[tuple[int, ...]] = ()  # sizes of a group; empty: the row where type is given
+    materialises: ClassVar[bool] = False
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = FLOATS
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+
+    def apply(self, layer: Any, x: Tensor) -> Tensor:
+        """x Ŵᵀ for x of (tokens, in), contiguous."""
+        raise NotImplementedError
+
+    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
+        """Why it cannot multiply such a layer here, in words; None where it can."""
+        del out_features, in_features, dtype
+        return None
+
+    def weight_bytes(self, weights: int, item_bytes: int) -> int:
+        """Bytes that a call moves for the weight beside reading the codes."""
+        del weights, item_bytes
+        return 0
+
+    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
+        """Bytes a token that a call moves between its operators."""
+        del out_features, in_features, item_bytes
+        return 0
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        """The relative error that it may add to that of the dtype."""
+        del dtype
+        return _quantize.ROUNDING_ERROR if self.activations == "dynamic" else 0.0
+
+
+class Dequantise(Product):
+    """The dense product with the weight made anew in every call: bytes are saved, no time."""
+
+    name = "dequantise"
+    materialises = True
+    dtypes = (*FLOATS, torch.float64)
+    devices = ("cpu", "cuda")
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        if layer.dynamic:
+            codes, scale = _quantize.quantised_tokens(x)
+            x = (codes * scale).to(x.dtype)
+        return functional.linear(x, layer.to_dense())
+
+    def weight_bytes(self, weights: int, item_bytes: int) -> int:
+        return 2 * weights * item_bytes  # written, and read by the product
+
+
+class LinearDynamic(Product):
+    """``quantized::linear_dynamic`` with tokens that were divided by their largest value first.
+
+    The operator rounds activations with one scale a call. PyTorch gives a notice that the tensors
+    that it takes, and so the operator, will be removed.
+    """
+
+    name = "linear_dynamic"
+    type, activations = "int8", "dynamic"
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        packed = layer.derived(lambda: self._packed(layer.codes, layer.scale))
+        wide = _quantize.in_rows(x.float())
+        if x.shape[0] == 1:
+            y: Tensor = _quantized().linear_dynamic(wide, packed)
+            return y.to(x.dtype)
+        largest = wide.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        y = _quantized().linear_dynamic(wide / largest, packed)
+        return y.mul_(largest).to(x.dtype)
+
+    def _packed(self, codes: Tensor, scale: Tensor) -> Any:
+        zeros = torch.zeros(len(codes), dtype=torch.int64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=NOTICE)
+            weight = torch._make_per_channel_quantized_tensor(  # noqa: SLF001
+                codes, scale[:, 0].double(), zeros, 0
+            )
+            return _quantized().linear_prepack(weight, None)
+
+    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
+        return _linear_dynamic_lacks()
+
+    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
+        return 2 * (4 + 1) * in_features + 2 * 4 * out_features
+
+
+@cache
+def _linear_dynamic_lacks() -> str | None:
+    """None where the operator is there and its sums of the largest products are right.
+
+    Instructions that add two products in 16 bits overflow; processors with VNNI do not use them.
+    """
+    codes, x = torch.full((8, 64), 127, dtype=torch.int8), torch.ones(1, 64)
+    try:
+        kernel = LinearDynamic()
+        packed = kernel._packed(codes, torch.ones(8, 1))  # noqa: SLF001
+        y = _quantized().linear_dynamic(x, packed)
+    except (RuntimeError, AttributeError) as refused:
+        said = str(refused).partition("\n")[0].rstrip(".")
+        return f"linear_dynamic does not run here, use kernel=int_mm: {said}."
+    if float((y - 127 * 64).abs().max()) > 0.01 * 127 * 64:
+        return "linear_dynamic overflows on this processor: use kernel=int_mm."
+    return None
+
+
+class IntMm(Product):
+    """``_int_mm`` of codes of both, each token with its own scale."""
+
+    name = "int_mm"
+    type, activations = "int8", "dynamic"
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        codes, scale = _quantize.quantised_tokens(x)
+        y = torch._int_mm(codes, layer.codes.t())  # noqa: SLF001
+        return (y.float() * scale).mul_(layer.scale[:, 0].float()).to(x.dtype)
+
+    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
+        if in_features == 1:
+            return "int_mm needs two inputs: it takes a column for a row."
+        return None if hasattr(torch, "_int_mm") else "int_mm does not run here: torch lacks it."
+
+    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
+        return 2 * in_features + 2 * (4 + 4) * out_features
+
+
+class OneDnn(Product):
+    """``onednn::qlinear_pointwise`` of tokens in uint8 and a weight that is packed in advance."""
+
+    name = "onednn"
+    type, activations = "int8", "dynamic"
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        packed, scale_of_rows, zeros = layer.derived(lambda: self._packed(layer))
+        codes, scale = _quantize.quantised_tokens(x)
+        shifted = (codes.to(torch.int16) + 128).to(torch.uint8)
+        y: Tensor = _onednn().qlinear_pointwise(
+            shifted, 1.0, 128, packed, scale_of_rows, zeros, None,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return y.mul_(scale).to(x.dtype)
+
+    def _packed(self, layer: Coded) -> tuple[Tensor, Tensor, Tensor]:
+        scale = layer.scale[:, 0].float().contiguous()
+        packed = _onednn().qlinear_prepack(layer.codes, None)
+        return packed, scale, torch.zeros(len(scale), dtype=torch.int64)
+
+    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
+        if not torch.backends.mkldnn.is_available():
+            return "onednn does not run here: PyTorch was built without it."
+        there = hasattr(_onednn(), "qlinear_pointwise")
+        return None if there else "onednn does not run here: torch lacks qlinear_pointwise."
+
+    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
+        return 2 * (1 + 2 + 1) * in_features + 2 * 4 * out_features
+
+
+class Int8Pack(Product):
+    """``_weight_int8pack_mm``: codes of the weight alone, widened inside the product."""
+
+    name = "int8pack"
+    type, activations = "int8", "none"
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        y: Tensor = _aten()._weight_int8pack_mm(  # noqa: SLF001
+            _quantize.in_rows(x), layer.codes, layer.scale[:, 0]
+        )
+        return y
+
+    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
+        if dtype == torch.bfloat16 and in_features % 16:
+            return (
+                f"int8pack reads sixteen inputs at a time in bfloat16 and would read beyond "
+                f"{in_features}; use kernel=dequantise."
+            )
+        there = hasattr(_aten(), "_weight_int8pack_mm")
+        return None if there else "int8pack does not run here: torch lacks it."
+
+
+class Int4Pack(Product):
+    """``_weight_int4pack_mm_for_cpu``: pairs of codes to a byte, widened inside the product."""
+
+    name = "int4pack"
+    type, activations = "int4", "none"
+    groups = (128, 64, 32, 256)
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        packed, scales = layer.derived(lambda: self._packed(layer))
+        y: Tensor = _aten()._weight_int4pack_mm_for_cpu(  # noqa: SLF001
+            _quantize.in_rows(x), packed, layer.group, scales
+        )
+        return y
+
+    def _packed(self, layer: Coded) -> tuple[Tensor, Tensor]:
+        packed = _aten()._convert_weight_to_int4pack_for_cpu(layer.integers().int(), 1)  # noqa: SLF001
+        return packed, torch.stack([layer.scale.t(), layer.centre.t()], -1).contiguous()
+
+    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
+        if out_features % 16:
+            return (
+                f"int4pack makes sixteen outputs at a time, and {out_features} out_features are no "
+                f"multiple of 16; use kernel=dequantise."
+            )
+        there = hasattr(_aten(), "_weight_int4pack_mm_for_cpu")
+        return None if there else "int4pack does not run here: torch lacks it."
+
+
+class BFloat16(Product):
+    """A dense product in bfloat16, for activations that come and go in another dtype."""
+
+    name = "bfloat16"
+    type, activations = "bfloat16", "none"
+    devices = ("cpu", "cuda")
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        weight = layer.codes.view(torch.bfloat16)
+        return functional.linear(x.bfloat16(), weight).to(x.dtype)
+
+    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
+        return 0 if item_bytes == 2 else 2 * 2 * (in_features + out_features)
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        return 0.0 if dtype == torch.bfloat16 else 1e-2
+
+
+PRODUCTS: tuple[Product, ...] = (
+    LinearDynamic(),
+    IntMm(),
+    OneDnn(),
+    Int8Pack(),
+    Int4Pack(),
+    BFloat16(),
+    Dequantise(),
+)
+
+
+def _aten() -> Any:
+    return torch.ops.aten
+
+
+def _quantized() -> Any:
+    return torch.ops.quantized
+
+
+def _onednn() -> Any:
+    return torch.ops.onednn
