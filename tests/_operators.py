@@ -146,7 +146,7 @@ def _moved(value: Any) -> Any:
 
 def operators(layer: Linear, tokens: int, direction: str, seen: Operators) -> Found:
     """What one call in that direction asks of the device."""
-    dtype = next(layer.parameters()).dtype
+    dtype = next(t.dtype for t in layer.stored_tensors() if t.is_floating_point())
     shapes = ((tokens, layer.in_features), (tokens, layer.out_features))
     x, dy = (torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
     seen.found = set()
