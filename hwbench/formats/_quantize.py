@@ -239,7 +239,7 @@ def quantised_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     hundred times as large as the rest, beside which everything else would be rounded to zero.
     """
     wide = in_rows(x.float())
-    scale = wide.abs().amax(1, keepdim=True) / 127
+    scale = torch.linalg.vector_norm(wide, torch.inf, 1, keepdim=True) / 127
     inverse = torch.where(scale == 0, 0.0, 1 / scale)
     return (wide * inverse).round_().to(torch.int8), scale
 

@@ -119,7 +119,8 @@ class LinearDynamic(Product):
         if x.shape[0] == 1:
             y: Tensor = _quantized().linear_dynamic(wide, packed)
             return y.to(x.dtype)
-        largest = wide.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+        largest = torch.linalg.vector_norm(wide, torch.inf, 1, keepdim=True)
+        largest.clamp_min_(torch.finfo(torch.float32).tiny)
         y = _quantized().linear_dynamic(wide / largest, packed)
         return y.mul_(largest).to(x.dtype)
 
@@ -209,45 +210,71 @@ class OneDnn(Product):
         return 2 * (1 + 2 + 1) * in_features + 2 * 4 * out_features
 
 
-class Int8Pack(Product):
+class Widening(Product):
+    """A product that widens codes inside itself, to bfloat16, as whose values x comes and goes.
+
+    The operators take other dtypes too, a hundred times slower than a dense product.
+    """
+
+    activations = "none"
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        packed = layer.derived(lambda: self.packed(layer))
+        return self.multiply(_quantize.in_rows(x.bfloat16()), packed).to(x.dtype)
+
+    def packed(self, layer: Coded) -> tuple[Any, ...]:
+        """What the operator takes beside x, in its order."""
+        raise NotImplementedError
+
+    def multiply(self, x: Tensor, packed: tuple[Any, ...]) -> Tensor:
+        """x Ŵᵀ in bfloat16."""
+        raise NotImplementedError
+
+    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
+        return 0 if item_bytes == 2 else 2 * 2 * (in_features + out_features)
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        return 0.0 if dtype == torch.bfloat16 else 1e-2
+
+
+class Int8Pack(Widening):
     """``_weight_int8pack_mm``: codes of the weight alone, widened inside the product."""
 
     name = "int8pack"
-    type, activations = "int8", "none"
+    type = "int8"
 
-    def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        y: Tensor = _aten()._weight_int8pack_mm(  # noqa: SLF001
-            _quantize.in_rows(x), layer.codes, layer.scale[:, 0]
-        )
+    def packed(self, layer: Coded) -> tuple[Any, ...]:
+        return layer.codes, layer.scale[:, 0].bfloat16().contiguous()
+
+    def multiply(self, x: Tensor, packed: tuple[Any, ...]) -> Tensor:
+        y: Tensor = _aten()._weight_int8pack_mm(x, *packed)  # noqa: SLF001
         return y
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
-        if dtype == torch.bfloat16 and in_features % 16:
+        if in_features % 16:
             return (
-                f"int8pack reads sixteen inputs at a time in bfloat16 and would read beyond "
-                f"{in_features}; use kernel=dequantise."
+                f"int8pack reads sixteen inputs at a time and would read beyond {in_features}; use "
+                f"kernel=dequantise."
             )
         there = hasattr(_aten(), "_weight_int8pack_mm")
         return None if there else "int8pack does not run here: torch lacks it."
 
 
-class Int4Pack(Product):
+class Int4Pack(Widening):
     """``_weight_int4pack_mm_for_cpu``: pairs of codes to a byte, widened inside the product."""
 
     name = "int4pack"
-    type, activations = "int4", "none"
+    type = "int4"
     groups = (128, 64, 32, 256)
 
-    def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        packed, scales = layer.derived(lambda: self._packed(layer))
-        y: Tensor = _aten()._weight_int4pack_mm_for_cpu(  # noqa: SLF001
-            _quantize.in_rows(x), packed, layer.group, scales
-        )
-        return y
+    def packed(self, layer: Coded) -> tuple[Any, ...]:
+        codes = _aten()._convert_weight_to_int4pack_for_cpu(layer.integers().int(), 1)  # noqa: SLF001
+        scales = torch.stack([layer.scale.t(), layer.centre.t()], -1).bfloat16().contiguous()
+        return codes, layer.group, scales
 
-    def _packed(self, layer: Coded) -> tuple[Tensor, Tensor]:
-        packed = _aten()._convert_weight_to_int4pack_for_cpu(layer.integers().int(), 1)  # noqa: SLF001
-        return packed, torch.stack([layer.scale.t(), layer.centre.t()], -1).contiguous()
+    def multiply(self, x: Tensor, packed: tuple[Any, ...]) -> Tensor:
+        y: Tensor = _aten()._weight_int4pack_mm_for_cpu(x, *packed)  # noqa: SLF001
+        return y
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         if out_features % 16:
