@@ -35,6 +35,7 @@ PICTURED: dict[str, dict[str, Any]] = {
     "csr": {"density": 0.2},
     "masked_dense": {"density": 0.25},
     "low_rank_sparse": {"rank": 2, "nonzeros": 12},
+    "quantized_low_rank": {"type": "int8", "group": 4, "kernel": "dequantise", "rank": 2},
     "quantized": {"type": "int8", "group": 4, "kernel": "dequantise"},
 }
 """The settings that are drawn; half density where there is none here."""
@@ -261,11 +262,11 @@ def _stored_picture(name: str, spec: Format, layer: Any) -> str:
     drawing = Drawing()
     first = [_vector("y", spec.out_features), Part(sign="←"), w]
     factors = []
-    if hasattr(layer, "left"):  # low rank beside the entries
+    if hasattr(layer, "left"):  # low rank beside entries or codes
         entries = dense - layer.left @ layer.right
         entries[entries.abs() < 1e-5] = 0
         hues = _by_row(entries)
-        w = Part(hues, label="S")
+        w = Part(hues, label="Q" if hasattr(layer, "codes") else "S")
         factors = [
             _whole(layer.left, 1, "A", "left"),
             _whole(layer.right, 2, "B", "right"),

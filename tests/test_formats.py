@@ -219,7 +219,8 @@ def test_budget_is_kept_and_used(f: Format) -> None:
         assert dict(budgets(g, [g.density()])) == {g.density(): g}
         for neighbour in neighbours(g):  # nothing larger would have fitted
             assert not g.parameters() < neighbour.parameters() <= allowed, neighbour
-    assert dict(budgets(f, [min(1.0, f.density())])), "it refuses the density it has"
+    if f.density() <= 1:  # above it is what stands beside a code for every weight
+        assert dict(budgets(f, [f.density()])), "it refuses the density it has"
 
 
 @each("f", SETTINGS)
@@ -250,12 +251,12 @@ def test_parameters_are_the_values_that_carry_information(f: Format) -> None:
     for layer in layers(f, home(f)):
         exact = copy.deepcopy(layer).double()
         by = list(exact.parameters())
-        if not by:  # a code for each weight, which no gradient reaches
-            assert f.parameters() == exact.to_dense().numel()
-            continue
         dy = normal(f.out_features, f.in_features, seed=2).double()
-        grads = torch.autograd.grad(exact.to_dense(), by, dy)
-        assert f.parameters() == sum(int(g.count_nonzero()) for g in grads)
+        grads = torch.autograd.grad(exact.to_dense(), by, dy) if by else ()
+        if f.in_features == 1 and layer.coded_weights():
+            continue  # codes and scales hold a column exactly, so that what stands beside is zero
+        valued = sum(int(g.count_nonzero()) for g in grads)
+        assert f.parameters() == valued + layer.coded_weights()  # no gradient reaches a code
         assert f.density() == f.parameters() / (f.out_features * f.in_features)
 
 
@@ -430,7 +431,8 @@ def test_gradients_accumulate_through_bias_and_batch(f: Format) -> None:
     for (name, ours), reference in zip(layer.named_parameters(), exact.parameters(), strict=True):
         assert ours.grad is not None
         assert reference.grad is not None
-        assert relative(ours.grad, reference.grad) <= 5 * TOLERANCE[dtype], name
+        allowed = 5 * (TOLERANCE[dtype] + layer.tolerance(dtype))
+        assert relative(ours.grad, reference.grad) <= allowed, name
 
 
 @each("f", ONE_TRAINS)

@@ -18,6 +18,7 @@ from hwbench.errors import KnobError, UnreachableError
 from hwbench.formats import _quantize, _quantized_kernels
 from hwbench.formats._base import BACKWARD_INPUT, FORWARD, STEP
 from hwbench.formats.quantized import Quantized
+from hwbench.formats.quantized_low_rank import QuantizedLowRank
 from hwbench.records import Case
 from hwbench.workloads import _planning
 
@@ -397,6 +398,77 @@ def test_a_knob_that_is_given_is_kept() -> None:
     assert (f.type, f.columns) == ("int4", 128)
     with pytest.raises(UnreachableError, match=r"nothing below it can be had, .* stored=0\.254"):
         Quantized.from_knobs(64, 256, stored=0.2, type="int8")
+
+
+# --- beside two thin factors --------------------------------------------------------------------
+
+
+def outlying(out: int, inputs: int) -> Tensor:
+    """A weight with a few strong directions, as trained layers have."""
+    return (wide(out, inputs) + 3 * wide(out, 4, seed=8) @ wide(4, inputs, seed=9) / 4).float()
+
+
+def beside(out: int = 64, inputs: int = 96, **knobs: Any) -> QuantizedLowRank:
+    return QuantizedLowRank.from_knobs(out, inputs, **knobs)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int5", "int4", "nf4"])
+def test_factors_lower_the_error_of_the_same_codes(kind: str) -> None:
+    weight = outlying(64, 96)
+    alone = relative(build(64, 96, type=kind).project(weight).to_dense(), weight)
+    errors = [
+        relative(beside(type=kind, rank=rank).project(weight).to_dense(), weight)
+        for rank in (1, 8, 32)
+    ]
+    assert errors[2] < errors[1] < errors[0] < alone
+
+
+def test_the_first_factors_are_the_best_for_what_the_codes_lose() -> None:
+    """By Eckart and Young no factors of that rank beat those of the first turn; more turns may."""
+    weight = outlying(64, 96)
+    gap = weight - build(64, 96, type="int4").project(weight).to_dense()
+    least = float(torch.linalg.svdvals(gap.double())[8:].norm() / weight.double().norm())
+    f = beside(type="int4", rank=8)
+    assert relative(f.project(weight).to_dense(), weight) <= least * (1 + 1e-5)
+
+
+def test_activations_weigh_what_the_factors_take_up() -> None:
+    weight, inputs = outlying(64, 96), seen(800, 96)
+    plain, told = (beside(rank=8).project(weight, activations=a) for a in (None, inputs.float()))
+    errors = [
+        float((inputs @ (layer.to_dense().detach() - weight).double().mT).norm())
+        for layer in (plain, told)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_bytes_decide_the_rank() -> None:
+    f = beside(128, 256, stored=0.2)
+    dense = 4 * 128 * 256
+    assert (f.type, f.rank) == ("int4", 5)
+    assert f.stored_bytes(4) <= 0.2 * dense < f.stored_bytes(4) + 4 * (128 + 256)
+    assert f.stored_bytes(4) == Quantized.from_knobs(128, 256, type="int4").stored_bytes(
+        4
+    ) + 5 * 4 * (128 + 256)
+    with pytest.raises(UnreachableError, match="nothing below it can be had"):
+        beside(128, 256, stored=0.1)
+    with pytest.raises(KnobError, match="either stored bytes or rank"):
+        beside(128, 256, stored=0.5, rank=3)
+
+
+def test_factors_are_trained_while_codes_stay() -> None:
+    layer, x = beside(rank=4).project(outlying(64, 96)), normal(9, 96)
+    codes = layer.codes.clone()
+    steps = torch.optim.SGD(layer.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(3):
+        steps.zero_grad()
+        loss = (layer(x) - 1).square().sum()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        steps.step()
+    assert losses[2] < losses[1] < losses[0]
+    assert torch.equal(codes, layer.codes)
 
 
 # --- what is measured ---------------------------------------------------------------------------

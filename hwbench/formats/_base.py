@@ -73,6 +73,10 @@ class Linear(nn.Module, ABC):
         del dtype
         return 0.0
 
+    def coded_weights(self) -> int:
+        """How many weights it stores as codes, which are no parameters of the module."""
+        return 0
+
     def stored_tensors(self) -> list[Tensor]:
         """Everything that is stored for the weight: parameters and buffers, without the bias."""
         return [

@@ -40,7 +40,7 @@ class Coded:
         """What a kernel made of the codes, made anew where they are not those any more."""
         raise NotImplementedError
 
-    def to_dense(self) -> Tensor:
+    def coded_dense(self) -> Tensor:
         """The weight that the codes stand for."""
         raise NotImplementedError
 
@@ -97,7 +97,7 @@ class Dequantise(Product):
         if layer.dynamic:
             codes, scale = _quantize.quantised_tokens(x)
             x = (codes * scale).to(x.dtype)
-        return functional.linear(x, layer.to_dense())
+        return functional.linear(x, layer.coded_dense())
 
     def weight_bytes(self, weights: int, item_bytes: int) -> int:
         return 2 * weights * item_bytes  # written, and read by the product

@@ -19,7 +19,6 @@ The gradient of x is that of the dequantised weight. Codes have no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -28,193 +27,32 @@ from torch import Tensor
 
 from hwbench.errors import KnobError, UnreachableError
 from hwbench.formats import _quantize, _stored
-from hwbench.formats._base import (
-    BACKWARD,
-    BACKWARD_INPUT,
-    BACKWARD_WEIGHT,
-    FORWARD,
-    STEP,
-    Linear,
-)
-from hwbench.formats._derived import Derived
-from hwbench.formats._full import FullFormat
-from hwbench.formats._groups import check_groups
-from hwbench.formats._quantized_kernels import PRODUCTS, Coded, Product
+from hwbench.formats._base import Linear, unreachable
+from hwbench.formats._coded import CodedFormat, CodedMap
 from hwbench.records import Knob
-
-_BY_NAME = {product.name: product for product in PRODUCTS}
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The kernel's product, with the gradient of x that the dequantised weight has."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: _Map) -> Tensor:
-        ctx.layer = layer
-        return layer.product.apply(layer, x)
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor, None]:
-        return dy[0] @ ctx.layer.to_dense(), None
-
-
-class _Map(Linear, Coded):
-    codes: Tensor
-    scale: Tensor  # (out, groups); empty for bfloat16
-    centre: Tensor  # as the scale; empty for types without
-    table: Tensor  # (16,) for nf4; else empty
-
-    def __init__(self, spec: Quantized, codes: Tensor, scale: Tensor, centre: Tensor) -> None:
-        super().__init__(spec.out_features, spec.in_features)
-        self.kind, self.product, self.group = spec.kind, spec.product, spec.columns
-        self.dynamic = spec.activations == "dynamic"
-        self.register_buffer("codes", codes)
-        self.register_buffer("scale", scale)
-        self.register_buffer("centre", centre)
-        table = _quantize.nf4_table().to(scale) if self.kind.name == "nf4" else scale.new_empty(0)
-        self.register_buffer("table", table)
-        self._derived = Derived[Any]()
-
-    def apply_weight(self, x: Tensor) -> Tensor:
-        if x.shape[0] == 0:
-            return x @ self.to_dense().mT
-        if torch.is_grad_enabled() and x.requires_grad:
-            y: Tensor = _StraightThrough.apply(x, self)  # type: ignore[no-untyped-call]
-            return y
-        return self.product.apply(self, x)
-
-    def integers(self) -> Tensor:
-        if self.kind.bits < 8:
-            return _quantize.unpack(self.codes, self.kind.bits, self.in_features)
-        return self.codes
-
-    def to_dense(self) -> Tensor:
-        dtype = self.scale.dtype
-        if self.kind.name == "bfloat16":
-            return self.codes.view(torch.bfloat16).to(dtype)
-        found = _quantize.values(self.kind, self.integers(), self.table, dtype)
-        found = found.unflatten(1, (-1, self.group)) * self.scale[..., None]
-        if self.kind.centred:
-            found = found + self.centre[..., None]
-        return found.flatten(1)
-
-    def tolerance(self, dtype: torch.dtype) -> float:
-        rounded = _quantize.ROUNDING_ERROR if self.dynamic else 0.0
-        return max(rounded, self.product.rounding(dtype))
-
-    def derived(self, build: Callable[[], Any]) -> Any:
-        sources = (self.codes, self.scale, self.centre)
-        return self._derived.get(sources, build, trusting=self.trusting)
-
-    def forget(self) -> None:
-        self._derived.clear()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantized(FullFormat):
+class Quantized(CodedFormat):
     """ŵ = s · v(code) + c, with s and c for each ``group`` of neighbouring weights of a row.
 
     Bytes: the codes, and s and c in the layer's dtype. Without ``kernel`` the fastest kernel of
     the type is taken, where it has one; without ``type`` it is that of the kernel.
     """
 
-    KERNELS = tuple(_BY_NAME)
     PAPER = (
         "Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained "
         "transformers, 2022, arXiv:2210.17323"
     )
     PROJECTION_TOLERANCE: ClassVar[float] = 1e-2  # scales of 16 bits are rounded twice
 
-    type: str | None = None
-    group: int | None = None
-    activations: str | None = None
-    rounding: str = "nearest"
-
-    def __post_init__(self) -> None:
-        self._decide()
-        super().__post_init__()
-        self.check_integer("group", low=1, high=self.in_features)
-        check_groups(self, self.columns)
-        self._check_kernel()
-
-    def _decide(self) -> None:
-        """Type, activations, kernel and group, as far as they were left to one another."""
-        if self.kernel not in ("", *self.KERNELS):
-            return
-        product = _BY_NAME.get(self.kernel)
-        kind = self.type if self.type is not None else (product.type if product else "") or "int8"
-        _check_type(kind)
-        if self.rounding not in ("nearest", "gptq"):
-            raise KnobError(
-                f"rounding of quantized must be nearest or gptq, not {self.rounding!r}."
-            )
-        activations = self.activations
-        if activations is None and product is not None:
-            activations = product.activations or "none"
-        elif activations is None:
-            activations = "dynamic" if self.type is None else "none"
-        if activations not in ("none", "dynamic"):
-            raise KnobError(
-                f"activations of quantized must be none or dynamic, not {activations!r}."
-            )
-        _set(self, type=kind, activations=activations)
-        if product is None:
-            product = next(p for p in PRODUCTS if self._suits(p))
-        if self.group is None:
-            _set(self, group=self._usual(product))
-        _set(self, kernel=product.name)
-
-    def _suits(self, product: Product) -> bool:
-        """Whether the kernel takes the type, the activations, the group and the shape."""
-        if product.type not in ("", self.type) or product.activations not in ("", self.activations):
-            return False
-        group = self._usual(product) if self.group is None else self.group
-        sizes = product.groups or ((self.in_features,) if product.type else (group,))
-        dtype = torch.float32
-        return group in sizes and not product.lacks(self.out_features, self.in_features, dtype)
-
-    def _usual(self, product: Product) -> int:
-        """The group where none is asked for: one that the kernel takes, if there is one."""
-        fit = (g for g in product.groups if self.in_features % g == 0)
-        return next(fit, self.kind.group(self.in_features))
-
-    def _check_kernel(self) -> None:
-        product = self.product
-        if product.type not in ("", self.type):
-            raise KnobError(
-                f"kernel={product.name} of quantized multiplies {product.type}, not {self.type}."
-            )
-        if product.activations not in ("", self.activations):
-            raise KnobError(
-                f"kernel={product.name} of quantized has activations={product.activations} only."
-            )
-        sizes = product.groups or (self.in_features,)
-        if product.type and self.group not in sizes:
-            raise KnobError(
-                f"kernel={product.name} of quantized takes groups of "
-                f"{' or '.join(map(str, sorted(sizes)))} columns, not {self.group}; use "
-                f"kernel=dequantise."
-            )
-
-    @property
-    def kind(self) -> _quantize.Type:
-        """What a weight is stored as."""
-        return _quantize.TYPES[str(self.type)]
-
-    @property
-    def columns(self) -> int:
-        """Neighbouring weights that share a scale."""
-        return self.group or self.in_features
-
-    @property
-    def product(self) -> Product:
-        """The kernel."""
-        return _BY_NAME[self.kernel]
-
-    @property
-    def MATERIALISES(self) -> bool:  # noqa: N802
-        """Whether the kernel forms a dense tensor of the weight's size."""
-        return self.product.materialises
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        if density < 1:
+            raise unreachable(cls.name(), density, "it has a code for every weight (density 1)")
+        if "multiple" in knobs:
+            raise KnobError("quantized has no rank that 'multiple' could round.")
+        return cls(out_features=out_features, in_features=in_features, **knobs)  # type: ignore[arg-type]
 
     @classmethod
     def for_stored(
@@ -250,90 +88,17 @@ class Quantized(FullFormat):
                 return _stored.most(cls, fits, stored, item_bytes)
         return least
 
-    def scale_count(self) -> int:
-        """Scales and centres, and the table of nf4."""
-        if not self.kind.scaled:
-            return 0
-        groups = self.out_features * (self.in_features // self.columns)
-        return groups * (2 if self.kind.centred else 1) + (16 if self.kind.name == "nf4" else 0)
-
-    def stored_bytes(self, item_bytes: int) -> int:
-        codes = self.out_features * self.kind.code_bytes(self.in_features)
-        return codes + self.scale_count() * item_bytes
-
-    def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        product, where = self.product, "a GPU" if device == "cuda" else device
-        if direction not in (FORWARD, BACKWARD_INPUT):
-            return "Codes have no gradient: quantized gives that of its input only."
-        if device not in product.devices:
-            return f"kernel={product.name} of quantized is an operator for CPUs, not for {where}."
-        if dtype not in product.dtypes:
-            return f"kernel={product.name} of quantized has no product in float64."
-        return product.lacks(self.out_features, self.in_features, dtype)
-
-    def _compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        x, y = tokens * self.in_features, tokens * self.out_features
-        one_way = item_bytes * (x + y) + self.stored_bytes(item_bytes)
-        both = item_bytes * (2 * x + y) + 2 * self.stored_bytes(item_bytes)
-        backward = {BACKWARD: both, STEP: one_way + both}
-        return backward.get(direction, one_way)
-
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        out, inputs, product = self.out_features, self.in_features, self.product
-        forward = product.weight_bytes(out * inputs, item_bytes)
-        forward += tokens * product.token_bytes(out, inputs, item_bytes)
-        backward = 2 * out * inputs * item_bytes  # the weight is made, and read
-        return {
-            FORWARD: forward,
-            BACKWARD_INPUT: backward,
-            BACKWARD_WEIGHT: 0,
-            BACKWARD: backward,
-            STEP: forward + backward,
-        }[direction]
-
-    def build(self, weight: Tensor) -> Linear:
-        return self._coded(weight, None)
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        shape, bound = (self.out_features, self.in_features), self.in_features**-0.5
+        weight = torch.empty(shape, dtype=dtype, device=generator.device)
+        return self.project(weight.uniform_(-bound, bound, generator=generator))
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest codes for given scales; with ``gptq`` those for the activations."""
-        return self._coded(weight, activations if self.rounding == "gptq" else None)
-
-    def _coded(self, weight: Tensor, activations: Tensor | None) -> Linear:
-        dtype, weight = weight.dtype, weight.detach()
-        if not self.kind.scaled:  # an empty scale has the dtype of the layer
-            codes = weight.bfloat16().contiguous().clone().view(torch.int16)
-            return _Map(self, codes, weight.new_empty(0), weight.new_empty(0))
-        if activations is None:
-            wide = weight.to(torch.promote_types(dtype, torch.float32))
-            codes, scale, centre = _quantize.nearest(self.kind, wide, self.columns, dtype)
-        else:
-            wide, seen = weight.double(), activations.detach().double()
-            codes, scale, centre = _quantize.gptq(self.kind, wide, self.columns, dtype, seen)
-        if self.kind.bits < 8:
-            codes = _quantize.pack(codes, self.kind.bits)
-        centre = centre.to(dtype).contiguous() if self.kind.centred else weight.new_empty(0)
-        return _Map(self, codes.contiguous(), scale.to(dtype).contiguous(), centre)
-
-
-def _check_type(name: object) -> None:
-    """Refuse what is no type, and, as out of reach, what no kernel here multiplies."""
-    if name in _quantize.ELSEWHERE:
-        raise UnreachableError(
-            f"type={name} of quantized needs a GPU of compute capability "
-            f"{_quantize.ELSEWHERE[str(name)]}, for which hwbench has no kernel yet; "
-            f"{'fp8' if name == 'mxfp8' else 'nf4'} has as many bits a code."
-        )
-    if name not in _quantize.TYPES:
-        known = ", ".join([*_quantize.TYPES, *_quantize.ELSEWHERE])
-        raise KnobError(f"type of quantized must be one of {known}, not {name!r}.")
+        return CodedMap(self, *self.codes_of(weight.detach(), weight.dtype, activations))
 
 
 def _groups(in_features: int) -> list[int]:
     """The row, and its parts of 16 columns times a power of two, the widest first."""
     parts = [16 * 2**n for n in range(20) if 16 * 2**n < in_features]
     return [in_features, *(part for part in reversed(parts) if in_features % part == 0)]
-
-
-def _set(described: Quantized, **values: Knob) -> None:
-    for name, value in values.items():
-        object.__setattr__(described, name, value)
