@@ -59,6 +59,8 @@ KNOBS = {
     "block_columns": "inputs in a block",
     "n": "kept of each group",
     "m": "neighbours in a group",
+    "inputs": "columns, or directions of the inputs, that are kept",
+    "rotate": "whether directions are kept, in place of columns",
     "type": "what a weight is stored as",
     "group": "neighbouring weights of a row that share a scale",
     "activations": "`none`, or `dynamic`: each token is rounded to int8 by a scale of its own",

@@ -35,6 +35,7 @@ PICTURED: dict[str, dict[str, Any]] = {
     "csr": {"density": 0.2},
     "masked_dense": {"density": 0.25},
     "low_rank_sparse": {"rank": 2, "nonzeros": 12},
+    "narrow": {"inputs": 3},
     "quantized_low_rank": {"type": "int8", "group": 4, "kernel": "dequantise", "rank": 2},
     "quantized": {"type": "int8", "group": 4, "kernel": "dequantise"},
 }

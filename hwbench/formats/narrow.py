@@ -1,0 +1,135 @@
+"""A smaller dense layer: some columns of the weight kept whole, or a few directions of its inputs.
+
+The control that every other format is judged against: what the same parameters do in a plain
+product. Columns are chosen by their norm, times that of the activations where these are given.
+With ``rotate`` the layer keeps the directions in which its activations vary most, Q of (in,
+inputs), and W Q; Q is counted, as nothing here can absorb it into a neighbour. It is then a matrix
+of low rank, and no better than the best one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hwbench.errors import KnobError
+from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._blocks import importance, working
+from hwbench.records import Knob
+
+
+class _Kept(Linear):
+    """y = V x[kept], with V the kept columns of the weight."""
+
+    kept: Tensor  # (inputs,), int32, ascending
+
+    def __init__(self, in_features: int, values: Tensor, kept: Tensor) -> None:
+        super().__init__(values.shape[0], in_features)
+        self.weight = nn.Parameter(values)  # (out, inputs)
+        self.register_buffer("kept", kept.int())
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        return functional.linear(x.index_select(1, self.kept), self.weight)
+
+    def to_dense(self) -> Tensor:
+        zeros = self.weight.new_zeros(self.out_features, self.in_features)
+        return zeros.index_copy(1, self.kept.long(), self.weight)
+
+
+class _Rotated(Linear):
+    """y = V (Qᵀ x)."""
+
+    def __init__(self, values: Tensor, basis: Tensor) -> None:
+        super().__init__(values.shape[0], basis.shape[1])
+        self.weight = nn.Parameter(values)  # (out, inputs)
+        self.basis = nn.Parameter(basis)  # (inputs, in)
+
+    def apply_weight(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.basis), self.weight)
+
+    def to_dense(self) -> Tensor:
+        return self.weight @ self.basis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrow(Format):
+    """W with ``inputs`` of its columns, or with as many directions of its inputs.
+
+    Bytes: the values, and an index of four bytes for each column that is kept.
+    """
+
+    PAPER = (
+        "Ashkboos et al., SliceGPT: compress large language models by deleting rows and columns, "
+        "2024, arXiv:2401.15024"
+    )
+
+    inputs: int
+    rotate: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.rotate, bool):
+            raise KnobError(f"rotate of narrow must be true or false, not {self.rotate!r}.")
+        smaller = min(self.out_features, self.in_features)
+        self.check_integer("inputs", low=1, high=smaller if self.rotate else self.in_features)
+
+    @classmethod
+    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
+        multiple = knobs.pop("multiple", 1)
+        least = cls(out_features=out_features, in_features=in_features, inputs=1, **knobs)  # type: ignore[arg-type]
+        inputs = budget(out_features, in_features, density) // least.parameters()
+        if inputs < 1:
+            reachable = f"one input has density {least.density():.4g}"
+            raise unreachable("narrow", density, reachable)
+        most = min(out_features, in_features) if least.rotate else in_features
+        return cls(
+            out_features=out_features,
+            in_features=in_features,
+            inputs=round_down(min(inputs, most), multiple),
+            **knobs,  # type: ignore[arg-type]
+        )
+
+    def parameters(self) -> int:
+        return sum(self.stages())
+
+    def stages(self) -> tuple[int, ...]:
+        smaller = self.inputs * self.out_features
+        return (self.inputs * self.in_features, smaller) if self.rotate else (smaller,)
+
+    def index_bytes(self) -> int:
+        return 0 if self.rotate else 4 * self.inputs
+
+    def intermediate_width(self) -> int:
+        return self.inputs if self.rotate else 0
+
+    def copied_width(self) -> int:
+        return 0 if self.rotate else self.inputs
+
+    def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
+        bound, where = self.inputs**-0.5, generator.device
+        values = torch.empty(self.out_features, self.inputs, device=where)
+        values.uniform_(-bound, bound, generator=generator)
+        if self.rotate:
+            drawn = torch.randn(self.in_features, self.inputs, generator=generator, device=where)
+            return _Rotated(values.to(dtype), torch.linalg.qr(drawn).Q.mT.to(dtype).contiguous())
+        order = torch.randperm(self.in_features, generator=generator, device=where)
+        return _Kept(self.in_features, values.to(dtype), order[: self.inputs].sort().values)
+
+    def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
+        """The columns of the largest norms; with ``rotate`` the first principal directions.
+
+        Without activations these are those of the weight's rows.
+        """
+        work = working(weight)
+        if self.rotate:
+            seen = work if activations is None else activations.detach().to(work)
+            basis = torch.linalg.svd(seen.mT @ seen).Vh[: self.inputs]
+            values = (work @ basis.mT).to(weight.dtype).contiguous()
+            return _Rotated(values, basis.to(weight.dtype).contiguous())
+        score = (work * importance(activations, work)).norm(dim=0)
+        kept = score.argsort(descending=True, stable=True)[: self.inputs].sort().values
+        return _Kept(self.in_features, weight.detach()[:, kept].contiguous(), kept)
