@@ -232,14 +232,14 @@ class CodedFormat(Format):
             return f"kernel={product.name} of {me} has no product in float64."
         return product.lacks(self.out_features, self.in_features, dtype)
 
-    def _compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+    def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         x, y = tokens * self.in_features, tokens * self.out_features
         one_way = item_bytes * (x + y) + self.stored_bytes(item_bytes)
         both = item_bytes * (2 * x + y) + 2 * self.stored_bytes(item_bytes)
         backward = {BACKWARD: both, STEP: one_way + both}
         return backward.get(direction, one_way)
 
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         out, inputs, product = self.out_features, self.in_features, self.product
         forward = product.weight_bytes(out * inputs, item_bytes)
         forward += tokens * product.token_bytes(out, inputs, item_bytes)

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from hwbench.errors import KnobError
 from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
-from hwbench.formats._blocks import importance, working
+from hwbench.formats._init import column_weights, working
 from hwbench.records import Knob
 
 
@@ -130,6 +130,6 @@ class Narrow(Format):
             basis = torch.linalg.svd(seen.mT @ seen).Vh[: self.inputs]
             values = (work @ basis.mT).to(weight.dtype).contiguous()
             return _Rotated(values, basis.to(weight.dtype).contiguous())
-        score = (work * importance(activations, work)).norm(dim=0)
+        score = (work * column_weights(work, activations)).norm(dim=0)
         kept = score.argsort(descending=True, stable=True)[: self.inputs].sort().values
         return _Kept(self.in_features, weight.detach()[:, kept].contiguous(), kept)

@@ -127,7 +127,10 @@ class QuantizedLowRank(CodedFormat):
             STEP: 2 * whole + 3 * (right + left),
         }[direction]
 
-    def _intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+    def needed_flops(self, tokens: int, direction: str) -> int:
+        return self.flops(tokens, direction)
+
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         between, y = 2 * tokens * (self.rank or 0), 2 * tokens * self.out_features
         moved = {
             FORWARD: between + y,
@@ -136,7 +139,7 @@ class QuantizedLowRank(CodedFormat):
             BACKWARD: 2 * between + y,
             STEP: 3 * between + 2 * y,
         }[direction]
-        return super()._intermediate_bytes(tokens, item_bytes, direction) + item_bytes * moved
+        return super().intermediate_bytes(tokens, item_bytes, direction) + item_bytes * moved
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
         """As for codes alone, but with a step, which trains the factors."""
