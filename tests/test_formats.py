@@ -492,7 +492,8 @@ def test_needed_flops_are_those_of_the_values_in_every_direction(f: Format) -> N
     if f.name() == "kronecker":  # it uses a value many times a token
         return
     assert costs[FORWARD].useful_flops == 2 * tokens * f.parameters()
-    if f.name() != "two_four_training":  # it trains the values that it leaves out as well
+    # One trains the values that it leaves out as well, the other trains no codes.
+    if f.name() not in ("two_four_training", "quantized_low_rank"):
         assert costs[BACKWARD].useful_flops == 4 * tokens * f.parameters()
         assert costs[STEP].useful_flops == 6 * tokens * f.parameters()
 
@@ -550,7 +551,8 @@ def has_own_backward(node: Any) -> bool:
 def test_cost_is_whole_and_linear_in_tokens(f: Format) -> None:
     for direction in DIRECTIONS:
         one, three = (f.cost(tokens, 4, direction) for tokens in (1, 3))
-        whole = [getattr(one, name) for name in one.__struct_fields__]
+        assert type(one.useful_flops) is int
+        whole = [getattr(one, n) for n in one.__struct_fields__ if n != "needed_flops"]
         assert all(type(value) is int and value >= 0 for value in whole)
         assert f.flops(0, direction) == 0
         assert three.flops == 3 * one.flops > 0

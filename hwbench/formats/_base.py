@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from hwbench.errors import KnobError, UnknownNameError, UnreachableError
-from hwbench.formats._given import checked
 from hwbench.formats import _stored
+from hwbench.formats._given import checked
 from hwbench.formats._kernel import Kernel, Named, Torch
 from hwbench.records import Cost, Knob
 

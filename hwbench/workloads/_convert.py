@@ -158,7 +158,9 @@ def _settled(
     kind = plugins.load("formats", str(wanted.get("name")), Format)
     own = {key: value for key, value in wanted.items() if key != "name"}
     try:
-        described = kind.from_knobs(each.out_features, each.in_features, **own)
+        described = kind.from_knobs(
+            each.out_features, each.in_features, item_bytes=each.dtype.itemsize, **own
+        )
     except KnobError as error:
         return _staying(each, str(error))
     where = each.device.type if each.device.type != "meta" else "cpu"
