@@ -4,7 +4,9 @@ Measure, and read what was measured:
 
 * ``run(suite, device="auto")`` measures a suite and returns the path of the run file.
 * ``load_run(path)`` is a DataFrame with a row for each case and replicate.
+* ``load_runs([path, …])`` is the same of several runs, with their machines.
 * ``summary(path)`` is a DataFrame with a row for each case, and intervals over its replicates.
+* ``best(path, error=0.1)`` is what to use in each setting, within a largest error.
 
 Layers:
 
@@ -34,12 +36,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from hwbench.analysis.frames import load_run, summary
+    from hwbench.analysis.frames import load_run, load_runs, summary
     from hwbench.devices._base import Device
     from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
     from hwbench.formats._kernel import Kernel
     from hwbench.measure.run import run
     from hwbench.meters._base import Meter
+    from hwbench.report.decision import best
     from hwbench.workloads._base import Subject, Workload
     from hwbench.workloads._convert import convert
     from hwbench.workloads._converted import load_converted, save_converted
@@ -58,7 +61,9 @@ _HOMES = {
     "save_converted": "hwbench.workloads._converted",
     "round_down": "hwbench.formats._base",
     "unreachable": "hwbench.formats._base",
+    "best": "hwbench.report.decision",
     "load_run": "hwbench.analysis.frames",
+    "load_runs": "hwbench.analysis.frames",
     "summary": "hwbench.analysis.frames",
     "run": "hwbench.measure.run",
 }
@@ -72,11 +77,13 @@ __all__ = [
     "Subject",
     "Workload",
     "__version__",
+    "best",
     "budget",
     "convert",
     "get_format",
     "load_converted",
     "load_run",
+    "load_runs",
     "round_down",
     "run",
     "save_converted",

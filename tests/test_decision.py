@@ -98,11 +98,25 @@ def test_without_errors_only_what_is_exact_by_its_nature_is_called_so() -> None:
 def test_overlapping_intervals_are_too_close_to_call(found: list[decision.Setting]) -> None:
     setting = found[0]
     first, second = setting.candidates[:2]
-    row = changed(second.row, relative_low=first.row.relative_low)
-    near = replace(second, row=row)
-    assert decision._may_be_as_fast(first, near)
-    far = replace(second, row=changed(second.row, relative_low=first.row.relative_high * 1.01))
-    assert not decision._may_be_as_fast(first, far)
+
+    def beside(noise: float, shift: float) -> tuple[list[int], list[int]]:
+        """Who is tied with, and close to, the best of two where one is so much slower."""
+        steps = [noise, -noise, 0.5 * noise, -0.5 * noise, 0.0]
+        mine, other = (
+            replace(each, tied=[], close=[], row=changed(each.row, by_replicate=values))
+            for each, values in (
+                (first, dict.fromkeys(range(5), 0.5)),
+                (second, {n: 0.5 * (1 + shift + step) for n, step in enumerate(steps)}),
+            )
+        )
+        for each in (mine, other):
+            each.row = changed(each.row, values={**each.row.values, "relative_time": 0.5})
+        decision._set_against_later(0, [mine, other])
+        return mine.tied, mine.close
+
+    assert beside(noise=0.004, shift=0.001) == ([1], [])
+    assert beside(noise=0.1, shift=0.02) == ([], [1])
+    assert beside(noise=0.001, shift=0.2) == ([], [])
     first.close = [1]
     try:
         assert setting.close(first, math.inf) == [second]

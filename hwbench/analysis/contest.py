@@ -77,7 +77,7 @@ def best_of(entrants: Sequence[Entrant]) -> Entrant:
 
 
 def standings(
-    best: Entrant, rivals: Sequence[Entrant], pool: Sequence[Entrant] = ()
+    best: Entrant, rivals: Sequence[Entrant], pool: Sequence[Entrant] = (), among: int = 0
 ) -> list[Standing]:
     """What is said of each rival against the best, in their order.
 
@@ -85,13 +85,14 @@ def standings(
         best: the one that may be named.
         rivals: the others of the contest; the correction is for the pairs among all of them.
         pool: further cases of the same replicates; variances are drawn together with theirs.
+        among: how many rivals the best has in all, where these are some of them.
     """
     quotients = [_quotients(best, rival) for rival in rivals]
     names = {best.name, *(rival.name for rival in rivals)}
     others = [_quotients(best, each) for each in pool if each.name not in names]
     drawn = moderated([_variance(each) for each in (*quotients, *others)])
     return [
-        _standing(best, rival, logs, within, len(rivals))
+        _standing(best, rival, logs, within, max(among, len(rivals)))
         for rival, logs, within in zip(rivals, quotients, drawn, strict=False)
     ]
 

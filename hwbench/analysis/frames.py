@@ -75,6 +75,37 @@ def summary(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(summary_rows(read_run(Path(path))))
 
 
+def load_runs(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """The rows of ``load_run`` of several run files, told apart by columns that stand first.
+
+    ``run`` and ``machine`` are the run's id and its machine's name; ``created``, ``torch``,
+    ``hwbench`` and ``threads`` are what most often differs between runs of one machine.
+
+    Raises:
+        RunFileError: a file cannot be read or is not a run file.
+    """
+    import pandas as pd
+
+    with without_gc():
+        rows = []
+        for path in paths:
+            found = read_run(Path(path))
+            rows += [_origin(found) | row for row in replicate_rows(found)]
+        return pd.DataFrame(rows)
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    header, facts = run.header, run.header.environment.fingerprint
+    return {
+        "run": header.run,
+        "machine": header.machine,
+        "created": header.created,
+        "torch": facts.get("torch"),
+        "hwbench": header.version,
+        "threads": facts.get("threads"),
+    }
+
+
 def replicate_rows(run: Run) -> list[dict[str, Any]]:
     """The rows of ``load_run`` as dictionaries."""
     of_case: dict[str, dict[str, Any]] = {}

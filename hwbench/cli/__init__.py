@@ -37,6 +37,7 @@ from hwbench.cli import (
     run,
     selftest,
     shapes,
+    show,
 )
 from hwbench.errors import HwbenchError, UsageError
 
@@ -54,22 +55,26 @@ app = typer.Typer(
     epilog="Start with: hwbench run --suite smoke, then hwbench run, "
     "then hwbench report runs/*.jsonl",
 )
-app.command("run")(run.run)
-app.command("report")(report.report)
-app.command("compare")(compare.compare)
-app.command("check")(check.check)
-app.command("ab")(ab.ab)
-app.command("selftest")(selftest.selftest)
-app.add_typer(baseline.app, name="baseline")
-app.command("history")(history.history)
-app.command("plot")(plot.plot)
-app.command("export")(export.export)
-app.command("ceilings")(ceilings.ceilings)
-app.command("doctor")(doctor.doctor)
-app.command("profile")(profile.profile)
-app.command("shapes")(shapes.shapes)
-app.command("choose")(choose.choose)
-app.command("list")(list_.list_)
+MEASURE, READ = "Measure", "Read what was measured"
+JUDGE, MACHINE = "Compare and judge", "This machine, and what there is"
+
+app.command("run", rich_help_panel=MEASURE)(run.run)
+app.command("choose", rich_help_panel=MEASURE)(choose.choose)
+app.command("shapes", rich_help_panel=MEASURE)(shapes.shapes)
+app.command("profile", rich_help_panel=MEASURE)(profile.profile)
+app.command("show", rich_help_panel=READ)(show.show)
+app.command("report", rich_help_panel=READ)(report.report)
+app.command("plot", rich_help_panel=READ)(plot.plot)
+app.command("export", rich_help_panel=READ)(export.export)
+app.command("compare", rich_help_panel=JUDGE)(compare.compare)
+app.command("check", rich_help_panel=JUDGE)(check.check)
+app.command("ab", rich_help_panel=JUDGE)(ab.ab)
+app.add_typer(baseline.app, name="baseline", rich_help_panel=JUDGE)
+app.command("history", rich_help_panel=JUDGE)(history.history)
+app.command("selftest", rich_help_panel=JUDGE)(selftest.selftest)
+app.command("doctor", rich_help_panel=MACHINE)(doctor.doctor)
+app.command("ceilings", rich_help_panel=MACHINE)(ceilings.ceilings)
+app.command("list", rich_help_panel=MACHINE)(list_.list_)
 
 
 def _version(asked: bool) -> None:

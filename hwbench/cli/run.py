@@ -21,36 +21,79 @@ if TYPE_CHECKING:
     from hwbench.measure.schedule import Listener
 
 
+_WHAT, _EFFORT = "What is measured", "How much effort"
+_WHERE, _OUTPUT = "Where", "What comes of it"
+
+
 def run(
     suite: str | None = typer.Option(
-        None, "--suite", "-s", help="A shipped suite by name, or a TOML file.  [default: linear]"
+        None,
+        "--suite",
+        "-s",
+        help="A shipped suite by name, or a TOML file.  [default: linear]",
+        rich_help_panel=_WHAT,
     ),
     device: str = typer.Option(
-        "auto", "--device", "-d", help="auto, cpu, cuda, cuda:N, or a list of them."
+        "auto",
+        "--device",
+        "-d",
+        help="auto, cpu, cuda, cuda:N, or a list of them.",
+        rich_help_panel=_WHERE,
     ),
     replicates: int | None = typer.Option(
-        None, "--replicates", "-r", min=1, max=1000, help="Fresh processes that visit every case."
+        None,
+        "--replicates",
+        "-r",
+        min=1,
+        max=1000,
+        help="Fresh processes that visit every case.",
+        rich_help_panel=_EFFORT,
     ),
     quick: bool = typer.Option(
-        False, "--quick", help="One replicate, short budgets: a first look."
+        False,
+        "--quick",
+        help="One replicate, short budgets: a first look.",
+        rich_help_panel=_EFFORT,
     ),
     time_budget: str | None = typer.Option(
-        None, "--time-budget", help="A complete, coarser answer in about this time, such as 90s."
+        None,
+        "--time-budget",
+        help="A complete, coarser answer in about this time, such as 90s.",
+        rich_help_panel=_EFFORT,
     ),
     format_: list[str] | None = typer.Option(
-        None, "--format", "-f", help="Only these formats, and dense. Repeat, or use commas."
+        None,
+        "--format",
+        "-f",
+        help="Only these formats, and dense. Repeat, or use commas.",
+        rich_help_panel=_WHAT,
     ),
     filter_: str | None = typer.Option(
-        None, "--filter", help="Only matching cases: tokens=16,direction=step or a part of an id."
+        None,
+        "--filter",
+        help="Only matching cases: tokens=16,direction=step or a part of an id.",
+        rich_help_panel=_WHAT,
     ),
-    shape: list[str] | None = typer.Option(None, "--shape", help="OUTxIN, such as 4096x11008."),
-    tokens: list[str] | None = typer.Option(None, "--tokens", help="Batch × sequence: 16,512."),
-    dtype: list[str] | None = typer.Option(None, "--dtype", help="float32, bfloat16 or float16."),
+    shape: list[str] | None = typer.Option(
+        None, "--shape", help="OUTxIN, such as 4096x11008.", rich_help_panel=_WHAT
+    ),
+    tokens: list[str] | None = typer.Option(
+        None, "--tokens", help="Batch × sequence: 16,512.", rich_help_panel=_WHAT
+    ),
+    dtype: list[str] | None = typer.Option(
+        None, "--dtype", help="float32, bfloat16 or float16.", rich_help_panel=_WHAT
+    ),
     density: list[str] | None = typer.Option(
-        None, "--density", help="Kept fraction of the dense parameters: 0.5,0.1."
+        None,
+        "--density",
+        help="Kept fraction of the dense parameters: 0.5,0.1.",
+        rich_help_panel=_WHAT,
     ),
     stored: list[str] | None = typer.Option(
-        None, "--stored", help="Stored bytes over those of dense, in place of a density: 0.25."
+        None,
+        "--stored",
+        help="Stored bytes over those of dense, in place of a density: 0.25.",
+        rich_help_panel=_WHAT,
     ),
     model: str | None = typer.Option(
         None,
@@ -58,11 +101,13 @@ def run(
         help="For --suite compress: an encoder or causal model, as a folder in Hugging Face's "
         "layout, or as a name on its Hub, which is downloaded.  "
         "[default: the packaged all-MiniLM-L6-v2]",
+        rich_help_panel=_WHAT,
     ),
     data: Path | None = typer.Option(
         None,
         "--data",
         help="For --suite training_cifar10 or training_gpt2: your folder of the data.",
+        rich_help_panel=_WHAT,
     ),
     weights: str | None = typer.Option(
         None,
@@ -70,39 +115,77 @@ def run(
         metavar="FILE[:TENSOR]",
         help="Your own layer, of a .safetensors file: its shape is timed, its weights are scored. "
         "A pattern takes up to 64.",
+        rich_help_panel=_WHAT,
     ),
     activations: Path | None = typer.Option(
         None,
         "--activations",
         help="What the layer of --weights sees, rows × in_features, of a .safetensors file: "
         "adds the error of its outputs.",
+        rich_help_panel=_WHAT,
     ),
     energy: bool = typer.Option(
-        False, "--energy", help="Joules a call, where the device has a counter: 2 s a case."
+        False,
+        "--energy",
+        help="Joules a call, where the device has a counter: 2 s a case.",
+        rich_help_panel=_WHAT,
     ),
     no_scores: bool = typer.Option(
-        False, "--no-scores", help="Leave the accuracy part of the suite out."
+        False,
+        "--no-scores",
+        help="Leave the accuracy part of the suite out.",
+        rich_help_panel=_WHAT,
     ),
     threads: int | None = _shared.THREADS,
     cores: str | None = typer.Option(
-        None, "--cores", help="Stay on these cores, such as 0-3,8.  [default: all that are allowed]"
+        None,
+        "--cores",
+        help="Stay on these cores, such as 0-3,8.  [default: all that are allowed]",
+        rich_help_panel=_WHERE,
     ),
-    seed: int = typer.Option(0, "--seed", help="Seeds all data and all orders."),
-    resume: Path | None = typer.Option(None, "--resume", help="Finish a run that was cut off."),
+    seed: int = typer.Option(
+        0, "--seed", help="Seeds all data and all orders.", rich_help_panel=_EFFORT
+    ),
+    resume: Path | None = typer.Option(
+        None, "--resume", help="Finish a run that was cut off.", rich_help_panel=_OUTPUT
+    ),
     cluster: str | None = typer.Option(
-        None, "--cluster", help="A Ray cluster that runs: auto, or ray://HOST:PORT."
+        None,
+        "--cluster",
+        help="A Ray cluster that runs: auto, or ray://HOST:PORT.",
+        rich_help_panel=_WHERE,
     ),
     on: list[str] | None = typer.Option(
-        None, "--on", help="Only these kinds of device of the cluster: A100,RTX4090."
+        None,
+        "--on",
+        help="Only these kinds of device of the cluster: A100,RTX4090.",
+        rich_help_panel=_WHERE,
     ),
     shards: int | None = typer.Option(
-        None, "--shards", min=1, help="Shares that equal devices cut each replicate into."
+        None,
+        "--shards",
+        min=1,
+        help="Shares that equal devices cut each replicate into.",
+        rich_help_panel=_WHERE,
     ),
     wait: str = typer.Option(
-        "10m", "--wait", help="How long to wait for a kind of device whose machines all went away."
+        "10m",
+        "--wait",
+        help="How long to wait for a kind of device whose machines all went away.",
+        rich_help_panel=_WHERE,
     ),
-    out: Path = typer.Option(Path("runs"), "--out", "-o", help="Folder for the run file."),
-    as_json: bool = typer.Option(False, "--json", help="Print rows as JSON instead of a table."),
+    out: Path = typer.Option(
+        Path("runs"), "--out", "-o", help="Folder for the run file.", rich_help_panel=_OUTPUT
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="Print rows as JSON instead of a table.", rich_help_panel=_OUTPUT
+    ),
+    print_path: bool = typer.Option(
+        False,
+        "--print-path",
+        help="Print the path of the run file and nothing else.",
+        rich_help_panel=_OUTPUT,
+    ),
 ) -> None:
     """Measure every case of a suite, in fresh processes, and keep the run in a file.
 
@@ -121,6 +204,8 @@ def run(
     from hwbench.store import read_run
     from hwbench.units import parse_seconds
 
+    if as_json and print_path:
+        raise UsageError("--json and --print-path both print: name one of them.")
     budget = parse_seconds(time_budget) if time_budget else None
     if cores is not None:
         environment.pin(cores)
@@ -145,7 +230,7 @@ def run(
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
             fleet.resume(resume, listener)
-        return _show(resume, as_json=as_json)
+        return _show_all([resume], as_json=as_json, print_path=print_path)
     document, taken = _weights.asked(
         suites.read(suite or "linear"),
         weights,
@@ -171,7 +256,7 @@ def run(
             document=document, out=out, filter=filter_, seed=seed, energy=energy,
             scores=not no_scores, changes=changes, listener=listener,
         ))  # fmt: skip
-    _show_all(paths, as_json=as_json)
+    _show_all(paths, as_json=as_json, print_path=print_path)
     run_failed([result for path in paths for result in read_run(path).results])
 
 
@@ -246,11 +331,15 @@ def run_failed(results: list[Any]) -> None:
         raise CasesFailedError("Nothing could be measured; the reasons are listed above.")
 
 
-def _show_all(paths: list[Path], *, as_json: bool) -> None:
-    """Each run, or the rows of several as one JSON list."""
+def _show_all(paths: list[Path], *, as_json: bool, print_path: bool) -> None:
+    """Each run, its path alone, or the rows of several as one JSON list."""
     from hwbench.report.text import rows_json
     from hwbench.store import read_run
 
+    if print_path:
+        for path in paths:
+            _shared.say(str(path))
+        return
     if as_json and len(paths) > 1:
         rows = [{"run": str(path), **row} for path in paths for row in rows_json(read_run(path))]
         _shared.say_json(json.dumps(rows))
@@ -271,4 +360,4 @@ def _show(path: Path, *, as_json: bool) -> None:
     for part in table(found, console.width):
         console.print(part)
     _shared.say()
-    _shared.say(f"The run is in {path}. See it with: hwbench report {path}")
+    _shared.say(f"The run is in {path}. Its page: hwbench report {path}")

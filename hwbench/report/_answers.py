@@ -9,7 +9,7 @@ replicate has no interval and decides nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hwbench import units
@@ -140,19 +140,25 @@ def _winner(rivals: list[Row]) -> Winner:
     best = min(rivals, key=_order)
     if all(loses(row) for row in rivals):
         return Winner(DENSE)
-    against = _against(best, rivals)
-    if beats(best) and not against[Outcome.UNDECIDED]:
-        tied = tuple(printable(row.series) for row in against[Outcome.TIED])
+    found = against(best, rivals)
+    if beats(best) and not found[Outcome.UNDECIDED]:
+        tied = tuple(printable(row.series) for row in found[Outcome.TIED])
         return Winner(printable(best.series), _value(best), tied=tied)
     return Winner(None, _value(best), printable(best.series))
 
 
-def _against(best: Row, rivals: list[Row]) -> dict[Outcome, list[Row]]:
-    """What is said of each rival against the best, the fastest of each first."""
+def against(best: Row, rivals: Sequence[Row], among: int = 0) -> dict[Outcome, list[Row]]:
+    """What is said of each rival against the best, the fastest of each first.
+
+    Args:
+        best: the row that may be named the fastest.
+        rivals: the others; best may be among them.
+        among: how many rivals it has in all, where these are some of them.
+    """
     found: dict[Outcome, list[Row]] = {outcome: [] for outcome in Outcome}
     others = sorted((row for row in rivals if row is not best), key=_value)
     if len(best.by_replicate) > 1:
-        said = standings(_entrant(best), [_entrant(row) for row in others])
+        said = standings(_entrant(best), [_entrant(row) for row in others], among=among)
         outcomes = [each.outcome for each in said]
     else:
         outcomes = [
@@ -239,9 +245,9 @@ def _fastest(lead: str, rivals: list[Row]) -> Sentence:
 
 def _others(best: Row, ordered: list[Row]) -> str:
     """What is said of the rest, where the best beats dense."""
-    against = _against(best, ordered)
-    equal, tied = against[Outcome.UNDECIDED], against[Outcome.TIED]
-    rest, badly = against[Outcome.SLOWER], against[Outcome.BADLY]
+    found = against(best, ordered)
+    equal, tied = found[Outcome.UNDECIDED], found[Outcome.TIED]
+    rest, badly = found[Outcome.SLOWER], found[Outcome.BADLY]
     faster = [row for row in rest if beats(row)]
     unsure = [row for row in rest if not beats(row) and not loses(row)]
     said = f"; tied with it within 3 %: {_names(tied)}" if tied else ""

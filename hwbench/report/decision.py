@@ -10,13 +10,17 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hwbench import units
 from hwbench.analysis.accuracy import Joined, join
+from hwbench.analysis.contest import Outcome
 from hwbench.analysis.frames import NEVER_QUIET
+from hwbench.errors import UsageError
 from hwbench.report import _whose
 from hwbench.report import _words as words
-from hwbench.report._answers import overlap
+from hwbench.report._answers import against
 from hwbench.report._scores import Score, score_of
 from hwbench.report.rows import (
     DENSE,
@@ -24,17 +28,25 @@ from hwbench.report.rows import (
     Row,
     groups,
     known,
+    numbered,
     printable,
     relative,
+    report_rows,
     row_of,
     word,
 )
+from hwbench.store import read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EXACT = 1e-5
 """An error up to which a layer computes what dense does, but for rounding."""
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.5)
 """Largest errors that are asked about; then any."""
 _LOSSLESS = (DENSE, "packed_dense")
+_NEAR = 1.3  # times the time of the best: who takes longer is not set against it
+_NAMED = 3  # rivals in a line
 _SMALLER = 0.1  # a density this much below the one that was asked for is told
 
 
@@ -53,7 +65,9 @@ class Candidate:
     row: Row
     loss: float  # its error, or a score with its sign turned; nan where nothing tells
     error: str  # the same in words
-    close: list[int] = field(default_factory=list)  # later candidates that may be as fast
+    # Later candidates: those proved to be as fast within 3 %, and those that may be.
+    tied: list[int] = field(default_factory=list)
+    close: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -95,9 +109,16 @@ class Setting:
         """The fastest within a largest error; None where nothing is."""
         return next((each for each in self.candidates if keeps(each, limit)), None)
 
+    def tied(self, best: Candidate, limit: float) -> list[Candidate]:
+        """Who is as fast as the best within 3 %, and within the same largest error."""
+        return self._kept(best.tied, limit)
+
     def close(self, best: Candidate, limit: float) -> list[Candidate]:
         """Who may be as fast as the best within the same largest error."""
-        rivals = (self.candidates[place] for place in best.close)
+        return self._kept(best.close, limit)
+
+    def _kept(self, places: Iterable[int], limit: float) -> list[Candidate]:
+        rivals = (self.candidates[place] for place in places)
         return [each for each in rivals if keeps(each, limit)]
 
     def says(self, best: Candidate) -> str:
@@ -140,10 +161,8 @@ def _setting(have: list[Row], joins: list[Joined]) -> Setting:
     scored = {row_of(p.timed).number: row_of(p.scored) for p in found.pairs} if found else {}
     made = [_candidate(row, score, losses.get(row.number), scored.get(row.number)) for row in have]
     made.sort(key=lambda each: each.relative)
-    for place, each in enumerate(made):
-        each.close = [
-            later for later in range(place + 1, len(made)) if _may_be_as_fast(each, made[later])
-        ]
+    for place in range(len(made)):
+        _set_against_later(place, made)
     dense = next((row for row in have if row.format == DENSE), None)
     return Setting(
         title=words.group_title(have[0]),
@@ -208,12 +227,21 @@ def _basis(found: Joined | None, score: Score | None) -> str:
     return what if timed == scored else f"{what} Scored at {printable(scored)}."
 
 
-def _may_be_as_fast(best: Candidate, other: Candidate) -> bool:
-    """Whether what was measured leaves open that another is as fast."""
-    if DENSE in (best.row.format, other.row.format):
-        mine = other if best.row.format == DENSE else best
-        return mine.verdict not in ("faster", "slower")
-    return overlap(best.row, other.row)
+def _set_against_later(place: int, made: list[Candidate]) -> None:
+    """Which of the later candidates may be as fast as this one, or are proved to be."""
+    best, later = made[place], range(place + 1, len(made))
+    near = [each for each in later if made[each].relative <= _NEAR * best.relative]
+    layers = {made[each].row.number: each for each in near if made[each].row.format != DENSE}
+    if best.row.format == DENSE:
+        best.close = [each for each in near if made[each].verdict not in ("faster", "slower")]
+        return
+    rivals = [made[each].row for each in layers.values()]
+    found = against(best.row, rivals, among=len(made) - 1)
+    best.tied = sorted(layers[row.number] for row in found[Outcome.TIED])
+    best.close = [layers[row.number] for row in found[Outcome.UNDECIDED]]
+    if best.verdict not in ("faster", "slower"):
+        best.close += [each for each in near if made[each].row.format == DENSE]
+    best.close.sort()
 
 
 def named(row: Row) -> str:
@@ -233,6 +261,63 @@ def named(row: Row) -> str:
     return printable(", ".join(parts) + kernel)
 
 
+def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
+    """What to use in each setting of a run: the fastest format within a largest error.
+
+    Args:
+        path: a run file.
+        error: the largest error, relative; 0 asks for exact formats, ``math.inf`` for any.
+
+    Returns:
+        One row for each setting, with the columns ``setting case format label density
+        time_seconds dense_seconds relative_time relative_low relative_high stored_bytes error
+        verdict tied undecided``. ``error`` is None where the run has none; ``tied`` and
+        ``undecided`` are lists of the names of rivals. Where nothing is within the error, the
+        setting alone is told.
+
+    Raises:
+        RunFileError: the file cannot be read or is not a run file.
+        UsageError: the error is below zero.
+    """
+    import pandas as pd
+
+    if not error >= 0:
+        raise UsageError(f"The largest error must be 0 or more, not {error}.")
+    found = settings(numbered(report_rows(read_run(Path(path)))))
+    return pd.DataFrame([_best_row(setting, error) for setting in found], columns=_BEST)
+
+
+_BEST = (
+    *("setting", "case", "format", "label", "density", "time_seconds", "dense_seconds"),
+    *("relative_time", "relative_low", "relative_high", "stored_bytes", "error", "verdict"),
+    *("tied", "undecided"),
+)
+
+
+def _best_row(setting: Setting, error: float) -> dict[str, Any]:
+    chosen = setting.best(error)
+    if chosen is None:
+        return {"setting": setting.title, "tied": [], "undecided": []}
+    row = chosen.row
+    return {
+        "setting": setting.title,
+        "case": row.case,
+        "format": row.format,
+        "label": chosen.name,
+        "density": row.density,
+        "time_seconds": row.time_seconds,
+        "dense_seconds": setting.dense.time_seconds if setting.dense else math.nan,
+        "relative_time": chosen.relative,
+        "relative_low": row.relative_low,
+        "relative_high": row.relative_high,
+        "stored_bytes": row.stored_bytes,
+        "error": chosen.loss if known(chosen.loss) else None,
+        "verdict": chosen.verdict,
+        "tied": [each.name for each in setting.tied(chosen, error)],
+        "undecided": [each.name for each in setting.close(chosen, error)],
+    }
+
+
 def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
     """The answers of a run for a terminal: exact first, then within 10 %, then the fastest.
 
@@ -244,29 +329,35 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
     lines: list[str] = []
     for setting in found[:most]:
         lines.append(f"{setting.title}:")
-        for label, best, close in _kept(setting):
-            names = "; ".join(each.name for each in close)
-            names = f" Too close to call: {names}." if names else ""
-            lines.append(f"  {label}: {setting.says(best)}{names}")
+        for level, best in _kept(setting):
+            lines.append(f"  {level.label}: {setting.says(best)}")
+            for said, rivals in (
+                ("Tied with it", setting.tied(best, level.limit)),
+                ("Too close to call", setting.close(best, level.limit)),
+            ):
+                names = "; ".join(each.name for each in rivals[:_NAMED])
+                more = f" and {len(rivals) - _NAMED} more" if len(rivals) > _NAMED else ""
+                lines += [f"    {said}: {names}{more}."] if names else []
     if len(found) > most:
         lines.append(f"… and {len(found) - most} more settings; the page has them all.")
     lines += dict.fromkeys(setting.basis for setting in found if setting.synthetic)
     return lines
 
 
-def _kept(setting: Setting) -> list[tuple[str, Candidate, list[Candidate]]]:
+def _kept(setting: Setting) -> list[tuple[Level, Candidate]]:
     """The answers that differ, each with the smallest error that allows it."""
-    said, before = [], None
+    said: list[tuple[Level, Candidate]] = []
+    before: Candidate | None = None
     for level in setting.levels:
         best = setting.best(level.limit)
         if best is None or best is before:
             continue
         before = best
-        said.append((level.label, best, setting.close(best, level.limit)[:3]))
+        said.append((level, best))
     return said
 
 
-def packed(found: Iterable[Setting]) -> list[dict[str, object]]:
+def packed(found: Iterable[Setting]) -> list[dict[str, Any]]:
     """The settings as the page's script reads them."""
     return [
         {
@@ -287,6 +378,7 @@ def packed(found: Iterable[Setting]) -> list[dict[str, object]]:
                     "loss": each.loss if known(each.loss) else None,
                     "error": each.error,
                     "verdict": each.verdict,
+                    "tied": each.tied,
                     "close": each.close,
                 }
                 for each in setting.candidates

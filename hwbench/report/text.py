@@ -25,10 +25,20 @@ from hwbench.quantities import (
     Quantity,
     built_in,
 )
-from hwbench.report import _clock, _facts, _totals, _whose
+from hwbench.report import _clock, _facts, _heat, _totals, _whose, decision
 from hwbench.report import _words as words
 from hwbench.report._scores import score_of
-from hwbench.report.rows import DENSE, Row, groups, known, printable, report_rows, shown, timed
+from hwbench.report.rows import (
+    DENSE,
+    Row,
+    groups,
+    known,
+    numbered,
+    printable,
+    report_rows,
+    shown,
+    timed,
+)
 from hwbench.store import Run
 
 if TYPE_CHECKING:
@@ -54,19 +64,43 @@ class _Column:
     foreign: bool = False  # of another package
 
 
-def table(run: Run, width: int = 80) -> list[RenderableType]:
-    """The run as renderables that fit ``width`` columns: head, a table a group, what failed."""
+def table(run: Run, width: int = 80, sort: str = "time") -> list[RenderableType]:
+    """The run as renderables that fit ``width`` columns: head, a table a group, the answer.
+
+    Args:
+        run: the run.
+        width: columns of the terminal; the same columns leave every table where it is narrow.
+        sort: ``time``, the fastest of a group first, or ``suite``, as the suite has them.
+    """
     from rich.text import Text
 
-    rows, readings = report_rows(run), shown([run], TERMINAL)
+    rows, readings = _heat.marked(numbered(report_rows(run))), shown([run], TERMINAL)
     parts: list[RenderableType] = [Text(line) for line in _head(run, rows)]
+    kept, hidden = _fitting(rows, readings, width)
     for members in groups(rows).values():
+        ordered = sorted(members, key=_speed) if sort == "time" else members
         parts += [Text(), Text(words.group_title(members[0]), style="bold")]
-        parts.append(_group_table(members, width, readings))
+        parts.append(_group_table(ordered, kept, readings))
+    if hidden:
+        parts.append(Text(f"Too narrow for {', '.join(hidden)}; --wide has them.", style="dim"))
     for found in _totals.totals(rows):
         parts += _summed(found)
     parts += _failures(rows)
-    return [*parts, *_foot(run, rows)]
+    return [*parts, *_foot(run, rows), *_answer(rows)]
+
+
+def _answer(rows: list[Row]) -> list[RenderableType]:
+    """What to use, in a few lines; nothing where nothing was timed against dense."""
+    from rich.text import Text
+
+    lines = decision.spoken(decision.settings(rows))
+    head = Text("What to use, by the largest error that you accept", style="bold")
+    return [Text(), head, *map(Text, lines)] if lines else []
+
+
+def _speed(row: Row) -> tuple[bool, float]:
+    """The fastest first; what has no time last, in the order of the suite."""
+    return (not timed(row), row.time_seconds if timed(row) else 0.0)
 
 
 def rows_json(run: Run) -> list[dict[str, Any]]:
@@ -110,12 +144,12 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _group_table(rows: list[Row], width: int, readings: list[Quantity]) -> Table:
+def _group_table(rows: list[Row], kept: set[str], readings: list[Quantity]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = _fit(_used(rows, readings), rows, width)
+    columns = [column for column in _used(rows, readings) if column.name in kept]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     for column in columns:
         table.add_column(
@@ -171,6 +205,20 @@ def _filled(column: _Column, row: Row) -> bool:
     return column.cell(row) not in ("", "–")
 
 
+def _fitting(rows: list[Row], readings: list[Quantity], width: int) -> tuple[set[str], list[str]]:
+    """The names of the columns that every table may show, and the titles of those that leave."""
+    kept, hidden = {"label", "status"}, dict[str, None]()
+    sets = [(_used(members, readings), members) for members in groups(rows).values()]
+    gone = {c.name for used, members in sets for c in used} if sets else set()
+    for used, members in sets:
+        fitting = {column.name for column in _fit(used, members, width)}
+        gone &= fitting | (gone - {column.name for column in used})
+    for used, _ in sets:
+        kept |= {column.name for column in used if column.name in gone}
+        hidden |= dict.fromkeys(column.title for column in used if column.name not in gone)
+    return kept, list(hidden)
+
+
 def _fit(columns: list[_Column], rows: list[Row], width: int) -> list[_Column]:
     """Drop columns, the least important first, until the natural width fits."""
     kept = list(columns)
@@ -204,7 +252,7 @@ def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
         _Column("stored", "stored", lambda row: units.nbytes(row.stored_bytes)),
         *(_reading(quantity) for quantity in readings),
         _Column("score", score, _score),
-        _Column("status", "status", words.status, left=True),
+        _Column("status", "status", _status, left=True),
     ]
 
 
@@ -242,6 +290,11 @@ def _density(row: Row) -> str:
     """The density; in brackets what was asked for where the format cannot reach it."""
     asked = [share for share in (row.asked_density, row.asked_stored) if known(share)]
     return _number(row.density) if known(row.density) or not asked else f"({asked[0]:g})"
+
+
+def _status(row: Row) -> str:
+    """How a case ended, and whether it is the fastest of its group, faster than dense."""
+    return f"{words.status(row)}, fastest" if row.best else words.status(row)
 
 
 def _number(value: Any, digits: int = 3) -> str:
@@ -290,8 +343,8 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     lines = [f"relative: time over dense in the same rounds; {interval}."]
     if most := max(row.slowed for row in rows):
         lines.append(
-            f"The machine was slower in up to {most} of the replicates, by what dense took; "
-            "they are left out."
+            f"Up to {most} replicates of a case were left out: dense itself was slowed there, so "
+            "the machine was busy."
         )
     lines += _raised(rows)
     flags = {flag for row in rows for flag in row.flags.split(",")}

@@ -10,8 +10,8 @@ function bestOf(setting, level, passes) {
   return setting.candidates.find((each) => within(each, level) && passes[each.row]);
 }
 
-function closeTo(setting, best, level, passes) {
-  return best.close.map((place) => setting.candidates[place]).filter((each) => within(each, level) && passes[each.row]);
+function kept(setting, places, level, passes) {
+  return places.map((place) => setting.candidates[place]).filter((each) => within(each, level) && passes[each.row]);
 }
 
 function element(tag, text = "", more = {}) {
@@ -152,8 +152,11 @@ function startDecision(data, filters) {
     const level = setting.levels[state.level];
     const best = bestOf(setting, level, filters.passes);
     headline.textContent = best ? sayWhat(data, setting, best) : "Nothing that was measured stays within this error.";
-    const rivals = best ? closeTo(setting, best, level, filters.passes) : [];
-    close.textContent = rivals.length ? `Too close to call: ${rivals.map(({ name }) => name).join("; ")}.` : "";
+    const beside = (words, places) => {
+      const names = kept(setting, places, level, filters.passes).map(({ name }) => name);
+      return names.length ? [`${words}: ${names.join("; ")}.`] : [];
+    };
+    close.textContent = best ? [...beside("Tied within 3 %", best.tied), ...beside("Too close to call", best.close)].join(" ") : "";
     basis.textContent = setting.basis;
     basis.classList.toggle("warning", setting.synthetic);
     ladder.replaceChildren(...setting.levels.map((each, place) => rung(setting, each, place)));

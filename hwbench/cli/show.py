@@ -1,0 +1,43 @@
+"""``hwbench show``: the table and the answer of a stored run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from hwbench.cli import _shared
+from hwbench.errors import UnknownNameError
+
+_ORDERS = ("time", "suite")
+_WIDE = 400  # columns, which no table fills
+
+
+def show(
+    run: Path = typer.Argument(..., help="A run file, or a folder whose newest run is shown."),
+    wide: bool = typer.Option(False, "--wide", help="Every column, however narrow the terminal."),
+    sort: str = typer.Option("time", "--sort", help="time: the fastest first. suite: as asked."),
+    as_json: bool = typer.Option(False, "--json", help="Print rows as JSON instead of a table."),
+) -> None:
+    """Print the table of a stored run, and what to use by the error that you accept.
+
+    hwbench show runs        hwbench show runs/20260102-030405-linear-cpu-1dba.jsonl --wide
+    """
+    from hwbench.report.text import rows_json, table
+    from hwbench.store import read_run
+
+    if sort not in _ORDERS:
+        raise UnknownNameError("order", sort, _ORDERS)
+    path = _shared.run_files([run])[-1]
+    found = read_run(path)
+    if as_json:
+        _shared.say_json(json.dumps(rows_json(found)))
+        return
+    console = _shared.console()
+    if wide:
+        console.width = max(console.width, _WIDE)
+    for part in table(found, console.width, sort):
+        console.print(part)
+    _shared.say()
+    _shared.say(f"The run is in {path}. Its page: hwbench report {path}")
