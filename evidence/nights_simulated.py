@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 
 from hwbench.analysis import quiet
 from hwbench.analysis.compare import Entry, Reading, Side
@@ -214,10 +215,12 @@ def side(night: Night, drawn: tuple[Array, Array], slower: Array | float = 0.0) 
 
 def _not_slowed(dense: Sequence[float]) -> list[int]:
     """The replicates that count for relative times, as ``hwbench.analysis.quiet`` has it."""
-    limit = quiet.SLOWED * sorted(dense)[len(dense) // 5]
+    reference = quiet.of_run(dense)
+    if reference is None:
+        return list(range(len(dense)))
+    limit = quiet.limit_seconds(replace(reference, deviation=0.0))
     kept = [index for index, seconds in enumerate(dense) if seconds <= limit]
-    enough = len(dense) > quiet.FEWEST and len(kept) >= quiet.FEWEST
-    return kept if enough else list(range(len(dense)))
+    return kept if len(kept) >= quiet.FEWEST else list(range(len(dense)))
 
 
 def _reading(numbers: Sequence[int], values: Sequence[float]) -> Reading:

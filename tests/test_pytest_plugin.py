@@ -197,7 +197,13 @@ def around(request):
 """
 
 
-@pytest.mark.parametrize("scope", ["function", "class", "module", "package", "session"])
+MORE_SCOPES = ("class", "package", "session")
+
+
+@pytest.mark.parametrize(
+    "scope",
+    ["function", "module", *(pytest.param(e, marks=pytest.mark.heavy) for e in MORE_SCOPES)],
+)
 def test_cases_take_part_in_fixtures_of_every_scope(tests: Run, scope: str) -> None:
     use = "request.module.__name__" if scope in ("function", "module") else "pass"
     Path("conftest.py").write_text(AUTOUSE.format(scope=scope, use=use))

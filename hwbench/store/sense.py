@@ -47,12 +47,18 @@ _ROOFS = {
     "flops_per_second": (1.0, 1e20),
     "bytes_per_second": (1.0, 1e18),
     "seconds": (1e-12, 1e4),
-    "host_seconds": (0.0, 1e4),
-    "graph_seconds": (0.0, 1e4),
-    "graph_kernel_seconds": (0.0, 1e4),
     "disturbed": (0.0, 1.0),
 }
-"""What a number of that name may be among ceilings, least and most."""
+_DURATION = "_seconds", (0.0, 1e4)
+"""What a number of that name, or that ending, may be among ceilings, least and most."""
+
+
+def _bounds(name: Any) -> tuple[float, float]:
+    """The least and the most of a number of that name; zeros where anything may be."""
+    if not isinstance(name, str):
+        return 0.0, 0.0
+    ending, duration = _DURATION
+    return duration if name.endswith(ending) else _ROOFS.get(name, (0.0, 0.0))
 
 
 @dataclass
@@ -186,7 +192,7 @@ def _out_of_range(value: Any) -> str | None:
     """The first number of a name that we know that is none, or out of its range."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            least, most = _ROOFS.get(name, (0.0, 0.0)) if isinstance(name, str) else (0.0, 0.0)
+            least, most = _bounds(name)
             if most and not (_number(inner) and least <= inner <= most):
                 return f"the ceilings say {name} = {shortened(repr(inner))}"
             if problem := _out_of_range(inner):
