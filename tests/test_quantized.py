@@ -198,7 +198,7 @@ def test_gptq_bears_inputs_that_are_never_used() -> None:
         ({"type": "int4"}, "int4pack"),
         ({"type": "int4", "group": 16}, "dequantise"),
         ({"type": "int5"}, "dequantise"),
-        ({"type": "bfloat16"}, "bfloat16"),
+        ({"type": "bfloat16"}, "bfloat16_mm"),
         ({"type": "fp8"}, "dequantise"),
         ({"kernel": "int4pack"}, "int4pack"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -17,15 +17,12 @@ from hwbench.formats._base import (
     BACKWARD_WEIGHT,
     FORWARD,
     STEP,
-    Format,
     Linear,
 )
 from hwbench.formats._derived import Derived
 from hwbench.formats._groups import check_groups
-from hwbench.formats._quantized_kernels import PRODUCTS, Coded, Product
+from hwbench.formats._quantized_kernels import Coded, CodedWeight, Product
 from hwbench.records import Knob
-
-_BY_NAME = {product.name: product for product in PRODUCTS}
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -34,7 +31,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: CodedMap) -> Tensor:
         ctx.layer = layer
-        return layer.product.apply(layer, x)
+        return layer.kernel.apply(layer, x)
 
     @staticmethod
     def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor, None]:
@@ -44,6 +41,7 @@ class _StraightThrough(torch.autograd.Function):
 class CodedMap(Linear, Coded):
     """A layer of codes; a subclass may add to the product."""
 
+    kernel: Product
     codes: Tensor
     scale: Tensor  # (out, groups); empty for bfloat16
     centre: Tensor  # as the scale; empty for types without
@@ -51,7 +49,7 @@ class CodedMap(Linear, Coded):
 
     def __init__(self, spec: CodedFormat, codes: Tensor, scale: Tensor, centre: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
-        self.kind, self.product, self.group = spec.kind, spec.product, spec.columns
+        self.kind, self.kernel, self.group = spec.kind, spec.product, spec.columns
         self.dynamic = spec.activations == "dynamic"
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
@@ -70,7 +68,7 @@ class CodedMap(Linear, Coded):
         if torch.is_grad_enabled() and x.requires_grad:
             y: Tensor = _StraightThrough.apply(x, self)  # type: ignore[no-untyped-call]
             return y
-        return self.product.apply(self, x)
+        return self.kernel.apply(self, x)
 
     def integers(self) -> Tensor:
         if self.kind.bits < 8:
@@ -86,7 +84,7 @@ class CodedMap(Linear, Coded):
     def coded_dense(self) -> Tensor:
         """What the codes stand for, (out, in)."""
         dtype = self.scale.dtype
-        if self.kind.name == "bfloat16":
+        if not self.kind.scaled:
             return self.codes.view(torch.bfloat16).to(dtype)
         found = _quantize.values(self.kind, self.integers(), self.table, dtype)
         found = found.unflatten(1, (-1, self.group)) * self.scale[..., None]
@@ -96,7 +94,7 @@ class CodedMap(Linear, Coded):
 
     def tolerance(self, dtype: torch.dtype) -> float:
         rounded = _quantize.ROUNDING_ERROR if self.dynamic else 0.0
-        return max(rounded, self.product.rounding(dtype))
+        return max(rounded, self.kernel.rounding(dtype))
 
     def derived(self, build: Callable[[], Any]) -> Any:
         sources = (self.codes, self.scale, self.centre)
@@ -107,10 +105,9 @@ class CodedMap(Linear, Coded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodedFormat(Format):
+class CodedFormat(CodedWeight):
     """The knobs of a weight of codes, what they come to, and what its layers store and move."""
 
-    KERNELS = tuple(_BY_NAME)
     USUAL_TYPE: ClassVar[str] = "int8"
 
     type: str | None = None
@@ -129,7 +126,7 @@ class CodedFormat(Format):
         """Type, activations, kernel and group, as far as they were left to one another."""
         if self.kernel not in ("", *self.KERNELS):
             return
-        product = _BY_NAME.get(self.kernel)
+        product = self._products().get(self.kernel)
         kind = (
             self.type
             if self.type is not None
@@ -151,7 +148,7 @@ class CodedFormat(Format):
             )
         _set(self, type=kind, activations=activations)
         if product is None:
-            product = next(p for p in PRODUCTS if self._suits(p))
+            product = next(p for p in self._products().values() if self._suits(p))
         if self.group is None:
             _set(self, group=self._usual(product))
         _set(self, kernel=product.name)
@@ -201,12 +198,12 @@ class CodedFormat(Format):
     @property
     def product(self) -> Product:
         """The kernel."""
-        return _BY_NAME[self.kernel]
+        return self._products()[self.kernel]
 
-    @property
-    def MATERIALISES(self) -> bool:  # noqa: N802
-        """Whether the kernel forms a dense tensor of the weight's size."""
-        return self.product.materialises
+    @classmethod
+    def _products(cls) -> dict[str, Product]:
+        """The kernels on offer by their names: all of them multiply by codes."""
+        return cast(dict[str, Product], cls.kernels())
 
     def parameters(self) -> int:
         return self.out_features * self.in_features
@@ -223,14 +220,9 @@ class CodedFormat(Format):
         return codes + self.scale_count() * item_bytes
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
-        product, me = self.product, self.name()
         if direction not in (FORWARD, BACKWARD_INPUT):
             return f"Codes have no gradient: {self.name()} gives that of its input only."
-        if device not in product.devices:
-            return f"kernel={product.name} of {me} is an operator for CPUs."
-        if dtype not in product.dtypes:
-            return f"kernel={product.name} of {me} has no product in float64."
-        return product.lacks(self.out_features, self.in_features, dtype)
+        return super().unsupported(device, dtype, direction)
 
     def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         x, y = tokens * self.in_features, tokens * self.out_features

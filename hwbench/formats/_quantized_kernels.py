@@ -1,12 +1,14 @@
 """How a layer of codes multiplies: torch's operators on integers, and the dense product.
 
 Everything here comes with PyTorch for CPUs. Activations are rounded with a scale for each token;
-an operator that takes a single scale is given tokens that were divided by their own first.
+an operator that takes a single scale is given tokens that were divided by their own first. A format
+tries the kernels in the order in which they stand here.
 """
 
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwbench.formats import _quantize
+from hwbench.formats._base import Format
+from hwbench.formats._kernel import Kernel, Torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,20 +53,33 @@ class Coded:
         raise NotImplementedError
 
 
-class Product:
-    """One way to multiply by a layer of codes; the docstring's first sentence says which."""
+class CodedWeight(Format):
+    """A format whose weight is codes."""
 
-    name: ClassVar[str] = ""
+
+class Product(Kernel, ABC):
+    """One way to multiply by a layer of codes."""
+
     type: ClassVar[str] = ""  # the type that it takes; empty: any
     activations: ClassVar[str] = ""  # the one way to treat them; empty: any
     groups: ClassVar[tuple[int, ...]] = ()  # sizes of a group; empty: the row where type is given
-    materialises: ClassVar[bool] = False
     dtypes: ClassVar[tuple[torch.dtype, ...]] = FLOATS
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
 
+    @abstractmethod
     def apply(self, layer: Any, x: Tensor) -> Tensor:
         """x Ŵᵀ for x of (tokens, in), contiguous."""
-        raise NotImplementedError
+
+    def refuses(
+        self, described: Any, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        del direction
+        me = f"kernel={self.name} of {described.name()}"
+        if device not in self.devices:
+            return f"{me} is an operator for CPUs."
+        if dtype not in self.dtypes:
+            return f"{me} has no product in float64."
+        return self.lacks(described.out_features, described.in_features, dtype)
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         """Why it cannot multiply such a layer here, in words; None where it can."""
@@ -85,25 +102,7 @@ class Product:
         return _quantize.ROUNDING_ERROR if self.activations == "dynamic" else 0.0
 
 
-class Dequantise(Product):
-    """The dense product with the weight made anew in every call: bytes are saved, no time."""
-
-    name = "dequantise"
-    materialises = True
-    dtypes = (*FLOATS, torch.float64)
-    devices = ("cpu", "cuda")
-
-    def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        if layer.dynamic:
-            codes, scale = _quantize.quantised_tokens(x)
-            x = (codes * scale).to(x.dtype)
-        return functional.linear(x, layer.coded_dense())
-
-    def weight_bytes(self, weights: int, item_bytes: int) -> int:
-        return 2 * weights * item_bytes  # written, and read by the product
-
-
-class LinearDynamic(Product):
+class LinearDynamic(Product, of=CodedWeight):
     """``quantized::linear_dynamic`` with tokens that were divided by their largest value first.
 
     The operator rounds activations with one scale a call. PyTorch gives a notice that the tensors
@@ -111,6 +110,7 @@ class LinearDynamic(Product):
     """
 
     name = "linear_dynamic"
+    operators = r"quantized::linear_dynamic$"
     type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
@@ -159,10 +159,11 @@ def _linear_dynamic_lacks() -> str | None:
     return None
 
 
-class IntMm(Product):
+class IntMm(Product, of=CodedWeight):
     """``_int_mm`` of codes of both, each token with its own scale."""
 
     name = "int_mm"
+    operators = r"aten::_int_mm$"
     type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
@@ -179,10 +180,11 @@ class IntMm(Product):
         return 2 * in_features + 2 * (4 + 4) * out_features
 
 
-class OneDnn(Product):
+class OneDnn(Product, of=CodedWeight):
     """``onednn::qlinear_pointwise`` of tokens in uint8 and a weight that is packed in advance."""
 
     name = "onednn"
+    operators = r"onednn::qlinear_pointwise$"
     type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
@@ -210,7 +212,7 @@ class OneDnn(Product):
         return 2 * (1 + 2 + 1) * in_features + 2 * 4 * out_features
 
 
-class Widening(Product):
+class Widening(Product, ABC):
     """A product that widens codes inside itself, to bfloat16, as whose values x comes and goes.
 
     The operators take other dtypes too, a hundred times slower than a dense product.
@@ -222,13 +224,13 @@ class Widening(Product):
         packed = layer.derived(lambda: self.packed(layer))
         return self.multiply(_quantize.in_rows(x.bfloat16()), packed).to(x.dtype)
 
+    @abstractmethod
     def packed(self, layer: Coded) -> tuple[Any, ...]:
         """What the operator takes beside x, in its order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def multiply(self, x: Tensor, packed: tuple[Any, ...]) -> Tensor:
         """x Ŵᵀ in bfloat16."""
-        raise NotImplementedError
 
     def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
         return 0 if item_bytes == 2 else 2 * 2 * (in_features + out_features)
@@ -237,10 +239,11 @@ class Widening(Product):
         return 0.0 if dtype == torch.bfloat16 else 1e-2
 
 
-class Int8Pack(Widening):
+class Int8Pack(Widening, of=CodedWeight):
     """``_weight_int8pack_mm``: codes of the weight alone, widened inside the product."""
 
     name = "int8pack"
+    operators = r"aten::_weight_int8pack_mm$"
     type = "int8"
 
     def packed(self, layer: Coded) -> tuple[Any, ...]:
@@ -260,10 +263,11 @@ class Int8Pack(Widening):
         return None if there else "int8pack does not run here: torch lacks it."
 
 
-class Int4Pack(Widening):
+class Int4Pack(Widening, of=CodedWeight):
     """``_weight_int4pack_mm_for_cpu``: pairs of codes to a byte, widened inside the product."""
 
     name = "int4pack"
+    operators = r"aten::_weight_int4pack_mm_for_cpu$"
     type = "int4"
     groups = (128, 64, 32, 256)
 
@@ -286,10 +290,11 @@ class Int4Pack(Widening):
         return None if there else "int4pack does not run here: torch lacks it."
 
 
-class BFloat16(Product):
+class BFloat16(Product, of=CodedWeight):
     """A dense product in bfloat16, for activations that come and go in another dtype."""
 
-    name = "bfloat16"
+    name = "bfloat16_mm"
+    operators = Torch.operators
     type, activations = "bfloat16", "none"
     devices = ("cpu", "cuda")
 
@@ -304,15 +309,23 @@ class BFloat16(Product):
         return 0.0 if dtype == torch.bfloat16 else 1e-2
 
 
-PRODUCTS: tuple[Product, ...] = (
-    LinearDynamic(),
-    IntMm(),
-    OneDnn(),
-    Int8Pack(),
-    Int4Pack(),
-    BFloat16(),
-    Dequantise(),
-)
+class Dequantise(Product, of=CodedWeight):
+    """The dense product with the weight made anew in every call: bytes are saved, no time."""
+
+    name = "dequantise"
+    operators = Torch.operators
+    materialises = True
+    dtypes = (*FLOATS, torch.float64)
+    devices = ("cpu", "cuda")
+
+    def apply(self, layer: Coded, x: Tensor) -> Tensor:
+        if layer.dynamic:
+            codes, scale = _quantize.quantised_tokens(x)
+            x = (codes * scale).to(x.dtype)
+        return functional.linear(x, layer.coded_dense())
+
+    def weight_bytes(self, weights: int, item_bytes: int) -> int:
+        return 2 * weights * item_bytes  # written, and read by the product
 
 
 def _aten() -> Any:

@@ -9,6 +9,7 @@ of low rank, and no better than the best one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,39 +18,52 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwbench.errors import KnobError
+from hwbench.formats import _kernel
 from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
 from hwbench.formats._init import column_weights, working
+from hwbench.formats._kernel import Kernel
 from hwbench.records import Knob
 
 
-class _Kept(Linear):
+class _Map(Linear, ABC):
+    """A dense layer of what it sees of its inputs."""
+
+    def __init__(self, values: Tensor, in_features: int, kernel: Kernel) -> None:
+        super().__init__(values.shape[0], in_features)
+        self.weight = nn.Parameter(values)  # (out, inputs)
+        self.kernel = kernel
+
+    @abstractmethod
+    def seen(self, x: Tensor) -> Tensor:
+        """(tokens, inputs), for x of (tokens, in)."""
+
+
+class _Kept(_Map):
     """y = V x[kept], with V the kept columns of the weight."""
 
     kept: Tensor  # (inputs,), int32, ascending
 
-    def __init__(self, in_features: int, values: Tensor, kept: Tensor) -> None:
-        super().__init__(values.shape[0], in_features)
-        self.weight = nn.Parameter(values)  # (out, inputs)
+    def __init__(self, values: Tensor, in_features: int, kept: Tensor, kernel: Kernel) -> None:
+        super().__init__(values, in_features, kernel)
         self.register_buffer("kept", kept.int())
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        return functional.linear(x.index_select(1, self.kept), self.weight)
+    def seen(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.kept)
 
     def to_dense(self) -> Tensor:
         zeros = self.weight.new_zeros(self.out_features, self.in_features)
         return zeros.index_copy(1, self.kept.long(), self.weight)
 
 
-class _Rotated(Linear):
+class _Rotated(_Map):
     """y = V (Qᵀ x)."""
 
-    def __init__(self, values: Tensor, basis: Tensor) -> None:
-        super().__init__(values.shape[0], basis.shape[1])
-        self.weight = nn.Parameter(values)  # (out, inputs)
+    def __init__(self, values: Tensor, basis: Tensor, kernel: Kernel) -> None:
+        super().__init__(values, basis.shape[1], kernel)
         self.basis = nn.Parameter(basis)  # (inputs, in)
 
-    def apply_weight(self, x: Tensor) -> Tensor:
-        return functional.linear(functional.linear(x, self.basis), self.weight)
+    def seen(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.basis)
 
     def to_dense(self) -> Tensor:
         return self.weight @ self.basis
@@ -115,9 +129,11 @@ class Narrow(Format):
         values.uniform_(-bound, bound, generator=generator)
         if self.rotate:
             drawn = torch.randn(self.in_features, self.inputs, generator=generator, device=where)
-            return _Rotated(values.to(dtype), torch.linalg.qr(drawn).Q.mT.to(dtype).contiguous())
+            basis = torch.linalg.qr(drawn).Q.mT.to(dtype).contiguous()
+            return _Rotated(values.to(dtype), basis, self.implementation)
         order = torch.randperm(self.in_features, generator=generator, device=where)
-        return _Kept(self.in_features, values.to(dtype), order[: self.inputs].sort().values)
+        kept = order[: self.inputs].sort().values
+        return _Kept(values.to(dtype), self.in_features, kept, self.implementation)
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The columns of the largest norms; with ``rotate`` the first principal directions.
@@ -129,7 +145,15 @@ class Narrow(Format):
             seen = work if activations is None else activations.detach().to(work)
             basis = torch.linalg.svd(seen.mT @ seen).Vh[: self.inputs]
             values = (work @ basis.mT).to(weight.dtype).contiguous()
-            return _Rotated(values, basis.to(weight.dtype).contiguous())
+            return _Rotated(values, basis.to(weight.dtype).contiguous(), self.implementation)
         score = (work * column_weights(work, activations)).norm(dim=0)
         kept = score.argsort(descending=True, stable=True)[: self.inputs].sort().values
-        return _Kept(self.in_features, weight.detach()[:, kept].contiguous(), kept)
+        values = weight.detach()[:, kept].contiguous()
+        return _Kept(values, self.in_features, kept, self.implementation)
+
+
+class Torch(_kernel.Torch, of=Narrow):
+    """A product with the inputs that are kept, or with the coordinates in their directions."""
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        return functional.linear(layer.seen(x), layer.weight)
