@@ -52,7 +52,8 @@ def error(dense: Tensor, exact: Tensor, rows: Tensor) -> float:
 
 def test_every_format_says_how_it_is_projected_by_outputs() -> None:
     for described in formats():
-        assert described.OUTPUTS, described.name()
+        by_rounding = "rounding" in described.knobs()  # gptq looks at the outputs as it rounds
+        assert bool(described.OUTPUTS) != by_rounding, described.name()
 
 
 @pytest.mark.parametrize("described", able(formats()), ids=lambda f: f.name())

@@ -33,7 +33,8 @@ def shapes(
 
     written = studies.of(model, _shared.listed(regime) or _REGIMES)
     if out is None:
-        typer.echo(written, nl=False)
+        for line in written.splitlines():
+            _shared.say(line)
         return
     try:
         out.write_text(written, encoding="utf-8")

@@ -81,6 +81,8 @@ class Narrow(Format):
         "2024, arXiv:2401.15024"
     )
 
+    OUTPUTS = "factors"
+
     inputs: int
     rotate: bool = False
 
