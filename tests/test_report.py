@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
+from hwbench import plugins
 from hwbench.analysis.frames import replicate_rows
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError, UsageError
 from hwbench.quantities import RELATIVE, TIME
@@ -284,6 +285,9 @@ def test_no_two_formats_look_alike() -> None:
     looks = _palette.styles(names)
     assert len({(look.colour, look.shape) for look in looks.values()}) == len(names)
     assert _palette.styles(["monarch"])["monarch"] == looks["monarch"]  # whatever else is there
+    own = [name for name in plugins.names("formats") if name != "dense"]
+    assert not set(own) - set(_palette._KNOWN)
+    assert len(set(_palette._KNOWN.values())) == len(_palette._KNOWN)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,19 @@ _KNOWN = {  # colour, shape
     "coo": (7, "cross"),
     "semi_structured": (1, "right"),
     "condensed": (0, "left"),
+    "packed_dense": (0, "plus"),
+    "quantized": (1, "star"),
+    "quantized_low_rank": (4, "star"),
+    "narrow": (6, "hexagon"),
+    "low_rank_light": (4, "pentagon"),
+    "low_rank_sparse": (5, "pentagon"),
+    "block_dense": (0, "pentagon"),
+    "block_diagonal": (1, "pentagon"),
+    "bsr": (2, "pentagon"),
+    "kronecker": (3, "pentagon"),
+    "masked_dense": (7, "plus"),
+    "n_m": (1, "plus"),
+    "two_four_training": (1, "cross"),
 }
 _MARKERS = {  # of matplotlib
     "circle": "o",
@@ -70,7 +83,7 @@ class Style:
 
 
 def styles(formats: Iterable[str]) -> dict[str, Style]:
-    """A style for each format: well-known ones always have the same, others the next free pair."""
+    """A style for each format: hwbench's own always have the same, others the next free pair."""
     names = list(dict.fromkeys(formats))
     chosen = {"dense": Style(None, "hexagon")}
     chosen |= {name: Style(*_KNOWN[name]) for name in names if name in _KNOWN}
