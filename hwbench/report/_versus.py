@@ -30,6 +30,8 @@ NEAR = 0.1
 _WIDE = 2.0  # an interval with ends further apart than this explains nothing
 _AGREE = 3  # formats at least, before their order is compared
 
+_SAME = 0.005  # a change of times that is none in whole per cent
+
 
 @dataclass(frozen=True)
 class Matched:
@@ -220,7 +222,9 @@ def summary(found: Versus) -> list[str]:
     said = [f"{found.other} against {found.base}: {len(found.matched)} cases in common."]
     if values:
         ends = " to ".join(units.ratio(end) for end in (min(values), max(values)))
-        said.append(f"Times are {units.ratio(median(values))} at the median, from {ends}.")
+        than = f"{found.other} takes {_more(median(values))} {found.base}"
+        said.append(f"{than} at the median of these cases, from {ends} of its time.")
+        said += _by_format(found)
     counts = tallied(found)
     if counts:
         total = sum(counts.values())
@@ -244,6 +248,27 @@ def summary(found: Versus) -> list[str]:
     if any(found.only):
         said.append(f"Left out: {found.only[0]} cases of the first, {found.only[1]} of the second.")
     return [printable(sentence) for sentence in said]
+
+
+def _more(ratio: float) -> str:
+    """A ratio of times in words: ``6 % more time than``, ``22 % less time than``."""
+    change = abs(ratio - 1)
+    if change < _SAME:
+        return "as long as"
+    return f"{units.percent(change, 0)} {'more' if ratio > 1 else 'less'} time than"
+
+
+def _by_format(found: Versus) -> list[str]:
+    """The median ratio of each format, the one that gains most first."""
+    ratios: dict[str, list[float]] = {}
+    for each in found.matched:
+        if each.ratio is not None:
+            ratios.setdefault(each.base.format, []).append(each.ratio.value)
+    if len(ratios) < 2:
+        return []
+    ordered = sorted(ratios, key=lambda name: median(ratios[name]))
+    parts = ", ".join(f"{name} {units.ratio(median(ratios[name]))}" for name in ordered)
+    return [f"By format: {parts}."]
 
 
 def _watts(found: Versus) -> list[str]:

@@ -44,6 +44,7 @@ EXACT = 1e-5
 """An error up to which a layer computes what dense does, but for rounding."""
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.5)
 """Largest errors that are asked about; then any."""
+UNQUIET = "never quiet"  # the verdict of what has a time and no more
 _LOSSLESS = (DENSE, "packed_dense")
 _NEAR = 1.3  # times the time of the best: who takes longer is not set against it
 _NAMED = 3  # rivals in a line
@@ -88,7 +89,7 @@ class Candidate:
         low, high = self.row.relative_low, self.row.relative_high
         if not (known(low) and known(high)):
             never = NEVER_QUIET in self.row.flags.split(",")
-            return "never quiet" if never else "one replicate"
+            return UNQUIET if never else "one replicate"
         return "faster" if high < 1 else "slower" if low > 1 else "undecided"
 
 
@@ -106,8 +107,17 @@ class Setting:
     synthetic: bool = False  # of a matrix that nobody trained
 
     def best(self, limit: float) -> Candidate | None:
-        """The fastest within a largest error; None where nothing is."""
-        return next((each for each in self.candidates if keeps(each, limit)), None)
+        """The fastest within a largest error; None where nothing is.
+
+        A candidate that was never measured on a quiet machine is named where no other is there.
+        """
+        kept = [each for each in self.candidates if keeps(each, limit)]
+        return next((each for each in kept if each.verdict != UNQUIET), kept[0] if kept else None)
+
+    def unjudged(self, best: Candidate, limit: float) -> list[Candidate]:
+        """Who took less time than the best on a machine that was never quiet."""
+        before = self.candidates[: self.candidates.index(best)]
+        return [each for each in before if keeps(each, limit)]
 
     def tied(self, best: Candidate, limit: float) -> list[Candidate]:
         """Who is as fast as the best within 3 %, and within the same largest error."""
@@ -191,7 +201,7 @@ def _synthetic(found: Joined | None) -> bool:
 
 def _candidate(row: Row, score: Score | None, value: float | None, scored: Row | None) -> Candidate:
     if row.format in _LOSSLESS and value is None:
-        return Candidate(row, 0.0 if score is None or not score.higher else -math.inf, "exact")
+        return Candidate(row, 0.0 if score is None or score.zero else -math.inf, "exact")
     if score is None or value is None:
         return Candidate(row, math.nan, "its error is not measured")
     if not score.higher and score.zero and value <= EXACT:
@@ -207,8 +217,9 @@ def _candidate(row: Row, score: Score | None, value: float | None, scored: Row |
 def _levels(score: Score | None, made: list[Candidate]) -> list[Level]:
     if score is None:
         return [Level("exact", 0.0), Level("any error", math.inf)]
-    if score.higher:
-        asked = [Level(f"{score.bound} {score.said(a)}", -a) for a in score.asked]
+    if score.higher or not score.zero:
+        sign = -1 if score.higher else 1
+        asked = [Level(f"{score.bound} {score.said(a)}", sign * a) for a in score.asked]
         return [*asked, Level(f"any {score.title}", math.inf)]
     named_levels = [
         Level("exact" if limit == 0 else f"≤ {units.percent(limit, 0)}", limit) for limit in LEVELS
@@ -334,6 +345,10 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
             for said, rivals in (
                 ("Tied with it", setting.tied(best, level.limit)),
                 ("Too close to call", setting.close(best, level.limit)),
+                (
+                    "Faster once, but the machine was never quiet",
+                    setting.unjudged(best, level.limit),
+                ),
             ):
                 names = "; ".join(each.name for each in rivals[:_NAMED])
                 more = f" and {len(rivals) - _NAMED} more" if len(rivals) > _NAMED else ""

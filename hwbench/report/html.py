@@ -64,6 +64,7 @@ class Compared:
     title: str
     sentences: list[str]
     heads: tuple[str, ...]
+    names: tuple[str, str]  # of the first run and of this one
     groups: list[tuple[str, list[list[str]]]]  # of ratios: the title of a group, its first lines
     flips: list[str]
     environment: list[tuple[str, str, str]]

@@ -76,7 +76,8 @@ def _shown(each: Versus) -> html.Compared:
     return html.Compared(
         title=f"{each.other} against {each.base}",
         sentences=summary(each),
-        heads=HEADS,
+        heads=heads(each),
+        names=(each.base, each.other),
         groups=lines(each, _ON_PAGE),
         flips=flips(each),
         environment=environment(each),
@@ -98,7 +99,9 @@ def lines(each: Versus, most: int = _MOST) -> list[tuple[str, list[list[str]]]]:
     ]
 
 
-HEADS = ("format", "density", "base", "other", "ratio", "roofs", "explained by")
+def heads(each: Versus) -> tuple[str, ...]:
+    """The columns of ``lines``; both times stand under the names of their machines."""
+    return ("format", "density", each.base, each.other, "ratio", "roofs", "explained by")
 
 
 def _line(each: Matched) -> list[str]:
@@ -128,8 +131,9 @@ def table(found: Sequence[Versus]) -> list[RenderableType]:
             shown = Table(
                 box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
             )
-            for place, head in enumerate(HEADS):
-                left = place in (0, len(HEADS) - 1)
+            titles = heads(each)
+            for place, head in enumerate(titles):
+                left = place in (0, len(titles) - 1)
                 shown.add_column(head, justify="left" if left else "right", overflow="fold")
             for line in cells:
                 shown.add_row(*map(Text, line))

@@ -7,7 +7,13 @@ const MOST_CHOICES = 100; // … and by name
 const within = (candidate, level) => level.limit === null || (candidate.loss !== null && candidate.loss <= level.limit);
 
 function bestOf(setting, level, passes) {
-  return setting.candidates.find((each) => within(each, level) && passes[each.row]);
+  const kept = setting.candidates.filter((each) => within(each, level) && passes[each.row]);
+  return kept.find(({ verdict }) => verdict !== "never quiet") || kept[0];
+}
+
+// Candidates that stand before the best and are not judged.
+function unjudged(setting, best) {
+  return setting.candidates.slice(0, setting.candidates.indexOf(best)).map((_, place) => place);
 }
 
 function kept(setting, places, level, passes) {
@@ -133,7 +139,7 @@ function startDecision(data, filters) {
   function paint(setting) {
     const figure = data.figures.accuracy.find(({ group, scored }) => group === setting.group && scored === setting.scored);
     picture.hidden = !figure;
-    card.classList.toggle("alone", !figure);
+    card.classList.toggle("solo", !figure);
     picture.figure = figure;
     if (!figure) return Promise.resolve();
     picture.querySelector(".plot").setAttribute("aria-label", `${figure.title}. ${figure.says}`);
@@ -156,7 +162,7 @@ function startDecision(data, filters) {
       const names = kept(setting, places, level, filters.passes).map(({ name }) => name);
       return names.length ? [`${words}: ${names.join("; ")}.`] : [];
     };
-    close.textContent = best ? [...beside("Tied within 3 %", best.tied), ...beside("Too close to call", best.close)].join(" ") : "";
+    close.textContent = best ? [...beside("Tied within 3 %", best.tied), ...beside("Too close to call", best.close), ...beside("Faster once, but the machine was never quiet", unjudged(setting, best))].join(" ") : "";
     basis.textContent = setting.basis;
     basis.classList.toggle("warning", setting.synthetic);
     ladder.replaceChildren(...setting.levels.map((each, place) => rung(setting, each, place)));
