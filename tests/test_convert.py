@@ -36,6 +36,19 @@ def options(name: str) -> dict[str, Any]:
     return {"density": 0.5}
 
 
+def unrounded(name: str) -> dict[str, Any]:
+    """Those, with the first kernel that runs here and rounds no activations."""
+    kind = plugins.load("formats", name, Format)
+    for kernel in kind.KERNELS:
+        found = {**options(name), "kernel": kernel}
+        f = kind.from_knobs(64, 64, **found)
+        if f.unsupported("cpu", torch.float32, FORWARD) is None:
+            layer = f.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+            if layer.tolerance(torch.float32) == 0:
+                return found
+    raise AssertionError(f"every kernel of {name} rounds activations")
+
+
 HERE = [name for name in NAMES if runs_here(name)]
 TRAINED = [name for name in HERE if runs_here(name, STEP)]
 
@@ -115,12 +128,26 @@ def gpt2() -> Any:
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_logits_are_those_of_the_projected_dense_weights(name, make):
     model = make()
-    made = converted(model, format=name, **options(name))
+    made = converted(model, format=name, **unrounded(name))
     assert any(isinstance(each, Linear) for each in made.modules())
     with torch.no_grad():
         ours, wanted = made(IDS).logits, densified(made)(IDS).logits
         assert float((ours - wanted).abs().max()) < 1e-4
         assert not torch.equal(ours, model(IDS).logits) or name in ("dense", "packed_dense")
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_layer_rounds_no_more_than_it_says(name):
+    made, seen = converted(small(), format=name, **options(name)), {}
+    layers = [each for each in made.modules() if isinstance(each, Linear)]
+    for each in layers:
+        each.register_forward_hook(lambda layer, given, y: seen.update({layer: (given[0], y)}))
+    with torch.no_grad():
+        made(IDS)
+        assert list(seen) == layers
+        for layer, (x, y) in seen.items():
+            exact = nn.functional.linear(x, layer.to_dense(), layer.bias)
+            assert float((y - exact).norm() / exact.norm()) <= 1e-5 + layer.tolerance(y.dtype)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(HERE)))

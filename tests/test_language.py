@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _formats import normal, random_layer
 from _scored import described, scored, trainable, unsupported
 from _synthetic import scored_case
 from msgspec.structs import replace
@@ -23,7 +24,9 @@ from hwbench.analysis.frames import summary_rows
 from hwbench.cli._shared import with_data
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError
+from hwbench.formats import _quantize
 from hwbench.formats._base import Linear
+from hwbench.formats.quantized_low_rank import QuantizedLowRank
 from hwbench.protocol import PlanRequest
 from hwbench.records import Case
 from hwbench.report._scores import named
@@ -203,6 +206,18 @@ def test_a_layer_of_any_format_can_begin_smaller(name: str) -> None:
         before = layer.to_dense().clone()
         _scale(layer, 0.2)
         torch.testing.assert_close(layer.to_dense(), 0.2 * before)
+
+
+@pytest.mark.parametrize("kind", _quantize.TYPES)
+def test_a_layer_of_codes_and_factors_can_begin_smaller(kind: str) -> None:
+    f = QuantizedLowRank(out_features=32, in_features=64, type=kind)
+    layer = random_layer(f, torch.float32)  # its factors are not zero
+    with torch.no_grad():
+        before, x = layer.to_dense().clone(), normal(4, 64)
+        outputs = layer(x)  # what the kernel derived must not stay
+        _scale(layer, 0.25)
+        torch.testing.assert_close(layer.to_dense(), 0.25 * before)
+        torch.testing.assert_close(layer(x), 0.25 * outputs)
 
 
 def test_what_a_block_adds_begins_smaller(texts: Path) -> None:

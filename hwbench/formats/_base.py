@@ -77,6 +77,10 @@ class Linear(nn.Module, ABC):
         """How many weights it stores as codes, which are no parameters of the module."""
         return 0
 
+    def scalable_tensors(self) -> list[Tensor]:
+        """What may be multiplied, all or some of it, to multiply the weight by a factor."""
+        return [parameter for name, parameter in self.named_parameters() if name != "bias"]
+
     def stored_tensors(self) -> list[Tensor]:
         """Everything that is stored for the weight: parameters and buffers, without the bias."""
         return [

@@ -78,6 +78,12 @@ class CodedMap(Linear, Coded):
     def to_dense(self) -> Tensor:
         return self.coded_dense()
 
+    def scalable_tensors(self) -> list[Tensor]:
+        if not self.kind.scaled:  # the values themselves, in the same memory
+            return [*super().scalable_tensors(), self.codes.view(torch.bfloat16)]
+        centre = [self.centre] if self.kind.centred else []
+        return [*super().scalable_tensors(), self.scale, *centre]
+
     def coded_weights(self) -> int:
         return self.out_features * self.in_features
 

@@ -105,15 +105,15 @@ def _described(name: str, layer: Linear) -> dict[str, Any]:
     described = layer.described
     if described is None:
         raise UsageError(f"{name} is of a format, but no projection made it: its knobs are lost.")
-    first = next(layer.parameters())
+    values = next(t for t in layer.stored_tensors() if t.is_floating_point())
     return {
         "format": described.name(),
         "out_features": described.out_features,
         "in_features": described.in_features,
         "knobs": described.knobs(),
-        "dtype": str(first.dtype).removeprefix("torch."),
+        "dtype": str(values.dtype).removeprefix("torch."),
         "bias": layer.bias is not None,
-        "trained": first.requires_grad,
+        "trained": next((p.requires_grad for p in layer.parameters()), True),
     }
 
 

@@ -145,23 +145,23 @@ def _begin(network: nn.Module, source: torch.Generator) -> None:
 
 
 def _scale(layer: Linear, factor: float) -> None:
-    """Multiply the layer's matrix, in the fewest parameters in which it is linear.
+    """Multiply the layer's matrix, in the fewest tensors in which it is linear.
 
     Raises:
-        ValueError: doubling no set of its parameters doubles the matrix.
+        ValueError: doubling no set of its tensors doubles the matrix.
     """
-    held = [p for name, p in layer.named_parameters() if name != "bias"]
+    held = layer.scalable_tensors()
     once = layer.to_dense().clone()
     for count in range(1, len(held) + 1):
         for chosen in itertools.combinations(held, count):
-            for parameter in chosen:
-                parameter.mul_(2.0)
+            for tensor in chosen:
+                tensor.mul_(2.0)
             linear = (layer.to_dense() - 2 * once).norm() <= _SAME * once.norm()
-            for parameter in chosen:
-                parameter.mul_(factor / 2 if linear else 0.5)
+            for tensor in chosen:
+                tensor.mul_(factor / 2 if linear else 0.5)
             if linear:
                 return
-    raise ValueError("no set of its parameters scales the layer's matrix.")
+    raise ValueError("no set of its tensors scales the layer's matrix.")
 
 
 def _train(
