@@ -1,4 +1,4 @@
-"""``Format`` describes how a weight is stored; ``Linear`` is the live map that applies it.
+"""``Format`` describes how a weight is stored; ``Linear``, of ``_linear``, is the live map of one.
 
 Conventions (every format): the weight W has shape (out_features, in_features); x has shape
 (…, in_features) and y = x Wᵀ + bias. ``tokens`` is the number of rows of x. P is the number of
@@ -12,114 +12,43 @@ import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwbench.errors import KnobError, UnknownNameError, UnreachableError
 from hwbench.formats import _stored
+from hwbench.formats._directions import (
+    BACKWARD,
+    BACKWARD_INPUT,
+    BACKWARD_WEIGHT,
+    FORWARD,
+    STEP,
+    by_direction,
+    chain_flops,
+    dense_flops,
+)
 from hwbench.formats._given import checked
 from hwbench.formats._kernel import Kernel, Named, Torch
+from hwbench.formats._linear import Linear
 from hwbench.records import Cost, Knob
 
-FORWARD, BACKWARD, STEP = "forward", "backward", "step"
-BACKWARD_INPUT, BACKWARD_WEIGHT = "backward_input", "backward_weight"
-
-
-class Linear(nn.Module, ABC):
-    """The live map: y = x Wᵀ + bias, for x of shape (…, in_features).
-
-    A subclass stores W in its own way and gives ``to_dense``, and either sets ``kernel``, which
-    multiplies, or gives ``apply_weight``. Parameters that training would change are
-    ``nn.Parameter``; indices and masks are buffers.
-    """
-
-    kernel: Kernel = Torch()
-
-    def __init__(self, out_features: int, in_features: int, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.out_features = out_features
-        self.in_features = in_features
-        self.trusting = False
-        self.described: Format | None = None  # what a projection made it of
-        self.bias = None if bias is None else nn.Parameter(bias)
-
-    def apply_weight(self, x: Tensor) -> Tensor:
-        """x Wᵀ for x of shape (tokens, in_features), by the kernel; the result is contiguous."""
-        return self.kernel.apply(self, x)
-
-    @abstractmethod
-    def to_dense(self) -> Tensor:
-        """W as a dense tensor of shape (out_features, in_features), differentiable."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the map to x of shape (…, in_features)."""
-        if x.dim() == 2:
-            y = self.apply_weight(x)
-        else:
-            y = self.apply_weight(x.reshape(-1, self.in_features))
-            y = y.reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias
-
-    def tolerance(self, dtype: torch.dtype) -> float:
-        """The relative error by which its own rounding may miss ``to_dense``, beside the dtype's.
-
-        Above 0 for a kernel that rounds activations; what it really misses is measured.
-        """
-        del dtype
-        return 0.0
-
-    def coded_weights(self) -> int:
-        """How many weights it stores as codes, which are no parameters of the module."""
-        return 0
-
-    def scalable_tensors(self) -> list[Tensor]:
-        """What may be multiplied, all or some of it, to multiply the weight by a factor."""
-        return [parameter for name, parameter in self.named_parameters() if name != "bias"]
-
-    def stored_tensors(self) -> list[Tensor]:
-        """Everything that is stored for the weight: parameters and buffers, without the bias."""
-        return [
-            tensor
-            for source in (self.named_parameters(), self.named_buffers())
-            for name, tensor in source
-            if name != "bias"
-        ]
-
-    def forget(self) -> None:
-        """Drop what was derived from parameters and buffers and kept beside them.
-
-        Called where the layer moves, changes its dtype or is loaded.
-        """
-
-    def trust_versions(self) -> Self:
-        """Believe the version counters of the tensors from now on; returns the layer.
-
-        Some layers keep a packed weight, or an order of their indices. By default each call
-        compares the tensors with a copy, bit by bit, before it uses what was made from them, which
-        may cost as much as it saves. With this, only a change that PyTorch counts is seen: an
-        in-place operation, an optimizer's step, another tensor in place of this one, a load. Who
-        writes around the counters, through ``.data`` or a NumPy array, owes a call of ``forget``.
-        hwbench times layers like this.
-        """
-        self.trusting = True
-        return self
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        self.forget()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.forget()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return f"out_features={self.out_features}, in_features={self.in_features}"
+__all__ = [
+    "BACKWARD",
+    "BACKWARD_INPUT",
+    "BACKWARD_WEIGHT",
+    "FORWARD",
+    "STEP",
+    "Format",
+    "Linear",
+    "budget",
+    "by_direction",
+    "round_down",
+    "unreachable",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,14 +243,14 @@ class Format(ABC):
         the kernel did not keep of the forward pass is computed once more for it.
         """
         again = self.implementation.recomputed(self)
-        return _chain_flops(tokens, self.products(), direction, again)
+        return chain_flops(tokens, self.products(), direction, again)
 
     def needed_flops(self, tokens: int, direction: str) -> int:
         """The FLOPs of one call that the format's values need, however its kernel computes.
 
         Each value is used once a token. A format that uses values more often says its own.
         """
-        needed = _chain_flops(tokens, self.stages(), direction)
+        needed = chain_flops(tokens, self.stages(), direction)
         return min(needed, self.flops(tokens, direction))
 
     def rate_multipliers(self) -> dict[str, float]:
@@ -411,7 +340,7 @@ class Format(ABC):
             KnobError: a knob has a value that it cannot take.
             UnknownNameError: there is no such knob; the message names the nearest.
         """
-        _check_sides(out_features, in_features)
+        _stored.check_sides(out_features, in_features)
         density, stored = knobs.pop("density", None), knobs.pop("stored", None)
         free = density is None and stored is None
         for key in knobs:
@@ -463,7 +392,7 @@ class Format(ABC):
             stored_bytes=self.stored_bytes(item_bytes),
             flops=executed,
             needed_flops=None if needed == executed else needed,
-            dense_flops=_dense_flops(tokens, self.out_features * self.in_features, direction),
+            dense_flops=dense_flops(tokens, self.out_features * self.in_features, direction),
             compulsory_bytes=self.compulsory_bytes(tokens, item_bytes, direction),
             intermediate_bytes=self.intermediate_bytes(tokens, item_bytes, direction),
         )
@@ -549,28 +478,6 @@ class Format(ABC):
             )
 
 
-def by_direction(
-    direction: str, *, forward: int, to_input: int, to_weight: int, backward: int | None = None
-) -> int:
-    """The figure of a direction, where a step is a forward pass and a backward pass.
-
-    Args:
-        direction: one of the five.
-        forward: of the output.
-        to_input: of the gradient of x alone.
-        to_weight: of the gradients of the weight alone.
-        backward: of both gradients; their sum, if it is not given.
-    """
-    both = to_input + to_weight if backward is None else backward
-    return {
-        FORWARD: forward,
-        BACKWARD_INPUT: to_input,
-        BACKWARD_WEIGHT: to_weight,
-        BACKWARD: both,
-        STEP: forward + both,
-    }[direction]
-
-
 def budget(out_features: int, in_features: int, density: float) -> int:
     """The number of parameters that ``density`` allows."""
     return math.floor(density * out_features * in_features + 1e-9)
@@ -591,26 +498,3 @@ def round_down(value: int, multiple: Knob, *, least: int = 1) -> int:
 def unreachable(name: str, density: float, reachable: str) -> UnreachableError:
     """The error of ``for_budget`` when a format cannot be that small (or that large)."""
     return UnreachableError(f"{name} cannot reach density {density:g}; {reachable}.")
-
-
-def _check_sides(*sides: object) -> None:
-    for side in sides:
-        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
-            raise KnobError(f"out_features and in_features are at least 1, not {side!r}.")
-
-
-def _chain_flops(tokens: int, chain: Sequence[int], direction: str, again: int = 0) -> int:
-    """FLOPs of products one after the other, by their multiply-adds a token."""
-    each, later = 2 * tokens * sum(chain), 2 * tokens * sum(chain[1:])
-    extra = 2 * tokens * again
-    return by_direction(
-        direction,
-        forward=each,
-        to_input=each,
-        to_weight=each + later + extra,
-        backward=2 * each + extra,
-    )
-
-
-def _dense_flops(tokens: int, weights: int, direction: str) -> int:
-    return 2 * tokens * weights * {BACKWARD: 2, STEP: 3}.get(direction, 1)

@@ -37,6 +37,17 @@ class Sized(Protocol):
 F = TypeVar("F", bound=Sized)
 
 
+def check_sides(*sides: object) -> None:
+    """Refuse a side of a matrix that is no whole number above zero.
+
+    Raises:
+        KnobError: it is not.
+    """
+    for side in sides:
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+            raise KnobError(f"out_features and in_features are at least 1, not {side!r}.")
+
+
 def check_share(name: str, share: object) -> float:
     """A share of dense's parameters or bytes, above 0 and at most 1.
 
