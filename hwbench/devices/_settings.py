@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+_ONEDNN: Any = torch.backends.mkldnn
+
 _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "default device": (torch.get_default_device, lambda _: torch.set_default_device(None)),
@@ -15,6 +17,10 @@ _SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "float32 matmul precision": (
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
+    ),
+    "oneDNN's float32 precision": (
+        lambda: _ONEDNN.matmul.fp32_precision,
+        lambda name: setattr(_ONEDNN.matmul, "fp32_precision", name),
     ),
     "deterministic algorithms": (
         torch.are_deterministic_algorithms_enabled,

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from hwbench.formats import _onednn
+
 FEW_TOKENS = 32
 """Below this many tokens products are faster on rows of entries."""
 
@@ -114,6 +116,7 @@ def block_diagonal(x: Tensor, weights: Tensor) -> Tensor:
     return leave(groups(x, weights.shape[0]), weights)
 
 
+@_onednn.remembered
 class _BlockDiagonal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor) -> Tensor:

@@ -67,12 +67,16 @@ class Library(Kernel, ABC):
         """
         for weight, packing in layer.chain():
             if x.shape[0] == 0 or needs_grad(x, weight):
-                x = functional.linear(x, weight)
+                x = self.unpacked(x, weight)
             elif torch.compiler.is_compiling():
                 x = self._uncompiled(packing, x, weight, layer.trusting)
             else:
                 x = self._product(packing, x, weight, layer.trusting)
         return x
+
+    def unpacked(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x Wᵀ where nothing may be packed."""
+        return functional.linear(x, weight)
 
     def _product(self, packing: Packing, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
         layout = packing.layout(self, weight, x.shape[0], trusting)

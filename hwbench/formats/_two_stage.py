@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.errors import UsageError
-from hwbench.formats import _block_matmul, _init, _kernel, _sizes, _triton
+from hwbench.formats import _block_matmul, _init, _kernel, _onednn, _sizes, _triton
 from hwbench.formats._base import Format, Linear
 
 
@@ -81,6 +81,7 @@ def _product(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> tuple[T
     return _block_matmul.leave(z, second, strided=strided), z
 
 
+@_onednn.remembered
 class _Product(torch.autograd.Function):
     """The chain, with four block products and one regrouping backward."""
 
@@ -281,6 +282,10 @@ class Bmm(_Chain, _kernel.Bmm, of=TwoStage):
         gathered = padded_out if described.order == STRIDED else 0
         padding = _sizes.padding_copies(described, padded_out, padded_in)
         return self.intermediate_width(described) + gathered + padding
+
+
+class OneDnn(_onednn.OneDnn, Bmm, of=TwoStage):
+    """The same batched products by oneDNN in float32 on a CPU, forward and in a step."""
 
 
 class Einsum(_Chain, _kernel.Einsum, of=TwoStage):

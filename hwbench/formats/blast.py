@@ -4,6 +4,7 @@ Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
 
 * ``bmm``: a batched product for the bases, one for the couplings, one for the bases; each
   intermediate is regrouped by one copy of whole rows of tokens;
+* ``onednn``: ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on;
 * ``views``: the same products without the copies, read and written with strides;
 * ``triton`` (CUDA): a batched product for the first bases, then one Triton kernel that couples and
   multiplies by the other bases: the coupled values are in no memory, and nothing is regrouped.
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hwbench.formats import _alternating, _block_matmul, _init, _kernel, _sizes, _triton
+from hwbench.formats import _alternating, _block_matmul, _init, _kernel, _onednn, _sizes, _triton
 from hwbench.formats._base import Format, Linear
 
 
@@ -76,6 +77,7 @@ def _coupled(z: Tensor, couplings: Tensor, *, copy: bool, turn: bool) -> tuple[T
     return z, _to_blocks(torch.bmm(couplings, z), copy=copy, turn=turn)
 
 
+@_onednn.remembered
 class _Product(torch.autograd.Function):
     """Three batched products forward and six backward; both intermediates are kept."""
 
@@ -276,6 +278,10 @@ class Views(Batched, of=Blast):
 
     name = "views"
     copies = False
+
+
+class OneDnn(_onednn.OneDnn, Bmm, of=Blast):
+    """The products of ``bmm`` by oneDNN in float32 on a CPU, forward and in a step."""
 
 
 class Addcmul(_Blocks, of=Blast):

@@ -3,7 +3,8 @@
 The input is split into ``blocks`` groups, each reduced to ``rank`` features by a block of its own;
 one dense product follows. Nothing is regrouped in between. A size that ``blocks`` does not divide
 is padded with zeros. Kernels: ``bmm`` writes the products of the blocks where the dense product
-reads them; ``einsum`` is the spelling that users write.
+reads them; ``onednn`` is ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on; ``einsum`` is
+the spelling that users write.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwbench.formats import _block_matmul, _init, _kernel, _sizes
+from hwbench.formats import _block_matmul, _init, _kernel, _onednn, _sizes
 from hwbench.formats._base import Format, Linear
 
 
@@ -107,7 +108,19 @@ class Bmm(_kernel.Bmm, of=BlockDense):
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
         hidden = _block_matmul.block_diagonal(layer.grouped(x), layer.blocks)
-        return functional.linear(hidden, layer.dense)
+        return self.last(hidden, layer.dense)
+
+    def last(self, hidden: Tensor, dense: Tensor) -> Tensor:
+        """The dense product."""
+        return functional.linear(hidden, dense)
+
+
+class OneDnn(_onednn.OneDnn, Bmm, of=BlockDense):
+    """The same products by oneDNN in float32 on a CPU, forward and in a step."""
+
+    def last(self, hidden: Tensor, dense: Tensor) -> Tensor:
+        """The dense product, whose backward pass is by oneDNN, too."""
+        return _onednn.linear(hidden, dense)
 
 
 class Einsum(_kernel.Einsum, of=BlockDense):

@@ -1,7 +1,8 @@
 """Blocks on the diagonal of W and nothing beside them: each group of inputs feeds its own outputs.
 
 Sizes that ``blocks`` does not divide are padded with zeros. Kernels: ``bmm`` is one batched product
-that writes its blocks where they belong; ``einsum`` is the spelling that users write.
+that writes its blocks where they belong; ``onednn`` is the same by oneDNN, in float32 on a CPU,
+from 16 tokens on; ``einsum`` is the spelling that users write.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hwbench.errors import KnobError
-from hwbench.formats import _block_matmul, _kernel, _sizes
+from hwbench.formats import _block_matmul, _kernel, _onednn, _sizes
 from hwbench.formats._base import Format, Linear, budget, unreachable
 from hwbench.records import Knob
 
@@ -122,6 +123,10 @@ class Bmm(_kernel.Bmm, of=BlockDiagonal):
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
         y = _block_matmul.block_diagonal(layer.padded(x), layer.weights)
         return _block_matmul.crop(y, layer.out_features)
+
+
+class OneDnn(_onednn.OneDnn, Bmm, of=BlockDiagonal):
+    """The same batched product by oneDNN in float32 on a CPU, forward and in a step."""
 
 
 class Einsum(_kernel.Einsum, of=BlockDiagonal):

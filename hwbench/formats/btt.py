@@ -6,7 +6,8 @@ square, the larger first. A size without such factors (a prime, say) is padded w
 next that has them.
 
 Kernels: ``bmm`` is two batched products and one copy between them, with a backward pass of four;
-``einsum`` is the spelling that users write. Two more are of Triton, for CUDA. ``triton`` stores the
+``onednn`` is ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on; ``einsum`` is the spelling
+that users write. Two more are of Triton, for CUDA. ``triton`` stores the
 first product as the second reads it, without a copy; it takes every size and makes each product
 once. ``triton_fused`` is one kernel, in which nothing passes through memory: an output group has at
 most 256 features, x is read once for every few of them, and the first product is made again for

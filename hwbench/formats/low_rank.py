@@ -1,7 +1,8 @@
 """Two thin factors, W = A B: the truncated singular value decomposition.
 
 Kernels: ``torch`` is two plain products; ``mkl`` and ``onednn`` keep both factors packed for the
-products of a CPU library, forward only.
+forward products of a CPU library. In a step, for which nothing is packed, ``onednn`` is two plain
+products by oneDNN, in float32.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hwbench.formats import _init, _packing
-from hwbench.formats._base import Linear
+from hwbench.formats import _init, _onednn, _packing
+from hwbench.formats._base import FORWARD, Linear
 from hwbench.formats._kernel import Kernel
 
 
@@ -78,3 +79,17 @@ class LowRank(_packing.Packable):
 
 class Torch(_packing.Plain, of=LowRank, default=True):
     """Two plain products."""
+
+
+class OneDnn(_packing.OneDnn, of=LowRank):
+    """Products with both factors in oneDNN's layout; in a step plain ones by oneDNN, in float32."""
+
+    def unpacked(self, x: Tensor, weight: Tensor) -> Tensor:
+        return _onednn.linear_where_float32(x, weight)
+
+    def refuses(
+        self, described: LowRank, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        if device != "cpu" or direction == FORWARD or dtype != torch.float32:
+            return super().refuses(described, device, dtype, direction)
+        return _onednn.refusal(device, dtype)
