@@ -466,7 +466,10 @@ def test_what_is_kept_for_the_way_back_is_saved_by_autograd(f: Format) -> None:
 
 @each("f", [f for f in LIVE if f.density() < 0.9])
 def test_dense_weight_is_made_only_where_the_format_says_so(f: Format) -> None:
-    """With one token no tensor as large as the dense weight is written, forward or backward."""
+    """With one token no tensor as large as the dense weight is written, forward or backward.
+
+    A format whose kernel does so for some numbers of tokens has ``forms`` and says for which.
+    """
     f, dtype = next((g for _, g in budgets(f, [0.25])), f), home(f)  # indices take room too
     layer = random_layer(f)
     x, dy = normal(1, f.in_features).to(dtype), normal(1, f.out_features, seed=2).to(dtype)
@@ -474,7 +477,7 @@ def test_dense_weight_is_made_only_where_the_format_says_so(f: Format) -> None:
     for direction in DIRECTIONS:
         if f.unsupported("cpu", dtype, direction) is None:
             observe(watch, layer, x, dy, direction)
-    says_so = getattr(f, "MATERIALISES", False)
+    says_so = getattr(f, "MATERIALISES", False) and getattr(f, "forms", bool)(1)
     assert (watch.largest >= (f.out_features * f.in_features, "")) == says_so, watch.largest
 
 
@@ -555,7 +558,9 @@ def test_cost_is_whole_and_linear_in_tokens(f: Format) -> None:
         whole = [getattr(one, n) for n in one.__struct_fields__ if n != "needed_flops"]
         assert all(type(value) is int and value >= 0 for value in whole)
         assert f.flops(0, direction) == 0
-        assert three.flops == 3 * one.flops > 0
+        assert one.flops < three.flops <= 3 * one.flops
+        if not hasattr(f, "forms"):  # W is formed once a call
+            assert three.flops == 3 * one.flops
         assert one.parameters == f.parameters()
         assert one.stored_bytes == f.stored_bytes(4)
     parts = [f.flops(2, d) for d in (FORWARD, BACKWARD)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from _formats import drawn, generator, relative
+from _formats import DIRECTIONS, Watch, assert_right, drawn, generator, observe, relative
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from hwbench.errors import KnobError
 from hwbench.formats import _onednn, _packing, _sizes
@@ -109,6 +111,7 @@ def test_pivoted_columns_cost_indices_and_a_copy_of_x() -> None:
 )
 def test_kronecker_takes_the_cheaper_order(f: Kronecker, chain: tuple[int, int]) -> None:
     """Each parameter is used many times, so FLOPs are those of the two products, not of P."""
+    f = dataclasses.replace(f, kernel="matmul")
     assert f.inner_first() == (f.in_blocks == 4)
     assert f.flops(7, FORWARD) == 2 * 7 * sum(chain)
     assert f.flops(7, BACKWARD_WEIGHT) == 2 * 7 * (sum(chain) + chain[1])
@@ -236,6 +239,28 @@ def test_one_block_is_low_rank() -> None:
     low = LowRank(out_features=24, in_features=36, rank=5)
     assert one.parameters() == low.parameters()
     assert relative(one.project(weight).to_dense(), low.project(weight).to_dense()) < 1e-10
+
+
+@pytest.mark.parametrize("blocks", [(8, 16), (2, 4)], ids=["matrix first", "blocks first"])
+def test_kronecker_forms_its_weight_from_where_that_is_fewer_flops(blocks: tuple[int, int]) -> None:
+    """Counted operator by operator, before and after; and the gradients are right in both ways."""
+    out_blocks, in_blocks = blocks
+    f = Kronecker(
+        out_features=48, in_features=64, rank=6, out_blocks=out_blocks, in_blocks=in_blocks
+    )
+    layer = member(f)
+    chain, weights = sum(f.products()), 48 * 64
+    first = f.rank * weights // (chain - weights) + 1  # tokens
+    assert [f.forms(tokens) for tokens in (first - 1, first)] == [False, True]
+    for tokens in (first - 1, first, 5 * first):
+        x, dy = drawn(tokens, 64), drawn(tokens, 48, seed=2)
+        for direction in DIRECTIONS:
+            observe(counter := FlopCounterMode(display=False), layer, x, dy, direction)
+            assert counter.get_total_flops() == f.flops(tokens, direction), (tokens, direction)
+            assert_right(layer, x, dy, direction)
+        observe(watch := Watch(), layer, x, dy, FORWARD)
+        chained = dataclasses.replace(f, kernel="matmul").flops(tokens, FORWARD)
+        assert watch.flops == min(chained, 2 * (tokens + f.rank) * weights)
 
 
 def test_kronecker_by_its_factors() -> None:

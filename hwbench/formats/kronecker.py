@@ -6,21 +6,25 @@ W is read as ``out_blocks`` × ``in_blocks`` blocks. Block (i, j) is Σ_r A[r, i
 square. Nothing is padded: a prime size has one block, or blocks of one. With one term it is the
 plain Kronecker product, with several the tensor train of two cores.
 
-Kernels: ``matmul`` is one product with all B and one batched product with A, in the cheaper order,
-with a backward pass of its own; ``einsum`` is the spelling that users write.
+Kernels: ``cheapest`` is ``matmul``, or W formed in the call and one dense product, whichever has
+fewer FLOPs: the chain uses each value once for every row of blocks and every token, so that from
+some tokens on W is formed for less. ``matmul`` is one product with all B and one batched product
+with A, in the cheaper order, with a backward pass of its own; ``einsum`` is the spelling that users
+write.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from hwbench.formats import _block_matmul, _init, _kernel, _sizes
-from hwbench.formats._base import Format, Linear
+from hwbench.formats._base import Format, Linear, by_direction
 
 
 class _Map(Linear):
@@ -29,10 +33,21 @@ class _Map(Linear):
     def __init__(self, spec: Kronecker, outer: Tensor, inner: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
         self.kernel, self.inner_first = spec.implementation, spec.inner_first()
+        self.forms = spec.forms
         order = ((1, 2, 0), (0, 1, 2)) if self.inner_first else ((1, 0, 2), (1, 0, 2))
         outer, inner = outer.permute(order[0]), inner.permute(order[1])
         self.outer = nn.Parameter(outer.contiguous())  # A: (i, j, r), or (i, r, j)
         self.inner = nn.Parameter(inner.contiguous())  # B: (r, u, v), or (u, r, v)
+
+    def formed(self) -> Tensor:
+        """W (out, in) as the product of all A and all B, and one copy; differentiable."""
+        first = self.inner_first
+        outer = self.outer if first else self.outer.transpose(1, 2)  # (i, j, r)
+        inner = self.inner if first else self.inner.transpose(0, 1)  # (r, u, v)
+        (rows, columns), (out_side, in_side) = outer.shape[:2], inner.shape[1:]
+        blocks = outer.flatten(0, 1) @ inner.flatten(1)  # (i·j, u·v)
+        grid = blocks.view(rows, columns, out_side, in_side).transpose(1, 2)
+        return grid.reshape(self.out_features, self.in_features)
 
     def to_dense(self) -> Tensor:
         form = "ijr,ruv->iujv" if self.inner_first else "irj,urv->iujv"
@@ -132,6 +147,8 @@ class Kronecker(Format):
     PAPER = "Van Loan and Pitsianis, Approximation with Kronecker Products, 1993"
     OUTPUTS = "factors"
 
+    revision: ClassVar[int] = 2
+
     rank: int
     out_blocks: int = None  # type: ignore[assignment]  # filled in below: the larger factor of out
     in_blocks: int = None  # type: ignore[assignment]  # and the smaller factor of in
@@ -180,6 +197,31 @@ class Kronecker(Format):
     def products(self) -> tuple[int, ...]:
         return self._products(inner_first=self.inner_first())
 
+    def forms(self, tokens: int) -> bool:
+        """Whether the kernel forms W for so many tokens."""
+        kernel = self.implementation
+        return isinstance(kernel, Cheapest) and kernel.forms(self, tokens)
+
+    def flops(self, tokens: int, direction: str) -> int:
+        """Those of the chain; or of W, once a call, and its gradient, and of dense products."""
+        if not self.forms(tokens):
+            return super().flops(tokens, direction)
+        weights = self.out_features * self.in_features
+        product, forming = 2 * tokens * weights, 2 * self.rank * weights
+        return by_direction(
+            direction,
+            forward=product + forming,
+            to_input=product,
+            to_weight=product + 2 * forming,
+        )
+
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        """Those of the chain; or of W and its gradient, each written, copied and read."""
+        if not self.forms(tokens):
+            return super().intermediate_bytes(tokens, item_bytes, direction)
+        weights = item_bytes * self.out_features * self.in_features
+        return by_direction(direction, forward=4 * weights, to_input=weights, to_weight=5 * weights)
+
     def needed_flops(self, tokens: int, direction: str) -> int:
         """Those that are executed: a value is used many times a token."""
         return self.flops(tokens, direction)
@@ -225,6 +267,27 @@ class Matmul(_kernel.Kernel, of=Kronecker):
             y: Tensor = product.apply(x, *factors)  # type: ignore[no-untyped-call]
             return y
         return (_inner_first if layer.inner_first else _outer_first)(x, *factors)[0]
+
+
+class Cheapest(Matmul, of=Kronecker, default=True):
+    """The chain of ``matmul``, or W formed in the call and one dense product: of fewer FLOPs.
+
+    The choice is the same in every direction: either way a step executes three times the FLOPs of
+    its forward pass.
+    """
+
+    name = "cheapest"
+    materialises = True
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        if layer.forms(x.shape[0]):
+            return functional.linear(x, layer.formed())
+        return super().apply(layer, x)
+
+    def forms(self, described: Kronecker, tokens: int) -> bool:
+        """Whether W and a dense product take fewer FLOPs than the chain."""
+        weights = described.out_features * described.in_features
+        return tokens * sum(described.products()) > (tokens + described.rank) * weights
 
 
 class Einsum(_kernel.Einsum, of=Kronecker):
