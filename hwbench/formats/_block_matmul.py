@@ -20,8 +20,35 @@ from hwbench.formats import _onednn
 FEW_TOKENS = 32
 """Below this many tokens products are faster on rows of entries."""
 
+WHOLE_VALUES = 2**20
+"""An intermediate of more values than this (4 MiB in float32) is made in runs of tokens on a CPU.
+
+Written whole it leaves the caches, and its memory may be taken anew from the system in every call:
+a BTT layer of 1024 × 1024 and 1024 tokens then took 16,386 page faults a call. Counted in values,
+so that costs do not depend on the dtype.
+"""
+
+RUN_VALUES = 2**19
+"""At most so many values of an intermediate are made at a time then, …"""
+
+SHORTEST_RUN = 32
+"""… for at least this many tokens, and a multiple of it."""
+
 SHORT_RUN = 32
 """Runs of fewer entries than this are slow to copy."""
+
+
+def runs(tokens: int, width: int) -> list[slice]:
+    """Runs of tokens in which a CPU makes an intermediate of ``width`` values a token."""
+    length = tokens
+    if tokens * width > WHOLE_VALUES:
+        length = max(1, RUN_VALUES // width // SHORTEST_RUN) * SHORTEST_RUN
+    return [slice(first, first + length) for first in range(0, tokens, max(1, length))]
+
+
+def in_runs(tokens: int, width: int, device: str) -> bool:
+    """Whether such an intermediate is made in several runs on that kind of device."""
+    return device == "cpu" and len(runs(tokens, width)) > 1
 
 
 def pad(x: Tensor, *sizes: int) -> Tensor:
@@ -68,19 +95,26 @@ def regroup(z: Tensor, fine: int, *, turn: bool) -> Tensor:
     return parts.reshape(fine, tokens, -1)
 
 
-def leave(z: Tensor, weights: Tensor, *, strided: bool = False) -> Tensor:
+def leave(
+    z: Tensor, weights: Tensor, *, strided: bool = False, out: Tensor | None = None
+) -> Tensor:
     """Multiply each block of z: (b, tokens, p) by (b, q, p) → (tokens, b · q), contiguous.
 
     Entry s of block b is feature b · q + s, and is written there if the library can; or where
-    ``strided`` feature s · blocks + b, which takes a copy.
+    ``strided`` feature s · blocks + b, which takes a copy. It lies in ``out``, contiguous rows of a
+    larger tensor, where that is given.
     """
     tokens = z.shape[1]
     if not strided and _writes_views(z):
-        y = z.new_empty(tokens, *weights.shape[:2])
+        y = z.new_empty(tokens, *weights.shape[:2]) if out is None else out
+        y = y.view(tokens, *weights.shape[:2])
         multiply_into(y.transpose(0, 1), z, weights.mT)
         return y.view(tokens, -1)
     y = torch.bmm(z, weights.mT)  # (b, tokens, q)
     y = y.permute(1, 2, 0) if strided else y.transpose(0, 1)
+    if out is not None:
+        out.view(y.shape).copy_(y)
+        return out
     return y.reshape(tokens, -1).contiguous()
 
 

@@ -9,9 +9,10 @@ so that z = einsum("bkp,kltp->bklt") and y = einsum("bklt,lskt->bls"). Parameter
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from hwbench.errors import UsageError
 from hwbench.formats import _block_matmul, _init, _kernel, _onednn, _sizes, _triton
-from hwbench.formats._base import Format, Linear
+from hwbench.formats._base import Format, Linear, by_direction
 
 
 class Grid(NamedTuple):
@@ -73,21 +74,53 @@ class TwoStageMap(Linear):
         return dense[: self.out_features, : self.in_features]
 
 
-def _product(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> tuple[Tensor, Tensor]:
-    """y (tokens, l·s), and the regrouped intermediate (l, tokens, k·t)."""
+def _product(
+    x: Tensor, first: Tensor, second: Tensor, strided: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """y (tokens, l·s), in ``out`` where that is given, and the intermediate (l, tokens, k·t)."""
+    z = _regrouped(x, first, second)
+    return _block_matmul.leave(z, second, strided=strided, out=out), z
+
+
+def _regrouped(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """The intermediate (l, tokens, k·t)."""
     out_blocks = second.shape[0]
     turn = _block_matmul.tokens_last(x, first.shape[1] // out_blocks)
-    z = _block_matmul.regroup(_block_matmul.enter(x, first, turn=turn), out_blocks, turn=turn)
-    return _block_matmul.leave(z, second, strided=strided), z
+    return _block_matmul.regroup(_block_matmul.enter(x, first, turn=turn), out_blocks, turn=turn)
+
+
+def _runs(x: Tensor, first: Tensor) -> list[slice]:
+    """The runs of tokens in which the chain is computed: one, where the intermediate is small."""
+    tokens, width = x.shape[0], first.shape[0] * first.shape[1]
+    if _block_matmul.in_runs(tokens, width, x.device.type):
+        return _block_matmul.runs(tokens, width)
+    return [slice(0, tokens)]
+
+
+def _product_in_runs(
+    x: Tensor, first: Tensor, second: Tensor, strided: bool
+) -> tuple[Tensor, Tensor | None]:
+    """y, and the intermediate where it was made whole."""
+    runs = _runs(x, first)
+    if len(runs) <= 1:
+        return _product(x, first, second, strided)
+    y = x.new_empty(x.shape[0], second.shape[0] * second.shape[1])
+    for run in runs:
+        _product(x[run], first, second, strided, out=y[run])
+    return y, None
 
 
 @_onednn.remembered
 class _Product(torch.autograd.Function):
-    """The chain, with four block products and one regrouping backward."""
+    """The chain, with four block products and one regrouping backward.
+
+    An intermediate that was made in runs of tokens is not kept: backward each run makes its own
+    once more.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, strided: bool) -> Tensor:
-        y, z = _product(x, first, second, strided)
+        y, z = _product_in_runs(x, first, second, strided)
         ctx.save_for_backward(x, first, second, z)
         ctx.strided = strided
         return y
@@ -96,13 +129,45 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         needed, saved = ctx.needs_input_grad[:3], ctx.saved_tensors
+        if saved[3] is None:
+            return *_gradients_in_runs(needed, saved[:3], dy, ctx.strided), None
         return *_gradients(needed, saved, dy, ctx.strided), None
 
 
-def _gradients(
+def _gradients_in_runs(
     needed: tuple[bool, ...], saved: tuple[Tensor, ...], dy: Tensor, strided: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those of x and both factors, where ``needed`` says so; z is read for the last alone."""
+    """The same, run of tokens by run; those of the factors are summed in float32 or wider."""
+    x, first, second = saved
+    dx = x.new_empty(x.shape) if needed[0] else None
+    totals: list[Tensor | None] = [None, None]
+    for run in _runs(x, first):
+        z = _regrouped(x[run], first, second) if needed[2] else x
+        into = None if dx is None else dx[run]
+        parts = _gradients(needed, (x[run], first, second, z), dy[run], strided, into)[1:]
+        totals = [_added(total, part) for total, part in zip(totals, parts, strict=True)]
+    dfirst, dsecond = (None if total is None else total.to(x.dtype) for total in totals)
+    return dx, dfirst, dsecond
+
+
+def _added(total: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """The sum so far and one part more; None where nothing is summed."""
+    if total is None or part is None:
+        return None if part is None else part.to(torch.promote_types(part.dtype, torch.float32))
+    return total.add_(part)
+
+
+def _gradients(
+    needed: tuple[bool, ...],
+    saved: tuple[Tensor, ...],
+    dy: Tensor,
+    strided: bool,
+    out: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x and both factors, where ``needed`` says so; z is read for the last alone.
+
+    That of x lies in ``out`` where that is given.
+    """
     x, first, second, z = saved
     in_blocks, out_blocks = first.shape[0], second.shape[0]
     if strided:
@@ -118,7 +183,7 @@ def _gradients(
         if needed[1]:
             dfirst = torch.bmm(dz.mT, _block_matmul.groups(x, in_blocks))
         if needed[0]:
-            dx = _block_matmul.leave(dz, first.mT)
+            dx = _block_matmul.leave(dz, first.mT, out=out)
     return dx, dfirst, dsecond
 
 
@@ -175,7 +240,8 @@ class TwoStage(Format):
     Sizes that the blocks do not divide are padded with zeros.
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
+    device: ClassVar[str] = "cpu"  # the kind that costs are for; an instance of ``on`` has another
     ORDERS: ClassVar[tuple[str, ...]] = (BLOCKED, STRIDED)
 
     rank: int
@@ -216,6 +282,32 @@ class TwoStage(Format):
         grid = self.grid()
         pairs = grid.in_blocks * grid.out_blocks * self.rank
         return pairs * grid.in_side, pairs * grid.out_side
+
+    def on(self, device: str) -> Self:
+        there = copy.copy(self)
+        object.__setattr__(there, "device", device)
+        return there
+
+    def makes_again(self, tokens: int) -> bool:
+        """Whether the backward pass makes the intermediate again, in runs of tokens."""
+        kernel = self.implementation
+        if not isinstance(kernel, Bmm):
+            return False
+        return _block_matmul.in_runs(tokens, kernel.intermediate_width(self), self.device)
+
+    def flops(self, tokens: int, direction: str) -> int:
+        extra = 2 * tokens * self.products()[0] if self.makes_again(tokens) else 0
+        again = by_direction(direction, forward=0, to_input=0, to_weight=extra)
+        return super().flops(tokens, direction) + again
+
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        """What all chains move; x read again, and the intermediate written and copied again."""
+        extra = 0
+        if self.makes_again(tokens):
+            values = tokens * (self.in_features + 3 * self.intermediate_width())
+            extra = item_bytes * (values + self.stages()[0])
+        again = by_direction(direction, forward=0, to_input=0, to_weight=extra)
+        return super().intermediate_bytes(tokens, item_bytes, direction) + again
 
     def padded(self) -> tuple[int, int]:
         """Outputs and inputs as they are stored."""
@@ -265,6 +357,9 @@ class _Chain(_kernel.Kernel):
 class Bmm(_Chain, _kernel.Bmm, of=TwoStage):
     """Two batched products and one copy between them, with a backward pass of four.
 
+    On a CPU a large intermediate is made in runs of tokens, which stay in cache, and in a step made
+    again for the backward pass instead of kept.
+
     Not counted: on a CPU it may copy y, as a batched product cannot be written to a view.
     """
 
@@ -273,7 +368,7 @@ class Bmm(_Chain, _kernel.Bmm, of=TwoStage):
         if _block_matmul.needs_grad(x, *factors):
             y: Tensor = _Product.apply(x, *factors, layer.strided)  # type: ignore[no-untyped-call]
         else:
-            y = _product(x, *factors, layer.strided)[0]
+            y = _product_in_runs(x, *factors, layer.strided)[0]
         return _block_matmul.crop(y, layer.out_features)
 
     def copied_width(self, described: TwoStage) -> int:
