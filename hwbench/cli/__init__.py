@@ -37,6 +37,7 @@ from hwbench.cli import (
     run,
     selftest,
     shapes,
+    share,
     show,
 )
 from hwbench.errors import HwbenchError, UsageError
@@ -66,6 +67,7 @@ app.command("show", rich_help_panel=READ)(show.show)
 app.command("report", rich_help_panel=READ)(report.report)
 app.command("plot", rich_help_panel=READ)(plot.plot)
 app.command("export", rich_help_panel=READ)(export.export)
+app.command("share", rich_help_panel=READ)(share.share)
 app.command("compare", rich_help_panel=JUDGE)(compare.compare)
 app.command("check", rich_help_panel=JUDGE)(check.check)
 app.command("ab", rich_help_panel=JUDGE)(ab.ab)

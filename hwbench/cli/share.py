@@ -1,0 +1,32 @@
+"""``hwbench share``: a cleaned run file to give to others, and the words to go with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from hwbench.cli import _shared
+
+
+def share(
+    run: Path = typer.Argument(..., help="A run file, or a folder whose newest run is taken."),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="The file to write.  [default: RUN.shared.jsonl beside it]"
+    ),
+) -> None:
+    """Write a copy of a run without host names, paths and serials, and the text to give with it.
+
+    What was measured stays as it is. Look at the file before you give it away: it names the
+    processor or GPU, versions and settings, and the formats and shapes that you asked for.
+    """
+    from hwbench.studies import share as study
+
+    path = _shared.run_files([run])[-1]
+    target = out or path.with_suffix(".shared.jsonl")
+    shared = study.share(path, target)
+    for line in study.words(shared).splitlines():
+        _shared.say(line)
+    _shared.say()
+    _shared.say(f"The cleaned run is in {target}. To give it to hwbench, add it to reports/ in a")
+    _shared.say("folder named after the day and the machine, with this table in the pull request.")

@@ -1,0 +1,69 @@
+"""``hwbench share``: what a shared run no longer says, and what it still does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from _check import Call
+
+from hwbench.store import read_run
+from hwbench.studies import share
+
+STORED = sorted(Path(__file__).parents[1].glob("reports/*/*.jsonl"))
+SECRETS = ("my-laptop", "/home/jane", "GPU-1234", "deadbeef")
+
+
+def private(run: Path, to: Path) -> Path:
+    """A run whose header, cases and results name a host, folders, a card and a revision."""
+    lines = [json.loads(line) for line in run.read_text().splitlines()]
+    header = lines[0]
+    header["environment"]["state"] |= {"hostname": SECRETS[0], "commit": SECRETS[3]}
+    header["environment"]["fingerprint"]["device"]["uuid"] = SECRETS[2]
+    header["arguments"]["weights"] = f"{SECRETS[1]}/models/layer.safetensors"
+    header["suite"] = f"{SECRETS[1]}/my suite.toml"
+    lines[-2]["result"]["reason"] = f"No module in {SECRETS[1]}/lib/x.py: (see /tmp/log/y)."
+    to.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return to
+
+
+def test_secrets_are_gone_and_what_was_measured_is_there(tmp_path: Path) -> None:
+    before = private(STORED[0], tmp_path / "run.jsonl")
+    after = share.share(before, tmp_path / "out.jsonl")
+    text = (tmp_path / "out.jsonl").read_text()
+    assert not [secret for secret in SECRETS if secret in text]
+    assert after.header.arguments["weights"] == "layer.safetensors"
+    assert after.header.suite == "my suite.toml"
+    original = read_run(before)
+    assert after.planned == original.planned
+    for one, other in zip(after.results, original.results, strict=True):
+        assert one.measurements == other.measurements
+        assert one.case == other.case
+    assert "No module in x.py: (see y)." in text
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_ids_and_numbers_of_real_runs_stay(path: Path, tmp_path: Path) -> None:
+    after, before = share.share(path, tmp_path / "out.jsonl"), read_run(path)
+    assert (after.planned, after.results) == (before.planned, before.results)
+    assert after.header.ceilings == before.header.ceilings
+
+
+def test_a_path_in_text_keeps_its_last_part_and_other_slashes_stay() -> None:
+    for text in ("linear/forward/dense/1024x1024/t16", "1/2", "GB/s", "and/or", "a / b", "/x"):
+        assert share._text(text) == text
+    assert share._text("in /a/b/c.txt, ~/d/e") == "in c.txt, e"
+
+
+def test_the_verb_says_where_and_refuses_to_write_over_the_run(
+    hwbench: Call, tmp_path: Path
+) -> None:
+    run = private(STORED[0], tmp_path / "run.jsonl")
+    code, out, err = hwbench("share", str(run))
+    assert code == 0, err
+    assert "| suite | my suite.toml" in out
+    assert (tmp_path / "run.shared.jsonl").exists()
+    code, _, err = hwbench("share", str(run), "--out", str(run))
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
