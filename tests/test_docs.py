@@ -132,6 +132,12 @@ def _shown(text: str) -> Iterator[str]:
 COMMANDS = sorted({command for path in _documents() for command in _shown(path.read_text())})
 
 
+def test_torch_of_the_readme_is_that_of_the_constraints():
+    named = re.findall(r"torch==([\d.]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    pinned = re.findall(r"^torch==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert named == pinned
+
+
 def test_there_are_commands_to_check():
     assert COMMANDS
 
