@@ -1,4 +1,4 @@
-"""Chains of blocks whose intermediate is made in runs of tokens, so that it stays in cache."""
+"""Chains of blocks whose intermediates are made in runs of tokens, so that they stay in cache."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hwbench.formats import _block_matmul, _onednn
 from hwbench.formats._base import BACKWARD, FORWARD, STEP, Format, Linear
 from hwbench.formats._two_stage import BLOCKED, STRIDED
+from hwbench.formats.blast import Blast
 from hwbench.formats.btt import Btt
 from hwbench.formats.monarch import Monarch
 
@@ -128,3 +129,59 @@ def test_other_kernels_make_nothing_again() -> None:
     f = Btt.for_budget(1024, 1024, 0.5)
     for kernel in ("einsum", "triton", "triton_fused"):
         assert not dataclasses.replace(f, kernel=kernel).makes_again(4096)
+
+
+# --- blast --------------------------------------------------------------------------------------
+
+BLASTS = [
+    Blast.from_knobs(*shape, density=0.5, blocks=blocks, kernel=kernel)
+    for shape in ((48, 64), (37, 53))
+    for blocks in (4, 8)
+    for kernel in ("by_tokens", "bmm", "views")
+]
+
+
+def name_of(f: Blast) -> str:
+    return f"{f.kernel}-{f.blocks}-{f.out_features}x{f.in_features}"
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("f", BLASTS, ids=name_of)
+def test_blast_is_right_in_runs_and_writes_no_large_intermediate(f: Blast) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = made(f, dtype)
+        x, dy = (drawn(TOKENS, n, dtype=dtype) for n in (f.in_features, f.out_features))
+        for direction in (FORWARD, STEP):
+            assert_right(layer, x, dy, direction)
+    layer = made(f)
+    x, dy = (drawn(TOKENS, n, dtype=torch.float32) for n in (f.in_features, f.out_features))
+    observe(watch := Watch(), layer, x, dy, FORWARD)
+    assert watch.flops == f.flops(TOKENS, FORWARD)
+    assert watch.largest[0] <= max(TOKENS * max(f.padded()), RUN * f.intermediate_width())
+
+
+@pytest.mark.parametrize("f", BLASTS[::3], ids=name_of)
+def test_blast_takes_the_kernel_of_the_number_of_tokens(f: Blast) -> None:
+    """On a CPU; its products and its moved bytes are those of that kernel."""
+    source = made(f)
+    for tokens, kernel in ((1, "multiply_sum"), (7, "multiply_sum"), (8, "views"), (40, "views")):
+        there = dataclasses.replace(f, kernel=kernel)
+        layer = made(there)
+        assert torch.equal(source.to_dense(), layer.to_dense())
+        x = drawn(tokens, f.in_features, dtype=torch.float32)
+        with torch.no_grad():
+            assert torch.equal(source(x), layer(x))
+        for direction in DIRECTIONS:
+            assert f.cost(tokens, 4, direction) == there.cost(tokens, 4, direction)
+    elsewhere = dataclasses.replace(f, kernel="bmm").on("cuda")
+    assert f.on("cuda").cost(1, 2, STEP) == elsewhere.cost(1, 2, STEP)
+
+
+def test_couplings_that_change_are_turned_anew() -> None:
+    layer, x = made(BLASTS[0]), drawn(4, 64, dtype=torch.float32)
+    with torch.no_grad():
+        before = layer(x)
+        layer.couplings.mul_(2)
+        assert torch.allclose(layer(x), 2 * before)
+        layer.couplings.data = layer.couplings.data.clone().mul_(2)  # the version stays
+        assert torch.allclose(layer(x), 4 * before)

@@ -69,7 +69,7 @@ GOLDEN_COSTS = [  # P, GFLOP, and megabytes: fused, with intermediates, fused ba
     (LowRankLight, {"columns": "first"}, 8384607, 17.17, 33.5, 38.5, 58.7),
     (Monarch, {}, 8388608, 17.18, 33.6, 67.1, 58.7),
     (Btt, {}, 8388608, 17.18, 33.6, 570.4, 58.7),
-    (Blast, {"blocks": 16}, 8380416, 17.16, 33.5, 293.6, 58.7),
+    (Blast, {"blocks": 16, "kernel": "bmm"}, 8380416, 17.16, 33.5, 293.6, 58.7),
 ]
 
 

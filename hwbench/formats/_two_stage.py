@@ -9,10 +9,9 @@ so that z = einsum("bkp,kltp->bklt") and y = einsum("bklt,lskt->bls"). Parameter
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from hwbench.errors import UsageError
 from hwbench.formats import _block_matmul, _init, _kernel, _onednn, _sizes, _triton
-from hwbench.formats._base import Format, Linear, by_direction
+from hwbench.formats._base import Linear, by_direction
+from hwbench.formats._by_device import ByDevice
 
 
 class Grid(NamedTuple):
@@ -232,7 +232,7 @@ class _Fused(torch.autograd.Function):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoStage(Format):
+class TwoStage(ByDevice):
     """What a format of this family shares; a subclass says how W is cut.
 
     ``order`` says which output feature entry s of output group l is: ``blocked`` l · out_side + s,
@@ -241,7 +241,6 @@ class TwoStage(Format):
     """
 
     revision: ClassVar[int] = 3
-    device: ClassVar[str] = "cpu"  # the kind that costs are for; an instance of ``on`` has another
     ORDERS: ClassVar[tuple[str, ...]] = (BLOCKED, STRIDED)
 
     rank: int
@@ -282,11 +281,6 @@ class TwoStage(Format):
         grid = self.grid()
         pairs = grid.in_blocks * grid.out_blocks * self.rank
         return pairs * grid.in_side, pairs * grid.out_side
-
-    def on(self, device: str) -> Self:
-        there = copy.copy(self)
-        object.__setattr__(there, "device", device)
-        return there
 
     def makes_again(self, tokens: int) -> bool:
         """Whether the backward pass makes the intermediate again, in runs of tokens."""

@@ -2,6 +2,9 @@
 
 Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
 
+* ``by_tokens``: the fastest of the others at the number of tokens, by measurements on CPUs with
+  AVX-512: ``multiply_sum`` below 8 tokens, for which it keeps a copy of the couplings until they
+  change, else ``views``; on other devices ``bmm``;
 * ``bmm``: a batched product for the bases, one for the couplings, one for the bases; each
   intermediate is regrouped by one copy of whole rows of tokens;
 * ``onednn``: ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on;
@@ -15,6 +18,7 @@ Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,7 +28,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.formats import _alternating, _block_matmul, _init, _kernel, _onednn, _sizes, _triton
-from hwbench.formats._base import Format, Linear
+from hwbench.formats._base import Linear
+from hwbench.formats._by_device import ByDevice
+from hwbench.formats._derived import Derived
 
 
 class _Map(Linear):
@@ -33,6 +39,7 @@ class _Map(Linear):
         self.kernel = spec.implementation
         bases_out, couplings, bases_in = (factor.to(dtype).contiguous() for factor in factors)
         self.by_component = spec.by_component()
+        self._turned = Derived[Tensor]()
         if self.by_component:
             couplings = couplings.permute(2, 0, 1).contiguous()
         self.bases_out = nn.Parameter(bases_out)  # (i, p, rank)
@@ -42,6 +49,19 @@ class _Map(Linear):
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """The bases of the outputs, the couplings, and the bases of the inputs."""
         return self.bases_out, self.couplings, self.bases_in
+
+    def by_pairs(self) -> Tensor:
+        """The couplings as (i, j, rank): a copy where they are stored otherwise."""
+        couplings: Tensor = self.couplings
+        if not self.by_component:
+            return couplings
+        turn = couplings.permute(1, 2, 0).contiguous
+        if _block_matmul.needs_grad(couplings):
+            return turn()
+        return self._turned.get((couplings,), turn, trusting=self.trusting)
+
+    def forget(self) -> None:
+        self._turned.clear()
 
     def to_dense(self) -> Tensor:
         form = "ipr,rij,jrq->ipjq" if self.by_component else "ipr,ijr,jrq->ipjq"
@@ -63,12 +83,32 @@ def _to_blocks(w: Tensor, *, copy: bool, turn: bool) -> Tensor:
 
 
 def _product(
-    x: Tensor, bases_out: Tensor, couplings: Tensor, bases_in: Tensor, copy: bool
+    x: Tensor,
+    bases_out: Tensor,
+    couplings: Tensor,
+    bases_in: Tensor,
+    copy: bool,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and both intermediates as they are read: (rank, j, tokens) and (i, tokens, rank)."""
+    """y, and both intermediates as they are read: (rank, j, tokens) and (i, tokens, rank).
+
+    y lies in ``out`` where that is given.
+    """
     turn = not copy or _block_matmul.tokens_last(x, 1)
     z, w = _coupled(_block_matmul.enter(x, bases_in, turn=turn), couplings, copy=copy, turn=turn)
-    return _block_matmul.leave(w, bases_out), z, w
+    return _block_matmul.leave(w, bases_out, out=out), z, w
+
+
+def _product_in_runs(x: Tensor, factors: tuple[Tensor, Tensor, Tensor], copy: bool) -> Tensor:
+    """y alone, where both intermediates are large on a CPU in runs of tokens."""
+    bases_out, _, bases_in = factors
+    tokens, width = x.shape[0], bases_in.shape[1] * (len(bases_out) + len(bases_in))
+    if not _block_matmul.in_runs(tokens, width, x.device.type):
+        return _product(x, *factors, copy)[0]
+    y = x.new_empty(tokens, bases_out.shape[0] * bases_out.shape[1])
+    for run in _block_matmul.runs(tokens, width):
+        _product(x[run], *factors, copy, out=y[run])
+    return y
 
 
 def _coupled(z: Tensor, couplings: Tensor, *, copy: bool, turn: bool) -> tuple[Tensor, Tensor]:
@@ -149,7 +189,7 @@ class _Fused(torch.autograd.Function):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blast(Format):
+class Blast(ByDevice):
     """W in ``out_blocks`` × ``blocks`` blocks over shared bases of ``rank`` columns.
 
     Raises:
@@ -159,6 +199,7 @@ class Blast(Format):
     PAPER = "Lee et al., BLAST: Block-Level Adaptive Structured Matrices, 2024, arXiv:2410.21262"
     OUTPUTS = "factors"
     PROJECTION_TOLERANCE = 0.05
+    revision: ClassVar[int] = 2
 
     rank: int
     blocks: int = 4
@@ -183,7 +224,16 @@ class Blast(Format):
 
     def by_component(self) -> bool:
         """Whether the couplings lie as (rank, out_blocks, in_blocks), which the kernel asks for."""
-        return isinstance(self.implementation, Batched)
+        kernel = self.implementation
+        return isinstance(kernel, Batched)
+
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        """Those of the kernel that multiplies so many tokens."""
+        kernel = self.implementation
+        if not isinstance(kernel, ByTokens):
+            return super().intermediate_bytes(tokens, item_bytes, direction)
+        chosen = dataclasses.replace(self, kernel=kernel.chosen(tokens, self.device).name)
+        return chosen.intermediate_bytes(tokens, item_bytes, direction)
 
     def padded(self) -> tuple[int, int]:
         """Both sizes as they are stored."""
@@ -246,6 +296,9 @@ class _Blocks(_kernel.Kernel, ABC):
 class Batched(_Blocks):
     """Three batched products, with a backward pass of six.
 
+    Where no gradient is wanted, a CPU makes large intermediates in runs of tokens, which stay in
+    cache.
+
     Not counted: on a CPU y may be copied, as a batched product cannot be written to a view.
     """
 
@@ -258,7 +311,7 @@ class Batched(_Blocks):
         if _block_matmul.needs_grad(x, *layer.factors()):
             y: Tensor = _Product.apply(x, *layer.factors(), self.copies)  # type: ignore[no-untyped-call]
             return y
-        return _product(x, *layer.factors(), self.copies)[0]
+        return _product_in_runs(x, layer.factors(), self.copies)
 
     def intermediate_width(self, described: Blast) -> int:
         return described.rank * (described.blocks + described.out_blocks)
@@ -311,9 +364,9 @@ class MultiplySum(_Blocks, of=Blast):
     operators = r"aten::sum$"
 
     def product(self, layer: _Map, x: Tensor) -> Tensor:
-        bases_out, couplings, bases_in = layer.factors()
+        bases_out, _, bases_in = layer.factors()
         z = torch.bmm(_block_matmul.groups(x, bases_in.shape[0]), bases_in.mT)  # (j, tokens, rank)
-        w = (couplings.unsqueeze(2) * z).sum(1)  # (i, tokens, rank)
+        w = (layer.by_pairs().unsqueeze(2) * z).sum(1)  # (i, tokens, rank)
         y = torch.bmm(w, bases_out.mT).transpose(0, 1)
         return y.reshape(x.shape[0], -1).contiguous()
 
@@ -357,3 +410,28 @@ class Triton(_Blocks, _triton.Triton, of=Blast):
         """Both intermediates, each written, read, and copied or read; and the couplings."""
         both = described.rank * (described.blocks + described.out_blocks)
         return 3 * tokens * both + described.stages()[1]
+
+
+class ByTokens(Views, of=Blast, default=True):
+    """The fastest of the others at the number of tokens, by measurements on CPUs with AVX-512.
+
+    Not counted: below 8 tokens the couplings are copied in a step, or where they changed.
+    """
+
+    name = "by_tokens"
+    operators = rf"{MultiplySum.operators}|{Views.operators}"
+
+    def chosen(self, tokens: int, device: str) -> _Blocks:
+        """The kernel that multiplies so many tokens on that kind of device."""
+        if device != "cpu":
+            return _ELSEWHERE
+        return _FEW if tokens < MANY_TOKENS else _MANY
+
+    def product(self, layer: _Map, x: Tensor) -> Tensor:
+        return self.chosen(x.shape[0], x.device.type).product(layer, x)
+
+
+MANY_TOKENS = 8
+"""From so many rows of x on, batched products are faster than sums of products."""
+
+_FEW, _MANY, _ELSEWHERE = MultiplySum(), Views(), Bmm()
