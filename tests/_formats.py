@@ -279,7 +279,7 @@ class Watch(TorchDispatchMode):
             self.misread.add(name)  # no counter that traces can reinterpret bits
         elif func.namespace != "aten" and not name.endswith("_reorder_linear_weight"):
             self.unknown.add(str(func))
-        elif _weighted_bag(name, given) or (sparse and name.endswith("mm")):
+        elif _weighted_bag(name, given) or (sparse and name.endswith(("mm", "mv"))):
             self.misread.add(name)
             self.flops += 2 * _kept_products(name, given)
         elif func.overloadpacket in flop_registry:

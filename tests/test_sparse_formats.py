@@ -15,6 +15,7 @@ import torch
 from _formats import CLASSES, assert_right, describe, generator, normal, random_layer, relative
 from torch import Tensor
 from torch.torch_version import TorchVersion
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hwbench import plugins
 from hwbench.devices.cpu import Cpu
@@ -579,3 +580,53 @@ def test_activations_of_another_width_are_refused_in_words(name: str) -> None:
     f = describe(CLASSES[name], CLASSES[name].KERNELS[0], (64, 64))
     with pytest.raises(UsageError, match=r"must have the shape \(samples, 64\), not \(9, 63\)"):
         f.project(normal(64, 64), activations=torch.zeros(9, 63))
+
+
+# --- one token ----------------------------------------------------------------------------------
+
+ONE_TOKEN = [
+    CLASSES[name].from_knobs(48, 64, kernel="gather", density=0.25)
+    for name in ("csr", "coo", "condensed", "n_m", "low_rank_sparse")
+]
+
+
+class Called(TorchDispatchMode):
+    """The names of the operators of a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch was built without MKL")
+@pytest.mark.parametrize("f", ONE_TOKEN, ids=lambda f: f.name())
+def test_one_token_is_a_product_with_a_vector_forward_and_backward(f: Format) -> None:
+    for tokens, dtype, vector in (
+        (1, torch.float32, True),
+        (1, torch.float64, True),
+        (1, torch.bfloat16, False),
+        (2, torch.float32, False),
+    ):
+        layer = random_layer(f, dtype)
+        x, dy = (normal(tokens, n, seed=n).to(dtype) for n in (64, 48))
+        assert_right(layer, x, dy, STEP)
+        with Called() as forward:
+            y = layer(x.requires_grad_())
+        with Called() as backward:
+            torch.autograd.grad(y, x, dy)
+        for called in (forward, backward):
+            assert ("mv" in called.names) == vector
+            assert any("embedding_bag" in name for name in called.names) != vector
+
+
+def test_without_mkl_one_token_is_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    layer = random_layer(ONE_TOKEN[0])
+    with Called() as called:
+        layer(normal(1, 64))
+    assert "mv" not in called.names
+    assert_right(layer, normal(1, 64), normal(1, 48), STEP)

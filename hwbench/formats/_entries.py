@@ -18,7 +18,7 @@ from hwbench.formats._init import column_weights
 from hwbench.formats._kernel import Kernel
 from hwbench.formats._sizes import check_choice
 
-GATHERS = r"aten::_?(embedding_bag|index_select|index)"
+GATHERS = r"aten::(_?(embedding_bag|index_select|index)|mv$)"
 """How a gather shows."""
 
 INDEX_BYTES = {"int32": 4, "int64": 8}
@@ -154,7 +154,7 @@ class GatheredFormat(Format):
     counted are the copies in float32 that CUDA samples bfloat16 from before torch 2.13.
     """
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     gradient: str = "auto"
 

@@ -2,8 +2,9 @@
 
 Row i of W and its kept entries e (columns c_e, values v_e) give yᵀ[i] = Σ_e v_e xᵀ[c_e]: a weighted
 sum of rows of xᵀ, which is what ``embedding_bag`` computes, for every floating dtype and on every
-device. The gradient of x is the same gather with the entries sorted by column. The gradient of
-the values is a sampled product: dv_e = ⟨dyᵀ[r_e], xᵀ[c_e]⟩. The dense matrix is never formed.
+device; of one token MKL makes it, where it is there. The gradient of x is the same gather with the
+entries sorted by column. The gradient of the values is a sampled product: dv_e = ⟨dyᵀ[r_e],
+xᵀ[c_e]⟩. The dense matrix is never formed.
 """
 
 from __future__ import annotations
@@ -256,9 +257,29 @@ class _Sampled:
 
 
 def bags(rows: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
-    """Σ_e values_e rows[columns_e] over the entries of each bag: (bags, tokens)."""
+    """Σ_e values_e rows[columns_e] over the entries of each bag: (bags, tokens).
+
+    With one token a row is one value, which embedding_bag adds without vector instructions, and it
+    is a sparse matrix times a vector, for which MKL has a product.
+    """
+    if _is_vector(rows, columns):
+        size = (starts.numel() - 1, rows.shape[0])
+        matrix = torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+        return torch.mv(matrix, rows[:, 0]).unsqueeze(1)
     # without the checks of functional.embedding_bag, which cost as much as a transpose
     return torch.embedding_bag(rows, columns, starts, False, _SUM, False, values, True)[0]
+
+
+def _is_vector(rows: Tensor, columns: Tensor) -> bool:
+    """Whether MKL multiplies by these rows of one value each; the compiler takes no such tensor."""
+    return (
+        rows.shape[1] == 1
+        and rows.is_cpu
+        and rows.dtype in (torch.float32, torch.float64)
+        and columns.numel() > 0
+        and torch.backends.mkl.is_available()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def turn(x: Tensor) -> Tensor:
