@@ -7,6 +7,7 @@ outside the call.
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from statistics import median
 import torch
 
 import hwbench
+from hwbench import environment
 
 SIDE = 1024
 Call = Callable[[], object]
@@ -84,12 +86,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
+    name = environment.cpu_facts()["name"]
+    print(f"{name}, {asked.threads} threads, torch {torch.__version__}")
+    alone = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, asked.rounds)
     _gathers(asked.rounds)
     _chains(asked.rounds)
     for dtype in (torch.float32, torch.bfloat16):
         _packed(dtype, asked.rounds)
     for name in ("monarch", "btt"):
         _against_spellings(name, asked.rounds)
+    _in_runs(asked.rounds)
+    _formed(asked.rounds)
+    _blast(asked.rounds)
+    _one_token(asked.rounds)
+    _libraries(asked.rounds)
+    later = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, asked.rounds)
+    ratio = later["btt"] / alone["btt"]
+    print(f"btt, 1024 tokens, after all the others / before them = {ratio:.4f}  within 3 %")
 
 
 def _gathers(rounds: int) -> None:
@@ -163,6 +176,103 @@ def _packed(dtype: torch.dtype, rounds: int) -> None:
             calls[f"low_rank {kernel}"] = forward(packed, tokens)
         title = f"{str(dtype).removeprefix('torch.')}, {tokens} tokens"
         compare(title, calls, rounds, *((name, "dense", "") for name in calls if name != "dense"))
+
+
+def _runs_here(name: str, dtype: torch.dtype = torch.float32, **knobs: object) -> bool:
+    """Whether the setting steps on this CPU; the reason is printed where it does not."""
+    described = hwbench.get_format(name).from_knobs(SIDE, SIDE, **knobs)
+    reason = described.unsupported("cpu", dtype, "step")
+    if reason:
+        print(f"{name} {knobs}: not measured, {reason}")
+    return reason is None
+
+
+def _in_runs(rounds: int) -> None:
+    """btt, whose intermediate is made in runs of tokens, against the dense layer."""
+    asked = {"bmm": ("at most 0.95", "at most 1.15"), "onednn": ("at most 0.70", "at most 0.85")}
+    kernels = [k for k in asked if _runs_here("btt", density=0.5, kernel=k)]
+    for tokens in (64, 256, 1024):
+        for number, (what, call) in enumerate({"forward": forward, "step": step}.items()):
+            calls = {f"btt {k}": call(layer("btt", density=0.5, kernel=k), tokens) for k in kernels}
+            calls["dense"] = call(layer("dense"), tokens)
+            claims = [
+                (f"btt {k}", "dense", asked[k][number] if tokens == 1024 else "") for k in kernels
+            ]
+            compare(f"btt, {what}, {tokens} tokens", calls, rounds, *claims)
+
+
+def _formed(rounds: int) -> None:
+    """kronecker at density 0.5, whose weight is formed in the call, against the dense layer."""
+    for what, call, asked in (("forward", forward, "at most 2.2"), ("step", step, "at most 2.4")):
+        for tokens in (1, 16, 64, 256):
+            calls = {
+                "kronecker": call(layer("kronecker", density=0.5), tokens),
+                "dense": call(layer("dense"), tokens),
+            }
+            claim = ("kronecker", "dense", asked if tokens == 256 else "")
+            compare(f"kronecker, {what}, {tokens} tokens", calls, rounds, claim)
+
+
+def _blast(rounds: int) -> None:
+    """The default of blast against its other kernels, by tokens."""
+    for blocks, tokens in itertools.product((4, 16), (1, 16, 64, 256, 1024)):
+        calls = {
+            kernel: forward(layer("blast", density=0.5, blocks=blocks, kernel=kernel), tokens)
+            for kernel in _on_cpu("blast")
+            if kernel != "multiply_sum" or tokens <= 64  # its terms fill the memory
+        }
+        default = hwbench.get_format("blast").KERNELS[0]
+        claims = [(default, other, "at most 1.05") for other in calls if other != default]
+        compare(f"blast of {blocks}, {tokens} tokens", calls, rounds, *claims)
+
+
+def _one_token(rounds: int) -> None:
+    """csr and condensed with one token, against how others write them."""
+    for density in (0.01, 0.1):
+        csr, x = layer("csr", density=density), torch.randn(1, SIDE)
+        where = (csr.row_starts, csr.columns, csr.values.detach())
+        matrix = torch.sparse_csr_tensor(*where, (SIDE, SIDE), check_invariants=False)
+        calls: dict[str, Call] = {
+            "csr": forward(csr, 1),
+            "condensed": forward(layer("condensed", density=density), 1),
+            "F.linear(x, csr)": lambda x=x, m=matrix: torch.nn.functional.linear(x, m),  # type: ignore[misc]
+            "csr @ x.T": lambda x=x, m=matrix: (m @ x.t()).t(),  # type: ignore[misc]
+            "dense": forward(layer("dense"), 1),
+        }
+        claims = [
+            (ours, theirs, "at most 1.00" if theirs != "dense" else "")
+            for ours in ("csr", "condensed")
+            for theirs in ("F.linear(x, csr)", "csr @ x.T", "dense")
+        ]
+        compare(f"one token, density {density}", calls, rounds, *claims)
+
+
+def _libraries(rounds: int) -> None:
+    """The products by oneDNN against the dense layer, at torch's default and at its best."""
+    asked = {
+        "low_rank": ("at most 0.27 on AMD", "at most 0.5"),
+        "block_dense": ("at most 0.32 on AMD", "at most 0.6"),
+        "monarch": ("at most 0.35 on AMD", "at most 0.6"),
+        "blast": ("at most 0.45 on AMD", "at most 0.9"),
+        "btt": ("", ""),
+    }
+    names = [n for n in asked if _runs_here(n, density=0.5, kernel="onednn")]
+    for what, call in {"forward": forward, "step": step}.items():
+        calls = {"dense": call(layer("dense"), 256)}
+        claims = []
+        if what == "forward":
+            calls["dense at its best"] = call(layer("packed_dense", kernel="onednn"), 256)
+        for name in names:
+            for kernel in (hwbench.get_format(name).KERNELS[0], "onednn"):
+                key = f"{name} {kernel}"
+                calls[key] = call(layer(name, density=0.5, kernel=kernel), 256)
+                limits = asked[name] if (kernel, what) == ("onednn", "forward") else ("", "")
+                claims += [
+                    (key, yardstick, limit)
+                    for yardstick, limit in zip(("dense", "dense at its best"), limits, strict=True)
+                    if yardstick in calls
+                ]
+        compare(f"by library, {what}, 256 tokens", calls, rounds, *claims)
 
 
 def _on_cpu(name: str) -> list[str]:
