@@ -24,7 +24,8 @@ from hwbench.errors import MissingPartError, SuiteError, UsageError
 from hwbench.records import Case
 from hwbench.store import read_run
 from hwbench.workloads import _texts
-from hwbench.workloads._causal import Causal, perplexity
+from hwbench.workloads._causal import Causal
+from hwbench.workloads._likelihood import perplexity
 from hwbench.workloads.compress import Compress
 
 transformers = pytest.importorskip("transformers")

@@ -25,7 +25,7 @@ from hwbench.records import Status
 from hwbench.studies import _sides
 from hwbench.worker import Worker
 from hwbench.workloads import _bert, _language, _planning, _sets, _trained, _transformers
-from hwbench.workloads._causal import WORST, perplexity
+from hwbench.workloads._likelihood import WORST, perplexity
 
 # --- members of other packages -----------------------------------------------------------------
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor
 
 from hwbench.quantities import ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO
+from hwbench.workloads._likelihood import perplexity
 from hwbench.workloads._models import Model
 from hwbench.workloads._transformers import Pretrained
-
-WORST = 1e30
-"""The largest perplexity: far beyond that of any guess, and its square is a number still."""
 
 
 class Causal(Pretrained):
@@ -44,21 +40,3 @@ class Causal(Pretrained):
         before, after = (perplexity(each(ids, mask), ids, mask) for each in (self, student))
         ratio = after / before
         return after, {ORIGINAL_PERPLEXITY.name: before, PERPLEXITY_RATIO.name: ratio}
-
-
-def perplexity(logits: Tensor, ids: Tensor, mask: Tensor) -> float:
-    """exp of the mean negative log-likelihood of each token after the first of its text.
-
-    A model that is destroyed, so that its logits are no numbers or its perplexity is beyond
-    ``WORST``, has ``WORST``: that a format destroys a model is an answer.
-
-    Args:
-        logits: (texts, tokens, vocabulary).
-        ids: (texts, tokens).
-        mask: (texts, tokens), True at tokens; padding is on the right.
-    """
-    scored = mask[:, 1:]
-    likely = F.log_softmax(logits[:, :-1][scored].float(), -1)
-    own = likely.gather(-1, ids[:, 1:][scored].unsqueeze(-1))
-    lost = -float(own.double().mean())
-    return math.exp(lost) if lost < math.log(WORST) else WORST  # NaN is not less
