@@ -83,6 +83,18 @@ RETRIEVAL_AGREEMENT = Quantity(
 UNHEALED_PERPLEXITY = Quantity(name="unhealed_perplexity", shown=())
 ORIGINAL_PERPLEXITY = Quantity(name="original_perplexity", shown=())
 PERPLEXITY_RATIO = Quantity(name="perplexity_ratio", shown=())
+PERPLEXITY_RATIO_LOW = Quantity(name="perplexity_ratio_low", shown=())
+PERPLEXITY_RATIO_HIGH = Quantity(name="perplexity_ratio_high", shown=())
+NEXT_TOKEN_DIVERGENCE = Quantity(
+    name="next_token_divergence", unit="nats/token", title="divergence of the next token",
+    column="KL", shown=(TERMINAL, PAGE),
+)  # fmt: skip
+TOP1_AGREEMENT = Quantity(
+    name="top1_agreement", better="higher", title="same likeliest token", column="top 1",
+    shown=(TERMINAL, PAGE),
+)  # fmt: skip
+WINDOW_NATS = Quantity(name="window_nats", unit="nats/token", shown=())
+KERNEL_LOGITS_ERROR = Quantity(name="kernel_logits_error", shown=())
 MODEL_SECONDS = _timed("model_seconds")
 MODEL_BYTES = Quantity(name="model_bytes", unit="B", exact=True, shown=())
 MODEL_PARAMETERS = Quantity(name="model_parameters", exact=True, shown=())
@@ -97,6 +109,8 @@ MEASURED = (
     *(TIME, GRAPH, HOST, RELATIVE, SCORE, SAVED_BYTES, PEAK_BYTES, GRADIENT_BYTES, ENERGY),
     *(NUMERICAL_ERROR, COMPILE, FIRST_CALL, PREPARE, UNHEALED_SCORE, RETRIEVAL_AGREEMENT),
     *(UNHEALED_PERPLEXITY, ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO, MODEL_SECONDS, MODEL_BYTES),
+    *(PERPLEXITY_RATIO_LOW, PERPLEXITY_RATIO_HIGH, NEXT_TOKEN_DIVERGENCE, TOP1_AGREEMENT),
+    *(WINDOW_NATS, KERNEL_LOGITS_ERROR),
     *(MODEL_PARAMETERS, STEP_SECONDS, COUNTED_FLOPS, GRAPH_BREAKS, COMPILED_GRAPHS),
 )
 """What measurements of a run file hold, in the order of their columns."""

@@ -170,8 +170,8 @@ def test_a_score_follows_from_code_weights_and_torch(
     if change == "torch":
         monkeypatch.setattr(torch, "__version__", "9.9")
     else:
-        name = "_code" if change == "code" else "_hash"
-        monkeypatch.setattr(_packaged, name, lambda _: "another")
+        name = "code" if change == "code" else "_hash"
+        monkeypatch.setattr(_packaged, name, lambda *_: "another")
     measured(packaged())
     assert len(list(cache.iterdir())) == 2
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hwbench import units
+from hwbench import quantities, units
+from hwbench.analysis import blocks
 from hwbench.analysis.frames import placement, summary_rows
 from hwbench.analysis.quiet import slowed
 from hwbench.analysis.roofline import Placement, roof
@@ -278,9 +279,25 @@ def _relative(row: Row) -> str:
     return words.interval(row.relative_time, row.relative_low, row.relative_high)
 
 
+_RATIO = (
+    quantities.PERPLEXITY_RATIO,
+    quantities.PERPLEXITY_RATIO_LOW,
+    quantities.PERPLEXITY_RATIO_HIGH,
+)
+
+
 def _score(row: Row) -> str:
-    """The score; of several layers the median, and their range."""
+    """The score; of several layers the median, and their range.
+
+    Beside a perplexity stands how many times the original's it is, with its interval; of a model
+    that has collapsed only that.
+    """
     text = _number(row.score)
+    ratio, low, high = (row.value(each.name) for each in _RATIO)
+    if known(ratio) and blocks.collapsed(ratio):
+        return f"{text}, collapsed"
+    if known(low) and known(high):
+        return f"{text}, {_number(ratio)}× ({_number(low)}–{_number(high)})"
     if not (_whose.layers(row) and known(row.score_low) and row.score_high > 0):
         return text
     return f"{text} ({_number(row.score_low)}–{_number(row.score_high)})"

@@ -136,7 +136,7 @@ def _file(
         "shape": [described.out_features, described.in_features],
         "knobs": described.knobs(),
         "weighting": weighting,
-        "code": _code(inspect.getsourcefile(type(described)) or ""),
+        "code": code(inspect.getsourcefile(type(described)) or "", CODE),
         "torch": torch.__version__,
         "machine": [platform.machine(), device.type, str(dtype)],
     }
@@ -152,10 +152,10 @@ def _hash(name: str) -> str:
 
 
 @lru_cache(maxsize=64)
-def _code(further: str) -> str:
+def code(further: str, patterns: tuple[str, ...]) -> str:
     """The content of all code and texts that a score follows from; ``further`` is a plugin's."""
     root = Path(str(hwbench.__file__)).parent
-    files = [path for pattern in CODE for path in sorted(root.glob(pattern))]
+    files = [path for pattern in patterns for path in sorted(root.glob(pattern))]
     digest = hashlib.sha256()
     for path in (*files, *([Path(further)] if further else [])):
         digest.update(path.read_bytes())

@@ -15,7 +15,7 @@ from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.quantities import Quantity
 from hwbench.records import Case, Cost
-from hwbench.workloads import _convert, _distill, _reading, _texts
+from hwbench.workloads import _convert, _distill, _reading, _texts, _whole
 from hwbench.workloads._base import (
     DTYPES,
     NONE,
@@ -31,8 +31,8 @@ from hwbench.workloads._base import (
 )
 from hwbench.workloads._models import Model
 
-_CALLS = 5  # forward passes of which the median is the model's latency
-_LATENCY_BATCH = 16
+_CALLS, _WARM = 5, 2  # forward passes of which the median is the latency, and some before them
+_LATENCY_BATCH = 16  # sentences of one pass
 _UNHEALED = {
     quantities.EMBEDDING_COSINE: quantities.UNHEALED_SCORE,
     quantities.PERPLEXITY: quantities.UNHEALED_PERPLEXITY,
@@ -136,8 +136,13 @@ class Compress(Workload):
                 with torch.no_grad():
                     kept, beside = original.judge(student, *texts)
             with torch.no_grad():
-                seconds = _latency(student, texts, device)
-            subject.beside |= {**beside, quantities.MODEL_SECONDS.name: seconds, **_size(student)}
+                batch = tuple(each[:_LATENCY_BATCH] for each in texts)
+                seconds = _whole.latency(lambda: student(*batch), device, _CALLS, _WARM)
+            subject.beside |= {
+                **beside,
+                quantities.MODEL_SECONDS.name: seconds,
+                **_whole.size(student),
+            }
             return kept
 
         subject.score = score
@@ -169,24 +174,3 @@ def _converted(original: Model, plan: models.LayerPlan, seen: dict[str, Tensor])
     student = _convert.swapped(original, made)
     assert isinstance(student, Model)
     return student.requires_grad_(False)
-
-
-def _latency(model: Model, texts: tuple[Tensor, ...], device: Device) -> float:
-    """Seconds of one forward pass of sixteen sentences: the median of a few, after two."""
-    batch = tuple(t[:_LATENCY_BATCH] for t in texts)
-    times = []
-    for _ in range(_CALLS + 2):
-        start = device.mark()
-        model(*batch)
-        times.append(device.seconds(start, device.mark()))
-    return sorted(times[2:])[_CALLS // 2]
-
-
-def _size(model: Model) -> dict[str, float]:
-    """Parameters and bytes of the whole model, embeddings included."""
-    coded = sum(m.coded_weights() for m in model.modules() if isinstance(m, Linear))
-    held = [*model.parameters(), *model.buffers()]
-    return {
-        quantities.MODEL_PARAMETERS.name: float(sum(p.numel() for p in model.parameters()) + coded),
-        quantities.MODEL_BYTES.name: float(sum(t.numel() * t.element_size() for t in held)),
-    }

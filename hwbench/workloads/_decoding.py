@@ -1,0 +1,133 @@
+"""What a decoder keeps with every inner linear layer in a format, window by window of a text.
+
+The layers are projected one block of the model after the other, by what the original sees there.
+The windows are then scored with Ŵ applied as a dense matrix; that the layers' own kernels give the
+same logits is proved on the first of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
+from torch import Tensor, nn
+
+from hwbench.devices._base import Device
+from hwbench.formats._base import Linear
+from hwbench.workloads import _prose, _whole
+from hwbench.workloads._llama import Llama, encoded
+
+SAME = 1e-3
+"""How far the logits of the layers' own kernels may be from those of Ŵ, of their norm."""
+_NEAR = 30.0  # … and where a kernel rounds activations: of what one layer may miss
+_CALLS, _WARM = 3, 1
+
+Project = Callable[[Tensor, Tensor], Linear]
+"""A weight and what its layer sees → the layer that stands in for it."""
+
+
+class Kept(NamedTuple):
+    """What is found of each window, and of the model as a whole."""
+
+    nats: list[float]  # mean nats a token
+    original_nats: list[float]
+    divergence: list[float]  # mean nats a token from the original's next-token distribution
+    agreement: list[float]  # the part of tokens where both find the same token likeliest
+    kernel_error: float
+    seconds: float  # one pass of a window by the layers' own kernels
+    sizes: dict[str, float]
+    score_seconds: float
+
+
+def kept(file: Path, project: Project, calibration: int, evaluation: int, device: Device) -> Kept:
+    """Score SmolLM2 with each inner linear layer projected.
+
+    Args:
+        file: the GGUF file.
+        project: what becomes of a layer.
+        calibration: windows that the projections see.
+        evaluation: windows that are scored.
+        device: where all of it runs.
+
+    Raises:
+        ArithmeticError: a layer's own kernel gives other logits than its matrix, or no numbers.
+    """
+    begun = time.perf_counter()
+    where = device.torch_device
+    original = _original(file, where)
+    seen, ids = (
+        _prose.windows(partial(encoded, file), part, count).to(where)
+        for part, count in (("calibration", calibration), ("evaluation", evaluation))
+    )
+    student, tolerance = _projected(original, project, seen)
+    first, mask = ids[:1], torch.ones_like(ids[:1], dtype=torch.bool)
+    own = student(first, mask)
+    seconds = _whole.latency(lambda: student(first, mask), device, _CALLS, _WARM)
+    sizes = _whole.size(student)
+    _made_dense(student)
+    error = _apart(own, student(first, mask))
+    if not math.isfinite(error):
+        raise ArithmeticError("The model's logits are no numbers any more.")
+    if error > max(SAME, _NEAR * tolerance):
+        raise ArithmeticError(
+            f"The layers' own kernels give logits that are {error:.2g} of their norm from those "
+            "of the matrices that they stand for."
+        )
+    rows = [_window(original, student, window) for window in ids]
+    nats, before, divergence, agreement = (list(each) for each in zip(*rows, strict=True))
+    took = time.perf_counter() - begun
+    return Kept(nats, before, divergence, agreement, error, seconds, sizes, took)
+
+
+@lru_cache(maxsize=1)
+def _original(file: Path, where: torch.device) -> Llama:
+    return Llama.load(file).to(where)
+
+
+def _projected(original: Llama, project: Project, seen: Tensor) -> tuple[Llama, float]:
+    """A copy with each layer projected, and how far the kernel of a layer may miss at most."""
+    student, tolerance = copy.deepcopy(original), 0.0
+    for name, linear, rows in original.visited(seen):
+        layer = project(linear.weight.detach(), rows)
+        tolerance = max(tolerance, layer.tolerance(linear.weight.dtype))
+        _put(student, name, layer)
+    return student.requires_grad_(False), tolerance
+
+
+def _made_dense(model: Llama) -> None:
+    """Put a plain linear layer of the same matrix in the place of each projected one."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, Linear)]
+    for name, layer in found:
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+        plain.weight = nn.Parameter(layer.to_dense().detach().contiguous(), requires_grad=False)
+        _put(model, name, plain)
+
+
+def _put(model: Llama, name: str, layer: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, layer)
+
+
+def _apart(ours: Tensor, wanted: Tensor) -> float:
+    exact = wanted.double()
+    return float(torch.linalg.norm(ours.double() - exact) / torch.linalg.norm(exact))
+
+
+def _window(original: Llama, student: Llama, ids: Tensor) -> tuple[float, float, float, float]:
+    """Nats of both, the divergence, and the agreement of one window, (tokens,)."""
+    batch, after = ids.unsqueeze(0), ids[1:].unsqueeze(1)
+    mask = torch.ones_like(batch, dtype=torch.bool)
+    wanted, found = (
+        F.log_softmax(model(batch, mask)[0, :-1].float(), -1) for model in (original, student)
+    )
+    before, nats = (-float(each.gather(1, after).double().mean()) for each in (wanted, found))
+    divergence = float((wanted.exp() * (wanted - found)).sum(-1).double().mean())
+    same = float((wanted.argmax(-1) == found.argmax(-1)).double().mean())
+    return nats, before, max(0.0, divergence), same

@@ -1,0 +1,256 @@
+"""Perplexity of a decoder in a format: windows of a text, intervals over them, what is kept."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _scored import described, scored, unsupported, workload
+from _synthetic import run_of, scored_case
+from msgspec.structs import replace
+
+from hwbench import suite as suites
+from hwbench.analysis import blocks
+from hwbench.checkpoints import smollm2
+from hwbench.errors import SuiteError, UnknownNameError, UsageError
+from hwbench.formats._base import Linear
+from hwbench.records import Case
+from hwbench.report.rows import report_rows
+from hwbench.report.text import _score
+from hwbench.workloads import _decoding, _prose, compress_lm
+from hwbench.workloads._likelihood import perplexity
+from hwbench.workloads._llama import Llama
+
+RATIO = ("perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high")
+CONFIG = smollm2.Config(60, 32, 64, 2, 4, 2, 64, 1e-5, 10000.0)
+WINDOWS, CALIBRATION = 8, 4
+
+
+# --- intervals over blocks ---------------------------------------------------------------------
+
+
+def test_what_makes_a_block_hard_for_both_falls_out() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(3, 2, 32)
+    plain = blocks.log_ratio((hard + 0.3).tolist(), hard.tolist())
+    assert plain.value == pytest.approx(0.3)
+    assert plain.high - plain.low < 1e-6
+    noisy = blocks.log_ratio((hard + rng.normal(0.3, 0.1, 32)).tolist(), hard.tolist())
+    assert 0.02 < noisy.high - noisy.low < 0.12
+
+
+def test_the_interval_is_that_of_the_other_model_turned_round() -> None:
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.gamma(2, 1, 20).tolist(), rng.gamma(2, 1, 20).tolist()
+    first, second = blocks.log_ratio(ours, theirs), blocks.log_ratio(theirs, ours)
+    assert (first.low, first.high) == pytest.approx((-second.high, -second.low))
+
+
+def test_intervals_over_few_skewed_blocks_hold_their_level() -> None:
+    rng, inside = np.random.default_rng(2), 0
+    zero = [0.0] * 32
+    for _ in range(200):
+        found = blocks.log_ratio(rng.exponential(1.0, 32).tolist(), zero)
+        inside += found.low <= 1.0 <= found.high
+    assert 180 <= inside <= 199
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([1.0] * 9, [1.0] * 8), ([1.0] * 7, [1.0] * 7)])
+def test_blocks_that_tell_nothing_are_refused(ours: list[float], theirs: list[float]) -> None:
+    with pytest.raises(UsageError, match="blocks"):
+        blocks.log_ratio(ours, theirs)
+
+
+# --- the text ----------------------------------------------------------------------------------
+
+
+def encode(text: str) -> list[int]:
+    """A word of five letters on the average is a token."""
+    return [ord(letter) % 60 for letter in text[::4]]
+
+
+def test_twelve_chapters_of_which_no_text_is_in_both_parts() -> None:
+    held = _prose.chapters()
+    assert len(held) == 12
+    assert "Down the Rabbit-Hole" in held[0][:100]
+    assert held[-1].rstrip().endswith("THE END")
+    assert not set(_prose.CHAPTERS["calibration"]) & set(_prose.CHAPTERS["evaluation"])
+
+
+def test_windows_are_spread_and_do_not_overlap() -> None:
+    found = _prose.windows(encode, "evaluation", 8)
+    assert found.shape == (8, _prose.TOKENS)
+    whole = _prose.windows(encode, "evaluation", 40)
+    assert torch.equal(found[0], whole[0])
+    assert torch.equal(found[-1], whole[-1])
+    assert len({tuple(row.tolist()) for row in whole}) == 40
+    with pytest.raises(UsageError, match="are asked for"):
+        _prose.windows(encode, "evaluation", 100_000)
+
+
+def test_a_changed_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_prose, "SHA256", "0" * 64)
+    with pytest.raises(UsageError, match="has been changed"):
+        _prose.chapters()
+
+
+# --- the scores --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Llama:
+    """A small Llama with random weights in SmolLM2's place, and windows of 40 tokens."""
+    source = torch.Generator().manual_seed(0)
+    model = Llama(CONFIG).eval().requires_grad_(False)
+    for value in model.parameters():
+        value.normal_(0.5 if value.dim() == 1 else 0.0, 0.3, generator=source)
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"the small one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(smollm2, "missing", lambda: None)
+    monkeypatch.setattr(smollm2, "path", lambda: file)
+    monkeypatch.setattr(Llama, "unreadable", classmethod(lambda cls, _: None))
+    shapes = [(m.out_features, m.in_features) for m in model.linears().values()]
+    monkeypatch.setattr(Llama, "shapes", classmethod(lambda cls, _: shapes))
+    monkeypatch.setattr(_decoding, "_original", lambda *_: model)
+    monkeypatch.setattr(_decoding, "encoded", lambda _, text: encode(text))
+    monkeypatch.setattr(_prose, "TOKENS", 40)
+    return model
+
+
+def case(name: str = "csr", density: float | None = 0.5, **options: Any) -> Case:
+    options = {"windows": WINDOWS, "calibration": CALIBRATION, **options}
+    return scored_case("compress_lm", name, 32, density, **options)
+
+
+def test_dense_loses_nothing_and_its_perplexity_is_that_of_the_model(small: Llama) -> None:
+    found = scored(case("dense", None))
+    ids = _prose.windows(encode, "evaluation", WINDOWS)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    wanted = perplexity(small(ids, mask), ids, mask)
+    assert found["score"] == pytest.approx(wanted, rel=1e-5)
+    assert found["original_perplexity"] == pytest.approx(wanted, rel=1e-5)
+    assert found["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
+    assert found["top1_agreement"] == 1
+    assert found["next_token_divergence"] == pytest.approx(0, abs=1e-5)
+    assert found["kernel_logits_error"] < 1e-6
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", ["csr", "low_rank", "n_m", "monarch"])
+@pytest.mark.parametrize("weighting", ["none", "activations", "gram"])
+def test_what_is_found_of_a_format(name: str, weighting: str) -> None:
+    found = scored(case(name, weighting=weighting))
+    assert found["perplexity_ratio"] == pytest.approx(found["score"] / found["original_perplexity"])
+    low, high = found["perplexity_ratio_low"], found["perplexity_ratio_high"]
+    assert low < found["perplexity_ratio"] < high
+    assert found["next_token_divergence"] > 1e-3
+    assert 0 <= found["top1_agreement"] < 1
+    assert found["kernel_logits_error"] < _decoding.SAME
+    assert found["model_seconds"] > 0
+
+
+@pytest.mark.usefixtures("small")
+def test_projections_that_see_the_text_diverge_less() -> None:
+    lost = {
+        weighting: scored(case("low_rank", 0.8, weighting=weighting))["next_token_divergence"]
+        for weighting in ("none", "gram")
+    }
+    assert lost["gram"] < lost["none"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_kernel_that_gives_other_logits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: 1.01 * real(self, x))
+    with pytest.raises(ArithmeticError, match="own kernels give logits"):
+        scored(case())
+
+
+@pytest.mark.usefixtures("small")
+def test_scores_are_kept_by_what_they_follow_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = scored(case())
+    cache = tmp_path / "hwbench" / "scores"
+    assert len(list(cache.iterdir())) == 1
+    measured = _decoding.kept
+    monkeypatch.setattr(_decoding, "kept", lambda *_: pytest.fail("it was measured again"))
+    assert scored(case()) == first
+    monkeypatch.setattr(_decoding, "kept", measured)
+    for number, other in enumerate(
+        [case("csr", 0.4), case("low_rank"), case(weighting="gram"), case(windows=9)], start=2
+    ):
+        scored(other)
+        assert len(list(cache.iterdir())) == number
+    for file in cache.iterdir():
+        file.write_text('{"nats": [1, 2]}')
+    assert scored(case())["score"] == first["score"]
+
+
+def test_the_code_that_a_score_follows_from_is_there() -> None:
+    root = Path(str(compress_lm.__file__)).parents[1]
+    for pattern in compress_lm.CODE:
+        assert list(root.glob(pattern)), pattern
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"weighting": "all"}, UnknownNameError), ({"windows": 7}, SuiteError),
+     ({"windows": 65}, SuiteError), ({"calibration": 0}, SuiteError)],
+)  # fmt: skip
+def test_mistakes_in_options_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        workload(case(**options)).check(case(**options))
+
+
+@pytest.mark.usefixtures("small")
+def test_what_cannot_be_scored_says_so() -> None:
+    assert "cannot be projected by outputs" in str(
+        unsupported(scored_case("compress_lm", "quantized", 32, None, weighting="gram"))
+    )
+    cost = workload(case()).cost(case(), described(case()))
+    assert cost is not None
+    assert cost.parameters > 0
+
+
+def test_without_the_package_the_line_that_brings_it_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(smollm2, "missing", lambda: f"It is not there; {smollm2.INSTALL}.")
+    assert smollm2.INSTALL in str(unsupported(case()))
+    assert workload(case()).cost(case(), described(case())) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({}, "31.4"),
+        ({"perplexity_ratio": 2.24}, "31.4"),
+        (dict(zip(RATIO, (2.24, 2.1, 2.4), strict=True)), "31.4, 2.24× (2.1–2.4)"),
+        (dict(zip(RATIO, (10.5, 9.9, 11.0), strict=True)), "31.4, collapsed"),
+    ],
+)
+def test_the_row_says_how_many_times_the_original_or_that_it_collapsed(
+    values: dict[str, float], text: str
+) -> None:
+    run = run_of([case("csr")])
+    (row,) = report_rows(run)
+    assert _score(replace(row, score_low=math.nan, values={"score": 31.4, **values})) == text
+
+
+def test_collapse_begins_above_ten() -> None:
+    assert [blocks.collapsed(ratio) for ratio in (9.9, 10.0, 10.1, math.inf)] == [
+        *(False, False, True, True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["compress_lm", "compress_lm_full"])
+def test_the_suites_can_be_read(name: str) -> None:
+    found = suites.build(suites.read(name), "cpu").cases
+    assert len(found) == 10 if name == "compress_lm" else len(found) > 40
+    assert {each.workload for each in found} == {"compress_lm"}
