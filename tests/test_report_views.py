@@ -22,11 +22,15 @@ from hwbench.report import (
     _crossing,
     _density,
     _facts,
+    _heat,
     _questions,
     _samples,
     _trade,
+    _versus,
     _views,
+    figures,
     html,
+    versus,
 )
 from hwbench.report._palette import styles
 from hwbench.report._scores import named, scores
@@ -55,6 +59,80 @@ def asked(run: Run) -> dict[str, list[str]]:
     rows = rows_of(run)
     found = _questions.questions(rows, [j for j in _trade.joins(rows) if _trade.placed(j)])
     return {q.asked: [_answers.plain(sentence) for sentence in q.sentences] for q in found}
+
+
+# shares of dense's bytes
+
+
+def stored_run(name: str = "here", faster: str = "low_rank") -> Run:
+    """Two formats, whose densities differ, at two shares of dense's bytes and token counts."""
+    run = run_of(
+        [
+            linear_case(each, None, tokens=tokens, knobs=knobs)
+            for tokens in (16, 256)
+            for each, knobs in [
+                ("dense", {}),
+                *(
+                    (each, {"stored": share})
+                    for each in ("low_rank", "csr")
+                    for share in (0.5, 0.2)
+                ),
+            ]
+        ],
+        name=name,
+    )
+    for result in run.results:
+        relative = {"dense": 1.0, faster: 0.5}.get(run.planned[result.case].case.format, 0.8)
+        for measured in result.measurements:
+            if measured.quantity == "relative_time":
+                measured.values[:] = [relative + 0.001 * result.replicate]
+            elif measured.quantity == "time_seconds":
+                measured.values[:] = [relative * 1e-3 for _ in measured.values]
+    return run
+
+
+def test_formats_of_one_share_of_bytes_stand_together() -> None:
+    rows = rows_of(stored_run())
+    densities = {row.format: row.density for row in rows}
+    assert densities["low_rank"] != densities["csr"]
+    for draw, most in ((_density.winners, 4), (_density.sweeps, 2 * 2)):
+        found = draw(rows)
+        assert len(found) == 2, "one a share"
+        for figure, share in zip(found, ("0.5", "0.2"), strict=True):
+            assert figure.title.endswith(f", {share} of dense's bytes")
+            assert {rows[number].format for number in figure.rows} == {"low_rank", "csr"}
+            assert len(figure.rows) == most
+    table = _heat.heat(rows)
+    assert table.densities == ["0.5 stored", "0.2 stored"] * 2
+    assert all(cell.text for _, cells in table.lines for cell in cells)
+
+
+def test_the_first_of_a_share_of_bytes_is_compared_between_runs() -> None:
+    here, there = (rows_of(stored_run(name, name)) for name in ("low_rank", "csr"))
+    found = _versus.Versus("here", "there")
+    pairs = [(a, b) for a, b in zip(here, there, strict=True) if a.format != "dense"]
+    _versus._flips(found, "Forward", [pair for pair in pairs if pair[0].tokens == 16])
+    assert found.compared == len(found.flips) == 2
+    assert versus.flips(found)[0].startswith("Forward, 0.5 of dense's bytes: low_rank on here, csr")
+
+
+def test_a_table_holds_densities_then_shares_then_what_has_neither() -> None:
+    words = ["", "0.2", "0.2 stored", "1", "0.05", "0.5 stored"]
+    assert sorted(words, key=_heat._place) == ["1", "0.2", "0.05", "0.5 stored", "0.2 stored", ""]
+
+
+def test_a_sweep_on_paper_is_of_one_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[set[float], str]] = []
+    monkeypatch.setattr(
+        figures,
+        "_sweep",
+        lambda rows, looks, shares: drawn.append(
+            ({row.asked_stored for row in rows if row.format != "dense"}, shares)
+        ),
+    )
+    monkeypatch.setattr(figures, "paneled", lambda panels, looks: None)
+    figures._scaling(rows_of(stored_run()))
+    assert drawn == [({0.5}, "0.5 of dense's bytes")]
 
 
 # crossings

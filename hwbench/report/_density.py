@@ -75,7 +75,7 @@ def _layers(rows: list[Row]) -> list[Row]:
 
 
 def winners(rows: list[Row]) -> list[Figure]:
-    """The fastest format over shape and tokens, one figure a density, dtype and pass."""
+    """The fastest format over shape and tokens, one figure a share, dtype and pass."""
     sets: dict[tuple[str, Group], list[Row]] = {}
     for row in _layers(rows):
         if row.format != DENSE and relative(row) is not None and row.tokens:
@@ -83,11 +83,11 @@ def winners(rows: list[Row]) -> list[Figure]:
             sets.setdefault((row.density_word, shared), []).append(row)
     common = [key for key, members in sets.items() if len({r.format for r in members}) > 1]
     figures = []
-    for density, shared in common:
-        members = sets[density, shared]
+    for key in common:
+        members = sets[key]
         first = members[0]
         told = [words.direction(first), first.dtype, *words.setting(first)]
-        title = ", ".join([*filter(None, told), f"density {density}"])
+        title = ", ".join([*filter(None, told), words.share(first)])
         if words.machine(first):
             title += f", {words.machine(first)}"
         numbers = [row.number for row in members]
@@ -122,17 +122,17 @@ def _by_tokens(members: list[Row]) -> str:
 
 
 def sweeps(rows: list[Row]) -> list[Figure]:
-    """Relative time against tokens, one figure a density, shape, dtype and pass."""
+    """Relative time against tokens, one figure a share, shape, dtype and pass."""
     sets: dict[tuple[str, Group], list[Row]] = {}
     for row in _layers(rows):
         if row.format != DENSE and relative(row) is not None and row.tokens:
             sets.setdefault((row.density_word, row.group.without("tokens")), []).append(row)
     figures = []
-    for (density, _), members in sets.items():
+    for members in sets.values():
         if len({row.tokens for row in members}) < 2:
             continue
         told = [part for part in words.group_parts(members[0]) if "token" not in part]
-        title = ", ".join([*told, f"density {density}"])
+        title = ", ".join([*told, words.share(members[0])])
         says = _by_tokens(members)
         figures.append(Figure("sweep", title, says, [row.number for row in members]))
     return figures

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from hwbench import units
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
-from hwbench.report.rows import DENSE, Row, groups, known, printable, relative
+from hwbench.report.rows import DENSE, STORED, Row, groups, known, printable, relative
 
 STEPS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 """Edges between the shades; below one is faster than dense."""
@@ -82,7 +82,7 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
     table = Heat(groups=len(sets))
     order: list[tuple[str, str]] = []
     for series, densities in columns.items():
-        names = sorted(densities, key=lambda text: (text == "", -float(text or 0)))
+        names = sorted(densities, key=_place)
         order += [(series, name) for name in names]
         table.heads.append((next(iter(densities.values())), printable(series), len(names)))
         table.densities += [name or "–" for name in names]
@@ -91,6 +91,11 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
         cells = [_cell(found.get(place)) for place in order]
         table.lines.append((words.group_parts(members[0]), cells))
     return table
+
+
+def _place(word: str) -> tuple[bool, bool, float]:
+    """Densities first, then shares of dense's bytes, then what has neither; the largest first."""
+    return word == "", word.endswith(STORED), -float(word.removesuffix(STORED) or 0)
 
 
 def shade(row: Row) -> str:

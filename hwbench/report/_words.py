@@ -8,7 +8,7 @@ from typing import Any
 from hwbench import units
 from hwbench.quantities import Quantity
 from hwbench.report._whose import experiment
-from hwbench.report.rows import Row, known, printable, word
+from hwbench.report.rows import STORED, Row, known, printable, word
 
 DIRECTIONS = {
     "forward": "Forward",
@@ -97,6 +97,14 @@ def group_title(row: Row, *, capital: bool = True) -> str:
     """A group in one line: ``Forward, 1024×1024, 256 tokens, float32``."""
     title = ", ".join(group_parts(row))
     return (title[:1].upper() if capital else title[:1].lower()) + title[1:]
+
+
+def share(row: Row) -> str:
+    """``density 0.5``, or ``0.5 of dense's bytes`` where these were asked for."""
+    word = row.density_word
+    if word.endswith(STORED):
+        return f"{word.removesuffix(STORED)} of dense's bytes"
+    return f"density {word}"
 
 
 def interval(value: float, low: float, high: float) -> str:

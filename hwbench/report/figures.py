@@ -320,11 +320,18 @@ def _heatmap(rows: list[Row]) -> Figure:
 
 
 def _scaling(rows: list[Row]) -> Figure:
-    """Time against tokens, at the largest density that was asked for."""
+    """Time against tokens, at the largest density and share of bytes that were asked for."""
     have = [row for row in rows if timed(row) and row.tokens and not row.scored]
-    asked = [row.asked_density for row in have if known(row.asked_density)]
-    largest = max(asked, default=None)
-    kept = [row for row in have if not known(row.asked_density) or row.asked_density == largest]
+    kept, told = have, []
+    for asked, said in (
+        ("asked_density", "density {:g}"),
+        ("asked_stored", "{:g} of dense's bytes"),
+    ):
+        shares = [share for row in have if known(share := getattr(row, asked))]
+        if shares:
+            other = [share for share in shares if share != max(shares)]
+            kept = [row for row in kept if getattr(row, asked) not in other]
+            told.append(said.format(max(shares)))
     sets: dict[Group, list[Row]] = {}
     for row in kept:
         sets.setdefault(row.group.without("tokens"), []).append(row)
@@ -333,15 +340,13 @@ def _scaling(rows: list[Row]) -> Figure:
     for members in sets.values():
         if len({row.tokens for row in members}) > 1:
             title = ", ".join(p for p in words.group_parts(members[0]) if "token" not in p)
-            panels.append((title, _sweep(members, looks, largest)))
+            panels.append((title, _sweep(members, looks, " and ".join(told))))
     if not panels:
         raise UsageError("Scaling needs at least two token counts of one shape; the run has none.")
     return paneled(panels, looks)
 
 
-def _sweep(
-    members: list[Row], looks: dict[str, Style], density: float | None
-) -> Callable[[Axes], None]:
+def _sweep(members: list[Row], looks: dict[str, Style], shares: str) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         seconds = lambda row: row.time_seconds  # noqa: E731
         lines(ax, members, lambda row: row.tokens, seconds, looks)
@@ -349,7 +354,7 @@ def _sweep(
         ax.set_yscale("log")
         ends = lambda row: (row.time_low, row.time_high)  # noqa: E731
         bars(ax, members, lambda row: row.tokens, seconds, ends, looks)
-        said = "" if density is None else f", at density {density:g}"
+        said = f", at {shares}" if shares else ""
         ax.set(xlabel="tokens", ylabel=f"seconds a call{said}")
 
     return draw

@@ -157,7 +157,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
 
     @property
     def density_word(self) -> str:
-        """The density that was asked for, else that of the format; empty where neither is known."""
+        """What was asked for, ``0.5`` or ``0.5 stored``; else the format's density, or nothing.
+
+        Rows with one word are compared with each other: those of one share of dense's bytes too,
+        whatever their densities are.
+        """
+        if known(self.asked_stored):
+            return f"{self.asked_stored:.3g}{STORED}"
         asked = self.asked_density if known(self.asked_density) else self.density
         return f"{asked:.3g}" if known(asked) else ""
 
@@ -186,6 +192,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
         """Which roof the case stands under."""
         return self.placement.bound if self.placement else None
 
+
+STORED = " stored"
+"""How a word ends that is a share of dense's bytes."""
 
 _SHARED = tuple(name for name in Group._fields if name != "run")
 _NUMBERS = (

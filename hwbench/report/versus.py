@@ -150,7 +150,7 @@ def table(found: Sequence[Versus]) -> list[RenderableType]:
 def flips(each: Versus) -> list[str]:
     """Where another format is the fastest, one line each."""
     return [
-        f"{flip.group}, density {flip.density}: {printable(flip.base.series)} on "
+        f"{flip.group}, {words.share(flip.base)}: {printable(flip.base.series)} on "
         f"{each.base}, {printable(flip.other.series)} on {each.other}"
         f"{'' if flip.sure else ' (intervals overlap)'}"
         for flip in each.flips

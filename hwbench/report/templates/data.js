@@ -27,6 +27,10 @@ async function readData() {
   return data;
 }
 
+// What was asked for, "0.5" of dense's weights or "0.5 stored" of its bytes: which, and how much.
+const shareStored = (word) => word.endsWith(" stored");
+const shareSize = (word) => Number(word.replace(/ stored$/, ""));
+
 const PREFIXES = { "-12": "p", "-9": "n", "-6": "µ", "-3": "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P" };
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);

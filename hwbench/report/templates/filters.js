@@ -172,8 +172,9 @@ function makeDimensions(data) {
   const order = new Intl.Collator("en", { numeric: true });
   return found.map(([name, title, words]) => {
     const values = [...new Set(words)];
-    const numeric = values.every((word) => word === "none" || Number.isFinite(Number(word)));
-    values.sort((a, b) => (a === "none") - (b === "none") || (numeric ? Number(a) - Number(b) : order.compare(a, b)));
+    const numeric = values.every((word) => word === "none" || Number.isFinite(shareSize(word)));
+    values.sort((a, b) => (a === "none") - (b === "none") || shareStored(a) - shareStored(b)
+      || (numeric ? shareSize(a) - shareSize(b) : order.compare(a, b)));
     const places = new Map(values.map((word, code) => [word, code]));
     return { name, title, values, codes: Int32Array.from(words, (word) => places.get(word)), chosen: new Set() };
   });

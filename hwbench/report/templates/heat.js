@@ -22,7 +22,8 @@ function heatTable(data, passes, limit) {
   const heads = [...columns].map(([label, column]) => ({
     label,
     format: column.format,
-    words: [...column.words].sort((a, b) => (a === "") - (b === "") || Number(b) - Number(a)),
+    words: [...column.words].sort((a, b) => (a === "") - (b === "") || shareStored(a) - shareStored(b)
+      || shareSize(b) - shareSize(a)),
   }));
   const order = heads.flatMap((head) => head.words.map((word) => `${head.label}\n${word}`));
   const lines = shown.map(([number, rows]) => {
