@@ -51,6 +51,8 @@ KNOBS = {
     "order": "`blocked` or `strided`: which outputs form a group",
     "columns": "which columns of x are taken as they are: `pivoted`, or the `first`",
     "nonzeros": "kept entries",
+    "atoms": "rows of the dictionary, from which outputs are added up",
+    "ratio": "atoms for each one that an output uses",
     "fan_in": "kept weights of each output",
     "gradient": "of the kept values: from a `dense` product, `sampled`, or `auto`, by the device",
     "index_dtype": "what an index is stored as",

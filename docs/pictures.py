@@ -36,6 +36,7 @@ PICTURED: dict[str, dict[str, Any]] = {
     "masked_dense": {"density": 0.25},
     "low_rank_sparse": {"rank": 2, "nonzeros": 12},
     "narrow": {"inputs": 3},
+    "dictionary": {"atoms": 6, "ratio": 3},
     "quantized_low_rank": {"type": "int8", "group": 4, "kernel": "dequantise", "rank": 2},
     "quantized": {"type": "int8", "group": 4, "kernel": "dequantise"},
 }
@@ -104,6 +105,16 @@ def _low_rank(spec: Any, layer: Any) -> list[Part]:
         _whole(layer.left, 1, "A", "left"),
         _whole(layer.right, 2, "B", "right"),
     ]
+
+
+def _dictionary(spec: Any, layer: Any) -> list[Part]:
+    del spec
+    empty = torch.zeros(layer.out_features, len(layer.atoms))
+    value = empty.scatter(1, layer.columns.long(), layer.values.detach())
+    sparse = Part(
+        (value != 0).long(), label="S", caption=f"{_named(layer, 'values')}, columns", value=value
+    )
+    return [sparse, _whole(layer.atoms, 2, "D", "atoms")]
 
 
 def _low_rank_light(spec: Any, layer: Any) -> list[Part]:
@@ -198,6 +209,7 @@ def _kronecker(spec: Any, layer: Any) -> list[Part]:
 
 CHAINS = {
     "low_rank": _low_rank,
+    "dictionary": _dictionary,
     "low_rank_light": _low_rank_light,
     "block_diagonal": _block_diagonal,
     "block_dense": _block_dense,
