@@ -219,7 +219,7 @@ def test_the_terminal_and_json_say_it(
     assert one["changes"][0]["regressed"][0]["ratio"] == pytest.approx(1.1, rel=0.02)
     assert len(one["series"][0]["values"]) == 40
     assert (
-        "No level changed by 15.0 % or more."
+        "No case changed by 15.0 % or more."
         in hwbench("history", str(nights), "--threshold", "15%")[1]
     )
 

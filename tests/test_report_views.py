@@ -45,9 +45,12 @@ def test_what_is_drawn_without_a_knob_is_not_said_to_be_missing() -> None:
     figure = _views.Figure("pareto", "Forward", "A sentence.", [0])
     assert figure.heading == ""
     figure.aside = [("low_rank kernel=mkl", "drawn; set aside to make the pair: kernel")]
-    assert figure.heading == "1 paired without a knob"
+    assert figure.heading == "1 matched without one of the knobs"
     figure.alone = [("semi_structured", "not timed"), ("csr", "not timed")]
-    assert figure.heading == "2 not drawn: no partner, 1 paired without a knob"
+    assert (
+        figure.heading
+        == "2 not drawn: no matching score or time, 1 matched without one of the knobs"
+    )
     assert figure.packed()["alone"] == [*figure.alone, *figure.aside]
 
 
@@ -239,10 +242,10 @@ def test_a_score_has_its_name_unit_and_direction_wherever_it_stands() -> None:
     rows = rows_of(run)
     (pareto, *_) = [_trade.pareto(join) for join in _trade.joins(rows)]
     assert pareto.kind == "pareto psnr_db"
-    assert re.search(r"faster than dense from PSNR \d\d\.\d dB \(\w+ density=0\.5, 0", pareto.says)
+    assert re.search(r"from \w+ density=0\.5 \(0.* of dense, PSNR \d\d\.\d dB\) to", pareto.says)
     (by_density, _) = _trade.errors(rows)
     assert by_density.title.endswith(": PSNR, by parameters kept")
-    assert by_density.says.startswith("The best PSNR has ")
+    assert by_density.says.startswith("Best PSNR: ")
     told = _trade.trade(_trade.joins(rows)[0])
     assert told.heads[0] == "PSNR (dB) at least"
     assert [float(line[0]) for line in told.lines] == sorted(
@@ -324,7 +327,7 @@ def test_where_all_is_slower_dense_wins_and_is_said_to() -> None:
 def test_where_nothing_is_decided_it_is_said() -> None:
     run = run_of([linear_case("dense", None), linear_case("btt", 0.5)], replicates=1)
     (said,) = asked(run)["Where does nothing beat dense?"]
-    assert said.startswith("In 1 of 1 groups no format can be told from dense; in none")
+    assert said.startswith("In 1 of 1 groups no format is significantly faster than dense; in none")
 
 
 # samples

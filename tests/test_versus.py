@@ -85,7 +85,7 @@ def test_without_ceilings_nothing_is_explained(base: Run) -> None:
         **{n: getattr(base.header, n) for n in base.header.__struct_fields__} | {"ceilings": {}}
     )
     assert {m.explained for m in compared(base, faster(2, 2)).matched if m.ratio} == {
-        "no measured roof"
+        "no measured peak"
     }
 
 

@@ -406,7 +406,7 @@ def _open(noise: float, rule: Rule) -> str:
             f"Its replicates differ by {units.percent(noise)}: more than {MOST_REPLICATES} on each "
             "side would be needed."
         )
-    return "The change is too near the threshold to be told from it."
+    return "The change is too close to the threshold for more replicates to decide."
 
 
 def _replicates(

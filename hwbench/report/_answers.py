@@ -232,12 +232,13 @@ def _fastest(lead: str, rivals: list[Row]) -> Sentence:
             _UNTOLD[NEVER_QUIET in best.flags.split(",")],
         )
     elif all(loses(row) for row in ordered):
-        lead, end = f"{lead}nothing beats dense; the nearest is ", "."
+        lead, end = f"{lead}every format is slower than dense; the closest is ", "."
     elif not beats(best) and sure:
-        lead = f"{lead}these beat dense: {_names(sure)}; the shortest time, of "
-        end = ", is undecided."
+        lead = f"{lead}faster than dense: {_names(sure)}; the shortest time, that of "
+        end = ", is not significantly below that of dense."
     elif not beats(best):
-        lead, end = f"{lead}no format can be told from dense; the shortest time is that of ", "."
+        lead = f"{lead}no format is significantly faster than dense; the shortest time is that of "
+        end = "."
     else:
         lead, end = f"{lead}the fastest is ", _others(best, ordered)
     return [(lead, REST), *shown, (end, REST)]
@@ -251,13 +252,13 @@ def _others(best: Row, ordered: list[Row]) -> str:
     faster = [row for row in rest if beats(row)]
     unsure = [row for row in rest if not beats(row) and not loses(row)]
     said = f"; tied with it within 3 %: {_names(tied)}" if tied else ""
-    said += f"; {_names(equal)} cannot be told from it" if equal else ""
+    said += f"; not significantly slower: {_names(equal)}" if equal else ""
     if faster:
         said += f"; also faster than dense: {_names(faster)}"
     elif rest and not unsure:
-        said += "; nothing else beats dense"
+        said += "; the others are slower than dense"
     if unsure:
-        said += f"; undecided against dense: {_names(unsure)}"
+        said += f"; not significantly different from dense: {_names(unsure)}"
     if badly:
         said += f"; not measured well enough: {_names(badly)}"
     return f"{said}."

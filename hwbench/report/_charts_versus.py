@@ -13,7 +13,7 @@ _TIPS = {
     "ratio_text": "ratio",
     "base_text": "first run",
     "time_text": "this run",
-    "roofs_text": "roofs allow",
+    "roofs_text": "expected",
     "explained": "explained by",
 }
 

@@ -104,7 +104,7 @@ def _won(members: list[Row]) -> str:
     sure = sum(beats(row) for row in cells.values())
     best = min(cells.values(), key=lambda row: row.relative_time)
     return (
-        f"The fastest format beats dense beyond its interval in {sure} of {len(cells)} cells; "
+        f"The fastest format is significantly faster than dense in {sure} of {len(cells)} cells; "
         f"the best is {printable(best.label)}, {units.ratio(best.relative_time)} of dense at "
         f"{words.shape(best)} and {words.tokens(best)}."
     )
@@ -162,7 +162,11 @@ def _crossings(have: list[Row]) -> str:
     series = by_series(have)
     won = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
     lost = [name for name, members in series.items() if all(loses(row) for row in members)]
-    said = f"Faster than dense: {', '.join(won)}" if won else "Nothing is surely faster than dense"
+    said = (
+        f"Faster than dense: {', '.join(won)}"
+        if won
+        else "No format is significantly faster than dense"
+    )
     return f"{said}; slower at every density: {', '.join(lost)}." if lost else f"{said}."
 
 

@@ -105,7 +105,7 @@ def _measured(pair: Pair, score: Score) -> str:
     if pair.timed["format"] == DENSE:
         return f" (loses nothing, {time})"
     timed = row_of(pair.timed)
-    told = ", slower" if loses(timed) else ", not told from it"
+    told = ", slower" if loses(timed) else ", not significantly"
     told = "" if beats(timed) else told
     error = f"{score.title} {score.said(pair.score)}"
     return f" ({error}, {time}, {units.ratio(pair.relative)} of dense{told})"
@@ -125,7 +125,7 @@ def _choice(level: str, score: Score, chosen: list[Pair]) -> Sentence:
         said = f" in {share}" if name == DENSE else f" in {share}, {span} of dense"
         pieces += [("; " if place else "", REST), (printable(name), POINT), (said, REST)]
     sure = sum(beats(row_of(pair.timed)) for pair in chosen)
-    told = f"; faster than dense beyond its interval in {sure} of {len(chosen)}."
+    told = f"; significantly faster than dense in {sure} of {len(chosen)}."
     return [*pieces, (told, REST)]
 
 
@@ -163,7 +163,7 @@ def _two_four(rows: list[Row]) -> list[Sentence]:
         return [[(f"Not answered: {times} of {len(own)} cases did not run. {reason}", REST)]]
     won, lost = [row for row in have if beats(row)], [row for row in have if loses(row)]
     best = min(have, key=lambda row: row.relative_time)
-    where = _where(won) if won else "nowhere beyond its interval"
+    where = _where(won) if won else "nowhere significantly"
     return [
         [
             ("Faster than dense in ", REST),
@@ -205,16 +205,18 @@ def _nothing(rows: list[Row]) -> list[Sentence]:
         return [
             [
                 ("Nowhere", POINT),
-                (f": in each of {len(sets)} groups a format is faster beyond its interval.", REST),
+                (f": in each of {len(sets)} groups a format is significantly faster.", REST),
             ]
         ]
     named = "; ".join(words.group_title(m[0]) for m in dense_wins[:3])
     further = f"; and {len(dense_wins) - 3} more" if len(dense_wins) > 3 else ""
     if not dense_wins:
-        lead = f"In {len(unsure)} of {len(sets)} groups no format can be told from dense"
+        lead = (
+            f"In {len(unsure)} of {len(sets)} groups no format is significantly faster than dense"
+        )
         return [[(lead, POINT), ("; in none is every format slower.", REST)]]
     lead = f"In {len(dense_wins)} of {len(sets)} groups every format is slower than dense"
     said: Sentence = [(lead, POINT), (f": {named}{further}", REST)]
     if unsure:
-        said.append((f"; in {len(unsure)} more none can be told from it", REST))
+        said.append((f"; in {len(unsure)} more no format is significantly faster", REST))
     return [[*said, (".", REST)]]

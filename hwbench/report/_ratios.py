@@ -77,8 +77,8 @@ def _group(members: list[Row], base: str) -> Figure:
     slower = sum(known(row.against.low) and row.against.low > 1 for row in members)
     faster = sum(known(row.against.high) and row.against.high < 1 for row in members)
     says = (
-        f"Slower than on {base} beyond the interval: {slower or 'none'} of {len(members)} cases; "
-        f"faster: {faster or 'none'}"
+        f"Significantly slower than on {base}: {slower or 'none'} of {len(members)} cases; "
+        f"significantly faster: {faster or 'none'}"
     )
     return _figure("versus", words.group_title(replace(members[0], machine="")), says, members)
 

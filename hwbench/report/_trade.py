@@ -52,7 +52,7 @@ class Trade:
         return (f"{self.score} {self.bound}", *HEADS)
 
 
-HEADS = ("fastest", "time", "of dense", "stored", "told from dense")
+HEADS = ("fastest", "time", "of dense", "stored", "against dense")
 """The columns of the table beside the score that is kept."""
 
 
@@ -96,7 +96,7 @@ def trade(found: Joined) -> Trade:
     for row in rows:
         if row["format"] in (None, DENSE):
             continue
-        level = f"; level: {', '.join(map(printable, row['level']))}" if row["level"] else ""
+        equal = ", ".join(map(printable, row["level"]))
         told.lines.append(
             [
                 units.significant(row["bound"]),
@@ -104,7 +104,7 @@ def trade(found: Joined) -> Trade:
                 units.seconds(row["time_seconds"]),
                 units.ratio(row["relative_time"]),
                 units.nbytes(row["stored_bytes"]),
-                f"{row['verdict']}{level}",
+                f"{row['verdict']}; not significantly slower: {equal}" if equal else row["verdict"],
             ]
         )
     return told
@@ -151,22 +151,19 @@ def pareto(found: Joined) -> Figure:
     score = score_of(row_of(found.scored))
     faster = [pair for pair in front if pair.relative < 1]
     if faster:
-        first, last = (
-            f"{score.said(p.score)} ({printable(p.name)}, {units.ratio(p.relative)})"
-            for p in (faster[0], faster[-1])
-        )
-        reach = (
-            f"from {score.title} {first} to {last}"
-            if len(faster) > 1
-            else f"at {score.title} {first}"
-        )
+        shown = [
+            f"{printable(p.name)} ({units.ratio(p.relative)} of dense, "
+            f"{score.title} {score.said(p.score)})"
+            for p in [faster[0], faster[-1]][: len(faster)]
+        ]
         sure = sum(beats(row_of(pair.timed)) for pair in faster)
-        surely = f"{sure or 'none'} of {len(faster)} such points"
-        if sure == len(faster):
-            surely = "each such point"
-        says = f"The front is faster than dense {reach}; {surely} beyond its interval."
+        reach = f"from {shown[0]} to {shown[1]}" if len(shown) > 1 else shown[0]
+        says = (
+            f"Pareto front, where faster than dense: {reach}; "
+            f"{sure or 'none'} of {len(faster)} points are significantly faster."
+        )
     else:
-        says = f"None of the {len(front)} points on the front is faster than dense."
+        says = f"None of the {len(front)} points on the Pareto front is faster than dense."
     alone = [(printable(row_of(a.row).label), printable(a.reason)) for a in found.alone]
     aside = [
         (printable(p.name), f"drawn; set aside to make the pair: {', '.join(p.aside)}")
@@ -242,9 +239,7 @@ def _best_scores(have: list[Row], share_of: Callable[[Row], float], what: str) -
                 f"{share:g} of the {what.removesuffix(' of dense')}"
             )
     return (
-        f"The best {score.title} has {', and '.join(said)}."
-        if said
-        else f"Every {score.title} by format."
+        f"Best {score.title}: {', and '.join(said)}." if said else f"Every {score.title} by format."
     )
 
 

@@ -120,7 +120,7 @@ def _matched(base: Row, other: Row, old: list[float], new: list[float]) -> Match
     measured = ratio(old, new)
     roofs = _measured_bound(base), _measured_bound(other)
     if roofs[0] is None or roofs[1] is None:
-        return Matched(base, other, measured, None, "no measured roof")
+        return Matched(base, other, measured, None, "no measured peak")
     expected = roofs[1][0] / roofs[0][0]
     bounds = roofs[0][1], roofs[1][1]
     return Matched(base, other, measured, expected, _explained(measured, expected, bounds))
@@ -229,7 +229,7 @@ def summary(found: Versus) -> list[str]:
     if counts:
         total = sum(counts.values())
         parts = ", ".join(f"{times} {why}" for why, times in counts.items())
-        said.append(f"Of {total} ratios, set against each machine’s own measured roofs: {parts}.")
+        said.append(f"Of {total} ratios, compared with those of the measured peaks: {parts}.")
     if found.agreement:
         least = min(found.agreement, key=found.agreement.__getitem__)
         middle = median(found.agreement.values())
@@ -242,7 +242,7 @@ def summary(found: Versus) -> list[str]:
         sure = sum(flip.sure for flip in found.flips)
         said.append(
             f"Another format is the fastest in {len(found.flips)} of {found.compared} groups and "
-            f"densities, {sure or 'none'} of them beyond the intervals."
+            f"densities, {sure or 'none'} of them significantly."
         )
     said += _watts(found) + _priced(found, values)
     if any(found.only):

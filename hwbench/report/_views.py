@@ -35,8 +35,8 @@ class Figure:
     def heading(self) -> str:
         """Of the list of what is not drawn, or not as it was measured; empty without one."""
         counted = (
-            (len(self.alone), "not drawn: no partner"),
-            (len(self.aside), "paired without a knob"),
+            (len(self.alone), "not drawn: no matching score or time"),
+            (len(self.aside), "matched without one of the knobs"),
         )
         return ", ".join(f"{number} {what}" for number, what in counted if number)
 
@@ -118,10 +118,10 @@ def _under_the_roof(members: list[Row], ceiling: Roof) -> str:
     above = sum(row.efficiency > 1 for row in members)
     cached = sum(bool(row.placement and row.placement.in_cache) for row in members)
     said = (
-        f"The measured roofs, {units.flops_per_second(ceiling.flops_per_second)} and "
+        f"The measured peaks, {units.flops_per_second(ceiling.flops_per_second)} and "
         f"{units.si(ceiling.bytes_per_second, 'B/s')}, meet at "
-        f"{units.significant(ceiling.ridge)} FLOP per byte; nearest to its roof, or furthest above "
-        f"it, is {printable(best.label)} ({units.percent(best.efficiency, 0)})"
+        f"{units.significant(ceiling.ridge)} FLOP per byte; the most efficient case is "
+        f"{printable(best.label)}, at {units.percent(best.efficiency, 0)} of its roof"
     )
     if above:
         said += f"; {above} of {len(members)} points lie above a roof"

@@ -79,7 +79,7 @@ def size(change: Change) -> str:
 def reason(change: Change) -> str:
     """Why a change has its verdict, with the replicates that are still needed."""
     needed = change.replicates_needed
-    more = f"{needed} replicates on each side would tell." if needed else None
+    more = f"About {needed} replicates in each run would decide it." if needed else None
     return printable(" ".join(filter(None, [change.reason, more])))
 
 

@@ -231,7 +231,7 @@ def _levels(score: Score | None, made: list[Candidate]) -> list[Level]:
 
 def _basis(found: Joined | None, score: Score | None) -> str:
     if found is None or score is None:
-        return "This run measures no errors: only exact formats can be told from others."
+        return "This run measures no errors, so it can recommend exact formats only."
     timed, scored = found.shapes
     row = row_of(found.scored)
     what = _whose.noted(row) or f"{score.title.capitalize()} of {words.workload(row)}."

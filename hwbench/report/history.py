@@ -205,7 +205,7 @@ def lines(history: History) -> list[str]:
     if len(history.events) > _EVENTS:
         told.append(f"… and {len(history.events) - _EVENTS} earlier; --json has them all")
     if not history.events:
-        told.append(f"No level changed by {units.percent(history.threshold)} or more.")
+        told.append(f"No case changed by {units.percent(history.threshold)} or more.")
     return [line[: len(line) - len(line.lstrip())] + printable(line) for line in told]
 
 

@@ -359,9 +359,10 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     interval = spread if several else "one replicate gives no interval"
     lines = [f"relative: time over dense in the same rounds; {interval}."]
     if most := max(row.slowed for row in rows):
+        ending = "" if most == 1 else "s"
         lines.append(
-            f"Up to {most} replicates of a case were left out: dense itself was slowed there, so "
-            "the machine was busy."
+            f"Up to {most} replicate{ending} of a case dropped: dense ran slower than usual "
+            "there, so the machine was busy."
         )
     lines += _raised(rows)
     flags = {flag for row in rows for flag in row.flags.split(",")}

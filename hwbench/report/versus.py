@@ -101,7 +101,7 @@ def lines(each: Versus, most: int = _MOST) -> list[tuple[str, list[list[str]]]]:
 
 def heads(each: Versus) -> tuple[str, ...]:
     """The columns of ``lines``; both times stand under the names of their machines."""
-    return ("format", "density", each.base, each.other, "ratio", "roofs", "explained by")
+    return ("format", "density", each.base, each.other, "ratio", "expected", "explained by")
 
 
 def _line(each: Matched) -> list[str]:
