@@ -37,6 +37,7 @@ _KNOWN = {  # colour, shape
     "masked_dense": (7, "plus"),
     "n_m": (1, "plus"),
     "two_four_training": (1, "cross"),
+    "dictionary": (2, "star"),
 }
 _MARKERS = {  # of matplotlib
     "circle": "o",
