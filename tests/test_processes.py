@@ -156,7 +156,7 @@ def test_formats_that_take_their_worker_with_them(
     asked = {
         "schema": 1,
         "name": "faults",
-        "plan": {"replicates": 1, "budget_seconds": 0.005, "timeout_seconds": 30.0},
+        "plan": {"replicates": 1, "budget_seconds": 0.05, "timeout_seconds": 30.0},
         "cases": [
             {"workload": "linear", "direction": "forward", "shape": [16, 16], "tokens": [4],
              "format": [{"name": name} for name in names]}
