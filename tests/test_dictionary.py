@@ -51,7 +51,9 @@ def test_both_factors_are_the_best_for_the_other(shape: tuple[int, int]) -> None
     assert relative(sparse @ atoms, sparse @ own) < 1e-8
 
 
-def test_no_round_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("solved", [0, 2**29])
+def test_no_round_raises_the_error(monkeypatch: pytest.MonkeyPatch, solved: int) -> None:
+    monkeypatch.setattr(Dictionary, "SOLVED", solved)
     weight, f, found = drawn(40, 32), build(40, 32, atoms=16), []
     monkeypatch.setattr(Dictionary, "LEAST_GAIN", 0.0)
     for rounds in (1, 2, 4, 8, 32):

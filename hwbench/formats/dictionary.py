@@ -77,6 +77,8 @@ class Dictionary(GatheredFormat):
     ROUNDS: ClassVar[int] = 100
     LEAST_GAIN: ClassVar[float] = 1e-3  # a round that lowers the error by less is the last
 
+    SOLVED: ClassVar[int] = 2**29  # multiply-adds up to which a round solves for the values of S
+
     atoms: int
     ratio: int = 2
     index_dtype: str = "int32"
@@ -144,8 +146,8 @@ class Dictionary(GatheredFormat):
         """A local optimum, reached in turns: the best D for S, and a better S for D.
 
         S takes a step down the gradient, of a length that never raises the error, after which each
-        row keeps its largest values; then these are the best for their places. ``activations``
-        weigh the columns.
+        row keeps its largest values; in a small layer these are then solved for, the best for
+        their places. ``activations`` weigh the columns.
         """
         scale = _init.column_weights(weight, activations, least=_init.DIVISIBLE)
         target = _init.working(weight) * scale
@@ -170,7 +172,9 @@ class Dictionary(GatheredFormat):
             step = 1 / torch.linalg.matrix_norm(gram, 2).clamp_min(torch.finfo(gram.dtype).tiny)
             moved = sparse + step * (seen - sparse @ gram)
             columns = self._best(moved.abs())
-            values = _solved(gram, seen, columns)
+            values = moved.gather(1, columns)
+            if len(seen) * self.fan_in**3 <= self.SOLVED:
+                values = _solved(gram, seen, columns)
             sparse = torch.zeros_like(moved).scatter(1, columns, values)
             atoms = _damped(sparse.mT @ sparse, sparse.mT @ target)
             found = float(torch.linalg.matrix_norm(target - sparse @ atoms))
