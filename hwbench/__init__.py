@@ -18,6 +18,7 @@ Models:
 
 * ``convert(model, format="low_rank", density=0.5)`` is a copy of a model with its linear layers in
   a format.
+* ``capture(model, texts, out)`` writes what the linear layers of a model see of a text.
 * ``save_converted(model, folder)`` and ``load_converted(folder, model)`` keep one on disk.
 
 To add members of your own, subclass ``Format``, ``Workload``, ``Device`` or ``Meter``;
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from hwbench.meters._base import Meter
     from hwbench.report.decision import best
     from hwbench.workloads._base import Subject, Workload
+    from hwbench.workloads._capture import capture
     from hwbench.workloads._convert import convert
     from hwbench.workloads._converted import load_converted, save_converted
 
@@ -56,6 +58,7 @@ _HOMES = {
     "Subject": "hwbench.workloads._base",
     "Workload": "hwbench.workloads._base",
     "budget": "hwbench.formats._base",
+    "capture": "hwbench.workloads._capture",
     "convert": "hwbench.workloads._convert",
     "load_converted": "hwbench.workloads._converted",
     "save_converted": "hwbench.workloads._converted",
@@ -79,6 +82,7 @@ __all__ = [
     "__version__",
     "best",
     "budget",
+    "capture",
     "convert",
     "get_format",
     "load_converted",

@@ -231,7 +231,7 @@ def test_without_the_package_the_line_that_brings_it_is_the_reason(
     [
         ({}, "31.4"),
         ({"perplexity_ratio": 2.24}, "31.4"),
-        (dict(zip(RATIO, (2.24, 2.1, 2.4), strict=True)), "31.4, 2.24× (2.1–2.4)"),
+        (dict(zip(RATIO, (2.24, 2.1, 2.4), strict=True)), "31.4, 2.24× (2.10–2.40)"),
         (dict(zip(RATIO, (10.5, 9.9, 11.0), strict=True)), "31.4, collapsed"),
     ],
 )

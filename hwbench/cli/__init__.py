@@ -23,6 +23,7 @@ from hwbench.cli import (
     _streams,
     ab,
     baseline,
+    capture,
     ceilings,
     check,
     choose,
@@ -62,6 +63,7 @@ JUDGE, MACHINE = "Compare and judge", "This machine, and what there is"
 app.command("run", rich_help_panel=MEASURE)(run.run)
 app.command("choose", rich_help_panel=MEASURE)(choose.choose)
 app.command("shapes", rich_help_panel=MEASURE)(shapes.shapes)
+app.command("capture", rich_help_panel=MEASURE)(capture.capture)
 app.command("profile", rich_help_panel=MEASURE)(profile.profile)
 app.command("show", rich_help_panel=READ)(show.show)
 app.command("report", rich_help_panel=READ)(report.report)

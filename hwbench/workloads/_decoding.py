@@ -27,7 +27,7 @@ from hwbench.workloads._llama import Llama, encoded
 SAME = 1e-3
 """How far the logits of the layers' own kernels may be from those of Ŵ, of their norm."""
 _NEAR = 30.0  # … and where a kernel rounds activations: of what one layer may miss
-_CALLS, _WARM = 3, 1
+_CALLS = 3  # passes of which the median is the latency; the one that is compared comes first
 
 Project = Callable[[Tensor, Tensor], Linear]
 """A weight and what its layer sees → the layer that stands in for it."""
@@ -69,7 +69,7 @@ def kept(file: Path, project: Project, calibration: int, evaluation: int, device
     student, tolerance = _projected(original, project, seen)
     first, mask = ids[:1], torch.ones_like(ids[:1], dtype=torch.bool)
     own = student(first, mask)
-    seconds = _whole.latency(lambda: student(first, mask), device, _CALLS, _WARM)
+    seconds = _whole.latency(lambda: student(first, mask), device, _CALLS, warm=0)
     sizes = _whole.size(student)
     _made_dense(student)
     error = _apart(own, student(first, mask))

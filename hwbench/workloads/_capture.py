@@ -1,0 +1,113 @@
+"""What the linear layers of a model see of a text, as a file that ``run --activations`` takes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hwbench import checkpoints, files
+from hwbench.checkpoints import tensors
+from hwbench.errors import MissingPartError, UsageError, shortened
+from hwbench.workloads import _distill, _reading
+
+ROWS = 4096
+_TEXTS = 16  # lines that pass through the model at once
+
+
+def capture(
+    model: str, texts: Path, out: Path, *, layers: str = "*", rows: int = ROWS
+) -> dict[str, tuple[int, int]]:
+    """Write what each linear layer of a model sees at the tokens of a text.
+
+    Args:
+        model: a folder in Hugging Face's layout, or a name on its Hub.
+        texts: a file with a text a line; long ones are cut off at 128 tokens.
+        out: the safetensors file: float32, (rows, in_features), by the name that the weight has in
+            the model's file.
+        layers: a pattern of names of weights; only these are written.
+        rows: the most tokens of each layer.
+
+    Returns:
+        The shapes that were written, by name.
+
+    Raises:
+        UsageError: the model or the text cannot be read, no layer matches, a layer sees what is no
+            number, or the file cannot be written.
+        MissingPartError: a package is missing that the model is read with.
+    """
+    if reason := checkpoints.no_package("safetensors"):
+        raise MissingPartError(reason)
+    lines = _lines(texts)
+    folder = checkpoints.folder(checkpoints.fetched(model))
+    kind = _reading.reader(folder)
+    if reason := kind.unreadable(folder):
+        raise UsageError(reason)
+    loaded = kind.load(folder)
+    names = _stored_names(folder, loaded.linears())
+    wanted = {ours: name for ours, name in names.items() if fnmatch.fnmatchcase(name, layers)}
+    if not wanted:
+        raise UsageError(
+            f"No linear layer matches {shortened(layers)!r}; there are such as "
+            f"{', '.join(list(names.values())[:3])}."
+        )
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    held: dict[str, int] = defaultdict(int)
+    for start in range(0, len(lines), _TEXTS):
+        ids, mask = kind.tokens(folder, lines[start : start + _TEXTS])
+        for ours, found in _distill.activations(loaded, ids, mask).items():
+            if ours in wanted and held[ours] < rows:
+                seen[ours].append(found[: rows - held[ours]].float().contiguous().clone())
+                held[ours] += len(seen[ours][-1])
+        if all(held[ours] >= rows for ours in wanted):
+            break
+    return _written({wanted[ours]: torch.cat(parts) for ours, parts in seen.items()}, out)
+
+
+def _lines(texts: Path) -> list[str]:
+    try:
+        lines = [line for line in files.read_text(texts).splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise UsageError(f"{texts} cannot be read: {why}.") from error
+    if not lines:
+        raise UsageError(f"{texts} holds no text; give a file with a text a line.")
+    return lines
+
+
+def _stored_names(folder: Path, ours: Iterable[str]) -> dict[str, str]:
+    """The name in the model's files of the weight of each layer.
+
+    A class may put its weights below a further name, or leave one out: then the one ends as the
+    other does.
+    """
+    held = [name for path in sorted(folder.glob("*.safetensors")) for name in tensors.header(path)]
+    found = {}
+    for name in ours:
+        weight = f"{name}.weight"
+        same = [
+            each
+            for each in held
+            if each == weight or each.endswith(f".{weight}") or weight.endswith(f".{each}")
+        ]
+        found[name] = same[0] if len(same) == 1 else weight
+    return found
+
+
+def _written(found: dict[str, Tensor], out: Path) -> dict[str, tuple[int, int]]:
+    from safetensors.torch import save
+
+    for name, values in found.items():
+        if not bool(torch.isfinite(values).all()):
+            raise UsageError(f"{shortened(name)} sees numbers that are not finite.")
+    if not found:
+        raise UsageError("Nothing passes through the layers that are asked for.")
+    try:
+        out.write_bytes(save(found))
+    except OSError as error:
+        raise UsageError(f"Cannot write {out}: {error.strerror or error}.") from error
+    return {name: (values.shape[0], values.shape[1]) for name, values in found.items()}

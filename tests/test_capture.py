@@ -1,0 +1,123 @@
+"""``hwbench capture``: what the layers of a model see, in a file that ``run`` scores on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _compress import VOCABULARY, write
+
+from hwbench.checkpoints import tensors
+from hwbench.errors import UsageError
+from hwbench.workloads import _own, _reading
+from hwbench.workloads._capture import capture
+
+transformers = pytest.importorskip("transformers")
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module", params=["llama", "bert"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random decoder, and a random encoder whose file has names without what stands before."""
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": SIDE, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if request.param == "llama":
+            known = transformers.LlamaConfig(**sizes, bos_token_id=0, eos_token_id=0)
+            model = transformers.LlamaForCausalLM(known)
+        else:
+            model = transformers.BertModel(transformers.BertConfig(**sizes))
+        return write(tmp_path_factory.mktemp(request.param), model)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Twenty lines, more than pass through at once."""
+    file = tmp_path / "texts.txt"
+    lines = [f"Sentence {number} says something of its own." for number in range(20)]
+    file.write_text("\n\n".join(lines), encoding="utf-8")
+    return file
+
+
+def test_activations_stand_under_the_names_of_the_weights(
+    folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "acts.safetensors"
+    found = capture(str(folder), texts, out)
+    held, weights = tensors.header(out), tensors.header(folder / "model.safetensors")
+    kind = _reading.reader(folder)
+    _, mask = kind.tokens(folder, [x for x in texts.read_text().splitlines() if x])
+    assert len(found) == len(kind.shapes(folder))
+    for name, shape in found.items():
+        assert shape == (int(mask.sum()), weights[name].shape[1])
+        assert tensors.activations(out, weights[name]) == held[name]
+
+
+def test_the_rows_are_what_the_layer_sees(folder: Path, texts: Path, tmp_path: Path) -> None:
+    """The output of a layer on its rows is what a hook sees it give."""
+    out = tmp_path / "acts.safetensors"
+    names = capture(str(folder), texts, out, layers="*1*q*")
+    assert names
+    kind = _reading.reader(folder)
+    model = kind.load(folder)
+    ids, mask = kind.tokens(folder, [x for x in texts.read_text().splitlines() if x][:16])
+    given: dict[str, torch.Tensor] = {}
+    for ours, linear in model.linears().items():
+        linear.register_forward_hook(
+            lambda _, __, y, ours=ours: given.update({ours: y.flatten(0, -2)[mask.flatten()]})
+        )
+    model(ids, mask)
+    for name in names:
+        stored = tensors.header(out)[name]
+        rows = torch.from_numpy(tensors.array(stored))[: int(mask.sum())]
+        (ours,) = [each for each in given if f"{each}.weight".endswith(name)]
+        linear = model.linears()[ours]
+        y = torch.nn.functional.linear(rows, linear.weight, linear.bias)
+        assert torch.allclose(y, given[ours], atol=1e-5)
+
+
+def test_rows_and_layers_are_limited(folder: Path, texts: Path, tmp_path: Path) -> None:
+    every = capture(str(folder), texts, tmp_path / "all.safetensors", rows=7)
+    assert {rows for rows, _ in every.values()} == {7}
+    one = capture(str(folder), texts, tmp_path / "one.safetensors", layers=next(iter(every)))
+    assert list(one) == [next(iter(every))]
+
+
+def test_mistakes_are_said(folder: Path, texts: Path, tmp_path: Path) -> None:
+    out, empty = tmp_path / "acts.safetensors", tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    for wanted, arguments in {
+        "There is no folder": (str(tmp_path / "nothing"), texts, out),
+        "cannot be read": (str(folder), tmp_path / "nothing", out),
+        "holds no text": (str(folder), empty, out),
+        "Cannot write": (str(folder), texts, tmp_path / "no" / "folder.safetensors"),
+    }.items():
+        with pytest.raises(UsageError, match=wanted):
+            capture(*arguments)
+    with pytest.raises(UsageError, match="No linear layer matches"):
+        capture(str(folder), texts, out, layers="nothing")
+    assert not out.exists()
+
+
+def test_the_command_writes_what_run_scores_on(
+    hwbench: Callable[..., tuple[int, str, str]], folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "acts.safetensors"
+    code, shown, _ = hwbench(
+        *("capture", "--model", str(folder), "--texts", str(texts), "--out", str(out))
+    )
+    assert code == 0
+    name = next(iter(tensors.header(out)))
+    weights = folder / "model.safetensors"
+    assert f"--activations {out}" in " ".join(shown.split())
+    options = {**_own.OPTIONS, "weights": str(weights), "tensor": name, "activations": str(out)}
+    rows = _own.activations(options)
+    assert rows is not None
+    assert rows.shape[1] == _own.weight(options).shape[1]
