@@ -97,8 +97,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, version: str) -> Library:
     """Put the stand-ins of a version of torch in the place of its 2:4 products."""
     library, kind, linear = Library(), VERSIONS[version], functional.linear
 
-    def of_either(x: Tensor, weight: Any) -> Tensor:
-        return weight.linear(x) if isinstance(weight, Packed) else linear(x, weight)
+    def of_either(x: Tensor, weight: Any, *bias: Any) -> Tensor:
+        return weight.linear(x) if isinstance(weight, Packed) else linear(x, weight, *bias)
 
     monkeypatch.setattr(functional, "linear", of_either)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", library.product)

@@ -6,12 +6,14 @@ import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from _formats import CLASSES, describe, first_of_each, settings
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hwbench.formats
 from hwbench.formats._base import BACKWARD, FORWARD, Format, Linear
@@ -180,3 +182,46 @@ def test_a_layer_without_a_product_says_what_it_lacks() -> None:
 
     with pytest.raises(NotImplementedError, match="Bare must give apply_weight"):
         Bare(2, 3)(torch.ones(1, 3))
+
+
+# --- the bias -----------------------------------------------------------------------------------
+
+ADDING = [
+    describe(cls, kernel.name, (48, 64))
+    for cls in CLASSES.values()
+    for kernel in cls.IMPLEMENTATIONS
+    if kernel.adds_bias
+]
+
+
+class Adds(TorchDispatchMode):
+    """The additions of a call that are operators of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("add", "add_"):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_adds_the_bias_says_so() -> None:
+    assert {f.name() for f in ADDING} >= {"dense", "low_rank", "low_rank_light"}
+
+
+@pytest.mark.parametrize("f", ADDING, ids=lambda f: f"{f.name()}-{f.kernel}")
+def test_a_bias_is_added_once_as_part_of_a_product(f: Format) -> None:
+    layer = f.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    bias = torch.arange(48.0)
+    layer.bias = torch.nn.Parameter(bias)
+    x, dy = torch.ones(5, 64), torch.arange(240.0).view(5, 48)
+    with Adds() as adds:
+        y = layer(x)
+    assert adds.found == []
+    assert torch.allclose(y, x @ layer.to_dense().mT + bias, rtol=1e-4, atol=1e-4)
+    layer.requires_grad_(False)
+    layer.bias.requires_grad_(True)  # and nothing else
+    (gradient,) = torch.autograd.grad(layer(x), layer.bias, dy)
+    assert torch.equal(gradient, dy.sum(0))

@@ -288,6 +288,8 @@ def turn(x: Tensor) -> Tensor:
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
     if plain and columns == 1:
         return x.view(1, rows)
+    if plain and rows == 1:
+        return x.view(columns, 1)
     if plain and rows > 1:
         # The same permutation, which torch does here with vector instructions: copying x.t() takes
         # three times as long in float32, and less than this in the other dtypes.

@@ -50,6 +50,9 @@ class Kernel:
     materialises: ClassVar[bool] = False
     """Whether it forms a dense tensor of the weight's size."""
 
+    adds_bias: ClassVar[bool] = False
+    """Whether ``apply`` adds the layer's ``bias``, where it has one, as part of a product."""
+
     backward_as: ClassVar[type[Kernel] | None] = None
     """The kernel whose backward pass it takes, where it has none of its own."""
 

@@ -48,10 +48,13 @@ class PackableMap(Linear):
 class Plain(Torch):
     """Plain products of torch, for which nothing is packed."""
 
+    adds_bias = True
+
     def apply(self, layer: PackableMap, x: Tensor) -> Tensor:
-        for weight, _ in layer.chain():
+        *first, (last, _) = layer.chain()
+        for weight, _ in first:
             x = functional.linear(x, weight)
-        return x
+        return functional.linear(x, last, layer.bias)
 
 
 class Library(Kernel, ABC):

@@ -19,5 +19,7 @@ class Dense(FullFormat):
 class Torch(_kernel.Torch, of=Dense):
     """The layer as PyTorch has it."""
 
+    adds_bias = True
+
     def apply(self, layer: FullMap, x: Tensor) -> Tensor:
-        return functional.linear(x, layer.weight)
+        return functional.linear(x, layer.weight, layer.bias)

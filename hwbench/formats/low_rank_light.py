@@ -62,35 +62,43 @@ def _order(pivots: Tensor, size: int) -> Tensor:
 
 
 def _product(
-    x: Tensor, left: Tensor, right: Tensor, order: Tensor | None
+    x: Tensor, left: Tensor, right: Tensor, bias: Tensor | None, order: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, what A is applied to, and x in the order of the columns."""
     if order is not None:
         x = x.gather(1, order.expand_as(x))
     rank = right.shape[0]
     hidden = torch.addmm(x[:, :rank], x[:, rank:], right.mT)
-    return functional.linear(hidden, left), hidden, x
+    return functional.linear(hidden, left, bias), hidden, x
 
 
 class _Product(torch.autograd.Function):
     """Two products forward and four backward, which write the gradient of x in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, left: Tensor, right: Tensor, order: Tensor | None) -> Tensor:
-        y, hidden, ordered = _product(x, left, right, order)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor | None,
+        order: Tensor | None,
+    ) -> Tensor:
+        y, hidden, ordered = _product(x, left, right, bias, order)
         ctx.save_for_backward(left, right, hidden, ordered)
         ctx.order = order
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         left, right, hidden, ordered = ctx.saved_tensors
-        x_needs, left_needs, right_needs, _ = ctx.needs_input_grad
+        x_needs, left_needs, right_needs, bias_needs, _ = ctx.needs_input_grad
         rank = right.shape[0]
         dleft = dy.mT @ hidden if left_needs else None
+        dbias = dy.sum(0) if bias_needs else None
         if not (x_needs or right_needs):
-            return None, dleft, None, None
+            return None, dleft, None, dbias, None
         dordered = torch.empty_like(ordered)
         if dy.is_cpu and dy.dtype == torch.bfloat16:
             # With AMX, torch 2.13 reads one column past an odd rank, times zero: NaN stays NaN.
@@ -98,12 +106,12 @@ class _Product(torch.autograd.Function):
         dhidden = _block_matmul.multiply_into(dordered[:, :rank], dy, left)
         dright = dhidden.mT @ ordered[:, rank:] if right_needs else None
         if not x_needs:
-            return None, dleft, dright, None
+            return None, dleft, dright, dbias, None
         _block_matmul.multiply_into(dordered[:, rank:], dhidden, right)
         if ctx.order is None:
-            return dordered, dleft, dright, None
+            return dordered, dleft, dright, dbias, None
         dx = torch.empty_like(dordered).scatter_(1, ctx.order.expand_as(dordered), dordered)
-        return dx, dleft, dright, None
+        return dx, dleft, dright, dbias, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +220,12 @@ class Addmm(Kernel, of=LowRankLight):
 
     name = "addmm"
     operators = r"aten::addmm$"
+    adds_bias = True
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
-        order = layer.order()
-        if _block_matmul.needs_grad(x, layer.left, layer.right):
-            y: Tensor = _Product.apply(x, layer.left, layer.right, order)  # type: ignore[no-untyped-call]
+        given = (x, layer.left, layer.right)
+        tensors = given if layer.bias is None else (*given, layer.bias)
+        if _block_matmul.needs_grad(*tensors):
+            y: Tensor = _Product.apply(*given, layer.bias, layer.order())  # type: ignore[no-untyped-call]
             return y
-        return _product(x, layer.left, layer.right, order)[0]
+        return _product(*given, layer.bias, layer.order())[0]
