@@ -298,18 +298,41 @@ def test_a_word_without_a_column_or_a_field_is_noticed() -> None:
             assert f"| `{name}` |" in text, f"[{kind}] {name} is shown nowhere"
 
 
-@pytest.mark.parametrize("page", [*PAGES, "../README", "../CONTRIBUTING"])
+LINK = r"\]\(([^)#:]+)(?:#([^)]+))?\)"
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", [*sorted(TEXTS), "../README", "../CONTRIBUTING"])
 def test_links_lead_somewhere(page: str) -> None:
     path = DOCS / f"{page}.md"
-    links = re.findall(r"\]\(([^)#:]+)(?:#([^)]+))?\)", path.read_text(encoding="utf-8"))
+    links = re.findall(LINK, path.read_text(encoding="utf-8"))
     assert links
     for target, anchor in links:
         there = path.parent / target
         assert there.exists(), target
-        if anchor:
-            heads = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
-            plain = {re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads}
-            assert anchor in plain, f"{target}#{anchor}"
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = {target for target, _ in re.findall(LINK, TEXTS["README"])}
+    assert {f"{page}.md" for page in TEXTS} - {"README.md"} <= listed
+
+
+def test_each_of_twenty_questions_names_the_page_that_answers_it() -> None:
+    asked = re.findall(r"^(\d+)\. ([^?\n]+\?)\s+\[[^]]+" + LINK, TEXTS["questions"], re.MULTILINE)
+    assert [int(number) for number, *_ in asked] == list(range(1, 21))
+    assert len({question for _, question, *_ in asked}) == 20
+
+
+def test_the_tour_is_short_enough_to_read_at_a_sitting() -> None:
+    files = [DOCS / target for target, _ in re.findall(LINK, TEXTS["tour"]) if ".py" in target]
+    assert len(files) == len(set(files)) == TEXTS["tour"].count("\n**[hwbench/")
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 4700
 
 
 def test_a_reader_ignores_fields_that_it_does_not_know(tmp_path: Path) -> None:
