@@ -25,10 +25,10 @@ def ceilings(
     threads: int | None = _shared.THREADS,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Measure what this machine reaches at best: the roofs of the roofline.
+    """Measure the peaks of this machine, which the roofline is made of.
 
-    A large matrix product by dtype through every library that a format may use (the best is the
-    roof), copy and triad from every memory level, and the smallest call.
+    The largest rate of a matrix product, by dtype, over every library that a format may use; copy
+    and triad from every memory level; and the smallest call.
     It takes about a minute. The runs that follow on this machine copy it into their file.
     """
     from hwbench import environment, protocol

@@ -1,4 +1,4 @@
-"""``hwbench history``: every case over many runs, and the first run at which a level changed."""
+"""``hwbench history``: every case over many runs, and the first run at which one changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def history(
         help="auto, time, relative, memory, score or a quantity; auto prefers relative.",
     ),
     threshold: str = typer.Option(
-        "3%", "--threshold", help="The smallest change of level that counts, such as 3%."
+        "3%", "--threshold", help="The smallest change that counts, such as 3%."
     ),
     suite: str | None = typer.Option(None, "--suite", "-s", help="Only runs of this suite."),
     case: str | None = typer.Option(
@@ -30,10 +30,10 @@ def history(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
-    """Show when levels changed: the first run of each, its commit, and what else was different.
+    """Show what changed and since when: the first run, its commit, and what else differed in it.
 
-    Runs are grouped by suite and machine. A level is one that held for three runs. What happened
-    in the last night alone is for hwbench check. This verb never fails a night: it ends with 0.
+    Runs are grouped by suite and machine. A change is reported once it has lasted for three runs;
+    hwbench check judges the last night alone. This verb never fails CI: its exit code is 0.
     """
     from hwbench.report import history as pages
     from hwbench.studies import history as study
