@@ -232,7 +232,12 @@ def test_where_it_runs(f: Format, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bmm_stays_the_default() -> None:
-    assert all(cls.KERNELS[0] == "bmm" for cls in (Btt, Monarch, Blast))
+    assert all(cls.KERNELS[0] == "bmm" for cls in (Btt, Monarch))
+    usual, bmm = (
+        Blast(out_features=64, in_features=64, rank=8, blocks=4, **kernel).on("cuda")
+        for kernel in ({}, {"kernel": "bmm"})
+    )
+    assert usual.cost(16, 2, STEP) == bmm.cost(16, 2, STEP)
 
 
 def test_which_layers_are_one_kernel() -> None:
@@ -283,7 +288,7 @@ def test_costs_by_hand() -> None:
     assert coupled.cost(1, 2, FORWARD).intermediate_bytes == 2 * 2 * 4000
     more = coupled.flops(1, STEP) - 6 * coupled.parameters()
     assert more == 2 * 16000  # the couplings, once more
-    plain = Blast(out_features=4096, in_features=4096, rank=1000, blocks=4)
+    plain = Blast(out_features=4096, in_features=4096, rank=1000, blocks=4, kernel="bmm")
     assert coupled.cost(1, 2, BACKWARD_INPUT) == plain.cost(1, 2, BACKWARD_INPUT)
 
 

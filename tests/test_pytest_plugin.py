@@ -175,7 +175,11 @@ def test_a_shipped_suite_is_found_by_name(tests: Run) -> None:
         (["--hwbench-suite", "tny"], "Unknown suite 'tny'"),
         (["--hwbench-suite", "none.toml"], "Cannot read the suite none.toml"),
         (["--hwbench-suite", "tiny.toml", "--hwbench-device", "gpu"], "Unknown device 'gpu'"),
-        (["--hwbench-suite", "bad.toml"], "Unknown format 'dens'; did you mean 'dense'?"),
+        pytest.param(
+            ["--hwbench-suite", "bad.toml"],
+            "Unknown format 'dens'; did you mean 'dense'?",
+            marks=pytest.mark.heavy,
+        ),
         (["--hwbench-suite", "tiny.toml", "-p", "no:benchmark"], "needs pytest-benchmark"),
     ],
 )
@@ -197,12 +201,12 @@ def around(request):
 """
 
 
-MORE_SCOPES = ("class", "package", "session")
+MORE_SCOPES = ("class", "module", "package", "session")
 
 
 @pytest.mark.parametrize(
     "scope",
-    ["function", "module", *(pytest.param(e, marks=pytest.mark.heavy) for e in MORE_SCOPES)],
+    ["function", *(pytest.param(e, marks=pytest.mark.heavy) for e in MORE_SCOPES)],
 )
 def test_cases_take_part_in_fixtures_of_every_scope(tests: Run, scope: str) -> None:
     use = "request.module.__name__" if scope in ("function", "module") else "pass"

@@ -77,6 +77,7 @@ def test_a_worker_imports_nothing_from_the_current_folder(tmp_path: Path, monkey
     assert not trace.exists(), trace.read_text()
 
 
+@pytest.mark.heavy
 def test_a_figure_takes_no_settings_from_outside(tmp_path: Path, monkeypatch) -> None:
     """`python -m hwbench` needs no PYTHONPATH beside its checkout, and imports nothing else."""
     run = Path(kept(run_of(questions(projection=False, tokens=(16,))), tmp_path))
