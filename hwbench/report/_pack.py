@@ -91,7 +91,7 @@ _READ: dict[str, Callable[[Row], Any]] = {
 }
 """How a column is read from a row, where that has no attribute of its name."""
 _DIGITS = 5
-_BOUND_DIGITS = 4  # of the ends of intervals
+BOUND_DIGITS = 4  # of the ends of intervals
 
 
 def columns(rows: list[Row], measured: Iterable[str] = ()) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def columns(rows: list[Row], measured: Iterable[str] = ()) -> dict[str, Any]:
     read |= {name: methodcaller("value", name) for name in measured}
     packed = {}
     for name, value_of in read.items():
-        digits = _BOUND_DIGITS if name.endswith(("_low", "_high")) else _DIGITS
+        digits = BOUND_DIGITS if name.endswith(("_low", "_high")) else _DIGITS
         values = [value_of(row) for row in rows]
         if any(map(_holds, values)):
             packed[name] = _column([_plain(value, digits) for value in values])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwbench import units
 from hwbench.errors import UsageError
-from hwbench.report import _facts, _ratios, html
+from hwbench.report import _facts, _pack, _ratios, html
 from hwbench.report import _words as words
 from hwbench.report._versus import Matched, Versus, matters, summary, versus
 from hwbench.report.rows import groups, known, printable
@@ -104,6 +104,11 @@ def heads(each: Versus) -> tuple[str, ...]:
     return ("format", "density", each.base, each.other, "ratio", "expected", "explained by")
 
 
+def _carried(bound: float) -> float:
+    """The digits of a bound that the page carries: its script writes the same text from them."""
+    return float(f"{bound:.{_pack.BOUND_DIGITS}g}")
+
+
 def _line(each: Matched) -> list[str]:
     density = each.base.density
     found = each.ratio
@@ -112,7 +117,9 @@ def _line(each: Matched) -> list[str]:
         units.significant(density) if known(density) else "–",
         units.seconds(each.base.time_seconds),
         units.seconds(each.other.time_seconds),
-        "–" if found is None else words.interval(found.value, found.low, found.high),
+        "–"
+        if found is None
+        else words.interval(found.value, _carried(found.low), _carried(found.high)),
         "–" if each.expected is None else units.significant(each.expected),
         _ratios.explained(each),
     ]
