@@ -247,7 +247,10 @@ class Result(Record):
 
     def values(self, quantity: str) -> list[float]:
         """The values of one quantity that count; empty when it was not measured."""
-        return next((m.kept() for m in self.measurements if m.quantity == quantity), [])
+        for measurement in self.measurements:
+            if measurement.quantity == quantity:
+                return measurement.kept()
+        return []
 
 
 class Reference(Record):

@@ -380,8 +380,14 @@ def test_twenty_thousand_cases_are_checked_in_seconds(hwbench: Call) -> None:
         for name, density in (("dense", None), ("low_rank", 0.5), ("csr", 0.5), ("btt", 0.5))
     ]
     old, new = kept(made(1, cases, replicates=3)), kept(made(2, cases, replicates=3))
+    hwbench("check", new, "-b", old, "--json")  # what is imported at first use is
+    begun = time.process_time()
+    assert all(read_run(Path(path)).results for path in (old, new))
+    read = time.process_time() - begun
     begun = time.process_time()
     code, out, _ = hwbench("check", new, "-b", old, "--json")
     taken = time.process_time() - begun
     assert (code, len(json.loads(out)["changes"])) == (0, len(cases))
-    assert taken < 10  # seconds of the processor, which others on the machine do not add to
+    # Seconds of the processor, beside those of reading both runs: evidence/scale.py tells seconds
+    # of a quiet machine, and this holds on any.
+    assert taken < 6 * read

@@ -596,6 +596,8 @@ def test_projection_beats_zero_and_random_members(f: Format) -> None:
     weight = matrix(f)
     reached = error(f, weight)
     assert reached <= 1
+    if f.out_features * f.in_features == 1 and "rounding" in f.knobs():
+        return  # the best multiple of a single code is the weight itself
     for seed in range(3):  # each in its best multiple, which may be nothing
         member = random_layer(f, seed=seed).to_dense().detach().double()
         scale = (member * weight.double()).sum() / member.square().sum()

@@ -157,10 +157,6 @@ def _entry(planned: Planned, results: list[Result], count: Counted | None) -> En
     good = [result for result in results if result.status is Status.OK]
     slow = count.slow if count and not count.never else frozenset()
     quiet = [result for result in good if result.replicate not in slow]
-    readings = {
-        name: _reading(name, quiet if name == RELATIVE.name else good)
-        for name in dict.fromkeys(m.quantity for result in good for m in result.measurements)
-    }
     return Entry(
         workload=planned.case.workload,
         status=status,
@@ -170,22 +166,28 @@ def _entry(planned: Planned, results: list[Result], count: Counted | None) -> En
         kernel=planned.kernel,
         resolved=planned.resolved,
         seeds={result.replicate: result.seed for result in good},
-        readings={name: reading for name, reading in readings.items() if reading.values},
+        readings=_readings(good, quiet),
         format=planned.case.format,
         group=planned.case.group,
     )
 
 
-def _reading(quantity: str, results: list[Result]) -> Reading:
-    values: dict[int, float] = {}
-    contracts = set()
-    for result in results:
+def _readings(good: list[Result], quiet: list[Result]) -> dict[str, Reading]:
+    """The values of each quantity by replicate, those of relative time from quiet ones alone."""
+    counting = {result.replicate for result in quiet}
+    values: dict[str, dict[int, float]] = {}
+    contracts: dict[str, set[str]] = {}
+    for result in good:
         for measurement in result.measurements:
-            if measurement.quantity == quantity and measurement.values:
-                values[result.replicate] = median(measurement.kept())
-                named = measurement.note if quantity == SCORE.name else measurement.contract
-                contracts.add(named or "none")
-    return Reading(values, frozenset(contracts))
+            name = measurement.quantity
+            if not measurement.values or (
+                name == RELATIVE.name and result.replicate not in counting
+            ):
+                continue
+            values.setdefault(name, {})[result.replicate] = median(measurement.kept())
+            named = measurement.note if name == SCORE.name else measurement.contract
+            contracts.setdefault(name, set()).add(named or "none")
+    return {name: Reading(each, frozenset(contracts[name])) for name, each in values.items()}
 
 
 def _gravity(ended: Entry | Result) -> int:

@@ -206,10 +206,15 @@ def detectable(
     metric: str,
     window: int = WINDOW,
     power: float = 0.9,
+    changes: Sequence[Change] = (),
 ) -> dict[str, float]:
-    """The slow-down of each case that a check like this finds with that power, as a fraction."""
+    """The slow-down of each case that a check like this finds with that power, as a fraction.
+
+    ``changes`` are those of the same runs, where they were compared by that metric already.
+    """
     used = _rule(rule, raised(rule.threshold, len(baselines), window))
-    known = _known(compare(baselines, [new], used, metric=metric), baselines, new)
+    found = list(changes) or compare(baselines, [new], used, metric=metric)
+    known = _known(found, baselines, new)
     sizes = {}
     for case, here in known.items():
         passed = max(

@@ -103,10 +103,22 @@ def dense_by_group(
     planned: Mapping[str, Planned], results: Iterable[Result]
 ) -> dict[str, dict[int, float]]:
     """Dense's seconds by group and replicate: the median around all cases of the group."""
+    known = [result for result in results if result.case in planned]
+    return _by_group(planned, [(each, _dense(planned[each.case], each)) for each in known])
+
+
+def _by_group(
+    planned: Mapping[str, Planned], results: Iterable[tuple[Result, float | None]]
+) -> dict[str, dict[int, float]]:
+    """The same of results with dense's seconds around each."""
+    groups: dict[str, str] = {}
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for result in results:
-        if result.case in planned and (seconds := _dense(planned[result.case], result)):
-            found[planned[result.case].case.among][result.replicate].append(seconds)
+    for result, seconds in results:
+        if not seconds:
+            continue
+        if result.case not in groups:
+            groups[result.case] = planned[result.case].case.among
+        found[groups[result.case]][result.replicate].append(seconds)
     return {
         group: {replicate: median(each) for replicate, each in by_replicate.items()}
         for group, by_replicate in found.items()
@@ -138,16 +150,19 @@ def counted(
 ) -> dict[str, Counted]:
     """Which replicates of each case count, by case; those without any dense around them all do."""
     good = [result for result in results if result.status is Status.OK and result.case in planned]
-    measure = references(header, dense_by_group(planned, good))
+    around = [(result, _dense(planned[result.case], result)) for result in good]
+    measure = references(header, _by_group(planned, around))
     of_case: dict[str, dict[int, Result]] = defaultdict(dict)
-    for result in good:
+    dense: dict[str, dict[int, float]] = defaultdict(dict)
+    for result, seconds in around:
         of_case[result.case][result.replicate] = result
+        dense[result.case][result.replicate] = seconds or 0.0
     groups: dict[str, list[str]] = defaultdict(list)
     for case in of_case:
         groups[planned[case].case.among].append(case)
     found = {}
     for group, cases in groups.items():
-        slow = {case: _slow(planned[case], of_case[case], measure.get(group)) for case in cases}
+        slow = {case: _slow(dense[case], measure.get(group)) for case in cases}
         if any(slow.values()) and _alone([list(of_case[case].values()) for case in cases]):
             slow = dict.fromkeys(cases, frozenset())
         for case in cases:
@@ -225,18 +240,12 @@ def slowed(
     return Slowed(len(groups), len(by_group), median(factors), len(never))
 
 
-def _slow(
-    planned: Planned, results: Mapping[int, Result], reference: Reference | None
-) -> frozenset[int]:
-    """The replicates of a case in which dense took too long."""
+def _slow(dense: Mapping[int, float], reference: Reference | None) -> frozenset[int]:
+    """The replicates of a case in which dense took too long, by its seconds."""
     if reference is None:
         return frozenset()
     limit = limit_seconds(reference)
-    return frozenset(
-        replicate
-        for replicate, result in results.items()
-        if (_dense(planned, result) or 0.0) > limit
-    )
+    return frozenset(replicate for replicate, seconds in dense.items() if seconds > limit)
 
 
 def _dense(planned: Planned, result: Result) -> float | None:

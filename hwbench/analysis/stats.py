@@ -29,7 +29,7 @@ Interval = tuple[float, float, float]  # centre, low, high
 
 def median(values: Sequence[float]) -> float:
     """The median; the mean of the middle two when their number is even."""
-    return float(statistics.median(values))
+    return float(values[0] if len(values) == 1 else statistics.median(values))
 
 
 def variance(values: Sequence[float]) -> float:

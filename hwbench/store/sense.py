@@ -13,6 +13,7 @@ from typing import Any
 
 from hwbench import quantities
 from hwbench.errors import shortened
+from hwbench.quantities import Quantity
 from hwbench.records import (
     ITEM_BYTES,
     Case,
@@ -69,6 +70,7 @@ class Sense:
     planned: dict[str, Planned] = field(default_factory=dict)
     _seen: set[tuple[str, int]] = field(default_factory=set)
     _contracts: dict[tuple[str, str], str] = field(default_factory=dict)
+    _declared: dict[tuple[str, str], Quantity] = field(default_factory=dict)
 
     def of_header(self) -> str | None:
         """What the header says that cannot be."""
@@ -118,17 +120,23 @@ class Sense:
         return None
 
     def _of_measurement(self, case: str, read: Measurement) -> str | None:
-        name = shortened(read.quantity)
-        declared = quantities.find(read.quantity, self.header.quantities, read.unit)
+        known = read.quantity, read.unit
+        if known not in self._declared:
+            self._declared[known] = quantities.find(
+                read.quantity, self.header.quantities, read.unit
+            )
+        declared = self._declared[known]
         if read.unit != declared.unit:
-            return f"{name} is in {shortened(repr(read.unit))}, not {declared.unit!r}"
+            name, unit = shortened(read.quantity), shortened(repr(read.unit))
+            return f"{name} is in {unit}, not {declared.unit!r}"
         if read.values and read.contract is not None:
             first = self._contracts.setdefault((case, read.quantity), read.contract)
             if first != read.contract:
+                name = shortened(read.quantity)
                 return f"{name} of the case has two contracts, {first} and {read.contract}"
         for beside in (read.disturbed, read.samples, read.rounds):
             if beside is not None and len(beside) != len(read.values):
-                return f"{name} has too few blocks"
+                return f"{shortened(read.quantity)} has too few blocks"
         return _impossible_values(read, declared.unit)
 
 

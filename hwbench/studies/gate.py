@@ -34,7 +34,7 @@ from hwbench.analysis.stats import Rule, median
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError, UsageError
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
-from hwbench.records import Status, without_gc
+from hwbench.records import Change, Status, without_gc
 from hwbench.store import Run, read_run
 from hwbench.studies import confirm as confirming
 from hwbench.studies.baseline import Chosen, choose, foreign, load, plans, warnings
@@ -97,14 +97,17 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
     way = confirm_by or ("fresh" if confirm else None)
     if way not in (None, *WAYS):
         raise UnknownNameError("way of confirming", str(way), WAYS)
-    run = _finished(path, confirm=way is not None, unfinished=unfinished)
-    check_metric(metric, [_side(run)])
-    chosen = choose(baseline, run, max(window, KNOWN))
+    with without_gc():
+        run = _finished(path, confirm=way is not None, unfinished=unfinished)
+        new = _side(run)
+    check_metric(metric, [new])
+    with without_gc():
+        chosen = choose(baseline, run, max(window, KNOWN))
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     mismatch = list(chosen.mismatch)
     asked = Question(rule=rule, metric=metric, window=window)
     with without_gc():
-        sides, new = [_side(each) for each in chosen.runs], _side(run)
+        sides = [_side(each) for each in chosen.runs]
         absent = set(run.planned).difference(new.cases)
         sides = [_without(each, absent) for each in sides]
         if way and sides and not mismatch:
@@ -135,7 +138,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         notes=notes,
         fail_on_undecided=fail_on_undecided,
         unfinished=None if run.complete else how_far(run),
-        sight=_sight(told.baselines, new, rule, metric, window),
+        sight=_sight(told.baselines, new, judged.changes, rule, metric, window),
         require_sight=require_sight,
     )
 
@@ -167,13 +170,25 @@ def _confirming(
 
 
 def _sight(
-    baselines: Sequence[Side], new: Side, rule: Rule, metric: str, window: int
+    baselines: Sequence[Side],
+    new: Side,
+    changes: Sequence[Change],
+    rule: Rule,
+    metric: str,
+    window: int,
 ) -> tuple[float, float] | None:
     """The slow-down found in 9 nights of 10, usually and in the worst case; None without times."""
     metrics = [name for name in TIMED if metric in (name, "auto")]
+    # Where it is compared at all, a relative time is what auto compares.
+    relative = [each for each in changes if each.metric == "relative" and each.ratio]
     found: dict[str, float] = {}
     for name in metrics:
-        sizes = detectable(baselines, new, rule, metric=name, window=window) if baselines else {}
+        known_already = relative if (metric, name) == ("auto", "relative") else []
+        sizes = (
+            detectable(baselines, new, rule, metric=name, window=window, changes=known_already)
+            if baselines
+            else {}
+        )
         found = {**sizes, **found}  # relative first, as auto has it
     known = [size for size in found.values() if not math.isnan(size)]
     return (median(known), max(known)) if known else None
