@@ -11,13 +11,13 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hwbench import files
 from hwbench.errors import UsageError, shortened
 
 THREAD_VARIABLES = (
@@ -343,7 +343,7 @@ def cache_folder() -> Path:
 def kept(file: Path) -> dict[str, Any]:
     """The JSON object of a file of the cache; empty where there is none, or something else."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(files.read_text(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -352,12 +352,8 @@ def kept(file: Path) -> dict[str, Any]:
 def keep(file: Path, found: Mapping[str, Any]) -> str | None:
     """Write a file of the cache in one step; why that was not possible, in words."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False
-        ) as whole:
-            json.dump(found, whole)
-        Path(whole.name).replace(file)
+        with files.whole(file) as beside:
+            beside.write_text(json.dumps(found), encoding="utf-8")
     except OSError as error:
         return f"{file.parent} cannot be written: {error.strerror}."
     return None

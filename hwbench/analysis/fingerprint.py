@@ -35,6 +35,8 @@ _WARN = (
     "kernel",
     "libc",
 )  # what a nightly gate may be testing
+SOFTWARE = ("torch", "driver", "hwbench")
+"""The facts that may move dense without another machine; within one run none may change."""
 _IGNORED = ("uuid", "serial", "pci_bus_id", "index", "hostname")
 
 FINGERPRINT = {
@@ -56,6 +58,11 @@ class Difference:
     baseline: Any
     new: Any
     severity: Severity
+
+    @property
+    def software(self) -> bool:
+        """Whether it is one that may move dense without another machine."""
+        return self.key.rpartition(".")[2] in SOFTWARE
 
     def __str__(self) -> str:
         return f"{self.key} was {self.baseline!r} and is {self.new!r}"

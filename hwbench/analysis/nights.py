@@ -45,8 +45,6 @@ MOST_PAIRS = 20  # where ten leave it open
 FORMATS_OF_A_MACHINE = 3  # moved at once, they are no change of one format
 _SURELY = 1.5  # times what two equal nights are apart by
 _MIDDLE = 1.45  # variance of the median of a few values over that of their mean
-SOFTWARE = ("torch", "driver", "hwbench")
-"""The facts that may move dense without another machine."""
 
 _Dense = dict[Hashable, list[float]]  # logs of its seconds by group, replicate by replicate
 
@@ -171,7 +169,7 @@ def _dense(one: Side) -> _Dense:
 
 def _software(old: Side, new: Side) -> list[str]:
     found = differences(old.facts, new.facts)
-    return [str(each) for each in found if each.key.rpartition(".")[2] in SOFTWARE]
+    return [str(each) for each in found if each.software]
 
 
 # What is said of it

@@ -148,9 +148,5 @@ def _read(file: Path) -> dict[str, Any]:
 
 def keep(file: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Write the file in one step; where that is not possible the ceilings say so."""
-    try:
-        with files.whole(file) as beside:
-            beside.write_text(json.dumps(found), encoding="utf-8")
-    except OSError as error:
-        return {**found, "not_kept": f"{file.parent} cannot be written: {error.strerror}."}
-    return found
+    reason = environment.keep(file, found)
+    return {**found, "not_kept": reason} if reason else found

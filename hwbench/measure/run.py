@@ -434,17 +434,9 @@ def _state(reply: protocol.PlanReply) -> dict[str, Any]:
     return {**reply.state, **revision.commit()}
 
 
-_SOFTWARE = (
-    "hwbench",
-    "torch",
-    "driver",
-)  # of one run they may not change: it would be two runs in one
-
-
 def decides(difference: Difference) -> bool:
     """Whether two parts of one run may not differ in this: machine, settings or software."""
-    software = difference.key.rpartition(".")[2] in _SOFTWARE
-    return difference.severity is Severity.FATAL or software
+    return difference.severity is Severity.FATAL or difference.software
 
 
 def _different(found: Run, reply: protocol.PlanReply) -> list[Difference]:

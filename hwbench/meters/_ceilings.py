@@ -286,7 +286,7 @@ def _visit(device: Device, sweep: _Sweep) -> bool:
     for size, subject in sweep.subjects.items():
         if size not in sweep.fastest:
             sweep.fastest[size] = []
-            ahead = enqueue_seconds(device, subject) if device.asynchronous else 0.0
+            ahead = enqueue_seconds(device, subject)
             sweep.ahead[size] = max(ENQUEUE_SECONDS, ahead)
         first = take(device, subject, 1, enqueue_seconds=sweep.ahead[size])
         calls = max(1, math.ceil(_SAMPLE_SECONDS / first.seconds))

@@ -171,7 +171,9 @@ def _fitting(
 
 
 def enqueue_seconds(device: Device, subject: Subject) -> float:
-    """The host's time to launch one call into an empty queue; the median of a few."""
+    """The host's time to launch a call into an empty queue; 0 on a device without a queue."""
+    if not device.asynchronous:
+        return 0.0
     taken: list[float] = []
     enough = time.perf_counter() + ENQUEUE_MOST_SECONDS
     while len(taken) < ENQUEUE_CALLS:

@@ -69,7 +69,7 @@ class Energy(Meter):
 
 def _fed(device: Device, subject: Subject) -> tuple[int, str | None]:
     """How many calls make a piece, and what else is in the number beside the calls."""
-    enqueue = enqueue_seconds(device, subject) if device.asynchronous else 0.0
+    enqueue = enqueue_seconds(device, subject)
     calls = min(subject.max_calls, _TRIAL_CALLS) if device.asynchronous else 1
     each = take(device, subject, calls, enqueue_seconds=enqueue).seconds
     piece = max(1, min(subject.max_calls, math.ceil(_PIECE_SECONDS / each)))

@@ -318,7 +318,7 @@ def _replayed(member: Member, device: Device) -> Measurement | str:
         return replay
     replaying = Subject(step=lambda _: replay())
     replays = math.ceil(member.calls / calls)
-    enqueue = enqueue_seconds(device, replaying) if device.asynchronous else 0.0
+    enqueue = enqueue_seconds(device, replaying)
     taken = [
         take(device, replaying, replays, enqueue_seconds=enqueue)
         for _ in range(max(3, member.samples))

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from hwbench.analysis.compare import Side, side
 from hwbench.analysis.fingerprint import Severity, differences, facts
-from hwbench.analysis.nights import SOFTWARE
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
@@ -67,7 +66,7 @@ def same_code(old: Run, new: Run) -> str | None:
 def software(old: Run, new: Run) -> list[str]:
     """What else than the revision may have changed the code that ran, in words."""
     found = differences(facts(old.header.environment), facts(new.header.environment))
-    return [str(each) for each in found if each.key.rpartition(".")[2] in SOFTWARE]
+    return [str(each) for each in found if each.software]
 
 
 @dataclass

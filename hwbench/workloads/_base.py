@@ -148,8 +148,12 @@ def layers_cost(case: Case, shapes: Iterable[tuple[int, int]]) -> Cost:
     Raises:
         UnreachableError: one of them cannot have the density.
     """
-    item = ITEM_BYTES[case.dtype]
-    return added([layer_format(case, *shape).cost(0, item, FORWARD) for shape in shapes])
+    shapes, item = list(shapes), ITEM_BYTES[case.dtype]
+    # A model has many layers of few shapes, and a density is searched for.
+    costs = {
+        shape: layer_format(case, *shape).cost(0, item, FORWARD) for shape in dict.fromkeys(shapes)
+    }
+    return added([costs[shape] for shape in shapes])
 
 
 def added(each: Sequence[Cost]) -> Cost:

@@ -12,7 +12,7 @@ import fnmatch
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -167,15 +167,11 @@ def _settled(
     described = described.on(where)
     if reason := described.unsupported(where, each.dtype, FORWARD):
         return _staying(each, reason)
-    return Found(**{**_fields(each), "described": described})
-
-
-def _fields(each: Found) -> dict[str, Any]:
-    return dict(vars(each))
+    return replace(each, described=described)
 
 
 def _staying(each: Found, reason: str) -> Found:
-    return Found(**{**_fields(each), "kept": reason})
+    return replace(each, kept=reason)
 
 
 # --- which layers there are -----------------------------------------------------------------------

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hwbench.devices._base import Device
 from hwbench.formats._base import Linear
-from hwbench.workloads import _prose, _whole
+from hwbench.workloads import _own, _prose, _whole
 from hwbench.workloads._llama import Llama, encoded
 
 SAME = 1e-3
@@ -97,7 +97,7 @@ def _projected(original: Llama, project: Project, seen: Tensor) -> tuple[Llama, 
     for name, linear, rows in original.visited(seen):
         layer = project(linear.weight.detach(), rows)
         tolerance = max(tolerance, layer.tolerance(linear.weight.dtype))
-        _put(student, name, layer)
+        student.set_submodule(name, layer)
     return student.requires_grad_(False), tolerance
 
 
@@ -107,17 +107,12 @@ def _made_dense(model: Llama) -> None:
     for name, layer in found:
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(layer.to_dense().detach().contiguous(), requires_grad=False)
-        _put(model, name, plain)
-
-
-def _put(model: Llama, name: str, layer: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, layer)
+        model.set_submodule(name, plain)
 
 
 def _apart(ours: Tensor, wanted: Tensor) -> float:
     exact = wanted.double()
-    return float(torch.linalg.norm(ours.double() - exact) / torch.linalg.norm(exact))
+    return _own.apart(ours.double() - exact, exact)
 
 
 def _window(original: Llama, student: Llama, ids: Tensor) -> tuple[float, float, float, float]:

@@ -41,8 +41,7 @@ def compressed(model: Model, project: Project, activations: Mapping[str, Tensor]
         layer = project(linear.weight.detach(), seen)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone())
-        parent, _, last = name.rpartition(".")
-        setattr(found.get_submodule(parent), last, layer)
+        found.set_submodule(name, layer)
     return found.requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ layout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -19,12 +19,9 @@ from torch import Tensor, nn
 
 from hwbench.checkpoints import smollm2
 from hwbench.errors import UsageError
-from hwbench.quantities import ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO
-from hwbench.workloads._likelihood import perplexity
-from hwbench.workloads._models import MOST_TOKENS, Model, padded
 
 
-class Llama(Model):
+class Llama(nn.Module):
     """A decoder; what it gives are logits, (batch, tokens, vocabulary). Padding is on the right."""
 
     def __init__(self, config: smollm2.Config) -> None:
@@ -86,19 +83,6 @@ class Llama(Model):
     def linears(self) -> dict[str, nn.Linear]:
         return {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear)}
 
-    def vocabulary(self) -> int:
-        return self.config.vocab_size
-
-    def apart(self, ours: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-        """The divergence of the next token's distribution from the wanted one, in nats."""
-        logs, targets = (F.log_softmax(self.logits(each[mask]), -1) for each in (ours, wanted))
-        return F.kl_div(logs, targets, log_target=True, reduction="batchmean")
-
-    def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
-        """The student's perplexity; beside it this model's own, and the first over the second."""
-        before, after = (perplexity(each(ids, mask), ids, mask) for each in (self, student))
-        return after, {ORIGINAL_PERPLEXITY.name: before, PERPLEXITY_RATIO.name: after / before}
-
     def _turned(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rotary angles, (tokens, size of a head)."""
         weight = self.model["embed_tokens"].weight
@@ -132,10 +116,6 @@ class Llama(Model):
         with torch.device("meta"):
             model = cls(smollm2.config(folder))
         return [(m.out_features, m.in_features) for m in model.linears().values()]
-
-    @classmethod
-    def tokens(cls, folder: Path, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return padded([encoded(folder, text)[:MOST_TOKENS] for text in texts])
 
 
 class _Layer(nn.Module):

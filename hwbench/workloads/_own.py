@@ -64,6 +64,11 @@ def activations(options: Mapping[str, Knob]) -> Tensor | None:
     return torch.from_numpy(tensors.array(_activations(options, _weight(options))))
 
 
+def apart(lost: Tensor, exact: Tensor) -> float:
+    """‖lost‖ / ‖exact‖ in the Frobenius norm."""
+    return float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
+
+
 def output_error(lost: Tensor, exact: Tensor, rows: Tensor) -> float:
     """‖(W − Ŵ)X‖ / ‖WX‖ in the Frobenius norm.
 

@@ -14,6 +14,7 @@ import math
 import platform
 import re
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _measured(
         exact = weight.double()
         layer = project_seeing(described, weight, seen, weighting)
         lost = layer.to_dense().detach().double() - exact
-        error = float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
+        error = _own.apart(lost, exact)
         rows = _seen("held_out")[module].to(device)
         found["output_error"].append(_own.output_error(lost, exact, rows))
         found["projection_error"].append(error)
@@ -140,6 +141,11 @@ def _file(
         "torch": torch.__version__,
         "machine": [platform.machine(), device.type, str(dtype)],
     }
+    return file_of(facts)
+
+
+def file_of(facts: Mapping[str, Any]) -> Path:
+    """Where scores are kept that follow from these facts."""
     text = json.dumps(facts, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     return environment.cache_folder() / "scores" / f"{name}.json"
@@ -167,10 +173,11 @@ def _read(file: Path, count: int) -> Scores | None:
     found = environment.kept(file)
     for name in ("output_error", "projection_error", "seconds"):
         values = found.get(name)
-        if not isinstance(values, list) or len(values) != count or not all(map(_positive, values)):
+        if not isinstance(values, list) or len(values) != count or not all(map(is_amount, values)):
             return None
     return {name: [float(value) for value in values] for name, values in found.items()}
 
 
-def _positive(value: Any) -> bool:
+def is_amount(value: Any) -> bool:
+    """Whether a kept value is a finite number that is not below zero."""
     return type(value) in (int, float) and math.isfinite(value) and value >= 0

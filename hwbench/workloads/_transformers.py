@@ -227,5 +227,4 @@ def _make_linear(model: nn.Module) -> None:
             linear = nn.Linear(columns, rows, device="meta")
             linear.weight = nn.Parameter(each.weight.detach().t().contiguous())
             linear.bias = nn.Parameter(each.bias.detach())
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, linear)
+            model.set_submodule(name, linear)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import math
 import platform
 import statistics
 from pathlib import Path
@@ -40,7 +37,7 @@ CODE = (
     *("formats/*.py", "checkpoints/smollm2.py", "data/alice29.txt"),
     *(
         f"workloads/{name}.py"
-        for name in ("_base", "_decoding", "_likelihood", "_llama", "_models", "_prose", "_whole")
+        for name in ("_base", "_decoding", "_likelihood", "_llama", "_own", "_prose", "_whole")
     ),
     "workloads/compress_lm.py",
 )
@@ -147,9 +144,7 @@ class CompressLm(Workload):
                 *(case.dtype, torch.get_num_threads()),
             ],
         }
-        text = json.dumps(facts, sort_keys=True)
-        name = hashlib.sha256(text.encode()).hexdigest()[:32]
-        return environment.cache_folder() / "scores" / f"{name}.json"
+        return _packaged.file_of(facts)
 
 
 def _beside(found: Kept) -> dict[str, float | list[float]]:
@@ -182,8 +177,4 @@ def _read(file: Path) -> Kept | None:
         return None
     numbers = [told[name] for name in ("kernel_error", "seconds", "score_seconds")]
     numbers += [*told["sizes"].values(), *(value for each in windows for value in each)]
-    return Kept(**told) if all(map(_number, numbers)) else None
-
-
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    return Kept(**told) if all(map(_packaged.is_amount, numbers)) else None

@@ -10,7 +10,7 @@ from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import FORWARD, Format
 from hwbench.quantities import OUTPUT_ERROR
 from hwbench.records import ITEM_BYTES, Case, Cost
-from hwbench.workloads import _reading
+from hwbench.workloads import _own, _reading
 from hwbench.workloads._base import DTYPES, Subject, Workload
 
 LAYER, OUTPUT = "layer", "output"
@@ -74,7 +74,7 @@ class LayerError(Workload):
                     return _moved(str(options["model"]), layer, nearest)
                 moved = judged @ (weight.double() - nearest.double()).mT
                 whole = judged @ weight.double().mT
-                return float(torch.linalg.norm(moved) / torch.linalg.norm(whole))
+                return _own.apart(moved, whole)
 
         return Subject(
             step=lambda _: described.project(weight, activations=told),
@@ -95,4 +95,4 @@ def _moved(model: str, layer: str, nearest: Tensor) -> float:
         found = loaded.states(ids, mask)[-1][mask]
     finally:
         linear.weight.data = kept
-    return float(torch.linalg.norm((found - wanted).double()) / torch.linalg.norm(wanted.double()))
+    return _own.apart((found - wanted).double(), wanted.double())

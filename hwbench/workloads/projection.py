@@ -136,7 +136,7 @@ class Projection(Workload):
             with torch.no_grad():
                 exact = weight.double()
                 lost = project().to_dense().detach().double() - exact
-                error = float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
+                error = _own.apart(lost, exact)
                 if rows is None:
                     return error
                 subject.beside[PROJECTION_ERROR.name] = error
