@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,14 @@ import typer
 
 from hwbench.cli import _shared
 from hwbench.cli._progress import progress
+from hwbench.cli.show import print_run
 from hwbench.errors import CasesFailedError, UsageError
 
 if TYPE_CHECKING:
     from hwbench.measure.fleet import Fleet
     from hwbench.measure.run import Question
     from hwbench.measure.schedule import Listener
+    from hwbench.store import Run
 
 
 _WHAT, _EFFORT = "What is measured", "How much effort"
@@ -230,7 +232,7 @@ def run(
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
             fleet.resume(resume, listener)
-        return _show_all([resume], as_json=as_json, print_path=print_path)
+        return _show({resume: read_run(resume)}, as_json=as_json, print_path=print_path)
     document, taken = _weights.asked(
         suites.read(suite or "linear"),
         weights,
@@ -256,8 +258,9 @@ def run(
             document=document, out=out, filter=filter_, seed=seed, energy=energy,
             scores=not no_scores, changes=changes, listener=listener,
         ))  # fmt: skip
-    _show_all(paths, as_json=as_json, print_path=print_path)
-    run_failed([result for path in paths for result in read_run(path).results])
+    runs = {path: read_run(path) for path in paths}
+    _show(runs, as_json=as_json, print_path=print_path)
+    run_failed([result for run in runs.values() for result in run.results])
 
 
 @dataclass(frozen=True)
@@ -331,33 +334,16 @@ def run_failed(results: list[Any]) -> None:
         raise CasesFailedError("Nothing could be measured; the reasons are listed above.")
 
 
-def _show_all(paths: list[Path], *, as_json: bool, print_path: bool) -> None:
+def _show(runs: Mapping[Path, Run], *, as_json: bool, print_path: bool) -> None:
     """Each run, its path alone, or the rows of several as one JSON list."""
     from hwbench.report.text import rows_json
-    from hwbench.store import read_run
 
-    if print_path:
-        for path in paths:
-            _shared.say(str(path))
-        return
-    if as_json and len(paths) > 1:
-        rows = [{"run": str(path), **row} for path in paths for row in rows_json(read_run(path))]
+    if as_json and len(runs) > 1:
+        rows = [{"run": str(path), **row} for path, run in runs.items() for row in rows_json(run)]
         _shared.say_json(json.dumps(rows))
         return
-    for path in paths:
-        _show(path, as_json=as_json)
-
-
-def _show(path: Path, *, as_json: bool) -> None:
-    from hwbench.report.text import rows_json, table
-    from hwbench.store import read_run
-
-    found = read_run(path)
-    if as_json:
-        _shared.say_json(json.dumps(rows_json(found)))
-        return
-    console = _shared.console()
-    for part in table(found, console.width):
-        console.print(part)
-    _shared.say()
-    _shared.say(f"The run is in {path}. Its page: hwbench report {path}")
+    for path, run in runs.items():
+        if print_path:
+            _shared.say(str(path))
+        else:
+            print_run(path, run, as_json=as_json)

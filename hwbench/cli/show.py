@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from hwbench.cli import _shared
 from hwbench.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from hwbench.store import Run
 
 _ORDERS = ("time", "suite")
 _WIDE = 400  # columns, which no table fills
@@ -24,19 +28,23 @@ def show(
 
     hwbench show runs        hwbench show runs/20260102-030405-linear-cpu-1dba.jsonl --wide
     """
-    from hwbench.report.text import rows_json, table
     from hwbench.store import read_run
 
     if sort not in _ORDERS:
         raise UnknownNameError("order", sort, _ORDERS)
     path = _shared.run_files([run])[-1]
-    found = read_run(path)
+    print_run(path, read_run(path), as_json=as_json, width=_WIDE if wide else 0, sort=sort)
+
+
+def print_run(path: Path, found: Run, *, as_json: bool, width: int = 0, sort: str = "time") -> None:
+    """Print a run as a table of at least so many columns with its answer, or its rows as JSON."""
+    from hwbench.report.text import rows_json, table
+
     if as_json:
         _shared.say_json(json.dumps(rows_json(found)))
         return
     console = _shared.console()
-    if wide:
-        console.width = max(console.width, _WIDE)
+    console.width = max(console.width, width)
     for part in table(found, console.width, sort):
         console.print(part)
     _shared.say()

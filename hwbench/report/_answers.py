@@ -226,7 +226,7 @@ def _fastest(lead: str, rivals: list[Row]) -> Sentence:
     ordered = sorted(rivals, key=_order)
     best, sure = ordered[0], [row for row in ordered if beats(row)]
     shown: Sentence = [(printable(best.series), POINT), (", ", REST), *_span(best)]
-    if not _has_interval(best):
+    if not has_interval(best):
         lead, end = (
             f"{lead}the shortest time is that of ",
             _UNTOLD[NEVER_QUIET in best.flags.split(",")],
@@ -273,7 +273,7 @@ def _span(row: Row) -> Sentence:
     if row.format == DENSE:
         return [("the reference", REST)]
     value = f"{units.ratio(_value(row))} of dense"
-    if not _has_interval(row):
+    if not has_interval(row):
         return [(value, REST)]
     low, high = map(units.significant, (row.relative_low, row.relative_high))
     return [(f"{value} ", REST), (f"({low}–{high})", SPAN)]
@@ -289,7 +289,7 @@ def _competes(row: Row, share: Share) -> bool:
 
 def _order(row: Row) -> tuple[bool, float]:
     """The fastest first; what has no interval comes after what has one."""
-    return not _has_interval(row), _value(row)
+    return not has_interval(row), _value(row)
 
 
 def _value(row: Row) -> float:
@@ -305,5 +305,6 @@ def _high(row: Row) -> float:
     return float(row.relative_high) if known(row.relative_high) else _value(row)
 
 
-def _has_interval(row: Row) -> bool:
+def has_interval(row: Row) -> bool:
+    """Whether the interval of a relative time is known."""
     return known(row.relative_low) and known(row.relative_high)

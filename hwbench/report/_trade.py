@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ HEADS = ("fastest", "time", "of dense", "stored", "against dense")
 """The columns of the table beside the score that is kept."""
 
 
-def joins(rows: list[Row]) -> list[Joined]:
+def joins(rows: Sequence[Row]) -> list[Joined]:
     """Every group of the rows of one run that has relative times, with every experiment."""
     columns = [Columns(row) for row in rows]
     return [

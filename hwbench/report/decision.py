@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwbench import units
-from hwbench.analysis.accuracy import Joined, join
+from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.contest import Outcome
 from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.errors import UsageError
 from hwbench.report import _whose
 from hwbench.report import _words as words
-from hwbench.report._answers import against
+from hwbench.report._answers import against, beats, has_interval, loses
 from hwbench.report._scores import Score, score_of
+from hwbench.report._trade import joins
 from hwbench.report.rows import (
     DENSE,
-    Columns,
     Row,
     groups,
     known,
@@ -86,11 +86,10 @@ class Candidate:
         """Against dense, in a word."""
         if self.row.format == DENSE:
             return "baseline"
-        low, high = self.row.relative_low, self.row.relative_high
-        if not (known(low) and known(high)):
+        if not has_interval(self.row):
             never = NEVER_QUIET in self.row.flags.split(",")
             return UNQUIET if never else "one replicate"
-        return "faster" if high < 1 else "slower" if low > 1 else "undecided"
+        return "faster" if beats(self.row) else "slower" if loses(self.row) else "undecided"
 
 
 @dataclass
@@ -149,12 +148,16 @@ def keeps(candidate: Candidate, limit: float) -> bool:
     return limit == math.inf or candidate.loss <= limit
 
 
-def settings(rows: Sequence[Row]) -> list[Setting]:
-    """Every setting of one run in which something was timed against dense."""
+def settings(rows: Sequence[Row], scored: Iterable[Joined] | None = None) -> list[Setting]:
+    """Every setting of one run in which something was timed against dense.
+
+    Args:
+        rows: those of the run.
+        scored: its timed groups with their scores, where ``_trade.joins`` has made them.
+    """
     timed = [row for row in rows if not row.scored]
-    columns = [Columns(row) for row in rows]
     joined: dict[int, list[Joined]] = {}
-    for found in join(columns, columns):
+    for found in joins(rows) if scored is None else scored:
         joined.setdefault(row_of(found.timed).group_number, []).append(found)
     made = []
     for members in groups(timed).values():
@@ -164,12 +167,12 @@ def settings(rows: Sequence[Row]) -> list[Setting]:
     return made
 
 
-def _setting(have: list[Row], joins: list[Joined]) -> Setting:
-    found = min(joins, key=_trust, default=None)
+def _setting(have: list[Row], experiments: list[Joined]) -> Setting:
+    found = min(experiments, key=_trust, default=None)
     score = score_of(row_of(found.scored)) if found else None
-    losses = {row_of(p.timed).number: p.score for p in found.pairs} if found else {}
-    scored = {row_of(p.timed).number: row_of(p.scored) for p in found.pairs} if found else {}
-    made = [_candidate(row, score, losses.get(row.number), scored.get(row.number)) for row in have]
+    pairs = found.pairs if found else []
+    scored = {row_of(pair.timed).number: row_of(pair.scored) for pair in pairs}
+    made = [_candidate(row, score, scored.get(row.number)) for row in have]
     made.sort(key=lambda each: each.relative)
     for place in range(len(made)):
         _set_against_later(place, made)
@@ -199,15 +202,16 @@ def _synthetic(found: Joined | None) -> bool:
     return found is not None and _whose.synthetic(row_of(found.scored))
 
 
-def _candidate(row: Row, score: Score | None, value: float | None, scored: Row | None) -> Candidate:
-    if row.format in _LOSSLESS and value is None:
+def _candidate(row: Row, score: Score | None, scored: Row | None) -> Candidate:
+    if row.format in _LOSSLESS and scored is None:
         return Candidate(row, 0.0 if score is None or score.zero else -math.inf, "exact")
-    if score is None or value is None:
+    if score is None or scored is None:
         return Candidate(row, math.nan, "its error is not measured")
+    value = scored.score
     if not score.higher and score.zero and value <= EXACT:
         return Candidate(row, 0.0, "exact")
     span = ""
-    if scored is not None and known(scored.score_low):
+    if known(scored.score_low):
         low, high = (units.significant(end, 2) for end in (scored.score_low, scored.score_high))
         span = f" ({low}–{high})" if low != high else ""
     said = f"{score.title} {score.said(value)}{span}"

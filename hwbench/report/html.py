@@ -135,8 +135,13 @@ def _context(
         for run, name, own in zip(runs, machines, by_run, strict=True)
     ]
     answered = [_answered(own) for own in by_run]
-    settings = [setting for own in by_run for setting in decision.settings(own)]
-    joins = [found for own in by_run for found in _trade.joins(own)]
+    joins_by_run = [_trade.joins(own) for own in by_run]
+    settings = [
+        setting
+        for own, joins in zip(by_run, joins_by_run, strict=True)
+        for setting in decision.settings(own, joins)
+    ]
+    joins = list(chain(*joins_by_run))
     joined = sorted(filter(_trade.placed, joins), key=lambda found: row_of(found.timed).number)
     sections = _sections.sections(rows, runs, joined, chosen)
     sections += _sections.compared(rows, machines) if before else []

@@ -78,3 +78,12 @@ function enrich(row) {
   row.flops_per_second = known(row.time_seconds) && row.flops ? row.flops / row.time_seconds : null;
   return row;
 }
+
+// An element with its text, and what else it is.
+const make = (tag, text = "", more = {}) => Object.assign(document.createElement(tag), { textContent: text }, more);
+
+// The mark of a format by its name, as it stands in a legend of the page; nothing without one.
+function marks() {
+  const found = new Map([...document.querySelectorAll("[data-look]")].map((mark) => [mark.dataset.look, mark]));
+  return (name) => found.get(name)?.cloneNode(true) || "";
+}

@@ -6,22 +6,8 @@ const MOST_CHOICES = 100; // … and by name
 
 const within = (candidate, level) => level.limit === null || (candidate.loss !== null && candidate.loss <= level.limit);
 
-function bestOf(setting, level, passes) {
-  const kept = setting.candidates.filter((each) => within(each, level) && passes[each.row]);
-  return kept.find(({ verdict }) => verdict !== "never quiet") || kept[0];
-}
-
-// Candidates that stand before the best and are not judged.
-function unjudged(setting, best) {
-  return setting.candidates.slice(0, setting.candidates.indexOf(best)).map((_, place) => place);
-}
-
-function kept(setting, places, level, passes) {
-  return places.map((place) => setting.candidates[place]).filter((each) => within(each, level) && passes[each.row]);
-}
-
-function element(tag, text = "", more = {}) {
-  return Object.assign(document.createElement(tag), { textContent: text }, more);
+function bestOf(candidates) {
+  return candidates.find(({ verdict }) => verdict !== "never quiet") || candidates[0];
 }
 
 // What to use, instead of what, at which error; as Setting.says of hwbench/report/decision.py.
@@ -41,8 +27,9 @@ function startDecision(data, filters) {
   const [select, ladder, headline, close, basis] = ["setting", "ladder", "headline", "close", "basis"].map(at);
   const picture = at("picture");
   const state = { setting: 0, level: 0 };
-  const marks = new Map([...document.querySelectorAll("[data-look]")].map((mark) => [mark.dataset.look, mark]));
-  const sign = (name) => marks.get(name)?.cloneNode(true) || "";
+  const sign = marks();
+
+  const kept = (candidates, level) => candidates.filter((each) => within(each, level) && filters.passes[each.row]);
 
   const live = () => data.settings.map((setting, place) => [setting, place])
     .filter(([setting]) => setting.candidates.some(({ row }) => filters.passes[row]));
@@ -51,16 +38,16 @@ function startDecision(data, filters) {
     const chosen = found.find(([, place]) => place === state.setting);
     const listed = found.slice(0, MOST_CHOICES);
     if (!listed.includes(chosen)) listed.push(chosen);
-    const options = listed.map(([setting, place]) => element("option", setting.title, { value: place, selected: place === state.setting }));
-    if (listed.length < found.length) options.push(element("option", `… ${found.length - listed.length} further ones: use the filters`, { disabled: true }));
+    const options = listed.map(([setting, place]) => make("option", setting.title, { value: place, selected: place === state.setting }));
+    if (listed.length < found.length) options.push(make("option", `… ${found.length - listed.length} further ones: use the filters`, { disabled: true }));
     select.replaceChildren(...options);
     select.disabled = found.length < 2;
   }
 
   function rung(setting, level, place) {
-    const best = bestOf(setting, level, filters.passes);
-    const label = element("label", "", { className: place === state.level ? "rung on" : "rung" });
-    const input = element("input", "", { type: "radio", name: "level", value: place, checked: place === state.level });
+    const best = bestOf(kept(setting.candidates, level));
+    const label = make("label", "", { className: place === state.level ? "rung on" : "rung" });
+    const input = make("input", "", { type: "radio", name: "level", value: place, checked: place === state.level });
     input.addEventListener("change", () => {
       state.level = place;
       draw();
@@ -68,27 +55,27 @@ function startDecision(data, filters) {
     });
     const row = best && data.row(best.row);
     const said = best ? [sign(row.format), best.name] : ["nothing measured"];
-    const name = element("span", "", { className: "what" });
+    const name = make("span", "", { className: "what" });
     name.append(...said);
-    label.append(input, element("span", level.label, { className: "level" }), name,
-      element("span", row ? si(row.time_seconds, "s") : "", { className: "time" }),
-      element("span", row && known(enrich(row).relative) ? `${plain(row.relative)}×` : "", { className: "share" }));
+    label.append(input, make("span", level.label, { className: "level" }), name,
+      make("span", row ? si(row.time_seconds, "s") : "", { className: "time" }),
+      make("span", row && known(enrich(row).relative) ? `${plain(row.relative)}×` : "", { className: "share" }));
     return label;
   }
 
   function bar(candidate, row, most) {
     const place = (value) => `${(100 * Math.min(value, most)) / most}%`;
-    const box = element("span", "", { className: "gauge" });
-    const fill = element("span", "", { className: `fill ${candidate.verdict.replaceAll(" ", "-")}` });
+    const box = make("span", "", { className: "gauge" });
+    const fill = make("span", "", { className: `fill ${candidate.verdict.replaceAll(" ", "-")}` });
     fill.style.width = place(row.relative);
     box.append(fill);
     if (known(row.relative_low) && known(row.relative_high)) {
-      const span = element("span", "", { className: "span" });
+      const span = make("span", "", { className: "span" });
       span.style.left = place(row.relative_low);
       span.style.width = `calc(${place(row.relative_high)} - ${place(row.relative_low)})`;
       box.append(span);
     }
-    const one = element("span", "", { className: "one" });
+    const one = make("span", "", { className: "one" });
     one.style.left = place(1);
     box.append(one);
     return box;
@@ -100,15 +87,15 @@ function startDecision(data, filters) {
     const most = Math.min(2, Math.max(1.05, ...rows.map(({ relative }) => relative)));
     at("ranking").tBodies[0].replaceChildren(...shown.map((candidate, place) => {
       const row = rows[place];
-      const line = element("tr", "", { className: within(candidate, setting.levels[state.level]) ? "" : "beyond" });
-      const name = element("th", "", { scope: "row", className: "left" });
+      const line = make("tr", "", { className: within(candidate, setting.levels[state.level]) ? "" : "beyond" });
+      const name = make("th", "", { scope: "row", className: "left" });
       name.append(sign(row.format), candidate.name);
-      const drawn = element("td", "", { className: "bars" });
+      const drawn = make("td", "", { className: "bars" });
       drawn.append(bar(candidate, row, most));
       const relative = row.format === "dense" ? "1×" : `${plain(row.relative)}× ${spread(row.relative, row.relative_low, row.relative_high)}`;
-      line.append(name, drawn, element("td", relative), element("td", si(row.time_seconds, "s")),
-        element("td", candidate.error, { className: "left" }), element("td", si(row.stored_bytes, "B")),
-        element("td", candidate.verdict, { className: `left word ${candidate.verdict.replaceAll(" ", "-")}` }));
+      line.append(name, drawn, make("td", relative), make("td", si(row.time_seconds, "s")),
+        make("td", candidate.error, { className: "left" }), make("td", si(row.stored_bytes, "B")),
+        make("td", candidate.verdict, { className: `left word ${candidate.verdict.replaceAll(" ", "-")}` }));
       return line;
     }));
   }
@@ -118,16 +105,16 @@ function startDecision(data, filters) {
     at("everywhere-level").textContent = label;
     const lines = found.slice(0, MOST_SETTINGS).map(([setting, place]) => {
       const level = setting.levels.find((each) => each.label === label) || setting.levels.at(-1);
-      const best = bestOf(setting, level, filters.passes);
+      const best = bestOf(kept(setting.candidates, level));
       const row = best && enrich(data.row(best.row));
-      const line = element("tr", "", { className: place === state.setting ? "on" : "" });
-      const title = element("th", "", { scope: "row", className: "left" });
-      const button = element("button", setting.title, { type: "button", className: "quiet" });
+      const line = make("tr", "", { className: place === state.setting ? "on" : "" });
+      const title = make("th", "", { scope: "row", className: "left" });
+      const button = make("button", setting.title, { type: "button", className: "quiet" });
       button.addEventListener("click", () => { state.setting = place; draw(); card.scrollIntoView({ block: "nearest" }); });
       title.append(button);
-      line.append(title, element("td", best ? best.name : "nothing measured", { className: "left" }),
-        element("td", row ? si(row.time_seconds, "s") : "–"), element("td", row && known(row.relative) ? `${plain(row.relative)}×` : "–"),
-        element("td", best ? best.error : "–", { className: "left" }));
+      line.append(title, make("td", best ? best.name : "nothing measured", { className: "left" }),
+        make("td", row ? si(row.time_seconds, "s") : "–"), make("td", row && known(row.relative) ? `${plain(row.relative)}×` : "–"),
+        make("td", best ? best.error : "–", { className: "left" }));
       return line;
     });
     at("everywhere").tBodies[0].replaceChildren(...lines);
@@ -156,13 +143,17 @@ function startDecision(data, filters) {
     state.level = Math.min(state.level, setting.levels.length - 1);
     listSettings(found);
     const level = setting.levels[state.level];
-    const best = bestOf(setting, level, filters.passes);
+    const candidates = kept(setting.candidates, level);
+    const best = bestOf(candidates);
     headline.textContent = best ? sayWhat(data, setting, best) : "Nothing that was measured stays within this error.";
-    const beside = (words, places) => {
-      const names = kept(setting, places, level, filters.passes).map(({ name }) => name);
-      return names.length ? [`${words}: ${names.join("; ")}.`] : [];
-    };
-    close.textContent = best ? [...beside("Tied within 3 %", best.tied), ...beside("Too close to call", best.close), ...beside("Faster once, but the machine was never quiet", unjudged(setting, best))].join(" ") : "";
+    const beside = (words, rivals) => (rivals.length ? [`${words}: ${rivals.map(({ name }) => name).join("; ")}.`] : []);
+    const named = (places) => kept(places.map((place) => setting.candidates[place]), level);
+    const before = candidates.slice(0, candidates.indexOf(best)); // which are not judged
+    close.textContent = best ? [
+      ...beside("Tied within 3 %", named(best.tied)),
+      ...beside("Too close to call", named(best.close)),
+      ...beside("Faster once, but the machine was never quiet", before),
+    ].join(" ") : "";
     basis.textContent = setting.basis;
     basis.classList.toggle("warning", setting.synthetic);
     ladder.replaceChildren(...setting.levels.map((each, place) => rung(setting, each, place)));

@@ -51,34 +51,27 @@ function startHeat(data, filters) {
   let limit = GROUPS;
   let asked = false; // until a filter is used the table is the one that Python wrote
 
-  function cell(tag, text, more = {}) {
-    const element = document.createElement(tag);
-    element.textContent = text;
-    return Object.assign(element, more);
-  }
-
-  const marks = new Map([...document.querySelectorAll("[data-look]")].map((mark) => [mark.dataset.look, mark]));
-  const sign = (name) => marks.get(name)?.cloneNode(true) || "";
+  const sign = marks();
 
   function value({ text, shade, says }) {
-    return cell("td", text, { ...(shade && { className: shade }), ...(says && { title: says }) });
+    return make("td", text, { ...(shade && { className: shade }), ...(says && { title: says }) });
   }
 
   function draw() {
     const { heads, lines, groups } = heatTable(data, filters.passes, limit);
-    const above = document.createElement("tr");
-    above.append(cell("th", "group", { rowSpan: 2, scope: "col" }));
-    const below = document.createElement("tr");
+    const above = make("tr");
+    above.append(make("th", "group", { rowSpan: 2, scope: "col" }));
+    const below = make("tr");
     for (const { label, format, words } of heads) {
-      const head = cell("th", "", { colSpan: words.length, scope: "colgroup" });
+      const head = make("th", "", { colSpan: words.length, scope: "colgroup" });
       head.append(sign(format), label);
       above.append(head);
-      below.append(...words.map((word) => cell("th", word || "–", { scope: "col" })));
+      below.append(...words.map((word) => make("th", word || "–", { scope: "col" })));
     }
     table.tHead.replaceChildren(above, below);
     table.tBodies[0].replaceChildren(...lines.map(({ title, cells }) => {
-      const line = document.createElement("tr");
-      line.append(cell("th", title, { scope: "row" }), ...cells.map(value));
+      const line = make("tr");
+      line.append(make("th", title, { scope: "row" }), ...cells.map(value));
       return line;
     }));
     table.hidden = !groups;
