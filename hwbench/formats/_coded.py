@@ -12,12 +12,10 @@ from torch import Tensor
 from hwbench.errors import KnobError, UnreachableError
 from hwbench.formats import _quantize
 from hwbench.formats._base import (
-    BACKWARD,
     BACKWARD_INPUT,
-    BACKWARD_WEIGHT,
     FORWARD,
-    STEP,
     Linear,
+    by_direction,
 )
 from hwbench.formats._derived import Derived
 from hwbench.formats._groups import check_groups
@@ -234,21 +232,16 @@ class CodedFormat(CodedWeight):
         x, y = tokens * self.in_features, tokens * self.out_features
         one_way = item_bytes * (x + y) + self.stored_bytes(item_bytes)
         both = item_bytes * (2 * x + y) + 2 * self.stored_bytes(item_bytes)
-        backward = {BACKWARD: both, STEP: one_way + both}
-        return backward.get(direction, one_way)
+        return by_direction(
+            direction, forward=one_way, to_input=one_way, to_weight=one_way, backward=both
+        )
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         out, inputs, product = self.out_features, self.in_features, self.product
         forward = product.weight_bytes(out * inputs, item_bytes)
         forward += tokens * product.token_bytes(out, inputs, item_bytes)
         backward = 2 * out * inputs * item_bytes  # the weight is made, and read
-        return {
-            FORWARD: forward,
-            BACKWARD_INPUT: backward,
-            BACKWARD_WEIGHT: 0,
-            BACKWARD: backward,
-            STEP: forward + backward,
-        }[direction]
+        return by_direction(direction, forward=forward, to_input=backward, to_weight=0)
 
     def codes_of(
         self, weight: Tensor, dtype: torch.dtype, activations: Tensor | None

@@ -196,6 +196,17 @@ class GatheredFormat(Format):
         """The number of entries of W."""
         return self.out_features * self.in_features
 
+    def flops(self, tokens: int, direction: str) -> int:
+        """Those of the chain; the gradient of the entries may be computed at the others too."""
+        more = 2 * tokens * (self.gradient_entries() - self.gathered_entries())
+        chain = super().flops(tokens, direction)
+        return chain + by_direction(direction, forward=0, to_input=0, to_weight=more)
+
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
+        kept, computed = self.gathered_entries(), self.gradient_entries()
+        return moved + picked_bytes(kept, computed, item_bytes, direction)
+
 
 class EntriesKernel(Kernel):
     """A kernel of a format that keeps single entries, which may compute more of their gradient."""
@@ -237,13 +248,6 @@ class EntriesFormat(GatheredFormat, KeptFormat):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_index_dtype(self, self.index_dtype, self.nonzeros)
-
-    def flops(self, tokens: int, direction: str) -> int:
-        return executed(tokens, self.nonzeros, self.gradient_entries(), direction)
-
-    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super().intermediate_bytes(tokens, item_bytes, direction)
-        return moved + picked_bytes(self.nonzeros, self.gradient_entries(), item_bytes, direction)
 
 
 def picked_bytes(kept: int, computed: int, item_bytes: int, direction: str) -> int:

@@ -212,13 +212,23 @@ class OneDnn(Product, of=CodedWeight):
         return 2 * (1 + 2 + 1) * in_features + 2 * 4 * out_features
 
 
-class Widening(Product, ABC):
+class InBFloat16(Product, ABC):
+    """A product in bfloat16, as whose values x comes and goes."""
+
+    activations = "none"
+
+    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
+        return 0 if item_bytes == 2 else 2 * 2 * (in_features + out_features)
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        return 0.0 if dtype == torch.bfloat16 else 1e-2
+
+
+class Widening(InBFloat16, ABC):
     """A product that widens codes inside itself, to bfloat16, as whose values x comes and goes.
 
     The operators take other dtypes too, a hundred times slower than a dense product.
     """
-
-    activations = "none"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
         packed = layer.derived(lambda: self.packed(layer))
@@ -231,12 +241,6 @@ class Widening(Product, ABC):
     @abstractmethod
     def multiply(self, x: Tensor, packed: tuple[Any, ...]) -> Tensor:
         """x Ŵᵀ in bfloat16."""
-
-    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
-        return 0 if item_bytes == 2 else 2 * 2 * (in_features + out_features)
-
-    def rounding(self, dtype: torch.dtype) -> float:
-        return 0.0 if dtype == torch.bfloat16 else 1e-2
 
 
 class Int8Pack(Widening, of=CodedWeight):
@@ -290,23 +294,17 @@ class Int4Pack(Widening, of=CodedWeight):
         return None if there else "int4pack does not run here: torch lacks it."
 
 
-class BFloat16(Product, of=CodedWeight):
+class BFloat16(InBFloat16, of=CodedWeight):
     """A dense product in bfloat16, for activations that come and go in another dtype."""
 
     name = "bfloat16_mm"
     operators = Torch.operators
-    type, activations = "bfloat16", "none"
+    type = "bfloat16"
     devices = ("cpu", "cuda")
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
         weight = layer.codes.view(torch.bfloat16)
         return functional.linear(x.bfloat16(), weight).to(x.dtype)
-
-    def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
-        return 0 if item_bytes == 2 else 2 * 2 * (in_features + out_features)
-
-    def rounding(self, dtype: torch.dtype) -> float:
-        return 0.0 if dtype == torch.bfloat16 else 1e-2
 
 
 class Dequantise(Product, of=CodedWeight):

@@ -92,7 +92,7 @@ def searched(
             found = kind.for_budget(out_features, in_features, density, **knobs)
         except UnreachableError as error:
             if middle == total:
-                raise unreachable_at_all(kind, stored, error) from error
+                raise _refused(kind, stored, str(error)) from error
             low = middle
         except KnobError as error:  # a mistake, or more entries than an index can count
             refusal, high = refusal or error, middle
@@ -111,23 +111,6 @@ def searched(
     raise unreachable(kind, stored, item_bytes, [above])
 
 
-def most(kind: type[F], settings: Iterable[F], stored: float, item_bytes: int) -> F:
-    """Of these settings the one with the most stored bytes that ``stored`` allows.
-
-    Raises:
-        UnreachableError: all of them need more; the smallest share is named.
-    """
-    known = list(settings)
-    within = [
-        f
-        for f in known
-        if f.stored_bytes(item_bytes) <= allowed(f.out_features, f.in_features, stored, item_bytes)
-    ]
-    if not within:
-        raise unreachable(kind, stored, item_bytes, known)
-    return max(within, key=lambda f: f.stored_bytes(item_bytes))
-
-
 def allowed(out_features: int, in_features: int, stored: float, item_bytes: int) -> int:
     """The bytes that this share of the dense layer's allows."""
     return math.floor(stored * out_features * in_features * item_bytes + 1e-9)
@@ -143,13 +126,6 @@ def unreachable(
         stored,
         f"nothing below it can be had, and the nearest above is stored={_up(least / item_bytes)}.",
     )
-
-
-def unreachable_at_all(
-    kind: type[Sized], stored: float, error: UnreachableError
-) -> UnreachableError:
-    """The error for a layer that is larger than dense at its smallest, as ``error`` says."""
-    return _refused(kind, stored, str(error))
 
 
 def _refused(kind: type[Sized], stored: float, why: str) -> UnreachableError:

@@ -18,8 +18,6 @@ from hwbench.formats._entries import (
     EntriesMap,
     GatheredFormat,
     check_index_dtype,
-    executed,
-    picked_bytes,
     scores,
 )
 from hwbench.formats._groups import best_in_groups
@@ -69,14 +67,6 @@ class Condensed(GatheredFormat):
 
     def index_bytes(self) -> int:
         return self.parameters() * INDEX_BYTES[self.index_dtype]
-
-    def flops(self, tokens: int, direction: str) -> int:
-        return executed(tokens, self.parameters(), self.gradient_entries(), direction)
-
-    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super().intermediate_bytes(tokens, item_bytes, direction)
-        kept, computed = self.parameters(), self.gradient_entries()
-        return moved + picked_bytes(kept, computed, item_bytes, direction)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         shape = (self.out_features, self.in_features)

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwbench.formats import _gather, _init
-from hwbench.formats._base import Linear, by_direction
+from hwbench.formats._base import Linear
 from hwbench.formats._entries import (
     INDEX_BYTES,
     EntriesMap,
     Gather,
     GatheredFormat,
     check_index_dtype,
-    picked_bytes,
 )
 from hwbench.formats._groups import best_in_groups
 
@@ -118,19 +117,8 @@ class Dictionary(GatheredFormat):
         sides = (self.out_features, self.atoms)
         return _gather.dense_gradient(self.gradient, device, self.gathered_entries(), *sides)
 
-    def flops(self, tokens: int, direction: str) -> int:
-        """A chain of two; the gradient of S may be computed at its zeros too."""
-        more = 2 * tokens * (self.gradient_entries() - self.gathered_entries())
-        chain = super().flops(tokens, direction)
-        return chain + by_direction(direction, forward=0, to_input=0, to_weight=more)
-
     def intermediate_width(self) -> int:
         return self.atoms
-
-    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super().intermediate_bytes(tokens, item_bytes, direction)
-        kept, computed = self.gathered_entries(), self.gradient_entries()
-        return moved + picked_bytes(kept, computed, item_bytes, direction)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         """Any atoms for each output, which varies as that of a dense layer does."""

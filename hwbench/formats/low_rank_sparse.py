@@ -22,7 +22,6 @@ from hwbench.formats._entries import (
     check_index_dtype,
     executed,
     largest,
-    picked_bytes,
     random_places,
 )
 from hwbench.formats._init import column_weights
@@ -121,19 +120,16 @@ class LowRankSparse(GatheredFormat):
         return self.nonzeros
 
     def flops(self, tokens: int, direction: str) -> int:
-        entries = executed(tokens, self.nonzeros, self.gradient_entries(), direction)
-        return super().flops(tokens, direction) + entries
+        return super().flops(tokens, direction) + self._of_entries(tokens, direction)
 
     def needed_flops(self, tokens: int, direction: str) -> int:
-        entries = executed(tokens, self.nonzeros, self.nonzeros, direction)
-        return super().flops(tokens, direction) + entries
+        return super().needed_flops(tokens, direction) + self._of_entries(tokens, direction)
+
+    def _of_entries(self, tokens: int, direction: str) -> int:
+        return executed(tokens, self.nonzeros, self.nonzeros, direction)
 
     def intermediate_width(self) -> int:
         return self.rank
-
-    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        moved = super().intermediate_bytes(tokens, item_bytes, direction)
-        return moved + picked_bytes(self.nonzeros, self.gradient_entries(), item_bytes, direction)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         """A = 0, as the paper starts; B and the entries are U(±1/√in_features)."""

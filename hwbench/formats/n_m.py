@@ -21,8 +21,6 @@ from hwbench.formats._entries import (
     Gather,
     GatheredFormat,
     check_index_dtype,
-    executed,
-    picked_bytes,
     scores,
 )
 from hwbench.formats._gather import Pattern
@@ -102,15 +100,11 @@ class NM(GatheredFormat):
     def index_bytes(self) -> int:
         return self.parameters() * self.INDEX_BYTES[self.index_dtype]
 
-    def flops(self, tokens: int, direction: str) -> int:
-        return executed(tokens, self.parameters(), self.gradient_entries(), direction)
-
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         moved = super().intermediate_bytes(tokens, item_bytes, direction)
-        kept, computed = self.parameters(), self.gradient_entries()
         if direction == FORWARD and self.index_dtype == "uint8":
-            moved += 2 * 4 * kept  # widened columns, written and read
-        return moved + picked_bytes(kept, computed, item_bytes, direction)
+            moved += 2 * 4 * self.parameters()  # widened columns, written and read
+        return moved
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         shape = (self.out_features, self.in_features)

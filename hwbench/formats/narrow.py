@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,9 @@ from torch.nn import functional
 
 from hwbench.errors import KnobError
 from hwbench.formats import _kernel
-from hwbench.formats._base import Format, Linear, budget, round_down, unreachable
+from hwbench.formats._base import Format, Linear
 from hwbench.formats._init import column_weights, working
 from hwbench.formats._kernel import Kernel
-from hwbench.records import Knob
 
 
 class _Map(Linear, ABC):
@@ -90,24 +88,13 @@ class Narrow(Format):
         super().__post_init__()
         if not isinstance(self.rotate, bool):
             raise KnobError(f"rotate of narrow must be true or false, not {self.rotate!r}.")
-        smaller = min(self.out_features, self.in_features)
-        self.check_integer("inputs", low=1, high=smaller if self.rotate else self.in_features)
+        self.check_integer("inputs", low=1, high=self.largest_setting())
 
-    @classmethod
-    def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
-        multiple = knobs.pop("multiple", 1)
-        least = cls(out_features=out_features, in_features=in_features, inputs=1, **knobs)  # type: ignore[arg-type]
-        inputs = budget(out_features, in_features, density) // least.parameters()
-        if inputs < 1:
-            reachable = f"one input has density {least.density():.4g}"
-            raise unreachable("narrow", density, reachable)
-        most = min(out_features, in_features) if least.rotate else in_features
-        return cls(
-            out_features=out_features,
-            in_features=in_features,
-            inputs=round_down(min(inputs, most), multiple),
-            **knobs,  # type: ignore[arg-type]
-        )
+    def largest_setting(self) -> int:
+        return min(self.out_features, self.in_features) if self.rotate else self.in_features
+
+    def smallest_words(self) -> str:
+        return f"one input has density {self.density():.4g}"
 
     def parameters(self) -> int:
         return sum(self.stages())

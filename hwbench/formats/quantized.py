@@ -78,15 +78,12 @@ class Quantized(CodedFormat):
                     settings.append(f)
         if not settings and mistake is not None:
             raise mistake
-        least = min(settings, key=lambda f: f.stored_bytes(item_bytes))
-        _stored.most(cls, [least], stored, item_bytes)
+        limit = _stored.allowed(out_features, in_features, stored, item_bytes)
+        within = [f for f in settings if f.stored_bytes(item_bytes) <= limit]
         for kind in kinds:
-            limit = _stored.allowed(out_features, in_features, stored, item_bytes)
-            of_kind = [f for f in settings if f.type == kind]
-            fits = [f for f in of_kind if f.stored_bytes(item_bytes) <= limit]
-            if fits:
-                return _stored.most(cls, fits, stored, item_bytes)
-        return least
+            if of_kind := [f for f in within if f.type == kind]:
+                return max(of_kind, key=lambda f: f.stored_bytes(item_bytes))
+        raise _stored.unreachable(cls, stored, item_bytes, settings)
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         shape, bound = (self.out_features, self.in_features), self.in_features**-0.5

@@ -18,12 +18,9 @@ from torch.nn import functional
 from hwbench.errors import KnobError
 from hwbench.formats import _stored
 from hwbench.formats._base import (
-    BACKWARD,
-    BACKWARD_INPUT,
-    BACKWARD_WEIGHT,
     FORWARD,
-    STEP,
     Linear,
+    by_direction,
     round_down,
     unreachable,
 )
@@ -117,28 +114,22 @@ class QuantizedLowRank(CodedFormat):
         return self.rank or 0
 
     def flops(self, tokens: int, direction: str) -> int:
-        right, left = (2 * tokens * each for each in self._factors())
         whole = 2 * tokens * self.out_features * self.in_features
-        return {
-            FORWARD: whole + right + left,
-            BACKWARD_INPUT: whole + right + left,
-            BACKWARD_WEIGHT: right + 2 * left,
-            BACKWARD: whole + 2 * (right + left),
-            STEP: 2 * whole + 3 * (right + left),
-        }[direction]
+        codes = by_direction(direction, forward=whole, to_input=whole, to_weight=0)
+        return super().flops(tokens, direction) + codes
 
     def needed_flops(self, tokens: int, direction: str) -> int:
         return self.flops(tokens, direction)
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         between, y = 2 * tokens * (self.rank or 0), 2 * tokens * self.out_features
-        moved = {
-            FORWARD: between + y,
-            BACKWARD_INPUT: between + y,
-            BACKWARD_WEIGHT: 2 * between,
-            BACKWARD: 2 * between + y,
-            STEP: 3 * between + 2 * y,
-        }[direction]
+        moved = by_direction(
+            direction,
+            forward=between + y,
+            to_input=between + y,
+            to_weight=2 * between,
+            backward=2 * between + y,
+        )
         return super().intermediate_bytes(tokens, item_bytes, direction) + item_bytes * moved
 
     def unsupported(self, device: str, dtype: torch.dtype, direction: str) -> str | None:
