@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from test_gate_sight import SCORED, dense_by, night, nights, scaled
 
 from hwbench.environment import usable_cores
+from hwbench.records import Status
 from hwbench.store import Run
 
 TIMES = ("relative_time", "time_seconds")
@@ -96,6 +97,24 @@ def test_a_confirmation_that_confirms_counts(hwbench: Call) -> None:
     code, out, _ = hwbench("check", kept(run), "-b", before, "--confirm", "--json")
     assert code == 0
     assert "Not confirmed in 5 fresh replicates" in out
+
+
+@pytest.mark.parametrize("status", [each for each in Status if each is not Status.OK])
+def test_a_case_that_only_its_confirmation_could_measure_breaks_nothing(
+    hwbench: Call, status: Status
+) -> None:
+    """Tonight has no time of csr, and the fresh replicates have: the sight rests on tonight."""
+    before, run = flagged(FACTS)
+    run.results = [
+        replace(each, status=status, reason="nothing was left", measurements=[])
+        if "csr" in each.case
+        else each
+        for each in run.results
+    ]
+    beside(run, arguments={"confirms": run.header.run})
+    code, out, _ = hwbench("check", kept(run), "-b", before, "--confirm", "--json")
+    assert code in (0, 1, 3, 5)
+    assert json.loads(out)["sight"]
 
 
 # --- what was not measured alike ----------------------------------------------------------------

@@ -9,6 +9,7 @@ cannot be measured again, and its luck, and that of tonight's machine, survive e
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def look(
         own_seconds: judge cases by their own seconds beside their ratio.
         latest: the runs that what does not depend on the night is compared with: bytes, scores.
     """
-    used = _rule(rule, raised(rule.threshold, len(baselines), window))
+    used = dataclasses.replace(rule, threshold=raised(rule.threshold, len(baselines), window))
     changes = compare(baselines, [new], used, metric=metric)
     if latest is not None and list(latest) != list(baselines):
         others = {each.case: each for each in compare(latest, [new], used, metric=metric)}
@@ -212,7 +213,7 @@ def detectable(
 
     ``changes`` are those of the same runs, where they were compared by that metric already.
     """
-    used = _rule(rule, raised(rule.threshold, len(baselines), window))
+    used = dataclasses.replace(rule, threshold=raised(rule.threshold, len(baselines), window))
     found = list(changes) or compare(baselines, [new], used, metric=metric)
     known = _known(found, baselines, new)
     sizes = {}
@@ -232,11 +233,8 @@ def _chance(cases: int) -> float:
 
 def only(one: Side, cases: Collection[str]) -> Side:
     """What a run says of these cases."""
-    return Side({case: one.cases[case] for case in cases if case in one.cases}, one.facts)
-
-
-def _rule(rule: Rule, threshold: float) -> Rule:
-    return Rule(threshold=threshold, margin=rule.margin, floor=rule.floor, level=rule.level)
+    kept = {case: one.cases[case] for case in cases if case in one.cases}
+    return dataclasses.replace(one, cases=kept)
 
 
 def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[str, _Known]:

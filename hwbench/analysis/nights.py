@@ -64,9 +64,14 @@ class Told:
     """What is said of a night."""
 
     judged: Judged
-    baselines: Sequence[Side]  # the nights it was compared with, oldest first
+    first: Look  # before anything was measured again
     stranger: str | None = None  # why it cannot be compared with any night, in words
     notes: Sequence[str] = ()
+
+    @property
+    def baselines(self) -> Sequence[Side]:
+        """The nights it was compared with, oldest first."""
+        return self.first.baselines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,14 +196,13 @@ def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
             stored = stored[:-1]
             nights = match(stored, new, asked.window)
             first = _look(stored, new, asked, nights)
-    baselines = first.baselines
     if nights.stranger:
         changes = [_of_another(each, "Another machine tonight.") for each in first.settled.values()]
-        return Told(judged=Judged(changes, None), baselines=baselines, stranger=nights.stranger)
-    notes = _of_software(baselines, new, nights)
+        return Told(judged=Judged(changes, None), first=first, stranger=nights.stranger)
+    notes = _of_software(first.baselines, new, nights)
     if asked.way == "ab" and (asked.pairs is not None or asked.same_code):
         judged = _in_pairs(first, asked)
-        return Told(judged=judged, baselines=baselines, notes=notes)
+        return Told(judged=judged, first=first, notes=notes)
     if asked.way == "nights":
         judged = _in_two_nights(first, last)
     elif asked.way == "fresh" and asked.again is not None:
@@ -206,7 +210,7 @@ def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
         judged = confirmed(first, fresh)
     else:
         judged = Judged([unconfirmed(each) for each in first.settled.values()], None)
-    told = Told(judged=judged, baselines=baselines, notes=notes)
+    told = Told(judged=judged, first=first, notes=notes)
     if nights.software:  # which may move many formats at once
         return told
     return _of_the_machine(told, formats_moved(first, new), last)

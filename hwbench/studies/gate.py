@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from hwbench import units
 from hwbench.analysis.compare import Side, check_metric, side
 from hwbench.analysis.judging import (
-    DENSE_MOVED,
-    FALSE_NIGHTS,
-    FLAG_LEVEL,
     FLOOR_SECONDS,
     TIMED,
     WINDOW,
-    Again,
-    Judged,
+    Look,
     dense_note,
     detectable,
     judge_cases,
+    only,
     raised,
 )
 from hwbench.analysis.nights import KNOWN, WAYS, Question, judge_night, match
@@ -34,21 +31,16 @@ from hwbench.analysis.stats import Rule, median
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError, UsageError
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
-from hwbench.records import Change, Status, without_gc
+from hwbench.records import Status, without_gc
 from hwbench.store import Run, read_run
 from hwbench.studies import confirm as confirming
 from hwbench.studies.baseline import Chosen, choose, foreign, load, plans, warnings
 
 __all__ = [
     "CONFIRMATIONS",
-    "DENSE_MOVED",
-    "FALSE_NIGHTS",
-    "FLAG_LEVEL",
     "FLOOR_SECONDS",
     "TIMED",
     "WINDOW",
-    "Again",
-    "Judged",
     "check",
     "detectable",
     "how_far",
@@ -109,7 +101,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
     with without_gc():
         sides = [_side(each) for each in chosen.runs]
         absent = set(run.planned).difference(new.cases)
-        sides = [_without(each, absent) for each in sides]
+        sides = [only(each, set(each.cases) - absent) for each in sides]
         if way and sides and not mismatch:
             asked = _confirming(way, asked, chosen.runs, sides, run, new, listener)
         try:
@@ -138,7 +130,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         notes=notes,
         fail_on_undecided=fail_on_undecided,
         unfinished=None if run.complete else how_far(run),
-        sight=_sight(told.baselines, new, judged.changes, rule, metric, window),
+        sight=_sight(told.first, new, rule, metric, window),
         require_sight=require_sight,
     )
 
@@ -170,34 +162,26 @@ def _confirming(
 
 
 def _sight(
-    baselines: Sequence[Side],
-    new: Side,
-    changes: Sequence[Change],
-    rule: Rule,
-    metric: str,
-    window: int,
+    first: Look, new: Side, rule: Rule, metric: str, window: int
 ) -> tuple[float, float] | None:
     """The slow-down found in 9 nights of 10, usually and in the worst case; None without times."""
     metrics = [name for name in TIMED if metric in (name, "auto")]
     # Where it is compared at all, a relative time is what auto compares.
+    changes = first.changes.values()
     relative = [each for each in changes if each.metric == "relative" and each.ratio]
     found: dict[str, float] = {}
     for name in metrics:
         known_already = relative if (metric, name) == ("auto", "relative") else []
         sizes = (
-            detectable(baselines, new, rule, metric=name, window=window, changes=known_already)
-            if baselines
+            detectable(
+                first.baselines, new, rule, metric=name, window=window, changes=known_already
+            )
+            if first.baselines
             else {}
         )
         found = {**sizes, **found}  # relative first, as auto has it
     known = [size for size in found.values() if not math.isnan(size)]
     return (median(known), max(known)) if known else None
-
-
-def _without(side_: Side, cases: Collection[str]) -> Side:
-    """What a run says of all but these cases."""
-    kept = {case: entry for case, entry in side_.cases.items() if case not in cases}
-    return replace(side_, cases=kept)
 
 
 def how_far(run: Run) -> str:
