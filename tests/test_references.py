@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from hwbench.analysis.frames import between, summary_rows
 from hwbench.analysis.quiet import counted, slowed
 from hwbench.errors import SuiteError
-from hwbench.measure import references
+from hwbench.measure import references, schedule
 from hwbench.measure import run as runner
 from hwbench.records import Plan
 from hwbench.report import text
@@ -98,6 +99,25 @@ def test_there_are_at_most_as_many_as_the_plan_says(
 ) -> None:
     effects = {"seed": 4, "replicate_noise": 0.5}
     run = simulate(tmp_path, monkeypatch, effects, replicates_most=most)
+    assert max(map(len, replicates(run).values())) == made
+    assert run.complete
+
+
+@pytest.mark.parametrize(("least", "made"), [(0.0, 8), (45.0, 8), (65.0, 10), (3600.0, 12)])
+def test_they_take_no_longer_than_those_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float, made: int
+) -> None:
+    """Each replicate takes ten seconds of a clock that nothing else moves."""
+    now, measure = [0.0], schedule.measure
+
+    def ten_seconds(*args: Any) -> dict[str, float]:
+        now[0] += 10.0
+        return measure(*args)
+
+    monkeypatch.setattr(schedule, "measure", ten_seconds)
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(schedule, "LEAST_FURTHER_SECONDS", least)
+    run = simulate(tmp_path, monkeypatch, {"seed": 4, "replicate_noise": 0.5})
     assert max(map(len, replicates(run).values())) == made
     assert run.complete
 

@@ -33,6 +33,7 @@ from hwbench.store import RunWriter
 WHOLE = (0, 1)
 """The only share of one."""
 
+LEAST_FURTHER_SECONDS = 60.0  # that further replicates may take, however short the plan's were
 REST_SECONDS = 30.0  # how long a machine that throttles leaves the work to the others
 _LOOK_SECONDS = 2.0  # between two looks for a machine that came back
 _GLANCE_SECONDS = 0.1  # between two looks whether there is work left for the one that rests
@@ -149,6 +150,7 @@ class Work:
     busy: int = 0  # seats that serve
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
     longest: float = 0.0
+    taken: float = 0.0  # seconds of all units together
     stopped: str | None = None  # why units were left out
     where: dict[str, str] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
@@ -176,7 +178,8 @@ class Work:
                     self.lost.append(str(error))
                 raise
             with self.lock:
-                self.longest = max(self.longest, time.monotonic() - begun)
+                took = time.monotonic() - begun
+                self.longest, self.taken = max(self.longest, took), self.taken + took
                 self.where[f"{unit.replicate}.{unit.shard}"] = seat.name
                 for span in SPANS:
                     self.spent[span] += seconds[span]
@@ -281,9 +284,12 @@ def execute(
 def _until_quiet(work: Work, seat: Seat) -> None:
     """Make further replicates of the cases that the machine slowed, until enough were quiet.
 
-    There are at most ``replicates_most`` of the plan, and as many as the time budget allows.
+    There are at most ``replicates_most`` of the plan, and as many as the time budget allows. They
+    take no longer than the plan's replicates did, or a minute: who runs a suite waits twice for a
+    machine that stays busy, and no more.
     """
     state, plan = work.state, work.state.header.plan
+    end = time.monotonic() + max(LEAST_FURTHER_SECONDS, work.taken)
     for number in range(plan.replicates, plan.most):
         state.extra[number] = slowed_cases(state)
         missing = {case for case in state.extra[number] if (case, number) not in state.done}
@@ -292,6 +298,10 @@ def _until_quiet(work: Work, seat: Seat) -> None:
             return
         if not missing:
             continue
+        if number > plan.replicates and time.monotonic() + 0.7 * work.longest > end:
+            state.extra.pop(number)
+            state.tell(note="the machine stays slow: no further replicates")
+            return
         state.total += len(missing)
         state.tell(note=f"the machine was slower in part of the run: replicate {number + 1}")
         work.units.append(Unit(number, 0))
