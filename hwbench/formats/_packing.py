@@ -7,8 +7,8 @@ A layer whose weight does not change can have that done once:
 * ``mkl``: the packed layout of Intel MKL's ``cblas_sgemm_pack``; float32.
 
 Both layouts are made for a number of tokens, and both libraries come with PyTorch, whose compiler
-uses the same operators for weights that are frozen. Forward only: a training step changes the
-weight, so that every step would pack anew.
+uses the same operators for weights that are frozen. A training step changes the weight, so that
+every step would pack anew: there ``mkl`` refuses, and ``onednn`` multiplies plainly by its library.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwbench.errors import UsageError
+from hwbench.formats import _onednn
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._block_matmul import needs_grad
 from hwbench.formats._derived import Derived
@@ -116,25 +117,38 @@ class Library(Kernel, ABC):
 
 
 class OneDnn(Library, of=Packable):
-    """A product with the weight in a blocked layout of oneDNN, forward only."""
+    """A product with the weight in a blocked layout of oneDNN.
+
+    In a training step, in float32, it is the plain product by oneDNN, with nothing packed.
+    """
 
     name = "onednn"
     operators = r"mkldnn::_linear_pointwise$"
 
     def multiply(self, x: Tensor, layout: Tensor, weight: Tensor) -> Tensor:
-        y: Tensor = _onednn()._linear_pointwise(x, layout, None, "none", [], "")  # noqa: SLF001
+        y: Tensor = _mkldnn()._linear_pointwise(x, layout, None, "none", [], "")  # noqa: SLF001
         return y
 
+    def unpacked(self, x: Tensor, weight: Tensor) -> Tensor:
+        return _onednn.linear_where_float32(x, weight)
+
+    def refuses(
+        self, described: Any, device: str, dtype: torch.dtype, direction: str
+    ) -> str | None:
+        if device != "cpu" or direction == FORWARD or dtype != torch.float32:
+            return super().refuses(described, device, dtype, direction)
+        return _onednn.refusal(device, dtype)
+
     def pack(self, weight: Tensor, tokens: int) -> Tensor:
-        layout: Tensor = _onednn()._reorder_linear_weight(weight, tokens)  # noqa: SLF001
+        layout: Tensor = _mkldnn()._reorder_linear_weight(weight, tokens)  # noqa: SLF001
         return layout
 
     def lacks(self, dtype: torch.dtype) -> str | None:
         if not torch.backends.mkldnn.is_available():
             return "onednn does not run here: PyTorch was built without it."
         narrow: dict[torch.dtype, Any] = {
-            torch.bfloat16: _onednn()._is_mkldnn_bf16_supported,  # noqa: SLF001
-            torch.float16: _onednn()._is_mkldnn_fp16_supported,  # noqa: SLF001
+            torch.bfloat16: _mkldnn()._is_mkldnn_bf16_supported,  # noqa: SLF001
+            torch.float16: _mkldnn()._is_mkldnn_fp16_supported,  # noqa: SLF001
         }
         if dtype in narrow:
             name = str(dtype).removeprefix("torch.")
@@ -200,5 +214,5 @@ def _mkl() -> Any:
     return torch.ops.mkl
 
 
-def _onednn() -> Any:
+def _mkldnn() -> Any:
     return torch.ops.mkldnn

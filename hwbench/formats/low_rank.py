@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hwbench.formats import _init, _onednn, _packing
-from hwbench.formats._base import FORWARD, Linear
+from hwbench.formats import _init, _packing
+from hwbench.formats._base import Linear
 from hwbench.formats._kernel import Kernel
 
 
@@ -79,17 +79,3 @@ class LowRank(_packing.Packable):
 
 class Torch(_packing.Plain, of=LowRank, default=True):
     """Two plain products."""
-
-
-class OneDnn(_packing.OneDnn, of=LowRank):
-    """Products with both factors in oneDNN's layout; in a step plain ones by oneDNN, in float32."""
-
-    def unpacked(self, x: Tensor, weight: Tensor) -> Tensor:
-        return _onednn.linear_where_float32(x, weight)
-
-    def refuses(
-        self, described: LowRank, device: str, dtype: torch.dtype, direction: str
-    ) -> str | None:
-        if device != "cpu" or direction == FORWARD or dtype != torch.float32:
-            return super().refuses(described, device, dtype, direction)
-        return _onednn.refusal(device, dtype)

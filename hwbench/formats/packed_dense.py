@@ -1,10 +1,11 @@
-"""Every weight stored, in a layout that a CPU library packs once: dense layers for inference.
+"""Every weight stored, in a layout that a CPU library packs once: dense at its best on CPUs.
 
-Kernels, both forward only: ``onednn`` in float32 and 16 bits, ``mkl`` in float32. The map and its
-values are those of ``dense``. What is packed is made at the first call with a number of tokens and
-kept beside the weight; it takes memory of its own, which is no part of the stored bytes. Every
-call compares the weight with what was packed, unless the layer is told to ``trust_versions``, as
-hwbench times it.
+Kernels: ``onednn`` in float32 and 16 bits, ``mkl`` in float32, both forward; ``onednn`` trains in
+float32 as well, where nothing is packed and only the library is another than that of ``dense``. The
+map and its values are those of ``dense``. What is packed is made at the first call with a number of
+tokens and kept beside the weight; it takes memory of its own, which is no part of the stored bytes.
+Every call compares the weight with what was packed, unless the layer is told to
+``trust_versions``, as hwbench times it.
 """
 
 from __future__ import annotations
