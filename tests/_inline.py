@@ -152,8 +152,9 @@ def _as_in_a_fresh_process() -> Iterator[None]:
 
 def _opened(device: str, number: int) -> Any:
     """The device; a simulated one draws its noise by process, so here by the worker's number."""
+    from hwbench_simulated import Fake
+
     from hwbench import worker
-    from hwbench.devices.fake import Fake
 
     opened = worker.open_device(device)
     if isinstance(opened, Fake) and opened.effects.replicate is None:

@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> list[str]:
     lines = []
+    if not entry_points(group="hwbench.devices", name="fake"):
+        lines.append("the device fake is not installed: `make venv` installs it")
     if collect_ignore:
         lines.append(f"left out without hypothesis: {', '.join(collect_ignore)}")
     if not _HAS_RAY:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from _check import Call
 from _fuzz import changed, places
+from hwbench_simulated import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
 
 from hwbench import protocol
 from hwbench.devices.cpu import Cpu
-from hwbench.devices.fake import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
 from hwbench.formats._base import FORWARD
 from hwbench.measure import ceilings
 from hwbench.meters import _ceilings, _libraries
@@ -148,7 +148,7 @@ ROUTES: dict[str, tuple[float, Any]] = {
 """Made-up libraries: how long they take, over torch.mm's time, and what they compute."""
 
 
-def route(name: str) -> _libraries.Route:
+def route(name: str, device: Fake) -> _libraries.Route:
     """One of them, on the simulated machine."""
     share, product = ROUTES[name]
 
@@ -157,9 +157,8 @@ def route(name: str) -> _libraries.Route:
             made: torch.Tensor = product(*arrays[:2])
             return made
 
-        call.added_seconds = (share - 1) * (  # type: ignore[attr-defined]
-            2 * arrays[0].shape[0] ** 3 / FLOPS_PER_SECOND + LAUNCH_SECONDS
-        )
+        plain = 2 * arrays[0].shape[0] ** 3 / FLOPS_PER_SECOND + LAUNCH_SECONDS
+        device.describe(call, added_seconds=(share - 1) * plain)
         return call
 
     return _libraries.Route(name, step)
@@ -171,7 +170,9 @@ def test_the_roof_is_the_best_library_whose_products_are_exact(
 ) -> None:
     plain = _libraries.routes
     monkeypatch.setattr(
-        _ceilings, "routes", lambda *asked: [*plain(*asked), *(route(name) for name in ROUTES)]
+        _ceilings,
+        "routes",
+        lambda device, dtype: [*plain(device, dtype), *(route(name, device) for name in ROUTES)],
     )
     entry = measure_ceilings(fake(), ["float32"], full=full)["matmul"]["float32"]
     assert list(entry["libraries"]) == ["torch.mm", "quick", "slow"]

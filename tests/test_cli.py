@@ -98,6 +98,17 @@ def test_cuda_without_a_gpu_is_one_sentence_and_exit_2(hwbench):
     assert "CUDA" in err or "NVIDIA" in err
 
 
+def test_the_simulated_device_is_of_another_package_and_unknown_without_it(hwbench, monkeypatch):
+    from hwbench import plugins
+
+    last = hwbench("list", "devices")[1].splitlines()[-1]
+    assert last.startswith("fake  A machine whose time moves")
+    monkeypatch.setattr(plugins, "_external", lambda kind: {})
+    code, _, err = hwbench("run", "--suite", "smoke", "--device", "fake")
+    assert code == 2
+    assert err == "hwbench: Unknown device 'fake'; known: cpu, cuda.\n"
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence_and_exit_2(hwbench, tiny):
     Path("file").write_text("")
     code, _, err = hwbench("run", "--suite", tiny, "--device", "fake", "--out", "file/runs")

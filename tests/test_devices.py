@@ -8,14 +8,14 @@ import math
 import statistics
 from typing import Any
 
+import hwbench_simulated as fake
 import msgspec
 import pytest
 import torch
+from hwbench_simulated import Fake
 
 from hwbench import environment
-from hwbench.devices import fake
 from hwbench.devices.cpu import Cpu
-from hwbench.devices.fake import Fake
 from hwbench.errors import UsageError
 from hwbench.measure.run import resolve_device
 from hwbench.records import Cost
@@ -94,16 +94,16 @@ SECOND = Cost(
 )
 
 
-def step_of(cost: Cost | None = None, case: str = "") -> Any:
+def step_of() -> Any:
     def step(_: Any) -> None:
         return None
 
-    step.cost, step.case = cost, case  # type: ignore[attr-defined]
     return step
 
 
-def timed(device: Fake, step: Any, calls: int = 1) -> float:
+def timed(device: Fake, step: Any, calls: int = 1, case: str | None = None) -> float:
     """Seconds per call of one timed run."""
+    device.describe(step, case=case)
     start = device.mark()
     device.run(step, [None] * calls)
     return device.seconds(start, device.mark()) / calls
@@ -136,10 +136,22 @@ def test_a_quiet_run_lasts_exactly_its_duration(calls: int) -> None:
 
 
 def test_the_duration_is_a_roofline_of_the_cost_and_a_launch() -> None:
-    assert fake.duration_seconds(step_of(SECOND)) == 1.0 + 5e-6
+    assert fake.duration_seconds(SECOND) == 1.0 + 5e-6
     moved = msgspec.structs.replace(SECOND, intermediate_bytes=3 * 10**10)
-    assert fake.duration_seconds(step_of(moved)) == 2.0 + 5e-6
-    assert fake.duration_seconds(step_of()) == fake.duration_seconds(lambda _: None) == 1e-5
+    assert fake.duration_seconds(moved) == 2.0 + 5e-6
+    assert fake.duration_seconds(None) == 1e-5
+
+
+def test_what_is_told_of_a_step_is_kept_until_it_is_told_anew() -> None:
+    device, step = Fake(effects={}), step_of()
+    assert device.step_seconds(step) == 1e-5
+    device.describe(step, added_seconds=0.5)
+    device.describe(step, cost=SECOND)
+    assert device.step_seconds(step) == 1.5 + 5e-6
+    device.describe(step, case="a", added_seconds=0.0)
+    assert device.step_seconds(step) == 1.0 + 5e-6
+    assert device.step_seconds(step_of()) == 1e-5
+    assert vars(step) == {}  # it is told to the device, and nothing is hung on the step
 
 
 def test_a_step_is_real_once_and_simulated_after_that() -> None:
@@ -226,10 +238,10 @@ def test_the_process_is_its_number_unless_it_is_given(monkeypatch: pytest.Monkey
 
 def test_case_noise_is_drawn_once_a_case_in_a_process() -> None:
     device = scripted(case_noise=0.1)
-    a, b = step_of(case="a"), step_of(case="b")
-    found = [timed(device, step) for step in (a, b, a, b)]
+    a, b = step_of(), step_of()
+    found = [timed(device, step, case=case) for step, case in 2 * [(a, "a"), (b, "b")]]
     assert found[0] == found[2] != found[1] == found[3]
-    assert timed(scripted(case_noise=0.1, replicate=1), a) != found[0]
+    assert timed(scripted(case_noise=0.1, replicate=1), a, case="a") != found[0]
 
 
 def test_drift_compounds_with_simulated_time() -> None:
@@ -270,7 +282,7 @@ def test_slow_cases_are_found_by_a_part_of_their_id() -> None:
         ("x/low_rank/t16", 2.5e-5),
         ("x/dense", 1e-5),
     ):
-        assert timed(device, step_of(case=case)) == pytest.approx(expected, rel=1e-6)
+        assert timed(device, step_of(), case=case) == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_effect_leaves_the_random_numbers_of_the_others_alone() -> None:

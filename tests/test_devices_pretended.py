@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from hwbench_simulated import Fake
 
 from hwbench import protocol, worker
 from hwbench.devices.cuda import Cuda
-from hwbench.devices.fake import Fake
 from hwbench.measure.replicate import Replicate
 from hwbench.measure.transports._base import Worker
 from hwbench.records import Case, Plan, Result, Status

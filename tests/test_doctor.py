@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from _check import Call
 from _inline import Workers
+from hwbench_simulated import Fake
 
 from hwbench import environment, protocol
-from hwbench.devices.fake import Fake
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.measure import ceilings
 from hwbench.meters import _health

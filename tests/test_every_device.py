@@ -23,9 +23,8 @@ def test_a_file_is_a_device_with_a_kind_and_a_contract(name: str) -> None:
 
 
 def test_the_contracts_of_our_own_devices() -> None:
-    names = ("cpu", "cuda", "fake")
-    contracts = [plugins.load("devices", name, Device).contract for name in names]
-    assert contracts == ["wall", "event", "wall"]
+    contracts = [plugins.load("devices", name, Device).contract for name in ("cpu", "cuda")]
+    assert contracts == ["wall", "event"]
 
 
 def _present() -> dict[str, type[Device]]:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from _check import kept
 from _synthetic import linear_case, run_of
+from hwbench_simulated import Fake
 from test_gpu_visit import FAILED, script
 
 from hwbench.devices.cpu import Cpu
-from hwbench.devices.fake import Fake
 from hwbench.store import Run
 
 gpu_contract = script("gpu_contract")

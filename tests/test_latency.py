@@ -8,8 +8,8 @@ from statistics import median
 
 import pytest
 import torch
+from hwbench_simulated import Fake
 
-from hwbench.devices.fake import Fake, duration_seconds
 from hwbench.meters import latency
 from hwbench.meters._sampling import BLOCKS, calibrate, enqueue_seconds, sample
 from hwbench.records import Cost, Plan
@@ -18,38 +18,37 @@ from hwbench.workloads._base import Subject
 PLAN = Plan(budget_seconds=2.0, relative_width=0.02)  # a slow host must not spend it
 
 
-def subject(flops: int, name: str = "") -> Subject:
+def subject(device: Fake, flops: int) -> Subject:
     def step(_: object) -> None:
         return None
 
-    step.cost = Cost(
-        parameters=1, stored_bytes=4, flops=flops, dense_flops=flops, compulsory_bytes=0
-    )
-    step.case = name
-    return Subject(step=step, cost=step.cost)
+    cost = Cost(parameters=1, stored_bytes=4, flops=flops, dense_flops=flops, compulsory_bytes=0)
+    device.describe(step, cost=cost)
+    return Subject(step=step, cost=cost)
 
 
-def members(count: int = 3) -> tuple[list[latency.Member], latency.Member]:
+def members(device: Fake, count: int = 3) -> tuple[list[latency.Member], latency.Member]:
     found = [
-        latency.Member(id=f"m{i}", subject=subject(10**8 * (i + 1), f"m{i}")) for i in range(count)
+        latency.Member(id=f"m{i}", subject=subject(device, 10**8 * (i + 1))) for i in range(count)
     ]
-    return found, latency.Member(id="dense", subject=subject(4 * 10**8, "dense"))
+    return found, latency.Member(id="dense", subject=subject(device, 4 * 10**8))
 
 
 def measured(device: Fake, plan: Plan = PLAN, seed: int = 0, **kwargs):
-    found, anchor = members()
+    found, anchor = members(device)
     result = latency.measure(found, anchor, device, plan, random.Random(seed), **kwargs)
     return found, anchor, result
 
 
 def test_durations_are_reported_exactly():
-    found, anchor, result = measured(Fake())
+    device = Fake()
+    found, anchor, result = measured(device)
     for member in [*found, anchor]:
         time = result[member.id][0]
         assert time.quantity == "time_seconds"
         assert time.contract == "wall"
         assert time.values == pytest.approx(
-            [duration_seconds(member.subject.step)] * len(time.values)
+            [device.step_seconds(member.subject.step)] * len(time.values)
         )
 
 
@@ -79,7 +78,7 @@ def test_relative_time_cancels_a_drift_that_the_absolute_time_shows():
 def test_every_round_visits_every_member_once_in_a_new_order():
     device = Fake(effects={"replicate": 0, "seed": 3, "noise": 0.3})
     order: list[str] = []
-    found, anchor = members(5)
+    found, anchor = members(device, 5)
     for member in [*found, anchor]:
         inner = member.subject.states
         member.subject.states = (  # type: ignore[method-assign]
@@ -140,19 +139,20 @@ def test_disturbed_blocks_are_repeated_then_flagged():
 
 
 def test_calls_are_batched_until_the_timer_resolves_them():
-    short = calibrate(Fake(), subject(0), 0.2)  # 5 µs a call
+    device = Fake()
+    short = calibrate(device, subject(device, 0), 0.2)  # 5 µs a call
     assert short.calls * 5e-6 >= 2e-4
-    assert calibrate(Fake(), subject(10**10), 0.2).calls == 1
-    assert calibrate(Fake(), subject(0), 0.2, cold=True).calls == 1
+    assert calibrate(device, subject(device, 10**10), 0.2).calls == 1
+    assert calibrate(device, subject(device, 0), 0.2, cold=True).calls == 1
 
 
 def test_cold_evicts_before_every_timed_call_and_hot_never():
     evictions: list[int] = []
     device = Fake()
     device.evict_caches = lambda: evictions.append(1)  # type: ignore[method-assign]
-    sample(device, subject(10**8), 1)
+    sample(device, subject(device, 10**8), 1)
     assert not evictions
-    sample(device, subject(10**8), 1, cold=True)
+    sample(device, subject(device, 10**8), 1, cold=True)
     assert len(evictions) == 1
 
 
@@ -199,8 +199,8 @@ def test_the_median_block_is_not_moved_by_a_spike():
     device = Fake(
         effects={"replicate": 0, "seed": 4, "spikes": {"probability": 0.05, "factor": 20}}
     )
-    _, _, result = measured(device)
-    expected = duration_seconds(members()[0][0].subject.step)
+    found, _, result = measured(device)
+    expected = device.step_seconds(found[0].subject.step)
     assert median(result["m0"][0].values) == pytest.approx(expected)
 
 
@@ -229,8 +229,8 @@ class _Queue(Fake):
 
 def launched(reason: str | None = None):
     device = _Queue(reason)
-    long = latency.Member(id="long", subject=subject(10**9))  # 10 ms a call
-    short = latency.Member(id="short", subject=subject(10**6))  # 15 µs a call
+    long = latency.Member(id="long", subject=subject(device, 10**9))  # 10 ms a call
+    short = latency.Member(id="short", subject=subject(device, 10**6))  # 15 µs a call
     return device, latency.measure([long, short], None, device, PLAN, random.Random(0)), long, short
 
 
@@ -249,7 +249,9 @@ def test_a_case_that_the_host_cannot_feed_is_also_replayed_as_a_graph():
 
 def test_a_block_of_a_launch_bound_case_counts_the_time_of_the_host():
     device, plan = _Queue(), Plan(budget_seconds=0.4)
-    found = calibrate(device, subject(10**6), plan.budget_seconds)  # 15 µs, and 200 µs to launch
+    found = calibrate(
+        device, subject(device, 10**6), plan.budget_seconds
+    )  # 15 µs, and 200 µs to launch
     assert found.calls > 1
     block = found.samples * found.calls * (found.estimate_seconds + found.enqueue_seconds)
     assert block <= 2 * plan.budget_seconds / BLOCKS
@@ -274,7 +276,7 @@ def test_a_graph_that_fails_leaves_the_times_that_were_taken():
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     device.capture = lambda call: replay  # type: ignore[method-assign]
-    short = latency.Member(id="short", subject=subject(10**6))
+    short = latency.Member(id="short", subject=subject(device, 10**6))
     found = latency.measure([short], None, device, PLAN, random.Random(0))["short"]
     assert found[0].quantity == "time_seconds"
     assert found[0].values

@@ -9,11 +9,11 @@ from functools import partial
 
 import pytest
 import torch
+from hwbench_simulated import Fake
 from torch import Tensor
 
 from hwbench import plugins
 from hwbench.devices.cpu import Cpu
-from hwbench.devices.fake import Fake
 from hwbench.formats._base import Format
 from hwbench.meters import _compiling, cost, energy, error, latency, memory, score
 from hwbench.meters import compile as compile_meter

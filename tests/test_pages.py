@@ -18,11 +18,11 @@ import pytest
 import test_formats
 from _check import Call
 from _faulty import ROOT
+from hwbench_simulated import Effects
 
 import hwbench as package
 from hwbench import plugins, suite
 from hwbench.devices.cpu import Cpu
-from hwbench.devices.fake import Effects
 from hwbench.errors import HwbenchError, SuiteError
 from hwbench.measure.run import with_anchors
 from hwbench.records import PlannedLine, ResultLine

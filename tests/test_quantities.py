@@ -174,8 +174,9 @@ def test_every_other_column_is_a_name_that_no_quantity_may_have():
 
 
 def test_the_worker_tells_what_meters_and_workloads_of_other_packages_declare(monkeypatch):
+    from hwbench_simulated import Fake
+
     from hwbench import protocol
-    from hwbench.devices.fake import Fake
     from hwbench.worker import Worker
     from hwbench.workloads import _planning as planning
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from _synthetic import linear_case, run_of
+from hwbench_simulated import Fake
 from msgspec.structs import replace
 
 from hwbench import protocol
-from hwbench.devices.fake import Fake
 from hwbench.errors import UsageError
 from hwbench.records import PlannedLine, ResultLine
 from hwbench.store import Run, RunWriter, read_run

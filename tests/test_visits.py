@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 from _synthetic import linear_case, questions, run_of
+from hwbench_simulated import Fake
 
 from hwbench import protocol
 from hwbench.analysis.frames import load_run
-from hwbench.devices.fake import Fake
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
 from hwbench.measure import run as runner
 from hwbench.measure import schedule as execution

@@ -69,11 +69,7 @@ def _members(kind: str, folder: Path) -> list[dict[str, Any]]:
     from hwbench import plugins
 
     del folder
-    return [
-        {"name": name, "about": plugins.summary(kind, name)}
-        for name in plugins.names(kind)
-        if name != "fake"
-    ]
+    return [{"name": name, "about": plugins.summary(kind, name)} for name in plugins.names(kind)]
 
 
 def _suites(kind: str, folder: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from hwbench.records import Cost
+
 Mark = Any
 """A point in a device's queue: an event on CUDA, host nanoseconds on a CPU."""
 
@@ -69,6 +71,20 @@ class Device(ABC):
     @abstractmethod
     def peak_bytes(self, call: Callable[[], object]) -> int:
         """The most bytes that tensors took during one call above what they took before it."""
+
+    def describe(
+        self,
+        step: Step,
+        *,
+        case: str | None = None,
+        cost: Cost | None = None,
+        added_seconds: float | None = None,
+    ) -> None:
+        """Take note of what a step is before it first runs; what is None stays as it was told.
+
+        A real device needs to know none of it. A simulated one makes the duration of a call of it:
+        ``cost`` is that of one call, ``added_seconds`` a delay that each call has beside it.
+        """
 
     def run(self, step: Step, states: Sequence[Any]) -> None:
         """Call ``step`` once for each state: the timed part of every sample."""

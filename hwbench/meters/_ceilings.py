@@ -102,7 +102,8 @@ def _products_by_mode(device: Device, dtype: str, *, full: bool) -> dict[str, di
     ways = exact(ways, subjects.values(), dtype)
     seconds = _matmul_seconds(len(subjects), len(ways), full=full)
     through = {
-        way.name: {side: way.on(subject) for side, subject in subjects.items()} for way in ways
+        way.name: {side: _costed(device, way.on(subject)) for side, subject in subjects.items()}
+        for way in ways
     }
     return {
         mode: {
@@ -310,18 +311,20 @@ def _sharing(
     whole = subject_of(device, name, dtype, largest)
     workload, described = _arrays(name), _dense(largest)
     for key, shape in shapes.items():
-        yield key, _costed(workload.within(whole, _case(device, name, dtype, shape), described))
+        smaller = workload.within(whole, _case(device, name, dtype, shape), described)
+        yield key, _costed(device, smaller)
 
 
 def subject_of(device: Device, name: str, dtype: str, shape: tuple[int, int]) -> Subject:
     """A workload prepared on the device, ready to be sampled; tokens of a product are its rows."""
     workload = plugins.load("workloads", name, Workload)()
     case = _case(device, name, dtype, shape)
-    return _costed(workload.prepare(case, _dense(shape), device, seed=0))
+    return _costed(device, workload.prepare(case, _dense(shape), device, seed=0))
 
 
-def _costed(subject: Subject) -> Subject:
-    subject.step.cost = subject.cost  # type: ignore[attr-defined]
+def _costed(device: Device, subject: Subject) -> Subject:
+    """The subject; the device knows what a call of it costs."""
+    device.describe(subject.step, cost=subject.cost)
     return subject
 
 

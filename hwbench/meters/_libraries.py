@@ -51,9 +51,7 @@ class Route:
 
     def on(self, subject: Subject) -> Subject:
         """The same product through this route."""
-        step = self.step(subject.inputs)
-        step.cost = subject.cost  # type: ignore[attr-defined]
-        return replace(subject, step=step)
+        return replace(subject, step=self.step(subject.inputs))
 
 
 def routes(device: Device, dtype: str) -> list[Route]:

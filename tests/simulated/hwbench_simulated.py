@@ -1,4 +1,6 @@
-"""A simulated machine whose time moves only when told: for the tests of hwbench, never for results.
+"""A machine whose time moves only when told: for the tests of hwbench, never for results.
+
+It is the device ``fake`` of the package hwbench-simulated, which development environments have.
 
 What disturbs a real machine is scripted, by the constructor or, for whole runs, as JSON in the
 environment variable ``HWBENCH_FAKE``, for instance
@@ -12,12 +14,13 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import msgspec
 
 from hwbench.devices._base import Device, Mark, Probe, Step
 from hwbench.errors import UsageError
+from hwbench.records import Cost
 
 FAKE_VARIABLE = "HWBENCH_FAKE"
 """The environment variable that scripts the effects of a whole run."""
@@ -105,11 +108,19 @@ def _effects(script: Mapping[str, Any] | None) -> Effects:
         raise UsageError(f"{where} cannot be understood: {error}.") from None
 
 
+class _Told(msgspec.Struct):
+    """What the device was told of a step."""
+
+    case: str = ""
+    cost: Cost | None = None
+    added_seconds: float = 0.0
+
+
 class Fake(Device):
     """A machine of 1e11 FLOP/s and 2e10 bytes/s that only advances its own clock.
 
     A step is called for real when it first runs, so that its results and errors are real; after
-    that its runs only take simulated time. The duration comes from ``step.cost`` where it has one.
+    that its runs only take simulated time. The duration comes from the cost that ``describe`` told.
     """
 
     kind = "fake"
@@ -124,6 +135,7 @@ class Fake(Device):
         self.effects = _effects(effects)
         self._now = 0
         self._called: WeakSet[Step] = WeakSet()
+        self._told: WeakKeyDictionary[Step, _Told] = WeakKeyDictionary()
         self._replicate_factor = math.exp(
             self.effects.replicate_noise * self._random("replicate").gauss(0.0, 1.0)
         )
@@ -153,13 +165,31 @@ class Fake(Device):
     def seconds(self, start: Mark, end: Mark) -> float:
         return float((end - start) / _TICKS)
 
+    def describe(
+        self,
+        step: Step,
+        *,
+        case: str | None = None,
+        cost: Cost | None = None,
+        added_seconds: float | None = None,
+    ) -> None:
+        told = self._told.setdefault(step, _Told())
+        told.case = told.case if case is None else case
+        told.cost = told.cost if cost is None else cost
+        told.added_seconds = told.added_seconds if added_seconds is None else added_seconds
+
+    def step_seconds(self, step: Step) -> float:
+        """Seconds of one undisturbed call: a roofline of its cost and a launch, or the default."""
+        told = self._told.get(step, _Told())
+        return duration_seconds(told.cost, told.added_seconds)
+
     def run(self, step: Step, states: Sequence[Any]) -> None:
         if not states:
             return
         if step not in self._called:
             step(states[0])
             self._called.add(step)
-        self.advance(len(states) * duration_seconds(step) * self._factor(step))
+        self.advance(len(states) * self.step_seconds(step) * self._factor(step))
 
     def evict_caches(self) -> None:
         """Nothing to evict; takes no time."""
@@ -201,7 +231,7 @@ class Fake(Device):
 
     def _factor(self, step: Step) -> float:
         """What all effects together make of the next timed run."""
-        effects, case = self.effects, str(getattr(step, "case", ""))
+        effects, case = self.effects, self._told.get(step, _Told()).case
         fresh = math.sqrt(1.0 - effects.ar1**2) * self._noise.gauss(0.0, 1.0)
         self._deviate = effects.ar1 * self._deviate + fresh
         factor = self._replicate_factor * math.exp(effects.noise * self._deviate)
@@ -225,10 +255,10 @@ class Fake(Device):
         return factor
 
 
-def duration_seconds(step: Step) -> float:
+def duration_seconds(cost: Cost | None, added_seconds: float = 0.0) -> float:
     """Seconds of one undisturbed call: a roofline of its cost and a launch, or the default."""
-    cost, added = getattr(step, "cost", None), float(getattr(step, "added_seconds", 0.0))
     if cost is None:
-        return DEFAULT_SECONDS + added
+        return DEFAULT_SECONDS + added_seconds
     moved = cost.compulsory_bytes + cost.intermediate_bytes
-    return max(cost.flops / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND) + LAUNCH_SECONDS + added
+    bound = max(cost.flops / FLOPS_PER_SECOND, moved / BYTES_PER_SECOND)
+    return bound + LAUNCH_SECONDS + added_seconds
