@@ -24,7 +24,7 @@ from hwbench.errors import (
 )
 from hwbench.measure import fleet
 from hwbench.measure import run as runner
-from hwbench.measure.schedule import execute
+from hwbench.measure.pool import execute
 from hwbench.measure.transports._base import Seat, SeatLostError, Worker
 from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import Status
@@ -126,7 +126,7 @@ def test_a_machine_that_comes_back_goes_on(tmp_path: Path, monkeypatch: pytest.M
     back = [Frail("again")]
     state = start(tmp_path)
     notes = []
-    monkeypatch.setattr("hwbench.measure.schedule._LOOK_SECONDS", 0.001)
+    monkeypatch.setattr("hwbench.measure.pool._LOOK_SECONDS", 0.001)
     state.listener = lambda progress: notes.append(progress.note)
     later = iter([[], back])
     path = execute(state, [Frail("first", 10)], None, more=lambda: next(later), patience_seconds=60)

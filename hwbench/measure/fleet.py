@@ -10,15 +10,18 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hwbench.analysis.fingerprint import differences
 from hwbench.errors import DeviceError, UsageError
+from hwbench.measure import pool, schedule
 from hwbench.measure import run as runner
 from hwbench.measure.run import Question
-from hwbench.measure.schedule import Listener, Progress, State, execute
+from hwbench.measure.schedule import Listener, Progress, State
 from hwbench.measure.transports._base import Seat, SeatLostError
 from hwbench.measure.transports.local import LocalSeat
 from hwbench.protocol import PlanReply
@@ -58,7 +61,6 @@ class Fleet:
     listener: Listener = lambda progress: None
     states: list[State] = field(default_factory=list)
     held: list[Seat] = field(default_factory=list)
-    errors: list[BaseException] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     seen: dict[Path, Progress] = field(default_factory=dict)
 
@@ -78,8 +80,7 @@ class Fleet:
         except BaseException:
             for _, state in begun:
                 state.writer.discard()
-            for seat in self.held:
-                seat.close()
+            self._let_go()
             raise
         return self._measure(begun)
 
@@ -119,59 +120,57 @@ class Fleet:
 
     def _asked(self, seats: Sequence[Seat], missed: list[str]) -> list[tuple[Seat, PlanReply]]:
         """What the wanted seats know of themselves, all asked at once; the others are let go."""
-        answers: dict[int, PlanReply] = {}
-        errors: list[BaseException] = []
-
-        def ask(index: int, seat: Seat) -> None:
+        self.held += seats
+        asked = [partial(runner.facts, seat) for seat in seats]
+        found = []
+        for seat, answer in zip(seats, pool.at_once(asked, self._let_go), strict=True):
             try:
-                answers[index] = runner.facts(seat)
+                known = answer.result()
             except SeatLostError as error:
                 missed.append(str(error))
-            except BaseException as error:  # noqa: BLE001 (raised again below)
-                errors.append(error)
-
-        self.held += seats
-        _at_once([(ask, (index, seat)) for index, seat in enumerate(seats)])
-        if errors:
-            raise errors[0]
-        found = []
-        for index, seat in enumerate(seats):
-            if index in answers and _matches(seat, answers[index], self.on):
-                found.append((seat, answers[index]))
+                seat.close()
+                continue
+            if _matches(seat, known, self.on):
+                found.append((seat, known))
             else:
                 seat.close()
         return found
+
+    def _let_go(self) -> None:
+        for seat in self.held:
+            seat.close()
+
+    def _stop(self) -> None:
+        for state in self.states:
+            state.stopped = True
+        self._let_go()
 
     def _measure(self, begun: list[tuple[Squad, State]]) -> list[Path]:
         """All runs at once, except that a CPU is left alone by what else runs on its machine."""
         self.states = [state for _, state in begun]
         hosts = [each for each in begun if not each[0].seats[0].kind and _is_cpu(each[0])]
         others = [each for each in begun if each not in hosts]
+        futures: list[Future[Path]] = []
         try:
             for together in (others, *([host] for host in hosts)):
-                _at_once([(self._execute, pair) for pair in together])
-        except BaseException:
-            for state in self.states:
-                state.stopped = True
-            raise
+                calls = [partial(self._execute, squad, state) for squad, state in together]
+                futures += pool.at_once(calls, self._stop)
         finally:
-            for seat in self.held:
-                seat.close()
-        for error in self.errors:
-            raise error
+            self._let_go()
+        for future in futures:
+            future.result()
         return [state.writer.path for state in self.states]
 
-    def _execute(self, squad: Squad, state: State) -> None:
-        replicates = state.header.plan.replicates
-        shards = self.shards or -(-len(squad.seats) // replicates)
-        try:
-            execute(
-                state, squad.seats, self.time_budget_seconds, shards=shards,
-                more=(lambda: self._returned(squad)) if squad.seats[0].kind else None,
-                patience_seconds=self.patience_seconds,
-            )  # fmt: skip
-        except BaseException as error:  # noqa: BLE001 (raised again where all are waited for)
-            self.errors.append(error)
+    def _execute(self, squad: Squad, state: State) -> Path:
+        remote = bool(squad.seats[0].kind)
+        if len(squad.seats) == 1 and not remote:
+            return schedule.execute(state, squad.seats[0], self.time_budget_seconds)
+        shards = self.shards or -(-len(squad.seats) // state.header.plan.replicates)
+        return pool.execute(
+            state, squad.seats, self.time_budget_seconds, shards=shards,
+            more=(lambda: self._returned(squad)) if remote else None,
+            patience_seconds=self.patience_seconds,
+        )  # fmt: skip
 
     def _returned(self, squad: Squad) -> list[Seat]:
         """Seats of the same kind that can be had again."""
@@ -210,14 +209,6 @@ def _begun(question: Question, squad: Squad) -> State:
         except SeatLostError:
             continue
     return runner.begin(question, squad.seats[-1], cluster=squad.seats[-1].kind or None)
-
-
-def _at_once(calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-    threads = [threading.Thread(target=f, args=args, daemon=True) for f, args in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def _made_on(header: Header, squad: Squad) -> bool:

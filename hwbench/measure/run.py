@@ -105,7 +105,7 @@ def answer(
 ) -> Path:
     """Ask one device of this machine; the path of the run file. It raises what ``run`` does."""
     seat = LocalSeat(resolve_device(device), usable_threads(threads))
-    return _kept(execute(begin(question, seat), [seat], time_budget_seconds))
+    return _kept(execute(begin(question, seat), seat, time_budget_seconds))
 
 
 def _kept(path: Path) -> Path:
@@ -203,7 +203,7 @@ def resume(
     state = reopened(found, listener)
     if noted:
         state.notes["resumed_after"] = noted
-    return _kept(execute(state, [seat], time_budget_seconds))
+    return _kept(execute(state, seat, time_budget_seconds))
 
 
 def reopened(found: Run, listener: Listener) -> State:
@@ -330,7 +330,7 @@ def anew(
         done=set(),
         begun=begun,
     )
-    return execute(state, [seat], None)
+    return execute(state, seat, None)
 
 
 def _confirm_path(found: Run, cases: Collection[str]) -> Path:

@@ -1,18 +1,17 @@
 """A run while it is made: replicates, order, time budget and progress events; no torch.
 
 Each replicate visits every group of cases once, in a new random order. Each result is kept as soon
-as it is final, so a run that is killed loses at most the chunk in flight. Several seats share the
-replicates; where a machine goes away, another seat takes over what it left. Progress is told to a
-listener, so that nothing here prints.
+as it is final, so a run that is killed loses at most the chunk in flight. Progress is told to a
+listener, so that nothing here prints. One device is measured here, without a thread; ``pool.py``
+has several share the same work.
 """
 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +21,10 @@ from msgspec.structs import replace
 
 from hwbench import environment
 from hwbench.analysis import quiet
-from hwbench.errors import HwbenchError, IncompleteRunError
+from hwbench.errors import HwbenchError
 from hwbench.measure import references
-from hwbench.measure.replicate import ANCHOR, SPANS, Replicate
-from hwbench.measure.transports._base import Seat, SeatLostError, Worker
+from hwbench.measure.replicate import ANCHOR, SPANS, Keep, Replicate
+from hwbench.measure.transports._base import Seat, Worker
 from hwbench.quantities import RELATIVE, TIME
 from hwbench.records import Footer, Header, Planned, Result, ResultLine, Status
 from hwbench.store import RunWriter
@@ -34,9 +33,6 @@ WHOLE = (0, 1)
 """The only share of one."""
 
 LEAST_FURTHER_SECONDS = 60.0  # that further replicates may take, however short the plan's were
-REST_SECONDS = 30.0  # how long a machine that throttles leaves the work to the others
-_LOOK_SECONDS = 2.0  # between two looks for a machine that came back
-_GLANCE_SECONDS = 0.1  # between two looks whether there is work left for the one that rests
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class _StoppedError(HwbenchError):
 
 @dataclass
 class State:
-    """A run while it is made; seats on several threads may keep results in it."""
+    """A run while it is made: what is planned of it, and what is there."""
 
     header: Header
     planned: dict[str, Planned]
@@ -74,19 +70,17 @@ class State:
     total: int = 0
     begun: float = field(default_factory=time.monotonic)
     stopped: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, result: Result) -> None:
         """Store one result and tell the listener."""
-        with self.lock:
-            if self.stopped:
-                raise _StoppedError("The run was interrupted.")
-            self.writer.append(ResultLine(result=result))
-            self.done.add((result.case, result.replicate))
-            self.remember(result)
-            if result.status is not Status.OK:
-                self.failed.setdefault(result.case, result)
-            self.tell(result=result)
+        if self.stopped:
+            raise _StoppedError("The run was interrupted.")
+        self.writer.append(ResultLine(result=result))
+        self.done.add((result.case, result.replicate))
+        self.remember(result)
+        if result.status is not Status.OK:
+            self.failed.setdefault(result.case, result)
+        self.tell(result=result)
 
     def remember(self, result: Result) -> None:
         """Keep what tells whether the machine was quiet while this was measured."""
@@ -141,141 +135,81 @@ class Ends:
 
 @dataclass
 class Work:
-    """What is still to be measured of a run, shared by its seats."""
+    """What is still to be measured of a run, and where its seconds went."""
 
     state: State
     shards: int
     end: float | None  # of the time budget
     units: deque[Unit] = field(default_factory=deque)
-    busy: int = 0  # seats that serve
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
     longest: float = 0.0
     taken: float = 0.0  # seconds of all units together
     stopped: str | None = None  # why units were left out
-    where: dict[str, str] = field(default_factory=dict)
-    lost: list[str] = field(default_factory=list)
-    gone: list[Seat] = field(default_factory=list)
-    error: BaseException | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def of(cls, state: State, time_budget_seconds: float | None, shards: int = 1) -> Work:
+        """Every replicate of a run, each in so many shards."""
+        state.total = sum(state.seeds(planned) for planned in state.planned.values())
+        replicates = max(state.seeds(planned) for planned in state.planned.values())
+        end = None if time_budget_seconds is None else state.begun + time_budget_seconds
+        units = deque(Unit(r, shard) for r in range(replicates) for shard in range(shards))
+        return cls(state, shards, end, units)
 
     def serve(self, seat: Seat) -> None:
-        """Measure units on one seat until none is left.
-
-        Raises:
-            SeatLostError: its machine went away; its unit was put back.
-        """
-        while (taken := self._take()) is not None:
-            unit, until = taken
+        """Measure units on one seat until none is left."""
+        while (taken := self.take()) is not None:
+            unit, ends = taken
             begun = time.monotonic()
-            flagged: list[bool] = []
-            try:
-                share, start = (unit.shard, self.shards), seat.start
-                ends = Ends(until, self.end)
-                seconds = measure(self.state, unit.replicate, start, ends, share, flagged)
-            except SeatLostError as error:
-                with self.lock:
-                    self.units.appendleft(unit)
-                    self.lost.append(str(error))
-                raise
-            with self.lock:
-                took = time.monotonic() - begun
-                self.longest, self.taken = max(self.longest, took), self.taken + took
-                self.where[f"{unit.replicate}.{unit.shard}"] = seat.name
-                for span in SPANS:
-                    self.spent[span] += seconds[span]
-            if 2 * sum(flagged) > len(flagged):
-                self._rest(seat)
+            spans = measure(self.state, unit.replicate, seat.start, ends)
+            self.add(spans, time.monotonic() - begun)
 
-    def _rest(self, seat: Seat) -> None:
-        """Leave the work to others for a while, if there are others: this one throttles."""
-        until = time.monotonic() + REST_SECONDS
-        if self._left_to_others():
-            self.state.tell(note=f"{seat.name} was disturbed: the others take its work")
-        while self._left_to_others() and time.monotonic() < until:
-            time.sleep(_GLANCE_SECONDS)
+    def take(self, seats: int = 1) -> tuple[Unit, Ends] | None:
+        """The next unit and its time, where so many seats share what is left of the budget."""
+        if not self.units or self.state.stopped:
+            return None
+        if self.end is None:
+            return self.units.popleft(), Ends()
+        if self.units[0].replicate > 0 and not self.affords_another():
+            self.stopped = f"The time budget ended after {self.units[0].replicate} replicates."
+            self.units.clear()
+            return None
+        now, asked = time.monotonic(), self.state.header.plan.replicates
+        left = sum(unit.replicate < asked for unit in self.units) / max(1, seats)
+        ends = Ends(now + (self.end - now) / max(1.0, left), self.end)
+        return self.units.popleft(), ends
 
-    def _left_to_others(self) -> bool:
-        with self.lock:
-            going = self.error is None and not self.state.stopped
-            return going and self.busy > 1 and bool(self.units)
-
-    def serve_apart(self, seat: Seat) -> None:
-        """``serve`` on a thread of its own: what goes wrong is kept for the one that waits."""
-        try:
-            self.serve(seat)
-        except SeatLostError:
-            self.gone.append(seat)
-            seat.close()
-        except BaseException as error:  # noqa: BLE001 (raised again where the run is waited for)
-            self.error = self.error or error
-        finally:
-            with self.lock:
-                self.busy -= 1
+    def add(self, spans: dict[str, float], seconds: float) -> None:
+        """Count a unit that was measured: its seconds by span, and in all."""
+        self.longest, self.taken = max(self.longest, seconds), self.taken + seconds
+        for span in SPANS:
+            self.spent[span] += spans[span]
 
     def affords_another(self) -> bool:
         """Whether the time budget leaves room for one more replicate."""
         return self.end is None or time.monotonic() + 0.7 * self.longest <= self.end
 
-    def _take(self) -> tuple[Unit, float | None] | None:
-        """The next unit, and when its share of the time budget ends."""
-        with self.lock:
-            if not self.units or self.error is not None or self.state.stopped:
-                return None
-            now = time.monotonic()
-            if self.end is None:
-                return self.units.popleft(), None
-            if self.units[0].replicate > 0 and not self.affords_another():
-                self.stopped = f"The time budget ended after {self.units[0].replicate} replicates."
-                self.units.clear()
-                return None
-            asked = self.state.header.plan.replicates
-            left = sum(unit.replicate < asked for unit in self.units) / max(1, self.busy)
-            return self.units.popleft(), now + (self.end - now) / max(1.0, left)
+    def conclude(self, notes: dict[str, Any], *, here: bool = True) -> None:
+        """Write the footer; a run in which a case has no result at all gets none."""
+        state = self.state
+        if state.planned.keys() - {case for case, _ in state.done}:
+            return
+        if self.stopped is None and len(state.done) < state.total:
+            self.stopped = "The time budget ended within the last replicate."
+        stopped = {"stopped": self.stopped} if self.stopped else {}
+        folder = state.writer.path.parent
+        moved = references.between_runs(state.header, state.planned, folder)
+        between = {"between_runs": moved} if moved else {}
+        finish(state, self.spent, {**stopped, **notes, **between}, here=here)
 
 
-def execute(
-    state: State,
-    seats: Sequence[Seat],
-    time_budget_seconds: float | None,
-    *,
-    shards: int = 1,
-    more: Callable[[], Sequence[Seat]] | None = None,
-    patience_seconds: float = 0.0,
-) -> Path:
-    """Measure what is missing, write the footer and return the file.
-
-    ``more`` finds seats that came back when none is left; it is asked for ``patience_seconds``.
-
-    Raises:
-        IncompleteRunError: every seat went away and none came back; the file can be resumed.
-    """
-    state.total = sum(state.seeds(planned) for planned in state.planned.values())
-    replicates = max(state.seeds(planned) for planned in state.planned.values())
-    end = None if time_budget_seconds is None else state.begun + time_budget_seconds
-    work = Work(state, shards, end)
-    work.units.extend(Unit(r, shard) for r in range(replicates) for shard in range(shards))
-    remote = more is not None
+def execute(state: State, seat: Seat, time_budget_seconds: float | None) -> Path:
+    """Measure on one seat what is missing, write the footer and return the file."""
+    work = Work.of(state, time_budget_seconds)
     try:
         state.tell()
-        if len(seats) == 1 and not remote:
-            work.busy = 1
-            work.serve(seats[0])
-            _until_quiet(work, seats[0])
-        else:
-            Crew(work, list(seats), more or tuple, patience_seconds).run()
-        if work.units:
-            raise _incomplete(work)
-        if _unmeasured(state):
-            return state.writer.path
-        if work.stopped is None and len(state.done) < state.total:
-            work.stopped = "The time budget ended within the last replicate."
-        notes: dict[str, Any] = {"stopped": work.stopped} if work.stopped else {}
-        if remote or len(seats) > 1:
-            notes |= {"seats": work.where, "shards": shards, "lost": work.lost}
-        folder = state.writer.path.parent
-        if moved := references.between_runs(state.header, state.planned, folder):
-            notes["between_runs"] = moved
-        finish(state, work.spent, notes, here=not remote)
+        work.serve(seat)
+        _until_quiet(work, seat)
+        work.conclude({})
     finally:
         state.writer.close()
     return state.writer.path
@@ -335,26 +269,19 @@ def measure(
     start: Callable[[], Worker],
     ends: Ends = Ends(),
     share: tuple[int, int] = WHOLE,
-    flagged: list[bool] | None = None,
+    keep: Keep | None = None,
 ) -> dict[str, float]:
     """Measure what is missing of one replicate; the seconds that it took, by span.
 
     ``start`` opens a worker; ``ends`` says what the time budget allows; ``share`` is which of how
-    many shares of the groups is meant. ``flagged`` takes, for each timed result, whether it was
-    disturbed.
+    many shares of the groups is meant. ``keep`` takes each result in the place of the state.
     """
-
-    def keep(result: Result) -> None:
-        state.keep(result)
-        if flagged is not None and result.values("time_seconds"):
-            flagged.append("disturbed" in result.flags)
-
     replicate = Replicate(
         number=number,
         seed=state.header.seed + number,
         plan=state.header.plan,
         start=start,
-        keep=keep,
+        keep=keep or state.keep,
         on_request=["energy"] if state.header.arguments.get("energy") else [],
     )
     try:
@@ -374,83 +301,6 @@ def finish(
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     machine = {**(environment.machine_state() if here else {}), **notes}
     state.writer.append(Footer(finished=finished, wall_seconds=wall, state=machine))
-
-
-@dataclass
-class Crew:
-    """All seats of a run at once; where every one went away, it waits for one to come back."""
-
-    work: Work
-    seats: list[Seat]
-    more: Callable[[], Sequence[Seat]]
-    patience_seconds: float
-    threads: list[threading.Thread] = field(default_factory=list)
-
-    def run(self) -> None:
-        """Serve until nothing is left to measure, or nobody is left to measure it."""
-        try:
-            self._begin(self.seats)
-            while not self._settled() and (found := self._left() or self._awaited()):
-                self._begin(found)
-        except BaseException:
-            self.work.state.stopped = True
-            for seat in self.seats:
-                seat.close()
-            for thread in self.threads:
-                thread.join()
-            raise
-
-    def _begin(self, seats: Sequence[Seat]) -> None:
-        self.work.busy += len(seats)
-        for seat in seats:
-            thread = threading.Thread(target=self.work.serve_apart, args=(seat,), daemon=True)
-            self.threads.append(thread)
-            thread.start()
-
-    def _settled(self) -> bool:
-        for thread in self.threads:
-            thread.join()
-        self.threads.clear()
-        if self.work.error is not None:
-            raise self.work.error
-        return not self.work.units
-
-    def _left(self) -> list[Seat]:
-        """Seats that had nothing to do any more when another one went away."""
-        return [seat for seat in self.seats if seat not in self.work.gone]
-
-    def _awaited(self) -> list[Seat]:
-        begun = time.monotonic()
-        while not (found := list(self.more())):
-            if self.work.state.stopped or time.monotonic() - begun > self.patience_seconds:
-                return []
-            self.work.state.tell(
-                note=f"waiting: no machine with {_device(self.work.state)} is left"
-            )
-            time.sleep(_LOOK_SECONDS)
-        self.seats += found
-        return found
-
-
-def _device(state: State) -> str:
-    return str(state.header.arguments.get("cluster") or state.header.device)
-
-
-def _incomplete(work: Work) -> IncompleteRunError:
-    state = work.state
-    replicates = sorted({unit.replicate for unit in work.units})
-    named = ", ".join(map(str, replicates[:8])) + (", …" if len(replicates) > 8 else "")
-    why = f" ({work.lost[-1]})" if work.lost else ""
-    return IncompleteRunError(
-        f"{state.total - len(state.done)} of {state.total} results are missing, of replicate "
-        f"{named}: no machine with {_device(state)} is left{why}. What was measured is in "
-        f"{state.writer.path}; go on with --resume {state.writer.path}, and --cluster."
-    )
-
-
-def _unmeasured(state: State) -> int:
-    """How many cases have no result at all."""
-    return len(state.planned.keys() - {case for case, _ in state.done})
 
 
 def _visit(state: State, replicate: Replicate, ends: Ends, share: tuple[int, int]) -> None:
@@ -504,7 +354,7 @@ def _answer_early(state: State, case: str, planned: Planned, replicate: Replicat
     if reason is None and before is not None:
         status, reason = before.status, before.reason
     if reason is not None:
-        state.keep(
+        replicate.keep(
             Result(
                 case=case,
                 replicate=replicate.number,

@@ -1,0 +1,207 @@
+"""One run on several seats at once: they share its units, and take over what a lost one left.
+
+Each seat is served on a thread of a pool from the standard library, and one lock guards what they
+share. A seat that is disturbed rests while others have work; where every machine went away, the
+pool waits for one to come back.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from hwbench.errors import IncompleteRunError
+from hwbench.measure.schedule import Ends, State, Unit, Work, measure
+from hwbench.measure.transports._base import Seat, SeatLostError
+from hwbench.quantities import TIME
+from hwbench.records import Result
+
+REST_SECONDS = 30.0  # how long a machine that throttles leaves the work to the others
+_LOOK_SECONDS = 2.0  # between two looks for a machine that came back
+_GLANCE_SECONDS = 0.1  # between two looks whether there is work left for the one that rests
+
+T = TypeVar("T")
+
+
+def at_once(calls: Sequence[Callable[[], T]], stop: Callable[[], None]) -> list[Future[T]]:
+    """Make all calls, each on a thread of its own; every future that comes back is done.
+
+    Where the wait is interrupted, ``stop`` is called: it has to make the calls end.
+    """
+    if not calls:
+        return []
+    with ThreadPoolExecutor(len(calls)) as threads:
+        futures = [threads.submit(call) for call in calls]
+        try:
+            wait(futures)
+        except BaseException:
+            stop()
+            raise
+    return futures
+
+
+def execute(
+    state: State,
+    seats: Sequence[Seat],
+    time_budget_seconds: float | None,
+    *,
+    shards: int = 1,
+    more: Callable[[], Sequence[Seat]] | None = None,
+    patience_seconds: float = 0.0,
+) -> Path:
+    """Measure on all seats what is missing, write the footer and return the file.
+
+    ``more`` finds seats of other machines that came back when none is left; it is asked for
+    ``patience_seconds``. Without it the seats are of this machine.
+
+    Raises:
+        IncompleteRunError: every seat went away and none came back; the file can be resumed.
+    """
+    work = Work.of(state, time_budget_seconds, shards)
+    pool = Pool(work, list(seats), more or tuple, patience_seconds)
+    try:
+        state.tell()
+        pool.run()
+        if work.units:
+            raise pool.incomplete()
+        notes = {"seats": pool.where, "shards": shards, "lost": pool.lost}
+        work.conclude(notes, here=more is None)
+    finally:
+        state.writer.close()
+    return state.writer.path
+
+
+@dataclass
+class Pool:
+    """The seats of a run, and what they share."""
+
+    work: Work
+    seats: list[Seat]
+    more: Callable[[], Sequence[Seat]] = tuple
+    patience_seconds: float = 0.0
+    busy: int = 0  # seats that are served
+    failed: bool = False  # something else than a machine that went away ended a seat
+    where: dict[str, str] = field(default_factory=dict)  # the seat of each unit
+    lost: list[str] = field(default_factory=list)
+    gone: list[Seat] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> None:
+        """Serve until nothing is left to measure, or nobody is left to measure it."""
+        found = list(self.seats)
+        try:
+            while found:
+                self.busy = len(found)
+                for served in at_once([self._serving(seat) for seat in found], self._stop):
+                    served.result()
+                found = (self._left() or self._awaited()) if self.work.units else []
+        except BaseException:
+            self._stop()
+            raise
+
+    def incomplete(self) -> IncompleteRunError:
+        """What is missing, and how to go on."""
+        state = self.work.state
+        replicates = sorted({unit.replicate for unit in self.work.units})
+        named = ", ".join(map(str, replicates[:8])) + (", …" if len(replicates) > 8 else "")
+        why = f" ({self.lost[-1]})" if self.lost else ""
+        return IncompleteRunError(
+            f"{state.total - len(state.done)} of {state.total} results are missing, of replicate "
+            f"{named}: no machine with {_device(state)} is left{why}. What was measured is in "
+            f"{state.writer.path}; go on with --resume {state.writer.path}, and --cluster."
+        )
+
+    def _stop(self) -> None:
+        """Have every seat end: nothing more is kept."""
+        self.work.state.stopped = True
+        for seat in self.seats:
+            seat.close()
+
+    def _serving(self, seat: Seat) -> Callable[[], None]:
+        return lambda: self._serve(seat)
+
+    def _serve(self, seat: Seat) -> None:
+        """Measure units on one seat until none is left, or its machine goes away."""
+        try:
+            while (taken := self._take()) is not None:
+                if self._measured_disturbed(seat, *taken):
+                    self._rest(seat)
+        except SeatLostError:
+            self.gone.append(seat)
+            seat.close()
+        except BaseException:
+            self.failed = True
+            raise
+        finally:
+            with self.lock:
+                self.busy -= 1
+
+    def _take(self) -> tuple[Unit, Ends] | None:
+        with self.lock:
+            return None if self.failed else self.work.take(self.busy)
+
+    def _measured_disturbed(self, seat: Seat, unit: Unit, ends: Ends) -> bool:
+        """Measure a unit, and tell whether most of what was timed in it was disturbed.
+
+        Raises:
+            SeatLostError: the machine went away; the unit was put back.
+        """
+        begun = time.monotonic()
+        flagged: list[bool] = []
+
+        def keep(result: Result) -> None:
+            with self.lock:
+                self.work.state.keep(result)
+            if result.values(TIME.name):
+                flagged.append("disturbed" in result.flags)
+
+        share = (unit.shard, self.work.shards)
+        try:
+            spans = measure(self.work.state, unit.replicate, seat.start, ends, share, keep)
+        except SeatLostError as error:
+            with self.lock:
+                self.work.units.appendleft(unit)
+                self.lost.append(str(error))
+            raise
+        with self.lock:
+            self.work.add(spans, time.monotonic() - begun)
+            self.where[f"{unit.replicate}.{unit.shard}"] = seat.name
+        return 2 * sum(flagged) > len(flagged)
+
+    def _rest(self, seat: Seat) -> None:
+        """Leave the work to others for a while, if there are others: this one throttles."""
+        until = time.monotonic() + REST_SECONDS
+        if self._left_to_others():
+            note = f"{seat.name} was disturbed: the others take its work"
+            self.work.state.tell(note=note)
+        while self._left_to_others() and time.monotonic() < until:
+            time.sleep(_GLANCE_SECONDS)
+
+    def _left_to_others(self) -> bool:
+        with self.lock:
+            going = not self.failed and not self.work.state.stopped
+            return going and self.busy > 1 and bool(self.work.units)
+
+    def _left(self) -> list[Seat]:
+        """Seats that had nothing to do any more when another one went away."""
+        return [seat for seat in self.seats if seat not in self.gone]
+
+    def _awaited(self) -> list[Seat]:
+        """Seats that came back in time."""
+        state, begun = self.work.state, time.monotonic()
+        while not (found := list(self.more())):
+            if state.stopped or time.monotonic() - begun > self.patience_seconds:
+                return []
+            state.tell(note=f"waiting: no machine with {_device(state)} is left")
+            time.sleep(_LOOK_SECONDS)
+        self.seats += found
+        return found
+
+
+def _device(state: State) -> str:
+    return str(state.header.arguments.get("cluster") or state.header.device)
