@@ -11,10 +11,12 @@ import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, linear_case, questions, run_of
+from msgspec.structs import replace
 
 from hwbench.errors import UsageError
 from hwbench.quantities import COMPILE, ENERGY
@@ -139,6 +141,30 @@ def test_the_table_of_winners_holds_the_rows_that_the_data_names(name: str) -> N
     assert sum(cell.text != "" for _, cells in table.lines for cell in cells) == len(against)
 
 
+@pytest.mark.parametrize(
+    ("times", "level"),
+    [
+        ([0.500, 0.501, 0.499, 0.500, 0.501], "tied"),
+        ([0.505, 0.560, 0.490, 0.540, 0.520], "undecided"),
+        ([0.600, 0.601, 0.599, 0.600, 0.602], ""),
+    ],
+)
+def test_who_is_level_with_the_fastest_is_marked(times: list[float], level: str) -> None:
+    """Against 0.5 of dense with hardly any scatter; dense and who is slower have no mark."""
+    made = run_of([linear_case(name, None if name == "dense" else 0.1)
+                   for name in ("dense", "low_rank", "monarch")], replicates=5)  # fmt: skip
+    fixed = {"low_rank": [0.4995, 0.500, 0.4995, 0.500, 0.4995], "monarch": times}
+    rows = [
+        replace(row, by_replicate=dict(enumerate(values)), relative_low=min(values),
+                relative_high=max(values), values={**row.values, "relative_time": median(values)})
+        if (values := fixed.get(row.format)) else row
+        for row in html._rows([made], [""])
+    ]  # fmt: skip
+    told = {row.format: row for row in _heat.marked([replace(r, best=False) for r in rows])}
+    assert told["low_rank"].best
+    assert [told[name].level for name in ("dense", "low_rank", "monarch")] == ["", "", level]
+
+
 @pytest.mark.skipif(_NODE is None, reason="there is no node on this machine")
 def test_the_script_draws_the_table_that_python_wrote() -> None:
     for name, made in _DRAWN_TWICE.items():
@@ -162,9 +188,13 @@ def _drawn_twice(name: str, run: Run) -> None:
     assert heads == table.heads
     assert [word or "–" for each in drawn["heads"] for word in each["words"]] == table.densities
     assert drawn["groups"] == table.groups
+    ring = {(False, False): "", (True, False): " best", (False, True): " level"}
     cells = [[(cell["text"], cell["shade"]) for cell in line["cells"]] for line in drawn["lines"]]
     assert cells == [
-        [(cell.text, f"{cell.shade}{' best' if cell.best else ''}") for cell in line]
+        [
+            (cell.text, f"{cell.shade}{' best' if cell.best else ' level' if cell.level else ''}")
+            for cell in line
+        ]
         for _, line in table.lines
     ]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from hwbench import units
+from hwbench.analysis.contest import Outcome
 from hwbench.report import _words as words
-from hwbench.report._answers import beats
+from hwbench.report._answers import against, beats
 from hwbench.report.rows import DENSE, STORED, Row, groups, known, printable, relative
 
 STEPS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
@@ -38,6 +39,12 @@ FAILED = {
 }
 """What stands in a cell without a number: a short word, and what it means."""
 
+LEVEL = {
+    "tied": "tied with the fastest within 3 %",
+    "undecided": "not significantly slower than the fastest",
+}
+"""What is said of a cell that is level with the fastest of its line."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -46,6 +53,7 @@ class Cell:
     text: str = ""
     shade: str = ""
     best: bool = False
+    level: str = ""  # tied with the best, or undecided
     says: str = ""  # where a word is short
 
 
@@ -60,13 +68,23 @@ class Heat:
 
 
 def marked(rows: list[Row]) -> list[Row]:
-    """The rows, with the winner of each group marked as the ``best``."""
-    winners = set()
+    """The rows, with the winner of each group marked as the ``best``, and who is level with it."""
+    winners: set[int] = set()
+    level: dict[int, str] = {}
     for members in groups(row for row in rows if row.format != DENSE).values():
         best = min(filter(beats, members), key=lambda row: row.relative_time, default=None)
-        if best is not None:
-            winners.add(best.number)
-    return [replace(row, best=True) if row.number in winners else row for row in rows]
+        if best is None:
+            continue
+        winners.add(best.number)
+        found = against(best, [row for row in members if relative(row) is not None])
+        for outcome in (Outcome.TIED, Outcome.UNDECIDED):
+            level |= {row.number: str(outcome.value) for row in found[outcome]}
+    return [
+        replace(row, best=row.number in winners, level=level.get(row.number, ""))
+        if row.number in winners or row.number in level
+        else row
+        for row in rows
+    ]
 
 
 def heat(rows: list[Row], most: int = 40) -> Heat:
@@ -116,4 +134,5 @@ def _cell(row: Row | None) -> Cell:
         text, says = FAILED.get(row.status, ("–", "no relative time"))
         return Cell(text=text, shade="none", says=says)
     text = units.significant(value, 3 if 0.9 < value < 1.1 else 2)
-    return Cell(text=text, shade=shade(row), best=row.best)
+    says = LEVEL.get(row.level, "")
+    return Cell(text=text, shade=shade(row), best=row.best, level=row.level, says=says)

@@ -38,6 +38,7 @@ TEXT = (
     "bound",
     "density_word",
     "shade",
+    "level",
     "explained",
 )
 """The columns of text."""

@@ -250,6 +250,7 @@ def _data(
             "statuses": words.STATUSES,
             "directions": words.DIRECTIONS,
             "heat_words": _heat.FAILED,
+            "level_words": _heat.LEVEL,
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
             "columns": _pack.columns(rows, dict.fromkeys(each.name for each in held)),
             "quantities": [_declared(each, each in page) for each in held if each not in _ALWAYS],

@@ -127,6 +127,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
     number: int = 0  # in the order of the page
     group_number: int = 0
     best: bool = False  # the fastest of its group, faster than dense beyond its interval
+    level: str = ""  # beside that one: tied with it, or undecided; else nothing
     spread: tuple[int, ...] = ()  # quantiles of samples, as ``_samples`` codes them
     replicate_codes: tuple[int, ...] = ()
     against: Against = Against()

@@ -310,8 +310,9 @@ def _density(row: Row) -> str:
 
 
 def _status(row: Row) -> str:
-    """How a case ended, and whether it is the fastest of its group, faster than dense."""
-    return f"{words.status(row)}, fastest" if row.best else words.status(row)
+    """How a case ended, and whether it is the fastest of its group, or level with that one."""
+    stands = "fastest" if row.best else row.level
+    return f"{words.status(row)}, {stands}" if stands else words.status(row)
 
 
 def _number(value: Any, digits: int = 3) -> str:

@@ -41,7 +41,9 @@ function heatCell(data, row) {
     return { text, shade: "none", says };
   }
   const text = significant(relative, relative > 0.9 && relative < 1.1 ? 3 : 2);
-  return { text, shade: `${data.column("shade")[row]}${data.column("best")[row] ? " best" : ""}` };
+  const level = data.column("level")[row];
+  const ring = data.column("best")[row] ? " best" : level ? " level" : "";
+  return { text, shade: data.column("shade")[row] + ring, says: data.level_words[level] };
 }
 
 function startHeat(data, filters) {
