@@ -439,7 +439,7 @@ def roof(bench: Bench) -> Checks:
 
 def _roof(bench: Bench) -> Row:
     dtype = str(bench.dtype).removeprefix("torch.")
-    rate = measure_ceilings(bench.device, [dtype])["matmul"][dtype]["flops_per_second"]
+    rate = measure_ceilings(bench.device, [dtype]).matmul[dtype].flops_per_second
     row: Row = {"roof_flops_per_second": rate}
     for tokens in (bench.some, bench.many, 2 * bench.many):
         reached = 2 * tokens * bench.side**2 / seconds(bench, bench.step("dense", tokens))

@@ -49,10 +49,80 @@ class CeilingsRequest(Record, tag="ceilings", tag_field="say"):
     full: bool = False  # sweeps of sizes and working sets, memory levels, other precisions
 
 
-class CeilingsReply(Record, tag="measured", tag_field="say"):
-    """The ceilings as ``hwbench.meters._ceilings.measure_ceilings`` describes them."""
+class Product(Record):
+    """The rate of one matrix product, and its sides."""
 
-    ceilings: dict[str, Any]
+    flops_per_second: float
+    shape: list[int]
+
+
+class BestProduct(Record):
+    """The library that reaches most in one way to multiply, and what each of them reaches."""
+
+    flops_per_second: float
+    shape: list[int]
+    library: str = ""
+    libraries: dict[str, Product] = {}
+    sm_clock_hertz: float | None = None  # while it computed, on a GPU
+    sweep: list[Product] = []  # of the full form: its rate at every side
+
+
+class Moved(Record):
+    """The rate at which one working set was moved."""
+
+    working_set_bytes: int
+    bytes_per_second: float
+
+
+class Bandwidth(Record):
+    """The rate of the largest working set."""
+
+    bytes_per_second: float
+    working_set_bytes: int
+    sweep: list[Moved] = []  # of the full form: every working set
+
+
+class MemoryLevel(Record):
+    """A plateau of the copy's sweep: the least and the most bytes that move at one rate."""
+
+    name: str
+    bytes_per_second: float
+    working_set_bytes: list[int]
+
+
+class Launch(Record):
+    """Seconds of the smallest call: on the device, on the host, and replayed from a graph.
+
+    ``graph_kernel_seconds`` is the share of one call in a graph of many; ``graph`` says why there
+    is none.
+    """
+
+    seconds: float
+    host_seconds: float | None = None
+    graph_seconds: float | None = None
+    graph_kernel_seconds: float | None = None
+    graph: str | None = None
+
+
+class Ceilings(Record, kw_only=True):
+    """The best rates seen; ``triad`` and ``levels`` belong to the full form.
+
+    ``matmul`` has an entry for each dtype, and in full form for each other way in which the device
+    may compute it; ``disturbed`` is the share of the measuring in which something disturbed it.
+    """
+
+    matmul: dict[str, BestProduct]
+    copy: Bandwidth
+    triad: Bandwidth | None = None
+    levels: list[MemoryLevel] = []
+    launch: Launch
+    disturbed: float
+
+
+class CeilingsReply(Record, tag="measured", tag_field="say"):
+    """The ceilings that were measured now."""
+
+    ceilings: Ceilings
 
 
 class HealthRequest(Record, tag="health", tag_field="say"):
@@ -64,10 +134,29 @@ class HealthRequest(Record, tag="health", tag_field="say"):
     side: int = 0
 
 
-class HealthReply(Record, tag="healthy", tag_field="say"):
-    """What ``hwbench.meters._health.examine`` found."""
+class Health(Record, kw_only=True):
+    """What only a process on the device can tell of it.
 
-    found: dict[str, Any]
+    ``disturbances`` are words; ``spread`` is the 90th percentile of equal samples over the 10th,
+    less one; ``flops_per_second`` the rate of the product that was asked for; ``two_four`` has a
+    reason for each kernel, "" where it ran; ``retired_package`` says what to do about it, "" where
+    it is not installed.
+    """
+
+    disturbances: list[str]
+    seconds: float
+    spread: float
+    flops_per_second: float | None = None
+    timer_seconds: float
+    resolution_seconds: float
+    two_four: dict[str, str]
+    retired_package: str = ""
+
+
+class HealthReply(Record, tag="healthy", tag_field="say"):
+    """What a second of equal work showed."""
+
+    found: Health
 
 
 class ProfileRequest(Record, tag="profile", tag_field="say"):
@@ -79,10 +168,33 @@ class ProfileRequest(Record, tag="profile", tag_field="say"):
     trace: str
 
 
-class ProfileReply(Record, tag="profiled", tag_field="say"):
-    """What ran, as ``hwbench.meters._profile.profile_case`` describes it."""
+class Ran(Record):
+    """A kernel of a GPU, or an operator of a CPU without what it calls; seconds of all calls."""
 
-    found: dict[str, Any]
+    name: str
+    calls: int
+    seconds: float
+    share: float  # of the time in all
+
+
+class Profile(Record):
+    """What ran, the longest first; whether that is what the kernel claims; and where the trace is.
+
+    ``verdict`` is confirmed, contradicted or unchecked, and ``says`` why.
+    """
+
+    rows: list[Ran]
+    calls: int
+    seconds: float
+    verdict: str
+    says: str
+    trace: str
+
+
+class ProfileReply(Record, tag="profiled", tag_field="say"):
+    """What ran in the calls that were profiled."""
+
+    found: Profile
 
 
 class SoloRequest(Record, tag="solo", tag_field="say"):

@@ -8,13 +8,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from _check import Call
 from _fuzz import changed, places
 from hwbench_simulated import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS, Fake
+from msgspec.structs import replace
 
 from hwbench import protocol
+from hwbench.devices._base import Device
 from hwbench.devices.cpu import Cpu
 from hwbench.formats._base import FORWARD
 from hwbench.measure import ceilings
@@ -86,8 +89,17 @@ def fake() -> Fake:
     return Fake(effects={"replicate": 0})
 
 
+def measured(device: Device, dtypes: list[str], *, full: bool = False) -> dict[str, Any]:
+    """The ceilings as the runner gets them, and a run file holds them."""
+    reply = protocol.CeilingsReply(ceilings=measure_ceilings(device, dtypes, full=full))
+    told = protocol.decode_reply(protocol.encode(reply))
+    assert isinstance(told, protocol.CeilingsReply)
+    found: dict[str, Any] = msgspec.to_builtins(told.ceilings)
+    return found
+
+
 def test_the_short_form_has_what_a_run_needs() -> None:
-    found = measure_ceilings(fake(), ["float32", "bfloat16"])
+    found = measured(fake(), ["float32", "bfloat16"])
     assert set(found) == {"matmul", "copy", "launch", "disturbed"}
     assert found["disturbed"] == 0
     rate = 2 * 64**3 / (2 * 64**3 / FLOPS_PER_SECOND + LAUNCH_SECONDS)
@@ -103,7 +115,7 @@ def test_the_short_form_has_what_a_run_needs() -> None:
 
 
 def test_the_full_form_names_the_best_size_and_keeps_the_sweep() -> None:
-    found = measure_ceilings(fake(), ["float32"], full=True)
+    found = measured(fake(), ["float32"], full=True)
     sizes = {at["shape"][0]: at["flops_per_second"] for at in found["matmul"]["float32"]["sweep"]}
     assert sizes[32] < sizes[64] == found["matmul"]["float32"]["flops_per_second"]
     for name, arrays in (("copy", 2), ("triad", 3)):
@@ -128,9 +140,9 @@ def test_other_precisions_belong_to_the_full_form_and_are_set_back() -> None:
 
             return {**super().matmul_modes(dtype), f"{dtype}_other": other}
 
-    assert list(measure_ceilings(Two(), ["float32"])["matmul"]) == ["float32"]
+    assert list(measured(Two(), ["float32"])["matmul"]) == ["float32"]
     assert switched == []
-    found = measure_ceilings(Two(), ["float32"], full=True)
+    found = measured(Two(), ["float32"], full=True)
     assert list(found["matmul"]) == ["float32", "float32_other"]
     assert switched == len(switched) // 2 * ["on", "off"] != []
 
@@ -174,7 +186,7 @@ def test_the_roof_is_the_best_library_whose_products_are_exact(
         "routes",
         lambda device, dtype: [*plain(device, dtype), *(route(name, device) for name in ROUTES)],
     )
-    entry = measure_ceilings(fake(), ["float32"], full=full)["matmul"]["float32"]
+    entry = measured(fake(), ["float32"], full=full)["matmul"]["float32"]
     assert list(entry["libraries"]) == ["torch.mm", "quick", "slow"]
     rates = {name: each["flops_per_second"] for name, each in entry["libraries"].items()}
     assert rates["slow"] < rates["torch.mm"] < rates["quick"]
@@ -205,13 +217,13 @@ def test_a_switch_that_changes_nothing_is_no_library(monkeypatch: pytest.MonkeyP
         return {"torch.mm": nullcontext, "torch.mm (the same)": nullcontext}
 
     monkeypatch.setattr(Fake, "matmul_libraries", two)
-    entry = measure_ceilings(fake(), ["float32"])["matmul"]["float32"]
+    entry = measured(fake(), ["float32"])["matmul"]["float32"]
     assert list(entry["libraries"]) == ["torch.mm"]
 
 
 def test_what_disturbs_the_measuring_is_told() -> None:
     disturbed = Fake(effects={"replicate": 0, "disturb_probability": 1.0})
-    assert measure_ceilings(disturbed, ["float32"])["disturbed"] == 1
+    assert measured(disturbed, ["float32"])["disturbed"] == 1
 
 
 def test_every_sweep_is_visited_in_every_pass() -> None:
@@ -246,7 +258,7 @@ def test_a_size_that_would_take_all_the_time_is_left_out() -> None:
     class Slow(Fake):
         matmul_sweep = (64, 65536)
 
-    found = measure_ceilings(Slow(effects={"replicate": 0}), ["float32"], full=True)
+    found = measured(Slow(effects={"replicate": 0}), ["float32"], full=True)
     assert [at["shape"][0] for at in found["matmul"]["float32"]["sweep"]] == [64]
 
 
@@ -268,6 +280,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hwbench"
 
 
+SHAPE = [64, 64, 64]
+
+
 class Worker:
     """Answers with made-up ceilings, and remembers what it was asked."""
 
@@ -277,15 +292,14 @@ class Worker:
 
     def ask(self, request: Any, expected: Any, timeout_seconds: float) -> Any:
         self.asked.append((request.dtypes, request.full))
-        matmul = {dtype: {"flops_per_second": self.rate} for dtype in request.dtypes}
-        copy = {"bytes_per_second": self.rate}
+        best = protocol.BestProduct(flops_per_second=self.rate, shape=SHAPE)
         return protocol.CeilingsReply(
-            ceilings={
-                "matmul": matmul,
-                "copy": copy,
-                "launch": {"seconds": 1.0},
-                "disturbed": self.disturbed,
-            }
+            ceilings=protocol.Ceilings(
+                matmul=dict.fromkeys(request.dtypes, best),
+                copy=protocol.Bandwidth(bytes_per_second=self.rate, working_set_bytes=8),
+                launch=protocol.Launch(seconds=1.0),
+                disturbed=self.disturbed,
+            )
         )
 
 
@@ -303,9 +317,9 @@ def test_only_the_first_run_measures_and_a_new_dtype_is_added(cache: Path) -> No
     worker.rate = 2.0
     both = ceilings.of_machine(worker, reply(), 2, {"float32", "bfloat16"})
     assert worker.asked == [(["float32"], False), (["bfloat16"], False)]
-    assert both["matmul"]["float32"] == {"flops_per_second": 1.0}
-    assert both["matmul"]["bfloat16"] == {"flops_per_second": 2.0}
-    assert both["copy"] == {"bytes_per_second": 2.0}
+    assert both["matmul"]["float32"] == {"flops_per_second": 1.0, "shape": SHAPE}
+    assert both["matmul"]["bfloat16"] == {"flops_per_second": 2.0, "shape": SHAPE}
+    assert both["copy"] == {"bytes_per_second": 2.0, "working_set_bytes": 8}
     assert ceilings.of_machine(worker, reply(), 2, {"bfloat16"}) == both
 
 
@@ -317,7 +331,7 @@ def test_what_a_busy_machine_gave_is_measured_again_and_the_higher_is_kept(cache
     assert ceilings.of_machine(worker, reply(), 2, {"float32"})["matmul"] == first["matmul"]
     worker.rate, worker.disturbed = 3.0, 0.1
     quiet = ceilings.of_machine(worker, reply(), 2, {"float32"})
-    assert quiet["copy"] == {"bytes_per_second": 3.0}
+    assert quiet["copy"] == {"bytes_per_second": 3.0, "working_set_bytes": 8}
     assert {at["flops_per_second"] for at in quiet["matmul"].values()} == {3.0}
     assert not ceilings.busy(quiet)
     assert ceilings.of_machine(worker, reply(), 2, {"float32"}) == quiet
@@ -327,15 +341,16 @@ def test_what_a_busy_machine_gave_is_measured_again_and_the_higher_is_kept(cache
 def test_of_two_looks_each_library_keeps_its_better_one(cache: Path) -> None:
     def entry(**rates: float) -> dict[str, Any]:
         best = max(rates, key=lambda name: rates[name])
-        libraries = {name: {"flops_per_second": rate} for name, rate in rates.items()}
-        return {"flops_per_second": rates[best], "library": best, "libraries": libraries}
+        products = {n: {"flops_per_second": rate, "shape": SHAPE} for n, rate in rates.items()}
+        return {**products[best], "library": best, "libraries": products}
 
     looks = [entry(mm=4.0, packed=3.0), entry(mm=2.0, packed=5.0)]
 
     class Two(Worker):
         def ask(self, request: Any, expected: Any, timeout_seconds: float) -> Any:
             found = super().ask(request, expected, timeout_seconds).ceilings
-            return protocol.CeilingsReply(ceilings={**found, "matmul": {"float32": looks.pop(0)}})
+            best = msgspec.convert(looks.pop(0), protocol.BestProduct)
+            return protocol.CeilingsReply(ceilings=replace(found, matmul={"float32": best}))
 
     worker = Two(disturbed=0.8)
     ceilings.of_machine(worker, reply(), 2, {"float32"})
@@ -422,7 +437,7 @@ def test_where_nothing_can_be_kept_the_ceilings_say_so(
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     found = ceilings.of_machine(Worker(), reply(), 2, {"float32"})
-    assert found["matmul"]["float32"] == {"flops_per_second": 1.0}
+    assert found["matmul"]["float32"] == {"flops_per_second": 1.0, "shape": SHAPE}
     assert "cannot be written" in found["not_kept"]
 
 

@@ -10,25 +10,24 @@ import pytest
 from _check import Call
 from _inline import Workers
 from hwbench_simulated import Fake
+from msgspec.structs import replace
 
 from hwbench import environment, protocol
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.measure import ceilings
 from hwbench.meters import _health
-from hwbench.studies.doctor import KEYS, Check, Verdict, ask, checks, demand, verdict
+from hwbench.studies.doctor import KEYS, Check, Reading, Verdict, ask, checks, demand, verdict
 
 DOCTOR = ("doctor", "--device", "fake")
-HEALTH = {
-    "disturbances": [],
-    "seconds": 1.0,
-    "spread": 0.02,
-    "share": 0.97,
-    "kept": {"flops_per_second": 2e11, "library": "torch.mm (MKL)", "shape": [512, 512, 512]},
-    "timer_seconds": 4e-8,
-    "resolution_seconds": 1e-9,
-    "two_four": {"cusparselt": "no kernel.", "cutlass": "no kernel."},
-    "retired_package": "",
-}
+HEALTH = protocol.Health(
+    disturbances=[],
+    seconds=1.0,
+    spread=0.02,
+    timer_seconds=4e-8,
+    resolution_seconds=1e-9,
+    two_four={"cusparselt": "no kernel.", "cutlass": "no kernel."},
+)
+OF_FLOAT32 = {"flops_per_second": 2e11, "library": "torch.mm (MKL)", "shape": [512, 512, 512]}
 CPU = {"name": "Example 9000", "memory_bytes": 8 * 10**9, "cores": 2, "caches_bytes": {"L2": 10**6}}
 CPU_STATE = {"governor": "performance", "turbo": "off", "throttled_periods": 0.0}
 GPU = {
@@ -52,10 +51,17 @@ GPU_STATE = {
 
 
 def told(
-    device: dict[str, Any], state: dict[str, Any], *, load: float = 0.0, **health: Any
+    device: dict[str, Any],
+    state: dict[str, Any],
+    *,
+    load: float = 0.0,
+    share: float | None = 0.97,
+    kept: dict[str, Any] | None = OF_FLOAT32,
+    **health: Any,
 ) -> dict[str, Check]:
     reply = protocol.PlanReply(fingerprint={"device": device, "torch": "2.13"}, state=state)
-    return {check.key: check for check in checks(reply, {**HEALTH, **health}, load)}
+    reading = Reading(replace(HEALTH, **health), share, kept)
+    return {check.key: check for check in checks(reply, reading, load)}
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +72,7 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_key_that_can_be_required_is_checked_once_and_in_order() -> None:
     for device, state in ((CPU, CPU_STATE), (GPU, GPU_STATE)):
-        reply = protocol.PlanReply(fingerprint={"device": device}, state=state)
-        assert tuple(check.key for check in checks(reply, HEALTH, 0.0)) == KEYS
+        assert tuple(told(device, state)) == KEYS
 
 
 def test_a_quiet_processor_is_fine_but_for_what_it_does_not_have() -> None:
@@ -181,12 +186,12 @@ def test_the_gate_passes_what_is_fine_and_names_what_is_not() -> None:
 
 def test_the_work_is_sampled_on_the_device_and_its_disturbances_are_told() -> None:
     found = _health.examine(Fake(effects={"replicate": 0, "disturb_probability": 1.0}))
-    assert found["disturbances"] == ["a scripted disturbance"]
-    assert found["spread"] == pytest.approx(0.0)
-    assert set(found["two_four"]) == {"cusparselt", "cusparselt_searched", "cutlass"}
-    assert all(found["two_four"].values())
+    assert found.disturbances == ["a scripted disturbance"]
+    assert found.spread == pytest.approx(0.0)
+    assert set(found.two_four) == {"cusparselt", "cusparselt_searched", "cutlass"}
+    assert all(found.two_four.values())
     noisy = _health.examine(Fake(effects={"replicate": 0, "noise": 0.3}))
-    assert noisy["spread"] > 0.3
+    assert noisy.spread > 0.3
 
 
 KEPT = {
@@ -208,7 +213,7 @@ class _Worker:
             return protocol.PlanReply(fingerprint={"device": CPU}, state=CPU_STATE)
         self.side = request.side
         rate = 80e9 if request.side else None
-        return protocol.HealthReply(found={**HEALTH, "flops_per_second": rate})
+        return protocol.HealthReply(found=replace(HEALTH, flops_per_second=rate))
 
 
 def test_speed_is_taken_against_the_ceiling_that_is_kept(
@@ -216,22 +221,22 @@ def test_speed_is_taken_against_the_ceiling_that_is_kept(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     worker = _Worker()
-    plan, health = ask(worker, 2)
-    assert (worker.side, health["share"]) == (0, None)
+    plan, reading = ask(worker, 2)
+    assert (worker.side, reading.share) == (0, None)
     best = {"flops_per_second": 100e9, "shape": [768, 768, 768]}
     file = ceilings.path(plan, 2)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({**KEPT, "matmul": {"float32": best}}))
-    _, health = ask(worker, 2)
-    assert (worker.side, health["share"]) == (768, pytest.approx(0.8))
-    _, health = ask(worker, 1)  # other threads have other ceilings
-    assert health["share"] is None
+    _, reading = ask(worker, 2)
+    assert (worker.side, reading.share) == (768, pytest.approx(0.8))
+    _, reading = ask(worker, 1)  # other threads have other ceilings
+    assert reading.share is None
 
 
 def test_the_rate_of_a_product_is_measured_where_it_is_asked_for() -> None:
     fake = Fake(effects={"replicate": 0})
-    assert _health.examine(fake)["flops_per_second"] is None
-    rates = [_health.examine(fake, side)["flops_per_second"] for side in (64, 128)]
+    assert _health.examine(fake).flops_per_second is None
+    rates = [_health.examine(fake, side).flops_per_second for side in (64, 128)]
     assert all(rate > 0 for rate in rates)
 
 

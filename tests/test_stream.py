@@ -385,10 +385,10 @@ def test_the_launch_ceiling_is_the_devices_and_fits_in_its_queue(
     monkeypatch.setattr(_ceilings, "enqueue_seconds", calibrated)
     found = _ceilings._launch(device)
     assert max(queued) <= MOST_QUEUED
-    assert found["seconds"] == pytest.approx(1.5 * US, rel=0.01)
-    assert found["host_seconds"] == pytest.approx(5 * US, rel=0.01)
-    assert found["graph_seconds"] == pytest.approx(1.5 * US + GRAPH_SECONDS, rel=0.01)
-    assert found["graph_kernel_seconds"] == pytest.approx(1.5 * US, rel=0.02)
+    assert found.seconds == pytest.approx(1.5 * US, rel=0.01)
+    assert found.host_seconds == pytest.approx(5 * US, rel=0.01)
+    assert found.graph_seconds == pytest.approx(1.5 * US + GRAPH_SECONDS, rel=0.01)
+    assert found.graph_kernel_seconds == pytest.approx(1.5 * US, rel=0.02)
 
 
 def test_a_visit_in_which_the_host_fell_behind_counts_as_disturbed(
@@ -419,7 +419,7 @@ def test_the_spread_of_equal_work_is_not_that_of_the_host(
     monkeypatch.setattr(_health, "subject_of", lambda *_: stream.kernels(7 * US, 10 * US))
     monkeypatch.setattr(_health, "_timer_seconds", lambda: 0.0)
     stream.slowness = jitter(3, 4.0)
-    assert _health.examine(device)["spread"] < 0.01
+    assert _health.examine(device).spread < 0.01
 
 
 def test_the_smallest_call_is_a_kernel_and_no_transfer(runtime: tuple[Cuda, Stream]) -> None:

@@ -14,6 +14,8 @@ from hwbench.errors import CasesFailedError, SuiteError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from hwbench.protocol import Profile
+
 _MOST_ROWS = 20
 
 
@@ -45,6 +47,8 @@ def profile(
     They are checked against what the format claims: for 2:4, that the sparse tensor cores ran.
     Its times are those of the profiler and no benchmark.
     """
+    import msgspec
+
     from hwbench import environment, protocol
     from hwbench import suite as suites
     from hwbench.measure import run as runner
@@ -80,12 +84,12 @@ def profile(
     finally:
         worker.close()
     if as_json:
-        _shared.say_json(json.dumps({"case": planned.case.id, **found}))
+        _shared.say_json(json.dumps({"case": planned.case.id, **msgspec.to_builtins(found)}))
     else:
         for part in _shown(planned.case.id, found):
             _shared.console().print(part, soft_wrap=isinstance(part, str))
-    if found["verdict"] == "contradicted":
-        raise CasesFailedError(f"{planned.case.label} did not run what it claims: {found['says']}.")
+    if found.verdict == "contradicted":
+        raise CasesFailedError(f"{planned.case.label} did not run what it claims: {found.says}.")
 
 
 def _knobs(asked: list[str] | None) -> dict[str, Any]:
@@ -102,7 +106,7 @@ def _knobs(asked: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def _shown(case: str, found: dict[str, Any]) -> list[RenderableType]:
+def _shown(case: str, found: Profile) -> list[RenderableType]:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -113,14 +117,14 @@ def _shown(case: str, found: dict[str, Any]) -> list[RenderableType]:
     table.add_column("ran", overflow="fold")
     for head in ("calls", "each", "share"):
         table.add_column(head, justify="right")
-    for row in found["rows"][:_MOST_ROWS]:
-        each = units.seconds(row["seconds"] / row["calls"])
-        table.add_row(Text(row["name"]), str(row["calls"]), each, units.percent(row["share"]))
-    hidden = len(found["rows"]) - _MOST_ROWS
+    for row in found.rows[:_MOST_ROWS]:
+        each = units.seconds(row.seconds / row.calls)
+        table.add_row(Text(row.name), str(row.calls), each, units.percent(row.share))
+    hidden = len(found.rows) - _MOST_ROWS
     more = f" {hidden} more are in --json." if hidden > 0 else ""
     return [
-        f"{case}, {found['calls']} calls, {units.seconds(found['seconds'])} in all",
+        f"{case}, {found.calls} calls, {units.seconds(found.seconds)} in all",
         table,
-        f"{found['verdict']}: {found['says']}.{more}",
-        f"The trace is in {found['trace']}.",
+        f"{found.verdict}: {found.says}.{more}",
+        f"The trace is in {found.trace}.",
     ]

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from hwbench import environment, files, protocol
 from hwbench.analysis.fingerprint import Severity, flat, severity
 from hwbench.store.sense import impossible
@@ -94,7 +96,8 @@ def measure(
 
 
 def _measured(worker: Asked, request: protocol.CeilingsRequest) -> dict[str, Any]:
-    found = worker.ask(request, protocol.CeilingsReply, _SECONDS).ceilings
+    reply = worker.ask(request, protocol.CeilingsReply, _SECONDS)
+    found = msgspec.to_builtins(reply.ceilings)
     form = "full" if request.full else "short"
     return {"form": form, "measured": datetime.now(UTC).isoformat(timespec="seconds"), **found}
 

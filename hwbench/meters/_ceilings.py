@@ -26,6 +26,15 @@ from hwbench.meters._sampling import (
     sample,
     take,
 )
+from hwbench.protocol import (
+    Bandwidth,
+    BestProduct,
+    Ceilings,
+    Launch,
+    MemoryLevel,
+    Moved,
+    Product,
+)
 from hwbench.records import ITEM_BYTES, Case
 from hwbench.workloads._arrays import Arrays
 from hwbench.workloads._base import Subject, Workload
@@ -66,15 +75,8 @@ class _Sweep:
         return {size: amount(size) / self.seconds_of(size) for size in self.fastest}
 
 
-def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -> dict[str, Any]:
-    """The best rates seen, in SI units.
-
-    ``matmul`` holds one entry a dtype, as torch is set, and in full form one for every other way
-    in which the device may compute it: the best ``library`` and its rate, with all that were
-    measured beside it in ``libraries``; ``copy`` (and ``triad``) the rate of the largest working
-    set; ``levels`` the plateaus of the copy; ``launch`` what a call of one element takes;
-    ``disturbed`` the share of the visits to a sweep in which something disturbed the device.
-    """
+def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -> Ceilings:
+    """The best rates seen, in SI units."""
     products: dict[str, dict[str, _Sweep]] = {}
     for dtype in dtypes:
         products |= _products_by_mode(device, dtype, full=full)
@@ -86,13 +88,15 @@ def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -
     again = [_only_largest(sweep) for sweep in moved.values()] if full else []
     every = [sweep for sweeps in products.values() for sweep in sweeps.values()]
     disturbed = _pass_through(device, [*every, *moved.values(), *again])
-    found: dict[str, Any] = {
-        "matmul": {mode: _best(device, sweeps, full=full) for mode, sweeps in products.items()},
-        **{name: _bandwidth(sweep, full=full) for name, sweep in moved.items()},
-    }
-    if full:
-        found["levels"] = _levels(device, found["copy"]["sweep"])
-    return {**found, "launch": _launch(device), "disturbed": disturbed}
+    rates = {name: _bandwidth(sweep, full=full) for name, sweep in moved.items()}
+    return Ceilings(
+        matmul={mode: _best(device, sweeps, full=full) for mode, sweeps in products.items()},
+        copy=rates["copy"],
+        triad=rates.get("triad"),
+        levels=_levels(device, rates["copy"].sweep) if full else [],
+        launch=_launch(device),
+        disturbed=disturbed,
+    )
 
 
 def _products_by_mode(device: Device, dtype: str, *, full: bool) -> dict[str, dict[str, _Sweep]]:
@@ -137,28 +141,32 @@ def _products(device: Device, dtype: str, libraries: int, *, full: bool) -> dict
     return subjects
 
 
-def _best(device: Device, sweeps: dict[str, _Sweep], *, full: bool) -> dict[str, Any]:
+def _best(device: Device, sweeps: dict[str, _Sweep], *, full: bool) -> BestProduct:
     """The library that reaches most, as the entry, and what each of them reaches beside it."""
-    found = {name: _matmul(sweep) for name, sweep in sweeps.items()}
-    best = max(found, key=lambda name: found[name]["flops_per_second"])
-    entry: dict[str, Any] = {**found[best], "library": best, "libraries": found}
-    sweep = sweeps[best]
+    found = {name: _fastest_product(sweep) for name, sweep in sweeps.items()}
+    best = max(found, key=lambda name: found[name].flops_per_second)
+    sweep, product = sweeps[best], found[best]
     with sweep.setting():
-        if clock := _clock_hertz(device, sweep.subjects[entry["shape"][0]]):
-            entry["sm_clock_hertz"] = clock
-    if full:
-        entry["sweep"] = [
-            {"shape": [side] * 3, "flops_per_second": rate}
-            for side, rate in sweep.rates(lambda side: 2 * side**3).items()
-        ]
-    return entry
+        clock = _clock_hertz(device, sweep.subjects[product.shape[0]])
+    return BestProduct(
+        flops_per_second=product.flops_per_second,
+        shape=product.shape,
+        library=best,
+        libraries=found,
+        sm_clock_hertz=clock or None,
+        sweep=_square_products(sweep) if full else [],
+    )
 
 
-def _matmul(sweep: _Sweep) -> dict[str, Any]:
-    """The best side of a sweep of square products."""
+def _square_products(sweep: _Sweep) -> list[Product]:
+    """The rate of every side of a sweep."""
     rates = sweep.rates(lambda side: 2 * side**3)
-    best = max(rates, key=lambda side: rates[side])
-    return {"flops_per_second": rates[best], "shape": [best, best, best]}
+    return [Product(flops_per_second=rate, shape=[side] * 3) for side, rate in rates.items()]
+
+
+def _fastest_product(sweep: _Sweep) -> Product:
+    """The best side of a sweep of square products."""
+    return max(_square_products(sweep), key=lambda product: product.flops_per_second)
 
 
 def _clock_hertz(device: Device, subject: Subject) -> float | None:
@@ -194,48 +202,55 @@ def _only_largest(sweep: _Sweep) -> _Sweep:
     return _Sweep(subjects, _LARGEST_SECONDS, fastest=sweep.fastest, ahead=sweep.ahead)
 
 
-def _bandwidth(sweep: _Sweep, *, full: bool) -> dict[str, Any]:
+def _bandwidth(sweep: _Sweep, *, full: bool) -> Bandwidth:
     """The rate of the largest working set, which no cache holds."""
     rates = sweep.rates(lambda size: size)
     largest = max(rates)
-    entry: dict[str, Any] = {"bytes_per_second": rates[largest], "working_set_bytes": largest}
-    if full:
-        entry["sweep"] = [
-            {"working_set_bytes": size, "bytes_per_second": rate} for size, rate in rates.items()
-        ]
-    return entry
+    every = [Moved(working_set_bytes=size, bytes_per_second=rate) for size, rate in rates.items()]
+    return Bandwidth(
+        bytes_per_second=rates[largest], working_set_bytes=largest, sweep=every if full else []
+    )
 
 
-def _levels(device: Device, sweep: list[dict[str, float]]) -> list[dict[str, Any]]:
+def _levels(device: Device, sweep: Sequence[Moved]) -> list[MemoryLevel]:
     """The memory levels that the sweep shows, the fastest first; the last is beyond all caches."""
-    points = [(at["working_set_bytes"], at["bytes_per_second"]) for at in sweep]
+    points = [(at.working_set_bytes, at.bytes_per_second) for at in sweep]
     found, largest = plateaus(points), max(points)
     if not found or found[-1].most_bytes < largest[0]:
         found.append(Plateau(largest[0], largest[0], largest[1]))
     told = device.cache_bytes()
     return [
-        {
-            "name": "memory" if level is found[-1] else named(level, told),
-            "bytes_per_second": level.bytes_per_second,
-            "working_set_bytes": [level.least_bytes, level.most_bytes],
-        }
+        MemoryLevel(
+            name="memory" if level is found[-1] else named(level, told),
+            bytes_per_second=level.bytes_per_second,
+            working_set_bytes=[level.least_bytes, level.most_bytes],
+        )
         for level in found
     ]
 
 
-def _launch(device: Device) -> dict[str, Any]:
-    """Seconds of the smallest call: on the device, on the host, and replayed from a graph."""
+def _launch(device: Device) -> Launch:
+    """What the smallest call takes."""
     subject = subject_of(device, "launch", "float32", (1, 1))
-    found: dict[str, Any] = {"seconds": _fastest(device, subject)}
+    seconds, host = _fastest(device, subject), None
     if device.asynchronous:
-        found["host_seconds"] = min(enqueue_seconds(device, subject) for _ in range(_PASSES))
-    for calls, name in ((1, "graph_seconds"), (_GRAPH_CALLS, "graph_kernel_seconds")):
+        host = min(enqueue_seconds(device, subject) for _ in range(_PASSES))
+    replayed: list[float] = []
+    refused = None
+    for calls in (1, _GRAPH_CALLS):
         replay = device.capture(_repeated(subject, calls))
         if isinstance(replay, str):
-            found["graph"] = replay
+            refused = replay
             break
-        found[name] = _fastest(device, Subject(step=_ignoring_state(replay))) / calls
-    return found
+        replayed.append(_fastest(device, Subject(step=_ignoring_state(replay))) / calls)
+    one, many = (*replayed, None, None)[:2]
+    return Launch(
+        seconds=seconds,
+        host_seconds=host,
+        graph_seconds=one,
+        graph_kernel_seconds=many,
+        graph=refused,
+    )
 
 
 def _repeated(subject: Subject, calls: int) -> Callable[[], None]:

@@ -6,7 +6,6 @@ import itertools
 import math
 import time
 from statistics import quantiles
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from hwbench.errors import HwbenchError
 from hwbench.formats._base import FORWARD, Format
 from hwbench.meters._ceilings import subject_of
 from hwbench.meters._sampling import MOST_QUEUED, sample, take
+from hwbench.protocol import Health
 from hwbench.workloads._base import Subject
 
 _SECONDS = 1.0  # of equal work
@@ -27,14 +27,8 @@ _TWO_FOUR = "semi_structured"
 _TIMER_LOOKS = 1000
 
 
-def examine(device: Device, side: int = 0) -> dict[str, Any]:
-    """What only a process on the device can tell.
-
-    ``disturbances`` are words; ``spread`` is the 90th percentile of equal samples over the 10th,
-    less one; ``flops_per_second`` the rate of a float32 product of ``side``, None for side 0;
-    ``two_four`` has a reason for each kernel, "" where it ran; ``retired_package`` says
-    what to do about it, "" where it is not installed.
-    """
+def examine(device: Device, side: int = 0) -> Health:
+    """Do a second of equal work; a float32 product of ``side`` is timed where it is not 0."""
     subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE))
     calls = _calls(device, subject)
     before, begun, taken = device.probe(), time.monotonic(), [take(device, subject, calls)]
@@ -42,16 +36,16 @@ def examine(device: Device, side: int = 0) -> dict[str, Any]:
         taken.append(take(device, subject, calls))
     seconds = time.monotonic() - begun
     tenths = quantiles([each.seconds for each in taken], n=10)
-    return {
-        "disturbances": device.disturbance(before, device.probe(), seconds),
-        "seconds": seconds,
-        "spread": tenths[-1] / tenths[0] - 1,
-        "flops_per_second": 2 * side**3 / _product_seconds(device, side) if side else None,
-        "timer_seconds": _timer_seconds(),
-        "resolution_seconds": device.resolution_seconds,
-        "two_four": _two_four(device),
-        "retired_package": _nvml.retired_package() or "",
-    }
+    return Health(
+        disturbances=device.disturbance(before, device.probe(), seconds),
+        seconds=seconds,
+        spread=tenths[-1] / tenths[0] - 1,
+        flops_per_second=2 * side**3 / _product_seconds(device, side) if side else None,
+        timer_seconds=_timer_seconds(),
+        resolution_seconds=device.resolution_seconds,
+        two_four=_two_four(device),
+        retired_package=_nvml.retired_package() or "",
+    )
 
 
 def _product_seconds(device: Device, side: int) -> float:

@@ -17,8 +17,8 @@ _STEP = 1.1  # a level is at least so much faster than the next
 class Plateau:
     """Consecutive working sets that move at one rate."""
 
-    least_bytes: float
-    most_bytes: float
+    least_bytes: int
+    most_bytes: int
     bytes_per_second: float  # the best of them
 
     @property
@@ -27,7 +27,7 @@ class Plateau:
         return math.sqrt(self.least_bytes * self.most_bytes)
 
 
-def plateaus(points: Sequence[tuple[float, float]]) -> list[Plateau]:
+def plateaus(points: Sequence[tuple[int, float]]) -> list[Plateau]:
     """The plateaus of (working set in bytes, bytes per second), the fastest first.
 
     The logarithms of the rates are cut into pieces of one rate each, by the cut that saves the most

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # exported since torch 1.8
@@ -14,6 +13,7 @@ from hwbench import plugins
 from hwbench.devices._base import Device
 from hwbench.formats._base import Format
 from hwbench.formats._kernel import Kernel
+from hwbench.protocol import Profile, Ran
 from hwbench.records import Planned
 from hwbench.workloads._base import Subject
 
@@ -22,12 +22,8 @@ _WARM_CALLS = 3  # before the profiler starts: workspaces, packing, code that is
 
 def profile_case(
     device: Device, subject: Subject, planned: Planned, calls: int, trace: str
-) -> dict[str, Any]:
-    """Profile so many calls, write the Chrome trace, and check the claim.
-
-    ``rows`` have name, calls (in all), seconds and share of the time in all, the longest first: the
-    kernels of a GPU, the operators of a CPU (their own time, without what they call).
-    """
+) -> Profile:
+    """Profile so many calls, write the Chrome trace, and check the claim."""
     device.run(subject.step, subject.states(_WARM_CALLS))
     device.synchronize()
     states = subject.states(calls)
@@ -40,30 +36,28 @@ def profile_case(
     events = profiler.key_averages()
     operators = {event.key for event in events if event.device_type == DeviceType.CPU}
     shown = [event for event in events if gpu == (event.device_type == DeviceType.CUDA)]
-    rows = [
-        {
-            "name": event.key,
-            "calls": event.count,
-            "seconds": 1e-6
-            * float(event.self_device_time_total if gpu else event.self_cpu_time_total),
-        }
+    spent = [
+        1e-6 * float(event.self_device_time_total if gpu else event.self_cpu_time_total)
         for event in shown
     ]
-    total = sum(row["seconds"] for row in rows)
-    for row in rows:
-        row["share"] = row["seconds"] / total if total else 0.0
-    rows.sort(key=lambda row: -row["seconds"])
-    kernels = {row["name"] for row in rows} if gpu else set()
+    total = sum(spent)
+    rows = [
+        Ran(
+            name=event.key,
+            calls=event.count,
+            seconds=seconds,
+            share=seconds / total if total else 0.0,
+        )
+        for event, seconds in zip(shown, spent, strict=True)
+    ]
+    rows.sort(key=lambda row: -row.seconds)
+    kernels = {row.name for row in rows} if gpu else set()
     offered = plugins.load("formats", planned.case.format, Format).kernels()
     verdict, says = claim(offered[planned.kernel], operators, kernels)
-    return {
-        "rows": rows,
-        "calls": calls,
-        "seconds": total,
-        "verdict": verdict,
-        "says": says,
-        "trace": str(Path(trace).resolve()),
-    }
+    return Profile(
+        rows=rows, calls=calls, seconds=total, verdict=verdict, says=says,
+        trace=str(Path(trace).resolve()),
+    )  # fmt: skip
 
 
 def claim(kernel: Kernel, operators: set[str], device_kernels: set[str]) -> tuple[str, str]:

@@ -75,24 +75,34 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
     threads = threads or environment.default_threads()
     worker = local.LocalWorker(runner.resolve_device(device), threads)
     try:
-        plan, health = ask(worker, threads)
+        plan, reading = ask(worker, threads)
     finally:
         worker.close()
-    return list(checks(plan, health, load))
+    return list(checks(plan, reading, load))
 
 
-def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, dict[str, Any]]:
-    """What a worker tells of its device, with the ``share`` of the kept ceiling that it reaches.
+@dataclass(frozen=True)
+class Reading:
+    """The health of a device beside what is kept of its float32 products, None where nothing is.
 
-    ``kept`` is what is kept of float32 products, None where nothing is.
+    ``share`` is what it reaches now of the kept product of ``torch.mm``.
     """
+
+    health: protocol.Health
+    share: float | None
+    kept: Mapping[str, Any] | None
+
+
+def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, Reading]:
+    """What a worker tells of its device."""
     plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
     kept = ceilings.kept(plan, threads).get("matmul", {}).get("float32")
     plain = plain_product(kept)[1] if kept else None
     request = protocol.HealthRequest(side=plain["shape"][0] if plain else 0)
     health = worker.ask(request, protocol.HealthReply, _SECONDS).found
-    share = health["flops_per_second"] / plain["flops_per_second"] if plain else None
-    return plan, {**health, "share": share, "kept": kept}
+    rate = health.flops_per_second
+    share = rate / plain["flops_per_second"] if plain and rate is not None else None
+    return plan, Reading(health, share, kept)
 
 
 def plain_product(kept: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -135,10 +145,9 @@ def demand(found: Collection[Check], required: Collection[str]) -> None:
         raise EnvironmentMismatchError(f"Required and not fine: {said}.")
 
 
-def checks(
-    plan: protocol.PlanReply, health: Mapping[str, Any], load_1min: float
-) -> Iterator[Check]:
+def checks(plan: protocol.PlanReply, reading: Reading, load_1min: float) -> Iterator[Check]:
     """The checks, from what a worker told."""
+    health = reading.health
     device, state = plan.fingerprint.get("device", {}), plan.state
     gpu = "multiprocessors" in device
     host = state.get("host", {}) if gpu else state
@@ -151,17 +160,16 @@ def checks(
     yield _processes(state, gpu=gpu)
     yield _load(load_1min)
     yield _quota()
-    disturbed = health["disturbances"]
-    said = f"{'; '.join(disturbed) or 'undisturbed'} in {units.seconds(health['seconds'])} of work"
+    disturbed = health.disturbances
+    said = f"{'; '.join(disturbed) or 'undisturbed'} in {units.seconds(health.seconds)} of work"
     yield Check("quiet", Verdict.DOUBT if disturbed else Verdict.FINE, said)
-    spread = health["spread"]
-    said = f"equal samples spread by {units.percent(spread)} (10th to 90th percentile)"
-    yield Check("steady", Verdict.FINE if spread <= _SPREAD else Verdict.DOUBT, said)
-    yield _speed(health["share"])
-    yield _linear(health.get("kept"), device)
+    said = f"equal samples spread by {units.percent(health.spread)} (10th to 90th percentile)"
+    yield Check("steady", Verdict.FINE if health.spread <= _SPREAD else Verdict.DOUBT, said)
+    yield _speed(reading.share)
+    yield _linear(reading.kept, device)
     yield _timer(health)
-    yield _two_four(health["two_four"])
-    retired = health["retired_package"]
+    yield _two_four(health.two_four)
+    retired = health.retired_package
     said = retired or "the retired package pynvml is not installed"
     yield Check("pynvml", Verdict.DOUBT if retired else Verdict.FINE, said)
 
@@ -291,11 +299,11 @@ def _linear(kept: Mapping[str, Any] | None, device: Mapping[str, Any]) -> Check:
     return Check("linear", Verdict.DOUBT, said)
 
 
-def _timer(health: Mapping[str, Any]) -> Check:
-    step = max(health["timer_seconds"], health["resolution_seconds"])
+def _timer(health: protocol.Health) -> Check:
+    step = max(health.timer_seconds, health.resolution_seconds)
     said = (
-        f"the host's clock moves in {units.seconds(health['timer_seconds'])}, marks resolve "
-        f"{units.seconds(health['resolution_seconds'])}"
+        f"the host's clock moves in {units.seconds(health.timer_seconds)}, marks resolve "
+        f"{units.seconds(health.resolution_seconds)}"
     )
     return Check("timer", Verdict.FINE if step <= 1e-6 else Verdict.DOUBT, said)
 

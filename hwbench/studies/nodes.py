@@ -40,14 +40,14 @@ def _examined(seat: Seat) -> Node:
     try:
         worker = seat.start()
         try:
-            plan, health = ask(worker, seat.threads)
+            plan, reading = ask(worker, seat.threads)
         finally:
             worker.close()
     except (SeatLostError, UsageError) as error:
         return Node(seat.name, seat.kind, {}, [], missed=str(error))
     finally:
         seat.close()
-    found = [c for c in checks(plan, health, 0.0) if c.key not in _OF_THIS_MACHINE]
+    found = [c for c in checks(plan, reading, 0.0) if c.key not in _OF_THIS_MACHINE]
     facts = {**plan.fingerprint, "threads": seat.threads}
     return Node(seat.name, seat.kind, facts, found)
 
