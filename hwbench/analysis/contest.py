@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from statistics import fmean
 
-from hwbench.analysis.noise import Variance, moderated
+from hwbench.analysis.noise import Variance, added, moderated
 from hwbench.analysis.power import student
 from hwbench.analysis.stats import variance
 from hwbench.records import Ratio
@@ -51,11 +51,6 @@ class Entrant:
     values: Mapping[int, float]  # time, or relative time, by replicate
     night: Variance = _UNKNOWN  # between the machine's earlier runs, on logs
 
-    @property
-    def centre(self) -> float:
-        """The geometric mean; infinite without any value."""
-        return math.exp(fmean(map(math.log, self.values.values()))) if self.values else math.inf
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -64,16 +59,6 @@ class Standing:
     rival: str
     outcome: Outcome
     ratio: Ratio
-
-
-def best_of(entrants: Sequence[Entrant]) -> Entrant:
-    """The entrant of the shortest time, among those that were measured well enough if any was.
-
-    Raises:
-        ValueError: there are none.
-    """
-    known = [each for each in entrants if len(each.values) >= _FEWEST]
-    return min(known or entrants, key=lambda each: each.centre)
 
 
 def standings(
@@ -97,16 +82,6 @@ def standings(
     ]
 
 
-def decided(found: Sequence[Standing]) -> bool:
-    """Whether every rival that was measured well enough is slower than the best, or tied."""
-    return all(each.outcome is not Outcome.UNDECIDED for each in found)
-
-
-def of(found: Sequence[Standing], outcome: Outcome) -> list[str]:
-    """The rivals with an outcome."""
-    return [each.rival for each in found if each.outcome is outcome]
-
-
 def _standing(
     best: Entrant, rival: Entrant, logs: list[float], within: Variance, rivals: int
 ) -> Standing:
@@ -116,7 +91,8 @@ def _standing(
         measured = len(best.values) >= _FEWEST > len(rival.values)
         return Standing(rival.name, Outcome.BADLY if measured else Outcome.UNDECIDED, unknown)
     centre = fmean(logs)
-    total, freedom = _error(within, len(logs), best.night, rival.night)
+    nights = [each for each in (best.night, rival.night) if each[0] > 0]
+    total, freedom = added((within[0] / len(logs), within[1]), *nights)
 
     def half(level: float) -> float:
         return student(freedom, level) * math.sqrt(total) if total else 0.0
@@ -145,15 +121,6 @@ def _quotients(best: Entrant, rival: Entrant) -> list[float]:
 
 def _variance(logs: list[float]) -> Variance:
     return (variance(logs), len(logs) - 1.0) if len(logs) >= _FEWEST else _UNKNOWN
-
-
-def _error(within: Variance, count: int, *nights: Variance) -> Variance:
-    """The variance of a quotient, that between runs of both cases added (Satterthwaite)."""
-    parts = [(within[0] / count, within[1]), *(each for each in nights if each[0] > 0)]
-    total = math.fsum(part for part, _ in parts)
-    if total == 0:
-        return 0.0, within[1]
-    return total, total**2 / math.fsum(part**2 / freedom for part, freedom in parts)
 
 
 def _exp(value: float) -> float:

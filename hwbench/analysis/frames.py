@@ -30,6 +30,7 @@ NEVER_QUIET = "never_quiet"
 """The flag of a case for which the machine was quiet in fewer than two replicates of several."""
 
 _ALL = Counted(frozenset(), frozenset())
+_TOGETHER = (TIME.name, GRAPH.name, RELATIVE.name)  # intervals that all cases draw together
 _UNKNOWN: Variance = (math.nan, 0.0)
 _COST = (
     *("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes"),
@@ -263,8 +264,9 @@ def _summary_columns(
         "score_name": None,
     }
     good = [_measured(r, columns) for r in results if r.status is Status.OK]
+    alone = {name for quantity, name in columns.items() if quantity not in _TOGETHER}
     for name in columns.values():
-        values = [r[name] for r in good if not math.isnan(r[name])]
+        values = [r[name] for r in good if not math.isnan(r[name])] if name in alone else []
         interval = estimate(values) if values else None
         row[name] = interval.value if interval else math.nan
         if name in _BOUNDED:
@@ -291,7 +293,7 @@ def _drawn_together(
     """
     cases = list(run.planned)
     found: list[dict[str, Any]] = [{} for _ in cases]
-    for name in (TIME.name, GRAPH.name, RELATIVE.name):
+    for name in _TOGETHER:
         samples = {
             number: values
             for number, case in enumerate(cases)

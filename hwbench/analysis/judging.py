@@ -98,10 +98,20 @@ def judge_cases(
         window: the baseline runs that the threshold is meant for.
         again: measures flagged cases again; without it the first look decides.
     """
-    first = look(baselines, new, rule, metric=metric, window=window)
+    return decided(look(baselines, new, rule, metric=metric, window=window), again)
+
+
+def decided(first: Look, again: Again | None) -> Judged:
+    """The verdicts by fresh replicates of the flagged cases, or by the first look alone."""
     if again is None:
         return Judged([unconfirmed(each) for each in first.settled.values()], None)
     return confirmed(first, again(list(first.flagged)) if first.flagged else Side({}))
+
+
+def ended(first: Look, settled: Mapping[str, Change]) -> Judged:
+    """The verdicts as they stand, once the flagged cases were looked at a second time."""
+    found = {case for case in first.flagged if settled[case].verdict is Verdict.REGRESSED}
+    return Judged(list(settled.values()), frozenset(found))
 
 
 @dataclass(frozen=True)
@@ -183,8 +193,7 @@ def confirmed(first: Look, fresh: Side) -> Judged:
             later |= {each.case: each for each in told}
         for case, change in flagged.items():
             settled[case] = _confirmed(change, later[case], first, now)
-    found = {case for case in flagged if settled[case].verdict is Verdict.REGRESSED}
-    return Judged(list(settled.values()), frozenset(found))
+    return ended(first, settled)
 
 
 def _by_seconds(changes: Sequence[Change], timed: Sequence[Change]) -> list[Change]:

@@ -25,11 +25,11 @@ from hwbench.analysis.judging import (
     Judged,
     Look,
     at_first,
-    confirmed,
+    decided,
+    ended,
     look,
     noted,
     only,
-    unconfirmed,
     undecided,
 )
 from hwbench.analysis.noise import FEWEST_RUNS, spread_within
@@ -205,11 +205,8 @@ def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
         return Told(judged=judged, first=first, notes=notes)
     if asked.way == "nights":
         judged = _in_two_nights(first, last)
-    elif asked.way == "fresh" and asked.again is not None:
-        fresh = asked.again(list(first.flagged)) if first.flagged else Side({})
-        judged = confirmed(first, fresh)
     else:
-        judged = Judged([unconfirmed(each) for each in first.settled.values()], None)
+        judged = decided(first, asked.again if asked.way == "fresh" else None)
     told = Told(judged=judged, first=first, notes=notes)
     if nights.software:  # which may move many formats at once
         return told
@@ -331,8 +328,7 @@ def _in_pairs(first: Look, asked: Question) -> Judged:
         for case in open_:
             settled[case] = _of_pairs(first.flagged[case], later.get(case))
         open_ = [case for case in open_ if settled[case].verdict is Verdict.UNDECIDED]
-    found = {case for case in first.flagged if settled[case].verdict is Verdict.REGRESSED}
-    return Judged(list(settled.values()), frozenset(found))
+    return ended(first, settled)
 
 
 def _of_pairs(first: Change, change: Change | None) -> Change:
@@ -357,5 +353,4 @@ def _in_two_nights(first: Look, last: _Last | None) -> Judged:
             settled[case] = noted(change, "Confirmed by the night before.")
         else:
             settled[case] = undecided(change, "The night before was not slower: the next decides.")
-    found = {case for case in first.flagged if settled[case].verdict is Verdict.REGRESSED}
-    return Judged(list(settled.values()), frozenset(found))
+    return ended(first, settled)

@@ -60,10 +60,7 @@ class Noise:
             return inner, freedom_inner
         if math.isnan(inner):
             return night, freedom_night
-        total = night + inner
-        if total == 0:
-            return 0.0, freedom_inner
-        return total, total**2 / (night**2 / freedom_night + inner**2 / freedom_inner)
+        return added((inner, freedom_inner), (night, freedom_night))
 
     def bound(self, count: int, chance: float) -> float:
         """The change that is exceeded with this chance, on one side, when nothing changed."""
@@ -71,6 +68,17 @@ class Noise:
         if math.isnan(total):
             return math.inf
         return student(freedom, 1 - 2 * chance) * math.sqrt(total)
+
+
+def added(*parts: Variance) -> Variance:
+    """The sum of independent variances, its degrees of freedom by Satterthwaite 1946.
+
+    Where all are 0, the degrees of freedom are those of the first (doi:10.2307/3002019).
+    """
+    total = math.fsum(value for value, _ in parts)
+    if total == 0:
+        return 0.0, parts[0][1]
+    return total, total**2 / math.fsum(value**2 / freedom for value, freedom in parts if value)
 
 
 def noises(
@@ -129,13 +137,9 @@ def estimates(
 
 
 def _of_value(within: Variance, between: Variance, count: int) -> Variance:
-    """The variance of a case's value in one run, and its degrees of freedom (Satterthwaite)."""
-    inner = within[0] * (_SHIFT if count > FEW else 1.0) / count
-    night, freedom = between
-    if math.isnan(night) or night == 0:
-        return inner, within[1]
-    total = inner + night
-    return total, total**2 / (night**2 / freedom + inner**2 / within[1])
+    """The variance of a case's value in one run, that between runs added where it is known."""
+    inner = (within[0] * (_SHIFT if count > FEW else 1.0) / count, within[1])
+    return inner if math.isnan(between[0]) or between[0] == 0 else added(inner, between)
 
 
 def between_runs(samples: Sequence[Sample]) -> list[Variance]:

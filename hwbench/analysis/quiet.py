@@ -149,9 +149,23 @@ def counted(
     header: Header, planned: Mapping[str, Planned], results: Iterable[Result]
 ) -> dict[str, Counted]:
     """Which replicates of each case count, by case; those without any dense around them all do."""
+    return _weighed(header, planned, results).counted
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """Which replicates count, and what they were held against, by group."""
+
+    counted: dict[str, Counted]
+    by_group: Mapping[str, Mapping[int, float]]  # dense's seconds by replicate
+    references: Mapping[str, Reference]
+
+
+def _weighed(header: Header, planned: Mapping[str, Planned], results: Iterable[Result]) -> _Weighed:
     good = [result for result in results if result.status is Status.OK and result.case in planned]
     around = [(result, _dense(planned[result.case], result)) for result in good]
-    measure = references(header, _by_group(planned, around))
+    by_group = _by_group(planned, around)
+    measure = references(header, by_group)
     of_case: dict[str, dict[int, Result]] = defaultdict(dict)
     dense: dict[str, dict[int, float]] = defaultdict(dict)
     for result, seconds in around:
@@ -167,7 +181,7 @@ def counted(
             slow = dict.fromkeys(cases, frozenset())
         for case in cases:
             found[case] = Counted(frozenset(of_case[case].keys() - slow[case]), slow[case])
-    return found
+    return _Weighed(found, by_group, measure)
 
 
 def _alone(cases: Sequence[Sequence[Result]]) -> bool:
@@ -226,16 +240,15 @@ def slowed(
 
     None where it was quiet often enough, or nothing is known of the machine.
     """
-    good = [result for result in results if result.status is Status.OK]
-    count = counted(header, planned, good)
+    weighed = _weighed(header, planned, results)
+    count, by_group = weighed.counted, weighed.by_group
     never = [case for case, each in count.items() if each.never]
     if 2 * len(never) <= len([case for case, each in count.items() if each.slow or each.quiet]):
         return None
-    by_group = dense_by_group(planned, good)
-    measure = references(header, by_group)
     groups = {planned[case].case.among for case in never}
     factors = [
-        median(list(by_group[group].values())) / measure[group].seconds for group in sorted(groups)
+        median(list(by_group[group].values())) / weighed.references[group].seconds
+        for group in sorted(groups)
     ]
     return Slowed(len(groups), len(by_group), median(factors), len(never))
 
