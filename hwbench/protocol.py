@@ -41,6 +41,10 @@ class PlanReply(Record, tag="planned", tag_field="say"):
     state: dict[str, Any] = {}
     quantities: list[Quantity] = []  # what meters and workloads of other packages declare
 
+    def machine(self, threads: int) -> dict[str, Any]:
+        """The facts of the machine as a run with so many threads has them."""
+        return {**self.fingerprint, "threads": threads}
+
 
 class CeilingsRequest(Record, tag="ceilings", tag_field="say"):
     """Measure the machine's ceilings: the matrix rate of these dtypes, copy, and launch."""

@@ -25,7 +25,7 @@ from hwbench.devices._base import Device, Step
 from hwbench.devices._settings import restored, settings
 from hwbench.errors import DeviceError, HwbenchError, UsageError
 from hwbench.meters import latency
-from hwbench.meters._base import Meter
+from hwbench.meters._base import Meter, left_out
 from hwbench.meters._ceilings import measure_ceilings
 from hwbench.meters._health import examine
 from hwbench.meters._profile import profile_case
@@ -221,7 +221,7 @@ class Worker:
             if meter.ON_REQUEST and name not in request.on_request:
                 continue
             if allowed is not None and not meter.NEEDED and time.monotonic() - begun >= allowed:
-                found += [_left_out(quantity) for quantity in meter.QUANTITIES]
+                found += [left_out(quantity) for quantity in meter.QUANTITIES]
                 continue
             read = meter.read(subject, self.device)
             error = max((v for m in read if m.quantity == quantities.NUMERICAL_ERROR.name
@@ -288,13 +288,6 @@ def _told(
     if isinstance(request, protocol.LayersRequest):
         return protocol.LayersReply(layers=_apply.layers(request.model))
     return protocol.ApplyReply(out=_apply.apply(request.plan, request.out))
-
-
-def _left_out(quantity: Quantity) -> Measurement:
-    """What stands in the place of a reading for which the time budget had no room."""
-    return Measurement(
-        quantity=quantity.name, unit=quantity.unit, values=[], note=protocol.BUDGET_ENDED
-    )
 
 
 def _delay(subject: Subject, seconds: float, device: Device) -> None:

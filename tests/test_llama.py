@@ -108,6 +108,16 @@ def test_a_file_is_read_as_the_model_that_was_written(file: Path) -> None:
     ]
 
 
+def test_the_shapes_of_a_file_are_made_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Llama.shapes(file)
+
+    def refuse(self: Llama, config: smollm2.Config) -> None:
+        raise AssertionError("the model was made again")
+
+    monkeypatch.setattr(Llama, "__init__", refuse)
+    assert Llama.shapes(file) == first
+
+
 def test_tokens_are_merged_and_every_digit_stands_alone(file: Path) -> None:
     words = smollm2.vocabulary(file)[0]
     told = [words[i] for i in _llama.encoded(file, "aba 12 abc")]

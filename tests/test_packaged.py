@@ -224,6 +224,21 @@ def row(score_name: str) -> Row:
     )  # fmt: skip
 
 
+def test_planning_reads_the_sides_of_the_layers_and_no_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sides = {name: (each.shape[0], each.shape[1]) for name, each in _trained.linears().items()}
+    assert _trained.sides() == sides
+    assert list(_trained.sides()) == list(sides)
+
+    def refuse() -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(_trained, "linears", refuse)
+    assert unsupported(packaged()) is None
+    assert "has no layer of 384×385" in (unsupported(packaged(sides=(384, 385))) or "")
+
+
 def test_without_the_package_a_made_matrix_stands_in_and_is_called_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -116,7 +116,7 @@ def layer_plan(path: Path) -> LayerPlan:
     Raises:
         UsageError: it cannot be read, or is no such file.
     """
-    told = _object(path)
+    told = described(path)
     model, shapes, entries = (told.get(key) for key in ("model", "shapes", "layers"))
     if not (isinstance(model, str) and isinstance(shapes, dict) and isinstance(entries, dict)):
         raise UsageError(f"{path} is no plan of hwbench choose: it lacks model, shapes or layers.")
@@ -139,11 +139,6 @@ def described(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or is no JSON object.
     """
-    return _object(path)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file of a model."""
     try:
         told = json.loads(files.read_text(path))
     except FileNotFoundError:
@@ -199,7 +194,7 @@ def pooling(found: Path) -> str:
     """
     if not (found / _POOLING).is_file():
         return MEAN
-    told = _object(found / _POOLING)
+    told = described(found / _POOLING)
     asked = told.get("pooling_mode")
     if asked is None:  # as older versions write it
         start, end = "pooling_mode_", "_tokens"

@@ -46,8 +46,7 @@ def folder() -> Path:
 
 def path(reply: protocol.PlanReply, threads: int) -> Path:
     """The file of one machine with its settings, drivers and PyTorch."""
-    fingerprint = {**reply.fingerprint, "threads": threads}
-    return machine_path("ceilings", METHOD, fingerprint, reply.settings)
+    return machine_path("ceilings", METHOD, reply.machine(threads), reply.settings)
 
 
 def machine_path(

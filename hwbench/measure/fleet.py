@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hwbench.analysis.fingerprint import differences
 from hwbench.errors import DeviceError, UsageError
@@ -42,7 +41,7 @@ class Squad:
 
     def takes(self, seat: Seat, known: PlanReply) -> bool:
         """Whether a seat is one of these."""
-        mine, first = _facts(seat, known), _facts(self.seats[0], self.known)
+        mine, first = known.machine(seat.threads), self.known.machine(self.seats[0].threads)
         return (seat.kind, seat.device.partition(":")[0]) == (
             self.seats[0].kind,
             self.seats[0].device.partition(":")[0],
@@ -214,11 +213,9 @@ def _begun(question: Question, squad: Squad) -> State:
 def _made_on(header: Header, squad: Squad) -> bool:
     seat = squad.seats[0]
     same = (header.arguments.get("cluster") or "") == seat.kind
-    return same and not differences(header.environment.fingerprint, _facts(seat, squad.known))
-
-
-def _facts(seat: Seat, known: PlanReply) -> dict[str, Any]:
-    return {**known.fingerprint, "threads": seat.threads}
+    return same and not differences(
+        header.environment.fingerprint, squad.known.machine(seat.threads)
+    )
 
 
 def _device_name(seat: Seat, known: PlanReply) -> str:

@@ -411,7 +411,6 @@ def header_of(
         :40
     ]
     name = f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}-{secrets.token_hex(2)}"
-    machine = {**reply.fingerprint, "threads": threads}
     return Header(
         schema=SCHEMA,
         run=name,
@@ -422,7 +421,9 @@ def header_of(
         plan=suite.plan,
         seed=seed,
         device=device,
-        environment=Environment(fingerprint=machine, state=_state(reply), settings=reply.settings),
+        environment=Environment(
+            fingerprint=reply.machine(threads), state=_state(reply), settings=reply.settings
+        ),
         ceilings=roofs,
         arguments=arguments,
         quantities=reply.quantities,

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from hwbench.devices._base import Device
+from hwbench.protocol import BUDGET_ENDED
 from hwbench.quantities import Quantity
 from hwbench.records import Measurement
 from hwbench.workloads._base import Subject
@@ -24,3 +25,8 @@ class Meter(ABC):
     @abstractmethod
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         """The measurements of one subject; empty where the quantity does not apply to it."""
+
+
+def left_out(quantity: Quantity) -> Measurement:
+    """What stands in the place of a reading for which the time budget had no room."""
+    return Measurement(quantity=quantity.name, unit=quantity.unit, values=[], note=BUDGET_ENDED)

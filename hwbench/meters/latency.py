@@ -22,10 +22,9 @@ import torch
 from hwbench.analysis.stats import median_interval
 from hwbench.devices._base import Device
 from hwbench.errors import first_line
-from hwbench.meters._base import Meter
+from hwbench.meters._base import Meter, left_out
 from hwbench.meters._compiling import call, compiled
 from hwbench.meters._sampling import Taken, calibrate, enqueue_seconds, sample, starved, take
-from hwbench.protocol import BUDGET_ENDED
 from hwbench.quantities import FIRST_CALL, GRAPH, HOST, RELATIVE, TIME, Quantity
 from hwbench.records import Measurement, Plan, Regime
 from hwbench.workloads._base import Subject
@@ -129,7 +128,7 @@ def measure(
     for member in everyone:
         if member.flags & {"launch_bound", "starved"}:
             late = time.monotonic() >= deadline
-            found[member.id].append(_no_graph() if late else graph_seconds(member, device))
+            found[member.id].append(left_out(GRAPH) if late else graph_seconds(member, device))
     return found
 
 
@@ -299,11 +298,6 @@ def graph_seconds(member: Member, device: Device) -> Measurement:
     if isinstance(found, str):
         return Measurement(quantity=GRAPH.name, unit="s", values=[], note=found)
     return found
-
-
-def _no_graph() -> Measurement:
-    """What stands in the place of a graph for which the time budget had no room."""
-    return Measurement(quantity=GRAPH.name, unit="s", values=[], note=BUDGET_ENDED)
 
 
 def _replayed(member: Member, device: Device) -> Measurement | str:

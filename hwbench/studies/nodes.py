@@ -48,7 +48,7 @@ def _examined(seat: Seat) -> Node:
     finally:
         seat.close()
     found = [c for c in checks(plan, reading, 0.0) if c.key not in _OF_THIS_MACHINE]
-    facts = {**plan.fingerprint, "threads": seat.threads}
+    facts = plan.machine(seat.threads)
     return Node(seat.name, seat.kind, facts, found)
 
 

@@ -113,9 +113,15 @@ class Llama(nn.Module):
 
     @classmethod
     def shapes(cls, folder: Path) -> list[tuple[int, int]]:
-        with torch.device("meta"):
-            model = cls(smollm2.config(folder))
-        return [(m.out_features, m.in_features) for m in model.linears().values()]
+        return list(_shapes(folder))
+
+
+@lru_cache(maxsize=4)
+def _shapes(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Of every linear layer; planning asks for them once a case."""
+    with torch.device("meta"):
+        model = Llama(smollm2.config(folder))
+    return tuple((m.out_features, m.in_features) for m in model.linears().values())
 
 
 class _Layer(nn.Module):

