@@ -186,8 +186,27 @@ def test_every_function_asked_for_exists_in_the_package() -> None:
     ours = (_nvml._SM_CLOCK, _nvml._MEMORY_CLOCK, _nvml._GPU_SENSOR)
     assert numbers == (*ours, _nvml._ENERGY, _nvml._POWER_AVERAGE, _nvml._POWER_INSTANT)
     assert [name for name, _ in pynvml.c_nvmlValue_t._fields_] == list(_nvml._UNION)
-    assert pynvml.nvmlClocksEventReasonHwThermalSlowdown == 0x40
-    assert pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN == 270
+    reasons = {
+        "GpuIdle": "idle",
+        "ApplicationsClocksSetting": "application clocks are set",
+        "SwPowerCap": "power cap",
+        "HwSlowdown": "hardware slowdown",
+        "SyncBoost": "sync boost",
+        "SwThermalSlowdown": "software thermal slowdown",
+        "HwThermalSlowdown": "hardware thermal slowdown",
+        "HwPowerBrakeSlowdown": "power brake",
+        "DisplayClockSetting": "display clocks",
+    }
+    bits = {getattr(pynvml, f"nvmlClocksEventReason{name}"): said for name, said in reasons.items()}
+    assert bits == _nvml.REASONS
+    counters = {
+        pynvml.NVML_FI_DEV_PERF_POLICY_POWER: "power_cap",
+        pynvml.NVML_FI_DEV_PERF_POLICY_THERMAL: "thermal",
+        pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN: "sw_thermal",
+        pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN: "hw_thermal",
+        pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN: "brake",
+    }
+    assert counters == _nvml._COUNTERS
 
 
 # --- which device it is ------------------------------------------------------------------------
