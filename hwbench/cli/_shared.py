@@ -16,14 +16,6 @@ from hwbench.errors import RunFileError, SuiteError, UsageError, shortened
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEVICE = typer.Option("auto", "--device", "-d", help="auto, cpu, cuda or cuda:N.")
-THREADS = typer.Option(
-    None,
-    "--threads",
-    min=1,
-    help="Threads on a CPU.  [default: OMP_NUM_THREADS, else the usable cores]",
-)
-
 _PIPED_WIDTH = 160  # columns of a table that no terminal cuts
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from hwbench import files
-from hwbench.cli import _shared, check
+from hwbench.cli import _options, check
 from hwbench.cli._progress import progress
 
 
@@ -18,8 +18,8 @@ def ab(
     b: str = typer.Option(
         ..., "--b", metavar="PYTHON|REF", help="What is compared with it: likewise."
     ),
-    suite: str = typer.Option("linear", "--suite", "-s", help="A shipped suite, or a TOML file."),
-    device: str = _shared.DEVICE,
+    suite: _options.ASuite = "linear",
+    device: _options.Device = "auto",
     replicates: int | None = typer.Option(
         None, "--replicates", "-r", min=1, max=1000, help="Pairs of fresh processes."
     ),
@@ -30,9 +30,9 @@ def ab(
         "network where its build backend is here) or fresh (with all it needs, from the index).",
     ),
     filter_: str | None = typer.Option(None, "--filter", help="Only matching cases."),
-    threads: int | None = _shared.THREADS,
+    threads: _options.Threads = None,
     seed: int = typer.Option(0, "--seed", help="Seeds all data and all orders."),
-    threshold: str = typer.Option("3%", "--threshold", help="The smallest change that counts."),
+    threshold: _options.Threshold = "3%",
     metric: str = typer.Option(
         "auto", "--metric", help="auto, time, relative, memory, score or a quantity."
     ),

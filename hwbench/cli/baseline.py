@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +31,7 @@ def promote(
 @app.command("list")
 def list_(
     folder: Path = _FOLDER,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """List the runs that are kept, by machine and suite."""
     from hwbench.report.rows import printable

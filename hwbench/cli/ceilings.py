@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def ceilings(
-    device: str = _shared.DEVICE,
+    device: _options.Device = "auto",
     dtype: list[str] | None = typer.Option(
         None, "--dtype", help="Matrix rates of these dtypes only.  [default: all four]"
     ),
-    threads: int | None = _shared.THREADS,
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    threads: _options.Threads = None,
+    as_json: _options.PrintJson = False,
 ) -> None:
     """Measure the peaks of this machine, which the roofline is made of.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.cli._progress import progress
 from hwbench.errors import UnknownNameError, UsageError
 
@@ -39,8 +39,8 @@ def choose(
     density: list[str] | None = typer.Option(None, "--density", help="The densities to try."),
     tokens: int = typer.Option(128, "--tokens", min=1, help="Tokens at once when timed."),
     replicates: int = typer.Option(3, "--replicates", min=1, help="Fresh processes that time."),
-    device: str = _shared.DEVICE,
-    threads: int | None = _shared.THREADS,
+    device: _options.Device = "auto",
+    threads: _options.Threads = None,
     from_: Path | None = typer.Option(
         None, "--from", help="Choose from a run of an earlier choose; nothing is measured."
     ),
@@ -52,7 +52,7 @@ def choose(
     ),
     out: Path = typer.Option(Path("plan.json"), "--out", "-o", help="The plan's file."),
     runs: Path = typer.Option(Path("runs"), "--runs", help="Folder for run files."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """Choose a format for each linear layer of a model, within a budget of bytes or time.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from hwbench import files
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def compare(
     price: list[str] | None = typer.Option(
         None, "--price", help="NAME=PRICE of an hour, NAME being part of a machine's name."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """Set machines or versions side by side: ratios, what explains them, where the winner flips."""
     from hwbench.report import versus

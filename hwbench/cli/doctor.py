@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hwbench.channels import visible
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.errors import shortened
 
 if TYPE_CHECKING:
@@ -19,15 +19,15 @@ _STYLES = {"fine": "green", "doubt": "yellow", "absent": "dim", "unknown": "dim"
 
 
 def doctor(
-    device: str = _shared.DEVICE,
+    device: _options.Device = "auto",
     require: list[str] | None = typer.Option(
         None, "--require", help="Checks that must be fine, else exit code 4. Repeat, or use commas."
     ),
-    threads: int | None = _shared.THREADS,
+    threads: _options.Threads = None,
     cluster: str | None = typer.Option(
         None, "--cluster", help="Every device of a Ray cluster: auto, or ray://HOST:PORT."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """Say whether this machine can be trusted now, and what speaks against it.
 

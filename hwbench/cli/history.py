@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from hwbench import files
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.cli.check import fraction
 
 
@@ -28,7 +28,7 @@ def history(
     out: Path | None = typer.Option(
         None, "--out", "-o", help="Write a page with a line for every case here."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """Show what changed and since when: the first run, its commit, and what else differed in it.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hwbench.channels import visible
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.errors import UnknownNameError, shortened
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def list_(
         False, "--details", help="Formats: knobs, kernels, where they run (asks a worker)."
     ),
     folder: Path = typer.Option(Path("runs"), "--out", "-o", help="The folder of the runs."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """List the formats, suites, kinds of device, or stored runs; alone, say what can be listed."""
     if kind is None:

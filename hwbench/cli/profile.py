@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.errors import CasesFailedError, SuiteError, UsageError
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ def profile(
     direction: str = typer.Option(
         "forward", "--direction", help="forward, backward, backward_input, backward_weight, step."
     ),
-    device: str = _shared.DEVICE,
-    threads: int | None = _shared.THREADS,
+    device: _options.Device = "auto",
+    threads: _options.Threads = None,
     calls: int = typer.Option(10, "--calls", min=1, max=10_000, help="Calls that are profiled."),
     trace: Path = typer.Option(
         Path("trace.json"), "--trace", help="The Chrome trace: open it in ui.perfetto.dev."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """Show what one case runs: kernels (operators on a CPU), calls, and share of the time.
 

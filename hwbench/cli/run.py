@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.cli._progress import progress
 from hwbench.cli.show import print_run
 from hwbench.errors import CasesFailedError, UsageError
@@ -23,171 +21,36 @@ if TYPE_CHECKING:
     from hwbench.store import Run
 
 
-_WHAT, _EFFORT = "What is measured", "How much effort"
-_WHERE, _OUTPUT = "Where", "What comes of it"
-
-
 def run(
-    suite: str | None = typer.Option(
-        None,
-        "--suite",
-        "-s",
-        help="A shipped suite by name, or a TOML file.  [default: linear]",
-        rich_help_panel=_WHAT,
-    ),
-    device: str = typer.Option(
-        "auto",
-        "--device",
-        "-d",
-        help="auto, cpu, cuda, cuda:N, or a list of them.",
-        rich_help_panel=_WHERE,
-    ),
-    replicates: int | None = typer.Option(
-        None,
-        "--replicates",
-        "-r",
-        min=1,
-        max=1000,
-        help="Fresh processes that visit every case.",
-        rich_help_panel=_EFFORT,
-    ),
-    quick: bool = typer.Option(
-        False,
-        "--quick",
-        help="One replicate, short budgets: a first look.",
-        rich_help_panel=_EFFORT,
-    ),
-    time_budget: str | None = typer.Option(
-        None,
-        "--time-budget",
-        help="A complete, coarser answer in about this time, such as 90s.",
-        rich_help_panel=_EFFORT,
-    ),
-    format_: list[str] | None = typer.Option(
-        None,
-        "--format",
-        "-f",
-        help="Only these formats, and dense. Repeat, or use commas.",
-        rich_help_panel=_WHAT,
-    ),
-    filter_: str | None = typer.Option(
-        None,
-        "--filter",
-        help="Only matching cases: tokens=16,direction=step or a part of an id.",
-        rich_help_panel=_WHAT,
-    ),
-    shape: list[str] | None = typer.Option(
-        None, "--shape", help="OUTxIN, such as 4096x11008.", rich_help_panel=_WHAT
-    ),
-    tokens: list[str] | None = typer.Option(
-        None, "--tokens", help="Batch × sequence: 16,512.", rich_help_panel=_WHAT
-    ),
-    dtype: list[str] | None = typer.Option(
-        None, "--dtype", help="float32, bfloat16 or float16.", rich_help_panel=_WHAT
-    ),
-    density: list[str] | None = typer.Option(
-        None,
-        "--density",
-        help="Kept fraction of the dense parameters: 0.5,0.1.",
-        rich_help_panel=_WHAT,
-    ),
-    stored: list[str] | None = typer.Option(
-        None,
-        "--stored",
-        help="Stored bytes over those of dense, in place of a density: 0.25.",
-        rich_help_panel=_WHAT,
-    ),
-    model: str | None = typer.Option(
-        None,
-        "--model",
-        help="For --suite compress: an encoder or causal model, as a folder in Hugging Face's "
-        "layout, or as a name on its Hub, which is downloaded.  "
-        "[default: the packaged all-MiniLM-L6-v2]",
-        rich_help_panel=_WHAT,
-    ),
-    data: Path | None = typer.Option(
-        None,
-        "--data",
-        help="For --suite training_cifar10 or training_gpt2: your folder of the data.",
-        rich_help_panel=_WHAT,
-    ),
-    weights: str | None = typer.Option(
-        None,
-        "--weights",
-        metavar="FILE[:TENSOR]",
-        help="Your own layer, of a .safetensors file: its shape is timed, its weights are scored. "
-        "A pattern takes up to 64.",
-        rich_help_panel=_WHAT,
-    ),
-    activations: Path | None = typer.Option(
-        None,
-        "--activations",
-        help="What the layer of --weights sees, rows × in_features, of a .safetensors file: "
-        "adds the error of its outputs.",
-        rich_help_panel=_WHAT,
-    ),
-    energy: bool = typer.Option(
-        False,
-        "--energy",
-        help="Joules a call, where the device has a counter: 2 s a case.",
-        rich_help_panel=_WHAT,
-    ),
-    no_scores: bool = typer.Option(
-        False,
-        "--no-scores",
-        help="Leave the accuracy part of the suite out.",
-        rich_help_panel=_WHAT,
-    ),
-    threads: int | None = _shared.THREADS,
-    cores: str | None = typer.Option(
-        None,
-        "--cores",
-        help="Stay on these cores, such as 0-3,8.  [default: all that are allowed]",
-        rich_help_panel=_WHERE,
-    ),
-    seed: int = typer.Option(
-        0, "--seed", help="Seeds all data and all orders.", rich_help_panel=_EFFORT
-    ),
-    resume: Path | None = typer.Option(
-        None, "--resume", help="Finish a run that was cut off.", rich_help_panel=_OUTPUT
-    ),
-    cluster: str | None = typer.Option(
-        None,
-        "--cluster",
-        help="A Ray cluster that runs: auto, or ray://HOST:PORT.",
-        rich_help_panel=_WHERE,
-    ),
-    on: list[str] | None = typer.Option(
-        None,
-        "--on",
-        help="Only these kinds of device of the cluster: A100,RTX4090.",
-        rich_help_panel=_WHERE,
-    ),
-    shards: int | None = typer.Option(
-        None,
-        "--shards",
-        min=1,
-        help="Shares that equal devices cut each replicate into.",
-        rich_help_panel=_WHERE,
-    ),
-    wait: str = typer.Option(
-        "10m",
-        "--wait",
-        help="How long to wait for a kind of device whose machines all went away.",
-        rich_help_panel=_WHERE,
-    ),
-    out: Path = typer.Option(
-        Path("runs"), "--out", "-o", help="Folder for the run file.", rich_help_panel=_OUTPUT
-    ),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print rows as JSON instead of a table.", rich_help_panel=_OUTPUT
-    ),
-    print_path: bool = typer.Option(
-        False,
-        "--print-path",
-        help="Print the path of the run file and nothing else.",
-        rich_help_panel=_OUTPUT,
-    ),
+    suite: _options.Suite = None,
+    device: _options.Devices = "auto",
+    replicates: _options.Replicates = None,
+    quick: _options.Quick = False,
+    time_budget: _options.TimeBudget = None,
+    format_: _options.Formats = None,
+    filter_: _options.Filter = None,
+    shape: _options.Shape = None,
+    tokens: _options.Tokens = None,
+    dtype: _options.Dtype = None,
+    density: _options.Density = None,
+    stored: _options.Stored = None,
+    model: _options.Model = None,
+    data: _options.Data = None,
+    weights: _options.Weights = None,
+    activations: _options.Activations = None,
+    energy: _options.Energy = False,
+    no_scores: _options.NoScores = False,
+    threads: _options.Threads = None,
+    cores: _options.Cores = None,
+    seed: _options.Seed = 0,
+    resume: _options.Resume = None,
+    cluster: _options.Cluster = None,
+    on: _options.OnKinds = None,
+    shards: _options.Shards = None,
+    wait: _options.Wait = "10m",
+    out: _options.OutFolder = Path("runs"),
+    as_json: _options.RunAsJson = False,
+    print_path: _options.PrintPath = False,
 ) -> None:
     """Measure every case of a suite, in fresh processes, and keep the run in a file.
 
@@ -215,20 +78,8 @@ def run(
         device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
     )
     if resume is not None:
-        asked = (
-            suite,
-            format_,
-            filter_,
-            shape,
-            tokens,
-            dtype,
-            density,
-            stored,
-            model,
-            data,
-            weights,
-        )
-        if any(asked) or activations:
+        ours = (suite, format_, filter_, shape, tokens, dtype, density, stored, model, data)
+        if any(ours) or weights or activations:
             raise UsageError("--resume goes on with the suite that the run was started with.")
         with progress() as listener:
             fleet.resume(resume, listener)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.cli._progress import progress
 from hwbench.cli.check import fraction
 from hwbench.errors import UnknownNameError, UsageError
@@ -21,8 +21,8 @@ _KINDS = ("aa", "ab")
 
 def selftest(
     kind: str = typer.Argument(..., help="aa: nothing changes; ab: a known slow-down as well."),
-    suite: str = typer.Option("smoke", "--suite", "-s", help="A shipped suite, or a TOML file."),
-    device: str = _shared.DEVICE,
+    suite: _options.ASuite = "smoke",
+    device: _options.Device = "auto",
     nights: int = typer.Option(
         6,
         "--nights",
@@ -35,13 +35,13 @@ def selftest(
         5, "--replicates", "-r", min=1, max=1000, help="Fresh processes a night."
     ),
     slower: str = typer.Option("5%", "--slower", help="The slow-down of ab, such as 5%."),
-    threshold: str = typer.Option("3%", "--threshold", help="The smallest change that counts."),
-    threads: int | None = _shared.THREADS,
+    threshold: _options.Threshold = "3%",
+    threads: _options.Threads = None,
     runs: Path | None = typer.Option(
         None, "--runs", help="Measure nothing: take the runs of identical code in this folder (aa)."
     ),
     out: Path = typer.Option(Path("runs/selftest"), "--out", "-o", help="Folder for the runs."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: _options.PrintJson = False,
 ) -> None:
     """Measure this machine against itself: false alarms, and the smallest change that is found.
 

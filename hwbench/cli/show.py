@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hwbench.cli import _shared
+from hwbench.cli import _options, _shared
 from hwbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def show(
     run: Path = typer.Argument(..., help="A run file, or a folder whose newest run is shown."),
     wide: bool = typer.Option(False, "--wide", help="Every column, however narrow the terminal."),
     sort: str = typer.Option("time", "--sort", help="time: the fastest first. suite: as asked."),
-    as_json: bool = typer.Option(False, "--json", help="Print rows as JSON instead of a table."),
+    as_json: _options.RowsAsJson = False,
 ) -> None:
     """Print the table of a stored run, and what to use by the error that you accept.
 
