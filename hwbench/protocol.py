@@ -124,9 +124,13 @@ class Ceilings(Record, kw_only=True):
 
 
 class CeilingsReply(Record, tag="measured", tag_field="say"):
-    """The ceilings that were measured now."""
+    """The ceilings that were measured now; their memory levels are for the runner to find.
+
+    ``cache_bytes`` are the data caches of the device, by name.
+    """
 
     ceilings: Ceilings
+    cache_bytes: dict[str, int] = {}
 
 
 class HealthRequest(Record, tag="health", tag_field="say"):

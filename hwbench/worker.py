@@ -72,7 +72,8 @@ class Worker:
                 return self.plan(request)
             case protocol.CeilingsRequest():
                 measured = measure_ceilings(self.device, request.dtypes, full=request.full)
-                return protocol.CeilingsReply(ceilings=measured)
+                caches = self.device.cache_bytes()
+                return protocol.CeilingsReply(ceilings=measured, cache_bytes=caches)
             case protocol.HealthRequest(side=side):
                 return protocol.HealthReply(found=examine(self.device, side))
             case protocol.ProfileRequest(planned=planned):

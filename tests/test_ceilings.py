@@ -17,13 +17,13 @@ from hwbench_simulated import BYTES_PER_SECOND, FLOPS_PER_SECOND, LAUNCH_SECONDS
 from msgspec.structs import replace
 
 from hwbench import protocol
+from hwbench.analysis.plateaus import Plateau, levels, named, plateaus
 from hwbench.devices._base import Device
 from hwbench.devices.cpu import Cpu
 from hwbench.formats._base import FORWARD
 from hwbench.measure import ceilings
 from hwbench.meters import _ceilings, _libraries
 from hwbench.meters._ceilings import _working_sets, measure_ceilings
-from hwbench.meters._plateaus import Plateau, named, plateaus
 from hwbench.workloads._base import DTYPES
 
 MIB = 2**20
@@ -98,6 +98,18 @@ def measured(device: Device, dtypes: list[str], *, full: bool = False) -> dict[s
     return found
 
 
+def test_the_last_level_of_a_sweep_is_the_memory() -> None:
+    sweep = [
+        protocol.Moved(working_set_bytes=2**each, bytes_per_second=9e10 if each < 18 else 2e10)
+        for each in range(14, 24)
+    ]
+    found = levels(sweep, {"L2": 2**18})
+    assert [level.name for level in found] == ["L2", "memory"]
+    assert found[-1].working_set_bytes == [2**18, 2**23]
+    (alone,) = levels(sweep[-1:], {})  # one working set is no plateau, and the memory all the same
+    assert (alone.name, alone.working_set_bytes) == ("memory", [2**23, 2**23])
+
+
 def test_the_short_form_has_what_a_run_needs() -> None:
     found = measured(fake(), ["float32", "bfloat16"])
     assert set(found) == {"matmul", "copy", "launch", "disturbed"}
@@ -123,8 +135,6 @@ def test_the_full_form_names_the_best_size_and_keeps_the_sweep() -> None:
         assert sets == sorted(sets)
         assert found[name]["working_set_bytes"] == sets[-1] <= Fake.copy_bytes
         assert all(size % (4 * arrays) == 0 for size in sets)
-    assert found["levels"][-1]["name"] == "memory"
-    assert found["levels"][-1]["working_set_bytes"][-1] == found["copy"]["working_set_bytes"]
 
 
 def test_other_precisions_belong_to_the_full_form_and_are_set_back() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from hwbench import environment, files, protocol
+from hwbench.analysis import plateaus
 from hwbench.analysis.fingerprint import Severity, flat, severity
 from hwbench.store.sense import impossible
 
@@ -96,9 +97,16 @@ def measure(
 
 def _measured(worker: Asked, request: protocol.CeilingsRequest) -> dict[str, Any]:
     reply = worker.ask(request, protocol.CeilingsReply, _SECONDS)
-    found = msgspec.to_builtins(reply.ceilings)
+    measured = reply.ceilings
+    if sweep := measured.copy.sweep:  # of the full form
+        found = plateaus.levels(sweep, reply.cache_bytes)
+        measured = msgspec.structs.replace(measured, levels=found)
     form = "full" if request.full else "short"
-    return {"form": form, "measured": datetime.now(UTC).isoformat(timespec="seconds"), **found}
+    return {
+        "form": form,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        **msgspec.to_builtins(measured),
+    }
 
 
 def _higher(kept: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:

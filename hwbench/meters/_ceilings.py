@@ -18,7 +18,6 @@ from hwbench import plugins
 from hwbench.devices._base import Device
 from hwbench.formats._base import Format
 from hwbench.meters._libraries import Setting, both, exact, routes
-from hwbench.meters._plateaus import Plateau, named, plateaus
 from hwbench.meters._sampling import (
     ENQUEUE_SECONDS,
     MOST_QUEUED,
@@ -31,7 +30,6 @@ from hwbench.protocol import (
     BestProduct,
     Ceilings,
     Launch,
-    MemoryLevel,
     Moved,
     Product,
 )
@@ -93,7 +91,6 @@ def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -
         matmul={mode: _best(device, sweeps, full=full) for mode, sweeps in products.items()},
         copy=rates["copy"],
         triad=rates.get("triad"),
-        levels=_levels(device, rates["copy"].sweep) if full else [],
         launch=_launch(device),
         disturbed=disturbed,
     )
@@ -210,23 +207,6 @@ def _bandwidth(sweep: _Sweep, *, full: bool) -> Bandwidth:
     return Bandwidth(
         bytes_per_second=rates[largest], working_set_bytes=largest, sweep=every if full else []
     )
-
-
-def _levels(device: Device, sweep: Sequence[Moved]) -> list[MemoryLevel]:
-    """The memory levels that the sweep shows, the fastest first; the last is beyond all caches."""
-    points = [(at.working_set_bytes, at.bytes_per_second) for at in sweep]
-    found, largest = plateaus(points), max(points)
-    if not found or found[-1].most_bytes < largest[0]:
-        found.append(Plateau(largest[0], largest[0], largest[1]))
-    told = device.cache_bytes()
-    return [
-        MemoryLevel(
-            name="memory" if level is found[-1] else named(level, told),
-            bytes_per_second=level.bytes_per_second,
-            working_set_bytes=[level.least_bytes, level.most_bytes],
-        )
-        for level in found
-    ]
 
 
 def _launch(device: Device) -> Launch:

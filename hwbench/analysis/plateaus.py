@@ -1,11 +1,17 @@
-"""Plateaus of a bandwidth sweep: one a memory level. Pure."""
+"""Plateaus of a bandwidth sweep: one a memory level. Pure.
+
+numpy and ruptures are imported when a sweep is first looked at.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+
+from hwbench.protocol import MemoryLevel, Moved
 
 _PENALTY = 0.02  # that one more piece must save, in squared logarithms
 _FLAT = 0.15  # the rates of a plateau lie within this share of their mean
@@ -59,20 +65,32 @@ def named(level: Plateau, capacities: Mapping[str, int]) -> str:
     return min(holding, key=lambda name: holding[name]) if holding else "cache"
 
 
+def levels(sweep: Sequence[Moved], capacities: Mapping[str, int]) -> list[MemoryLevel]:
+    """The memory levels that a sweep shows, the fastest first; the last is beyond all caches."""
+    points = [(at.working_set_bytes, at.bytes_per_second) for at in sweep]
+    found, largest = plateaus(points), max(points)
+    if not found or found[-1].most_bytes < largest[0]:
+        found.append(Plateau(largest[0], largest[0], largest[1]))
+    return [
+        MemoryLevel(
+            name="memory" if level is found[-1] else named(level, capacities),
+            bytes_per_second=level.bytes_per_second,
+            working_set_bytes=[level.least_bytes, level.most_bytes],
+        )
+        for level in found
+    ]
+
+
 def _pieces(values: Sequence[float]) -> list[tuple[int, int]]:
-    """Where to cut: the least squared error within pieces, and a penalty for each of them."""
-    best, cut = [0.0], [0]
-    for last in range(1, len(values) + 1):
-        costs = [best[first] + _error(values[first:last]) + _PENALTY for first in range(last)]
-        cut.append(min(range(last), key=costs.__getitem__))
-        best.append(costs[cut[-1]])
-    pieces, last = [], len(values)
-    while last:
-        pieces.append((cut[last], last))
-        last = cut[last]
-    return pieces[::-1]
+    """Where to cut: the least squared error within pieces, and a penalty for each of them.
 
+    Optimal, by ruptures: Killick et al. 2012, doi:10.1080/01621459.2012.737745.
+    """
+    import numpy as np
+    import ruptures
 
-def _error(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    return sum((value - mean) ** 2 for value in values)
+    if len(values) < 2:
+        return [(0, len(values))] if values else []
+    signal = np.asarray(values, dtype=float).reshape(-1, 1)
+    ends = ruptures.KernelCPD(kernel="linear", min_size=1).fit(signal).predict(pen=_PENALTY)
+    return list(itertools.pairwise([0, *map(int, ends)]))
