@@ -14,7 +14,7 @@ import pytest
 from hwbench.analysis.frames import between, summary_rows
 from hwbench.analysis.quiet import counted, slowed
 from hwbench.errors import SuiteError
-from hwbench.measure import references, schedule
+from hwbench.measure import fleet, references, schedule
 from hwbench.measure import run as runner
 from hwbench.records import Plan
 from hwbench.report import text
@@ -101,6 +101,21 @@ def test_there_are_at_most_as_many_as_the_plan_says(
     run = simulate(tmp_path, monkeypatch, effects, replicates_most=most)
     assert max(map(len, replicates(run).values())) == made
     assert run.complete
+
+
+def test_a_single_device_of_several_kinds_measures_further_replicates_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards are for devices that share a replicate: one alone has nobody to leave one to."""
+    monkeypatch.setenv("HWBENCH_FAKE", json.dumps({"seed": 4, "replicate_noise": 0.5}))
+    question = runner.Question(document=document(replicates_most=6), out=tmp_path)
+    seats = fleet.local_seats(["fake"], 1)
+    (path,) = fleet.Fleet(lambda: seats, shards=2).run(question)
+    run = read_run(path)
+    made = replicates(run)
+    assert run.footer is not None
+    assert "stopped" not in run.footer.state
+    assert {len(made[case]) for case, each in run.planned.items() if each.seeds is None} == {6}
 
 
 @pytest.mark.parametrize(("least", "made"), [(0.0, 8), (45.0, 8), (65.0, 10), (3600.0, 12)])
