@@ -1,16 +1,21 @@
 """Inputs that the readers do not expect: a hundred thousand mutilated, thousands well formed.
 
-    python evidence/fuzz.py [COUNT [OF EACH STRUCTURE]]
+    python evidence/fuzz.py [COUNT [OF EACH STRUCTURE]] [--resume FILE]
 
 COUNT suites and runs are mutilated; none may end in a traceback, or take longer than ten seconds of
 processor time. Then so many files of each of six kinds (runs, suites, files of pytest-benchmark,
 caches, models, data) are changed with their structure kept, and put through verbs and readers: none
 may end in a traceback or an exit code that is not documented, last longer than 20 seconds, or take
-this process beyond 2 GiB.
+this process beyond 2 GiB. A number is the seed of each of these, so the same inputs are tried
+everywhere. With --resume the counts of the six kinds are kept in a file, and a second call goes on
+from there.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import platform
 import resource
 import signal
 import sys
@@ -19,6 +24,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +35,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import _fuzz
 import _mutants
+
+from hwbench import files
 
 COUNT = 34_000  # of each of the three kinds
 LIMIT_SECONDS = 10.0
@@ -88,48 +97,96 @@ def tried(
     return sum(failures.values())
 
 
-def kept_structure(kind: str, count: int, folder: Path) -> int:
-    """Try so many mutations of a kind and print what came of them; the number of failures."""
-    outcomes: Counter[str] = Counter()
-    failed, longest = 0, 0.0
-    for number in range(count):
+@dataclass
+class Tally:
+    """What came of the mutations of one kind so far."""
+
+    tried: int = 0  # their seeds are 0 … tried - 1
+    outcomes: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # in all
+    longest: float = 0.0  # seconds
+    peak: int = 0  # bytes of this process
+
+    def add(self, kind: str, folder: Path) -> None:
+        """Try the next mutation of the kind in a folder."""
         begun = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, STRUCTURE_SECONDS)
         try:
-            outcomes[_mutants.outcome(kind, number, folder)] += 1
+            outcome = _mutants.outcome(kind, self.tried, folder)
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         except (Exception, _HangError) as error:  # noqa: BLE001 (they are what is counted)
             last = traceback.extract_tb(error.__traceback__)[-1]
-            print(f"  failed: {kind} {number}: {type(error).__name__}: {str(error)[:200]} "
-                  f"({last.filename}:{last.lineno})")  # fmt: skip
-            failed += 1
+            told = f"{type(error).__name__}: {str(error)[:200]} ({last.filename}:{last.lineno})"
+            self.failures.append(f"{kind} {self.tried}: {told}")
+            print(f"  failed: {self.failures[-1]}", flush=True)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        longest = max(longest, time.monotonic() - begun)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    told = ", ".join(f"{name} {found}" for name, found in sorted(outcomes.items()))
-    print(
-        f"{kind:26s} {count:6d} inputs: {told}; {failed} failed; "
-        f"the longest took {longest:.1f} s; at most {peak / 2**30:.2f} GiB",
-        flush=True,
-    )
-    return failed + (peak > MOST_BYTES)
+        taken = time.monotonic() - begun
+        self.tried += 1
+        self.seconds += taken
+        self.longest = max(self.longest, taken)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.peak = max(self.peak, peak)
+
+    def told(self, kind: str) -> str:
+        """One line of counts."""
+        counts = ", ".join(f"{name} {found}" for name, found in sorted(self.outcomes.items()))
+        return (
+            f"{kind:26s} {self.tried:6d} inputs: {counts}; {len(self.failures)} failed; "
+            f"{self.seconds:.0f} s, the longest {self.longest:.1f} s; "
+            f"at most {self.peak / 2**30:.2f} GiB"
+        )
+
+
+def kept_structures(count: int, folder: Path, state: Path | None) -> int:
+    """Try so many mutations of each kind and print what came of them; the number of failures."""
+    tallies = {kind: Tally() for kind in _mutants.KINDS}
+    if state is not None and state.exists():
+        found = json.loads(state.read_text("utf-8"))
+        tallies |= {kind: Tally(**told) for kind, told in found.items()}
+    for kind, tally in tallies.items():
+        place = folder / kind
+        place.mkdir()
+        while tally.tried < count:
+            tally.add(kind, place)
+            if state is not None and (tally.tried % 50 == 0 or tally.tried == count):
+                kept = {name: asdict(each) for name, each in tallies.items()}
+                files.write_text(state, json.dumps(kept, indent=1))
+        print(tally.told(kind), flush=True)
+    return sum(len(t.failures) + (t.peak > MOST_BYTES) for t in tallies.values())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", type=int, nargs="?", default=COUNT)
+    parser.add_argument("structures", type=int, nargs="?", default=STRUCTURES)
+    parser.add_argument("--resume", type=Path, metavar="FILE")
+    return parser.parse_args()
 
 
 def main() -> None:
     """Try all kinds and fail where any input failed."""
     signal.signal(signal.SIGPROF, _hang)
     signal.signal(signal.SIGALRM, _hang)
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else COUNT
-    structures = int(sys.argv[2]) if len(sys.argv) > 2 else STRUCTURES
+    asked = _arguments()
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
+    print(f"{begun}, {platform.platform()}, Python {platform.python_version()}", flush=True)
+    failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "input.toml"
-        texts = st.sampled_from(_fuzz.suite_texts()).flatmap(_fuzz.mutilated)
-        failed = tried("suites, mutilated", count, texts, lambda d: _fuzz.read_suite_text(path, d))
-        failed += tried("suites, anything anywhere", count, _fuzz.documents(), _fuzz.read_document)
-        failed += tried("runs", count, _fuzz.run_files(), lambda d: _fuzz.read_run_file(path, d))
-        for kind in _mutants.KINDS:
-            failed += kept_structure(kind, structures, Path(tempfile.mkdtemp(dir=folder)))
+        if asked.count:
+            path = Path(folder) / "input.toml"
+            failed += mutilated(path, asked.count)
+        failed += kept_structures(asked.structures, Path(folder), asked.resume)
     raise SystemExit(failed > 0)
+
+
+def mutilated(path: Path, count: int) -> int:
+    """Try so many inputs of each of three kinds that keep no structure; the number of failures."""
+    texts = st.sampled_from(_fuzz.suite_texts()).flatmap(_fuzz.mutilated)
+    failed = tried("suites, mutilated", count, texts, lambda d: _fuzz.read_suite_text(path, d))
+    failed += tried("suites, anything anywhere", count, _fuzz.documents(), _fuzz.read_document)
+    return failed + tried("runs", count, _fuzz.run_files(), lambda d: _fuzz.read_run_file(path, d))
 
 
 if __name__ == "__main__":
