@@ -188,7 +188,6 @@ def _drawn_twice(name: str, run: Run) -> None:
     assert heads == table.heads
     assert [word or "–" for each in drawn["heads"] for word in each["words"]] == table.densities
     assert drawn["groups"] == table.groups
-    ring = {(False, False): "", (True, False): " best", (False, True): " level"}
     cells = [[(cell["text"], cell["shade"]) for cell in line["cells"]] for line in drawn["lines"]]
     assert cells == [
         [
