@@ -48,6 +48,18 @@ def _regular(found: os.stat_result, path: Path) -> None:
         raise OSError(errno.EINVAL, "It is not a regular file", str(path))
 
 
+def regular(path: Path, most: int | None = None) -> Path:
+    """The path itself, for a library that opens it, where a regular file of that size lies.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, is no regular file, or is larger.
+    """
+    with opened(path) as file:
+        if most is not None and os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"It is larger than {most} bytes", str(path))
+    return path
+
+
 def read(path: Path, most: int) -> bytes:
     """The bytes of a regular file of at most so many.
 
@@ -151,15 +163,36 @@ def _before(path: Path) -> os.stat_result | None:
     return found
 
 
+def check_replaceable(path: Path) -> None:
+    """Whether a file may be written here, for those who would know before they work for it.
+
+    Raises:
+        RunFileError: a run is there, a folder, or what cannot be looked at.
+    """
+    try:
+        _before(path)
+    except OSError as error:
+        raise RunFileError(f"Cannot write {path}: {error.strerror}.") from error
+
+
 def write_text(path: Path, text: str, what: str = "") -> None:
     """Write a text file whole, in UTF-8; ``what`` it is may stand in the error.
 
     Raises:
         RunFileError: it cannot be written, or holds a run.
     """
+    write(path, text.encode("utf-8", errors="backslashreplace"), what)
+
+
+def write(path: Path, data: bytes, what: str = "") -> None:
+    """Write a file whole; ``what`` it is may stand in the error.
+
+    Raises:
+        RunFileError: it cannot be written, or holds a run.
+    """
     try:
         with whole(path) as written:
-            written.write_text(text, encoding="utf-8", errors="backslashreplace")
+            written.write_bytes(data)
     except OSError as error:
         raise RunFileError(f"Cannot write {what}{path}: {error.strerror}.") from error
 

@@ -97,7 +97,7 @@ def test_mistakes_are_said(folder: Path, texts: Path, tmp_path: Path) -> None:
         "There is no folder": (str(tmp_path / "nothing"), texts, out),
         "cannot be read": (str(folder), tmp_path / "nothing", out),
         "holds no text": (str(folder), empty, out),
-        "Cannot write": (str(folder), texts, tmp_path / "no" / "folder.safetensors"),
+        "Cannot write": (str(folder), texts, empty / "acts.safetensors"),
     }.items():
         with pytest.raises(UsageError, match=wanted):
             capture(*arguments)

@@ -19,7 +19,14 @@ from hwbench.records import Knob
 BERT, ENCODER, CAUSAL = "bert", "encoder", "causal"
 MEAN, CLS = "mean", "cls"
 
+WEIGHTS = "model.safetensors"
+CONVERTED = "hwbench.json"
+"""What stands beside the weights of a model that hwbench converted."""
+
 _POOLING = "1_Pooling/config.json"  # where sentence-transformers says how tokens are pooled
+_ADAPTER = "adapter_config.json"  # of peft
+_MERGE = "merge it into the model (merge_and_unload of peft) and give what comes out"
+_LFS = b"version https://git-lfs"
 _PIECES = ("spiece.model", "sentencepiece.bpe.model", "spm.model")
 _FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*",
@@ -84,9 +91,37 @@ def config(found: Path) -> dict[str, Any]:
     """What config.json of the folder says.
 
     Raises:
-        UsageError: there is none, or it is no JSON object.
+        UsageError: there is none, or it is no JSON object; the sentence says what is there.
     """
+    if not (found / "config.json").exists() and (reason := _instead(found)):
+        raise UsageError(reason)
     return described(found / "config.json")
+
+
+def _instead(found: Path) -> str | None:
+    """What a folder without config.json holds in its place, in words."""
+    if (found / _ADAPTER).is_file():
+        return f"{found} holds an adapter without its base model; {_MERGE}."
+    inner = sorted(path.parent for path in found.glob("*/config.json"))
+    models = [each for each in inner if any(each.glob("*.safetensors"))]
+    if models:
+        return f"{found} holds no config.json; the model lies in {models[0].name}: give that."
+    return None
+
+
+def check_free(found: Path) -> None:
+    """Whether a converted model may be written here: no other model is written over.
+
+    Raises:
+        UsageError: it is no folder, or holds a model that hwbench did not convert.
+    """
+    if found.exists() and not found.is_dir():
+        raise UsageError(f"{found} is not a folder; choose another.")
+    if (found / WEIGHTS).exists() and not (found / CONVERTED).exists():
+        raise UsageError(
+            f"{found} holds a model that hwbench did not convert, and it is not written over; "
+            "choose another folder."
+        )
 
 
 class PlannedLayer(NamedTuple):
@@ -225,8 +260,8 @@ def unreadable(found: Path) -> str | None:
     """Why a folder holds no model that can be read, in words; None where it does."""
     try:
         config(found)
-        if not any(found.glob("*.safetensors")):
-            return f"{found} holds no model.safetensors."
+        if reason := _odd(found) or _no_weights(found):
+            return reason
         if not any((found / name).is_file() for name in _TOKENIZERS):
             return f"{found} holds no tokenizer.json."
         if kind(found) != CAUSAL:
@@ -235,6 +270,33 @@ def unreadable(found: Path) -> str | None:
         return _too_large(found, config(found))
     except UsageError as error:
         return str(error)
+
+
+def _odd(found: Path) -> str | None:
+    """What in a folder is not what its name says, in words: a pipe, a pointer, an adapter."""
+    for path in sorted(found.iterdir()):
+        if not path.exists() or path.is_dir():
+            continue
+        try:
+            with files.opened(path) as file:
+                pointer = file.read(len(_LFS)) == _LFS
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror}."
+        if pointer:
+            return f"{path} is the pointer of a Git LFS file; `git lfs pull` brings the file."
+    if (found / _ADAPTER).exists():
+        return f"{found} holds an adapter beside the model, which would be left out; {_MERGE}."
+    return None
+
+
+def _no_weights(found: Path) -> str | None:
+    """Which file of weights is wanted and is not there, in words."""
+    wanted = (WEIGHTS, f"{WEIGHTS}.index.json")
+    if any((found / name).is_file() for name in wanted):
+        return None
+    others = sorted(path.name for path in found.glob("*.safetensors"))
+    instead = f"; {others[0]} would be read under that name" if others else ""
+    return f"{found} holds no {WEIGHTS}{instead}."
 
 
 def _too_large(found: Path, told: dict[str, Any]) -> str | None:

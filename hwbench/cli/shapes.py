@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _shared
-from hwbench.errors import UsageError
 
 _REGIMES = ("decode", "prefill", "train")
 
@@ -36,8 +36,6 @@ def shapes(
         for line in written.splitlines():
             _shared.say(line)
         return
-    try:
-        out.write_text(written, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"Cannot write {out}: {error.strerror}.") from error
+    files.refuse_inputs([out], [Path(model).expanduser()])
+    files.write_text(out, written, "the suite ")
     _shared.say(f"The suite is in {out}. Run it with: hwbench run --suite {out}")

@@ -11,7 +11,6 @@ the same suite and machine in the folder of a run, when it ends.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from hwbench import environment
 from hwbench.analysis import fingerprint, noise, quiet
 from hwbench.analysis.fingerprint import Severity
 from hwbench.analysis.noise import FEWEST_RUNS
@@ -147,7 +147,6 @@ def _keys(planned: Mapping[str, Planned]) -> dict[str, str]:
 def _read(file: Path) -> _Kept:
     """What is kept; nothing where there is no file, or one that something else has written."""
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
-        return msgspec.convert(found, _Kept)
-    except (OSError, ValueError):
+        return msgspec.convert(environment.kept(file), _Kept)
+    except msgspec.ValidationError:
         return {}

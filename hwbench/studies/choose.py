@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hwbench import checkpoints, protocol
+from hwbench import checkpoints, files, protocol
 from hwbench.analysis.frames import summary_rows
 from hwbench.errors import CasesFailedError, UnknownNameError, UsageError, shortened
 from hwbench.measure import run as runner
@@ -364,15 +364,26 @@ def write(choice: Choice, found: Run, path: Path) -> None:
     """Write the plan, and beside it, as ``…-single.json``, the best single format as one.
 
     Raises:
-        UsageError: the file cannot be written.
+        RunFileError: the file cannot be written, or holds a run.
     """
-    try:
-        path.write_text(json.dumps(described(choice, found, choice.picked), indent=1) + "\n")
-        if choice.single:
-            told = described(choice, found, uniform(choice.layers, choice.single))
-            single_path(path).write_text(json.dumps(told, indent=1) + "\n")
-    except OSError as error:
-        raise UsageError(f"Cannot write {path}: {error.strerror}.") from error
+    told = described(choice, found, choice.picked)
+    files.write_text(path, json.dumps(told, indent=1) + "\n", "the plan ")
+    if choice.single:
+        told = described(choice, found, uniform(choice.layers, choice.single))
+        files.write_text(single_path(path), json.dumps(told, indent=1) + "\n", "the plan ")
+
+
+def check_outputs(model: str, plan: Path) -> None:
+    """Whether a plan of a model, a folder or a name, may be written: asked before the measuring.
+
+    Raises:
+        UsageError: a file of the model would be written over.
+        RunFileError: a run would be.
+    """
+    own = Path(model).expanduser()
+    files.refuse_inputs([plan, single_path(plan)], [own] if model and own.is_dir() else [])
+    for path in (plan, single_path(plan)):
+        files.check_replaceable(path)
 
 
 def single_path(path: Path) -> Path:

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
 from hwbench import checkpoints as models
+from hwbench import files
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads._embeddings import Embedder
 from hwbench.workloads._models import MOST_TOKENS, check_tokens, not_finite, padded
@@ -66,7 +67,7 @@ class Bert(Embedder):
         from safetensors.torch import load_file
 
         model = cls(models.config(folder), models.pooling(folder))
-        found = load_file(folder / "model.safetensors")
+        found = load_file(files.regular(folder / "model.safetensors"))
         ours = _own(found)
         found = {ours[name]: value for name, value in found.items()}
         model.load_state_dict({name: found[name].float() for name in model.state_dict()})
@@ -149,7 +150,7 @@ def _held(folder: Path) -> dict[str, list[int]]:
     """The shapes of the weights of a folder by the names that modules have."""
     from safetensors import safe_open
 
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
+    with safe_open(files.regular(folder / "model.safetensors"), framework="pt") as file:
         ours = _own(file.keys())
         return {ours[name]: file.get_slice(name).get_shape() for name in ours}
 

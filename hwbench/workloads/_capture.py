@@ -44,6 +44,8 @@ def capture(
         raise MissingPartError(reason)
     lines = _lines(texts)
     folder = checkpoints.folder(checkpoints.fetched(model))
+    files.refuse_inputs([out], [texts, folder])
+    files.check_replaceable(out)
     kind = _reading.reader(folder)
     if reason := kind.unreadable(folder):
         raise UsageError(reason)
@@ -106,8 +108,5 @@ def _written(found: dict[str, Tensor], out: Path) -> dict[str, tuple[int, int]]:
             raise UsageError(f"{shortened(name)} sees numbers that are not finite.")
     if not found:
         raise UsageError("Nothing passes through the layers that are asked for.")
-    try:
-        out.write_bytes(save(found))
-    except OSError as error:
-        raise UsageError(f"Cannot write {out}: {error.strerror or error}.") from error
+    files.write(out, save(found))
     return {name: (values.shape[0], values.shape[1]) for name, values in found.items()}

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import hwbench
-from hwbench import checkpoints, plugins
+from hwbench import checkpoints, files, plugins
 from hwbench.errors import MissingPartError, UnknownNameError, UsageError, shortened
 from hwbench.formats._base import Format, Linear
 from hwbench.workloads import _convert
 from hwbench.workloads._base import DTYPES
 
 SCHEMA = 1
-WEIGHTS, DESCRIPTION = "model.safetensors", "hwbench.json"
+WEIGHTS, DESCRIPTION = checkpoints.WEIGHTS, checkpoints.CONVERTED
 
 
 def save_converted(model: nn.Module, folder: str | Path) -> None:
@@ -28,11 +28,12 @@ def save_converted(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         UsageError: the model holds no converted layer, lies on the meta device, or the folder
-            cannot be written.
+            holds a model that hwbench did not convert.
+        RunFileError: the folder cannot be written.
         MissingPartError: safetensors is not installed.
     """
     _need_safetensors()
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     layers = {
         name: _described(name, each)
@@ -48,12 +49,13 @@ def save_converted(model: nn.Module, folder: str | Path) -> None:
         "schema": SCHEMA, "hwbench": hwbench.__version__, "layers": layers, "shared": shared,
     }  # fmt: skip
     path = Path(folder).expanduser()
+    checkpoints.check_free(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path / WEIGHTS)
-        (path / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"Cannot write to {path}: {error.strerror or error}.") from error
+    files.write(path / WEIGHTS, save(tensors))
+    files.write_text(path / DESCRIPTION, json.dumps(description, indent=1) + "\n")
 
 
 def load_converted(folder: str | Path, model: nn.Module) -> nn.Module:
@@ -80,7 +82,7 @@ def load_converted(folder: str | Path, model: nn.Module) -> nn.Module:
     if told.get("schema") != SCHEMA:
         raise UsageError(f"{path / DESCRIPTION} is not of schema {SCHEMA}.")
     try:
-        tensors = load_file(path / WEIGHTS)
+        tensors = load_file(files.regular(path / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path / WEIGHTS} cannot be read: {error}.") from error
     layers, shared = (_object(told, part, path) for part in ("layers", "shared"))

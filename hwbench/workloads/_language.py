@@ -13,6 +13,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hwbench import files
 from hwbench.workloads._networks import Block, Make
 
 _VOCABULARY = 50257  # of GPT-2's tokens
@@ -138,7 +139,7 @@ def tokens(folder: Path, context: int, where: torch.device) -> Tokens:
 def _ids(folder: Path, name: str) -> NDArray[np.unsignedinteger]:
     if reason := _strange(folder, name):
         raise ValueError(reason)
-    return np.memmap(folder / name, dtype=_dtype(folder), mode="r")
+    return np.memmap(files.regular(folder / name), dtype=_dtype(folder), mode="r")
 
 
 def _strange(folder: Path, name: str) -> str | None:
@@ -154,7 +155,7 @@ def _strange(folder: Path, name: str) -> str | None:
 def _largest(path: Path, dtype: np.dtype[np.unsignedinteger], size: int, changed: int) -> int:
     """The largest token of a file as it was at that time; a long one is read once a process."""
     del size, changed
-    return int(np.memmap(path, dtype=dtype, mode="r").max())
+    return int(np.memmap(files.regular(path), dtype=dtype, mode="r").max())
 
 
 @lru_cache(maxsize=8)
@@ -163,7 +164,7 @@ def _too_plain(
 ) -> str | None:
     """Whether the values of a file are too few to be those of a text, in words."""
     del size, changed
-    ids = np.memmap(path, dtype=dtype, mode="r")
+    ids = np.memmap(files.regular(path), dtype=dtype, mode="r")
     if int(ids.min()) == int(ids.max()):
         return f"{path} holds one token again and again, which is no text."
     if dtype.itemsize == 2 and not ids[1::2].any():

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from hwbench import files
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads import _texts
 
@@ -25,7 +26,7 @@ def not_finite(*paths: Path) -> str | None:
     from safetensors import safe_open
 
     for path in paths:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(files.regular(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 value = file.get_tensor(name)
                 if value.is_floating_point() and not bool(torch.isfinite(value).all()):

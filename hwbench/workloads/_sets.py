@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hwbench import files
+
 _TRAINING = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = "test_batch.bin"
 _PIXELS = 3 * 32 * 32
+_MOST = 1 << 26  # bytes of a file, of which CIFAR-10 has half
 _AT_ONCE = 1024  # inputs that are scored at once, however many there are
 _SOURCE = "the binary version of https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -80,6 +83,8 @@ def no_cifar10(folder: Path) -> str | None:
         size = (folder / name).stat().st_size
         if size == 0 or size % (1 + _PIXELS):
             return f"{folder / name} is damaged: {size} bytes are no whole records of 3073."
+        if size > _MOST:
+            return f"{folder / name} has {size} bytes; a file of CIFAR-10 has 30730000."
         if reason := _strange(folder / name, (folder / name).stat().st_mtime_ns):
             return reason
     return None
@@ -89,7 +94,7 @@ def no_cifar10(folder: Path) -> str | None:
 def _strange(path: Path, changed: int) -> str | None:
     """Whether the labels of a file are not those of CIFAR-10, in words."""
     del changed
-    labels = np.memmap(path, dtype=np.uint8, mode="r")[:: 1 + _PIXELS]
+    labels = np.memmap(files.regular(path), dtype=np.uint8, mode="r")[:: 1 + _PIXELS]
     if (largest := int(labels.max())) > 9:
         return f"{path} has the label {largest}; CIFAR-10 has 0 to 9."
     if len(labels) > 1 and int(labels.min()) == largest:
@@ -113,7 +118,9 @@ def cifar10(folder: Path) -> Data:
 
 
 def _records(path: Path) -> tuple[Tensor, Tensor]:
-    found = torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(-1, 1 + _PIXELS)
+    found = torch.from_numpy(np.fromfile(files.regular(path, _MOST), dtype=np.uint8)).view(
+        -1, 1 + _PIXELS
+    )
     if reason := _strange(path, path.stat().st_mtime_ns):
         raise ValueError(reason)
     return found[:, 1:].reshape(-1, 3, 32, 32), found[:, 0].long()

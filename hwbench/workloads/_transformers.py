@@ -140,7 +140,7 @@ def _outlines(folder: Path) -> dict[str, Tensor]:
 
     found = {}
     for path in _weights(folder):
-        with safe_open(path, framework="pt") as file:
+        with safe_open(files.regular(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 found[name] = torch.zeros(()).expand(file.get_slice(name).get_shape())
     return found
