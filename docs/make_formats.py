@@ -45,6 +45,7 @@ PROBED = ("does not run here", "computes a wrong product")
 KNOBS = {
     "kernel": "which implementation applies the weight",
     "rank": "the inner size of the factors, or the number of terms",
+    "block": "side of a square block",
     "blocks": "groups of inputs",
     "in_blocks": "groups of inputs",
     "out_blocks": "groups of outputs",

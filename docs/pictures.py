@@ -28,6 +28,7 @@ PICTURED: dict[str, dict[str, Any]] = {
     "condensed": {"density": 0.25},
     "bsr": {"density": 0.25, "block_rows": 2, "block_columns": 2},
     "kronecker": {"density": 0.25},
+    "armor": {"block": 4},
     "block_diagonal": {"density": 0.25},
     "monarch": {"density": 0.5, "blocks": 2},
     "blast": {"rank": 3, "blocks": 4},
@@ -137,6 +138,21 @@ def _block_diagonal(spec: Any, layer: Any) -> list[Part]:
     return [_diagonal(layer.weights, "diag(W₁, W₂, …)", _named(layer, "weights"))]
 
 
+def _armor(spec: Any, layer: Any) -> list[Part]:
+    del spec
+    left, right = torch.block_diag(*layer.left), torch.block_diag(*layer.right)
+    value = torch.linalg.solve(left, layer.to_dense()) @ torch.linalg.inv(right)
+    value[value.abs() < 1e-4] = 0
+    sparse = Part(
+        (value != 0).long(), label="S", caption=f"{_named(layer, 'values')}, codes", value=value
+    )
+    return [
+        _diagonal(layer.left, "A", _named(layer, "left")),
+        sparse,
+        _diagonal(layer.right, "B", _named(layer, "right")),
+    ]
+
+
 def _block_dense(spec: Any, layer: Any) -> list[Part]:
     hues = 1 + torch.arange(layer.dense.shape[1]) // spec.rank % len(HUES)
     dense = Part(
@@ -211,6 +227,7 @@ CHAINS = {
     "low_rank": _low_rank,
     "dictionary": _dictionary,
     "low_rank_light": _low_rank_light,
+    "armor": _armor,
     "block_diagonal": _block_diagonal,
     "block_dense": _block_dense,
     "monarch": _two_stage,

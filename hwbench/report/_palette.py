@@ -38,6 +38,7 @@ _KNOWN = {  # colour, shape
     "n_m": (1, "plus"),
     "two_four_training": (1, "cross"),
     "dictionary": (2, "star"),
+    "armor": (1, "hexagon"),
 }
 _MARKERS = {  # of matplotlib
     "circle": "o",
