@@ -58,6 +58,7 @@ KNOBS = {
     "gradient": "of the kept values: from a `dense` product, `sampled`, or `auto`, by the device",
     "index_dtype": "what an index is stored as",
     "kept_blocks": "stored blocks",
+    "kept_groups": "groups that stay, of all rows",
     "block_rows": "outputs in a block",
     "block_columns": "inputs in a block",
     "n": "kept of each group",

@@ -29,6 +29,7 @@ PICTURED: dict[str, dict[str, Any]] = {
     "bsr": {"density": 0.25, "block_rows": 2, "block_columns": 2},
     "kronecker": {"density": 0.25},
     "armor": {"block": 4},
+    "gqsa": {"group": 4, "density": 0.5},
     "block_diagonal": {"density": 0.25},
     "monarch": {"density": 0.5, "blocks": 2},
     "blast": {"rank": 3, "blocks": 4},

@@ -163,7 +163,7 @@ def gptq(
         dtype: of scales and centres.
         activations: (samples, in), float64.
     """
-    left, spread = weight.clone(), _inverse_factor(activations)
+    left, spread = weight.clone(), inverse_factor(activations)
     out, columns = weight.shape
     codes = torch.empty(out, columns, dtype=encode_dtype(kind), device=weight.device)
     found: list[tuple[Tensor, Tensor]] = []
@@ -192,7 +192,7 @@ def encode_dtype(kind: Type) -> torch.dtype:
     return torch.int8 if kind.name == "int8" else torch.uint8
 
 
-def _inverse_factor(activations: Tensor) -> Tensor:
+def inverse_factor(activations: Tensor) -> Tensor:
     """U with H⁻¹ = Uᵀ U, of the damped Gram matrix; inputs that are never used stand alone."""
     gram = activations.mT @ activations
     diagonal = gram.diagonal()

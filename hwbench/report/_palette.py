@@ -39,6 +39,7 @@ _KNOWN = {  # colour, shape
     "two_four_training": (1, "cross"),
     "dictionary": (2, "star"),
     "armor": (1, "hexagon"),
+    "gqsa": (5, "star"),
 }
 _MARKERS = {  # of matplotlib
     "circle": "o",
