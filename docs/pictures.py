@@ -30,6 +30,7 @@ PICTURED: dict[str, dict[str, Any]] = {
     "kronecker": {"density": 0.25},
     "armor": {"block": 4},
     "gqsa": {"group": 4, "density": 0.5},
+    "block_sparse_kronecker": {"rank": 2, "out_blocks": 4, "in_blocks": 4, "kept_blocks": 6},
     "block_diagonal": {"density": 0.25},
     "monarch": {"density": 0.5, "blocks": 2},
     "blast": {"rank": 3, "blocks": 4},

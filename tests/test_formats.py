@@ -492,7 +492,7 @@ def test_needed_flops_are_those_of_the_values_in_every_direction(f: Format) -> N
     for direction, cost in costs.items():
         assert 0 < cost.useful_flops <= cost.flops, direction
         assert cost.needed_flops != cost.flops
-    if f.name() == "kronecker":  # it uses a value many times a token
+    if f.name().endswith("kronecker"):  # it uses a value many times a token
         return
     assert costs[FORWARD].useful_flops == 2 * tokens * f.parameters()
     # One trains the values that it leaves out as well, the other trains no codes.

@@ -1,4 +1,4 @@
-"""How factors begin a training, and what projections share: column weights, and the SVD."""
+"""How factors begin a training, and what projections share: column weights, SVD, solutions."""
 
 from __future__ import annotations
 
@@ -58,3 +58,12 @@ def truncated(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, vh = torch.linalg.svd(matrices, full_matrices=False)
     root = s[..., :rank].sqrt()
     return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * vh[..., :rank, :]
+
+
+def solved(gram: Tensor, wanted: Tensor) -> Tensor:
+    """X with (G + ε I) X = the wanted, for positive semi-definite G."""
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    damping = torch.where(mean > 0, mean * torch.finfo(gram.dtype).eps * 100, 1.0)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor = torch.linalg.cholesky(gram + damping[..., None, None] * eye)
+    return torch.cholesky_solve(wanted, factor)

@@ -97,6 +97,12 @@ class _Product(torch.autograd.Function):
         return dx, None if total is None else total.to(values.dtype), None
 
 
+def product(x: Tensor, values: Tensor, pattern: Pattern) -> Tensor:
+    """x Wᵀ for the blocks ``values`` (blocks, height, width) of W, where the pattern has them."""
+    y: Tensor = _Product.apply(x, values, pattern)  # type: ignore[no-untyped-call]
+    return y
+
+
 def _spans(x: Tensor, values: Tensor) -> list[slice]:
     blocks, height, width = values.shape
     return spans(x.shape[0], blocks * (height + width), x)
@@ -196,8 +202,7 @@ class Gather(_kernel.Kernel, of=Bsr):
     operators = GATHERS
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
-        y: Tensor = _Product.apply(x, layer.values, layer.pattern())  # type: ignore[no-untyped-call]
-        return y
+        return product(x, layer.values, layer.pattern())
 
     def intermediate_width(self, described: Bsr) -> int:
         sides = described.block_rows + described.block_columns

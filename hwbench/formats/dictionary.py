@@ -164,7 +164,7 @@ class Dictionary(GatheredFormat):
             if len(seen) * self.fan_in**3 <= self.SOLVED:
                 values = _solved(gram, seen, columns)
             sparse = torch.zeros_like(moved).scatter(1, columns, values)
-            atoms = _damped(sparse.mT @ sparse, sparse.mT @ target)
+            atoms = _init.solved(sparse.mT @ sparse, sparse.mT @ target)
             found = float(torch.linalg.matrix_norm(target - sparse @ atoms))
             if best is None or found < error:
                 best = values, columns, atoms
@@ -194,17 +194,8 @@ def _solved(gram: Tensor, seen: Tensor, columns: Tensor) -> Tensor:
         places = columns[rows]
         own = gram[places[:, :, None], places[:, None, :]]
         wanted = seen[rows].gather(1, places)
-        found[rows] = _damped(own, wanted[:, :, None]).squeeze(2)
+        found[rows] = _init.solved(own, wanted[:, :, None]).squeeze(2)
     return found
-
-
-def _damped(gram: Tensor, wanted: Tensor) -> Tensor:
-    """X with (G + ε I) X = the wanted, for positive semi-definite G."""
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    damping = torch.where(mean > 0, mean * torch.finfo(gram.dtype).eps * 100, 1.0)
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = torch.linalg.cholesky(gram + damping[..., None, None] * eye)
-    return torch.cholesky_solve(wanted, factor)
 
 
 class GatherAtoms(Gather, of=Dictionary):

@@ -40,6 +40,7 @@ _KNOWN = {  # colour, shape
     "dictionary": (2, "star"),
     "armor": (1, "hexagon"),
     "gqsa": (5, "star"),
+    "block_sparse_kronecker": (3, "star"),
 }
 _MARKERS = {  # of matplotlib
     "circle": "o",
