@@ -52,6 +52,7 @@ KNOBS = {
     "order": "`blocked` or `strided`: which outputs form a group",
     "columns": "which columns of x are taken as they are: `pivoted`, or the `first`",
     "nonzeros": "kept entries",
+    "sparse": "what S keeps: single `entries`, or whole `columns`",
     "atoms": "rows of the dictionary, from which outputs are added up",
     "ratio": "atoms for each one that an output uses",
     "fan_in": "kept weights of each output",

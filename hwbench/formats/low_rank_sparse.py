@@ -1,6 +1,9 @@
-"""Two thin factors and a few single entries, W = A B + S.
+"""Two thin factors and a few single entries, or whole columns, W = A B + S.
 
-The low-rank part is applied by two products and the entries by a gather; W is never formed.
+The low-rank part is applied by two products; W is never formed. ``sparse=entries`` keeps single
+entries in S, applied by a gather (SLTrain); ``sparse=columns`` keeps whole columns, applied by a
+product with the inputs that they belong to (LOST). The kernel ``gather`` is for entries, the kernel
+``columns`` for columns, and either decides the other where one alone is given.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hwbench.errors import KnobError
 from hwbench.formats import _stored
 from hwbench.formats._base import Linear, budget, round_down, unreachable
 from hwbench.formats._entries import (
@@ -25,6 +29,8 @@ from hwbench.formats._entries import (
     random_places,
 )
 from hwbench.formats._init import column_weights
+from hwbench.formats._kernel import Kernel, Torch
+from hwbench.formats._sizes import check_choice
 from hwbench.records import Knob
 
 
@@ -41,15 +47,37 @@ class _Map(RowsMap):
         return super().to_dense() + self.left @ self.right
 
 
+class _Columns(Linear):
+    kept: Tensor  # (columns,), ascending
+
+    def __init__(
+        self, spec: LowRankSparse, left: Tensor, right: Tensor, kept: Tensor, values: Tensor
+    ) -> None:
+        super().__init__(spec.out_features, spec.in_features)
+        self.kernel = spec.implementation
+        self.values = nn.Parameter(values)  # (out, columns)
+        self.left = nn.Parameter(left)  # (out, rank)
+        self.right = nn.Parameter(right)  # (rank, in)
+        self.register_buffer("kept", kept.to(getattr(torch, spec.index_dtype)))
+
+    def to_dense(self) -> Tensor:
+        empty = self.values.new_zeros(self.out_features, self.in_features)
+        return empty.index_copy(1, self.kept.long(), self.values) + self.left @ self.right
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowRankSparse(GatheredFormat):
     """W = A B + S with A of shape (out, rank), B of shape (rank, in) and ``nonzeros`` entries of S.
 
-    A density gives S three entries in a hundred of W, as the paper does, and what the rank leaves
-    over. Bytes: those of the factors, and those of S as compressed rows.
+    A density gives S three entries in a hundred of W, as SLTrain does, and what the rank leaves
+    over; or as many whole columns. Bytes: those of the factors, and those of S, as compressed rows
+    or as columns with an index each.
     """
 
-    PAPER = "Han et al., SLTrain: a sparse plus low-rank approach for pretraining, 2024"
+    PAPER = (
+        "Han et al., SLTrain: a sparse plus low-rank approach for pretraining, 2024; Li et al., "
+        "LOST: low-rank and sparse pre-training for large language models, 2025, arXiv:2508.02668"
+    )
     OUTPUTS = "factors"
 
     SHARE: ClassVar[float] = 0.03
@@ -60,31 +88,65 @@ class LowRankSparse(GatheredFormat):
     rank: int
     nonzeros: int
     index_dtype: str = "int32"
+    sparse: str | None = None
 
     def __post_init__(self) -> None:
+        if self.sparse is None:
+            kept = "columns" if self.kernel == Columns.name else "entries"
+            object.__setattr__(self, "sparse", kept)
+        check_choice(self, "sparse", ("entries", "columns"))
+        if self.kernel == "" and self.whole:
+            object.__setattr__(self, "kernel", Columns.name)
         super().__post_init__()
+        if self.whole != (self.kernel == Columns.name):
+            raise KnobError(
+                f"kernel={self.kernel} of {self.name()} does not multiply sparse={self.sparse}; "
+                f"leave one of the two to the other."
+            )
         self.check_integer("rank", low=1, high=min(self.out_features, self.in_features))
         self.check_integer("nonzeros", low=1, high=self.out_features * self.in_features)
         check_index_dtype(self, self.index_dtype, self.nonzeros)
+        if self.nonzeros % self.unit:
+            raise KnobError(
+                f"nonzeros={self.nonzeros} of {self.name()} are no whole columns of "
+                f"{self.out_features} outputs; {self.nonzeros // self.unit * self.unit} are."
+            )
+
+    @property
+    def whole(self) -> bool:
+        """Whether S keeps whole columns."""
+        return self.sparse == "columns"
+
+    @property
+    def unit(self) -> int:
+        """Entries that are kept or dropped together."""
+        return self.out_features if self.whole else 1
 
     @classmethod
     def for_budget(cls, out_features: int, in_features: int, density: float, **knobs: Knob) -> Self:
         multiple = knobs.pop("multiple", 1)
         allowed, side = budget(out_features, in_features, density), out_features + in_features
-        entries = max(1, budget(out_features, in_features, cls.SHARE))
-        rank = min((allowed - entries) // side, out_features, in_features)
+        least = cls._least(out_features, in_features, **knobs)
+        rank = min((allowed - least.nonzeros) // side, out_features, in_features)
         if rank < 1:
-            least = (side + entries) / (out_features * in_features)
-            reachable = f"rank 1 and {entries} entries have density {least:.4g}"
+            reachable = f"rank 1 and {least.nonzeros} entries have density {least.density():.4g}"
             raise unreachable("low_rank_sparse", density, reachable)
         nonzeros = min(allowed - rank * side, out_features * in_features)
-        return cls(
+        nonzeros = nonzeros // least.unit * least.unit
+        return replace(least, rank=round_down(rank, multiple), nonzeros=nonzeros)
+
+    @classmethod
+    def _least(cls, out_features: int, in_features: int, **knobs: Knob) -> Self:
+        """Rank 1, and of S the share that it has at least."""
+        first = cls(
             out_features=out_features,
             in_features=in_features,
-            rank=round_down(rank, multiple),
-            nonzeros=nonzeros,
+            rank=1,
+            nonzeros=out_features,  # one column, or as many entries
             **knobs,  # type: ignore[arg-type]
         )
+        entries = budget(out_features, in_features, cls.SHARE)
+        return replace(first, nonzeros=max(1, entries // first.unit) * first.unit)
 
     @classmethod
     def for_stored(
@@ -92,17 +154,16 @@ class LowRankSparse(GatheredFormat):
     ) -> Self:
         """As for a density: the share of S, then the rank, then entries for what is left over."""
         multiple = knobs.pop("multiple", 1)
-        sides = {"out_features": out_features, "in_features": in_features}
-        entries = max(1, budget(out_features, in_features, cls.SHARE))
-        least = cls(**sides, rank=1, nonzeros=entries, **knobs)  # type: ignore[arg-type]
-        spare = _stored.allowed(**sides, stored=stored, item_bytes=item_bytes)
+        least = cls._least(out_features, in_features, **knobs)
+        spare = _stored.allowed(out_features, in_features, stored, item_bytes)
         spare -= least.stored_bytes(item_bytes)
         if spare < 0:
             raise _stored.unreachable(cls, stored, item_bytes, [least])
         side = item_bytes * (out_features + in_features)
-        rank = round_down(min(1 + spare // side, *sides.values()), multiple)
-        more = (spare - (rank - 1) * side) // (item_bytes + INDEX_BYTES[least.index_dtype])
-        nonzeros = min(entries + more, out_features * in_features)
+        rank = round_down(min(1 + spare // side, out_features, in_features), multiple)
+        each = least.unit * item_bytes + INDEX_BYTES[least.index_dtype]
+        more = (spare - (rank - 1) * side) // each * least.unit
+        nonzeros = min(least.nonzeros + more, out_features * in_features)
         return replace(least, rank=rank, nonzeros=nonzeros)
 
     def parameters(self) -> int:
@@ -113,6 +174,8 @@ class LowRankSparse(GatheredFormat):
         return (self.rank * self.in_features, self.rank * self.out_features)
 
     def index_bytes(self) -> int:
+        if self.whole:
+            return self.nonzeros // self.unit * INDEX_BYTES[self.index_dtype]
         return (self.nonzeros + self.out_features + 1) * INDEX_BYTES[self.index_dtype]
 
     def gathered_entries(self) -> int:
@@ -133,14 +196,20 @@ class LowRankSparse(GatheredFormat):
 
     def random(self, *, dtype: torch.dtype, generator: torch.Generator) -> Linear:
         """A = 0, as the paper starts; B and the entries are U(±1/√in_features)."""
-        total, bound = self.out_features * self.in_features, self.in_features**-0.5
+        bound = self.in_features**-0.5
         left = torch.zeros(self.out_features, self.rank, device=generator.device)
         right = torch.empty(self.rank, self.in_features, device=generator.device)
         right.uniform_(-bound, bound, generator=generator)
-        flat = random_places(total, self.nonzeros, generator)
+        total = self.out_features * self.in_features // self.unit
+        places = random_places(total, self.nonzeros // self.unit, generator)
         values = torch.empty(self.nonzeros, device=generator.device)
         values.uniform_(-bound, bound, generator=generator)
-        return _Map(self, left.to(dtype), right.to(dtype), flat, values.to(dtype))
+        return self._build(left.to(dtype), right.to(dtype), places, values.to(dtype))
+
+    def _build(self, left: Tensor, right: Tensor, places: Tensor, values: Tensor) -> Linear:
+        if self.whole:
+            return _Columns(self, left, right, places, values.view(self.out_features, -1))
+        return _Map(self, left, right, places, values)
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """A local optimum, reached in turns: A B for S, then S for A B, while the error falls.
@@ -151,35 +220,54 @@ class LowRankSparse(GatheredFormat):
         wide = torch.promote_types(weight.dtype, torch.float32)
         scale = column_weights(weight, activations, least=1e-6)
         target = weight.detach().to(wide) * scale
-        left, right, flat = self._alternate(target)
+        left, right, places = self._alternate(target)
         u, s, vh = torch.linalg.svd(left, full_matrices=False)
-        values = (target - left @ right).flatten()[flat] / scale[flat % self.in_features]
+        gap = (target - left @ right) / scale
+        values = gap[:, places].flatten() if self.whole else gap.flatten()[places]
         left, right = u * s.sqrt(), s.sqrt()[:, None] * (vh @ right) / scale
         narrow = [tensor.to(weight.dtype).contiguous() for tensor in (left, right, values)]
-        return _Map(self, narrow[0], narrow[1], flat, narrow[2])
+        return self._build(narrow[0], narrow[1], places, narrow[2])
 
     def _alternate(self, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, rank), (rank, in) and the ascending places of the entries of S."""
-        basis = torch.linalg.svd(target, full_matrices=False).Vh[: self.rank].mT
-        left, flat, entries, error = self._split(target, target, basis)
+        """(out, rank), (rank, in) and the ascending places of the entries, or columns, of S."""
+        starts = [target]
+        if self.whole:  # columns that stand out would be the first directions of A B
+            outstanding = largest(target.square().sum(0), self.nonzeros // self.unit)
+            starts.append(target.index_fill(1, outstanding, 0))
+        found = [self._in_turns(target, rest) for rest in starts]
+        left, right, places, _ = min(found, key=lambda each: each[3])
+        return left, right, places
+
+    def _in_turns(self, target: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """As ``_alternate``, from the best A B for ``rest``, and the error."""
+        basis = torch.linalg.svd(rest, full_matrices=False).Vh[: self.rank].mT
+        left, places, taken, error = self._split(target, rest, basis)
         for _ in range(self.ROUNDS):
-            rest = target - entries
+            rest = target - taken
             moved = torch.linalg.qr(rest.mT @ (rest @ basis)).Q
             split = self._split(target, rest, moved)
             if split[3] >= error * (1 - self.LEAST_GAIN):
                 break
-            (left, flat, entries, error), basis = split, moved
-        return left, basis.mT, flat
+            (left, places, taken, error), basis = split, moved
+        return left, basis.mT, places, error
 
     def _split(
         self, target: Tensor, rest: Tensor, basis: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, float]:
-        """A for this Bᵀ, the places and the values of the best S for A B, and what is missed."""
+        """A for this Bᵀ, the places of the best S for A B, what A B may leave to it, and the error.
+
+        A column of S makes up for whatever A B has there, so that A B may leave all of it.
+        """
         left = rest @ basis
-        gap = (target - left @ basis.mT).flatten()
-        flat = largest(gap.abs(), self.nonzeros)
-        entries = torch.zeros_like(gap).index_copy(0, flat, gap[flat])
-        return left, flat, entries.view(target.shape), float((gap - entries).norm())
+        gap = target - left @ basis.mT
+        if self.whole:
+            places = largest(gap.square().sum(0), self.nonzeros // self.unit)
+            taken = torch.zeros_like(gap).index_copy(1, places, target[:, places])
+            return left, places, taken, float(gap.index_fill(1, places, 0).norm())
+        flat = gap.flatten()
+        places = largest(flat.abs(), self.nonzeros)
+        entries = torch.zeros_like(flat).index_copy(0, places, flat[places])
+        return left, places, entries.view(target.shape), float((flat - entries).norm())
 
 
 class GatherBeside(Gather, of=LowRankSparse):
@@ -192,3 +280,18 @@ class GatherBeside(Gather, of=LowRankSparse):
     def copied_width(self, described: LowRankSparse) -> int:
         # The part of y that S gives, before the rest is added, is one copy more.
         return super().copied_width(described) + described.out_features
+
+
+class Columns(Kernel, of=LowRankSparse):
+    """Two products for A B, and one with the inputs whose columns S keeps."""
+
+    name = "columns"
+    operators = Torch.operators
+
+    def apply(self, layer: _Columns, x: Tensor) -> Tensor:
+        beside = functional.linear(x.index_select(1, layer.kept), layer.values)
+        return torch.addmm(beside, functional.linear(x, layer.right), layer.left.t())
+
+    def copied_width(self, described: LowRankSparse) -> int:
+        # The inputs of S, and the part of y that it gives, before the rest is added.
+        return described.nonzeros // described.unit + described.out_features
