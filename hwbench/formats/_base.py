@@ -242,7 +242,7 @@ class Format(ABC):
         The weight gradient of a chain of factors passes every later factor on its way, and what
         the kernel did not keep of the forward pass is computed once more for it.
         """
-        again = self.implementation.recomputed(self)
+        again = self.implementation.recomputed(self, tokens)
         return chain_flops(tokens, self.products(), direction, again)
 
     def needed_flops(self, tokens: int, direction: str) -> int:

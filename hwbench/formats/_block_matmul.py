@@ -38,17 +38,20 @@ SHORT_RUN = 32
 """Runs of fewer entries than this are slow to copy."""
 
 
-def runs(tokens: int, width: int) -> list[slice]:
-    """Runs of tokens in which a CPU makes an intermediate of ``width`` values a token."""
+def runs(tokens: int, width: int, device: str = "cpu") -> list[slice]:
+    """Runs of tokens in which an intermediate of ``width`` values a token is made: on a CPU.
+
+    Another kind of device makes all of it at once.
+    """
     length = tokens
-    if tokens * width > WHOLE_VALUES:
+    if device == "cpu" and tokens * width > WHOLE_VALUES:
         length = max(1, RUN_VALUES // width // SHORTEST_RUN) * SHORTEST_RUN
     return [slice(first, first + length) for first in range(0, tokens, max(1, length))]
 
 
 def in_runs(tokens: int, width: int, device: str) -> bool:
     """Whether such an intermediate is made in several runs on that kind of device."""
-    return device == "cpu" and len(runs(tokens, width)) > 1
+    return len(runs(tokens, width, device)) > 1
 
 
 def pad(x: Tensor, *sizes: int) -> Tensor:

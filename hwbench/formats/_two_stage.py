@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from hwbench.errors import UsageError
 from hwbench.formats import _block_matmul, _init, _kernel, _onednn, _sizes, _triton
-from hwbench.formats._base import Linear, by_direction
+from hwbench.formats._base import Linear
 from hwbench.formats._by_device import ByDevice
 
 
@@ -91,10 +91,7 @@ def _regrouped(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 def _runs(x: Tensor, first: Tensor) -> list[slice]:
     """The runs of tokens in which the chain is computed: one, where the intermediate is small."""
-    tokens, width = x.shape[0], first.shape[0] * first.shape[1]
-    if _block_matmul.in_runs(tokens, width, x.device.type):
-        return _block_matmul.runs(tokens, width)
-    return [slice(0, tokens)]
+    return _block_matmul.runs(x.shape[0], first.shape[0] * first.shape[1], x.device.type)
 
 
 def _product_in_runs(
@@ -282,27 +279,6 @@ class TwoStage(ByDevice):
         pairs = grid.in_blocks * grid.out_blocks * self.rank
         return pairs * grid.in_side, pairs * grid.out_side
 
-    def makes_again(self, tokens: int) -> bool:
-        """Whether the backward pass makes the intermediate again, in runs of tokens."""
-        kernel = self.implementation
-        if not isinstance(kernel, Bmm):
-            return False
-        return _block_matmul.in_runs(tokens, kernel.intermediate_width(self), self.device)
-
-    def flops(self, tokens: int, direction: str) -> int:
-        extra = 2 * tokens * self.products()[0] if self.makes_again(tokens) else 0
-        again = by_direction(direction, forward=0, to_input=0, to_weight=extra)
-        return super().flops(tokens, direction) + again
-
-    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        """What all chains move; x read again, and the intermediate written and copied again."""
-        extra = 0
-        if self.makes_again(tokens):
-            values = tokens * (self.in_features + 3 * self.intermediate_width())
-            extra = item_bytes * (values + self.stages()[0])
-        again = by_direction(direction, forward=0, to_input=0, to_weight=extra)
-        return super().intermediate_bytes(tokens, item_bytes, direction) + again
-
     def padded(self) -> tuple[int, int]:
         """Outputs and inputs as they are stored."""
         grid = self.grid()
@@ -371,6 +347,20 @@ class Bmm(_Chain, _kernel.Bmm, of=TwoStage):
         gathered = padded_out if described.order == STRIDED else 0
         padding = _sizes.padding_copies(described, padded_out, padded_in)
         return self.intermediate_width(described) + gathered + padding
+
+    def makes_again(self, described: TwoStage, tokens: int) -> bool:
+        """Whether the backward pass makes the intermediate again, in runs of tokens."""
+        return _block_matmul.in_runs(tokens, self.intermediate_width(described), described.device)
+
+    def recomputed(self, described: TwoStage, tokens: int) -> int:
+        return described.products()[0] if self.makes_again(described, tokens) else 0
+
+    def recomputed_values(self, described: TwoStage, tokens: int) -> int:
+        """x and a factor are read again, and the intermediate is written and copied again."""
+        if not self.makes_again(described, tokens):
+            return 0
+        made = described.in_features + 3 * self.intermediate_width(described)
+        return tokens * made + described.stages()[0]
 
 
 class OneDnn(_onednn.OneDnn, Bmm, of=TwoStage):
@@ -460,7 +450,7 @@ class TritonFused(Triton, of=TwoStage):
     def copied_width(self, described: TwoStage) -> int:
         return 0
 
-    def recomputed(self, described: TwoStage) -> int:
+    def recomputed(self, described: TwoStage, tokens: int) -> int:
         return described.products()[0]
 
     def recomputed_values(self, described: TwoStage, tokens: int) -> int:

@@ -103,10 +103,11 @@ def _product_in_runs(x: Tensor, factors: tuple[Tensor, Tensor, Tensor], copy: bo
     """y alone, where both intermediates are large on a CPU in runs of tokens."""
     bases_out, _, bases_in = factors
     tokens, width = x.shape[0], bases_in.shape[1] * (len(bases_out) + len(bases_in))
-    if not _block_matmul.in_runs(tokens, width, x.device.type):
+    runs = _block_matmul.runs(tokens, width, x.device.type)
+    if len(runs) <= 1:
         return _product(x, *factors, copy)[0]
     y = x.new_empty(tokens, bases_out.shape[0] * bases_out.shape[1])
-    for run in _block_matmul.runs(tokens, width):
+    for run in runs:
         _product(x[run], *factors, copy, out=y[run])
     return y
 
@@ -403,7 +404,7 @@ class Triton(_Blocks, _triton.Triton, of=Blast):
         """x where it is padded; no padding of y is written."""
         return _sizes.padding_copies(described, described.out_features, described.padded()[1])
 
-    def recomputed(self, described: Blast) -> int:
+    def recomputed(self, described: Blast, tokens: int) -> int:
         return described.stages()[1]
 
     def recomputed_values(self, described: Blast, tokens: int) -> int:
