@@ -72,6 +72,14 @@ def cpu_facts() -> dict[str, Any]:
     }
 
 
+def instruction_sets() -> str:
+    """All that the processor is said to execute, as the kernel of the system lists it."""
+    found = re.search(
+        r"^(?:flags|Features)\s*:\s*(.*)$", _read(_PROC / "cpuinfo") or "", re.MULTILINE
+    )
+    return found[1] if found else ""
+
+
 def _arm_name(text: str) -> str:
     """The kinds of cores of an ARM processor in /proc/cpuinfo's order, with ``+`` between them."""
     field = r"^CPU {}\s*:\s*(\S+)$"

@@ -246,7 +246,8 @@ class Watch(TorchDispatchMode):
     """The largest new tensor of a call, and the FLOPs of the operators that ran.
 
     FLOP counters take a sparse operand for a dense one, and embedding_bag, products with packed
-    weights and what they do not know for nothing; here these are counted by what they hold.
+    weights, products that are compiled here and what they do not know for nothing; here these are
+    counted by what they hold.
     """
 
     def __init__(self) -> None:
@@ -275,6 +276,9 @@ class Watch(TorchDispatchMode):
         if name in ("_mkl_linear", "_linear_pointwise", *INTEGER_PRODUCTS):
             self.misread.add(name)
             self.flops += 2 * given[0].numel() * result.shape[-1]
+        elif func.namespace == "hwbench":
+            self.misread.add(name)
+            self.flops += 2 * given[0].shape[0] * sum(t.numel() for t in given if _factor(t))
         elif name == "view" and func._overloadname == "dtype":
             self.misread.add(name)  # no counter that traces can reinterpret bits
         elif func.namespace != "aten" and not name.endswith("_reorder_linear_weight"):
@@ -286,6 +290,11 @@ class Watch(TorchDispatchMode):
             self.flops += flop_registry[func.overloadpacket](*call[0], **call[1], out_val=result)
         elif name in ("mul", "addcmul") and result.is_floating_point():
             self.multiplied += result.numel()
+
+
+def _factor(given: Tensor) -> bool:
+    """Whether a compiled operator multiplies each value of it once a token, unlike x and y."""
+    return given.is_floating_point() and given.dim() != 2
 
 
 def _weighted_bag(name: str, given: list[Tensor]) -> bool:

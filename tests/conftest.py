@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -40,6 +41,10 @@ _HAS_RAY = importlib.util.find_spec("ray") is not None
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(ProcessCount(), "processes that tests start")
+    if not hasattr(config, "workerinput"):  # xdist's workers take over what is set here
+        folder = tempfile.TemporaryDirectory(prefix="hwbench-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["XDG_CACHE_HOME"] = folder.name
     if "hypothesis" in sys.modules:
         heavy = "not heavy" not in config.getoption("markexpr")
         settings.load_profile("heavy" if heavy else "default")
@@ -74,9 +79,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's own cache folder is neither read nor written."""
+    """The user's own cache folder is neither read nor written, from where tests are collected on.
+
+    What a compiler made is shared by all workers of xdist, and built while tests are collected.
+    """
+    compiled, own = (
+        Path(os.environ["XDG_CACHE_HOME"], "hwbench/cpp"),
+        tmp_path_factory.mktemp("cache"),
+    )
+    compiled.mkdir(parents=True, exist_ok=True)
+    (own / "hwbench").mkdir()
+    (own / "hwbench/cpp").symlink_to(compiled)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(own))
         yield
 
 

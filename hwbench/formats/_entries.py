@@ -74,10 +74,13 @@ class EntriesMap(PatternMap):
 
     def gather(self, x: Tensor, pattern: _gather.Pattern | None = None) -> Tensor:
         """x Wᵀ by gathers, along the layer's own pattern unless another is given."""
-        sides = (self.out_features, self.in_features)
-        dense = _gather.dense_gradient(self.gradient, x.device.type, self.values.numel(), *sides)
-        values = self.values.reshape(-1)
+        dense, values = self.dense_gradient(x.device.type), self.values.reshape(-1)
         return _gather.product(x, values, pattern or self.pattern(), dense_gradient=dense)
+
+    def dense_gradient(self, device: str) -> bool:
+        """Whether the gradient of the values comes from a dense product on that kind of device."""
+        sides = (self.out_features, self.in_features)
+        return _gather.dense_gradient(self.gradient, device, self.values.numel(), *sides)
 
     def to_dense(self) -> Tensor:
         rows, columns = self.pattern().rows.long(), self.places().long()

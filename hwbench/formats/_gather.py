@@ -156,6 +156,16 @@ def dense_gradient(
     return device != "cpu" or nonzeros >= DENSE_GRADIENT_DENSITY * out_features * in_features
 
 
+def gradient_of_values(dy: Tensor, x: Tensor, pattern: Pattern, dense: bool) -> Tensor:
+    """The gradient of the values, (nonzeros,), sampled or from a dense product, from x as it is."""
+    if dense:
+        return _blocked(dy, x, pattern)
+    total = _Sampled(pattern, x.dtype)
+    for run in spans(dy.shape[0], pattern.in_features, dy):
+        total.add(turn(dy[run]), turn(x[run]))
+    return total.result()
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, pattern: Pattern, dense: bool) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hwbench.errors import UsageError
-from hwbench.formats import _block_matmul, _init, _kernel, _onednn, _sizes, _triton
+from hwbench.formats import _block_matmul, _init, _kernel, _native, _onednn, _sizes, _triton
 from hwbench.formats._base import Linear
 from hwbench.formats._by_device import ByDevice
 
@@ -228,6 +228,22 @@ class _Fused(torch.autograd.Function):
         return dx, dfirst, dsecond, None, None, None
 
 
+class _Native(torch.autograd.Function):
+    """Forward in C++, which keeps no intermediate; backward as ``bmm``, with z made again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, strided: bool) -> Tensor:
+        ctx.save_for_backward(x, first, second)
+        ctx.strided = strided
+        return _native.two_stage(x, first, second, strided)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        needed = ctx.needs_input_grad[:3]
+        return *_gradients_in_runs(needed, ctx.saved_tensors, dy, ctx.strided), None
+
+
 @dataclass(frozen=True, kw_only=True)
 class TwoStage(ByDevice):
     """What a format of this family shares; a subclass says how W is cut.
@@ -365,6 +381,34 @@ class Bmm(_Chain, _kernel.Bmm, of=TwoStage):
 
 class OneDnn(_onednn.OneDnn, Bmm, of=TwoStage):
     """The same batched products by oneDNN in float32 on a CPU, forward and in a step."""
+
+
+class Native(_native.Native, of=TwoStage):
+    """Both products in C++, block of tokens by block; what lies between them stays in cache."""
+
+    operators = r"hwbench::native_two_stage$"
+    backward_as = Bmm
+
+    def apply(self, layer: TwoStageMap, x: Tensor) -> Tensor:
+        x, factors = layer.padded(x), (layer.first, layer.second)
+        if _block_matmul.needs_grad(x, *factors):
+            y: Tensor = _Native.apply(x, *factors, layer.strided)  # type: ignore[no-untyped-call]
+        else:
+            y = _native.two_stage(x, *factors, layer.strided)
+        return _block_matmul.crop(y, layer.out_features)
+
+    def copied_width(self, described: TwoStage) -> int:
+        """x and y where they are padded; it regroups and turns what is in cache."""
+        return _sizes.padding_copies(described, *described.padded())
+
+    def recomputed(self, described: TwoStage) -> int:
+        return described.products()[0]
+
+    def recomputed_values(self, described: TwoStage, tokens: int) -> int:
+        """x and a factor are read, and the intermediate is written."""
+        grid = described.grid()
+        between = grid.in_blocks * grid.out_blocks * described.rank
+        return tokens * (described.in_features + between) + described.stages()[0]
 
 
 class Einsum(_Chain, _kernel.Einsum, of=TwoStage):

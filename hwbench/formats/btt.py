@@ -6,15 +6,17 @@ square, the larger first. A size without such factors (a prime, say) is padded w
 next that has them.
 
 Kernels: ``bmm`` is two batched products and one copy between them, with a backward pass of four;
-``onednn`` is ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on; ``einsum`` is the spelling
-that users write. On a CPU ``bmm`` and ``onednn`` make an intermediate of over 2²⁰ values in runs of
-tokens that stay in cache; a step then makes it once more instead of keeping it, which executes a
-sixth more FLOPs where both factors are alike. Two more are of Triton, for CUDA. ``triton`` stores
-the first product as the second reads it, without a copy; it takes every size and makes each product
+``onednn`` is ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on; ``native`` is both products
+in C++, compiled for the CPU here, with nothing between them outside of the cache; ``einsum`` is the
+spelling that users write. ``bmm`` is the default, as it runs everywhere. On a CPU ``bmm`` and
+``onednn`` make an intermediate of over 2²⁰ values in runs of tokens that stay in cache; a step then
+makes it once more instead of keeping it, as one with ``native`` always does, which executes a sixth
+more FLOPs where both factors are alike. Two more are of Triton, for CUDA. ``triton`` stores the
+first product as the second reads it, without a copy; it takes every size and makes each product
 once. ``triton_fused`` is one kernel, in which nothing passes through memory: an output group has at
 most 256 features, x is read once for every few of them, and the first product is made again for the
-backward pass. Backward both are ``bmm``. Which is faster where is not measured yet; the suite
-``llm`` times both.
+backward pass. Backward these three are ``bmm``. Which is faster where is not measured yet on a GPU;
+the suite ``llm`` times both.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Every output sees the same number of inputs: constant fan-in, stored as two small matrices.
 
-Kernels: ``gather`` sums rows of xᵀ with embedding_bag and has a backward pass of its own;
-``naive`` gathers the inputs of every output, multiplies and sums, as the layer is usually written.
+Kernels: ``gather`` sums rows of xᵀ with embedding_bag and has a backward pass of its own, and is
+the default, as it runs everywhere; ``native`` sums them in C++ that is compiled for the CPU here,
+which turns x and y in cache; ``naive`` gathers the inputs of every output, multiplies and sums, as
+the layer is usually written.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hwbench.formats import _native_entries
 from hwbench.formats._base import Linear
 from hwbench.formats._entries import (
     INDEX_BYTES,
@@ -83,6 +86,10 @@ class Condensed(GatheredFormat):
 
     def _best(self, score: Tensor) -> Tensor:
         return best_in_groups(score, self.fan_in, self.in_features).flatten(1)
+
+
+class Native(_native_entries.Native, of=Condensed):
+    """Sums of turned rows of x in C++, block of tokens by block."""
 
 
 class Naive(EntriesKernel, of=Condensed):

@@ -1,7 +1,9 @@
 """Kept entries row by row, each with its column: compressed sparse rows.
 
 Kernels: ``gather`` sums rows of xᵀ with embedding_bag and has a backward pass of its own, for every
-dtype; ``spmm`` is torch's CSR product with xᵀ; ``linear`` is F.linear(x, csr), as users write it.
+dtype, and is the default, as it runs everywhere; ``native`` sums them in C++ that is compiled for
+the CPU here, which turns x and y in cache; ``spmm`` is torch's CSR product with xᵀ; ``linear`` is
+F.linear(x, csr), as users write it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hwbench.formats import _kernel
+from hwbench.formats import _kernel, _native_entries
 from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Linear
 from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesKernel, Gather, RowsMap
 from hwbench.formats._probe import refusal
@@ -79,6 +81,10 @@ class Csr(EntriesFormat):
 
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
         return _Map(self, flat, weight.flatten().index_select(0, flat))
+
+
+class Native(_native_entries.Native, of=Csr):
+    """Sums of turned rows of x in C++, block of tokens by block."""
 
 
 class _Library(EntriesKernel):

@@ -1,9 +1,13 @@
 """Two thin factors and a few single entries, or whole columns, W = A B + S.
 
 The low-rank part is applied by two products; W is never formed. ``sparse=entries`` keeps single
-entries in S, applied by a gather (SLTrain); ``sparse=columns`` keeps whole columns, applied by a
-product with the inputs that they belong to (LOST). The kernel ``gather`` is for entries, the kernel
-``columns`` for columns, and either decides the other where one alone is given.
+entries in S (SLTrain); ``sparse=columns`` keeps whole columns, applied by a product with the inputs
+that they belong to (LOST).
+
+Kernels: ``gather`` and ``native`` are for entries, ``columns`` for columns, and either decides the
+other where one alone is given. ``gather`` sums rows of xᵀ with embedding_bag, for every dtype, and
+is the default, as it runs everywhere; ``native`` adds the entries to the low-rank part in place, in
+C++ that is compiled for the CPU here.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwbench.errors import KnobError
-from hwbench.formats import _stored
+from hwbench.formats import _native, _native_entries, _stored
 from hwbench.formats._base import Linear, budget, round_down, unreachable
+from hwbench.formats._block_matmul import needs_grad
 from hwbench.formats._entries import (
     INDEX_BYTES,
     Gather,
@@ -295,3 +300,22 @@ class Columns(Kernel, of=LowRankSparse):
     def copied_width(self, described: LowRankSparse) -> int:
         # The inputs of S, and the part of y that it gives, before the rest is added.
         return described.nonzeros // described.unit + described.out_features
+
+
+class Native(_native_entries.Native, of=LowRankSparse):
+    """Two products for A B, to which the entries are added in place, in C++.
+
+    Where gradients are recorded the part of y that S gives is made first, and A B added to it.
+    """
+
+    def apply(self, layer: _Map, x: Tensor) -> Tensor:
+        hidden = functional.linear(x, layer.right)
+        if needs_grad(x, *layer.parameters()):
+            return torch.addmm(_native_entries.product(layer, x), hidden, layer.left.t())
+        y, pattern = functional.linear(hidden, layer.left), layer.pattern()
+        _native.add_entries(y, x, layer.values, pattern.starts, pattern.columns)
+        return y
+
+    def copied_width(self, described: LowRankSparse) -> int:
+        # y is read and written once more.
+        return super().copied_width(described) + described.out_features
