@@ -84,10 +84,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=["native"], help="this table alone")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     name = environment.cpu_facts()["name"]
     print(f"{name}, {asked.threads} threads, torch {torch.__version__}")
+    if asked.only:
+        for dtype in (torch.float32, torch.bfloat16):
+            _native(dtype, asked.rounds)
+        return
     alone = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, asked.rounds)
     _gathers(asked.rounds)
     _chains(asked.rounds)
@@ -100,6 +105,8 @@ def main() -> None:
     _blast(asked.rounds)
     _one_token(asked.rounds)
     _libraries(asked.rounds)
+    for dtype in (torch.float32, torch.bfloat16):
+        _native(dtype, asked.rounds)
     later = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, asked.rounds)
     ratio = later["btt"] / alone["btt"]
     print(f"btt, 1024 tokens, after all the others / before them = {ratio:.4f}  within 3 %")
@@ -273,6 +280,32 @@ def _libraries(rounds: int) -> None:
                     if yardstick in calls
                 ]
         compare(f"by library, {what}, 256 tokens", calls, rounds, *claims)
+
+
+def _native(dtype: torch.dtype, rounds: int) -> None:
+    """Products compiled here against each format's default and the dense layer, by tokens."""
+    asked = {  # of the default, and of the dense layer, in float32
+        ("csr", 0.1, 256): ("at most 0.70", ""),
+        ("btt", 0.5, 1024): ("", "at most 0.35"),
+    }
+    names = [("csr", 0.01), ("csr", 0.1), ("condensed", 0.1)]
+    names += [("low_rank_sparse", 0.5), ("btt", 0.5), ("monarch", 0.5)]
+    names = [(name, d) for name, d in names if _runs_here(name, dtype, density=d, kernel="native")]
+    what = str(dtype).removeprefix("torch.")
+    for tokens, (name, density) in itertools.product((1, 16, 64, 256, 1024), names):
+        limits = asked.get((name, density, tokens), ("", ""))
+        default = hwbench.get_format(name).KERNELS[0]
+        for way, call in {"forward": forward, "step": step}.items():
+            knobs = {"dtype": dtype, "density": density}
+            calls = {
+                f"{name} native": call(layer(name, kernel="native", **knobs), tokens),
+                f"{name} {default}": call(layer(name, kernel=default, **knobs), tokens),
+                "dense": call(layer("dense", dtype=dtype), tokens),
+            }
+            first, *others = calls
+            held = limits if (way, what) == ("forward", "float32") else ("", "")
+            claims = [(first, o, limit) for o, limit in zip(others, held, strict=True)]
+            compare(f"{what}, {density}, {way}, {tokens} tokens", calls, rounds, *claims)
 
 
 def _on_cpu(name: str) -> list[str]:
