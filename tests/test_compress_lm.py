@@ -17,6 +17,7 @@ from hwbench import suite as suites
 from hwbench.analysis import blocks
 from hwbench.checkpoints import smollm2
 from hwbench.errors import SuiteError, UnknownNameError, UsageError
+from hwbench.formats import _gram
 from hwbench.formats._base import Linear
 from hwbench.records import Case
 from hwbench.report.rows import report_rows
@@ -161,6 +162,25 @@ def test_projections_that_see_the_text_diverge_less() -> None:
         for weighting in ("none", "gram")
     }
     assert lost["gram"] < lost["none"]
+
+
+@pytest.mark.usefixtures("small")
+def test_layers_that_see_the_same_share_its_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, real = [], _gram.moments
+    monkeypatch.setattr(_gram, "moments", lambda rows: made.append(rows.shape) or real(rows))
+    scored(case("low_rank", 0.8, weighting="gram"))
+    # Of the seven layers of a block, q, k and v see the same, and so do gate and up.
+    assert len(made) == 4 * CONFIG.num_hidden_layers
+
+
+def test_the_windows_of_the_original_run_once(
+    small: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, real = [], Llama.states
+    monkeypatch.setattr(Llama, "states", lambda *given: runs.append(given[0]) or real(*given))
+    for name in ("csr", "low_rank"):
+        scored(case(name))
+    assert sum(model is small for model in runs) == WINDOWS
 
 
 @pytest.mark.usefixtures("small")

@@ -13,7 +13,7 @@ from _synthetic import scored_case
 from torch import Tensor
 
 from hwbench.errors import UsageError
-from hwbench.formats import _gram
+from hwbench.formats import _gram, _pruned
 from hwbench.formats._base import Format
 
 OUT, IN, ROWS = 96, 64, 600
@@ -50,6 +50,11 @@ def error(dense: Tensor, exact: Tensor, rows: Tensor) -> float:
     return float(torch.linalg.norm(lost) / torch.linalg.norm(exact @ rows.T))
 
 
+def loss(dense: Tensor, exact: Tensor, gram: Tensor) -> float:
+    lost = dense.detach() - exact
+    return float((lost @ gram * lost).sum())
+
+
 def test_every_format_says_how_it_is_projected_by_outputs() -> None:
     for described in formats():
         by_rounding = "rounding" in described.knobs()  # gptq looks at the outputs as it rounds
@@ -74,10 +79,10 @@ def test_outputs_of_held_out_rows_are_nearer(described: Format) -> None:
 def test_refining_never_raises_the_error(described: Format) -> None:
     exact, gram = weight(), _gram.moments(seen(1))
     layer = described.project(exact)
-    before = _gram._loss(layer, exact, gram)
+    before = loss(layer.to_dense(), exact, gram)
     for _ in range(3):
         _gram.refine(layer, exact, gram)
-        after = _gram._loss(layer, exact, gram)
+        after = loss(layer.to_dense(), exact, gram)
         assert after <= before * (1 + 1e-12)
         before = after
 
@@ -100,9 +105,14 @@ def test_a_weight_of_full_rank_rows_that_say_nothing_is_projected_as_it_is() -> 
     assert torch.allclose(found, described.project(exact).to_dense())
 
 
-def test_low_rank_is_the_optimum() -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_low_rank_is_the_optimum(turned: bool) -> None:
     exact, gram = weight(), _gram.moments(seen(1))
-    found = _gram.of_rank(exact, gram, 10)
+    if turned:  # fewer outputs than inputs
+        exact = exact[:40]
+    lower = torch.linalg.cholesky(gram)
+    left, right = _gram.of_rank(exact @ lower, lower, 10)
+    found = left @ right
     assert int(torch.linalg.matrix_rank(found, atol=1e-8)) == 10
     values, vectors = torch.linalg.eigh(gram)
     root = (vectors * values.sqrt()) @ vectors.T
@@ -123,7 +133,8 @@ def masks() -> list[tuple[str, dict[str, object]]]:
 @pytest.mark.parametrize(("name", "asked"), masks(), ids=[name for name, _ in masks()])
 def test_what_is_dropped_is_made_up_for(name: str, asked: dict[str, object]) -> None:
     exact, rows, held = weight(), seen(1), seen(2)
-    found = _gram.pruned(exact, _gram.moments(rows), **asked)  # type: ignore[arg-type]
+    given = _gram.Seen(rows)
+    found = _pruned.pruned(exact, given.inverse, given.upper, **asked)  # type: ignore[arg-type]
     kept = found != 0
     assert int(kept.sum()) == OUT * IN // 2
     if name == "2 of 4":
@@ -138,14 +149,77 @@ def test_what_is_dropped_is_made_up_for(name: str, asked: dict[str, object]) -> 
 
 
 def test_one_dropped_entry_is_made_up_for_exactly() -> None:
-    exact, gram = numbers(1, 6), _gram.moments(seen(1, inputs=6))
-    found = _gram.pruned(exact, gram, nonzeros=5)
+    exact, given = numbers(1, 6), _gram.Seen(seen(1, inputs=6))
+    gram, found = given.gram, _pruned.pruned(exact, given.inverse, given.upper, nonzeros=5)
     (gone,) = (found == 0).nonzero()[:, 1].tolist()
     others = [j for j in range(6) if j > gone]  # the columns that follow
     a, b = gram[others][:, others], gram[others][:, [gone]]
     wanted = exact[0, others] + torch.linalg.solve(a, b)[:, 0] * exact[0, gone]
     assert torch.allclose(found[0, others], wanted)
     assert torch.equal(found[0, :gone], exact[0, :gone])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_kept_entries_settle_where_their_rows_lose_least(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pruned, "STEPS", 400)
+    monkeypatch.setattr(_pruned, "ENOUGH", 0.0)
+    exact, gram = weight(), _gram.moments(seen(1))
+    mask = torch.rand(OUT, IN, generator=torch.Generator().manual_seed(0)) < share
+    mask[3] = False  # a row may keep nothing
+    found = _pruned.settled(torch.where(mask, exact, 0), exact, gram)
+    assert torch.equal(found != 0, mask)
+    slope = ((found - exact) @ gram)[mask]
+    assert float(slope.abs().max()) < 1e-6 * float((exact @ gram).abs().max())
+
+
+def test_settling_never_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, gram = weight(), _gram.moments(seen(1))
+    begin = torch.where(exact.abs() > exact.abs().median(), exact, 0)
+    before = loss(begin, exact, gram)
+    for steps in (1, 2, 5, 10):
+        monkeypatch.setattr(_pruned, "STEPS", steps)
+        after = loss(_pruned.settled(begin, exact, gram), exact, gram)
+        assert after < before
+        before = after
+
+
+def blocked() -> list[Format]:
+    """Formats of blocks of low rank, of sizes that the blocks divide and do not."""
+    asked = {"out_blocks": 3, "blocks": 5, "rank": 3, "order": "strided"}
+    return [
+        *(each for each in formats() if each.OUTPUTS == _gram.BLOCKS),
+        CLASSES["monarch"](out_features=OUT, in_features=IN, **asked),
+        CLASSES["block_dense"](out_features=OUT, in_features=IN, blocks=5, rank=4),
+    ]
+
+
+@pytest.mark.parametrize("described", blocked(), ids=str)
+def test_blocks_that_know_of_each_other_lose_less_at_each_round(
+    described: Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, given, before = weight(), _gram.Seen(seen(1)), float("inf")
+    plain = loss(described.project(exact).to_dense(), exact, given.gram)
+    for rounds in (0, 1, 2, 8):
+        monkeypatch.setattr(_gram, "ROUNDS", rounds)
+        layer = _gram.nearest(described, exact, given)
+        after = loss(layer.to_dense(), exact, given.gram)
+        assert after < before
+        assert after <= plain
+        before = after
+    assert layer.described is described
+    again = described.project(layer.to_dense().detach()).to_dense()
+    assert torch.allclose(again, layer.to_dense(), atol=1e-9)  # it is a member
+
+
+def test_layers_that_see_the_same_share_what_follows_from_it() -> None:
+    given = _gram.Seen(seen(1))
+    for name in ("low_rank", "csr", "monarch", "kronecker"):
+        described = describe(CLASSES[name], CLASSES[name].KERNELS[0], (OUT, IN))
+        shared = described.project_outputs(weight(), given).to_dense()
+        assert torch.equal(shared, described.project_outputs(weight(), seen(1)).to_dense())
+    assert given.upper is given.upper
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

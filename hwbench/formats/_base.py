@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from hwbench.formats._given import checked
 from hwbench.formats._kernel import Kernel, Named, Torch
 from hwbench.formats._linear import Linear
 from hwbench.records import Cost, Knob
+
+if TYPE_CHECKING:
+    from hwbench.formats._gram import Seen
 
 __all__ = [
     "BACKWARD",
@@ -187,19 +190,19 @@ class Format(ABC):
         object.__setattr__(other, knob, value)
         return other.parameters()
 
-    def project_outputs(self, weight: Tensor, activations: Tensor) -> Linear:
+    def project_outputs(self, weight: Tensor, activations: Tensor | Seen) -> Linear:
         """The member whose outputs on these inputs are nearest: ‖(W − Ŵ)X‖, with all of XᵀX.
 
         Args:
             weight: (out_features, in_features).
-            activations: (samples, in_features).
+            activations: (samples, in_features), or a ``Seen`` of it that layers share.
 
         Raises:
             UsageError: the format is not projected by outputs, or the activations do not fit.
         """
-        from hwbench.formats import _gram
+        from hwbench.formats._gram import nearest
 
-        return _gram.nearest(self, weight, activations)
+        return nearest(self, weight, activations)
 
     @classmethod
     def for_stored(

@@ -2,11 +2,10 @@
 
 With G = XᵀX / n the squared error is tr (W − Ŵ) G (W − Ŵ)ᵀ. A matrix of given rank has a closed
 form: with G = L Lᵀ it is the truncated decomposition of W L, times L⁻¹ (Wang et al., SVD-LLM, ICLR
-2025, arXiv:2403.07378). Single entries are chosen one column after the other, and the columns that
-follow make up for what is dropped: optimal brain surgeon in the order of the columns (Frantar and
-Alistarh, SparseGPT, ICML 2023, arXiv:2301.00774). Everything is then refined. The error is
-quadratic in one factor while the others are held; a few steps of conjugate gradients on each in
-turn never raise it.
+2025, arXiv:2403.07378). Where every block of W has low rank, each column of blocks takes that form
+in turn, of what the others leave. Single entries are chosen and made up for by ``_pruned``. In all
+other formats the error is quadratic in one factor while the others are held: a few steps of
+conjugate gradients on each in turn never raise it.
 
 All is computed in float64. What lies beside the diagonal of G is shrunk as far as the rows are too
 few to know it (Schäfer and Strimmer, 2005, doi:10.2202/1544-6115.1175), and a little of the mean of
@@ -15,15 +14,16 @@ the diagonal is added to it, so that what the rows never show still counts.
 
 from __future__ import annotations
 
-import math
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from hwbench.errors import UsageError
+from hwbench.formats import _pruned
 
-RANK, GROUPS, N_OF_M, KEPT, FACTORS, EXACT = "rank", "groups", "n_of_m", "kept", "factors", "exact"
+RANK, BLOCKS, N_OF_M, KEPT, FACTORS, EXACT = "rank", "blocks", "n_of_m", "kept", "factors", "exact"
 """How a format is projected by outputs, as its ``OUTPUTS`` says."""
 
 DAMPING = 0.01
@@ -32,11 +32,13 @@ DAMPING = 0.01
 SWEEPS, STEPS = 8, 4
 """Rounds over all factors at most, and steps of conjugate gradients on each."""
 
+ROUNDS = 4
+"""Rounds over all columns of blocks: more lowers the error on the rows alone, not on other rows."""
+
 ENOUGH = 1e-4
 """A sweep that lowers the error by less than this part is the last."""
 
 _ROWS = 4096  # rows that are multiplied at once
-_COLUMNS = 64  # columns whose entries are chosen before later columns are brought up to date
 
 
 class Member(Protocol):
@@ -81,33 +83,75 @@ def moments(rows: Tensor) -> Tensor:
             f"activations must have the shape (samples, inputs), not {tuple(rows.shape)}."
         )
     inputs = rows.shape[1]
-    found, fourth = torch.zeros(2, inputs, inputs, dtype=torch.float64, device=rows.device)
+    found = torch.zeros(inputs, inputs, dtype=torch.float64, device=rows.device)
+    fourth = torch.zeros((), dtype=torch.float64, device=rows.device)
     for some in rows.detach().split(_ROWS):
         wide = some.double()
         found.addmm_(wide.T, wide)
-        fourth.addmm_(wide.T.square(), wide.square())
-    found, fourth = found / len(rows), fourth / len(rows)
+        squares = wide.square()
+        fourth += squares.sum(1).square().sum() - squares.square().sum()
+    found /= len(rows)
     if not bool(found.isfinite().all()):
         raise UsageError("The activations hold numbers that are not finite.")
     known = found.diagonal().clone()
-    found *= 1 - _doubt(found, fourth, len(rows))
+    found *= 1 - _doubt(found, float(fourth) / len(rows), len(rows))
     found.diagonal().copy_(known)
     mean = float(found.diagonal().mean())
     found.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
     return found
 
 
-def _doubt(gram: Tensor, fourth: Tensor, rows: int) -> float:
-    """How far to shrink what is beside the diagonal: its variance over its size, from 0 to 1."""
-    beside = ~torch.eye(len(gram), dtype=torch.bool, device=gram.device)
-    size = float(gram.square()[beside].sum())
-    if rows < 2 or not size:
+def _doubt(gram: Tensor, fourth: float, rows: int) -> float:
+    """How far to shrink what is beside the diagonal: its variance over its size, from 0 to 1.
+
+    Args:
+        gram: XᵀX / n.
+        fourth: the mean of x²ᵢ x²ⱼ, summed over all i and j that are not equal.
+        rows: n.
+    """
+    size = float(gram.square().sum() - gram.diagonal().square().sum())
+    if rows < 2 or size <= 0:
         return 1.0
-    variance = float((fourth - gram.square())[beside].sum()) / (rows - 1)
-    return min(1.0, max(0.0, variance / size))
+    return min(1.0, max(0.0, (fourth - size) / (rows - 1) / size))
 
 
-def nearest(described: Described, weight: Tensor, rows: Tensor) -> Any:
+class Seen:
+    """What a layer sees, and what follows from it, each made once: layers may share it.
+
+    Args:
+        rows: what the layer sees, (samples, in_features), on the device of the weights.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """G, (in, in), as ``moments`` makes it."""
+        return moments(self.rows)
+
+    @cached_property
+    def lower(self) -> Tensor:
+        """L of G = L Lᵀ."""
+        return torch.linalg.cholesky(self.gram)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """G⁻¹."""
+        return torch.cholesky_inverse(self.lower)
+
+    @cached_property
+    def upper(self) -> Tensor:
+        """U of G⁻¹ = Uᵀ U."""
+        return torch.linalg.cholesky(self.inverse, upper=True)
+
+    @cached_property
+    def size(self) -> Tensor:
+        """One row that weighs columns as the diagonal of G does, (1, in)."""
+        return self.gram.diagonal().sqrt().unsqueeze(0)
+
+
+def nearest(described: Described, weight: Tensor, rows: Tensor | Seen) -> Any:
     """The member of a format whose outputs on these rows are near to those of a weight.
 
     By ``moments`` its error is never above that of ``described.project``, with activations or
@@ -116,108 +160,151 @@ def nearest(described: Described, weight: Tensor, rows: Tensor) -> Any:
     Args:
         described: the format, which says in ``OUTPUTS`` how.
         weight: (out_features, in_features); the layer has its dtype and device.
-        rows: what the layer sees, (samples, in_features).
+        rows: what the layer sees, (samples, in_features), or a ``Seen`` of it.
 
     Raises:
         UsageError: the format says nothing, or the rows do not fit.
     """
     if described.OUTPUTS == EXACT:
         return described.project(weight)
-    if not described.OUTPUTS:
+    if described.OUTPUTS not in _WAYS:
         raise UsageError(f"{described.name()} cannot be projected by outputs.")
-    if rows.dim() != 2 or rows.shape[1] != weight.shape[1]:
-        raise UsageError(
-            f"activations must have the shape (samples, {weight.shape[1]}), "
-            f"not {tuple(rows.shape)}."
-        )
-    wide, gram = weight.detach().double(), moments(rows.to(weight.device))
-    seen = gram.diagonal().sqrt().unsqueeze(0)  # one row that weighs columns as G does
-    starts = [described.project(wide), described.project(wide, activations=seen)]
-    if (member := _member(described, wide, gram)) is not None:
-        starts.append(described.project(member))
-    best = min(starts, key=lambda layer: _loss(layer, wide, gram))
-    if described.OUTPUTS != RANK:
-        refine(best, wide, gram)
-    return best.to(weight.dtype)
+    seen = rows if isinstance(rows, Seen) else Seen(rows.to(weight.device))
+    inputs, shape = weight.shape[1], tuple(seen.rows.shape)
+    if len(shape) != 2 or shape[1] != inputs:
+        raise UsageError(f"activations must have the shape (samples, {inputs}), not {shape}.")
+    layer = _WAYS[described.OUTPUTS](described, weight.detach().double(), seen).to(weight.dtype)
+    layer.described = described
+    return layer
 
 
-def _loss(layer: Member, weight: Tensor, gram: Tensor) -> float:
-    lost = layer.to_dense().detach() - weight
+def _loss(lost: Tensor, gram: Tensor) -> float:
+    """tr (W − Ŵ) G (W − Ŵ)ᵀ of what is lost, W − Ŵ."""
     return float((lost @ gram * lost).sum())
 
 
-def _member(described: Described, weight: Tensor, gram: Tensor) -> Tensor | None:
-    """A matrix that the format can hold exactly, by closed form or column by column."""
-    kind, settings = described.OUTPUTS, described.knobs()
-    if kind == RANK:
-        return of_rank(weight, gram, int(settings["rank"]))
-    if kind == GROUPS:
-        side = math.ceil(weight.shape[1] / int(settings["blocks"]))
-        places = torch.arange(weight.shape[1], device=weight.device).split(side)
-        rank = int(settings["rank"])
-        return torch.cat([of_rank(weight[:, p], gram[p][:, p], rank) for p in places], dim=1)
-    if kind == N_OF_M:
-        n, m = int(settings.get("n", 2)), int(settings.get("m", 4))
-        return pruned(weight, gram, n_of_m=(n, m))
-    if kind == KEPT:
-        return pruned(weight, gram, nonzeros=described.parameters())
-    return None
+def _of_rank(described: Any, weight: Tensor, seen: Seen) -> Any:
+    """The optimum among all matrices of a rank."""
+    found = of_rank(weight @ seen.lower, seen.lower, int(described.knobs()["rank"]))
+    return described.of_factors(*_even(*found))
 
 
-def of_rank(weight: Tensor, gram: Tensor, rank: int) -> Tensor:
-    """The matrix of that rank with the least tr (W − Ŵ) G (W − Ŵ)ᵀ, float64."""
-    lower = torch.linalg.cholesky(gram)
-    u, s, vh = torch.linalg.svd(weight @ lower, full_matrices=False)
-    back = torch.linalg.solve_triangular(lower, vh[:rank], upper=False, left=False)
-    return (u[:, :rank] * s[:rank]) @ back
+def of_rank(turned: Tensor, lower: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors (…, out, rank) and (…, rank, in) with the least error against a matrix W.
 
-
-def pruned(
-    weight: Tensor, gram: Tensor, *, nonzeros: int = 0, n_of_m: tuple[int, int] | None = None
-) -> Tensor:
-    """W with ``nonzeros`` entries, or n of every m in a row, the others made up for.
-
-    An entry counts w² / [G⁻¹]: what the outputs lose where it is dropped and the rest of its row
-    makes up for it. How many of the ``nonzeros`` lie in which columns is decided by that at first,
-    and which these are when their turn comes.
+    By the eigenvectors of the smaller of both squares, and without a division by a singular value:
+    with the left ones U it is U Uᵀ W, with the right ones V of W L it is W L V Vᵀ L⁻¹.
 
     Args:
-        weight: (out, in), float64.
-        gram: (in, in), float64, positive definite.
-        nonzeros: how many entries are kept, where ``n_of_m`` is None.
-        n_of_m: n and m; m divides the inputs.
+        turned: W L, (…, out, in), float64.
+        lower: L of G = L Lᵀ, (…, in, in).
+        rank: at most out and in.
     """
-    inverse = torch.linalg.inv(gram)
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    n, m = n_of_m or (0, 0)
-    kept = torch.ones_like(weight, dtype=torch.bool)
-    if not m:
-        kept = _largest(weight.square() / inverse.diagonal(), nonzeros)
-    work, inputs = weight.clone(), weight.shape[1]
-    width = m * max(1, _COLUMNS // m) if m else _COLUMNS
-    for start in range(0, inputs, width):
-        stop = min(start + width, inputs)
-        if not m:
-            score = (work[:, start:stop] / upper.diagonal()[start:stop]).square()
-            kept[:, start:stop] = _largest(score, int(kept[:, start:stop].sum()))
-        dropped = torch.zeros_like(work[:, start:stop])
-        for j in range(start, stop):
-            if m and j % m == 0:
-                score = (work[:, j : j + m] / upper.diagonal()[j : j + m]).square()
-                kept[:, j : j + m] = False
-                kept[:, j : j + m].scatter_(1, score.topk(n, dim=1).indices, 1)
-            lost = torch.where(kept[:, j], 0, work[:, j]) / upper[j, j]
-            work[:, j:stop] -= lost.unsqueeze(1) * upper[j, j:stop]
-            dropped[:, j - start] = lost
-        work[:, stop:] -= dropped @ upper[start:stop, stop:]
-    return torch.where(kept, work, 0)
+    if turned.shape[-2] <= turned.shape[-1]:
+        left = torch.linalg.eigh(turned @ turned.mT).eigenvectors[..., -rank:]
+        back = left.mT @ turned
+    else:
+        back = torch.linalg.eigh(turned.mT @ turned).eigenvectors[..., -rank:].mT
+        left = turned @ back.mT
+    return left, torch.linalg.solve_triangular(lower, back, upper=False, left=False)
 
 
-def _largest(score: Tensor, count: int) -> Tensor:
-    """A mask of the ``count`` largest scores."""
-    mask = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
-    mask[score.flatten().topk(count).indices] = True
-    return mask.view(score.shape)
+def _even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product, each component as large in one factor as in the other."""
+    sizes = torch.linalg.norm(left, dim=-2), torch.linalg.norm(right, dim=-1)
+    share = torch.where((sizes[0] > 0) & (sizes[1] > 0), (sizes[1] / sizes[0]).sqrt(), 1)
+    return left * share.unsqueeze(-2), right / share.unsqueeze(-1)
+
+
+def _of_blocks(described: Any, weight: Tensor, seen: Seen) -> Any:
+    """Blocks of low rank: each column of blocks in turn is the best of what the others leave."""
+    rank, blocks = int(described.knobs()["rank"]), described.split(weight)  # (l, k, s, p)
+    groups, side = blocks.shape[1], blocks.shape[3]
+    wide = _padded(seen.gram, groups * side)
+    lower = torch.linalg.cholesky(_own(wide, groups))
+    left, right = _best_apart(blocks, wide, lower, rank)
+    lost = _rows(blocks - left @ right)  # (l · s, k · p)
+    for _ in range(ROUNDS):
+        for place in range(groups):
+            here, root = slice(place * side, (place + 1) * side), lower[place]
+            pull = (lost @ wide[:, here]).unflatten(0, (blocks.shape[0], -1))  # (l, s, p)
+            more = torch.linalg.solve_triangular(root.mT, pull, upper=True, left=False)
+            turned = left[:, place] @ (right[:, place] @ root) + more
+            left[:, place], right[:, place] = of_rank(turned, root, rank)
+            kept = left[:, place] @ right[:, place]
+            lost[:, here] = (blocks[:, place] - kept).flatten(0, 1)
+    return described.of_blocks(*_even(left, right))
+
+
+def _best_apart(blocks: Tensor, wide: Tensor, lower: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of every block for itself: by its own part of G, by the diagonal of it, or by none.
+
+    Args:
+        blocks: (l, k, s, p).
+        wide: G, (k · p, k · p).
+        lower: L of the blocks on its diagonal, (k, p, p).
+        rank: of the blocks.
+    """
+    sizes = wide.diagonal().view(len(lower), -1).sqrt()
+    weighed = (lower, torch.diag_embed(sizes), torch.diag_embed(torch.ones_like(sizes)))
+    found = [of_rank(blocks @ each, each, rank) for each in weighed]
+    left, right = min(found, key=lambda pair: _loss(_rows(blocks - pair[0] @ pair[1]), wide))
+    return left.contiguous(), right.contiguous()
+
+
+def _own(wide: Tensor, groups: int) -> Tensor:
+    """The blocks of G on its diagonal: (k · p, k · p) → (k, p, p)."""
+    cut = wide.unflatten(0, (groups, -1)).unflatten(2, (groups, -1))
+    return cut.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _rows(blocks: Tensor) -> Tensor:
+    """(l, k, s, p) as the matrix (l · s, k · p)."""
+    return blocks.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _padded(gram: Tensor, inputs: int) -> Tensor:
+    """G with further inputs, which go with no other."""
+    if inputs == len(gram):
+        return gram
+    wide = torch.eye(inputs, dtype=gram.dtype, device=gram.device)
+    wide *= gram.diagonal().mean()
+    wide[: len(gram), : len(gram)] = gram
+    return wide
+
+
+def _of_entries(described: Any, weight: Tensor, seen: Seen) -> Any:
+    """Single entries: chosen and made up for, and then of the least error where they lie."""
+    settings = described.knobs()
+    if described.OUTPUTS == N_OF_M:
+        groups = int(settings.get("n", 2)), int(settings.get("m", 4))
+        found = _pruned.pruned(weight, seen.inverse, seen.upper, n_of_m=groups)
+    else:
+        count = described.parameters()
+        found = _pruned.pruned(weight, seen.inverse, seen.upper, nonzeros=count)
+    least = _loss(weight - found, seen.gram)
+    for other in (described.project(weight), described.project(weight, activations=seen.size)):
+        dense = other.to_dense().detach()
+        if (loss := _loss(weight - dense, seen.gram)) < least:
+            found, least = dense, loss
+    return described.project(_pruned.settled(found, weight, seen.gram))
+
+
+def _of_factors(described: Any, weight: Tensor, seen: Seen) -> Any:
+    """Refined from the better of two starts, of which one weighs columns."""
+    starts = [described.project(weight), described.project(weight, activations=seen.size)]
+    best = min(starts, key=lambda layer: _loss(weight - layer.to_dense().detach(), seen.gram))
+    refine(best, weight, seen.gram)
+    return best
+
+
+_WAYS = {
+    RANK: _of_rank,
+    BLOCKS: _of_blocks,
+    N_OF_M: _of_entries,
+    KEPT: _of_entries,
+    FACTORS: _of_factors,
+}
 
 
 def refine(layer: Member, weight: Tensor, gram: Tensor) -> None:
@@ -228,11 +315,11 @@ def refine(layer: Member, weight: Tensor, gram: Tensor) -> None:
     """
     factors = [value for name, value in layer.named_parameters() if name != "bias"]
     steps = STEPS * (SWEEPS if len(factors) == 1 else 1)  # one factor: a single run of steps
-    before = _loss(layer, weight, gram)
+    before = _loss(weight - layer.to_dense().detach(), gram)
     for _ in range(1 if len(factors) == 1 else SWEEPS):
         for factor in factors:
             _descend(layer, factor, weight, gram, steps)
-        after = _loss(layer, weight, gram)
+        after = _loss(weight - layer.to_dense().detach(), gram)
         if after > (1 - ENOUGH) * before:
             break
         before = after
@@ -241,18 +328,20 @@ def refine(layer: Member, weight: Tensor, gram: Tensor) -> None:
 def _descend(layer: Member, factor: Tensor, weight: Tensor, gram: Tensor, steps: int) -> None:
     """Steps of conjugate gradients on one factor."""
     direction, size = torch.zeros_like(factor), 0.0
+    pull = (layer.to_dense().detach() - weight) @ gram
     for _ in range(steps):
         with torch.enable_grad():
             dense = layer.to_dense()
-            lost = dense.detach() - weight
-            (slope,) = torch.autograd.grad(dense, factor, lost @ gram)
+            (slope,) = torch.autograd.grad(dense, factor, pull)
         with torch.no_grad():
             before, size = size, float(slope.square().sum())
             direction = direction * (size / before if before else 0.0) - slope
             factor.add_(direction)
             reach = layer.to_dense() - dense.detach()
-            curvature = float((reach @ gram * reach).sum())
+            further = reach @ gram
+            curvature = float((further * reach).sum())
             step = -float((slope * direction).sum()) / curvature if curvature > 0 else 0.0
             factor.add_(direction, alpha=step - 1)
             if not step:
                 return
+            pull.add_(further, alpha=step)

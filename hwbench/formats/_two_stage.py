@@ -318,18 +318,24 @@ class TwoStage(ByDevice):
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest member: the blocks decouple, and each has its truncated decomposition."""
-        k, p, l, s = self.grid()  # noqa: E741
         work = _init.working(weight)
         worth = _init.column_weights(work, activations, least=_init.DIVISIBLE)
-        work = _block_matmul.pad(work * worth, l * s, k * p)
+        left, right = _init.truncated(self.split(work * worth), self.rank)
+        k, p, *_ = self.grid()
+        right = right / _init.pad_ones(worth, k * p).view(k, 1, p)
+        return self.of_blocks(*(factor.to(weight.dtype) for factor in (left, right)))
+
+    def split(self, weight: Tensor) -> Tensor:
+        """W as its blocks, padded: (out_blocks, in_blocks, out_side, in_side)."""
+        k, p, l, s = self.grid()  # noqa: E741
+        padded = _block_matmul.pad(weight, l * s, k * p)
         if self.order == STRIDED:
-            blocks = work.view(s, l, k, p).permute(1, 2, 0, 3)
-        else:
-            blocks = work.view(l, s, k, p).transpose(1, 2)
-        left, right = _init.truncated(blocks, self.rank)  # (l, k, s, t), (l, k, t, p)
-        first = right.transpose(0, 1) / _init.pad_ones(worth, k * p).view(k, 1, 1, p)
-        second = left.transpose(1, 2)
-        return self.build(*(factor.to(weight.dtype).contiguous() for factor in (first, second)))
+            return padded.view(s, l, k, p).permute(1, 2, 0, 3)
+        return padded.view(l, s, k, p).transpose(1, 2)
+
+    def of_blocks(self, left: Tensor, right: Tensor) -> Linear:
+        """The layer of (l, k, s, rank) and (l, k, rank, p), the factors of the blocks."""
+        return self.build(right.transpose(0, 1).contiguous(), left.transpose(1, 2).contiguous())
 
 
 class _Chain(_kernel.Kernel):

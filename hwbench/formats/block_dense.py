@@ -45,7 +45,7 @@ class BlockDense(Format):
     """
 
     PAPER = "Wei et al., Building on Efficient Foundations, 2024, arXiv:2406.16450"
-    OUTPUTS = "groups"
+    OUTPUTS = "blocks"
 
     rank: int
     blocks: int = 4
@@ -92,12 +92,19 @@ class BlockDense(Format):
         """The nearest member: a truncated decomposition of each group of columns."""
         work = _init.working(weight)
         worth = _init.column_weights(work, activations, least=_init.DIVISIBLE)
-        padded = _block_matmul.pad(work * worth, self.out_features, self.blocks * self._side())
-        groups = padded.unflatten(1, (self.blocks, -1)).transpose(0, 1)  # (blocks, out, side)
-        left, right = _init.truncated(groups, self.rank)
+        left, right = _init.truncated(self.split(work * worth)[0], self.rank)
         right = right / _init.pad_ones(worth, self.blocks * self._side()).view(self.blocks, 1, -1)
-        dense = left.transpose(0, 1).flatten(1)
-        return _Map(self, *(factor.to(weight.dtype).contiguous() for factor in (right, dense)))
+        return self.of_blocks(*(factor.to(weight.dtype)[None] for factor in (left, right)))
+
+    def split(self, weight: Tensor) -> Tensor:
+        """W as the groups of columns that have low rank, padded: (1, blocks, out, in_side)."""
+        padded = _block_matmul.pad(weight, self.out_features, self.blocks * self._side())
+        return padded.unflatten(1, (self.blocks, -1)).transpose(0, 1).unsqueeze(0)
+
+    def of_blocks(self, left: Tensor, right: Tensor) -> Linear:
+        """The layer of (1, blocks, out, rank) and (1, blocks, rank, in_side), as ``split`` has."""
+        dense = left[0].transpose(0, 1).flatten(1)
+        return _Map(self, right[0].contiguous(), dense.contiguous())
 
 
 class Bmm(_kernel.Bmm, of=BlockDense):

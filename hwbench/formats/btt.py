@@ -39,7 +39,7 @@ class Btt(TwoStage):
     """
 
     PAPER = "Qiu et al., Compute Better Spent: Replacing Dense Layers, 2024, arXiv:2406.06248"
-    OUTPUTS = "factors"
+    OUTPUTS = "blocks"
 
     in_blocks: int = None  # type: ignore[assignment]  # filled in below: the larger factor of in
     out_blocks: int = None  # type: ignore[assignment]  # and the smaller factor of out

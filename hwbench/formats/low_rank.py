@@ -73,8 +73,11 @@ class LowRank(_packing.Packable):
         worth = _init.column_weights(work, activations, least=_init.DIVISIBLE)
         left, right = _init.truncated(work * worth, self.rank)
         right = right / worth
-        left, right = (factor.to(weight.dtype).contiguous() for factor in (left, right))
-        return _Map(left, right, self.implementation)
+        return self.of_factors(*(factor.to(weight.dtype) for factor in (left, right)))
+
+    def of_factors(self, left: Tensor, right: Tensor) -> Linear:
+        """The layer W = ``left`` (out, rank) · ``right`` (rank, in)."""
+        return _Map(left.contiguous(), right.contiguous(), self.implementation)
 
 
 class Torch(_packing.Plain, of=LowRank, default=True):

@@ -170,16 +170,24 @@ class LowRankLight(Format):
         worth = _init.column_weights(work, activations, least=_init.DIVISIBLE)
         work = work * worth
         basis = torch.linalg.svd(work, full_matrices=False).Vh[: self.rank]  # (rank, in)
+        return self._combined(work, basis, worth, weight.dtype)
+
+    def of_factors(self, left: Tensor, right: Tensor) -> Linear:
+        """The layer near to W = ``left`` (out, rank) · ``right`` (rank, in), float64."""
+        basis = torch.linalg.qr(right.mT).Q.mT
+        return self._combined(left @ right, basis, torch.ones_like(right[0]), left.dtype)
+
+    def _combined(self, work: Tensor, basis: Tensor, worth: Tensor, dtype: torch.dtype) -> Linear:
+        """The layer whose rows are combined of ``basis`` (rank, in), near to ``work`` / worth."""
         pivots = None
         if self.columns == PIVOTED:
             pivots = _well_conditioned(basis)
             order = _order(pivots, self.in_features)
             work, basis, worth = (t.index_select(-1, order) for t in (work, basis, worth))
-        right = _coefficients(basis, torch.finfo(weight.dtype).eps)
+        right = _coefficients(basis, torch.finfo(dtype).eps)
         left = _combine(work, right) / worth[: self.rank]
         right = worth[: self.rank, None] * right / worth[self.rank :]
-        narrow = (left.to(weight.dtype), right.to(weight.dtype))
-        return _Map(*narrow, pivots, self.implementation)
+        return _Map(left.to(dtype), right.to(dtype), pivots, self.implementation)
 
 
 def _pivots(places: Tensor) -> Tensor:

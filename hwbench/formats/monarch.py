@@ -42,7 +42,7 @@ class Monarch(TwoStage):
     """
 
     PAPER = "Dao et al., Monarch: Expressive Structured Matrices, 2022, arXiv:2204.00595"
-    OUTPUTS = "factors"
+    OUTPUTS = "blocks"
 
     blocks: int = 4
     out_blocks: int = None  # type: ignore[assignment]  # filled in below: as many as ``blocks``

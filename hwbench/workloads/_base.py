@@ -14,6 +14,7 @@ from hwbench import plugins
 from hwbench.devices._base import Device, Step
 from hwbench.errors import SuiteError, UnknownNameError, UnreachableError
 from hwbench.formats._base import FORWARD, Format, Linear
+from hwbench.formats._gram import Seen
 from hwbench.quantities import Quantity
 from hwbench.records import ITEM_BYTES, Case, Cost, Knob
 
@@ -168,13 +169,14 @@ WEIGHTINGS = (NONE, ACTIVATIONS, GRAM)
 
 
 def project_seeing(
-    described: Format, weight: Tensor, activations: Tensor | None, weighting: str
+    described: Format, weight: Tensor, activations: Tensor | Seen | None, weighting: str
 ) -> Linear:
     """The projection of a weight that sees what ``weighting`` says of the inputs, where given."""
     if activations is None or weighting == NONE:
         return described.project(weight)
     if weighting == ACTIVATIONS:
-        return described.project(weight, activations=activations.to(weight.dtype))
+        rows = activations.rows if isinstance(activations, Seen) else activations
+        return described.project(weight, activations=rows.to(weight.dtype))
     return described.project_outputs(weight, activations)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hwbench.devices._base import Device
 from hwbench.formats._base import Linear
+from hwbench.formats._gram import Seen
 from hwbench.workloads import _own, _prose, _whole
 from hwbench.workloads._llama import Llama, encoded
 
@@ -29,7 +30,7 @@ SAME = 1e-3
 _NEAR = 30.0  # … and where a kernel rounds activations: of what one layer may miss
 _CALLS = 3  # passes of which the median is the latency; the one that is compared comes first
 
-Project = Callable[[Tensor, Tensor], Linear]
+Project = Callable[[Tensor, Seen], Linear]
 """A weight and what its layer sees → the layer that stands in for it."""
 
 
@@ -62,10 +63,8 @@ def kept(file: Path, project: Project, calibration: int, evaluation: int, device
     begun = time.perf_counter()
     where = device.torch_device
     original = _original(file, where)
-    seen, ids = (
-        _prose.windows(partial(encoded, file), part, count).to(where)
-        for part, count in (("calibration", calibration), ("evaluation", evaluation))
-    )
+    seen = _windows(file, "calibration", calibration, where)
+    ids = _windows(file, "evaluation", evaluation, where)
     student, tolerance = _projected(original, project, seen)
     first, mask = ids[:1], torch.ones_like(ids[:1], dtype=torch.bool)
     own = student(first, mask)
@@ -80,10 +79,14 @@ def kept(file: Path, project: Project, calibration: int, evaluation: int, device
             f"The layers' own kernels give logits that are {error:.2g} of their norm from those "
             "of the matrices that they stand for."
         )
-    rows = [_window(original, student, window) for window in ids]
-    nats, before, divergence, agreement = (list(each) for each in zip(*rows, strict=True))
+    before = _last(file, evaluation, where)
+    rows = [
+        _window(original.logits(last), student(window.unsqueeze(0), mask)[0], window)
+        for window, last in zip(ids, before, strict=True)
+    ]
+    nats, exact, divergence, agreement = (list(each) for each in zip(*rows, strict=True))
     took = time.perf_counter() - begun
-    return Kept(nats, before, divergence, agreement, error, seconds, sizes, took)
+    return Kept(nats, exact, divergence, agreement, error, seconds, sizes, took)
 
 
 @lru_cache(maxsize=1)
@@ -91,11 +94,27 @@ def _original(file: Path, where: torch.device) -> Llama:
     return Llama.load(file).to(where)
 
 
+@lru_cache(maxsize=1)
+def _last(file: Path, evaluation: int, where: torch.device) -> Tensor:
+    """What the original's last layer gives on the windows that are scored."""
+    original = _original(file, where)
+    ids = _windows(file, "evaluation", evaluation, where)
+    mask = torch.ones_like(ids[:1], dtype=torch.bool)
+    with torch.no_grad():
+        return torch.cat([original.states(window.unsqueeze(0), mask)[-1] for window in ids])
+
+
+def _windows(file: Path, part: str, count: int, where: torch.device) -> Tensor:
+    return _prose.windows(partial(encoded, file), part, count).to(where)
+
+
 def _projected(original: Llama, project: Project, seen: Tensor) -> tuple[Llama, float]:
     """A copy with each layer projected, and how far the kernel of a layer may miss at most."""
-    student, tolerance = copy.deepcopy(original), 0.0
+    student, tolerance, shared = copy.deepcopy(original), 0.0, None
     for name, linear, rows in original.visited(seen):
-        layer = project(linear.weight.detach(), rows)
+        if shared is None or shared.rows is not rows:
+            shared = Seen(rows)
+        layer = project(linear.weight.detach(), shared)
         tolerance = max(tolerance, layer.tolerance(linear.weight.dtype))
         student.set_submodule(name, layer)
     return student.requires_grad_(False), tolerance
@@ -115,14 +134,17 @@ def _apart(ours: Tensor, wanted: Tensor) -> float:
     return _own.apart(ours.double() - exact, exact)
 
 
-def _window(original: Llama, student: Llama, ids: Tensor) -> tuple[float, float, float, float]:
-    """Nats of both, the divergence, and the agreement of one window, (tokens,)."""
-    batch, after = ids.unsqueeze(0), ids[1:].unsqueeze(1)
-    mask = torch.ones_like(batch, dtype=torch.bool)
-    wanted, found = (
-        F.log_softmax(model(batch, mask)[0, :-1].float(), -1) for model in (original, student)
-    )
-    before, nats = (-float(each.gather(1, after).double().mean()) for each in (wanted, found))
-    divergence = float((wanted.exp() * (wanted - found)).sum(-1).double().mean())
-    same = float((wanted.argmax(-1) == found.argmax(-1)).double().mean())
+def _window(wanted: Tensor, found: Tensor, ids: Tensor) -> tuple[float, float, float, float]:
+    """Nats of both, the divergence, and the agreement of one window.
+
+    Args:
+        wanted: logits of the original, (tokens, vocabulary).
+        found: those of the student.
+        ids: (tokens,).
+    """
+    after = ids[1:].unsqueeze(1)
+    exact, ours = (F.log_softmax(logits[:-1].float(), -1) for logits in (wanted, found))
+    before, nats = (-float(each.gather(1, after).double().mean()) for each in (exact, ours))
+    divergence = float((exact.exp() * (exact - ours)).sum(-1).double().mean())
+    same = float((exact.argmax(-1) == ours.argmax(-1)).double().mean())
     return nats, before, max(0.0, divergence), same

@@ -65,7 +65,8 @@ class Llama(nn.Module):
             ids: (texts, tokens), without padding.
 
         Yields:
-            The name, the layer, and (texts · tokens, in_features).
+            The name, the layer, and (texts · tokens, in_features): one tensor for all layers in a
+            row that see the same.
         """
         x, turned = self.embedded(ids), self._turned(ids.shape[1])
         for place, block in enumerate(self.model["layers"]):
@@ -168,7 +169,10 @@ def _rotated(x: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
 
 def _keeper(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[name] = inputs[0].detach().flatten(0, -2)
+        rows = inputs[0].detach().flatten(0, -2)
+        last = next(reversed(seen.values()), rows)
+        same = last.data_ptr() == rows.data_ptr() and last.shape == rows.shape
+        seen[name] = last if same else rows
 
     return keep
 

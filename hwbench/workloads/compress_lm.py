@@ -17,6 +17,7 @@ from hwbench.checkpoints import smollm2
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import FORWARD, Format, Linear
+from hwbench.formats._gram import Seen
 from hwbench.records import Case, Cost
 from hwbench.workloads import _decoding, _packaged
 from hwbench.workloads._base import (
@@ -107,9 +108,9 @@ class CompressLm(Workload):
         subject.score_name = quantities.PERPLEXITY.name
         weighting = str(options["weighting"])
 
-        def project(weight: Tensor, rows: Tensor) -> Linear:
+        def project(weight: Tensor, seen: Seen) -> Linear:
             found = layer_format(case, *weight.shape)
-            return project_seeing(found, weight, rows, weighting).trust_versions()
+            return project_seeing(found, weight, seen, weighting).trust_versions()
 
         def score() -> float:
             file = self._file(case, described, device)
