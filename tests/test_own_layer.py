@@ -133,14 +133,20 @@ def entry(kind: str = "F32", shape: Any = (2, 2), ends: Any = (0, 16)) -> dict[s
 FULL = np.ones(4, "<f4").tobytes()
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty"),
-    "short": (b"\0\0\0", "is no safetensors file"),
+    "short": (b"\0\0\0", "is neither a safetensors nor a GGUF file"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
     "pickle": (pickle.dumps({"w": 1}), "never loaded"),
     "zip": (b"PK\x03\x04" + bytes(100), "never loaded"),
-    "GGUF": (b"GGUF\x03\0\0\0" + bytes(100), "does not read yet"),
-    "text": (b"hello, this is no file of tensors", "is no safetensors file"),
-    "a header longer than the file": (struct.pack("<Q", 10**6) + b"{}", "is no safetensors file"),
-    "a header of 2^63 bytes": (struct.pack("<Q", 2**63) + b"{}", "is no safetensors file"),
+    "GGUF": (b"GGUF\x09\0\0\0" + bytes(100), "of version 9"),
+    "text": (b"hello, this is no file of tensors", "is neither a safetensors nor a GGUF file"),
+    "a header longer than the file": (
+        struct.pack("<Q", 10**6) + b"{}",
+        "is neither a safetensors nor a GGUF file",
+    ),
+    "a header of 2^63 bytes": (
+        struct.pack("<Q", 2**63) + b"{}",
+        "is neither a safetensors nor a GGUF file",
+    ),
     "no JSON": (written(b"{not json"), "its header is no JSON object"),
     "nested": (written(b'{"a":' * 100_000), "its header is no JSON object"),
     "bad text": (written(b'{"\xff": 1}'), "its header is no JSON object"),

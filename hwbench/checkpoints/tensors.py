@@ -1,8 +1,9 @@
-"""Tensors of a safetensors file: read by their bytes, checked, and never executed.
+"""Tensors of a safetensors or GGUF file: read by their bytes, checked, and never executed.
 
-The format is eight bytes with the length of a header, the header as JSON, and the bytes of the
-tensors (https://github.com/huggingface/safetensors). Whatever stands in a file is data; a pickle is
-recognised by its first bytes and left alone. Pure: torch is not needed to read a header.
+The format of safetensors is eight bytes with the length of a header, the header as JSON, and the
+bytes of the tensors (https://github.com/huggingface/safetensors); ``gguf_file`` reads that of GGUF.
+Whatever stands in a file is data; a pickle is recognised by its first bytes and left alone. Pure:
+torch is not needed to read a header.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwbench import files
+from hwbench.checkpoints import gguf_file, smollm2
 from hwbench.errors import UsageError, shortened
 
 MOST = 64
@@ -41,12 +43,10 @@ _PICKLE = (
     "safetensors.torch.save_file"
 )
 _LFS = "is the pointer of a Git LFS file, not the file; git lfs pull brings it"
-_GGUF = "is a GGUF file, which hwbench does not read yet; give the model as .safetensors"
 _MAGIC = (
     (b"version https://git-lfs", _LFS),
     (b"PK\x03\x04", f"is what torch.save writes, {_PICKLE}"),
     (b"\x80", f"is {_PICKLE}"),
-    (b"GGUF", _GGUF),
 )
 
 
@@ -59,6 +59,8 @@ class Stored:
     kind: str  # as the file writes it: F32, BF16, I64 …
     shape: tuple[int, ...]
     start: int  # the first byte in the file
+    block: tuple[int, int] = (0, 0)  # numbers and bytes of a block of a quantised type
+    heads: int = 0  # of GGUF: rows come in pairs, head by head
 
     @property
     def dtype(self) -> str:
@@ -100,7 +102,8 @@ def header(path: Path) -> Mapping[str, Stored]:
     """The tensors of a file by name.
 
     Raises:
-        UsageError: the file is not there, or is none of safetensors; the sentence says what it is.
+        MissingPartError: it is of GGUF, and the package that reads its types is not installed.
+        UsageError: the file is not there, or is of another kind; the sentence says what it is.
     """
     try:
         found = path.expanduser().resolve()
@@ -126,11 +129,14 @@ def _header(path: Path, size: int, changed: int) -> Mapping[str, Stored]:
         first = file.read(64)
         if not first:
             raise UsageError(f"{shown} is empty.")
+        if first.startswith(gguf_file.MAGIC):
+            entries = gguf_file.header(path, size)
+            return {each.name: Stored(path, *each) for each in entries}
         for magic, said in _MAGIC:
             if first.startswith(magic) and not _plausible(first, size):
                 raise UsageError(f"{shown} {said}.")
         if not _plausible(first, size):
-            raise UsageError(f"{shown} is no safetensors file.")
+            raise UsageError(f"{shown} is neither a safetensors nor a GGUF file.")
         length = struct.unpack("<Q", first[:8])[0]
         file.seek(8)
         header = file.read(length)
@@ -275,7 +281,9 @@ def _unusable(stored: Stored) -> str | None:
     name, sides = repr(shortened(stored.name)), "×".join(map(str, stored.shape)) or "no sides"
     if stored.kind in _OTHER:
         return f"{name} holds whole numbers ({stored.kind}), not a weight"
-    if stored.kind not in _READ:
+    if stored.block[0] and not gguf_file.readable(stored.kind):
+        return f"{name} is {stored.kind}, which the installed gguf cannot turn into numbers"
+    if stored.kind not in _READ and not stored.block[0]:
         kinds = ", ".join(each for _, each in _READ.values())
         return f"{name} is {shortened(stored.kind)}; {kinds} are read"
     if len(stored.shape) != 2:
@@ -299,7 +307,7 @@ def checked(stored: Stored) -> str:
     digest = hashlib.sha256(f"{stored.kind} {stored.shape} ".encode())
     something = False
     for raw in _chunks(stored):
-        values = _float32(raw, stored.kind)
+        values = _float32(raw, stored)
         if not np.isfinite(values).all():
             raise UsageError(
                 f"{stored} holds numbers that are not finite in float32; an error of it would "
@@ -329,19 +337,26 @@ def array(stored: Stored) -> NDArray[np.float32]:
     whole = np.empty(stored.elements, dtype=np.float32)
     done = 0
     for raw in _chunks(stored):
-        whole[done : done + raw.size] = _float32(raw, stored.kind)
-        done += raw.size
-    return whole.reshape(stored.shape)
+        values = _float32(raw, stored)
+        whole[done : done + values.size] = values
+        done += values.size
+    found = whole.reshape(stored.shape)
+    return smollm2.halves(found, stored.heads) if stored.heads else found
 
 
 def _chunks(stored: Stored) -> Iterator[NDArray[Any]]:
-    """The numbers as they are stored, some at a time."""
-    dtype = np.dtype(_READ[stored.kind][0])
+    """The numbers as they are stored, some at a time: whole blocks of bytes where they have any."""
+    if stored.block[0]:
+        dtype = np.dtype(np.uint8)
+        numbers, nbytes = stored.block
+        left = stored.elements // numbers * nbytes
+        most = max(1, _CHUNK // numbers) * nbytes
+    else:
+        dtype, left, most = np.dtype(_READ[stored.kind][0]), stored.elements, _CHUNK
     with files.opened(stored.path) as file:
         file.seek(stored.start)
-        left = stored.elements
         while left:
-            count = min(left, _CHUNK)
+            count = min(left, most)
             data = file.read(count * dtype.itemsize)
             if len(data) < count * dtype.itemsize:
                 raise UsageError(f"{shortened(str(stored.path))} became shorter while it was read.")
@@ -349,9 +364,11 @@ def _chunks(stored: Stored) -> Iterator[NDArray[Any]]:
             left -= count
 
 
-def _float32(raw: NDArray[Any], kind: str) -> NDArray[np.float32]:
+def _float32(raw: NDArray[Any], stored: Stored) -> NDArray[np.float32]:
     """The numbers in float32; bfloat16 is its upper half."""
-    if kind == "BF16":
+    if stored.block[0]:
+        return gguf_file.numbers(raw, stored.kind)
+    if stored.kind == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore"):
         return raw.astype(np.float32)

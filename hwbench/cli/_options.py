@@ -134,8 +134,8 @@ Weights = Annotated[
     typer.Option(
         "--weights",
         metavar="FILE[:TENSOR]",
-        help="Your own layer, of a .safetensors file: its shape is timed, its weights are scored. "
-        "A pattern takes up to 64.",
+        help="Your own layer, of a .safetensors or .gguf file: its shape is timed, its weights are "
+        "scored. A pattern takes up to 64.",
         rich_help_panel=WHAT,
     ),
 ]
