@@ -256,7 +256,11 @@ def test_the_errors_and_times_of_a_run_are_those_of_its_cases(
         (["--budget", "bytes=2%"], "cannot be met"),
         (["--budget", "size=2%"], "Unknown budget"),
         ([], "--budget is needed"),
-        (["--budget", "bytes=50%", "--objective", "kl"], "Unknown objective 'kl'"),
+        (
+            ["--budget", "bytes=50%", "--objective", "kl"],
+            "needs a model that predicts the next token",
+        ),
+        (["--budget", "bytes=50%", "--objective", "ppl"], "Unknown objective 'ppl'"),
         (["--budget", "bytes=50%", "--format", "low_rnk"], "did you mean 'low_rank'"),
         (["--budget", "bytes=50%", "--density", "2"], "--density is above 0"),
         (["--budget", "bytes=50%", "--plan", "x.json"], "give it alone"),

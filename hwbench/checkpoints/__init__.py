@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", *
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _MOST_LAYERS = 10_000
+_DEPTH = re.compile(r"\.(?P<place>\d+)\.")  # the first number of a name, between its dots
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "emb_dim")  # names of the same thing
 
 
@@ -134,10 +136,15 @@ class PlannedLayer(NamedTuple):
 
 
 class LayerPlan(NamedTuple):
-    """What each linear layer of a model becomes; those that stay dense are there too."""
+    """What each linear layer of a model becomes; those that stay dense are there too.
+
+    ``weighting`` and ``text`` say how they are projected: by what of the inputs, on which texts.
+    """
 
     model: str
     layers: list[PlannedLayer]
+    weighting: str = "activations"
+    text: str = "sentences"
 
     def entries(self) -> dict[str, dict[str, Knob]]:
         """What ``hwbench.convert`` takes: of the layers that do not stay, format and knobs."""
@@ -165,7 +172,33 @@ def layer_plan(path: Path) -> LayerPlan:
             raise UsageError(f"{path} gives {shortened(repr(name))} no format.")
         knobs = {key: value for key, value in entry.items() if key != "name"}
         found.append(PlannedLayer(name, entry["name"], knobs, (sides[0], sides[1])))
-    return LayerPlan(model, found)
+    how = {}
+    for key, known in (("weighting", ("activations", "best")), ("text", ("sentences", "prose"))):
+        how[key] = told.get(key, known[0])
+        if how[key] not in known:
+            what = shortened(repr(how[key]))
+            raise UsageError(f"{path} asks for the {key} {what}; {' and '.join(known)} are known.")
+    return LayerPlan(model, found, how["weighting"], how["text"])
+
+
+def group_of(name: str, first: int, last: int) -> str:
+    """Layers of a name at several depths: ``layers.3.up`` from 0 to 5 is ``layers.{0-5}.up``."""
+    return _DEPTH.sub(f".{{{first}-{last}}}.", name, count=1)
+
+
+def depth(name: str) -> int | None:
+    """Where a layer stands in its model, by the first number in its name; None without one."""
+    found = _DEPTH.search(name)
+    return int(found["place"]) if found else None
+
+
+def group_members(name: str) -> list[str]:
+    """The names that ``group_of`` may have put together; none where it is no such name."""
+    found = re.search(r"\{(?P<first>\d{1,5})-(?P<last>\d{1,5})\}", name)
+    if found is None:
+        return []
+    each = range(int(found["first"]), int(found["last"]) + 1)
+    return [f"{name[: found.start()]}{place}{name[found.end() :]}" for place in each]
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -1,11 +1,15 @@
 """``hwbench choose``: a format for each linear layer of a model, within a budget.
 
-Each distinct shape is timed in each format on this machine, and each layer's output error in each
-format is taken on calibration texts, all in one run file. Then the sum over the layers of the
-squared relative errors is made least within the budget: of each layer's own output (``error``), or
-of the model's last hidden states with that layer alone in the format (``output``). The first is
-quick to find and can mislead: it does not know how a layer's error goes through the rest of the
-model. ``measured`` runs the whole model as planned, in the best single format and as it was.
+Each distinct shape is timed in each format on this machine, and layers are judged in each format on
+calibration texts, all in one run file. Then what the layers lose together is made least within the
+budget. ``error`` adds up the squared relative errors of the layers' own outputs, ``output`` those
+of the model's last hidden states with one layer alone in the format. ``kl``, for models that
+predict the next token, weighs the error of a layer by what its group, of one kind at neighbouring
+depths, does to the next token's distribution; then whole candidates are measured, uniform ones of
+each format among them, and the one with the least divergence is kept. The first is quick to find
+and can mislead: it does not know how a layer's error goes through the rest of the model.
+
+``measured`` runs the whole model as planned, in the best single format and as it was.
 """
 
 from __future__ import annotations
@@ -14,93 +18,59 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hwbench import checkpoints, files, protocol
 from hwbench.analysis.frames import summary_rows
-from hwbench.errors import CasesFailedError, UnknownNameError, UsageError, shortened
+from hwbench.errors import CasesFailedError, UsageError
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
 from hwbench.measure.transports.local import LocalSeat
-from hwbench.records import Knob
+from hwbench.records import Case, Knob
 from hwbench.store import Run, read_run
-from hwbench.studies import _knapsack
-from hwbench.studies._knapsack import Option
+from hwbench.studies import _groups
+from hwbench.studies._applied import (
+    DENSE,
+    MODEL_SECONDS,
+    Whole,
+    apply,
+    better,
+    measured,
+    single_path,
+)
+from hwbench.studies._choosing import (
+    Budget,
+    Choice,
+    Costs,
+    Layer,
+    candidates,
+    choose,
+    decided,
+    total,
+    uniform,
+)
 
+__all__ = [
+    "Budget", "Choice", "Costs", "Layer", "Question", "Whole", "again", "apply", "better", "choose",
+    "layers_of", "measure", "measured", "refined", "single_path", "write",
+]  # fmt: skip
 SCHEMA = 1
-OBJECTIVES = {"error": "layer", "output": "output"}
+KL = "kl"
+OBJECTIVES = {"error": "layer", "output": "output", KL: "kl"}
 """What is made least, and where the workload ``layer_error`` judges it."""
 
 FORMATS = ("low_rank", "low_rank_light", "monarch", "block_dense", "kronecker", "csr", "bsr")
 """Formats that are projected in moments; others are tried where they are asked for."""
 
 DENSITIES = (0.75, 0.5, 0.25, 0.1)
-DENSE: Mapping[str, Knob] = {"name": "dense"}
-_KINDS = ("bytes", "time", "params")
-_BUDGET = re.compile(r"(\w+)\s*=\s*([-−]?)\s*(\d+(?:\.\d+)?)\s*%")
-_LAYERS_SECONDS, _APPLY_SECONDS = 600.0, 3600.0
-_CASE_SECONDS, _MODEL_SECONDS = 300.0, 3600.0  # what one case may take
+_REFERENCE = 0.5  # the density, or the nearest one, at which groups are made to show what they do
+_LAYERS_SECONDS = 600.0
+_CASE_SECONDS = 300.0  # what one case may take
+_LEAST = 1e-12  # nats: a group that does less than rounding does something
 _SUITE = "choose"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What all linear layers together may cost, as a share of what they cost dense."""
-
-    kind: str
-    share: float
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """``bytes=50%``, ``params=50%``, ``time=70%``, or with a minus what is to be saved.
-
-        Raises:
-            UsageError: it is none of these.
-        """
-        match = _BUDGET.fullmatch(text.strip())
-        if not match:
-            raise UsageError(
-                f"--budget is bytes=50%, params=50% or time=-30%, not {shortened(repr(text))}."
-            )
-        if match[1] not in _KINDS:
-            raise UnknownNameError("budget", match[1], _KINDS)
-        share = float(match[3]) / 100
-        share = 1 - share if match[2] else share
-        if not 0 < share <= 1:
-            raise UsageError(
-                f"--budget {text} leaves {share:.0%}; it must be above 0 and at most 100 %."
-            )
-        return cls(match[1], share)
-
-    def __str__(self) -> str:
-        return f"{self.kind}={100 * self.share:g}%"
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What layers cost, and what is lost."""
-
-    time_seconds: float
-    bytes: float
-    parameters: float
-    loss: float
-
-    def of(self, kind: str) -> float:
-        """The cost that a budget of this kind limits."""
-        names = {"bytes": self.bytes, "time": self.time_seconds, "params": self.parameters}
-        return names[kind]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer, and what it costs as each candidate that it can be."""
-
-    name: str
-    shape: tuple[int, int]
-    options: dict[str, Costs]
 
 
 @dataclass(frozen=True)
@@ -114,26 +84,6 @@ class Question:
     densities: Sequence[float] = DENSITIES
     replicates: int = 3
     objective: str = "error"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The plan of a budget, beside dense and the best single format."""
-
-    budget: Budget
-    picked: dict[str, str]
-    planned: Costs
-    dense: Costs
-    single: str | None
-    alone: Costs | None
-    gap: float
-    layers: list[Layer] = field(repr=False)
-
-    @property
-    def wins_everywhere(self) -> str | None:
-        """The one candidate that every layer has, where there is one."""
-        labels = set(self.picked.values())
-        return labels.pop() if len(labels) == 1 else None
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -156,17 +106,42 @@ def document(
          "direction": "forward", "dtype": asked.dtype, "format": formats}
         for shape, count in shapes.items()
     ]  # fmt: skip
-    scored = [
-        {"workload": "layer_error", "shape": list(shape), "dtype": asked.dtype, "format": formats,
-         "model": asked.model, "judged": OBJECTIVES[asked.objective],
-         "layer": [n for n, *own in layers if tuple(own) == shape]}
-        for shape in shapes
-    ]  # fmt: skip
+    scored = [*_judged(asked, layers, formats)]
     about = "Each layer of a model in each format: its time, and the error of its output"
     return {
         "schema": 1, "name": _SUITE, "about": about, "plan": {"timeout_seconds": _CASE_SECONDS},
         "cases": [*timed, *scored],
     }  # fmt: skip
+
+
+def _judged(
+    asked: Question, layers: Sequence[_groups.Named], formats: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The blocks that judge layers in each format and, for kl, groups in one of them."""
+    shared = {"workload": "layer_error", "dtype": asked.dtype, "model": asked.model}
+    if asked.objective != KL:
+        for shape in dict.fromkeys((rows, columns) for _, rows, columns in layers):
+            own = [name for name, *sides in layers if tuple(sides) == shape]
+            yield {**shared, "shape": list(shape), "format": formats, "layer": own,
+                   "judged": OBJECTIVES[asked.objective]}  # fmt: skip
+        return
+    shared |= {"weighting": "best", "text": "prose"}
+    groups = _groups.grouped(layers)
+    for shape in dict.fromkeys(group.shape for group in groups):
+        some = [group for group in groups if group.shape == shape]
+        block = {**shared, "shape": list(shape)}
+        yield {**block, "format": formats, "layer": [group.middle for group in some],
+               "judged": "layer"}  # fmt: skip
+        yield {**block, "format": [_reference(asked, formats)], "judged": KL,
+               "layer": [group.name for group in some]}  # fmt: skip
+
+
+def _reference(asked: Question, formats: list[dict[str, Any]]) -> dict[str, Any]:
+    """The candidate in which the sensitivity of groups is measured."""
+    first = next((each for each in formats if "density" in each), formats[-1])
+    if "density" not in first:
+        return first
+    return {**first, "density": min(asked.densities, key=lambda each: abs(each - _REFERENCE))}
 
 
 def measure(
@@ -225,92 +200,81 @@ def layers_of(found: Run) -> list[Layer]:
         for row in rows
         if row["workload"] == "linear"
     }
-    layers: dict[str, Layer] = {}
-    for planned in found.planned.values():
-        case = planned.case
-        if case.workload == "layer_error":
-            shape = (case.out_features, case.in_features)
-            name = str(case.options["layer"])
-            layers.setdefault(name, Layer(name, shape, {}))
+    scored = [row for row in rows if row["workload"] == "layer_error"]
+    layers = _asked_of(found)
     if not layers or not timed:
         raise UsageError(f"{found.path} is no run of hwbench choose.")
-    for row in rows:
-        if row["workload"] != "layer_error":
-            continue
-        layer = layers[json.loads(row["options"])["layer"]]
-        pair = timed.get((*layer.shape, row["label"])), timed.get((*layer.shape, "dense"))
-        if pair[0] is None or pair[1] is None:
-            continue
-        layer.options[row["label"]] = _costs(pair[0], pair[1], row["score"])
-    for layer in layers.values():
+    errors = {
+        (options["layer"], row["label"]): float(row["score"]) ** 2
+        for row, options in ((row, json.loads(row["options"])) for row in scored)
+        if options.get("judged") != KL
+    }
+    made = []
+    for bare, judged in layers:
+        sensitivity = _sensitivity(bare, judged, scored, errors) if bare.group else 1.0
+        layer = replace(bare, sensitivity=sensitivity)
+        for (name, label), error in errors.items():
+            pair = timed.get((*layer.shape, label)), timed.get((*layer.shape, "dense"))
+            if name == judged and pair[0] is not None and pair[1] is not None:
+                loss = sensitivity * error / (len(_groups.of_name(layer.group)))
+                layer.options[label] = _costs(pair[0], pair[1], loss)
         if "dense" not in layer.options:
-            raise CasesFailedError(f"dense was not measured of {layer.name}; choose cannot go on.")
-    return list(layers.values())
+            raise CasesFailedError(f"dense was not measured of {judged}; choose cannot go on.")
+        made.append(layer)
+    return made
 
 
-def _costs(timed: Mapping[str, Any], dense: Mapping[str, Any], error: float) -> Costs:
+def _asked_of(found: Run) -> list[tuple[Layer, str]]:
+    """The layers that a run asked for, each with the one that its error was taken of."""
+    cases = [planned.case for planned in found.planned.values()]
+    scored = [case for case in cases if case.workload == "layer_error"]
+    names = dict.fromkeys(
+        (str(case.options["layer"]), _shape(case), _is_kl(case)) for case in scored
+    )
+    groups = [_groups.Group(_groups.of_name(name), shape) for name, shape, kl in names if kl]
+    if groups:
+        return [
+            (Layer(name, group.shape, {}, group=group.name), group.middle)
+            for group in groups
+            for name in group.members
+        ]
+    return [(Layer(name, shape, {}), name) for name, shape, _ in names]
+
+
+def _shape(case: Case) -> tuple[int, int]:
+    return case.out_features, case.in_features
+
+
+def _is_kl(case: Case) -> bool:
+    return case.options.get("judged") == KL
+
+
+def _sensitivity(
+    layer: Layer, judged: str, scored: Sequence[Mapping[str, Any]],
+    errors: Mapping[tuple[str, str], float],
+) -> float:  # fmt: skip
+    """Nats a token that a unit of the squared error of a group does.
+
+    Raises:
+        CasesFailedError: it was not measured.
+    """
+    for row in scored:
+        options = json.loads(row["options"])
+        if options.get("judged") == KL and options["layer"] == layer.group:
+            error = errors.get((judged, row["label"]), 0.0)
+            if error > 0:
+                return max(float(row["score"]), _LEAST) / error
+    raise CasesFailedError(
+        f"What {layer.group} does to the next token was not measured; choose cannot go on."
+    )
+
+
+def _costs(timed: Mapping[str, Any], dense: Mapping[str, Any], loss: float) -> Costs:
     """Times are relative to dense of the same rounds where they can be: the machine drifts."""
     seconds = timed["time_seconds"]
     if timed is not dense and math.isfinite(timed["relative_time"]):
         seconds = timed["relative_time"] * dense["time_seconds"]
-    return Costs(seconds, timed["stored_bytes"], timed["parameters"], float(error) ** 2)
-
-
-def choose(layers: Sequence[Layer], budget: Budget) -> Choice:
-    """The candidate of each layer that loses least together within the budget.
-
-    Raises:
-        UsageError: no choice meets the budget; the sentence says what can be met.
-    """
-    labels = [sorted(layer.options) for layer in layers]
-    groups = [
-        [Option(layer.options[label].of(budget.kind), layer.options[label].loss) for label in own]
-        for layer, own in zip(layers, labels, strict=True)
-    ]
-    dense = _total(layers, dict.fromkeys((layer.name for layer in layers), "dense"))
-    limit = budget.share * dense.of(budget.kind)
-    found = _knapsack.solve(groups, limit)
-    if found is None:
-        least = _knapsack.cheapest(groups) / dense.of(budget.kind)
-        raise UsageError(
-            f"The budget {budget} cannot be met: as measured, the linear layers need at least "
-            f"{_percent_up(least)} of their {budget.kind} when dense; ask for that, or for more "
-            "formats and densities."
-        )
-    picked = {
-        layer.name: own[index]
-        for layer, own, index in zip(layers, labels, found.chosen, strict=True)
-    }
-    single = best_single(layers, budget.kind, limit)
-    alone = _total(layers, uniform(layers, single)) if single else None
-    planned = _total(layers, picked)
-    return Choice(budget, picked, planned, dense, single, alone, found.gap, list(layers))
-
-
-def _percent_up(share: float) -> str:
-    return f"{math.ceil(1e3 * share) / 10:g} %"
-
-
-def uniform(layers: Sequence[Layer], label: str) -> dict[str, str]:
-    """Every layer in one candidate; one that cannot be it stays dense."""
-    return {each.name: label if label in each.options else "dense" for each in layers}
-
-
-def best_single(layers: Sequence[Layer], kind: str, limit: float) -> str | None:
-    """The candidate that, alone in all layers, loses least within the limit; None if none does."""
-    labels = sorted({label for layer in layers for label in layer.options})
-    fits = []
-    for label in labels:
-        costs = _total(layers, uniform(layers, label))
-        if costs.of(kind) <= limit:
-            fits.append((costs.loss, costs.of(kind), label))
-    return min(fits)[2] if fits else None
-
-
-def _total(layers: Sequence[Layer], picked: Mapping[str, str]) -> Costs:
-    each = [layer.options[picked[layer.name]] for layer in layers]
-    parts = ("time_seconds", "bytes", "parameters", "loss")
-    return Costs(*(math.fsum(getattr(costs, part) for costs in each) for part in parts))
+    return Costs(seconds, timed["stored_bytes"], timed["parameters"], loss)
 
 
 # --- the plan's file ------------------------------------------------------------------------------
@@ -333,10 +297,19 @@ def described(choice: Choice, found: Run, picked: Mapping[str, str]) -> dict[str
         "gap": choice.gap,
         "shapes": {layer.name: list(layer.shape) for layer in choice.layers},
         "layers": {n: entries[label] for n, label in picked.items() if label != "dense"},
-        "predicted": vars(_total(choice.layers, picked)),
+        "predicted": vars(total(choice.layers, picked)),
         "dense": vars(choice.dense),
         "best_single": choice.single,
+        **_how(objective(found)),
+        **({"kept": choice.kept, "measured": choice.measured} if choice.measured else {}),
     }
+
+
+def _how(objective: str) -> dict[str, str]:
+    """How a plan's layers are projected, and on which texts it is judged."""
+    if objective == KL:
+        return {"weighting": "best", "text": "prose"}
+    return {"weighting": "activations", "text": "sentences"}
 
 
 def _entries(found: Run) -> dict[str, dict[str, Knob]]:
@@ -351,6 +324,9 @@ def _model(found: Run) -> str:
 
 def objective(found: Run) -> str:
     """What the errors of a run are of."""
+    cases = [planned.case for planned in found.planned.values()]
+    if any(_is_kl(case) for case in cases):
+        return KL
     judged = _scored(found).get("judged", "layer")
     return next(name for name, where in OBJECTIVES.items() if where == judged)
 
@@ -386,11 +362,6 @@ def check_outputs(model: str, plan: Path) -> None:
         files.check_replaceable(path)
 
 
-def single_path(path: Path) -> Path:
-    """Where the best single format of a plan is written."""
-    return path.with_name(f"{path.stem}-single.json")
-
-
 def again(path: Path) -> tuple[Choice, Run]:
     """The plan of a file chosen anew from the run that it names.
 
@@ -404,6 +375,8 @@ def again(path: Path) -> tuple[Choice, Run]:
         raise UsageError(f"{path} is no plan of this version of hwbench choose.")
     found = read_run(Path(told["run"]))
     choice = choose(layers_of(found), Budget.parse(str(told.get("budget"))))
+    if "measured" in told:
+        choice = decided(choice, _measured_of(told, path))
     made = described(choice, found, choice.picked)
     if made["layers"] != told["layers"]:
         raise UsageError(
@@ -413,81 +386,72 @@ def again(path: Path) -> tuple[Choice, Run]:
     return choice, found
 
 
+def _measured_of(told: Mapping[str, Any], path: Path) -> dict[str, float]:
+    """What a plan's file says was measured of whole candidates.
+
+    Raises:
+        UsageError: it is no table of numbers.
+    """
+    found = told["measured"]
+    if not isinstance(found, dict) or not found:
+        raise UsageError(f"{path} says of no candidate what was measured.")
+    if not all(isinstance(each, (int, float)) and each >= 0 for each in found.values()):
+        raise UsageError(f"{path} holds something else than a divergence for a candidate.")
+    return {str(name): float(each) for name, each in found.items()}
+
+
 # --- the whole model ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Whole:
-    """What a whole model was measured to do."""
-
-    score: float
-    score_name: str
-    better: str
-    model_seconds: float
-    model_bytes: float
-    retrieval_agreement: float
-
-
-def measured(
-    plan: Path,
+def refined(
+    choice: Choice,
+    found: Run,
+    folder: Path,
     *,
-    single: bool,
     device: str = "auto",
     threads: int | None = None,
     out: str | Path = "runs",
     listener: Listener = lambda progress: None,
-) -> dict[str, Whole]:
-    """Measure the whole model as it was, as planned, and in the best single format.
+) -> Choice:
+    """Measure whole candidates on calibration texts, and keep the one that diverges least.
 
-    Returns:
-        By ``dense``, ``plan`` and, where ``single`` asks for it, ``single``.
+    Args:
+        choice: the plan as it was added up.
+        found: the run that it was made from.
+        folder: where the candidates are written, each as a plan; it is made.
+        device: where they are measured.
+        threads: of a CPU.
+        out: the folder of run files.
+        listener: told of every result.
 
     Raises:
-        CasesFailedError: one of them could not be measured.
+        CasesFailedError: none could be measured.
+        UsageError: the folder cannot be written.
     """
-    told = checkpoints.layer_plan(plan)
-    side = told.layers[0].shape
-    paths = {"dense": "", "plan": str(plan.resolve())}
-    if single:
-        paths["single"] = str(single_path(plan).resolve())
+    paths = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, picked in candidates(choice).items():
+            path = folder.resolve() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
+            path.write_text(json.dumps(described(choice, found, picked), indent=1) + "\n")
+            paths[str(path)] = name
+    except OSError as error:
+        raise UsageError(f"Cannot write to {folder}: {error.strerror}.") from error
     asked = {
-        "schema": 1, "name": "chosen",
-        "about": "A model as it was, as planned, and in the best single format",
-        "plan": {"timeout_seconds": _MODEL_SECONDS},
-        "cases": [{"workload": "compress", "weighting": "activations", "model": told.model,
-                   "plan": list(paths.values()), "seeds": 2, "shape": list(side),
+        "schema": 1, "name": "candidates",
+        "about": "Whole models that are worth a measurement: how far their next tokens diverge",
+        "plan": {"timeout_seconds": MODEL_SECONDS},
+        "cases": [{"workload": "layer_error", "judged": KL, "model": _model(found),
+                   "plan": list(paths), **_how(KL), "shape": list(choice.layers[0].shape),
                    "dtype": "float32", "format": [dict(DENSE)]}],
     }  # fmt: skip
     run = runner.run(asked, device=device, threads=threads, out=out, listener=listener)
-    rows = {json.loads(r["options"])["plan"]: r for r in summary_rows(read_run(run))}
-    found = {}
-    for name, path in paths.items():
-        row = rows[path]
-        if row["status"] != "ok":
-            raise CasesFailedError(f"The model ({name}) could not be measured: {row['reason']}")
-        found[name] = Whole(
-            row["score"], row["score_name"], row["better"], row["model_seconds"],
-            row["model_bytes"], row["retrieval_agreement"],
-        )  # fmt: skip
-    return found
-
-
-def better(first: Whole, second: Whole) -> bool:
-    """Whether the first scores better than the second."""
-    if first.better == "higher":
-        return first.score > second.score
-    return first.score < second.score
-
-
-def apply(plan: Path, out: Path, *, device: str = "auto", threads: int | None = None) -> str:
-    """Write the model that a plan makes to a folder, and return it.
-
-    Raises:
-        UsageError: plan or model cannot be read, or the folder cannot be written.
-    """
-    worker = LocalSeat(runner.resolve_device(device), runner.usable_threads(threads)).start()
-    try:
-        request = protocol.ApplyRequest(plan=str(plan.resolve()), out=str(out.resolve()))
-        return worker.ask(request, protocol.ApplyReply, _APPLY_SECONDS).out
-    finally:
-        worker.close()
+    rows = summary_rows(read_run(run))
+    lost = {
+        paths[json.loads(row["options"])["plan"]]: float(row["score"])
+        for row in rows
+        if row["status"] == "ok"
+    }
+    if not lost:
+        raise CasesFailedError(f"No candidate could be measured: {rows[0]['reason']}")
+    return decided(choice, lost)

@@ -46,11 +46,13 @@ def apply(plan: str, out: str) -> str:
     told = checkpoints.layer_plan(Path(plan))
     if reason := _reading.unreadable(told.model):
         raise UsageError(reason)
-    loaded, seen = _reading.read(told.model)
+    loaded, seen = _reading.read(told.model, told.text)
     chosen = [each for each in _convert.planned(loaded, told.entries()) if each.described]
     if not chosen:
         raise UsageError(f"{plan} leaves every layer dense; there is nothing to convert.")
-    made = {each.name: _convert.projected(each, seen.get(each.name)) for each in chosen}
+    made = {
+        each.name: _convert.projected(each, seen.get(each.name), told.weighting) for each in chosen
+    }
     student = _convert.swapped(loaded, made)
     # The class that users have is the one inside of ours, where there is one.
     save_converted(student.model if isinstance(student, Pretrained) else student, out)

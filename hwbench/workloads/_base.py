@@ -166,6 +166,8 @@ def added(each: Sequence[Cost]) -> Cost:
 NONE, ACTIVATIONS, GRAM = "none", "activations", "gram"
 WEIGHTINGS = (NONE, ACTIVATIONS, GRAM)
 """What a projection sees of a layer's inputs: nothing, the size of each, or all of XᵀX."""
+BEST = "best"
+"""``gram`` for formats of a given rank, which have a closed form, else ``activations``."""
 
 
 def project_seeing(
@@ -174,7 +176,7 @@ def project_seeing(
     """The projection of a weight that sees what ``weighting`` says of the inputs, where given."""
     if activations is None or weighting == NONE:
         return described.project(weight)
-    if weighting == ACTIVATIONS:
+    if weighting == ACTIVATIONS or (weighting == BEST and described.OUTPUTS != "rank"):
         rows = activations.rows if isinstance(activations, Seen) else activations
         return described.project(weight, activations=rows.to(weight.dtype))
     return described.project_outputs(weight, activations)

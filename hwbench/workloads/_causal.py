@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor
 
-from hwbench.quantities import ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO
-from hwbench.workloads._likelihood import perplexity
+from hwbench.quantities import NEXT_TOKEN_DIVERGENCE, ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO
+from hwbench.workloads._likelihood import WORST, perplexity
 from hwbench.workloads._models import Model
 from hwbench.workloads._transformers import Pretrained
+
+_AT_ONCE = 4  # texts whose logits of two models exist at once
 
 
 class Causal(Pretrained):
@@ -36,7 +38,21 @@ class Causal(Pretrained):
         return F.kl_div(logs, targets, log_target=True, reduction="batchmean")
 
     def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
-        """The student's perplexity; beside it this model's own, and the first over the second."""
+        """The student's perplexity; beside it this model's own, their ratio, and the divergence.
+
+        The divergence is of the next token's distribution from this model's, in nats a token.
+        """
         before, after = (perplexity(each(ids, mask), ids, mask) for each in (self, student))
-        ratio = after / before
-        return after, {ORIGINAL_PERPLEXITY.name: before, PERPLEXITY_RATIO.name: ratio}
+        return after, {
+            ORIGINAL_PERPLEXITY.name: before,
+            PERPLEXITY_RATIO.name: after / before,
+            NEXT_TOKEN_DIVERGENCE.name: self._diverged(student, ids, mask),
+        }
+
+    def _diverged(self, student: Model, ids: Tensor, mask: Tensor) -> float:
+        total = 0.0
+        for some, own in zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True):
+            wanted, found = (F.log_softmax(each(some, own)[own], -1) for each in (self, student))
+            lost = F.kl_div(found, wanted, reduction="sum", log_target=True)
+            total += float(lost.nan_to_num(WORST, WORST))
+        return max(0.0, total / int(mask.sum()))

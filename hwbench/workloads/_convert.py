@@ -23,6 +23,7 @@ from hwbench.errors import KnobError, UnknownNameError, UsageError
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._given import weight_and_bias
 from hwbench.records import Knob
+from hwbench.workloads._base import ACTIVATIONS, project_seeing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -227,11 +228,17 @@ def _place(tensor: Any) -> Any:
 # --- projection -----------------------------------------------------------------------------------
 
 
-def projected(each: Found, seen: Tensor | None = None) -> Linear:
-    """The layer that stands in for one of the model."""
+def projected(each: Found, seen: Tensor | None = None, weighting: str = ACTIVATIONS) -> Linear:
+    """The layer that stands in for one of the model; ``weighting`` as ``project_seeing`` has it."""
     assert each.described is not None
+    parts = weight_and_bias(each.module)
+    assert parts is not None
+    weight, bias = parts
     with torch.no_grad():
-        layer = each.described.project(each.module, activations=seen)
+        layer = project_seeing(each.described, weight, seen, weighting)
+    layer.described = each.described
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.clone())
     learns = next(each.module.parameters()).requires_grad
     return layer.trust_versions().requires_grad_(learns).train(each.module.training)
 

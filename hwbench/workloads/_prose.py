@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SHA256 = "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0"
 CHAPTERS = {"calibration": range(6), "evaluation": range(6, 12)}
 TOKENS = 256
 """The length of a window. Its first token is not scored."""
+_LETTERS = 480  # of a passage, at most
 
 
 def chapters() -> list[str]:
@@ -36,6 +38,20 @@ def chapters() -> list[str]:
     text = raw.decode("ascii").replace("\r\n", "\n").removesuffix("\x1a")
     begins = [found.start() for found in re.finditer(r"^ +CHAPTER [IVX]+$", text, re.MULTILINE)]
     return [text[a:b] for a, b in zip(begins, [*begins[1:], len(text)], strict=True)]
+
+
+def passages(part: str, count: int) -> list[str]:
+    """Passages of whole words, about 120 tokens long, spread over a part of the text.
+
+    Args:
+        part: ``calibration`` or ``evaluation``.
+        count: how many; none overlaps another.
+    """
+    held, found = chapters(), list[str]()
+    for place in CHAPTERS[part]:
+        found += textwrap.wrap(held[place], _LETTERS)
+    picked = {round(step * (len(found) - 1) / max(1, count - 1)) for step in range(count)}
+    return [found[place] for place in sorted(picked)]
 
 
 def windows(encode: Callable[[str], list[int]], part: str, count: int) -> Tensor:

@@ -57,28 +57,36 @@ def drawn(texts: list[str], seed: int) -> list[str]:
     return [texts[i] for i in sorted(picked.tolist())]
 
 
-@lru_cache(maxsize=1)
-def read(model: str) -> tuple[Model, dict[str, Tensor]]:
+def read(model: str, text: str = _texts.SENTENCES) -> tuple[Model, dict[str, Tensor]]:
     """A model in float32 on the CPU, and what each linear layer sees of the calibration texts.
+
+    Args:
+        model: as a run stores it.
+        text: which of ``_texts.TEXTS``.
 
     Returns:
         The model, and (rows, in_features) by the name of the layer; a layer that nothing passes
         through has none.
     """
-    found = folder(model)
-    kind = reader(found)
-    loaded = kind.load(found)
-    return loaded, _distill.activations(loaded, *kind.tokens(found, _texts.calibration()))
+    return _read(model, text)
 
 
 @lru_cache(maxsize=1)
-def last_states(model: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and mask of the calibration texts, (texts, tokens), and the model's last states there.
+def _read(model: str, text: str) -> tuple[Model, dict[str, Tensor]]:
+    found = folder(model)
+    kind = reader(found)
+    loaded = kind.load(found)
+    return loaded, _distill.activations(loaded, *kind.tokens(found, _texts.calibration(text)))
+
+
+@lru_cache(maxsize=1)
+def last_states(model: str, text: str = _texts.SENTENCES) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and mask of the texts that judge, (texts, tokens), and the model's last states there.
 
     Returns:
         Ids, mask, and (tokens that are none of padding, hidden).
     """
     found = folder(model)
-    ids, mask = reader(found).tokens(found, _texts.calibration())
+    ids, mask = reader(found).tokens(found, _texts.judged(text))
     with torch.no_grad():
-        return ids, mask, read(model)[0].states(ids, mask)[-1][mask]
+        return ids, mask, read(model, text)[0].states(ids, mask)[-1][mask]

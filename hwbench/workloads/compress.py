@@ -49,25 +49,28 @@ class Compress(Workload):
 
     A seed draws three quarters of the held-out and of the calibration sentences, and orders the
     healing. Beside the score stand, for encoders, ``retrieval_agreement`` (the part of each
-    sentence's three nearest that stays), for causal models ``original_perplexity`` and
-    ``perplexity_ratio``; the latency, bytes and parameters of the whole model; and, where it was
-    healed, ``unhealed_score`` or ``unhealed_perplexity``.
+    sentence's three nearest that stays), for causal models ``original_perplexity``,
+    ``perplexity_ratio`` and ``next_token_divergence``; the latency, bytes and parameters of the
+    whole model; and, where it was healed, ``unhealed_score`` or ``unhealed_perplexity``.
 
     Options: ``weighting`` (none; activations: columns count as much as the calibration text uses
     them; gram: the outputs on that text count, with all of XᵀX), ``heal`` (steps of distillation, 0
     for none), ``model``, ``plan`` (the file of a plan of ``hwbench choose``, which then says the
-    format of each layer) and ``seeds``. The shape of the case stands for the model's layers; the
+    format of each layer, and how it is projected), ``text`` (sentences, or prose: passages of a
+    book, which are longer) and ``seeds``. The shape of the case stands for the model's layers; the
     knobs are resolved for each of them.
     """
 
     SCORE = quantities.EMBEDDING_COSINE
     QUANTITIES = (
         *(quantities.RETRIEVAL_AGREEMENT, quantities.ORIGINAL_PERPLEXITY),
-        *(quantities.PERPLEXITY_RATIO, *_UNHEALED.values(), quantities.MODEL_SECONDS),
+        *(quantities.PERPLEXITY_RATIO, quantities.NEXT_TOKEN_DIVERGENCE),
+        *(*_UNHEALED.values(), quantities.MODEL_SECONDS),
         *(quantities.MODEL_BYTES, quantities.MODEL_PARAMETERS),
     )
     OPTIONS = {  # noqa: RUF012 (declared in the base)
-        "weighting": "none", "heal": 0, "model": "", "plan": "", "seeds": 1,
+        "weighting": "none", "heal": 0, "model": "", "plan": "", "text": _texts.SENTENCES,
+        "seeds": 1,
     }  # fmt: skip
     AXES = ()
 
@@ -75,6 +78,8 @@ class Compress(Workload):
         weighting = str(self.options(case)["weighting"])
         if weighting not in WEIGHTINGS:
             raise UnknownNameError("weighting", weighting, WEIGHTINGS)
+        if (text := str(self.options(case)["text"])) not in _texts.TEXTS:
+            raise UnknownNameError("text", text, _texts.TEXTS)
 
     def quantity(self, case: Case) -> Quantity:
         if not self._unreadable(case) and models.kind(self._folder(case)) == models.CAUSAL:
@@ -106,11 +111,12 @@ class Compress(Workload):
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         where, folder, options = device.torch_device, self._folder(case), self.options(case)
+        text = str(options["text"])
         reader = _reading.reader(folder)
         original = reader.load(folder).to(where, DTYPES[case.dtype])
         (ids, mask), texts = (
             tuple(t.to(where) for t in reader.tokens(folder, _reading.drawn(lines, seed)))
-            for lines in (_texts.calibration(), _texts.held_out())
+            for lines in (_texts.calibration(text), _texts.held_out(text))
         )
         quantity, weighting = self.quantity(case), str(options["weighting"])
         subject = Subject(step=lambda _: None, score_name=quantity.name)
@@ -170,7 +176,9 @@ class Compress(Workload):
 def _converted(original: Model, plan: models.LayerPlan, seen: dict[str, Tensor]) -> Model:
     """A copy of the model with each layer as the plan has it."""
     found = [each for each in _convert.planned(original, plan.entries()) if each.described]
-    made = {each.name: _convert.projected(each, seen.get(each.name)) for each in found}
+    made = {
+        each.name: _convert.projected(each, seen.get(each.name), plan.weighting) for each in found
+    }
     student = _convert.swapped(original, made)
     assert isinstance(student, Model)
     return student.requires_grad_(False)

@@ -1,0 +1,109 @@
+"""A plan put to work: the whole model measured, and written converted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwbench import checkpoints, protocol
+from hwbench.analysis.frames import summary_rows
+from hwbench.errors import CasesFailedError
+from hwbench.measure import run as runner
+from hwbench.measure.schedule import Listener
+from hwbench.measure.transports.local import LocalSeat
+from hwbench.records import Knob
+from hwbench.store import read_run
+
+DENSE: Mapping[str, Knob] = {"name": "dense"}
+MODEL_SECONDS = 3600.0
+"""What a case of a whole model may take."""
+
+_APPLY_SECONDS = 3600.0
+
+
+def single_path(path: Path) -> Path:
+    """Where the best single format of a plan is written."""
+    return path.with_name(f"{path.stem}-single.json")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a whole model was measured to do."""
+
+    score: float
+    score_name: str
+    better: str
+    model_seconds: float
+    model_bytes: float
+    retrieval_agreement: float
+    divergence: float = math.nan  # nats a token from the original; of causal models
+
+
+def measured(
+    plan: Path,
+    *,
+    single: bool,
+    device: str = "auto",
+    threads: int | None = None,
+    out: str | Path = "runs",
+    listener: Listener = lambda progress: None,
+) -> dict[str, Whole]:
+    """Measure the whole model as it was, as planned, and in the best single format.
+
+    Returns:
+        By ``dense``, ``plan`` and, where ``single`` asks for it, ``single``.
+
+    Raises:
+        CasesFailedError: one of them could not be measured.
+    """
+    told = checkpoints.layer_plan(plan)
+    side = told.layers[0].shape
+    paths = {"dense": "", "plan": str(plan.resolve())}
+    if single:
+        paths["single"] = str(single_path(plan).resolve())
+    asked = {
+        "schema": 1, "name": "chosen",
+        "about": "A model as it was, as planned, and in the best single format",
+        "plan": {"timeout_seconds": MODEL_SECONDS},
+        "cases": [{"workload": "compress", "weighting": "activations", "model": told.model,
+                   "plan": list(paths.values()), "text": told.text, "seeds": 2, "shape": list(side),
+                   "dtype": "float32", "format": [dict(DENSE)]}],
+    }  # fmt: skip
+    run = runner.run(asked, device=device, threads=threads, out=out, listener=listener)
+    rows = {json.loads(r["options"])["plan"]: r for r in summary_rows(read_run(run))}
+    found = {}
+    for name, path in paths.items():
+        row = rows[path]
+        if row["status"] != "ok":
+            raise CasesFailedError(f"The model ({name}) could not be measured: {row['reason']}")
+        found[name] = Whole(
+            row["score"], row["score_name"], row["better"], row["model_seconds"],
+            row["model_bytes"], row["retrieval_agreement"], row["next_token_divergence"],
+        )  # fmt: skip
+    return found
+
+
+def better(first: Whole, second: Whole) -> bool:
+    """Whether the first diverges less or, where that is not known, scores better."""
+    if math.isfinite(first.divergence) and math.isfinite(second.divergence):
+        return first.divergence < second.divergence
+    if first.better == "higher":
+        return first.score > second.score
+    return first.score < second.score
+
+
+def apply(plan: Path, out: Path, *, device: str = "auto", threads: int | None = None) -> str:
+    """Write the model that a plan makes to a folder, and return it.
+
+    Raises:
+        UsageError: plan or model cannot be read, or the folder cannot be written.
+    """
+    worker = LocalSeat(runner.resolve_device(device), runner.usable_threads(threads)).start()
+    try:
+        request = protocol.ApplyRequest(plan=str(plan.resolve()), out=str(out.resolve()))
+        return worker.ask(request, protocol.ApplyReply, _APPLY_SECONDS).out
+    finally:
+        worker.close()

@@ -1,0 +1,234 @@
+"""What layers may become under a budget, and which of it loses least: plans without measuring."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from hwbench.errors import UnknownNameError, UsageError, shortened
+from hwbench.studies import _knapsack
+from hwbench.studies._knapsack import Option
+
+VARIANTS = {"half": (0.5, 1.0), "error": (0.0, 1.0), "steep": (1.0, 1.5)}
+"""Other beliefs in what is lost: the power of the sensitivity, and that of the squared error."""
+
+_KINDS = ("bytes", "time", "params")
+_BUDGET = re.compile(r"(\w+)\s*=\s*([-−]?)\s*(\d+(?:\.\d+)?)\s*%")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all linear layers together may cost, as a share of what they cost dense."""
+
+    kind: str
+    share: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """``bytes=50%``, ``params=50%``, ``time=70%``, or with a minus what is to be saved.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        match = _BUDGET.fullmatch(text.strip())
+        if not match:
+            raise UsageError(
+                f"--budget is bytes=50%, params=50% or time=-30%, not {shortened(repr(text))}."
+            )
+        if match[1] not in _KINDS:
+            raise UnknownNameError("budget", match[1], _KINDS)
+        share = float(match[3]) / 100
+        share = 1 - share if match[2] else share
+        if not 0 < share <= 1:
+            raise UsageError(
+                f"--budget {text} leaves {share:.0%}; it must be above 0 and at most 100 %."
+            )
+        return cls(match[1], share)
+
+    def __str__(self) -> str:
+        return f"{self.kind}={100 * self.share:g}%"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What layers cost, and what is lost."""
+
+    time_seconds: float
+    bytes: float
+    parameters: float
+    loss: float
+
+    def of(self, kind: str) -> float:
+        """The cost that a budget of this kind limits."""
+        names = {"bytes": self.bytes, "time": self.time_seconds, "params": self.parameters}
+        return names[kind]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, and what it costs as each candidate that it can be."""
+
+    name: str
+    shape: tuple[int, int]
+    options: dict[str, Costs]
+    group: str = ""  # layers of one group have one candidate
+    sensitivity: float = 1.0  # what a unit of its squared error loses
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan of a budget, beside dense and the best single format."""
+
+    budget: Budget
+    picked: dict[str, str]
+    planned: Costs
+    dense: Costs
+    single: str | None
+    alone: Costs | None
+    gap: float
+    layers: list[Layer] = field(repr=False)
+    measured: dict[str, float] = field(default_factory=dict)  # of whole candidates: what is lost
+    kept: str = ""  # the one of them that lost least
+
+    @property
+    def wins_everywhere(self) -> str | None:
+        """The one candidate that every layer has, where there is one."""
+        labels = set(self.picked.values())
+        return labels.pop() if len(labels) == 1 else None
+
+
+def choose(layers: Sequence[Layer], budget: Budget) -> Choice:
+    """The candidate of each layer, or group, that loses least together within the budget.
+
+    Raises:
+        UsageError: no choice meets the budget; the sentence says what can be met.
+    """
+    together = list(_grouped(layers).values())
+    labels = [sorted(set.intersection(*(set(each.options) for each in own))) for own in together]
+    groups = [
+        [_option(own, label, budget.kind) for label in known]
+        for own, known in zip(together, labels, strict=True)
+    ]
+    dense = total(layers, dict.fromkeys((layer.name for layer in layers), "dense"))
+    limit = budget.share * dense.of(budget.kind)
+    found = _knapsack.solve(groups, limit)
+    if found is None:
+        least = _knapsack.cheapest(groups) / dense.of(budget.kind)
+        raise UsageError(
+            f"The budget {budget} cannot be met: as measured, the linear layers need at least "
+            f"{_percent_up(least)} of their {budget.kind} when dense; ask for that, or for more "
+            "formats and densities."
+        )
+    chosen = {
+        layer.name: known[index]
+        for own, known, index in zip(together, labels, found.chosen, strict=True)
+        for layer in own
+    }
+    picked = {layer.name: chosen[layer.name] for layer in layers}
+    single = best_single(layers, budget.kind, limit)
+    alone = total(layers, uniform(layers, single)) if single else None
+    planned = total(layers, picked)
+    return Choice(budget, picked, planned, dense, single, alone, found.gap, list(layers))
+
+
+def _percent_up(share: float) -> str:
+    return f"{math.ceil(1e3 * share) / 10:g} %"
+
+
+def uniform(layers: Sequence[Layer], label: str) -> dict[str, str]:
+    """Every layer in one candidate; one that cannot be it stays dense."""
+    return {each.name: label if label in each.options else "dense" for each in layers}
+
+
+def best_single(
+    layers: Sequence[Layer], kind: str, limit: float, among: Sequence[str] | None = None
+) -> str | None:
+    """The candidate that, alone in all layers, loses least within the limit; None if none does."""
+    every = {label for layer in layers for label in layer.options}
+    labels = sorted(every if among is None else every & set(among))
+    fits = []
+    for label in labels:
+        costs = total(layers, uniform(layers, label))
+        if costs.of(kind) <= limit:
+            fits.append((costs.loss, costs.of(kind), label))
+    return min(fits)[2] if fits else None
+
+
+def _grouped(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
+    """The layers of each group; a layer without one is a group of its own."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        found.setdefault(layer.group or layer.name, []).append(layer)
+    return found
+
+
+def _option(layers: Sequence[Layer], label: str, kind: str) -> Option:
+    costs = total(layers, {layer.name: label for layer in layers})
+    return Option(costs.of(kind), costs.loss)
+
+
+def candidates(choice: Choice) -> dict[str, dict[str, str]]:
+    """Whole models that are worth a measurement: the plan, variants of it, and single formats.
+
+    Losses do not add up as the plan takes them to. The variants believe less in the sensitivities
+    of groups, or take a large error for more than its square. Of each format the uniform candidate
+    that loses least within the budget is there, so that none of them is better than what is kept.
+    """
+    limit = choice.budget.share * choice.dense.of(choice.budget.kind)
+    found = {"plan": choice.picked}
+    for name, (trust, power) in VARIANTS.items():
+        layers = [_believed(layer, trust, power) for layer in choice.layers]
+        found[name] = choose(layers, choice.budget).picked
+    labels = {label for layer in choice.layers for label in layer.options}
+    for format_ in sorted({label.split()[0] for label in labels}):
+        own = [label for label in labels if label.split()[0] == format_]
+        if single := best_single(choice.layers, choice.budget.kind, limit, own):
+            found[single] = uniform(choice.layers, single)
+    kept: dict[str, dict[str, str]] = {}
+    for name, picked in reversed(found.items()):  # of two that are one the single format has a name
+        if picked not in kept.values():
+            kept[name] = picked
+    return dict(reversed(kept.items()))
+
+
+def _believed(layer: Layer, trust: float, power: float) -> Layer:
+    """The layer with a loss of s^trust · (e²)^power, of its sensitivity s and squared error e²."""
+    s = layer.sensitivity
+    options = {
+        label: replace(costs, loss=s**trust * (costs.loss / s) ** power)
+        for label, costs in layer.options.items()
+    }
+    return replace(layer, options=options)
+
+
+def decided(choice: Choice, measured: Mapping[str, float]) -> Choice:
+    """The choice with the candidate that lost least when measured, and the best single format.
+
+    Raises:
+        UsageError: no candidate was measured.
+    """
+    every = candidates(choice)
+    known = [name for name in every if name in measured]
+    if not known:
+        raise UsageError("None of the candidates of this budget was measured; choose anew.")
+    kept = min(known, key=lambda name: measured[name])
+    singles = [name for name in known if name not in ("plan", *VARIANTS)]
+    single = min(singles, key=lambda name: measured[name], default=None)
+    return replace(
+        choice,
+        picked=every[kept],
+        planned=total(choice.layers, every[kept]),
+        single=single,
+        alone=total(choice.layers, every[single]) if single else None,
+        measured=dict(measured),
+        kept=kept,
+    )
+
+
+def total(layers: Sequence[Layer], picked: Mapping[str, str]) -> Costs:
+    """What the layers cost and lose together, each as its candidate."""
+    each = [layer.options[picked[layer.name]] for layer in layers]
+    parts = ("time_seconds", "bytes", "parameters", "loss")
+    return Costs(*(math.fsum(getattr(costs, part) for costs in each) for part in parts))
