@@ -125,6 +125,19 @@ class Seen:
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
+    @classmethod
+    def of(cls, rows: Tensor | Seen, weight: Tensor) -> Seen:
+        """What these rows, or an object that holds them, are to a weight (out, in).
+
+        Raises:
+            UsageError: the rows do not fit.
+        """
+        seen = rows if isinstance(rows, cls) else cls(rows.to(weight.device))
+        inputs, shape = weight.shape[1], tuple(seen.rows.shape)
+        if len(shape) != 2 or shape[1] != inputs:
+            raise UsageError(f"activations must have the shape (samples, {inputs}), not {shape}.")
+        return seen
+
     @cached_property
     def gram(self) -> Tensor:
         """G, (in, in), as ``moments`` makes it."""
@@ -169,10 +182,7 @@ def nearest(described: Described, weight: Tensor, rows: Tensor | Seen) -> Any:
         return described.project(weight)
     if described.OUTPUTS not in _WAYS:
         raise UsageError(f"{described.name()} cannot be projected by outputs.")
-    seen = rows if isinstance(rows, Seen) else Seen(rows.to(weight.device))
-    inputs, shape = weight.shape[1], tuple(seen.rows.shape)
-    if len(shape) != 2 or shape[1] != inputs:
-        raise UsageError(f"activations must have the shape (samples, {inputs}), not {shape}.")
+    seen = Seen.of(rows, weight)
     layer = _WAYS[described.OUTPUTS](described, weight.detach().double(), seen).to(weight.dtype)
     layer.described = described
     return layer

@@ -407,7 +407,7 @@ class Native(_native.Native, of=TwoStage):
         """x and y where they are padded; it regroups and turns what is in cache."""
         return _sizes.padding_copies(described, *described.padded())
 
-    def recomputed(self, described: TwoStage) -> int:
+    def recomputed(self, described: TwoStage, tokens: int) -> int:
         return described.products()[0]
 
     def recomputed_values(self, described: TwoStage, tokens: int) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hwbench.errors import KnobError
-from hwbench.formats import _block_matmul, _gram, _init
+from hwbench.formats import _block_matmul, _gram, _init, _pruned
 from hwbench.formats._base import Linear, budget, by_direction, unreachable
 from hwbench.formats._entries import EntriesMap, Gather, GatheredFormat
 from hwbench.formats._groups import (
@@ -158,14 +158,15 @@ class Armor(GatheredFormat):
         start = _begin(target, target.square() * worth, self.side)
         return self._build(self._fit(target, worth, start), weight.dtype)
 
-    def project_outputs(self, weight: Tensor, activations: Tensor) -> Linear:
+    def project_outputs(self, weight: Tensor, activations: Tensor | _gram.Seen) -> Linear:
         """As ``project``, from the 2:4 matrix of SparseGPT, for all of XᵀX."""
         target = weight.detach().double()
-        gram = _gram.moments(activations.to(weight.device))
-        pruned = _gram.pruned(target, gram, n_of_m=(2, 4))
+        seen = _gram.Seen.of(activations, weight)
+        pruned = _pruned.pruned(target, seen.inverse, seen.upper, n_of_m=(2, 4))
         starts = [_begin(pruned, pruned.square(), self.side)]
-        for seen in (None, gram.diagonal().sqrt().unsqueeze(0)):
-            layer = self.project(target, activations=seen)
+        gram = seen.gram
+        for size in (None, seen.size):
+            layer = self.project(target, activations=size)
             assert isinstance(layer, _Map)
             starts.append(_Factors.of(layer))
         found = self._fit(target, gram, min(starts, key=lambda each: each.loss(target, gram)))
