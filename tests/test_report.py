@@ -410,7 +410,7 @@ def test_parquet_with_pyarrow(run: Run, tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_of_export_is_a_sentence(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="known: csv, json, parquet"):
+    with pytest.raises(UnknownNameError, match="known: bencher, csv, json, parquet"):
         export.export(run, "xlsx", tmp_path / "rows.xlsx")
 
 

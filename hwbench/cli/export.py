@@ -12,10 +12,13 @@ from hwbench.cli import _shared
 
 def export(
     run: Path = typer.Argument(..., help="A run file."),
-    to: str = typer.Option(..., "--to", help="csv, json, parquet or pytest-benchmark."),
+    to: str = typer.Option(..., "--to", help="csv, json, parquet, pytest-benchmark or bencher."),
     out: Path = typer.Option(..., "--out", "-o", help="The file to write."),
 ) -> None:
-    """Write one row for each case and replicate of a run, or a file that pytest-benchmark reads."""
+    """Write one row for each case and replicate of a run, or a file for another tool.
+
+    hwbench export runs --to csv --out rows.csv    hwbench export runs --to bencher -o b.json
+    """
     from hwbench.report import export as exporters
     from hwbench.store import read_run
 

@@ -1,4 +1,4 @@
-"""A run as csv, json or parquet (one row a case and replicate), or for pytest-benchmark."""
+"""A run as csv, json or parquet (one row a case and replicate), or for another tool."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hwbench import files
 from hwbench.analysis.frames import replicate_rows
 from hwbench.channels import cell
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError
-from hwbench.report import pytest_benchmark
+from hwbench.report import bencher, pytest_benchmark
 from hwbench.report.rows import known
 from hwbench.store import Run
 
@@ -69,5 +69,6 @@ KINDS: dict[str, Callable[[Run, Path], None]] = {
     "json": _json,
     "parquet": _parquet,
     "pytest-benchmark": pytest_benchmark.write,
+    "bencher": bencher.write,
 }
 """The kinds of file, and what writes each."""
