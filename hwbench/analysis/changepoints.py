@@ -64,6 +64,7 @@ class Night:
     run: str
     created: str
     commit: str | None = None
+    remote: str | None = None  # the web page of the repository
 
 
 @dataclass(frozen=True)

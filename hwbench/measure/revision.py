@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 SECONDS = 30.0
+_URL = re.compile(r"(?:https?|ssh|git)://(?:[^/]*@)?([\w.-]+)(?::\d+)?/([\w./~-]+)")
+_SCP = re.compile(r"(?:[^/@:]+@)?([\w.-]+\.[\w.-]+):([\w.~-][\w./~-]*)")
+"""How git writes where a repository is; a folder of this machine is neither."""
 CI_VARIABLES = ("GITHUB_SHA", "CI_COMMIT_SHA")
 """Where GitHub Actions and GitLab CI name the revision that a job is for."""
 
@@ -108,3 +111,35 @@ def _of_ci() -> dict[str, str]:
         if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", value := os.environ.get(name, "")):
             return {"commit": value, "commit_from": name}
     return {}
+
+
+def remote() -> dict[str, str]:
+    """Where the repository lives, under ``remote``: its web page, without names and passwords.
+
+    It is the remote ``origin``, or what a CI job says of itself; empty where neither is known, or
+    it is a folder of this machine.
+    """
+    try:
+        found = web_page(git(["config", "--get", "remote.origin.url"]))
+    except GitError:  # no repository, or one without such a remote
+        found = None
+    return {"remote": page} if (page := found or web_page(_ci_project())) else {}
+
+
+def _ci_project() -> str:
+    server, name = (os.environ.get(f"GITHUB_{part}", "") for part in ("SERVER_URL", "REPOSITORY"))
+    return f"{server}/{name}" if server and name else os.environ.get("CI_PROJECT_URL", "")
+
+
+def web_page(url: str) -> str | None:
+    """``https://host/owner/name`` of a repository's URL; None where it is no such URL.
+
+    User names, passwords, ports, queries and a final ``.git`` are no part of it.
+    """
+    match = _URL.fullmatch(url.strip()) or _SCP.fullmatch(url.strip())
+    if match is None:
+        return None
+    parts = match[2].removesuffix("/").removesuffix(".git").strip("/").split("/")
+    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
+        return None
+    return f"https://{match[1].lower()}/{'/'.join(parts)}"

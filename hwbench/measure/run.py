@@ -432,7 +432,7 @@ def header_of(
 
 def _state(reply: protocol.PlanReply) -> dict[str, Any]:
     """What the worker says of the moment, and the revision of the caller's own code."""
-    return {**reply.state, **revision.commit()}
+    return {**reply.state, **revision.commit(), **revision.remote()}
 
 
 def decides(difference: Difference) -> bool:

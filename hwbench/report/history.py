@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hwbench import units
-from hwbench.analysis.changepoints import Event, History, Series, Step
+from hwbench.analysis.changepoints import Event, History, Night, Series, Step
 from hwbench.analysis.stats import median
 from hwbench.records import Verdict
+from hwbench.report import _commits
 from hwbench.report.rows import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -71,6 +72,7 @@ def _shown(history: History, event: Event) -> dict[str, Any]:
         "before": printable(before.run),
         "headline": headline(event),
         "reasons": reasons(event),
+        "links": links(history, event),
         "cases": [
             {"name": printable(series.case), "metric": series.metric, "change": change(step)}
             for series, step in [*event.regressed, *event.improved][:_LISTED]
@@ -100,6 +102,19 @@ def reasons(event: Event) -> list[str]:
         lines = [same]
     lines += list(event.changed) or ["nothing else that is recorded"]
     return [printable(line) for line in lines]
+
+
+def links(history: History, event: Event) -> list[tuple[str, str]]:
+    """What a page links at an event, words and address: both commits, and what changed between."""
+    old, new = event.commits
+    before, now = (history.nights[number].remote for number in (event.since, event.run))
+    between = _commits.comparison(now, old, new) if before == now else None
+    found = [("what changed", between), *_linked(before, old), *_linked(now, new)]
+    return list(dict.fromkeys((words, address) for words, address in found if address))
+
+
+def _linked(remote: str | None, revision: str | None) -> list[tuple[str, str | None]]:
+    return [(_commits.short(revision), _commits.commit(remote, revision))] if revision else []
 
 
 def change(step: Step) -> str:
@@ -199,6 +214,7 @@ def lines(history: History) -> list[str]:
         night = history.nights[event.run]
         told.append(f"{night.created}  {night.run}: {headline(event)}")
         told += [f"    {line}" for line in reasons(event)]
+        told += [f"    {address}" for _, address in links(history, event)[:1]]
         moved = [*event.regressed, *event.improved]
         told += [f"    {change(step)}  {each.case} ({each.metric})" for each, step in moved[:3]]
         told += [f"    … and {len(moved) - 3} more"] if len(moved) > 3 else []
@@ -216,6 +232,12 @@ def plain(histories: Sequence[History], notes: Sequence[str]) -> str:
     )
 
 
+def _night(night: Night) -> dict[str, Any]:
+    told = {"run": night.run, "created": night.created, "commit": night.commit}
+    address = _commits.commit(night.remote, night.commit)
+    return {**told, "commit_url": address} if address else told
+
+
 def _plain(history: History) -> dict[str, Any]:
     def moved(pairs: Sequence[tuple[Series, Step]]) -> list[dict[str, Any]]:
         return [{"case": s.case, "metric": s.metric, "ratio": step.ratio} for s, step in pairs]
@@ -225,7 +247,7 @@ def _plain(history: History) -> dict[str, Any]:
         "suite": history.suite,
         "machine": history.machine,
         "threshold": history.threshold,
-        "runs": [{"run": n.run, "created": n.created, "commit": n.commit} for n in history.nights],
+        "runs": [_night(each) for each in history.nights],
         "changes": [
             {
                 "first_run": runs[event.run],

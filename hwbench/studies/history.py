@@ -160,7 +160,12 @@ def _history(runs: Sequence[_Read], *, metric: str, threshold: float) -> History
         suite=last.suite,
         machine=last.machine,
         nights=[
-            Night(r.header.run, r.header.created, r.header.environment.state.get("commit"))
+            Night(
+                r.header.run,
+                r.header.created,
+                _stated(r.header, "commit"),
+                _stated(r.header, "remote"),
+            )
             for r in runs
         ],
         series=series,
@@ -226,14 +231,14 @@ def _events(runs: Sequence[_Read], series: Sequence[Series]) -> list[Event]:
                 regressed=[pair for pair in moved if pair[1].verdict is Verdict.REGRESSED],
                 improved=[pair for pair in moved if pair[1].verdict is Verdict.IMPROVED],
                 changed=_changed(old, new),
-                commits=(_commit(old), _commit(new)),
+                commits=(_stated(old, "commit"), _stated(new, "commit")),
             )
         )
     return events
 
 
-def _commit(header: Header) -> str | None:
-    found = header.environment.state.get("commit")
+def _stated(header: Header, name: str) -> str | None:
+    found = header.environment.state.get(name)
     return str(found) if found else None
 
 

@@ -13,7 +13,7 @@ from hwbench.store import Run, read_run
 
 PRIVATE = (
     *("hostname", "uuid", "serial", "pci_bus_id", "nodename", "user"),
-    *("commit", "dirty", "branch", "git", "other_processes"),
+    *("commit", "dirty", "branch", "git", "remote", "other_processes"),
 )
 """Facts that name one machine, its owner's code, or what else runs on it."""
 
