@@ -37,9 +37,10 @@ test-heavy: $(VENV)/.dev ## run the second tier alone, and the drawn inputs agai
 mutations: $(VENV)/.dev ## put known faults back into a copy, one by one: does a test find each?
 	$(BIN)/python tests/mutations/run.py
 
-docs: $(VENV)/.dev ## write docs/formats.md, its pictures and the tables of other pages from the code
+docs: $(VENV)/.dev ## write docs/formats.md, its pictures, the tables of other pages and docs/machines.html
 	$(BIN)/python docs/make_formats.py
 	$(BIN)/python docs/make_pages.py
+	$(BIN)/python docs/make_machines.py
 
 golden: $(VENV)/.dev ## write what every reader makes of the stored runs in tests/golden; look at the diff
 	$(BIN)/python tests/golden/make.py

@@ -29,4 +29,5 @@ def share(
         _shared.say(line)
     _shared.say()
     _shared.say(f"The cleaned run is in {target}. To give it to hwbench, add it to reports/ in a")
-    _shared.say("folder named after the day and the machine, with this table in the pull request.")
+    _shared.say("folder named after the day and the machine, with this table in the pull request,")
+    _shared.say("and run make docs: docs/machines.html then compares your machine with the others.")

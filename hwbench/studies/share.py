@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path, PurePath
 from typing import Any
+
+import msgspec
 
 from hwbench import files, units
 from hwbench.errors import shortened
@@ -35,9 +36,14 @@ def share(run: Path, out: Path) -> Run:
     read_run(run)
     files.refuse_inputs([out], [run])
     lines = files.read_text(run, files.MOST_OF_A_RUN).splitlines()
-    kept = [json.dumps(_cleaned(json.loads(line)), ensure_ascii=False) for line in lines if line]
+    kept = [_line(line) for line in lines if line]
     files.write_text(out, "\n".join([*kept, ""]), "the run ")
     return read_run(out)
+
+
+def _line(line: str) -> str:
+    """A line without what is private, and otherwise as runs are written, number by number."""
+    return msgspec.json.encode(_cleaned(msgspec.json.decode(line))).decode()
 
 
 def _cleaned(value: Any) -> Any:
