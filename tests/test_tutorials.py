@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from hwbench import suite
+from hwbench.store import read_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -57,3 +62,46 @@ def test_i_have_a_checkpoint(
     assert held["table"]["bytes"].sum() < 0.6 * held["table"]["dense_bytes"].sum()
     assert json.loads((tmp_path / "small" / "hwbench.json").read_text())["schema"] == 1
     assert "error of the last hidden state" in capsys.readouterr().out
+
+
+# --- my nightly gate ---------------------------------------------------------------------------
+
+GATE = (DOCS / "my-nightly-gate.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"^hwbench (.*)\n# exit code (\d+): (.*)$", GATE, re.MULTILINE)
+
+
+def test_my_nightly_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hwbench: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Every command of the page, in its order, ends and says what the page says."""
+    inside = "".join(re.findall(r"^```bash\n(.*?)^```$", GATE, re.DOTALL | re.MULTILINE))
+    assert len(SHOWN) == len(re.findall("^hwbench ", inside, re.MULTILINE)) >= 8
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").symlink_to(DOCS)
+    for command, code, words in SHOWN:
+        ended, out, error = hwbench(*shlex.split(command))
+        assert ended == int(code), command
+        assert words in out + error, (command, out, error)
+    assert {"check.md", "check.xml", "history.html"} <= {p.name for p in tmp_path.iterdir()}
+    page = (tmp_path / "history.html").read_text(encoding="utf-8")
+    assert "https://git.example.org/team/layers/compare/" in page
+
+
+def test_the_example_nights_are_small_and_say_that_nothing_was_measured() -> None:
+    nights = sorted((DOCS / "examples/nights").glob("*.jsonl"))
+    assert [path.stem for path in nights] == [f"night-{n}" for n in range(1, 9)]
+    for path in nights:
+        run = read_run(path)
+        assert run.complete
+        assert run.header.device == "fake"
+        assert path.stat().st_size < 40_000
+        assert run.header.suite == "nightly"
+    assert "No machine was measured" in GATE
+
+
+def test_the_example_suite_is_the_one_of_the_nights() -> None:
+    document = suite.read(str(DOCS / "examples/nightly.toml"))
+    assert document["name"] == "nightly"
+    planned = read_run(DOCS / "examples/nights/night-1.jsonl").planned
+    names = {planned.case.format for planned in planned.values()}
+    assert names == {each["name"] for each in document["cases"][0]["format"]}
