@@ -132,7 +132,7 @@ class Seen:
         Raises:
             UsageError: the rows do not fit.
         """
-        seen = rows if isinstance(rows, cls) else cls(rows.to(weight.device))
+        seen = rows if isinstance(rows, Seen) else cls(rows.to(weight.device))
         inputs, shape = weight.shape[1], tuple(seen.rows.shape)
         if len(shape) != 2 or shape[1] != inputs:
             raise UsageError(f"activations must have the shape (samples, {inputs}), not {shape}.")
