@@ -447,5 +447,15 @@ def select(cases: Sequence[Case], expression: str) -> list[Case]:
     return kept
 
 
+def term(key: str, value: Any) -> str:
+    """The term of ``--filter`` that keeps the cases whose fact ``key`` is this value.
+
+    A comma, which would end the term, and white space at its ends match any one character.
+    """
+    word = re.sub(r"[*?[]", r"[\g<0>]", _word(value))
+    word = re.sub(r",|^\s|\s$", "?", word)
+    return f"{key}={word}"
+
+
 def _word(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -11,8 +13,13 @@ from typing import Any
 import pytest
 from _browser import Opened
 from _synthetic import hostile_run, projection_case, questions, rescored, run_of
+from msgspec.structs import replace
 
+from hwbench import suite as suites
 from hwbench import units
+from hwbench.errors import UsageError
+from hwbench.measure import run as runner
+from hwbench.records import Case
 from hwbench.report import _pack, decision, html
 from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
@@ -222,14 +229,18 @@ def test_a_filter_is_worked_by_keys_alone(opened: Callable[..., Opened], text: s
 def test_axe_finds_no_serious_violation(
     opened: Callable[..., Opened], text: str, scheme: str
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     shown = opened(text, color_scheme=scheme, bypass_csp=True)
     shown.page.locator("[data-filter=format] summary").click()
+    assert _grave(shown) == []
+
+
+def _grave(shown: Opened) -> list[tuple[str, list[str]]]:
+    """What axe finds serious or critical."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     found = axe.Axe().run(shown.page).response
-    grave = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
-    told = [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in grave]
-    assert told == []
     assert len(found["passes"]) > 20
+    grave = [each for each in found["violations"] if each["impact"] in ("serious", "critical")]
+    return [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in grave]
 
 
 def test_dark_and_light_differ_and_the_button_changes_them(
@@ -386,3 +397,156 @@ def test_the_decision_follows_the_error_the_setting_and_the_filters(
     shown.wait()
     assert not shown.page.locator("#decision").is_visible()
     assert shown.page.locator("#decision-nothing").is_visible()
+
+
+def test_a_case_opens_from_a_row_a_bar_and_a_mark_and_closes_by_keys(
+    opened: Callable[..., Opened], text: str, run: Run
+) -> None:
+    shown = opened(text)
+    page, dialog = shown.page, shown.page.locator("#case")
+    rows = numbered(report_rows(run))
+    table = page.locator("#table tbody tr").nth(2)
+    table.locator("td").nth(4).click()
+    row = rows[int(table.get_attribute("data-case") or "")]
+    assert row.case in dialog.inner_text()
+    assert dialog.locator("figure[data-part=spread] svg path").count() > 2
+    words = dialog.inner_text()
+    said = ("bound by", row.bound, "of its roof", "stored", "knobs", "replicates", "status")
+    assert [part for part in said if str(part) not in words] == []
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+
+    name = page.locator("#ranking tbody tr button").first
+    name.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.getElementById('case').contains(document.activeElement)")
+    settings = decision.settings(rows)
+    best = settings[0].candidates[0]
+    assert dialog.locator("h2").inner_text() == best.name
+    assert best.row.case in dialog.inner_text()
+    assert page.evaluate("location.hash").endswith(f"case={best.row.number}")
+    page.keyboard.press("Escape")
+    assert name.evaluate("(button) => button === document.activeElement")
+    assert "case=" not in page.evaluate("location.hash")
+
+    figure = page.locator("[data-section=density] figure.chart").first
+    figure.scroll_into_view_if_needed()
+    shown.wait()
+    figure.locator("svg .mark-symbol path").first.click(force=True)
+    assert dialog.is_visible()
+    there = opened(text, address=page.evaluate("location.hash"))
+    assert there.page.locator("#case h2").inner_text() == dialog.locator("h2").inner_text()
+    assert shown.said == there.said == []
+
+
+def test_a_case_tells_its_flags_in_words_and_its_samples_where_the_page_has_them(
+    opened: Callable[..., Opened],
+) -> None:
+    stored = Path(__file__).parent / "golden" / "runs" / "launch_bound.jsonl"
+    shown = opened(html.render([read_run(stored)]))
+    flagged = next(
+        row for row in numbered(report_rows(read_run(stored))) if "launch_bound" in row.flags
+    )
+    shown.page.locator(f"#table tr[data-case='{flagged.number}'] button").click()
+    dialog = shown.page.locator("#case")
+    assert "launch bound: the host takes at least 90 %" in dialog.inner_text()
+    assert dialog.locator("figure[data-part=series] svg path").count() > 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_violation_in_a_case(
+    opened: Callable[..., Opened], text: str, scheme: str
+) -> None:
+    shown = opened(text, color_scheme=scheme, bypass_csp=True)
+    shown.page.locator("#table tbody button").first.click()
+    shown.wait()
+    assert _grave(shown) == []
+
+
+def test_the_command_of_a_case_is_copied(opened: Callable[..., Opened], text: str) -> None:
+    shown = opened(text, permissions=["clipboard-read", "clipboard-write"])
+    shown.page.locator("#table tbody button").first.click()
+    shown.page.locator("#case [data-part=copy]").click()
+    shown.page.locator("#case [data-part=said]", has_text="Copied.").wait_for()
+    command = shown.page.locator("#case [data-part=command]").inner_text()
+    assert shown.page.evaluate("navigator.clipboard.readText()") == command
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "as shipped": {},
+    "a filter": {"filter": "direction=forward,tokens=1*"},
+    "without dense": {"filter": "format=[!d]*"},
+    "axes": {
+        "shape": [[96, 64]],
+        "tokens": [3],
+        "dtype": ["bfloat16"],
+        "density": [0.3, 1e-05],
+        "formats": ["csr", "monarch", "dictionary"],
+    },
+    "stored": {"stored": [0.25], "shape": [[128, 128], [64, 128]]},
+}
+"""What a run was asked for: a filter, and arguments of ``suite.override``."""
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("suite", ["linear", "quantized"])
+def test_the_command_of_a_case_leaves_it_alone_in_its_suite(
+    chromium: Any,
+    hwbench: Callable[..., tuple[int, str, str]],
+    suite: str,
+    asked: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    axes = dict(ASKED[asked])
+    chosen = axes.pop("filter", None)
+    cases = _built(suites.override(suites.read(suite), **axes), chosen)
+    run = run_of(runner.with_anchors(cases))
+    arguments = {"filter": chosen, "threads": 2}
+    run.header = replace(run.header, suite=suite, seed=5, arguments=arguments)
+    rows = numbered(report_rows(run))
+    few = rows[:: -(-len(rows) // 12)]
+    dense = [row for row in rows if row.format == "dense"][:2]
+    found = _commands(chromium, html.render([run]), [row.number for row in (*few, *dense)])
+    asked_for: list[Any] = []
+
+    def answer(question: Any, *where: Any) -> Any:
+        asked_for.append((question, where))
+        raise UsageError("Nothing is measured here.")
+
+    monkeypatch.setattr(runner, "answer", answer)
+    for row, (command, note) in zip((*few, *dense), found, strict=True):
+        assert note == ""
+        words = shlex.split(command)
+        assert words[:2] == ["hwbench", "run"]
+        assert hwbench(*words[1:])[0] == 2, command
+        question, where = asked_for.pop()
+        assert _built(question.document, question.filter) == [run.planned[row.case].case], command
+        assert (question.seed, where) == (5, ("cpu", 2, None))
+
+
+def test_a_case_that_no_shipped_suite_holds_asks_for_the_suite_file(chromium: Any) -> None:
+    run = run_of([*questions(), projection_case("low_rank", 0.5, matrix="none of ours")])
+    run.header = replace(run.header, suite="linear")
+    number = len(run.planned) - 1
+    [(command, note)] = _commands(chromium, html.render([run]), [number])
+    assert "--suite linear.toml " in command
+    assert "path of the run’s suite file" in note
+
+
+def _built(document: dict[str, Any], chosen: str | None) -> list[Case]:
+    cases = suites.build(document, "cpu").cases
+    return suites.select(cases, chosen) if chosen else cases
+
+
+def _commands(chromium: Any, text: str, numbers: list[int]) -> list[tuple[str, str]]:
+    """The command of each row, and what is said beside it, as the script of the page makes them."""
+    data = re.search(r'<script [^>]*id="hw-data".*?</script>', text, re.DOTALL)
+    assert data is not None
+    script = "".join((html._TEMPLATES / name).read_text() for name in ("data.js", "case.js"))
+    page = chromium.new_page()
+    page.set_content(data[0])
+    ask = f"""async (numbers) => {{ {script}; const data = await readData();
+      return numbers.map((n) => Object.values(reproduce(data, n))); }}"""
+    found = page.evaluate(ask, numbers)
+    page.close()
+    return [tuple(each) for each in found]

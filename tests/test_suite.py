@@ -9,6 +9,7 @@ import pytest
 
 from hwbench import plugins, suite
 from hwbench.errors import SuiteError, UnknownNameError
+from hwbench.records import Case
 
 BASE = {
     "schema": 1,
@@ -203,6 +204,18 @@ def test_filter_takes_keys_and_parts_of_ids():
     assert {(c.out_features, c.in_features) for c in suite.select(cases, "shape=8x4")} == {(8, 4)}
     with pytest.raises(SuiteError, match="leaves no case"):
         suite.select(cases, "tokens=99")
+
+
+@pytest.mark.parametrize("word", ["plain", "a,b", "[x]*?", " padded ", "x[1],y", "16"])
+def test_a_term_of_the_filter_keeps_its_value_and_no_other(word: str) -> None:
+    words = ["plain", "a,b", "ab", "[x]*?", "x", " padded ", "padded", "x[1],y", "x1,y", "16", "1"]
+    cases = [
+        Case(workload="linear", format="f", out_features=1, in_features=1, dtype="float32",
+             device="cpu", options={"given": each})
+        for each in words
+    ]  # fmt: skip
+    kept = suite.select(cases, suite.term("given", word))
+    assert [case.options["given"] for case in kept] == [word]
     with pytest.raises(UnknownNameError, match="did you mean 'tokens'"):
         suite.select(cases, "token=1")
 

@@ -20,6 +20,7 @@ from hwbench.analysis.quiet import slowed
 from hwbench.errors import UsageError
 from hwbench.quantities import CHART, ENERGY, PAGE, RELATIVE, SCORE, TIME, Quantity
 from hwbench.report import (
+    _again,
     _answers,
     _clock,
     _density,
@@ -50,8 +51,8 @@ from hwbench.report.rows import (
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPTS = ("data.js", "filters.js", "charts.js", "decision.js", "heat.js", "rows.js", "ratios.js",
-            "page.js")  # fmt: skip
+_SCRIPTS = ("data.js", "filters.js", "charts.js", "case.js", "decision.js", "heat.js", "rows.js",
+            "ratios.js", "page.js")  # fmt: skip
 _ALWAYS = (TIME, RELATIVE, SCORE)  # the quantities that the page draws by itself
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
@@ -247,7 +248,9 @@ def _data(
             "runs": [{"name": s.name, "machine": s.machine} for s in summaries],
             "groups": titles,
             "settings": decision.packed(settings),
+            "again": _again.packed(runs, rows),
             "statuses": words.STATUSES,
+            "flags": words.FLAGS,
             "directions": words.DIRECTIONS,
             "heat_words": _heat.FAILED,
             "level_words": _heat.LEVEL,
@@ -271,6 +274,7 @@ def _declared(quantity: Quantity, column: bool) -> dict[str, Any]:
         "unit": "" if quantity.unit == "×" else quantity.unit,
         "digits": quantity.digits,
         "column": quantity.short if column else None,
+        "heading": quantity.heading,
     }
 
 

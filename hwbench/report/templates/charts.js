@@ -125,6 +125,9 @@ async function drawFigure(data, element, passes) {
     });
     plot.classList.remove("vega-embed");
     element.view = result.view;
+    element.view.addEventListener("click", (event, mark) => {
+      if (known(mark?.datum?.number)) element.dispatchEvent(new CustomEvent("mark", { detail: mark.datum.number, bubbles: true }));
+    });
     element.kind = figure.kind;
   }
   for (const svg of element.querySelectorAll(".plot svg")) svg.setAttribute("aria-hidden", "true");

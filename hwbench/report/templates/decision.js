@@ -89,7 +89,8 @@ function startDecision(data, filters) {
       const row = rows[place];
       const line = make("tr", "", { className: within(candidate, setting.levels[state.level]) ? "" : "beyond" });
       const name = make("th", "", { scope: "row", className: "left" });
-      name.append(sign(row.format), candidate.name);
+      line.dataset.case = candidate.row;
+      name.append(sign(row.format), caseButton(candidate.row, candidate.name));
       const drawn = make("td", "", { className: "bars" });
       drawn.append(bar(candidate, row, most));
       const relative = row.format === "dense" ? "1×" : `${plain(row.relative)}× ${spread(row.relative, row.relative_low, row.relative_high)}`;

@@ -6,7 +6,7 @@ function startFilters(data, changed) {
   const form = document.getElementById("filters");
   const query = document.getElementById("query");
   const dimensions = makeDimensions(data).filter(({ values }) => values.length > 1);
-  const state = { words: "", sort: "", only: "", more: {}, section: "" };
+  const state = { words: "", sort: "", only: "", opened: "", more: {}, section: "" };
   const passes = new Uint8Array(data.count);
 
   for (const dimension of dimensions) form.insertBefore(control(dimension), form.querySelector(".search"));
@@ -78,6 +78,7 @@ function startFilters(data, changed) {
     if (state.words) said.set("search", state.words);
     if (state.sort) said.set("sort", state.sort);
     if (state.only) said.set("chart", state.only);
+    if (state.opened) said.set("case", state.opened);
     for (const [section, number] of Object.entries(state.more)) said.set(`${section}.more`, number);
     return `#${[state.section, said.toString()].filter(Boolean).join("&")}`;
   }
@@ -93,6 +94,7 @@ function startFilters(data, changed) {
     state.words = said.get("search") || "";
     state.sort = said.get("sort") || "";
     state.only = said.get("chart") || "";
+    state.opened = said.get("case") || "";
     state.more = {};
     for (const [key, value] of said) if (key.endsWith(".more")) state.more[key.slice(0, -5)] = Number(value) || 0;
   }

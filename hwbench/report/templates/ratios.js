@@ -28,9 +28,10 @@ function startRatios(data, filters) {
 
   function line(row) {
     const element = document.createElement("tr");
+    element.dataset.case = row.number;
     cells(row).forEach((text, place, all) => {
       const cell = element.insertCell();
-      cell.textContent = text;
+      cell.append(place === 0 ? caseButton(row.number, text) : text);
       if (place === 0 || place === all.length - 1) cell.className = "left";
     });
     return element;

@@ -108,10 +108,12 @@ function startRows(data, filters) {
   function line(row) {
     const element = document.createElement("tr");
     if (row.status !== "ok") element.className = "bad";
+    element.dataset.case = row.number;
     for (const column of columns) {
       const cell = element.insertCell();
       cell.className = `${column.left ? "left" : ""}${column.wide ? " wide" : ""}`;
-      cell.textContent = column.text ? column.text(row) : column.value(row) ?? "–";
+      const text = column.text ? column.text(row) : column.value(row) ?? "–";
+      cell.append(column.title === "format" ? caseButton(row.number, text) : text);
       const tip = column.tip?.(row);
       if (tip) cell.title = tip;
       const more = column.more?.(row);

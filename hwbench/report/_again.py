@@ -1,0 +1,167 @@
+"""How a case is measured again: the words of ``hwbench run`` that the page's script puts together.
+
+A run file has the name of its suite, and not the suite. Where the shipped suite of that name holds
+every case of the run, the suite and a filter are enough; elsewhere the command names the axes too.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from msgspec.structs import replace
+
+from hwbench import suite as suites
+from hwbench.records import Case, Plan
+from hwbench.report.rows import Row, printable
+from hwbench.store import Run
+from hwbench.suite import SHARES
+
+_OPTIONS = (
+    ("--weights", ("weights", "tensor")),
+    ("--activations", ("activations",)),
+    ("--model", ("model",)),
+    ("--data", ("data",)),
+)
+"""An option of ``hwbench run``, and the options of a case that say what it was given."""
+
+
+_SIDE = 256  # of the one layer whose place in a suite is looked up
+FILTER, AXES, FILE = range(3)
+"""What a command needs beside a filter: nothing, the axes of the case, or the suite's file."""
+
+
+def packed(runs: list[Run], rows: list[Row]) -> dict[str, Any]:
+    """What the page's script makes the command of a row from."""
+    needed = [needs(run) for run in runs]
+    return {
+        "runs": [command(run) for run in runs],
+        "needs": [needed[row.run][row.case] for row in rows],
+        "terms": terms(rows),
+        "given": given(rows),
+    }
+
+
+def command(run: Run) -> dict[str, Any]:
+    """The suite of a run as ``--suite`` takes it, all that follows, and the run's own filter.
+
+    ``knobs`` are those that the suite gives to each format: cases of the run may have fewer.
+    """
+    header = run.header
+    found = _shipped(header.suite, header.device.partition(":")[0])
+    words = ["--device", header.device]
+    if threads := header.arguments.get("threads"):
+        words += ["--threads", str(threads)]
+    words += ["--seed", str(header.seed)]
+    plan = found.plan if found else None
+    if plan and header.plan.replicates == 1 and header.plan.budget_seconds < plan.budget_seconds:
+        words.append("--quick")
+    elif plan is None or header.plan.replicates != plan.replicates:
+        words += ["--replicates", str(header.plan.replicates)]
+    if header.arguments.get("energy"):
+        words.append("--energy")
+    asked = header.arguments.get("filter")
+    return {
+        "suite": shlex.quote(printable(found.path if found else header.suite)),
+        "file": shlex.quote(printable(f"{header.suite}.toml")),
+        "rest": " ".join(shlex.quote(printable(word)) for word in words),
+        "filter": asked if isinstance(asked, str) else "",
+        "knobs": found.knobs if found else {},
+    }
+
+
+def needs(run: Run) -> dict[str, int]:
+    """What the command of each case needs, by its id."""
+    found = _shipped(run.header.suite, run.header.device.partition(":")[0])
+    if found is None:
+        return dict.fromkeys(run.planned, FILE)
+    others = [each.case for name, each in run.planned.items() if name not in found.ids]
+    reached = _reached(found, others) if others else frozenset()
+    own = {case.id for case in others if _placed(case) in reached or _files(case.options)}
+    return {
+        name: FILTER if name in found.ids else AXES if name in own else FILE for name in run.planned
+    }
+
+
+def _placed(case: Case) -> str:
+    """The id of the case at one shape and one number of tokens, which the command names."""
+    if case.tokens is None:
+        return case.id
+    return replace(case, out_features=_SIDE, in_features=_SIDE, tokens=_SIDE).id
+
+
+def _reached(found: _Suite, cases: list[Case]) -> frozenset[str]:
+    """The cases that the suite has when it is asked for the axes of these, each ``_placed``."""
+    asked: dict[tuple[str, Any], list[Case]] = {}
+    for case in cases:
+        share = next(((name, case.knobs[name]) for name in SHARES if name in case.knobs), ("", 0))
+        asked.setdefault(share, []).append(case)
+    ids: set[str] = set()
+    for (name, share), members in asked.items():
+        document = suites.override(
+            found.document,
+            shape=[[_SIDE, _SIDE]],
+            tokens=[_SIDE],
+            dtype=list(dict.fromkeys(case.dtype for case in members if case.tokens is not None)),
+            formats=list(dict.fromkeys(case.format for case in members)),
+            **({name: [share]} if name else {}),
+        )
+        ids |= {case.id for case in suites.build(document, cases[0].device).cases}
+    return frozenset(ids)
+
+
+@dataclass(frozen=True)
+class _Suite:
+    """A shipped suite on one kind of device."""
+
+    path: str  # as ``--suite`` takes it
+    document: dict[str, Any]
+    plan: Plan
+    ids: frozenset[str]  # of its cases, those of ``--quick`` too
+    knobs: Mapping[str, list[str]]  # that it gives to a format, beside the share of dense
+
+
+@cache
+def _shipped(name: str, device: str) -> _Suite | None:
+    known = [*suites.names(), *suites.model_names()]
+    path = next((each for each in known if each.rpartition("/")[2] == name), None)
+    if path is None:
+        return None
+    document = suites.read(path)
+    whole = suites.build(document, device)
+    cases = [*whole.cases, *suites.build(suites.quickened(document), device).cases]
+    knobs: dict[str, dict[str, None]] = {}
+    for case in cases:
+        knobs.setdefault(case.format, {}).update(
+            dict.fromkeys(key for key in case.knobs if key not in SHARES)
+        )
+    ids = frozenset(case.id for case in cases)
+    return _Suite(path, document, whole.plan, ids, {name: [*own] for name, own in knobs.items()})
+
+
+def terms(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
+    """For each text of knobs or options: the term of ``--filter`` for each of its values."""
+    texts = dict.fromkeys(text for row in rows for text in (row.knobs, row.options))
+    return {
+        text: {key: suites.term(key, value) for key, value in json.loads(text).items()}
+        for text in texts
+        if text
+    }
+
+
+def given(rows: Iterable[Row]) -> dict[str, str]:
+    """For each text of options that names files or a model: the options of the command for it."""
+    texts = dict.fromkeys(row.options for row in rows if row.options)
+    return {text: said for text in texts if (said := _files(json.loads(text)))}
+
+
+def _files(options: Mapping[str, Any]) -> str:
+    words: list[str] = []
+    for option, names in _OPTIONS:
+        if parts := [str(options[name]) for name in names if options.get(name)]:
+            words += [option, shlex.quote(printable(":".join(parts)))]
+    return " ".join(words)

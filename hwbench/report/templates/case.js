@@ -1,0 +1,198 @@
+// One case in a dialog: what it took, where it stands, and the command that measures it again.
+
+const shellWord = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+// The terms of --filter that are true of a row, by key; those of knobs and options are Python's.
+function filterTerms(data, row) {
+  const read = (name) => data.column(name)[row] ?? "None";
+  return {
+    format: `format=${read("format")}`,
+    ...data.again.terms[data.column("options")[row]],
+    ...data.again.terms[data.column("knobs")[row]],
+    direction: `direction=${read("direction")}`,
+    tokens: `tokens=${read("tokens")}`,
+    shape: `shape=${read("out_features")}x${read("in_features")}`,
+    dtype: `dtype=${read("dtype")}`,
+    workload: `workload=${read("workload")}`,
+    regime: `regime=${read("regime")}`,
+    mode: `mode=${read("mode")}`,
+  };
+}
+
+// The fewest terms, in this order, that leave of its run this row alone; all of them where the
+// suite may have other cases than the run. A knob that only the suite gives the format is refused.
+function filterOf(data, number, all) {
+  const [run, format] = [data.column("run"), data.column("format")];
+  const own = filterTerms(data, number);
+  let left = [];
+  for (let row = 0; row < data.count; row += 1) {
+    if (run[row] === run[number] && format[row] === format[number]) left.push(filterTerms(data, row));
+  }
+  const knobs = data.again.runs[run[number]].knobs[format[number]] || [];
+  const had = new Set(left.flatMap((terms) => (terms.workload === own.workload ? Object.keys(terms) : [])));
+  const used = [own.format];
+  for (const key of new Set([...Object.keys(own), ...had, ...knobs])) {
+    const kept = left.filter((terms) => terms[key] === own[key]);
+    if (key !== "format" && (kept.length < left.length || all || !had.has(key))) used.push(own[key] ?? `${key}=None`);
+    left = kept;
+  }
+  return used;
+}
+
+// The command that measures a case again, and what is to be said beside it.
+function reproduce(data, number) {
+  const row = data.row(number);
+  const { suite, file, rest, filter } = data.again.runs[row.run];
+  const [axes, elsewhere] = [1, 2].map((need) => data.again.needs[number] === need); // as _again.py has it
+  const words = ["hwbench run --suite", elsewhere ? file : suite, rest];
+  if (axes) {
+    if (known(row.tokens)) words.push(`--shape ${row.out_features}x${row.in_features} --tokens ${row.tokens} --dtype ${row.dtype}`);
+    for (const name of ["density", "stored"]) {
+      const share = (data.again.terms[row.knobs] || {})[name];
+      if (share) words.push(`--${share.replace("=", " ")}`);
+    }
+    words.push(`--format ${shellWord(row.format)}`, data.again.given[row.options] || "");
+  }
+  // The filter of the run may leave dense out, which is then there as a yardstick only.
+  const asked = filter && row.format !== "dense" ? [filter] : [];
+  const all = axes || (filter && row.format === "dense");
+  words.push(`--filter ${shellWord([...asked, ...filterOf(data, number, all)].join(","))}`);
+  const note = elsewhere ? "No suite of hwbench has this case: put the path of the run’s suite file there." : "";
+  return { command: words.filter(Boolean).join(" "), note };
+}
+
+const listOf = (text) => Object.entries(JSON.parse(text || "{}")).map(([key, value]) => `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
+
+// What is said of a row, heading by heading; what is not known is left out.
+function caseFacts(data, row) {
+  const share = known(row.asked_density) && row.density !== row.asked_density ? `${plain(row.density)} (asked ${row.asked_density})` : plain(row.density);
+  const score = Object.hasOwn(data.scores, row.score_name || "") ? data.scores[row.score_name] : { title: "score", unit: "" };
+  const found = [
+    ["Result", [
+      ["status", data.statuses[row.status] || row.status],
+      ["reason", row.reason],
+      ["time", known(row.time_seconds) && `${si(row.time_seconds, "s")}${range(row.time_low, row.time_high, (v) => si(v, "s"))}`],
+      ["relative to dense", known(row.relative) && `${plain(row.relative)}×${range(row.relative_low, row.relative_high, plain)}`],
+      ["of the first run", known(row.ratio) && `${plain(row.ratio)}×${range(row.ratio_low, row.ratio_high, plain)}`],
+      [score.title, known(row.score) && [plain(row.score), score.unit].filter(Boolean).join(" ")],
+      ...data.quantities.map((quantity) => [quantity.heading, known(row[quantity.name]) && amount(row[quantity.name], quantity)]),
+      ["replicates", known(row.replicates) && String(row.replicates)],
+    ]],
+    ["Where it stands", [
+      ["bound by", row.bound],
+      ["of its roof", known(row.efficiency) && percent(row.efficiency)],
+      ["executed", known(row.flops_per_second) && si(row.flops_per_second, "FLOP/s")],
+      ["intensity", known(row.intensity) && `${plain(row.intensity)} FLOP/B`],
+      ["FLOPs", known(row.flops) && si(row.flops, "FLOP")],
+      ["bytes moved", known(row.compulsory_bytes) && si(row.compulsory_bytes, "B")],
+      ["bytes between stages", row.intermediate_bytes > 0 && si(row.intermediate_bytes, "B")],
+    ]],
+    ["Format", [
+      ["knobs", listOf(row.knobs)],
+      ["resolved", listOf(row.resolved)],
+      ["kernel", row.kernel],
+      ["density", known(row.density) && share],
+      ["parameters", known(row.parameters) && String(row.parameters)],
+      ["stored", known(row.stored_bytes) && `${si(row.stored_bytes, "B")}, ${percent(row.stored_ratio)} of dense`],
+      ["workload", [row.workload, listOf(row.options)].filter(Boolean).join(": ")],
+      ["caches", row.regime],
+      ["mode", row.mode],
+      ["timed by", row.contract],
+    ]],
+  ];
+  const filled = found.map(([heading, facts]) => [heading, facts.filter(([, value]) => value)]);
+  return filled.filter(([, facts]) => facts.length);
+}
+
+function startCase(data, filters) {
+  const dialog = document.getElementById("case");
+  const find = (name) => dialog.querySelector(`[data-part=${name}]`);
+  const every = new Uint8Array(data.count).fill(1);
+  const names = new Map(data.settings.flatMap(({ candidates }) => candidates.map((each) => [each.row, each])));
+
+  function paint(part, figure) {
+    const element = find(part);
+    element.hidden = !figure;
+    element.figure = figure;
+    if (figure) element.painted = drawFigure(data, element, every);
+  }
+
+  function fill(number) {
+    const row = enrich(data.row(number));
+    const candidate = names.get(number);
+    find("title").textContent = candidate ? candidate.name : row.label;
+    find("setting").textContent = data.groups[row.group_number];
+    find("verdict").textContent = candidate ? [
+      row.format === "dense" ? si(row.time_seconds, "s") : `${si(row.time_seconds, "s")}, ${plain(row.relative)}× the time of dense`,
+      candidate.verdict, candidate.error,
+    ].join("; ") : "";
+    const flags = (row.flags || "").split(",").filter(Boolean);
+    find("flags").replaceChildren(...flags.map((name) => make("li", `${name.replaceAll("_", " ")}: ${data.flags[name] || "set by a meter of another package"}`)));
+    find("facts").replaceChildren(...caseFacts(data, row).map(([heading, facts]) => {
+      const box = make("div");
+      const list = make("dl");
+      list.append(...facts.map(([name, value]) => {
+        const line = make("div");
+        line.append(make("dt", name), make("dd", value));
+        return line;
+      }));
+      box.append(make("h3", heading), list);
+      return box;
+    }));
+    const { command, note } = reproduce(data, number);
+    find("command").textContent = command;
+    find("note").textContent = note;
+    find("id").textContent = `${row.case}, run ${data.runs[row.run].name}`;
+    find("said").textContent = "";
+  }
+
+  function open(number) {
+    fill(number);
+    if (!dialog.open) dialog.showModal();
+    dialog.scrollTop = 0;
+    filters.state.opened = String(number);
+    filters.remember();
+    // The width of the charts is that of the dialog, so they are drawn when it is open.
+    const has = (name) => known(data.column(name)[number]);
+    paint("spread", has("spread_5") && data.specifications.spread ? { kind: "spread", rows: [[number, number + 1]] } : null);
+    paint("series", data.figures.series.find((figure) => figureNumbers(figure)[0] === number));
+  }
+
+  dialog.addEventListener("close", () => { filters.state.opened = ""; filters.remember(); });
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
+  find("close").addEventListener("click", () => dialog.close());
+  find("copy").addEventListener("click", () => copyText(find("command").textContent, find("said")));
+  document.addEventListener("click", (event) => {
+    const place = event.target.closest("[data-case]");
+    if (place && !dialog.contains(place) && window.getSelection().isCollapsed) open(Number(place.dataset.case));
+  });
+  document.addEventListener("mark", (event) => open(event.detail)); // of a chart
+  return () => {
+    const number = Number(filters.state.opened);
+    if (filters.state.opened !== "" && Number.isInteger(number) && number >= 0 && number < data.count) {
+      if (!dialog.open) open(number);
+    } else if (dialog.open) dialog.close();
+  };
+}
+
+// A text to the clipboard, said in words where it went; without one it is selected to be copied.
+async function copyText(text, said) {
+  try {
+    await navigator.clipboard.writeText(text);
+    said.textContent = "Copied.";
+  } catch {
+    const area = make("textarea", text, { value: text });
+    (said.closest("dialog") || document.body).append(area);
+    area.select();
+    said.textContent = document.execCommand("copy") ? "Copied." : "This browser does not let a page copy: select the text.";
+    area.remove();
+  }
+}
+
+// A format as the button that opens its case.
+function caseButton(number, ...content) {
+  const button = make("button", "", { type: "button", className: "case" });
+  button.dataset.case = number;
+  button.append(...content);
+  return button;
+}
