@@ -12,6 +12,7 @@ import pytest
 from _synthetic import linear_case, projection_case, questions, rescored, run_of
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from hwbench import plugins
 from hwbench.errors import UsageError
@@ -303,6 +304,24 @@ def test_a_replicate_of_a_scored_case_is_a_seed() -> None:
     assert _facts.counts(timed) == "1 case, 5 of 5 replicates"
     both = run_of([linear_case("btt", 0.5), projection_case("btt", 0.5)], replicates=5)
     assert _facts.counts(both) == "2 cases, 5 of 5 replicates, 1 of 1 seed"
+
+
+@pytest.mark.parametrize(
+    ("asked", "made", "said"),
+    [
+        (4, 3, "1 case, 3 of 4 replicates"),
+        (4, 4, "1 case, 4 of 4 replicates"),
+        (4, 12, "1 case, 12 replicates (4 asked, 8 further)"),
+        (1, 2, "1 case, 2 replicates (1 asked, 1 further)"),
+    ],
+)
+def test_further_replicates_are_told_apart_from_those_asked_for(
+    asked: int, made: int, said: str
+) -> None:
+    run = run_of([linear_case("btt", 0.5)], replicates=made)
+    plan = replace(run.header.plan, replicates=asked)
+    run.header = replace(run.header, plan=plan)
+    assert _facts.counts(run) == said
 
 
 def test_two_four_is_counted_where_it_ran() -> None:

@@ -60,17 +60,26 @@ def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
 
 
 def counts(run: Run) -> str:
-    """``36 cases, 3 of 5 replicates, 2 of 2 seeds``: a scored case has seeds, a timed one not."""
+    """``36 cases, 3 of 5 replicates, 2 of 2 seeds``: a scored case has seeds, a timed one not.
+
+    A busy machine has further replicates: ``12 replicates (4 asked, 8 further)``.
+    """
     seeds = {case: planned.seeds for case, planned in run.planned.items() if planned.seeds}
     done: dict[bool, set[int]] = {False: set(), True: set()}
     for result in run.results:
         done[result.case in seeds].add(result.replicate)
     parts = [_count(len(run.planned), "case")]
     if len(seeds) < len(run.planned) or not seeds:
-        parts.append(f"{len(done[False])} of {_count(run.header.plan.replicates, 'replicate')}")
+        parts.append(_made(len(done[False]), run.header.plan.replicates))
     if seeds:
         parts.append(f"{len(done[True])} of {_count(max(seeds.values()), 'seed')}")
     return ", ".join(parts)
+
+
+def _made(made: int, asked: int) -> str:
+    if made <= asked:
+        return f"{made} of {_count(asked, 'replicate')}"
+    return f"{_count(made, 'replicate')} ({asked} asked, {made - asked} further)"
 
 
 def _count(number: int, noun: str) -> str:
