@@ -51,8 +51,10 @@ from hwbench.report.rows import (
 from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SCRIPTS = ("data.js", "filters.js", "charts.js", "case.js", "decision.js", "heat.js", "rows.js",
-            "ratios.js", "page.js")  # fmt: skip
+_SCRIPTS = (
+    *("data.js", "filters.js", "charts.js", "case.js", "keep.js", "decision.js", "heat.js"),
+    *("rows.js", "ratios.js", "page.js"),
+)
 _ALWAYS = (TIME, RELATIVE, SCORE)  # the quantities that the page draws by itself
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group

@@ -176,15 +176,15 @@ function startCase(data, filters) {
 }
 
 // A text to the clipboard, said in words where it went; without one it is selected to be copied.
-async function copyText(text, said) {
+async function copyText(text, said, done = "Copied.") {
   try {
     await navigator.clipboard.writeText(text);
-    said.textContent = "Copied.";
+    said.textContent = done;
   } catch {
     const area = make("textarea", text, { value: text });
     (said.closest("dialog") || document.body).append(area);
     area.select();
-    said.textContent = document.execCommand("copy") ? "Copied." : "This browser does not let a page copy: select the text.";
+    said.textContent = document.execCommand("copy") ? done : "This browser does not let a page copy: select the text.";
     area.remove();
   }
 }

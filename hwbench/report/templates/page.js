@@ -35,7 +35,7 @@ readData().then((data) => {
     const drawn = updates.map((update) => update());
     Promise.all(drawn).then(() => { document.body.dataset.milliseconds = performance.now() - begun; });
   });
-  updates.push(startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startDecision(data, filters), startCharts(data, filters));
+  updates.push(startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startKeeping(data), startDecision(data, filters), startCharts(data, filters));
   for (const update of updates) update();
 }).catch((error) => {
   const said = document.getElementById("count");
