@@ -15,14 +15,25 @@ from statistics import median
 from typing import Any
 
 import pytest
-from _synthetic import HOSTILE, UNSUPPORTED, failed, hostile_run, linear_case, questions, run_of
+from _synthetic import (
+    HOSTILE,
+    UNSUPPORTED,
+    failed,
+    hostile_run,
+    linear_case,
+    projection_case,
+    questions,
+    rescored,
+    run_of,
+)
 from msgspec.structs import replace
 
 from hwbench.errors import UsageError
 from hwbench.quantities import COMPILE, ENERGY
 from hwbench.records import Status
-from hwbench.report import _charts, _heat, _pack, _palette, html
+from hwbench.report import _bytes, _charts, _heat, _pack, _palette, decision, html
 from hwbench.report._scores import named
+from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
 
 
@@ -423,14 +434,82 @@ def test_an_unfinished_run_says_what_is_missing() -> None:
 
 def test_without_ceilings_there_is_a_sentence_and_no_roofline() -> None:
     page = Page(html.render([run_of(questions(), ceilings={})]))
-    assert "No roofline: the ceilings of this machine were not measured" in page.shown
+    assert "#roofline" not in {link.get("href") for link in page.tags("a")}
     assert "not measured in this run, so there is no roofline" in page.shown
     assert page.data["figures"]["roofline"] == []
 
 
 def test_without_projections_there_is_a_sentence() -> None:
     page = Page(html.render([run_of(questions(projection=False))]))
-    assert 'A suite with a second block, such as workload = "projection"' in page.shown
+    assert 'a second block of the suite, with workload = "projection"' in page.shown
+    assert "#accuracy" not in {link.get("href") for link in page.tags("a")}
+
+
+def _only(name: str) -> Run:
+    """A run that measures one side of the question alone, or nothing."""
+    if name == "accuracy":
+        return run_of([projection_case(each, 0.5) for each in ("low_rank", "csr")])
+    if name == "times":
+        return run_of(questions(projection=False), ceilings={})
+    if name == "one case":
+        return run_of([linear_case("low_rank", 0.5)])
+    if name == "failures":
+        return failed(run_of(questions()), Status.TIMED_OUT, "no answer in 60 s")
+    return run_of([])
+
+
+@pytest.mark.parametrize("name", ["accuracy", "times", "one case", "failures", "nothing"])
+def test_every_heading_of_the_contents_has_something_under_it(name: str) -> None:
+    text = html.render([_only(name)])
+    page = Page(text)
+    links = [str(a["href"]) for a in page.tags("a") if str(a.get("href")).startswith("#")]
+    ids = {a["id"] for _, a in page.elements if "id" in a}
+    assert [link for link in links if link[1:] not in ids] == []
+    parts = re.findall(r'<section id="(\w+)".*?</section>', text, re.DOTALL)
+    listed = re.findall(r'<li><a href="#(\w+)">', text)
+    assert parts == listed
+    for part in set(parts) - {"answer", "rows", "method"}:
+        inside = text[text.index(f'<section id="{part}"') :].partition("</section>")[0]
+        assert re.search('class="plot"|<table|<dl|<ul class="answers"><|class="lead"', inside), part
+
+
+def test_a_run_of_scores_alone_answers_in_bytes() -> None:
+    cases = [
+        projection_case(name, each) for name in ("low_rank", "btt", "csr") for each in (1.0, 0.5)
+    ]
+    run = run_of(cases)
+    page = Page(html.render([run]))
+    rows = [row for row in numbered(report_rows(run)) if row.stored_ratio <= 0.5]
+    best = min(rows, key=lambda row: row.score)
+    assert f"In 50 % of dense’s bytes, use {decision.named(best)}: projection error " in page.shown
+    assert "no format can be called the fastest" not in page.shown
+    assert "Significantly faster than dense" not in page.shown
+    assert "Which keeps the most per byte?" not in page.shown
+
+
+def test_what_keeps_the_most_is_never_beaten_by_what_is_smaller() -> None:
+    stored = Path(__file__).parent / "golden" / "runs" / "scored.jsonl"
+    for run in (read_run(stored), run_of(questions()), rescored(run_of(questions()))):
+        rows = numbered(report_rows(run))
+        found = _bytes.kept(rows)
+        assert {each.group for each in found} == {row.group_number for row in rows if row.scored}
+        for each in found:
+            scored = [r for r in rows if r.group_number == each.group and r.status == "ok"]
+            sign = -1 if scored[0].better == "higher" else 1
+            front = [row for row, _ in each.lines]
+            beaten = {
+                row.number
+                for row in scored
+                for other in scored
+                if (other.stored_ratio, sign * other.score) < (row.stored_ratio, sign * row.score)
+                and sign * other.score <= sign * row.score
+            }
+            assert {row.number for row in front} == {r.number for r in scored} - beaten
+
+
+def test_a_run_in_which_nothing_worked_says_why_first() -> None:
+    page = Page(html.render([failed(run_of(questions()), Status.UNSUPPORTED, "Give --data.")]))
+    assert page.shown.index("Unsupported: Give --data.") < page.shown.index("Every row One row")
 
 
 def test_one_replicate_decides_nothing() -> None:

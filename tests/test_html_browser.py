@@ -57,7 +57,7 @@ def test_every_chart_is_drawn_and_nothing_scrolls_sideways(
     seen = shown.page.evaluate(
         """() => {
           const right = (element) => element.getBoundingClientRect().right;
-          const figures = [...document.querySelectorAll("figure.chart")];
+          const figures = [...document.querySelectorAll("main figure.chart")];
           return {
             figures: figures.length,
             drawn: figures.filter((f) => f.querySelector(".plot svg path")).length,

@@ -1,4 +1,4 @@
-"""What is taken from the page in a browser: charts as files, tables as text."""
+"""The page in a browser: its contents, and what is taken from it as files and as text."""
 
 from __future__ import annotations
 
@@ -120,3 +120,21 @@ def test_signs_of_a_table_are_escaped(opened: Callable[..., Opened], text: str) 
     latex = copied(shown, "ranking", "latex")[4]
     said = r"a|b $<$i$>$ 5\% \$x\_1\$ \textbackslash{} \{\}"
     assert latex.endswith(said + r"\textasciitilde{}\textasciicircum{}\#\& \\")
+
+
+def test_the_contents_stay_at_the_side_and_fold_where_there_is_no_room(
+    opened: Callable[..., Opened], text: str
+) -> None:
+    wide = opened(text).page
+    wide.locator("nav a", has_text="Roofline").click()
+    wide.wait_for_function("document.querySelector('nav a[aria-current]')?.hash === '#roofline'")
+    side = wide.locator("#contents ol").bounding_box()
+    section = wide.locator("#roofline").bounding_box()
+    assert 0 < side["y"] < 200
+    assert side["x"] + side["width"] < section["x"]
+    narrow = opened(text, 400).page
+    assert not narrow.locator("#contents ol").is_visible()
+    narrow.locator("#contents summary").click()
+    narrow.locator("nav a", has_text="Roofline").click()
+    assert not narrow.locator("#contents ol").is_visible()
+    assert narrow.evaluate("document.activeElement.id") == "roofline"

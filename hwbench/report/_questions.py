@@ -37,12 +37,12 @@ class Question:
     sentences: list[Sentence] = field(default_factory=list)
 
 
-def questions(rows: list[Row], joins: list[Joined]) -> list[Question]:
-    """Every question that the rows can say something of."""
+def questions(rows: list[Row], joins: list[Joined], *, sizes: bool = True) -> list[Question]:
+    """Every question that the rows can say something of; with ``sizes`` that of bytes too."""
     found = [
         Question("Which format should this layer use?", _own_layers(joins)),
         Question("Which format is the fastest at the accuracy I need?", _at_accuracy(joins)),
-        Question("Which keeps the most per byte?", _per_byte(rows)),
+        Question("Which keeps the most per byte?", _per_byte(rows) if sizes else []),
         Question("Where does 2:4 pay?", _two_four(rows)),
         Question("Where does nothing beat dense?", _nothing(rows)),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from hwbench.analysis.accuracy import Joined
@@ -19,7 +20,6 @@ class Section:
     id: str
     figures: list[Figure]
     shown: int
-    empty: str  # the sentence where there is nothing to draw
     listed: int = 60  # of the others are in the list without the script, which lists all
 
     @property
@@ -31,12 +31,7 @@ class Section:
 def compared(rows: list[Row], machines: list[str]) -> list[Section]:
     """One section for every run that is compared with the first one."""
     return [
-        Section(
-            f"versus{number}",
-            _ratios.figures(rows, number, machines[0]),
-            4,
-            "No case has a ratio: none was timed in both runs within one timing contract.",
-        )
+        Section(f"versus{number}", _ratios.figures(rows, number, machines[0]), 4)
         for number in range(1, len(machines))
     ]
 
@@ -51,36 +46,51 @@ def sections(
         for figure in _samples.series(run, [r for r in rows if r.run == number], chosen)
     ]
     return [
-        Section("winners", _density.winners(rows), 4, ""),
-        Section(
-            "accuracy",
-            [_trade.pareto(each) for each in joined],
-            4,
-            "The run has no scores that go with its times: nothing to trade. A suite with a second "
-            'block, such as workload = "projection", over the same formats gives them.',
-        ),
-        Section("errors", _trade.errors(rows), 4, ""),
-        Section("density", _density.crossover(rows), 4, "No format has several densities."),
-        Section("tokens", _density.sweeps(rows), 4, "No shape was timed at several token counts."),
-        Section(
-            "roofline",
-            _views.rooflines(rows),
-            4,
-            "No roofline: the ceilings of this machine were not measured, or nothing was timed.",
-        ),
-        Section("memory", _costs.memory(rows), 4, "No case has a known cost."),
-        Section(
-            "costs",
-            _costs.costs(rows, shown(runs, CHART)),
-            4,
-            "Nothing was read beside time and memory.",
-        ),
-        Section("spread", _samples.spreads(rows), 2, "Nothing was timed."),
-        Section(
-            "series",
-            series,
-            2,
-            "No case is flagged and none was asked for: hwbench report RUN --samples CASE shows "
-            "every sample of a case.",
-        ),
+        Section("winners", _density.winners(rows), 4),
+        Section("accuracy", [_trade.pareto(each) for each in joined], 4),
+        Section("errors", _trade.errors(rows), 4),
+        Section("density", _density.crossover(rows), 4),
+        Section("tokens", _density.sweeps(rows), 4),
+        Section("roofline", _views.rooflines(rows), 4),
+        Section("memory", _costs.memory(rows), 4),
+        Section("costs", _costs.costs(rows, shown(runs, CHART)), 4),
+        Section("spread", _samples.spreads(rows), 2),
+        Section("series", series, 2),
     ]
+
+
+TITLES = {
+    "compare": "Comparison",
+    "answer": "Answer",
+    "questions": "Questions",
+    "winners": "Who wins where",
+    "accuracy": "Accuracy",
+    "density": "Crossover",
+    "roofline": "Roofline",
+    "memory": "Memory and cost",
+    "samples": "Samples",
+    "rows": "Every row",
+    "method": "Machine and method",
+}
+"""The headings of the page as its contents name them, in their order."""
+
+
+def contents(found: Iterable[Section], said: Mapping[str, object]) -> dict[str, str]:
+    """The headings under which something stands.
+
+    Args:
+        found: the sections of figures.
+        said: for a heading, what stands under it beside figures; true where that is something.
+    """
+    drawn = {section.id for section in found if section.figures}
+    below = {
+        "accuracy": ("accuracy", "errors"),
+        "density": ("density", "tokens"),
+        "memory": ("memory", "costs"),
+        "samples": ("spread", "series"),
+    }
+    return {
+        name: title
+        for name, title in TITLES.items()
+        if said.get(name) or drawn.intersection(below.get(name, (name,)))
+    }

@@ -235,7 +235,10 @@ def _levels(score: Score | None, made: list[Candidate]) -> list[Level]:
 
 def _basis(found: Joined | None, score: Score | None) -> str:
     if found is None or score is None:
-        return "This run measures no errors, so it can recommend exact formats only."
+        return (
+            "This run measures no errors, so it can recommend exact formats only; a second block "
+            'of the suite, with workload = "projection" and the same formats, measures them.'
+        )
     timed, scored = found.shapes
     row = row_of(found.scored)
     what = _whose.noted(row) or f"{score.title.capitalize()} of {words.workload(row)}."

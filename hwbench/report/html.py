@@ -22,6 +22,7 @@ from hwbench.quantities import CHART, ENERGY, PAGE, RELATIVE, SCORE, TIME, Quant
 from hwbench.report import (
     _again,
     _answers,
+    _bytes,
     _clock,
     _density,
     _facts,
@@ -149,13 +150,16 @@ def _context(
     sections = _sections.sections(rows, runs, joined, chosen)
     sections += _sections.compared(rows, machines) if before else []
     looks = styles(row.format for row in rows)
-    return {
+    keeping = [] if settings else _bytes.kept(rows)
+    found: dict[str, Any] = {
         "runs": summaries,
         "title": _title(runs, machines),
         "several": len(runs) > 1,
         "before": before,
         "settings": settings,
         "first": settings[0].best(settings[0].levels[0].limit) if settings else None,
+        "keeping": keeping,
+        "keeping_heads": _bytes.HEADS,
         "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,
@@ -167,7 +171,7 @@ def _context(
             for machine, own in zip(machines, answered, strict=True)
             for sentence in _answers.overview(own, machine if len(runs) > 1 else "")
         ],
-        "questions": _questions.questions(rows, joined),
+        "questions": _questions.questions(rows, joined, sizes=not keeping),
         "trades": [_trade.trade(each) for each in joined[:_SPELLED]],
         "trades_left": max(0, len(joined) - _SPELLED),
         "unjoined": _trade.unjoined(joins),
@@ -186,6 +190,18 @@ def _context(
         "measured": sum(row.status == "ok" for row in rows),
         "data": _data(runs, summaries, rows, sections, looks, settings),
     }
+    under = {
+        "compare": before,
+        "answer": True,
+        "questions": found["overview"] or found["questions"] or found["answers"],
+        "winners": found["heat"].lines,
+        "accuracy": found["trades"] or (settings and found["unjoined"]),
+        "density": found["starts"].lines or found["totals"],
+        "rows": True,
+        "method": True,
+    }
+    below = [each for each in sections if not (keeping and each.id == "errors")]  # in the answer
+    return {**found, "contents": _sections.contents(below, under)}
 
 
 def _answered(rows: list[Row]) -> list[_answers.Answer]:

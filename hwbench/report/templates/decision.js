@@ -95,7 +95,7 @@ function startDecision(data, filters) {
       drawn.append(bar(candidate, row, most));
       const relative = row.format === "dense" ? "1×" : `${plain(row.relative)}× ${spread(row.relative, row.relative_low, row.relative_high)}`;
       line.append(name, drawn, make("td", relative), make("td", si(row.time_seconds, "s")),
-        make("td", candidate.error, { className: "left" }), make("td", si(row.stored_bytes, "B")),
+        make("td", candidate.error.replace(/^its error is /, ""), { className: "left" }), make("td", si(row.stored_bytes, "B")),
         make("td", candidate.verdict, { className: `left word ${candidate.verdict.replaceAll(" ", "-")}` }));
       return line;
     }));

@@ -28,7 +28,32 @@ function startAnswers(filters, data) {
   };
 }
 
+// The contents stand open at the side where there is room, else folded above; where one is, is marked.
+function startContents() {
+  const box = document.getElementById("contents");
+  const wide = window.matchMedia("(min-width: 1200px)");
+  const fold = () => { box.open = wide.matches; };
+  wide.addEventListener("change", fold);
+  fold();
+  const links = new Map([...box.querySelectorAll("a")].map((link) => [link.hash.slice(1), link]));
+  box.addEventListener("click", ({ target }) => { if (target.closest("a")) fold(); });
+  const inView = new Set();
+  const watch = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting) inView.add(target.id);
+      else inView.delete(target.id);
+    }
+    const first = [...links.keys()].find((id) => inView.has(id));
+    for (const [id, link] of links) {
+      if (id === first) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  }, { rootMargin: "-70px 0px -40% 0px" });
+  for (const id of links.keys()) watch.observe(document.getElementById(id));
+}
+
 startTheme();
+startContents();
 readData().then((data) => {
   const updates = [];
   const filters = startFilters(data, (begun) => {
