@@ -80,6 +80,21 @@ UNHEALED_SCORE = Quantity(name="unhealed_score", better="higher", shown=())
 RETRIEVAL_AGREEMENT = Quantity(
     name="retrieval_agreement", better="higher", shown=(), levels=(0.95, 0.9, 0.8)
 )
+PARTNER_TOP1 = Quantity(
+    name="partner_top1", better="higher", title="partner found first", column="partner",
+    shown=(TERMINAL, PAGE),
+)  # fmt: skip
+PARTNER_MRR = Quantity(name="partner_mrr", better="higher", shown=())
+PARTNER_MRR_LOW = Quantity(name="partner_mrr_low", better="higher", shown=())
+PARTNER_MRR_HIGH = Quantity(name="partner_mrr_high", better="higher", shown=())
+CENTRED_LEAD = Quantity(
+    name="centred_lead", better="higher", title="lead of the partner", column="lead",
+    shown=(TERMINAL, PAGE),
+)  # fmt: skip
+CENTRED_LEAD_LOW = Quantity(name="centred_lead_low", better="higher", shown=())
+CENTRED_LEAD_HIGH = Quantity(name="centred_lead_high", better="higher", shown=())
+PAIR_MRR = Quantity(name="pair_mrr", better="higher", shown=())
+PAIR_LEADS = Quantity(name="pair_leads", better="higher", shown=())
 UNHEALED_PERPLEXITY = Quantity(name="unhealed_perplexity", shown=())
 ORIGINAL_PERPLEXITY = Quantity(name="original_perplexity", shown=())
 PERPLEXITY_RATIO = Quantity(name="perplexity_ratio", shown=())
@@ -110,7 +125,8 @@ MEASURED = (
     *(NUMERICAL_ERROR, COMPILE, FIRST_CALL, PREPARE, UNHEALED_SCORE, RETRIEVAL_AGREEMENT),
     *(UNHEALED_PERPLEXITY, ORIGINAL_PERPLEXITY, PERPLEXITY_RATIO, MODEL_SECONDS, MODEL_BYTES),
     *(PERPLEXITY_RATIO_LOW, PERPLEXITY_RATIO_HIGH, NEXT_TOKEN_DIVERGENCE, TOP1_AGREEMENT),
-    *(WINDOW_NATS, KERNEL_LOGITS_ERROR),
+    *(WINDOW_NATS, KERNEL_LOGITS_ERROR, PARTNER_TOP1, PARTNER_MRR, PARTNER_MRR_LOW),
+    *(PARTNER_MRR_HIGH, CENTRED_LEAD, CENTRED_LEAD_LOW, CENTRED_LEAD_HIGH, PAIR_MRR, PAIR_LEADS),
     *(MODEL_PARAMETERS, STEP_SECONDS, COUNTED_FLOPS, GRAPH_BREAKS, COMPILED_GRAPHS),
 )
 """What measurements of a run file hold, in the order of their columns."""

@@ -89,6 +89,40 @@ def test_dense_keeps_everything(tiny: Path) -> None:
     assert found["model_seconds"] > 0
 
 
+@pytest.mark.parametrize("name", ["dense", "low_rank"])
+def test_partners_are_found_on_all_held_out_sentences(tiny: Path, name: str) -> None:
+    found, other = (scored(case(tiny, name), seed) for seed in (0, 1))
+    texts = _texts.held_out()
+    for quantity in ("partner_top1", "partner_mrr", "centred_lead"):
+        assert found[quantity] == other[quantity]  # a seed draws none of them
+    assert found["partner_mrr_low"] < found["partner_mrr"] < found["partner_mrr_high"] <= 1
+    assert found["centred_lead_low"] < found["centred_lead"] < found["centred_lead_high"]
+    if name == "dense":
+        embeddings = Bert.load(tiny)(*Bert.tokens(tiny, texts)).double()
+        alike = (embeddings @ embeddings.T).fill_diagonal_(-2)
+        places = alike.argsort(1, descending=True).tolist()
+        ranks = [row.index(i ^ 1) + 1 for i, row in enumerate(places)]
+        assert found["partner_top1"] == pytest.approx(sum(r == 1 for r in ranks) / len(ranks))
+        assert found["partner_mrr"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks))
+
+
+def test_an_embedding_that_is_the_same_for_all_finds_nobody() -> None:
+    same = torch.nn.functional.normalize(torch.ones(60, 8), dim=-1)
+    first, ranks = _embeddings.partners(same)
+    assert first == pytest.approx([1 / 59] * 60)
+    assert ranks == pytest.approx([1 / 30] * 60)
+    assert _embeddings.leads(same) == pytest.approx([0.0] * 60)
+
+
+def test_embeddings_that_are_apart_find_their_partners() -> None:
+    pairs = torch.eye(30).repeat_interleave(2, 0)
+    assert _embeddings.partners(pairs) == ([1.0] * 60, [1.0] * 60)
+    assert _embeddings.leads(pairs) == pytest.approx([1 + 1 / 29] * 60)
+    shared = torch.cat([pairs, torch.full((60, 1), 3.0)], 1)  # what all share tells nothing
+    shared = torch.nn.functional.normalize(shared, dim=-1)
+    assert _embeddings.leads(shared) == pytest.approx([1 + 1 / 29] * 60)
+
+
 def test_a_seed_draws_its_texts_and_says_the_same_twice(tiny: Path) -> None:
     first, again, other = (scored(case(tiny), seed)["score"] for seed in (0, 0, 1))
     assert first == again

@@ -7,9 +7,14 @@ arXiv:1908.10084). Further layers that sentence-transformers would put after tha
 
 from __future__ import annotations
 
+from statistics import fmean
+
+import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor
 
+from hwbench import quantities
+from hwbench.analysis import blocks
 from hwbench.checkpoints import CLS
 from hwbench.quantities import RETRIEVAL_AGREEMENT
 from hwbench.workloads._models import Model
@@ -36,6 +41,24 @@ class Embedder(Model):
         cosine = float((found.double() * wanted.double()).sum(-1).mean())
         return cosine, {RETRIEVAL_AGREEMENT.name: agreement(found, wanted)}
 
+    def paired(self, student: Model, ids: Tensor, mask: Tensor) -> dict[str, float | list[float]]:
+        """How well the student finds each sentence's partner; no teacher is needed for that."""
+        embeddings = student(ids, mask)
+        first, ranks = partners(embeddings)
+        pairs = [_of_pairs(each) for each in (ranks, leads(embeddings))]
+        mrr, lead = (blocks.mean(each) for each in pairs)
+        return {
+            quantities.PARTNER_TOP1.name: fmean(first),
+            quantities.PARTNER_MRR.name: mrr.value,
+            quantities.PARTNER_MRR_LOW.name: mrr.low,
+            quantities.PARTNER_MRR_HIGH.name: min(1.0, mrr.high),
+            quantities.CENTRED_LEAD.name: lead.value,
+            quantities.CENTRED_LEAD_LOW.name: lead.low,
+            quantities.CENTRED_LEAD_HIGH.name: lead.high,
+            quantities.PAIR_MRR.name: pairs[0],
+            quantities.PAIR_LEADS.name: pairs[1],
+        }
+
 
 def pooled(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
     """The mean over the tokens, or the first, of length one: (batch, tokens, h) → (batch, h)."""
@@ -43,6 +66,47 @@ def pooled(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
         return F.normalize(hidden[:, 0], dim=-1)
     weight = mask.unsqueeze(-1).to(hidden.dtype)
     return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+
+
+def partners(embeddings: Tensor) -> tuple[list[float], list[float]]:
+    """How likely each sentence's partner is found first, and one over the place where it is found.
+
+    Sentences 2k and 2k + 1 are partners. Sentences that are equally near share their places: an
+    embedding that is the same for all finds nobody.
+
+    Args:
+        embeddings: of length one, (sentences, hidden).
+    """
+    alike, own = _alike(embeddings)
+    others = ~torch.eye(len(alike), dtype=torch.bool, device=alike.device)
+    above = ((alike > own) & others).sum(1)
+    level = (alike == own).sum(1)  # the partner among them, never the sentence itself
+    first = torch.where(above == 0, 1 / level, 0)
+    return first.tolist(), (1 / (above + (level + 1) / 2)).tolist()
+
+
+def leads(embeddings: Tensor) -> list[float]:
+    """By how much the cosine to each sentence's partner is above the mean of those to all others.
+
+    The mean of all embeddings is subtracted first: what they share tells sentences apart no better.
+    """
+    wide = embeddings.double()
+    alike, own = _alike(F.normalize(wide - wide.mean(0), dim=-1))
+    rest = (alike.clamp_min(-1).sum(1) + 1 - own[:, 0]) / (len(alike) - 2)
+    return (own[:, 0] - rest).tolist()
+
+
+def _alike(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines between sentences, -2 to themselves, and to the partner of each, (n, 1)."""
+    wide = embeddings.double()
+    alike = (wide @ wide.T).fill_diagonal_(-2.0)
+    places = torch.arange(len(alike), device=alike.device)
+    return alike, alike[places, places ^ 1].unsqueeze(1)
+
+
+def _of_pairs(values: list[float]) -> list[float]:
+    """The means of neighbours: the two sentences of a pair are one observation."""
+    return [fmean(pair) for pair in zip(values[::2], values[1::2], strict=True)]
 
 
 def agreement(ours: Tensor, wanted: Tensor, nearest: int = 3) -> float:

@@ -80,6 +80,11 @@ class Model(nn.Module, ABC):
     def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
         """The score of a student of this model, and what is found beside it."""
 
+    def paired(self, student: Model, ids: Tensor, mask: Tensor) -> dict[str, float | list[float]]:
+        """What a student makes of sentences of which every two are a pair, beside its score."""
+        del student, ids, mask
+        return {}
+
 
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Rows of token ids as ids and mask, (texts, tokens), as short as the longest row allows."""

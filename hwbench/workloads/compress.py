@@ -53,6 +53,11 @@ class Compress(Workload):
     ``perplexity_ratio`` and ``next_token_divergence``; the latency, bytes and parameters of the
     whole model; and, where it was healed, ``unhealed_score`` or ``unhealed_perplexity``.
 
+    Encoders are judged without a teacher, too, on all held-out sentences, of which every two mean
+    about the same: ``partner_top1`` and ``partner_mrr`` say how often and how early a sentence
+    finds its partner, ``centred_lead`` how far the centred cosine to it is above the mean of those
+    to the others. Their intervals are those of a bootstrap over pairs.
+
     Options: ``weighting`` (none; activations: columns count as much as the calibration text uses
     them; gram: the outputs on that text count, with all of XᵀX), ``heal`` (steps of distillation, 0
     for none), ``model``, ``plan`` (the file of a plan of ``hwbench choose``, which then says the
@@ -64,6 +69,9 @@ class Compress(Workload):
     SCORE = quantities.EMBEDDING_COSINE
     QUANTITIES = (
         *(quantities.RETRIEVAL_AGREEMENT, quantities.ORIGINAL_PERPLEXITY),
+        *(quantities.PARTNER_TOP1, quantities.PARTNER_MRR, quantities.PARTNER_MRR_LOW),
+        *(quantities.PARTNER_MRR_HIGH, quantities.CENTRED_LEAD, quantities.CENTRED_LEAD_LOW),
+        *(quantities.CENTRED_LEAD_HIGH, quantities.PAIR_MRR, quantities.PAIR_LEADS),
         *(quantities.PERPLEXITY_RATIO, quantities.NEXT_TOKEN_DIVERGENCE),
         *(*_UNHEALED.values(), quantities.MODEL_SECONDS),
         *(quantities.MODEL_BYTES, quantities.MODEL_PARAMETERS),
@@ -144,8 +152,11 @@ class Compress(Workload):
             with torch.no_grad():
                 batch = tuple(each[:_LATENCY_BATCH] for each in texts)
                 seconds = _whole.latency(lambda: student(*batch), device, _CALLS, _WARM)
+                whole = (t.to(where) for t in reader.tokens(folder, _texts.held_out()))
+                pairs = original.paired(student, *whole)
             subject.beside |= {
                 **beside,
+                **pairs,
                 quantities.MODEL_SECONDS.name: seconds,
                 **_whole.size(student),
             }
