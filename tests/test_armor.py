@@ -10,7 +10,7 @@ from _formats import drawn, relative
 from torch import Tensor
 
 from hwbench.errors import KnobError
-from hwbench.formats import _gram
+from hwbench.formats import _gram, armor
 from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP
 from hwbench.formats.armor import Armor
 from hwbench.formats.n_m import NM
@@ -60,6 +60,22 @@ def test_no_round_raises_the_error(monkeypatch: pytest.MonkeyPatch, shape: tuple
     for found in (plain, seen):
         assert found == sorted(found, reverse=True)
         assert found[-1] < 0.9 * found[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("whole", [False, True], ids=["columns", "gram"])
+def test_no_step_raises_the_error(shape: tuple[int, int], whole: bool) -> None:
+    """Each by itself: a step that went the wrong way would be hidden by the best of the rounds."""
+    weight, gram = drawn(*shape), _gram.moments(correlated(200, shape[1], seed=2))
+    gram = gram if whole else gram.diagonal()
+    now = armor._begin(weight, weight.square(), 8)
+    before = now.loss(weight, gram)
+    for turn in range(3):
+        for step in (armor._best_left, armor._best_right, armor._better_sparse):
+            now = step(weight, gram, now)
+            after = now.loss(weight, gram)
+            assert after < before * (0.999 if turn == 0 else 1 + 1e-12), step.__name__
+            before = after
 
 
 @pytest.mark.parametrize("shape", SHAPES)
