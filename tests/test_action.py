@@ -185,6 +185,8 @@ def test_nights_of_the_action(
     assert job.run() == 0
     assert job.outputs["check"]["code"] == str(outcome.FINE)
     assert [first] == list((job.home / "nights").glob("*.jsonl"))
+    assert first.stem in (tmp_path / "summary").read_text(encoding="utf-8")
+    assert list((tmp_path / "hwbench-out/baselines").rglob("*.jsonl"))
     names = {each.name for each in (tmp_path / "hwbench-out").iterdir()}
     assert {"check.xml", "check.md", "check.json", "report.html", "history.html"} <= names
     text = (tmp_path / "hwbench-out/check.md").read_text(encoding="utf-8")
