@@ -263,11 +263,16 @@ def _set_against_later(place: int, made: list[Candidate]) -> None:
 
 
 def named(row: Row) -> str:
-    """A format in words: ``low_rank, density 0.5 (mkl)``."""
+    """A format in words: ``low_rank, density 0.5 (mkl)``, ``quantized int8``.
+
+    A density of 1 is told where it was asked for.
+    """
     knobs = json.loads(row.knobs)
-    parts = [row.format]
+    kind = knobs.pop("type", None)
+    parts = [row.format if kind is None else f"{row.format} {word(kind)}"]
     density = row.density
-    if row.format not in _LOSSLESS and known(density):
+    whole = row.format in _LOSSLESS or (density == 1 and not known(row.asked_density))
+    if known(density) and not whole:
         said = f"density {density:.3g}"
         asked = row.asked_density
         if known(asked) and abs(density - asked) > _SMALLER * asked:
