@@ -10,7 +10,7 @@ from _formats import drawn, relative
 from torch import Tensor
 
 from hwbench.errors import KnobError
-from hwbench.formats import _gram, armor
+from hwbench.formats import _gram, _pruned, armor
 from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP
 from hwbench.formats.armor import Armor
 from hwbench.formats.n_m import NM
@@ -26,6 +26,11 @@ def build(out: int = 32, inputs: int = 48, **knobs: object) -> Armor:
 def two_four(weight: Tensor) -> Tensor:
     out, inputs = weight.shape
     return NM(out_features=out, in_features=inputs, n=2).project(weight).to_dense().detach()
+
+
+def sparsegpt(weight: Tensor, rows: Tensor) -> Tensor:
+    seen = _gram.Seen.of(rows, weight)
+    return _pruned.pruned(weight, seen.inverse, seen.upper, n_of_m=(2, 4))
 
 
 def outputs(dense: Tensor, weight: Tensor, gram: Tensor) -> float:
@@ -85,7 +90,7 @@ def test_by_outputs_it_is_never_worse_than_the_start_of_sparsegpt(
 ) -> None:
     weight, rows = drawn(*shape, seed=seed), correlated(200, shape[1], seed=seed + 10)
     gram = _gram.moments(rows)
-    start = outputs(_gram.pruned(weight, gram, n_of_m=(2, 4)), weight, gram)
+    start = outputs(sparsegpt(weight, rows), weight, gram)
     for block in (4, 16):
         found = build(*shape, block=block).project_outputs(weight, rows)
         assert outputs(found.to_dense(), weight, gram) < start
@@ -193,7 +198,7 @@ def test_no_trained_layer_is_worse_than_2_4_by_sparsegpt() -> None:
     for name in names:
         weight, module = _trained.linears()[name].double(), name.removesuffix(_packaged.WEIGHT)
         gram = _gram.moments(seen[module])
-        start = _gram.pruned(weight, gram, n_of_m=(2, 4))
+        start = sparsegpt(weight, seen[module])
         found = build(*weight.shape, block=16).project_outputs(weight, seen[module])
         assert outputs(found.to_dense(), weight, gram) <= outputs(start, weight, gram), name
         rows = held[module].double()
