@@ -379,3 +379,20 @@ def test_what_cannot_be_drawn_leaves_no_file(
     assert code == 2
     assert said in error
     assert not list(tmp_path.glob("figure*"))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests/golden/runs").glob("*.jsonl")), ids=lambda path: path.stem
+)
+def test_every_stored_run_is_drawn_or_says_why_not(path: Path) -> None:
+    """Runs that were cut off, that failed, whose machine was never quiet, of other packages."""
+    stored = read_run(path)
+    refused = []
+    for kind in figures.KINDS:
+        try:
+            assert drawn(kind, [stored]).axes
+        except UsageError as error:
+            refused.append(str(error))
+    assert all(said.startswith(("The run has no", "Scaling needs")) for said in refused)
+    assert len(refused) < len(figures.KINDS) or path.stem == "scored"
