@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from _check import CASES, kept, made
+from _verbs import calls, placed, verbs
 from msgspec.structs import replace
 
 from hwbench import cli
@@ -228,3 +229,47 @@ def test_a_shell_that_stops_reading_gets_the_verdict(there: Path):
             ["bash", "-c", script], cwd=there, env=environment, capture_output=True, check=False
         )
         assert ended.returncode == 1, (script, ended.stderr)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("words", [["--help"], []], ids=["help", "alone"])
+@pytest.mark.parametrize("verb", sorted(verbs() - {"run", "doctor", "ceilings"}))
+def test_every_verb_of_the_parser_ends_as_it_does_with_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, words: list[str], stream: Stream
+):
+    """Alone and with --help; what a verb lacks is the same mistake whatever stdout is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hwbench", *verb.split(), *words])
+    codes = []
+    for out in (io.StringIO(), stream(200)):
+        error = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", error)
+        codes.append(cli._code())
+        assert "a bug" not in error.getvalue()
+    lost = isinstance(out, Cut) and out.room < 0 and stream is full
+    assert codes[1] == (codes[0] or (2 if lost else 0))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("call", calls())
+def test_a_call_of_every_verb_ends_as_it_does_with_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+):
+    """With what it needs: the code is that of a call whose output is read, or 2 for a full one."""
+    monkeypatch.chdir(tmp_path)
+    run = str(Path(kept(made(1, CASES))).resolve())
+    found = {}
+    for stream in (lambda _: io.StringIO(), gone, full, none, ascii_only):
+        beside = tmp_path / f"{len(found)}"
+        beside.mkdir()
+        monkeypatch.setattr(sys, "argv", ["hwbench", *placed(call, beside, run)])
+        error = io.StringIO()
+        out = stream(0)
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", error)
+        found[stream] = cli._code()
+        assert "a bug" not in error.getvalue(), error.getvalue()
+    first, *others = found.values()
+    assert first in (0, 1, 3, 4, 5, 6), error.getvalue()
+    assert set(others) <= {first, first or 2}

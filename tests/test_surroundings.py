@@ -13,6 +13,7 @@ import pytest
 from _check import kept
 from _faulty import ROOT
 from _synthetic import questions, run_of
+from _verbs import calls, placed, verb
 
 from hwbench import environment, protocol
 from hwbench.errors import UsageError
@@ -25,11 +26,6 @@ from hwbench.studies import _sides
 ABSENT = "cupy dill flash_attn jax numba onnx psutil redis tensorflow torch_xla triton xformers"
 """Top-level names that torch and its friends try to import where they are not installed."""
 SHA = "0123456789abcdef0123456789abcdef01234567"
-SUITE = (
-    'schema = 1\nname = "tiny"\n[plan]\nreplicates = 2\nbudget_seconds = 0.005\n'
-    '[[cases]]\nworkload = "linear"\ndirection = "forward"\nshape = [64, 64]\n'
-    'tokens = 16\nformat = [{ name = "dense" }, { name = "low_rank", density = 0.5 }]\n'
-)
 
 
 def every_name() -> set[str]:
@@ -104,43 +100,18 @@ def test_a_figure_takes_no_settings_from_outside(tmp_path: Path, monkeypatch) ->
     assert drawn.read_bytes() == (here / "figure.svg").read_bytes()
 
 
-VERBS = (
-    ["run", "--suite", "SUITE", "--device", "cpu", "--out", "OUT"],
-    ["check", "RUN", "--baseline", "RUN"],
-    ["check", "RUN", "--baseline", "RUN", "--confirm"],
-    ["report", "RUN", "--out", "OUT/page.html"],
-    ["compare", "RUN", "RUN"],
-    ["ab", "--a", sys.executable, "--b", sys.executable, "--suite", "SUITE", "--out", "OUT"],
-    ["selftest", "aa", "-n", "2", "-r", "1", "--suite", "SUITE", "--device", "cpu", "--out", "OUT"],
-    ["baseline", "promote", "RUN", "--out", "OUT"],
-    ["history", "OUT/.."],
-    ["plot", "RUN", "--kind", "roofline", "--out", "OUT/figure.pdf"],
-    ["export", "RUN", "--to", "csv", "--out", "OUT/rows.csv"],
-    ["ceilings", "--device", "cpu"],
-    ["doctor", "--device", "cpu"],
-    ["profile", "--format", "low_rank", "--density", "0.5", "--shape", "64x64", "--tokens", "16"],
-    ["list", "formats", "--details"],
-    ["list", "suites"],
-)
-
-
-def ended(verb: list[str], start: list[str], here: Path, beside: Path) -> None:
+def ended(call: str, start: list[str], here: Path, beside: Path) -> None:
     """Run a verb in a folder; its inputs are made beside, and its outputs go there."""
-    (beside / "out").mkdir()
-    (beside / "s.toml").write_text(SUITE)
-    run = kept(run_of(questions(projection=False, tokens=(16,))), beside)
-    places = {"SUITE": str(beside / "s.toml"), "RUN": run, "OUT": str(beside / "out")}
-    for name, place in places.items():
-        verb = [word.replace(name, place) if word.startswith(name) else word for word in verb]
-    done = subprocess.run([*start, *verb], cwd=here, capture_output=True, text=True, check=False)
+    words = placed(call, beside, kept(run_of(questions(projection=False, tokens=(16,))), beside))
+    done = subprocess.run([*start, *words], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1, 3, 4, 5, 6), done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+@pytest.mark.parametrize("call", calls())
 def test_no_verb_imports_anything_from_the_current_folder(
-    tmp_path: Path, verb: list[str], monkeypatch
+    tmp_path: Path, call: str, monkeypatch
 ) -> None:
     """As the installed command starts: by file."""
     trace = trapped(tmp_path / "here", every_name())
@@ -148,15 +119,13 @@ def test_no_verb_imports_anything_from_the_current_folder(
     command = tmp_path / "bin" / "hwbench"
     command.write_text("from hwbench.cli import main\n\nmain()\n")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    ended(verb, [sys.executable, str(command)], tmp_path / "here", tmp_path)
+    ended(call, [sys.executable, str(command)], tmp_path / "here", tmp_path)
     assert not trace.exists(), trace.read_text()
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("verb", [VERBS[0], VERBS[3], VERBS[-2]], ids=" ".join)
-def test_nothing_does_as_a_module_of_python_either(
-    tmp_path: Path, verb: list[str], monkeypatch
-) -> None:
+@pytest.mark.parametrize("call", [each for each in calls() if verb(each) in ("list", "report")])
+def test_nothing_does_as_a_module_of_python_either(tmp_path: Path, call: str, monkeypatch) -> None:
     """But for what Python itself imports before it comes to a module that ``-m`` names."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
     code = "import importlib.util, runpy, sys; print(*sys.modules)"
@@ -165,7 +134,7 @@ def test_nothing_does_as_a_module_of_python_either(
     names = every_name() - {name.partition(".")[0] for name in before} - {"hwbench"}
     trace = trapped(here, names)
     (here / "hwbench").symlink_to(ROOT / "hwbench")
-    ended(verb, [sys.executable, "-m", "hwbench"], here, tmp_path)
+    ended(call, [sys.executable, "-m", "hwbench"], here, tmp_path)
     assert not trace.exists(), trace.read_text()
 
 
