@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,23 @@ def test_a_mistake_is_one_sentence(
     code, _, error = hwbench(*asked, *arguments)
     assert code == 2
     assert words in error
+    assert error.count("\n") == 1
+
+
+def test_an_encoder_that_is_quantised_is_one_sentence(
+    hwbench: Call, asked: list[str], tiny: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "other"
+    shutil.copytree(tiny, folder)
+    asked[asked.index(str(tiny))] = str(folder)
+    values = load_file(folder / "model.safetensors")
+    coded = {n: v.to(torch.int8) if n.endswith("query.weight") else v for n, v in values.items()}
+    save_file(coded, folder / "model.safetensors")
+    code, shown, error = hwbench(*asked, "--budget", "bytes=80%")
+    assert code == 2, shown
+    assert "as I8, which is quantised" in error
     assert error.count("\n") == 1
 
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,3 +285,68 @@ def test_what_groups_cannot_be_judged_by_is_said(decoder: Path) -> None:
     assert "takes groups" in str(unsupported(case))
     nowhere = scored_case("layer_error", "low_rank", 32, model=str(decoder), layer="a.{0-3}.b")
     assert "Unknown layer" in str(unsupported(nowhere))
+
+
+# --- models that cannot be chosen for -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "unheard_of"}, "model type `unheard_of`"),
+        ({"model_type": "vit", "vocab_size": None, "architectures": ["ViTModel"]}, "reads no text"),
+        ({"model_type": "t5", "architectures": ["T5Model"], "d_model": 32, "num_heads": 2},
+         "encoder-decoder"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+         "quantised weights"),
+        ({"num_hidden_layers": 10**9}, "more than 10000 layers"),
+        ({"hidden_size": None}, "gives none of hidden_size"),
+    ],
+    ids=lambda each: next(iter(each)) if isinstance(each, dict) else None,
+)  # fmt: skip
+def test_a_model_that_cannot_be_read_is_one_sentence(
+    hwbench: Call, asked: list[str], decoder: Path, tmp_path: Path,
+    changes: dict[str, Any], words: str,
+) -> None:  # fmt: skip
+    folder = tmp_path / "other"
+    shutil.copytree(decoder, folder)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**told, **changes}))
+    asked[asked.index(str(decoder))] = str(folder)
+    code, shown, error = hwbench(*asked, "--budget", "params=80%")
+    assert code == 2, shown
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda name, value: {} if "up_proj" in name else {name: value}, "lack "),
+        (lambda name, value: {name: value.to(torch.int8)}, "as I8, which is quantised"),
+    ],
+    ids=["another architecture", "quantised"],
+)
+def test_weights_that_cannot_be_projected_are_one_sentence(
+    hwbench: Call, asked: list[str], decoder: Path, tmp_path: Path, spoil: Any, words: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "other"
+    shutil.copytree(decoder, folder)
+    asked[asked.index(str(decoder))] = str(folder)
+    values: dict[str, torch.Tensor] = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        values |= spoil(name, value)
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+    code, shown, error = hwbench(*asked, "--budget", "params=80%")
+    assert code == 2, shown
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_budget_that_no_candidate_meets_says_what_can_be(hwbench: Call, asked: list[str]) -> None:
+    code, _, error = hwbench(*asked, "--budget", "params=5%")
+    assert code == 2
+    assert "cannot be met: " in error
+    assert "at least" in error

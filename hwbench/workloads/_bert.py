@@ -18,7 +18,7 @@ from hwbench import checkpoints as models
 from hwbench import files
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads._embeddings import Embedder
-from hwbench.workloads._models import MOST_TOKENS, check_tokens, not_finite, padded
+from hwbench.workloads._models import MOST_TOKENS, check_tokens, not_finite, padded, quantised
 
 _WORDS = "embeddings.word_embeddings.weight"
 
@@ -143,7 +143,7 @@ def _unreadable(folder: Path) -> str | None:
     for name, value in model.state_dict().items():
         if held.get(name) != list(value.shape):
             return f"{folder}/model.safetensors has no {name} of shape {list(value.shape)}."
-    return not_finite(folder / "model.safetensors")
+    return quantised(folder / "model.safetensors") or not_finite(folder / "model.safetensors")
 
 
 def _held(folder: Path) -> dict[str, list[int]]:

@@ -14,8 +14,29 @@ from hwbench import files
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads import _texts
 
+_WHOLE = ("F64", "F32", "F16", "BF16")  # as safetensors names them
 MOST_TOKENS = 128
 """Longer texts are cut off."""
+
+
+def quantised(*paths: Path) -> str | None:
+    """Which stored weight holds codes, in words; None where all are of a whole precision.
+
+    Codes would be read as if they were values. No value is read.
+    """
+    from safetensors import safe_open
+
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                held = str(file.get_slice(name).get_dtype())
+                # Masks that models keep as buffers are bytes too, and no weights.
+                if name.endswith(".weight") and held not in _WHOLE:
+                    return (
+                        f"{path} holds {shortened(name)} as {held}, which is quantised; weights "
+                        "of a whole precision can be read."
+                    )
+    return None
 
 
 def not_finite(*paths: Path) -> str | None:

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from hwbench import files
 from hwbench.errors import UsageError, shortened
-from hwbench.workloads._models import MOST_TOKENS, Model, check_tokens, not_finite, padded
+from hwbench.workloads._models import (
+    MOST_TOKENS,
+    Model,
+    check_tokens,
+    not_finite,
+    padded,
+    quantised,
+)
 
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
@@ -81,7 +88,7 @@ def _unreadable(kind: type[Pretrained], folder: Path) -> str | None:
         check_tokens(kind, folder, _vocabulary(_blank(kind, folder).config, folder))
         _, told = _loaded(kind, folder, None, state_dict=_outlines(folder))
         _check_whole(kind, folder, told)
-        return not_finite(*_weights(folder))
+        return quantised(*_weights(folder)) or not_finite(*_weights(folder))
     except UsageError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 (the boundary: others' code reads others' files)
