@@ -20,6 +20,7 @@ from _scored import described, scored, unsupported, workload
 from _synthetic import scored_case
 from msgspec.structs import replace
 
+import hwbench as package
 from hwbench import checkpoints
 from hwbench.analysis.frames import summary_rows
 from hwbench.errors import HwbenchError, UsageError
@@ -192,6 +193,28 @@ def test_a_plan_of_a_decoder_is_measured_against_single_formats_and_made_again(
     path.write_text(json.dumps(plan))
     with pytest.raises(UsageError, match="something else than a divergence"):
         choose.again(path)
+
+
+def test_a_plan_applied_from_its_file_is_the_model_that_was_measured(
+    hwbench: Call, asked: list[str], decoder: Path, tmp_path: Path
+) -> None:
+    path, out = tmp_path / "plan.json", tmp_path / "small"
+    assert hwbench(*asked, "--budget", "params=90%")[0] == 0
+    again = ["choose", "--plan", str(path), "--apply", str(out), "--device", "fake"]
+    code, shown, error = hwbench(*again, "--runs", str(tmp_path / "runs"))
+    assert code == 0, error
+    assert "KL in nats a token" in shown
+    plan = json.loads(path.read_text())
+    blank = transformers.AutoModelForCausalLM.from_pretrained(decoder).eval()
+    small = package.load_converted(out, blank)
+    ids, mask, _ = _reading.last_states(str(decoder), "prose")
+    loaded = _reading.read(str(decoder), "prose")[0]
+    with torch.no_grad():
+        wanted = F.log_softmax(loaded(ids, mask)[mask], -1)
+        ours = F.log_softmax(small(input_ids=ids, attention_mask=mask.long()).logits[mask], -1)
+    exact = float((wanted.exp() * (wanted - ours)).sum(-1).mean())
+    measured = {f"{value:.3g}" for value in plan["measured"].values()}
+    assert f"{exact:.3g}" in measured
 
 
 def test_the_losses_of_a_run_are_sensitivities_times_errors(
