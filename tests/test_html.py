@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from hwbench.errors import UsageError
 from hwbench.quantities import COMPILE, ENERGY
 from hwbench.records import Status
-from hwbench.report import _bytes, _charts, _heat, _pack, _palette, decision, html
+from hwbench.report import _bytes, _charts, _facts, _heat, _pack, _palette, decision, html
 from hwbench.report._scores import named
 from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
@@ -531,6 +531,26 @@ def test_several_runs_stand_side_by_side_and_every_row_is_labelled() -> None:
     question = "Forward, 1024×1024, 16 tokens, float32"
     assert titles[:2] == [f"{question}, Example Processor 9000", f"{question}, Accelerator X"]
     assert "On Accelerator X, at density 0.5, low_rank" in page.shown
+
+
+def test_runs_of_one_machine_are_told_by_what_differs() -> None:
+    made = [(2, "2.13.0", "linear"), (1, "2.13.0", "linear"), (2, "2.12.0", "linear"),
+            (2, "2.13.0", "crossover"), (2, "2.13.0", "linear")]  # fmt: skip
+    runs = []
+    for number, (threads, torch, suite) in enumerate(made):
+        facts = {"threads": threads, "torch": torch, "device": {"name": "Processor (R)"}}
+        run = run_of(questions(), name=f"run-{number}", fingerprint=facts)
+        run.header = replace(run.header, suite=suite)
+        runs.append(run)
+    assert _facts.machines(runs[:2]) == ["Processor (R) (2 threads)", "Processor (R) (1 thread)"]
+    assert _facts.machines(runs[::2]) == [
+        "Processor (R) (torch 2.13.0, run-0)",
+        "Processor (R) (torch 2.12.0)",
+        "Processor (R) (torch 2.13.0, run-4)",
+    ]
+    assert len(set(_facts.machines(runs))) == 5
+    assert _facts.machines(runs)[3] == "Processor (R) (2 threads, torch 2.13.0, crossover)"
+    assert html._title(runs, []) == "linear and crossover on 1 machine, 5 runs"
 
 
 def test_machines_of_one_name_are_told_apart() -> None:

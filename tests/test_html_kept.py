@@ -14,7 +14,7 @@ from _synthetic import questions, run_of
 
 from hwbench.report import decision, html
 from hwbench.report.rows import numbered, report_rows
-from hwbench.store import Run
+from hwbench.store import Run, read_run
 
 pytestmark = pytest.mark.browser
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
@@ -138,3 +138,21 @@ def test_the_contents_stay_at_the_side_and_fold_where_there_is_no_room(
     narrow.locator("nav a", has_text="Roofline").click()
     assert not narrow.locator("#contents ol").is_visible()
     assert narrow.evaluate("document.activeElement.id") == "roofline"
+
+
+def test_a_filter_says_what_it_does_not_change_and_a_front_names_its_densities(
+    opened: Callable[..., Opened],
+) -> None:
+    (path,) = (Path(__file__).parents[1] / "reports/2026-11-21-epyc-2core").glob("*.jsonl")
+    shown = opened(html.render([read_run(path)]))
+    note = shown.page.locator("#questions [data-all]")
+    assert not note.is_visible()
+    shown.tick("format", "btt")
+    assert note.is_visible()
+    rows = shown.page.evaluate(
+        """() => [...document.querySelectorAll("[data-section=accuracy] figure.chart")].flatMap(
+          (f) => f.view.data("table").map((r) => [r.asked_density, r.density, r.density_text]))"""
+    )
+    far = [row for row in rows if abs(row[1] - row[0]) > 0.1 * row[0]]
+    assert {text for *_, text in far} == {"0.0625"}
+    assert {text for asked, _, text in rows if [asked, _, text] not in far} == {"0.5"}

@@ -40,7 +40,7 @@ def charts_beside(styles: dict[str, Style], read: Iterable[Quantity] = ()) -> di
         "saved": _bars(
             styles, SAVED_BYTES.name, f"{SAVED_BYTES.name}_text", "bytes saved for backward", _BYTES
         ),
-        "split": _bars(styles, "time_seconds", "time_short", "seconds a call", _SECONDS, "line"),
+        "split": _bars(styles, "time_seconds", "time_short", "time a call", _SECONDS, "line"),
         "winners": _winners(),
         "spread": _spread(styles),
         "series": _series(),
@@ -124,7 +124,7 @@ def _spread(styles: dict[str, Style]) -> Any:
     )
     x = alt.X(
         "low:Q",
-        title="seconds a call (log)",
+        title="time a call (log)",
         scale=alt.Scale(type="log", nice=False, padding=10),
         axis=alt.Axis(labelExpr=_SECONDS, labelOverlap="greedy", labelSeparation=9, tickCount=6),
     )
@@ -152,7 +152,7 @@ def _series() -> Any:
         x=alt.X("at:Q", title="sample, in the order of its replicate", axis=alt.Axis(tickCount=6)),
         y=alt.Y(
             "seconds:Q",
-            title="seconds a call",
+            title="time a call",
             scale=alt.Scale(zero=False),
             axis=alt.Axis(labelExpr=_SECONDS, tickCount=6),
         ),

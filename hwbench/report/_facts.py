@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,12 +35,28 @@ class Summary:
 
 
 def machines(runs: list[Run]) -> list[str]:
-    """A name for each run's machine, told apart by the run where two are alike."""
-    names = [printable(run.header.machine) for run in runs]
-    return [
-        f"{name} ({printable(run.header.run)})" if names.count(name) > 1 else name
-        for name, run in zip(names, runs, strict=True)
+    """A name for each run's machine; where several are alike, with what differs between them."""
+    found: list[tuple[str, ...]] = [(printable(run.header.machine),) for run in runs]
+    for told in (_distinct, lambda own: [[printable(run.header.run)] for run in own]):
+        for alike in {each for each in found if found.count(each) > 1}:
+            places = [place for place, each in enumerate(found) if each == alike]
+            for place, words in zip(places, told([runs[p] for p in places]), strict=True):
+                found[place] = (*alike, *words)
+    return [f"{name} ({', '.join(words)})" if words else name for name, *words in found]
+
+
+def _distinct(runs: list[Run]) -> list[list[str]]:
+    """What tells runs of one machine apart: threads, torch, suite, as far as they differ."""
+    told = [
+        (
+            _count(int(run.header.environment.fingerprint.get("threads") or 0), "thread"),
+            f"torch {printable(run.header.environment.fingerprint.get('torch'))}",
+            printable(run.header.suite),
+        )
+        for run in runs
     ]
+    differ = [len(set(values)) > 1 for values in zip(*told, strict=True)]
+    return [list(itertools.compress(words, differ)) for words in told]
 
 
 def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
@@ -204,4 +221,6 @@ def _value(name: str, value: Any) -> str:
             return units.seconds(value)
         if unit := _UNITS.get(name.rpartition("_")[2]):
             return units.si(value, unit)
+        if isinstance(value, float) and abs(value) < 1e4:
+            return f"{value:.4g}"
     return printable(value)

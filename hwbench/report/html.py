@@ -240,7 +240,10 @@ def _energy(rows: list[Row]) -> str:
 
 def _title(runs: list[Run], machines: list[str]) -> str:
     suites = " and ".join(dict.fromkeys(printable(run.header.suite) for run in runs))
-    where = ", ".join(dict.fromkeys(machines)) if len(runs) < 3 else f"{len(runs)} machines"
+    where = ", ".join(dict.fromkeys(machines))
+    if len(runs) > 2:
+        many = len({run.header.machine for run in runs})
+        where = f"{many} machine{'' if many == 1 else 's'}, {len(runs)} runs"
     return f"{suites} on {where}"
 
 
@@ -321,7 +324,7 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"printable": printable, "breakable": _breakable}
+    environment.filters |= {"printable": printable, "breakable": _breakable, "dotted": _dotted}
     return environment
 
 
@@ -330,6 +333,13 @@ def _breakable(name: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup("_<wbr>").join(escape(part) for part in printable(name).split("_"))
+
+
+def _dotted(name: str) -> Any:
+    """The key of a fact, escaped, that may be broken after a dot."""
+    from markupsafe import Markup, escape
+
+    return Markup(".<wbr>").join(escape(part) for part in name.split("."))
 
 
 def _safe(text: str) -> Any:

@@ -7,7 +7,9 @@ function chartRow(data, number) {
   const row = enrich(data.row(number));
   row.group_title = data.groups[row.group_number];
   row.flags ||= "none";
-  row.density_text = known(row.asked_density) ? String(row.asked_density) : plain(row.density);
+  // A density that is a tenth below what was asked for, or more, is told as it is.
+  const near = known(row.asked_density) && !(Math.abs(row.density - row.asked_density) > 0.1 * row.asked_density);
+  row.density_text = near ? String(row.asked_density) : plain(row.density);
   row.time_text = si(row.time_seconds, "s") + range(row.time_low, row.time_high, (v) => si(v, "s"));
   row.relative_text = `${plain(row.relative)}×` + range(row.relative_low, row.relative_high, plain);
   row.stored_text = si(row.stored_bytes, "B");

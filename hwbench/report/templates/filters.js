@@ -18,7 +18,7 @@ function startFilters(data, changed) {
     const title = document.createElement("summary");
     const set = document.createElement("fieldset");
     const legend = document.createElement("legend");
-    legend.textContent = `Show only this ${dimension.title.toLowerCase()}`;
+    legend.textContent = `${dimension.title}: all, or only those ticked`;
     set.append(legend);
     dimension.boxes = dimension.values.map((word, code) => {
       const label = document.createElement("label");

@@ -24,6 +24,7 @@ function startAnswers(filters, data) {
   return () => {
     const live = new Set();
     for (let row = 0; row < data.count; row += 1) if (filters.passes[row]) live.add(numbers[row]);
+    for (const note of document.querySelectorAll("[data-all]")) note.hidden = !filters.active();
     for (const item of items) item.hidden = !live.has(Number(item.dataset.group));
   };
 }
