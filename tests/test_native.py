@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
+import mmap
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +90,42 @@ def test_every_number_of_tokens_at_odd_sizes(
             assert_near(y, x.double() @ dense.mT, dtype, f"{f}, {tokens} tokens")
             tried += 1
     assert tried > 5 * len(TOKENS)
+
+
+def at_the_end(values: Tensor) -> Tensor:
+    """A copy that ends where the memory of the process ends: what reads on is killed."""
+    size = values.numel() * values.element_size()
+    readable = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, readable + mmap.PAGESIZE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + readable), mmap.PAGESIZE, 0) == 0
+    found = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=readable - size)
+    return found.view(values.dtype).view(values.shape).copy_(values)
+
+
+@HERE
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it maps memory as Linux does")
+@EACH
+@DTYPES
+def test_nothing_beyond_an_operand_is_read(cls: type[Format], dtype: torch.dtype) -> None:
+    layer = random_layer(described(cls, (33, 17), density=0.9), dtype)
+    for tokens in (1, 3, 17):
+        x = normal(tokens, 17).to(dtype)
+        with torch.no_grad():
+            assert_near(layer(at_the_end(x)), layer(x), dtype)
+    for tensor in [*layer.parameters(), *layer.buffers()]:
+        tensor.data = at_the_end(tensor.detach())
+    with torch.no_grad():
+        assert_near(layer(x), x.double() @ layer.to_dense().double().mT, dtype)
+
+
+@HERE
+def test_the_threads_are_those_of_torch_for_every_size(threads: int) -> None:
+    for tokens, outputs in itertools.product((0, 1, 2, 40, 1000), (1, 2, 64)):
+        vectors, width, parts, found = _native._blocks(_native.library(), tokens, outputs)
+        assert found == threads
+        assert 1 <= parts <= outputs
+        assert width == max(1, vectors * _native.library().lanes)
 
 
 def laid_out(x: Tensor) -> Iterator[Tensor]:

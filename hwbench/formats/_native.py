@@ -312,7 +312,8 @@ def _blocks(found: Library, tokens: int, outputs: int) -> tuple[int, int, int, i
     """Vectors and tokens of a block, parts of the outputs, and threads.
 
     Blocks are large where every thread has one. Where blocks cannot be shared out evenly, every
-    block is computed by all threads, each a part of the outputs.
+    block is computed by all threads, each a part of the outputs. They are always those of torch:
+    OpenMP ends the threads that a smaller team leaves out, and torch would have to start them anew.
     """
     threads = torch.get_num_threads()
     vectors = 0 if tokens == 1 else 1
@@ -322,7 +323,7 @@ def _blocks(found: Library, tokens: int, outputs: int) -> tuple[int, int, int, i
     blocks = -(-tokens // width)
     whole = blocks % threads == 0 or blocks >= 4 * threads
     parts = 1 if whole else min(threads, outputs)
-    return vectors, width, parts, max(1, min(threads, blocks * parts))
+    return vectors, width, parts, threads
 
 
 class Native(Kernel):
