@@ -108,9 +108,9 @@ def at_the_end(values: Tensor) -> Tensor:
 @EACH
 @DTYPES
 def test_nothing_beyond_an_operand_is_read(cls: type[Format], dtype: torch.dtype) -> None:
-    layer = random_layer(described(cls, (33, 17), density=0.9), dtype)
+    layer = random_layer(described(cls, (33, 18), density=0.9), dtype)  # btt pads no 18
     for tokens in (1, 3, 17):
-        x = normal(tokens, 17).to(dtype)
+        x = normal(tokens, 18).to(dtype)
         with torch.no_grad():
             assert_near(layer(at_the_end(x)), layer(x), dtype)
     for tensor in [*layer.parameters(), *layer.buffers()]:
