@@ -108,5 +108,5 @@ def test_what_cannot_be_is_said(knobs: dict[str, object], says: str) -> None:
 def test_kernel_and_what_is_kept_follow_from_each_other() -> None:
     shares = {"density": 0.5}
     assert LowRankSparse.from_knobs(OUT, IN, **shares).sparse == "entries"
-    assert LowRankSparse.from_knobs(OUT, IN, kernel="columns", **shares).sparse == "columns"
-    assert build(**shares).kernel == "columns"
+    assert LowRankSparse.from_knobs(OUT, IN, kernel="dense_columns", **shares).sparse == "columns"
+    assert build(**shares).kernel == "dense_columns"

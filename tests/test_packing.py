@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hwbench import plugins
 from hwbench.errors import UsageError
-from hwbench.formats import _packing
+from hwbench.formats import _onednn, _packing
 from hwbench.formats._base import BACKWARD, FORWARD, STEP, Format, Linear
 
 LIBRARIES = _packing.Packable.kernels()
@@ -166,8 +166,12 @@ def test_where_nothing_can_be_packed_it_says_why(monkeypatch: pytest.MonkeyPatch
     for kernel in LIBRARIES:
         assert "CPU" in reason(kernel, "cuda", torch.float32, FORWARD)
         for direction in (BACKWARD, STEP):
-            assert "training step" in reason(kernel, "cpu", torch.float32, direction)
+            assert "training step" in reason(kernel, "cpu", torch.bfloat16, direction)
         assert "float" in reason(kernel, "cpu", torch.float64, FORWARD)
+    assert "training step" in reason("mkl", "cpu", torch.float32, STEP)
+    assert LIBRARIES["onednn"].refuses(None, "cpu", torch.float32, STEP) == _onednn.refusal(
+        "cpu", torch.float32
+    )
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     for kernel in LIBRARIES:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwbench.formats import _entries, _gather, _init, _sizes, bsr
+from hwbench.formats import _block_gather, _entries, _gather, _init, _sizes
 from hwbench.formats._base import Format, Linear, by_direction
 from hwbench.formats._derived import Derived
 from hwbench.formats._directions import chain_flops
@@ -279,7 +279,7 @@ class Formed(Kernel, of=BlockSparseKronecker):
     operators = _entries.GATHERS
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
-        return bsr.product(x, layer.blocks(), layer.pattern())
+        return _block_gather.product(x, layer.blocks(), layer.pattern())
 
     def intermediate_width(self, described: BlockSparseKronecker) -> int:
         return described.kept_blocks * sum(described.sides())  # collected, and products

@@ -4,10 +4,10 @@ The low-rank part is applied by two products; W is never formed. ``sparse=entrie
 entries in S (SLTrain); ``sparse=columns`` keeps whole columns, applied by a product with the inputs
 that they belong to (LOST).
 
-Kernels: ``gather`` and ``native`` are for entries, ``columns`` for columns, and either decides the
-other where one alone is given. ``gather`` sums rows of xᵀ with embedding_bag, for every dtype, and
-is the default, as it runs everywhere; ``native`` adds the entries to the low-rank part in place, in
-C++ that is compiled for the CPU here.
+Kernels: ``gather`` and ``native`` are for entries, ``dense_columns`` for columns, and either
+decides the other where one alone is given. ``gather`` sums rows of xᵀ with embedding_bag, for every
+dtype, and is the default, as it runs everywhere; ``native`` adds the entries to the low-rank part
+in place, in C++ that is compiled for the CPU here.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ class GatherBeside(Gather, of=LowRankSparse):
 class Columns(Kernel, of=LowRankSparse):
     """Two products for A B, and one with the inputs whose columns S keeps."""
 
-    name = "columns"
+    name = "dense_columns"
     operators = Torch.operators
 
     def apply(self, layer: _Columns, x: Tensor) -> Tensor:

@@ -221,6 +221,6 @@ def _value(name: str, value: Any) -> str:
             return units.seconds(value)
         if unit := _UNITS.get(name.rpartition("_")[2]):
             return units.si(value, unit)
-        if isinstance(value, float) and abs(value) < 1e4:
+        if abs(value) < 1e4:
             return f"{value:.4g}"
     return printable(value)
