@@ -78,6 +78,26 @@ def test_an_option_that_another_beats_in_both_is_left_out():
     assert _knapsack.undominated(group) == [1, 2]
 
 
+def test_what_the_solver_prints_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ctypes
+
+    import scipy.optimize
+
+    real = scipy.optimize.milp
+
+    def loud(*arguments: Any, **named: Any) -> Any:
+        ctypes.CDLL(None).puts(b"HighsMipSolverData")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(scipy.optimize, "milp", loud)
+    assert _knapsack.solve([[Option(1, 1), Option(2, 0)]], 2) is not None
+    print("after")
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out == "after\n"
+
+
 # --- budgets --------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,11 @@ that the solver proves is stated. Options that another of the same group beats a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,19 +73,38 @@ def _milp(
     once = csr_array((np.ones(len(owner)), (owner, every)), shape=(len(sizes), len(owner)))
     scale = max(budget, float(costs.max()), np.finfo(float).tiny)
     most = max(float(losses.max()), np.finfo(float).tiny)
-    found = milp(
-        losses / most,
-        integrality=np.ones(len(owner)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(once, 1, 1),
-            LinearConstraint(costs[None, :] / scale, -np.inf, budget / scale),
-        ],
-        options={"mip_rel_gap": 0.0},
-    )
+    with _silent():
+        found = milp(
+            losses / most,
+            integrality=np.ones(len(owner)),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(once, 1, 1),
+                LinearConstraint(costs[None, :] / scale, -np.inf, budget / scale),
+            ],
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:
         raise HwbenchError(f"The solver gave up: {found.message}")
     return np.asarray(found.x), float(found.mip_gap or 0.0)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing of what a C library prints: HiGHS writes lines of its own among ``--json``'s."""
+    sys.stdout.flush()
+    libc = ctypes.CDLL(None)
+    libc.fflush(None)
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        # What the library's own buffer holds still goes nowhere.
+        libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def undominated(options: Sequence[Option]) -> list[int]:
