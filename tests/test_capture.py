@@ -121,3 +121,24 @@ def test_the_command_writes_what_run_scores_on(
     rows = _own.activations(options)
     assert rows is not None
     assert rows.shape[1] == _own.weight(options).shape[1]
+
+
+def test_a_line_without_end_is_cut_before_it_is_tokenized(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """128 tokens are read of it; a tokenizer would go through all of its characters first."""
+    texts, long = tmp_path / "texts.txt", "word " * 200_000
+    texts.write_text(f"{long}\n{long[:5000]}\n")
+    kind = _reading.reader(folder)
+    given: list[str] = []
+    real = kind.tokens
+
+    def tokens(path: Path, lines: Any) -> Any:
+        given.extend(lines)
+        return real(path, lines)
+
+    monkeypatch.setattr(kind, "tokens", tokens)
+    found = capture(str(folder), texts, tmp_path / "acts.safetensors")
+    assert {1 << 14, 5000} <= {len(each) for each in given}
+    assert max(map(len, given)) == 1 << 14
+    assert found

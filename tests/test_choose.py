@@ -426,3 +426,9 @@ def test_layers_that_share_a_weight_are_refused(monkeypatch: pytest.MonkeyPatch)
         UsageError, match="first cannot be converted: shares its weight with second"
     ):
         _apply.layers("tied")
+
+
+def test_a_budget_without_end_is_one_short_sentence() -> None:
+    with pytest.raises(UsageError, match="at most 100 %") as raised:
+        Budget.parse(f"bytes={'9' * 300}%")
+    assert len(str(raised.value)) < 250

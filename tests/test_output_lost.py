@@ -258,11 +258,11 @@ def test_a_call_of_every_verb_ends_as_it_does_with_its_output(
 ):
     """With what it needs: the code is that of a call whose output is read, or 2 for a full one."""
     monkeypatch.chdir(tmp_path)
-    run = str(Path(kept(made(1, CASES))).resolve())
     found = {}
     for stream in (lambda _: io.StringIO(), gone, full, none, ascii_only):
         beside = tmp_path / f"{len(found)}"
         beside.mkdir()
+        run = kept(made(1, CASES), beside)
         monkeypatch.setattr(sys, "argv", ["hwbench", *placed(call, beside, run)])
         error = io.StringIO()
         out = stream(0)

@@ -43,7 +43,8 @@ class Budget:
         share = 1 - share if match[2] else share
         if not 0 < share <= 1:
             raise UsageError(
-                f"--budget {text} leaves {share:.0%}; it must be above 0 and at most 100 %."
+                f"--budget {shortened(text, 40)} leaves {shortened(f'{share:.0%}', 20)}; it must "
+                "be above 0 and at most 100 %."
             )
         return cls(match[1], share)
 
