@@ -14,6 +14,7 @@ from there.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import resource
@@ -170,6 +171,7 @@ def main() -> None:
     signal.signal(signal.SIGPROF, _hang)
     signal.signal(signal.SIGALRM, _hang)
     asked = _arguments()
+    importlib.import_module("torch")  # no input shall be charged with it, or cut it off
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     print(f"{begun}, {platform.platform()}, Python {platform.python_version()}", flush=True)
     failed = 0
