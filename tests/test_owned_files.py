@@ -270,6 +270,18 @@ def test_no_verb_writes_over_a_model_a_text_or_a_run(
         assert _bytes(Path.cwd()) | _bytes(there) == before
 
 
+@pytest.mark.parametrize("target", [".", "/", "", "..", "model", "x" * 300, "/dev/null/x"])
+@pytest.mark.parametrize("words", MODEL_VERBS, ids=" ".join)
+def test_an_output_that_can_be_no_file_is_a_sentence(
+    hwbench: Call, there: Path, words: list[str], target: str
+) -> None:
+    words = [word.replace("MODEL", str(there)) for word in words]
+    code, _, err = hwbench(*(word.format(target) for word in words))
+    assert code == 2, err
+    one_sentence(err)
+    assert "a bug" not in err
+
+
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

@@ -356,10 +356,10 @@ def check_outputs(model: str, plan: Path) -> None:
         UsageError: a file of the model would be written over.
         RunFileError: a run would be.
     """
+    files.check_replaceable(plan)  # a folder, which may have no name to put another beside
+    files.check_replaceable(single_path(plan))
     own = Path(model).expanduser()
     files.refuse_inputs([plan, single_path(plan)], [own] if model and own.is_dir() else [])
-    for path in (plan, single_path(plan)):
-        files.check_replaceable(path)
 
 
 def again(path: Path) -> tuple[Choice, Run]:
