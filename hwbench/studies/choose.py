@@ -433,7 +433,8 @@ def refined(
         folder.mkdir(parents=True, exist_ok=True)
         for name, picked in candidates(choice).items():
             path = folder.resolve() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
-            path.write_text(json.dumps(described(choice, found, picked), indent=1) + "\n")
+            told = json.dumps(described(choice, found, picked), indent=1) + "\n"
+            files.write_text(path, told, "the plan ")
             paths[str(path)] = name
     except OSError as error:
         raise UsageError(f"Cannot write to {folder}: {error.strerror}.") from error

@@ -27,7 +27,7 @@ def quantised(*paths: Path) -> str | None:
     from safetensors import safe_open
 
     for path in paths:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(files.regular(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
                 held = str(file.get_slice(name).get_dtype())
                 # Masks that models keep as buffers are bytes too, and no weights.
