@@ -174,13 +174,15 @@ def test_readings_that_are_reasons_are_no_clocks(run: Run) -> None:
 
 
 def test_the_page_says_before_its_answer_is_believed_who_waits_for_the_host(page: str) -> None:
-    answer = page[page.index("The answer") : page.index("Who wins where")]
+    begin = page.index("The answer")
+    answer = page[begin : page.index("Who wins where", begin)]
     assert HOST in answer
     assert STARVED_SAID in answer
 
 
 def test_the_page_tells_the_clock_and_the_machine_in_units(page: str) -> None:
     method = page[page.index("The machine and the method") :]
+    names = method.replace(". ", ".")  # a line may break behind a dot
     assert _clock.CONTRACTS["event"] in method
     assert f"What disturbed: {CAUSE} (and 17 like it)." in method
     for words in (
@@ -191,7 +193,7 @@ def test_the_page_tells_the_clock_and_the_machine_in_units(page: str) -> None:
         "throttled_seconds.power_cap_seconds 12.5 s",
         "Starved: the device waited for the host",
     ):
-        assert words in method
+        assert words in method or words in names
 
 
 def test_two_runs_on_a_page_each_tell_their_clock(run: Run) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import inspect
 import itertools
 import json
 import os
@@ -20,6 +19,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
+
+from hwbench import cli
 
 EVIDENCE = Path(__file__).parents[1] / "evidence"
 PASSED = '<testsuites><testsuite tests="1"><testcase classname="tests.test_a" name="test_b"/>'
@@ -208,16 +210,12 @@ COMING: set[str] = set()
 def test_every_option_of_a_step_is_one_of_its_verb(seconds: float) -> None:
     """A step that is refused for its options costs a visit its answer."""
     asked, lacking = 0, set()
+    commands = typer.main.get_command(cli.app).commands
     for step in gpu_visit.steps(gpu_visit.Asked("cuda"), seconds):
         if "hwbench" not in step.command:
             continue
         verb, *words = step.command[step.command.index("hwbench") + 1 :]
-        function = getattr(importlib.import_module(f"hwbench.cli.{verb}"), verb)
-        known = {
-            name
-            for parameter in inspect.signature(function).parameters.values()
-            for name in getattr(parameter.default, "param_decls", None) or ()
-        }
+        known = {name for each in commands[verb].params for name in each.opts}
         options = {word for word in words if word.startswith("--")}
         asked += len(options)
         lacking |= options - known

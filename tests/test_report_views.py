@@ -24,16 +24,17 @@ from hwbench.report import (
     _density,
     _facts,
     _heat,
+    _paper_sweeps,
     _questions,
     _samples,
     _trade,
     _versus,
     _views,
-    figures,
     html,
     versus,
 )
 from hwbench.report._palette import styles
+from hwbench.report._paper import Sheet
 from hwbench.report._scores import named, scores
 from hwbench.report.rows import Row
 from hwbench.store import Run
@@ -128,15 +129,17 @@ def test_a_table_holds_densities_then_shares_then_what_has_neither() -> None:
 def test_a_sweep_on_paper_is_of_one_share(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[set[float], str]] = []
     monkeypatch.setattr(
-        figures,
+        _paper_sweeps,
         "_sweep",
-        lambda rows, looks, shares: drawn.append(
-            ({row.asked_stored for row in rows if row.format != "dense"}, shares)
+        lambda rows, looks: drawn.append(
+            ({row.asked_stored for row in rows if row.format != "dense"}, _paper_sweeps._at(rows))
         ),
     )
-    monkeypatch.setattr(figures, "paneled", lambda panels, looks: None)
-    figures._scaling(rows_of(stored_run()))
-    assert drawn == [({0.5}, "0.5 of dense's bytes")]
+    monkeypatch.setattr(_paper_sweeps, "paneled", lambda panels, looks, sheet, notes: None)
+    _paper_sweeps.scaling(rows_of(stored_run()), Sheet())
+    ((shares, title),) = drawn
+    assert shares == {0.5}
+    assert "0.5 of dense's bytes" in title
 
 
 # crossings
