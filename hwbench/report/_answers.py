@@ -157,16 +157,19 @@ def against(best: Row, rivals: Sequence[Row], among: int = 0) -> dict[Outcome, l
     """
     found: dict[Outcome, list[Row]] = {outcome: [] for outcome in Outcome}
     others = sorted((row for row in rivals if row is not best), key=_value)
+    outcomes = [_by_intervals(best, row) for row in others]
     if len(best.by_replicate) > 1:
         said = standings(_entrant(best), [_entrant(row) for row in others], among=among)
-        outcomes = [each.outcome for each in said]
-    else:
-        outcomes = [
-            Outcome.UNDECIDED if _low(row) <= _high(best) else Outcome.SLOWER for row in others
-        ]
+        for place, each in enumerate(said):
+            if known(each.ratio.value) or each.outcome is Outcome.BADLY:
+                outcomes[place] = each.outcome  # the two have replicates in common
     for row, outcome in zip(others, outcomes, strict=True):
         found[outcome].append(row)
     return found
+
+
+def _by_intervals(best: Row, row: Row) -> Outcome:
+    return Outcome.UNDECIDED if _low(row) <= _high(best) else Outcome.SLOWER
 
 
 def _entrant(row: Row) -> Entrant:
