@@ -135,12 +135,24 @@ class Setting:
         if best.row.format == DENSE:
             time = units.seconds(best.row.time_seconds)
             return f"Keep dense: {time}; nothing within this error is faster."
-        instead = ""
-        if self.dense is not None:
-            instead = f" instead of {units.seconds(self.dense.time_seconds)}"
-        share = f" ({units.ratio(best.relative)})" if known(best.relative) else ""
         time = units.seconds(best.row.time_seconds)
-        return f"Use {best.name}: {time}{instead}{share}, {best.error}."
+        return f"Use {best.name}: {time}{self.instead(best)}, {best.error}."
+
+    def instead(self, best: Candidate) -> str:
+        """What dense took, in words, and the time over it; nothing where dense was not timed."""
+        said = ""
+        if known(seconds := self.dense_seconds(best)):
+            said = f" instead of {units.seconds(seconds)}"
+        return f"{said} ({units.ratio(best.relative)})" if known(best.relative) else said
+
+    def dense_seconds(self, candidate: Candidate) -> float:
+        """What dense took in the rounds of a candidate; else what its own row says, or nan.
+
+        On a machine that is not quiet dense takes another time beside every case.
+        """
+        if known(candidate.relative) and candidate.row.format != DENSE:
+            return candidate.row.time_seconds / candidate.relative
+        return self.dense.time_seconds if self.dense else math.nan
 
 
 def keeps(candidate: Candidate, limit: float) -> bool:
@@ -329,7 +341,7 @@ def _best_row(setting: Setting, error: float) -> dict[str, Any]:
         "label": chosen.name,
         "density": row.density,
         "time_seconds": row.time_seconds,
-        "dense_seconds": setting.dense.time_seconds if setting.dense else math.nan,
+        "dense_seconds": setting.dense_seconds(chosen),
         "relative_time": chosen.relative,
         "relative_low": row.relative_low,
         "relative_high": row.relative_high,
@@ -404,6 +416,7 @@ def packed(found: Iterable[Setting]) -> list[dict[str, Any]]:
                     "name": each.name,
                     "loss": each.loss if known(each.loss) else None,
                     "error": each.error,
+                    "instead": setting.instead(each),
                     "verdict": each.verdict,
                     "tied": each.tied,
                     "close": each.close,

@@ -11,13 +11,11 @@ function bestOf(candidates) {
 }
 
 // What to use, instead of what, at which error; as Setting.says of hwbench/report/decision.py.
-function sayWhat(data, setting, best) {
+function sayWhat(data, best) {
   const row = enrich(data.row(best.row));
   const time = si(row.time_seconds, "s");
   if (row.format === "dense") return `Keep dense: ${time}; nothing within this error is faster.`;
-  const instead = setting.dense === null ? "" : ` instead of ${si(data.row(setting.dense).time_seconds, "s")}`;
-  const share = known(row.relative) ? ` (${plain(row.relative)}×)` : "";
-  return `Use ${best.name}: ${time}${instead}${share}, ${best.error}.`;
+  return `Use ${best.name}: ${time}${best.instead}, ${best.error}.`;
 }
 
 function startDecision(data, filters) {
@@ -146,7 +144,7 @@ function startDecision(data, filters) {
     const level = setting.levels[state.level];
     const candidates = kept(setting.candidates, level);
     const best = bestOf(candidates);
-    headline.textContent = best ? sayWhat(data, setting, best) : "Nothing that was measured stays within this error.";
+    headline.textContent = best ? sayWhat(data, best) : "Nothing that was measured stays within this error.";
     const beside = (words, rivals) => (rivals.length ? [`${words}: ${rivals.map(({ name }) => name).join("; ")}.`] : []);
     const named = (places) => kept(places.map((place) => setting.candidates[place]), level);
     const before = candidates.slice(0, candidates.indexOf(best)); // which are not judged
