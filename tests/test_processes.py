@@ -77,7 +77,8 @@ def wait(process: subprocess.Popen[str], reached: Callable[[], object]) -> None:
 
 
 def lines(out: Path) -> int:
-    return sum(path.read_bytes().count(b'"line":"result"') for path in out.glob("*.jsonl"))
+    files = out.glob("[!.]*.jsonl")  # one that is being made has a dot before its name, and goes
+    return sum(path.read_bytes().count(b'"line":"result"') for path in files)
 
 
 def children(pid: int) -> list[int]:
