@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from _evidence import script as evidence_script
 
 from hwbench.measure import run as runner
 from hwbench.report._answers import Winner
 from hwbench.store import Run, read_run
 
-SCRIPT = Path(__file__).parents[1] / "evidence" / "coverage.py"
-
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
     """The script; the folder is no package."""
-    spec = importlib.util.spec_from_file_location("evidence_coverage", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return evidence_script("coverage")
 
 
 def small(coverage: ModuleType) -> dict[str, Any]:

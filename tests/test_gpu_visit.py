@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import itertools
 import json
 import os
@@ -15,15 +14,14 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
+from _evidence import EVIDENCE, script
 
 from hwbench import cli
 
-EVIDENCE = Path(__file__).parents[1] / "evidence"
 PASSED = '<testsuites><testsuite tests="1"><testcase classname="tests.test_a" name="test_b"/>'
 PASSED += "</testsuite></testsuites>"
 FAILED = (
@@ -31,17 +29,6 @@ FAILED = (
     '<testcase classname="tests.test_units" name="test_x[1-a]"><failure message="no"/></testcase>'
     '<testcase classname="tests.test_units" name="test_y"/></testsuite></testsuites>'
 )
-
-
-def script(name: str) -> ModuleType:
-    """A module of the folder evidence, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, EVIDENCE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 gpu_visit = script("gpu_visit")

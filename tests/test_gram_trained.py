@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from _evidence import script as evidence_script
 
 import hwbench
 from hwbench.checkpoints import smollm2
 from hwbench.formats._gram import Seen
 from hwbench.workloads import _packaged, _trained
 
-SCRIPT = Path(__file__).parents[1] / "evidence" / "gram.py"
 QUICK = ("low_rank", "block_dense", "monarch", "csr")
 WORST = 1.5
 """How far the error of one layer may be above that of the plain projection."""
@@ -27,13 +25,7 @@ needs_smollm2 = pytest.mark.skipif(smollm2.missing() is not None, reason="SmolLM
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evidence_gram", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return evidence_script("gram")
 
 
 def row(name: str, none: float, gram: float, script: Any) -> Any:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from _evidence import script as evidence_script
 from _synthetic import run_of, scored_case
 from msgspec.structs import replace
 
 from hwbench.records import Measurement, Status
 from hwbench.store import Run
 
-SCRIPT = Path(__file__).parents[1] / "evidence" / "orders.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evidence_orders", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return evidence_script("orders")
 
 
 def measured(workload: str, quantity: str, values: dict[str, list[float]], note: str = "") -> Run:
