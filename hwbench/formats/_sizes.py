@@ -59,6 +59,18 @@ def fill(described: Format, **values: Knob) -> None:
             object.__setattr__(described, knob, value)
 
 
+def fill_outer_grid(described: Format) -> None:
+    """Give ``out_blocks`` the larger factor of out, and ``in_blocks`` the smaller one of in.
+
+    Raises:
+        KnobError: a number of blocks that was given does not divide its size.
+    """
+    fill(described, out_blocks=factors(described.out_features)[0])
+    fill(described, in_blocks=factors(described.in_features)[1])
+    described.check_divides("out_blocks", described.out_features)
+    described.check_divides("in_blocks", described.in_features)
+
+
 def check_choice(described: Format, knob: str, choices: tuple[str, ...]) -> None:
     """Demand that the knob is one of the words.
 

@@ -155,10 +155,7 @@ class Kronecker(Format):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _sizes.fill(self, out_blocks=_sizes.factors(self.out_features)[0])
-        _sizes.fill(self, in_blocks=_sizes.factors(self.in_features)[1])
-        self.check_divides("out_blocks", self.out_features)
-        self.check_divides("in_blocks", self.in_features)
+        _sizes.fill_outer_grid(self)
         self.check_integer("rank", low=1, high=min(self._sizes()))
 
     def largest_setting(self) -> int:
