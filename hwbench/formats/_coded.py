@@ -228,14 +228,6 @@ class CodedFormat(CodedWeight):
             return f"Codes have no gradient: {self.name()} gives that of its input only."
         return super().unsupported(device, dtype, direction)
 
-    def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        x, y = tokens * self.in_features, tokens * self.out_features
-        one_way = item_bytes * (x + y) + self.stored_bytes(item_bytes)
-        both = item_bytes * (2 * x + y) + 2 * self.stored_bytes(item_bytes)
-        return by_direction(
-            direction, forward=one_way, to_input=one_way, to_weight=one_way, backward=both
-        )
-
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         out, inputs, product = self.out_features, self.in_features, self.product
         forward = product.weight_bytes(out * inputs, item_bytes)

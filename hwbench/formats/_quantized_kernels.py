@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwbench.formats import _quantize
-from hwbench.formats._base import Format
+from hwbench.formats._base import Format, by_direction
 from hwbench.formats._kernel import Kernel, Torch
 
 if TYPE_CHECKING:
@@ -53,7 +53,19 @@ class Coded:
         raise NotImplementedError
 
 
-class CodedWeight(Format):
+class Codes(Format):
+    """A format that stores codes, which have no gradient: a call reads them, and writes none."""
+
+    def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        x, y = tokens * self.in_features, tokens * self.out_features
+        one_way = item_bytes * (x + y) + self.stored_bytes(item_bytes)
+        both = item_bytes * (2 * x + y) + 2 * self.stored_bytes(item_bytes)
+        return by_direction(
+            direction, forward=one_way, to_input=one_way, to_weight=one_way, backward=both
+        )
+
+
+class CodedWeight(Codes):
     """A format whose weight is codes."""
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwbench.formats import _gather, _quantize
-from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Format, Linear, by_direction
+from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Linear, by_direction
 from hwbench.formats._derived import Derived
 from hwbench.formats._entries import (
     GATHERS,
@@ -33,6 +33,7 @@ from hwbench.formats._entries import (
 )
 from hwbench.formats._init import column_weights, working
 from hwbench.formats._kernel import Kernel, Torch
+from hwbench.formats._quantized_kernels import Codes
 from hwbench.formats._sizes import check_choice
 
 _TYPE = _quantize.TYPES["int4"]
@@ -109,7 +110,7 @@ class _Remade(torch.autograd.Function):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gqsa(Format):
+class Gqsa(Codes):
     """``kept_groups`` groups of ``group`` neighbours of W, in four bits a weight.
 
     Bytes: a half for each code, a scale and a centre in the layer's dtype and an index for each
@@ -159,14 +160,6 @@ class Gqsa(Format):
         if direction not in (FORWARD, BACKWARD_INPUT):
             return "Codes have no gradient: gqsa is for inference and gives that of its input only."
         return super().unsupported(device, dtype, direction)
-
-    def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        x, y = tokens * self.in_features, tokens * self.out_features
-        one_way = item_bytes * (x + y) + self.stored_bytes(item_bytes)
-        both = item_bytes * (2 * x + y) + 2 * self.stored_bytes(item_bytes)
-        return by_direction(
-            direction, forward=one_way, to_input=one_way, to_weight=one_way, backward=both
-        )
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         """With the values that a call makes of the codes, or orders anew, written and read."""
