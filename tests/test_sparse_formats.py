@@ -388,8 +388,7 @@ def test_a_layer_leaves_its_gradient_to_the_device(
     monkeypatch.setattr(_gather, "dense_gradient", note)
     layer = made(build(name, 33, 72, **GATHERED[name]))
     layer(normal(2, 72))
-    meta = layer.requires_grad_(False).to("meta")
-    meta(normal(2, 72).to("meta"))
+    layer.to("meta")(normal(2, 72).to("meta"))
     assert seen == [("cpu", False), ("meta", True)]
 
 

@@ -74,8 +74,10 @@ class EntriesMap(PatternMap):
 
     def gather(self, x: Tensor, pattern: _gather.Pattern | None = None) -> Tensor:
         """x Wᵀ by gathers, along the layer's own pattern unless another is given."""
-        dense, values = self.dense_gradient(x.device.type), self.values.reshape(-1)
-        return _gather.product(x, values, pattern or self.pattern(), dense_gradient=dense)
+        values: Tensor = self.values
+        if values.dim() > 1:
+            values = values.reshape(-1)
+        return _gather.product(x, values, pattern or self.pattern(), gradient=self.gradient)
 
     def dense_gradient(self, device: str) -> bool:
         """Whether the gradient of the values comes from a dense product on that kind of device."""

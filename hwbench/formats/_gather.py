@@ -132,18 +132,23 @@ class Pattern:
         return (self.rows - first) * self.in_features + self.columns
 
 
-def product(x: Tensor, values: Tensor, pattern: Pattern, *, dense_gradient: bool) -> Tensor:
+def product(x: Tensor, values: Tensor, pattern: Pattern, *, gradient: str) -> Tensor:
     """x Wᵀ, contiguous (tokens, out_features), for x of shape (tokens, in_features).
 
     Args:
         x: the input, in the dtype of ``values``.
         values: (nonzeros,), in the order of ``pattern``.
         pattern: where the values lie.
-        dense_gradient: take the gradient of the values from a dense product, block by block.
+        gradient: how the gradient of the values is computed, one of ``GRADIENTS``.
     """
     if torch.is_grad_enabled() and (x.requires_grad or values.requires_grad):
-        y: Tensor = _Product.apply(x, values, pattern, dense_gradient)  # type: ignore[no-untyped-call]
+        sides = (pattern.out_features, pattern.in_features)
+        dense = dense_gradient(gradient, x.device.type, values.numel(), *sides)
+        y: Tensor = _Product.apply(x, values, pattern, dense)  # type: ignore[no-untyped-call]
         return y
+    # One token of a sparse layer takes some 10 µs, so that what Python does around it counts.
+    if x.shape[0] == 1 and _times_vectors(x, values):
+        return _times_vector(x.reshape(-1), values, pattern.starts, pattern.columns).unsqueeze(0)
     return _forward(x, values, pattern)[0]
 
 
@@ -272,24 +277,28 @@ def bags(rows: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tenso
     With one token a row is one value, which embedding_bag adds without vector instructions, and it
     is a sparse matrix times a vector, for which MKL has a product.
     """
-    if _is_vector(rows, columns):
-        size = (starts.numel() - 1, rows.shape[0])
-        matrix = torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
-        return torch.mv(matrix, rows[:, 0]).unsqueeze(1)
+    if rows.shape[1] == 1 and _times_vectors(rows, values):
+        return _times_vector(rows[:, 0], values, starts, columns).unsqueeze(1)
     # without the checks of functional.embedding_bag, which cost as much as a transpose
     return torch.embedding_bag(rows, columns, starts, False, _SUM, False, values, True)[0]
 
 
-def _is_vector(rows: Tensor, columns: Tensor) -> bool:
-    """Whether MKL multiplies by these rows of one value each; the compiler takes no such tensor."""
+def _times_vectors(x: Tensor, values: Tensor) -> bool:
+    """Whether MKL multiplies by a vector of that kind; the compiler takes no such matrix."""
     return (
-        rows.shape[1] == 1
-        and rows.is_cpu
-        and rows.dtype in (torch.float32, torch.float64)
-        and columns.numel() > 0
+        x.is_cpu
+        and x.dtype in (torch.float32, torch.float64)
+        and values.numel() > 0
         and torch.backends.mkl.is_available()
         and not torch.compiler.is_compiling()
     )
+
+
+def _times_vector(x: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
+    """W x, (bags,), by MKL."""
+    size = (starts.numel() - 1, x.numel())
+    matrix = torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
+    return torch.mv(matrix, x)
 
 
 def turn(x: Tensor) -> Tensor:

@@ -253,9 +253,7 @@ class Gather(_entries.Gather, of=BlockSparseKronecker):
         z = z.view(tokens, layer.in_blocks, rank, out_side).permute(0, 3, 1, 2)
         z = z.reshape(tokens * out_side, -1)  # (tokens · u, j · r)
         terms, values = layer.terms(), layer.outer.flatten()
-        sides = (terms.out_features, terms.in_features)
-        dense = _gather.dense_gradient(layer.gradient, x.device.type, values.numel(), *sides)
-        y = _gather.product(z, values, terms, dense_gradient=dense)
+        y = _gather.product(z, values, terms, gradient=layer.gradient)
         return y.view(tokens, out_side, -1).transpose(1, 2).reshape(tokens, -1)
 
     def products(self, described: BlockSparseKronecker) -> tuple[int, ...]:

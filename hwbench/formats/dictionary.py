@@ -47,13 +47,6 @@ class _Map(EntriesMap):
     def build_pattern(self) -> _gather.Pattern:
         return _gather.Pattern(self.starts(), self.places(), len(self.atoms))
 
-    def gather(self, x: Tensor, pattern: _gather.Pattern | None = None) -> Tensor:
-        """x Sᵀ, for x of (tokens, atoms)."""
-        sides = (self.out_features, len(self.atoms))
-        dense = _gather.dense_gradient(self.gradient, x.device.type, self.values.numel(), *sides)
-        values = self.values.reshape(-1)
-        return _gather.product(x, values, pattern or self.pattern(), dense_gradient=dense)
-
     def to_dense(self) -> Tensor:
         empty = self.values.new_zeros(self.out_features, len(self.atoms))
         return empty.scatter(1, self.columns.long(), self.values) @ self.atoms

@@ -292,7 +292,7 @@ class Gather(_Product, of=Gqsa):
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
         values = layer.values().flatten()
-        return _gather.product(x, values, layer.entries(), dense_gradient=False)
+        return _gather.product(x, values, layer.entries(), gradient="sampled")
 
     def copied_width(self, described: Gqsa) -> int:
         return described.in_features + described.out_features
