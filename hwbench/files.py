@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from hwbench.errors import RunFileError, UsageError
+from hwbench.errors import RunFileError, UsageError, shortened
 
 MOST_OF_A_RUN = 1 << 30  # bytes; a run of 100,000 results has a tenth of it
 MOST_OF_A_DOCUMENT = 1 << 26  # bytes of a suite, a model's config.json, a cache
@@ -23,9 +23,33 @@ MOST_OF_A_HEADER = 1 << 24  # bytes of the first line of a run
 HEADER_MARK = b'{"line":"header"'
 """How every run file begins."""
 
+_NO_NAME = "it holds a character that no name can hold"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system answers that knows no hard links."""
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
+
+
+def named(given: str | Path, error: type[UsageError] = UsageError) -> Path:
+    """The path that a text names, with ``~`` for a home folder; whether it is there is not asked.
+
+    Raises:
+        UsageError: nothing can have that name; of the kind ``error``.
+    """
+    path = Path(given)
+    try:
+        path = path.expanduser()
+        os.lstat(path)
+    except RuntimeError:
+        why = "there is no such user"
+    except ValueError:  # a zero byte, or half of a character
+        why = _NO_NAME
+    except OSError as problem:
+        if problem.errno != errno.ENAMETOOLONG:
+            return path
+        why = "it is too long"
+    else:
+        return path
+    raise error(f"{shortened(repr(str(given)))} cannot name a file: {why}.")
 
 
 @contextlib.contextmanager
@@ -35,10 +59,17 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: there is no such file, it cannot be read, or it is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:
+        raise _no_name(path) from None
     with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor, not a path)
         _regular(os.fstat(descriptor), path)
         yield file
+
+
+def _no_name(path: Path) -> OSError:
+    return OSError(errno.EINVAL, f"It cannot name a file: {_NO_NAME}", str(path))
 
 
 def _regular(found: os.stat_result, path: Path) -> None:
@@ -152,6 +183,8 @@ def _before(path: Path) -> os.stat_result | None:
         found = path.stat()
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise _no_name(path) from None
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):

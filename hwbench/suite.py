@@ -66,7 +66,7 @@ def read(name_or_path: str) -> dict[str, Any]:
         SuiteError: the file cannot be read or is not TOML.
         UnknownNameError: there is neither such a file nor such a suite.
     """
-    path = Path(name_or_path)
+    path = files.named(name_or_path, SuiteError)
     if path.suffix != ".toml" and not path.is_file():
         known = [*names(), *model_names()]
         if name_or_path not in known:
@@ -443,7 +443,7 @@ def select(cases: Sequence[Case], expression: str) -> list[Case]:
             raise UnknownNameError("key of --filter", key, known)
         kept = [case for case in kept if fnmatch.fnmatchcase(_word(_facts(case).get(key)), pattern)]
     if not kept:
-        raise SuiteError(f"--filter {expression!r} leaves no case.")
+        raise SuiteError(f"--filter {shortened(repr(expression))} leaves no case.")
     return kept
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from hwbench import quantities
+from hwbench import files, quantities
 from hwbench.analysis.noise import Variance, estimates
 from hwbench.analysis.quiet import Counted, counted
 from hwbench.analysis.roofline import Placement, Roof, place, raised, roof
 from hwbench.analysis.stats import estimate
+from hwbench.errors import RunFileError
 from hwbench.quantities import ENERGY, GRAPH, RELATIVE, SCORE, TIME, Quantity
 from hwbench.records import ITEM_BYTES, Cost, Planned, Regime, Result, Status, without_gc
 from hwbench.store import Run, read_run
@@ -62,7 +63,7 @@ def load_run(path: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     with without_gc():
-        return pd.DataFrame(replicate_rows(read_run(Path(path))))
+        return pd.DataFrame(replicate_rows(read_run(files.named(path, RunFileError))))
 
 
 def summary(path: str | Path) -> pd.DataFrame:
@@ -73,7 +74,7 @@ def summary(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame(summary_rows(read_run(Path(path))))
+    return pd.DataFrame(summary_rows(read_run(files.named(path, RunFileError))))
 
 
 def load_runs(paths: Iterable[str | Path]) -> pd.DataFrame:
@@ -90,7 +91,7 @@ def load_runs(paths: Iterable[str | Path]) -> pd.DataFrame:
     with without_gc():
         rows = []
         for path in paths:
-            found = read_run(Path(path))
+            found = read_run(files.named(path, RunFileError))
             rows += [_origin(found) | row for row in replicate_rows(found)]
         return pd.DataFrame(rows)
 

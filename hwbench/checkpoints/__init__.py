@@ -52,7 +52,7 @@ def fetched(model: str) -> str:
         UsageError: it is no folder and cannot be fetched, or what lies there cannot be read.
         MissingPartError: it needs a package that is not installed.
     """
-    path = Path(model).expanduser()
+    path = files.named(model)
     if path.is_dir():
         found, stored = path, str(path.resolve())
     elif path.exists() or model.startswith((".", "/", "~")):
@@ -85,7 +85,7 @@ def folder(model: str) -> Path:
         UsageError: there is neither such a folder nor such a name in the Hub's cache.
         MissingPartError: a name is asked for without huggingface-hub.
     """
-    path = Path(model).expanduser()
+    path = files.named(model)
     return path if path.is_dir() else _hub(model, offline=True)
 
 
@@ -117,6 +117,7 @@ def check_free(found: Path) -> None:
     Raises:
         UsageError: it is no folder, or holds a model that hwbench did not convert.
     """
+    found = files.named(found)
     if found.exists() and not found.is_dir():
         raise UsageError(f"{found} is not a folder; choose another.")
     if (found / WEIGHTS).exists() and not (found / CONVERTED).exists():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hwbench import files
 from hwbench.channels import plain_json, visible
 from hwbench.errors import RunFileError, SuiteError, UsageError, shortened
 
@@ -87,7 +88,8 @@ def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """
     if folder is None:
         return document
-    if not folder.expanduser().is_dir():
+    found = files.named(folder)
+    if not found.is_dir():
         raise UsageError(f"--data {str(folder)!r} is not a folder.")
     changed, asking = _asking(
         document,
@@ -95,7 +97,7 @@ def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         "--data is for suites that ask for it, such as --suite training_gpt2.",
     )
     for block in asking:
-        block["data"] = str(folder.expanduser().resolve())
+        block["data"] = str(found.resolve())
     return changed
 
 

@@ -74,7 +74,7 @@ def choose(
     if objective is not None and objective not in study.OBJECTIVES:
         raise UnknownNameError("objective", objective, study.OBJECTIVES)
     if apply is not None:
-        checkpoints.check_free(apply.expanduser())
+        checkpoints.check_free(apply)
     if plan is not None:
         if budget or from_ or model:
             raise UsageError("--plan has its model, its run and its budget; give it alone.")

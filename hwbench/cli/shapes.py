@@ -36,6 +36,6 @@ def shapes(
         for line in written.splitlines():
             _shared.say(line)
         return
-    files.refuse_inputs([out], [Path(model).expanduser()])
+    files.refuse_inputs([out], [files.named(model)])
     files.write_text(out, written, "the suite ")
     _shared.say(f"The suite is in {out}. Run it with: hwbench run --suite {out}")

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 import hwbench
-from hwbench import environment, plugins, protocol
+from hwbench import environment, files, plugins, protocol
 from hwbench import suite as suites
 from hwbench.analysis import fingerprint
 from hwbench.analysis.fingerprint import Difference, Severity
@@ -80,8 +80,8 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     """
     question = Question(
         document=suites.read(suite) if isinstance(suite, str) else suite,
-        out=Path(out), filter=filter, seed=seed, energy=energy, scores=scores, changes=changes,
-        listener=listener,
+        out=files.named(out, RunFileError), filter=filter, seed=seed, energy=energy, scores=scores,
+        changes=changes, listener=listener,
     )  # fmt: skip
     return answer(question, device, threads, time_budget_seconds)
 
@@ -195,7 +195,7 @@ def resume(
     Raises:
         RunFileError: the run cannot be read or written, or was made on another machine.
     """
-    found = read_run(Path(path))
+    found = read_run(files.named(path, RunFileError))
     if found.complete:
         return found.path
     seat = LocalSeat(found.header.device, threads_of(found))

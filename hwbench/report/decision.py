@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hwbench import units
+from hwbench import files, units
 from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.contest import Outcome
 from hwbench.analysis.frames import NEVER_QUIET
-from hwbench.errors import UsageError
+from hwbench.errors import RunFileError, UsageError
 from hwbench.report import _whose
 from hwbench.report import _words as words
 from hwbench.report._answers import against, beats, has_interval, loses
@@ -318,7 +318,7 @@ def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
 
     if not error >= 0:
         raise UsageError(f"The largest error must be 0 or more, not {error}.")
-    found = settings(numbered(report_rows(read_run(Path(path)))))
+    found = settings(numbered(report_rows(read_run(files.named(path, RunFileError)))))
     return pd.DataFrame([_best_row(setting, error) for setting in found], columns=_BEST)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from hwbench import protocol
+from hwbench import files, protocol
 from hwbench import suite as suites
 from hwbench.analysis.compare import check_metric, side
 from hwbench.analysis.fingerprint import differences, facts
@@ -100,8 +100,8 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
     cases = suites.select(built.cases, filter) if filter else built.cases
     built = replace(built, cases=runner.with_anchors(cases))
     how = How(
-        device=device, threads=count, seed=seed, install=install, metric=metric, out=Path(out),
-        listener=listener,
+        device=device, threads=count, seed=seed, install=install, metric=metric,
+        out=files.named(out, RunFileError), listener=listener,
     )  # fmt: skip
     paths, labels = measured_in_pairs(built, (a, b), how)
     return Told(_outcome(paths, labels, threshold, metric), paths, labels)

@@ -358,7 +358,7 @@ def check_outputs(model: str, plan: Path) -> None:
     """
     files.check_replaceable(plan)  # a folder, which may have no name to put another beside
     files.check_replaceable(single_path(plan))
-    own = Path(model).expanduser()
+    own = files.named(model)
     files.refuse_inputs([plan, single_path(plan)], [own] if model and own.is_dir() else [])
 
 

@@ -11,10 +11,9 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from hwbench import checkpoints, suite
+from hwbench import checkpoints, files, suite
 from hwbench.errors import MissingPartError, UnknownNameError, UsageError, shortened
 from hwbench.studies import _architectures
 from hwbench.studies._architectures import REGIMES, TRAIN, Layer
@@ -53,7 +52,7 @@ def of(model: str, regimes: Sequence[str] = REGIMES) -> str:
 
 def _read(model: str) -> tuple[str, dict[str, Any], str]:
     """The name, the configuration and the file of a model."""
-    path = Path(model).expanduser()
+    path = files.named(model)
     if path.is_file():
         told = checkpoints.described(path)
         return _word(path.stem if path.stem != "config" else path.parent.name), told, str(path)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
-from hwbench import checkpoints
+from hwbench import checkpoints, files
 from hwbench.errors import UsageError
 from hwbench.workloads import _convert, _reading
 from hwbench.workloads._converted import save_converted
@@ -43,7 +42,7 @@ def apply(plan: str, out: str) -> str:
     Raises:
         UsageError: the plan or its model cannot be read, or the folder cannot be written.
     """
-    told = checkpoints.layer_plan(Path(plan))
+    told = checkpoints.layer_plan(files.named(plan))
     if reason := _reading.unreadable(told.model):
         raise UsageError(reason)
     loaded, seen = _reading.read(told.model, told.text)
@@ -59,5 +58,5 @@ def apply(plan: str, out: str) -> str:
     source = _reading.folder(told.model)
     for pattern in _COPIED:
         for path in source.glob(pattern):
-            shutil.copy(path, Path(out).expanduser() / path.name)
-    return str(Path(out).expanduser())
+            shutil.copy(path, files.named(out) / path.name)
+    return str(files.named(out))

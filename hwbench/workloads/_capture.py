@@ -21,7 +21,7 @@ _TEXTS = 16  # lines that pass through the model at once
 
 
 def capture(
-    model: str, texts: Path, out: Path, *, layers: str = "*", rows: int = ROWS
+    model: str, texts: str | Path, out: str | Path, *, layers: str = "*", rows: int = ROWS
 ) -> dict[str, tuple[int, int]]:
     """Write what each linear layer of a model sees at the tokens of a text.
 
@@ -43,6 +43,7 @@ def capture(
     """
     if reason := checkpoints.no_package("safetensors"):
         raise MissingPartError(reason)
+    texts, out = files.named(texts), files.named(out)
     lines = _lines(texts)
     folder = checkpoints.folder(checkpoints.fetched(model))
     files.refuse_inputs([out], [texts, folder])

@@ -48,7 +48,7 @@ def save_converted(model: nn.Module, folder: str | Path) -> None:
     description = {
         "schema": SCHEMA, "hwbench": hwbench.__version__, "layers": layers, "shared": shared,
     }  # fmt: skip
-    path = Path(folder).expanduser()
+    path = files.named(folder)
     checkpoints.check_free(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def load_converted(folder: str | Path, model: nn.Module) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(folder).expanduser()
+    path = files.named(folder)
     told = checkpoints.described(path / DESCRIPTION)
     if told.get("schema") != SCHEMA:
         raise UsageError(f"{path / DESCRIPTION} is not of schema {SCHEMA}.")

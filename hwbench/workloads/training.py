@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import nn
 
+from hwbench import files
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import STEP, Format, Linear
@@ -116,7 +116,7 @@ class Training(Workload):
     def _settings(self, case: Case) -> Settings:
         """The options that describe the network and its data; ``check`` looks at them first."""
         options = self.options(case)
-        folder = Path(str(options["data"])).expanduser()
+        folder = files.named(str(options["data"]))
         return Settings(case.in_features, folder, *(int(options[name]) for name in _SIZES))
 
     def _task(self, case: Case) -> Task:
