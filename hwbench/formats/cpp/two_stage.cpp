@@ -23,25 +23,36 @@ struct Call {
     ptrdiff_t scratch_each;
 };
 
-// Where row r of a product goes: runs of so many rows lie a step apart.
-struct Place {
-    float* to;
+// Where the rows of a product go, one after the other: runs of so many rows lie a step apart.
+struct Places {
+    float* run_at;
     ptrdiff_t run, run_step, row_step;
-    float* operator()(ptrdiff_t r) const { return to + r / run * run_step + r % run * row_step; }
+    ptrdiff_t row = 0;
+    float* next() {
+        if (row == run) row = 0, run_at += run_step;
+        return run_at + row++ * row_step;
+    }
 };
 
-// ROWS rows of a weight (ROWS, depth) times x (depth, WIDTH).
+// ROWS rows of a weight (ROWS, depth) times x (depth, WIDTH). Loops over sums are unrolled by
+// demand: a compiler that leaves one as a loop keeps all sums on the stack.
 template <int VECTORS, int ROWS>
-void rows_times(const float* weight, ptrdiff_t depth, const float* x, ptrdiff_t row, Place place) {
+void rows_times(const float* weight, ptrdiff_t depth, const float* x, Places& places) {
     Lanes sum[ROWS][VECTORS] = {};
     for (ptrdiff_t d = 0; d < depth; ++d) {
         Lanes part[VECTORS];
         for (int v = 0; v < VECTORS; ++v) part[v] = load(x + (d * VECTORS + v) * LANES);
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) sum[r][v] += weight[r * depth + d] * part[v];
     }
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECTORS; ++v) store(place(row + r) + v * LANES, sum[r][v]);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+        float* const to = places.next();
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) store(to + v * LANES, sum[r][v]);
+    }
 }
 
 inline const float* as_float(const float* weight, ptrdiff_t, float*) { return weight; }
@@ -54,22 +65,22 @@ inline const float* as_float(const BFloat16* weight, ptrdiff_t count, float* wid
 // A weight (rows, depth) times x (depth, WIDTH); `wide` has room for MOST_ROWS rows of the weight.
 template <int VECTORS, class Item>
 void times(const Item* weight, ptrdiff_t rows, ptrdiff_t depth, const float* x, float* wide,
-           Place place) {
+           Places places) {
     if constexpr (VECTORS == 0) {
         for (ptrdiff_t r = 0; r < rows; ++r) {
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
             for (ptrdiff_t d = 0; d < depth; ++d) sum += widened(weight[r * depth + d]) * x[d];
-            *place(r) = sum;
+            *places.next() = sum;
         }
     } else {
         constexpr int ROWS = std::min(MOST_ROWS, REGISTERS / 2 / VECTORS);
         ptrdiff_t r = 0;
         for (; r + ROWS <= rows; r += ROWS)
-            rows_times<VECTORS, ROWS>(as_float(weight + r * depth, ROWS * depth, wide), depth, x, r,
-                                      place);
+            rows_times<VECTORS, ROWS>(as_float(weight + r * depth, ROWS * depth, wide), depth, x,
+                                      places);
         for (; r < rows; ++r)
-            rows_times<VECTORS, 1>(as_float(weight + r * depth, depth, wide), depth, x, r, place);
+            rows_times<VECTORS, 1>(as_float(weight + r * depth, depth, wide), depth, x, places);
     }
 }
 
