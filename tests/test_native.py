@@ -21,8 +21,9 @@ from _formats import CLASSES, assert_near, assert_right, assert_sentence, normal
 from torch import Tensor
 
 from hwbench.errors import UsageError
-from hwbench.formats import _native
+from hwbench.formats import _block_matmul, _native
 from hwbench.formats._base import FORWARD, STEP, Format
+from hwbench.formats._two_stage import TwoStage
 
 OFFERED = [
     cls
@@ -222,6 +223,48 @@ def test_nothing_is_kept_of_a_weight(cls: type[Format], change: str) -> None:
                 target.add_(normal(*parameter.shape, seed=number))
         with torch.no_grad():
             assert_near(layer(x), x.double() @ layer.to_dense().double().mT, torch.float32)
+
+
+@HERE
+@DTYPES
+def test_what_lies_between_two_products_is_kept_as_it_is(dtype: torch.dtype, threads: int) -> None:
+    for f in (f for cls in OFFERED if issubclass(cls, TwoStage) for f in settings(cls)):
+        layer: Any = random_layer(f, dtype)
+        first, _ = layer.factors()  # (k, l, t, p)
+        for tokens in TOKENS:
+            x = layer.padded(normal(tokens, f.in_features).to(dtype))
+            factors = (x, layer.first.detach(), layer.second.detach(), layer.strided)
+            y, z = _native.two_stage_kept(*factors)
+            assert torch.equal(y, _native.two_stage(*factors))
+            groups = x.double().unflatten(1, (first.shape[0], -1))
+            made = torch.einsum("bkp,kltp->lbkt", groups, first.detach().double())
+            assert_near(z, made.flatten(2), dtype, f"{f}, {tokens} tokens")
+
+
+@HERE
+@pytest.mark.parametrize("cls", [c for c in OFFERED if issubclass(c, TwoStage)])
+def test_a_step_keeps_what_lies_between_unless_it_is_large(
+    cls: type[Format], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f = described(cls, (40, 24), density=0.5)
+    layer, x, dy = random_layer(f), normal(50, 24), normal(50, 40, seed=3)
+    made, kept, executed = 2 * 50 * f.products()[0], [], []
+    wanted = [x.requires_grad_(), *layer.parameters()]
+    for limit in (2**20, 100):
+        for name in ("WHOLE_VALUES", "RUN_VALUES"):
+            monkeypatch.setattr(_block_matmul, name, limit)
+        y = layer(x)
+        saved = [t for t in y.grad_fn.saved_tensors if t is not None]  # type: ignore[union-attr]
+        kept.append(len(saved))
+        executed.append(f.flops(50, STEP))
+        for found, right in zip(
+            torch.autograd.grad(y, wanted, dy),
+            torch.autograd.grad(x @ layer.to_dense().mT, wanted, dy),
+            strict=True,
+        ):
+            assert_near(found, right, torch.float32)
+    assert kept == [4, 3]
+    assert executed == [3 * f.flops(50, FORWARD), 3 * f.flops(50, FORWARD) + made]
 
 
 @HERE

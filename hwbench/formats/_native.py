@@ -54,7 +54,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "hwbench_two_stage": (
         *(c_int, c_int, c_void_p, c_ssize_t, c_void_p, c_void_p, c_void_p),
         *(c_ssize_t, c_ssize_t, c_ssize_t, c_ssize_t, c_ssize_t, c_ssize_t),
-        *(c_int, c_ssize_t, c_ssize_t, c_int, c_void_p, c_ssize_t),
+        *(c_int, c_ssize_t, c_ssize_t, c_int, c_void_p, c_void_p, c_ssize_t),
     ),
     "hwbench_lanes": (),
     "hwbench_most_vectors": (),
@@ -206,6 +206,9 @@ OPERATORS.define(
     "native_entries_(Tensor(a!) y, Tensor x, Tensor values, Tensor starts, Tensor columns) -> ()"
 )
 OPERATORS.define("native_two_stage(Tensor x, Tensor first, Tensor second, bool strided) -> Tensor")
+OPERATORS.define(
+    "native_two_stage_kept(Tensor x, Tensor first, Tensor second, bool strided) -> (Tensor, Tensor)"
+)
 
 
 def entries(x: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
@@ -235,6 +238,14 @@ def two_stage(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> Tensor
     return y
 
 
+def two_stage_kept(
+    x: Tensor, first: Tensor, second: Tensor, strided: bool
+) -> tuple[Tensor, Tensor]:
+    """The same, and what lies between the products: (l, tokens, k · t), in the dtype of x."""
+    y, z = torch.ops.hwbench.native_two_stage_kept(x, first, second, strided)
+    return y, z
+
+
 def _entries(x: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
     y = x.new_empty(x.shape[0], starts.numel() - 1)
     _multiply_entries(y, x, values, starts, columns, add=False)
@@ -261,26 +272,45 @@ def _multiply_entries(
 
 
 def _two_stage(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> Tensor:
+    return _multiply_two_stage(x, first, second, strided, keep=False)[0]
+
+
+def _two_stage_kept(
+    x: Tensor, first: Tensor, second: Tensor, strided: bool
+) -> tuple[Tensor, Tensor]:
+    y, kept = _multiply_two_stage(x, first, second, strided, keep=True)
+    z = kept.permute(1, 2, 0, 3).flatten(2)[..., : x.shape[0]]  # (l, k·t, tokens)
+    return y, z.to(x.dtype).mT
+
+
+def _multiply_two_stage(
+    x: Tensor, first: Tensor, second: Tensor, strided: bool, *, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """y, and (blocks of tokens, l, k · t, tokens of a block) float32, empty where not kept."""
     found, x, first, second = library(), _rows(x), first.contiguous(), second.contiguous()
     (in_blocks, pairs, in_side), (out_blocks, out_side, between) = first.shape, second.shape
     y = x.new_empty(x.shape[0], out_blocks * out_side)
     vectors, width, parts, threads = _blocks(found, x.shape[0], out_blocks)
     groups = -(-out_blocks // parts)
-    together = min(groups, max(1, BETWEEN_BYTES // (4 * between * width)))
-    each = (in_blocks * in_side + together * between + groups * out_side) * width
+    together = groups if keep else min(groups, max(1, BETWEEN_BYTES // (4 * between * width)))
+    blocks = -(-x.shape[0] // width) if keep else 0
+    kept = x.new_empty(blocks, out_blocks, between, width, dtype=torch.float32)
+    each = (in_blocks * in_side + (0 if keep else together * between) + groups * out_side) * width
     each += ROWS_AT_ONCE * max(in_side, between)
     scratch = x.new_empty(threads * each, dtype=torch.float32)
     found.two_stage(
         *(_narrow(x), vectors, x.data_ptr(), x.stride(0), first.data_ptr(), second.data_ptr()),
         *(y.data_ptr(), x.shape[0], in_blocks, in_side, out_blocks, out_side),
-        *(pairs // out_blocks, strided, parts, together, threads, scratch.data_ptr(), each),
+        *(pairs // out_blocks, strided, parts, together, threads),
+        *(kept.data_ptr(), scratch.data_ptr(), each),  # none is kept at address 0
     )
-    return y
+    return y, kept
 
 
 OPERATORS.impl("native_entries", _entries, "CPU")
 OPERATORS.impl("native_entries_", _add_entries, "CPU")
 OPERATORS.impl("native_two_stage", _two_stage, "CPU")
+OPERATORS.impl("native_two_stage_kept", _two_stage_kept, "CPU")
 OPERATORS.impl(
     "native_entries", lambda x, _, starts, __: x.new_empty(x.shape[0], starts.numel() - 1), "Meta"
 )
@@ -288,6 +318,14 @@ OPERATORS.impl("native_entries_", lambda *_: None, "Meta")
 OPERATORS.impl(
     "native_two_stage",
     lambda x, _, second, __: x.new_empty(x.shape[0], second.shape[0] * second.shape[1]),
+    "Meta",
+)
+OPERATORS.impl(
+    "native_two_stage_kept",
+    lambda x, _, second, __: (
+        x.new_empty(x.shape[0], second.shape[0] * second.shape[1]),
+        x.new_empty(second.shape[0], second.shape[2], x.shape[0]).mT,
+    ),
     "Meta",
 )
 

@@ -125,10 +125,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        needed, saved = ctx.needs_input_grad[:3], ctx.saved_tensors
-        if saved[3] is None:
-            return *_gradients_in_runs(needed, saved[:3], dy, ctx.strided), None
-        return *_gradients(needed, saved, dy, ctx.strided), None
+        return *_gradients_of(ctx.needs_input_grad[:3], ctx.saved_tensors, dy, ctx.strided), None
+
+
+def _gradients_of(
+    needed: tuple[bool, ...], saved: tuple[Any, ...], dy: Tensor, strided: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x and both factors, by the intermediate where it was kept."""
+    if saved[3] is None:
+        return _gradients_in_runs(needed, saved[:3], dy, strided)
+    return _gradients(needed, saved, dy, strided)
 
 
 def _gradients_in_runs(
@@ -229,19 +235,22 @@ class _Fused(torch.autograd.Function):
 
 
 class _Native(torch.autograd.Function):
-    """Forward in C++, which keeps no intermediate; backward as ``bmm``, with z made again."""
+    """Forward in C++; backward as ``bmm``, with a large z made again in runs of tokens."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor, strided: bool) -> Tensor:
-        ctx.save_for_backward(x, first, second)
-        ctx.strided = strided
-        return _native.two_stage(x, first, second, strided)
+        ctx.strided, z = strided, None
+        if ctx.needs_input_grad[2] and len(_runs(x, first)) <= 1:
+            y, z = _native.two_stage_kept(x, first, second, strided)
+        else:
+            y = _native.two_stage(x, first, second, strided)
+        ctx.save_for_backward(x, first, second, z)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        needed = ctx.needs_input_grad[:3]
-        return *_gradients_in_runs(needed, ctx.saved_tensors, dy, ctx.strided), None
+        return *_gradients_of(ctx.needs_input_grad[:3], ctx.saved_tensors, dy, ctx.strided), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,13 +417,12 @@ class Native(_native.Native, of=TwoStage):
         return _sizes.padding_copies(described, *described.padded())
 
     def recomputed(self, described: TwoStage, tokens: int) -> int:
-        return described.products()[0]
+        return Bmm().recomputed(described, tokens)
 
     def recomputed_values(self, described: TwoStage, tokens: int) -> int:
-        """x and a factor are read, and the intermediate is written."""
-        grid = described.grid()
-        between = grid.in_blocks * grid.out_blocks * described.rank
-        return tokens * (described.in_features + between) + described.stages()[0]
+        """What ``bmm`` moves to make it again; one that is kept is written, and laid out anew."""
+        kept = 3 * tokens * Bmm().intermediate_width(described)
+        return Bmm().recomputed_values(described, tokens) or kept
 
 
 class Einsum(_Chain, _kernel.Einsum, of=TwoStage):

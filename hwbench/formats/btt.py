@@ -10,11 +10,11 @@ Kernels: ``bmm`` is two batched products and one copy between them, with a backw
 in C++, compiled for the CPU here, with nothing between them outside of the cache; ``einsum`` is the
 spelling that users write. ``bmm`` is the default, as it runs everywhere. On a CPU ``bmm`` and
 ``onednn`` make an intermediate of over 2²⁰ values in runs of tokens that stay in cache; a step then
-makes it once more instead of keeping it, as one with ``native`` always does, which executes a sixth
-more FLOPs where both factors are alike. Two more are of Triton, for CUDA. ``triton`` stores the
-first product as the second reads it, without a copy; it takes every size and makes each product
-once. ``triton_fused`` is one kernel, in which nothing passes through memory: an output group has at
-most 256 features, x is read once for every few of them, and the first product is made again for the
+makes it once more instead of keeping it, as one with ``native`` does, which executes a sixth more
+FLOPs where both factors are alike. Two more are of Triton, for CUDA. ``triton`` stores the first
+product as the second reads it, without a copy; it takes every size and makes each product once.
+``triton_fused`` is one kernel, in which nothing passes through memory: an output group has at most
+256 features, x is read once for every few of them, and the first product is made again for the
 backward pass. Backward these three are ``bmm``. Which is faster where is not measured yet on a GPU;
 the suite ``llm`` times both.
 """

@@ -19,7 +19,7 @@ struct Call {
     bool strided;
     ptrdiff_t parts, together;
     int threads;
-    float* scratch;
+    float *between, *scratch;
     ptrdiff_t scratch_each;
 };
 
@@ -95,9 +95,10 @@ void block(const Call& call, ptrdiff_t token, ptrdiff_t begin, ptrdiff_t end, fl
     const ptrdiff_t inputs = call.in_blocks * call.in_side, depth = call.in_blocks * call.rank;
     const ptrdiff_t outputs = call.out_blocks * call.out_side, groups = end - begin;
     const int here = int(std::min(width, call.tokens - token));
-    float *turned = scratch, *z = turned + inputs * width;
-    float* sums = z + call.together * depth * width;
+    float *turned = scratch, *sums = turned + inputs * width;
     float* wide = sums + groups * call.out_side * width;
+    float* z = wide + MOST_ROWS * std::max(call.in_side, depth);
+    if (call.between) z = call.between + (token / width * call.out_blocks + begin) * depth * width;
     turn_in<VECTORS>(x + token * call.x_step, call.x_step, here, inputs, turned);
     for (ptrdiff_t group = begin; group < end; group += call.together) {
         const ptrdiff_t now = std::min(call.together, end - group);
@@ -152,18 +153,20 @@ void by_vectors(int vectors, const Call& call) {
 // x (tokens, in_blocks · in_side) with rows x_step apart, y (tokens, out_blocks · out_side); first
 // (in_blocks, out_blocks · rank, in_side), second (out_blocks, out_side, in_blocks · rank), items
 // of BFloat16 where `narrow`, else of float. Output groups are computed in so many parts, of a part
-// so many together. Scratch, for each thread: the tokens of a block times the inputs, the rows
-// between the products of the groups that are computed together, and the outputs of a part; and
-// eight rows of the wider factor.
+// so many together. Scratch, for each thread: the tokens of a block times the inputs, the outputs
+// of a part, and the rows between the products of the groups that are computed together; and eight
+// rows of the wider factor. Where `between` is no null pointer, what lies between the products is
+// kept there instead, (blocks of tokens, out_blocks, in_blocks · rank, tokens of a block), and all
+// groups of a part must be computed together.
 extern "C" void hwbench_two_stage(int narrow, int vectors, const void* x, ptrdiff_t x_step,
                                   const void* first, const void* second, void* y, ptrdiff_t tokens,
                                   ptrdiff_t in_blocks, ptrdiff_t in_side, ptrdiff_t out_blocks,
                                   ptrdiff_t out_side, ptrdiff_t rank, int strided, ptrdiff_t parts,
-                                  ptrdiff_t together, int threads, float* scratch,
-                                  ptrdiff_t scratch_each) {
-    const Call call{x,          first,    second, y,       x_step,   tokens,
-                    in_blocks,  in_side,  out_blocks,      out_side, rank,    strided != 0,
-                    parts,      together, threads,         scratch,  scratch_each};
+                                  ptrdiff_t together, int threads, float* between,
+                                  float* scratch, ptrdiff_t scratch_each) {
+    const Call call{x,       first,      second,   y,       x_step,       tokens,
+                    in_blocks, in_side,  out_blocks, out_side, rank,      strided != 0,
+                    parts,   together,   threads,  between, scratch,      scratch_each};
     if (narrow) by_vectors<BFloat16>(vectors, call);
     else by_vectors<float>(vectors, call);
 }
