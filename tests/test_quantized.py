@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from _formats import assert_near, assert_sentence, generator, normal, relative
+from _formats import CLASSES, assert_near, assert_sentence, generator, normal, relative
 from torch import Tensor
 
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import KnobError, UnreachableError
-from hwbench.formats import _quantize, _quantized_kernels
-from hwbench.formats._base import BACKWARD_INPUT, FORWARD, STEP
+from hwbench.formats import _gram, _quantize, _quantized_kernels
+from hwbench.formats._base import BACKWARD_INPUT, FORWARD, STEP, Format
 from hwbench.formats.quantized import Quantized
 from hwbench.formats.quantized_low_rank import QuantizedLowRank
 from hwbench.records import Case
@@ -121,8 +121,7 @@ def seen(samples: int, inputs: int, *, correlated: float = 0.9) -> Tensor:
 
 def by_least_squares(f: Quantized, weight: Tensor, inputs: Tensor) -> Tensor:
     """The codes that follow where each column's error is made up for by solving for the rest."""
-    gram = inputs.mT @ inputs
-    gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    gram = _gram.moments(inputs)
     left, codes = weight.clone(), []
     scale = centre = torch.empty(0)
     for j in range(f.in_features):
@@ -145,7 +144,7 @@ def test_gptq_is_the_column_by_column_optimum(kind: str, group: int) -> None:
     """Within blocks, across them, and with groups that begin inside of one."""
     f = build(6, 160, type=kind, group=group, kernel="dequantise", rounding="gptq")
     weight, inputs = wide(6, 160), seen(400, 160)
-    codes, _, _ = _quantize.gptq(f.kind, weight, group, torch.float64, inputs)
+    codes, _, _ = _quantize.gptq(f.kind, weight, group, torch.float64, _gram.Seen(inputs))
     assert torch.equal(codes, by_least_squares(f, weight, inputs))
 
 
@@ -173,6 +172,23 @@ def test_gptq_lowers_the_error_of_the_output_on_fresh_inputs(kind: str) -> None:
         gap = layer.to_dense().double() - weight.double()
         errors[rounding] = float((fresh @ gap.mT).norm())
     assert errors["gptq"] < 0.75 * errors["nearest"]
+
+
+ROUNDED = [f for f in CLASSES.values() if "rounding" in f.knob_names()]
+
+
+@pytest.mark.parametrize("kind", ROUNDED, ids=lambda kind: str(kind.name()))
+@pytest.mark.parametrize("samples", [8, 32, 64, 128])
+def test_gptq_does_not_believe_rows_that_are_too_few(kind: type[Format], samples: int) -> None:
+    """Inputs that are independent can only look correlated: to make up for nothing is best."""
+    weight, told, fresh = wide(48, 64), wide(samples, 64, seed=1), wide(2000, 64, seed=2)
+    share = {"density": 0.75} if "kept_groups" in kind.knob_names() else {"kernel": "dequantise"}
+    errors = []
+    for rounding in ("nearest", "gptq"):
+        f = kind.from_knobs(48, 64, rounding=rounding, **share)
+        layer = f.project(weight, activations=told if rounding == "gptq" else None)
+        errors.append(float((fresh @ (layer.to_dense().detach() - weight).mT).norm()))
+    assert errors[1] <= 1.05 * errors[0]
 
 
 def test_gptq_bears_inputs_that_are_never_used() -> None:

@@ -18,6 +18,7 @@ from hwbench.formats._base import (
     by_direction,
 )
 from hwbench.formats._derived import Derived
+from hwbench.formats._gram import Seen
 from hwbench.formats._groups import check_groups
 from hwbench.formats._quantized_kernels import Coded, CodedWeight, Product
 from hwbench.records import Knob
@@ -236,20 +237,20 @@ class CodedFormat(CodedWeight):
         return by_direction(direction, forward=forward, to_input=backward, to_weight=0)
 
     def codes_of(
-        self, weight: Tensor, dtype: torch.dtype, activations: Tensor | None
+        self, weight: Tensor, dtype: torch.dtype, seen: Seen | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, scales and centres of a weight, for a layer of that dtype.
 
-        ``activations`` are used where ``rounding`` is gptq.
+        What the layer has ``seen`` is used where ``rounding`` is gptq.
         """
         if not self.kind.scaled:  # an empty scale has the dtype of the layer
             codes = weight.bfloat16().contiguous().clone().view(torch.int16)
             return codes, weight.new_empty(0, dtype=dtype), weight.new_empty(0, dtype=dtype)
-        if activations is None or self.rounding == "nearest":
+        if seen is None or self.rounding == "nearest":
             wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
             codes, scale, centre = _quantize.nearest(self.kind, wide, self.columns, dtype)
         else:
-            wide, seen = weight.double(), activations.detach().double()
+            wide = weight.double()
             codes, scale, centre = _quantize.gptq(self.kind, wide, self.columns, dtype, seen)
         if self.kind.bits < 8:
             codes = _quantize.pack(codes, self.kind.bits)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hwbench.formats._gram import Seen
+
 FP8_LARGEST = 448.0  # of float8_e4m3fn
 _NF4_TAIL = 0.9677083  # the outermost quantile, by which the ends of the table become ±1
-_DAMPING = 0.01  # of the mean of the Gram matrix's diagonal is added to it
 ROUNDING_ERROR = 3e-2
 """By how much rounded activations may change a product, relatively, for normal activations.
 
@@ -148,22 +149,23 @@ def nearest(
 
 
 def gptq(
-    kind: Type, weight: Tensor, group: int, dtype: torch.dtype, activations: Tensor
+    kind: Type, weight: Tensor, group: int, dtype: torch.dtype, seen: Seen
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``nearest``, but the columns that are still free take up the error of those that are not.
 
-    With H the Gram matrix of the inputs and H⁻¹ = Uᵀ U, U upper triangular, the error e of column
-    j changes the later columns by −e U[j, j+1:] / U[j, j], which is where the output error in H
-    has its least value once column j is fixed (Frantar et al., GPTQ, 2022, arXiv:2210.17323).
+    With G the Gram matrix of the inputs, as ``_gram.moments`` has it, and G⁻¹ = Uᵀ U, U upper
+    triangular, the error e of column j changes the later columns by −e U[j, j+1:] / U[j, j], which
+    is where the output error in G has its least value once column j is fixed (Frantar et al.,
+    GPTQ, 2022, arXiv:2210.17323).
 
     Args:
         kind: the type.
         weight: (out, in), float64.
         group: columns of a group; its scale follows from what its columns are when it is reached.
         dtype: of scales and centres.
-        activations: (samples, in), float64.
+        seen: what the layer sees.
     """
-    left, spread = weight.clone(), inverse_factor(activations)
+    left, spread = weight.clone(), seen.upper
     out, columns = weight.shape
     codes = torch.empty(out, columns, dtype=encode_dtype(kind), device=weight.device)
     found: list[tuple[Tensor, Tensor]] = []
@@ -190,17 +192,6 @@ def gptq(
 def encode_dtype(kind: Type) -> torch.dtype:
     """The dtype in which single codes are held."""
     return torch.int8 if kind.name == "int8" else torch.uint8
-
-
-def inverse_factor(activations: Tensor) -> Tensor:
-    """U with H⁻¹ = Uᵀ U, of the damped Gram matrix; inputs that are never used stand alone."""
-    gram = activations.mT @ activations
-    diagonal = gram.diagonal()
-    unused = diagonal == 0
-    mean = diagonal.mean() if not bool(unused.all()) else torch.ones_like(diagonal[0])
-    diagonal += torch.where(unused, mean, _DAMPING * mean)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    return torch.linalg.cholesky(inverse, upper=True)
 
 
 # Bits

@@ -31,6 +31,7 @@ from hwbench.formats._entries import (
     check_index_dtype,
     largest,
 )
+from hwbench.formats._gram import Seen
 from hwbench.formats._init import column_weights, working
 from hwbench.formats._kernel import Kernel, Torch
 from hwbench.formats._quantized_kernels import Codes
@@ -211,8 +212,8 @@ class Gqsa(Codes):
         A group counts what the outputs lose where it is dropped and the columns behind it make up
         for it. How many stay in which columns is decided at first, and which when their turn comes.
         """
-        spread = _quantize.inverse_factor(activations.detach().to(weight))
-        inverse, left = spread.mT @ spread, weight.clone()
+        seen = Seen.of(activations.detach(), weight)
+        spread, inverse, left = seen.upper, seen.inverse, weight.clone()
         parts = list(torch.arange(self.in_features, device=weight.device).split(self.group))
         first = [_lost(left[:, p], torch.linalg.cholesky(inverse[p][:, p]).mT) for p in parts]
         mask = torch.zeros(self.largest_setting(), dtype=torch.bool, device=weight.device)

@@ -29,6 +29,7 @@ from hwbench.errors import KnobError, UnreachableError
 from hwbench.formats import _quantize, _stored
 from hwbench.formats._base import Linear, unreachable
 from hwbench.formats._coded import CodedFormat, CodedMap
+from hwbench.formats._gram import Seen
 from hwbench.records import Knob
 
 
@@ -92,7 +93,8 @@ class Quantized(CodedFormat):
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest codes for given scales; with ``gptq`` those for the activations."""
-        return CodedMap(self, *self.codes_of(weight.detach(), weight.dtype, activations))
+        seen = None if activations is None else Seen.of(activations.detach(), weight)
+        return CodedMap(self, *self.codes_of(weight.detach(), weight.dtype, seen))
 
 
 def _groups(in_features: int) -> list[int]:

@@ -25,6 +25,7 @@ from hwbench.formats._base import (
     unreachable,
 )
 from hwbench.formats._coded import CodedFormat, CodedMap
+from hwbench.formats._gram import Seen
 from hwbench.records import Knob
 
 
@@ -156,10 +157,11 @@ class QuantizedLowRank(CodedFormat):
         ``activations`` weigh the error by their Gram matrix, for which A B is the best there is.
         """
         dtype, target = weight.dtype, weight.detach().double()
-        whitening = _whitening(activations, target)
+        seen = None if activations is None else Seen.of(activations.detach(), weight)
+        whitening = None if seen is None else seen.lower
         low, best, error = torch.zeros_like(target), None, float("inf")
         for _ in range(self.ROUNDS):
-            coded = self.codes_of((target - low).to(_wide(dtype)), dtype, activations)
+            coded = self.codes_of((target - low).to(_wide(dtype)), dtype, seen)
             kept = CodedMap(self, *coded).coded_dense().double()
             left, right = _best(target - kept, self.rank or 0, whitening)
             left, right = left.to(dtype), right.to(dtype)
@@ -176,17 +178,6 @@ class QuantizedLowRank(CodedFormat):
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
-
-
-def _whitening(activations: Tensor | None, target: Tensor) -> Tensor | None:
-    """L with L Lᵀ the damped Gram matrix of the inputs, lower triangular."""
-    if activations is None:
-        return None
-    seen = activations.detach().to(target)
-    gram = seen.mT @ seen
-    mean = float(gram.diagonal().mean())
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.cholesky(gram + (1e-4 * mean if mean > 0 else 1.0) * eye)
 
 
 def _weighed(gap: Tensor, whitening: Tensor | None) -> Tensor:
