@@ -113,7 +113,7 @@ def _low_rank(spec: Any, layer: Any) -> list[Part]:
 def _dictionary(spec: Any, layer: Any) -> list[Part]:
     del spec
     empty = torch.zeros(layer.out_features, len(layer.atoms))
-    value = empty.scatter(1, layer.columns.long(), layer.values.detach())
+    value = empty.scatter(1, layer.places().long().view_as(layer.values), layer.values.detach())
     sparse = Part(
         (value != 0).long(), label="S", caption=f"{_named(layer, 'values')}, columns", value=value
     )

@@ -8,6 +8,7 @@ from _formats import drawn, relative
 from torch import Tensor
 
 from hwbench.errors import KnobError
+from hwbench.formats import _gram
 from hwbench.formats._base import BACKWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, STEP
 from hwbench.formats.dictionary import Dictionary
 from hwbench.formats.low_rank import LowRank
@@ -86,6 +87,59 @@ def test_activations_lower_the_error_that_the_layer_sees() -> None:
     assert missed[1] < 0.9 * missed[0]
 
 
+def correlated(samples: int, inputs: int, seed: int) -> Tensor:
+    mixed = drawn(inputs, inputs, seed=9) * torch.logspace(0, -2, inputs, dtype=torch.float64)
+    return drawn(samples, inputs, seed=seed) @ mixed.mT
+
+
+@pytest.mark.parametrize("density", [0.5, 0.8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_by_outputs_it_is_nearer_than_low_rank_at_equal_values(
+    shape: tuple[int, int], density: float
+) -> None:
+    """On rows that no projection saw."""
+    weight, told, held = drawn(*shape), *(correlated(600, shape[1], seed=s) for s in (2, 3))
+    found = []
+    for kind in (Dictionary, LowRank):
+        f = kind.from_knobs(*shape, density=density)
+        layer = f.project_outputs(weight, told)
+        assert f.density() <= density
+        found.append(float(((layer.to_dense().detach() - weight) @ held.mT).norm()))
+    assert found[0] < 0.95 * found[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_turned_projection_is_that_of_the_turned_weight(shape: tuple[int, int]) -> None:
+    """‖(W − Ŵ) L‖ is the plain error of what is learnt for W L, and every atom is at its best."""
+    weight, f = drawn(*shape), build(*shape, atoms=10)
+    gram = _gram.moments(correlated(300, shape[1], seed=2))
+    lower = torch.linalg.cholesky(gram)
+    layer = f.project_turned(weight, lower)
+    plain = f.project(weight @ lower).to_dense()
+    assert relative(layer.to_dense() @ lower, plain) < 1e-8
+    slope = torch.autograd.grad(
+        torch.linalg.matrix_norm((weight - layer.to_dense()) @ lower).square(), layer.atoms
+    )[0]
+    assert float(slope.norm()) < 1e-6 * float((weight @ gram).norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("atoms", "ratio"), [(1, 1), (7, 2), (8, 2), (9, 4), (24, 24), (24, 1)])
+def test_bits_say_what_indices_say(atoms: int, ratio: int, dtype: torch.dtype) -> None:
+    weight, x = drawn(24, 32).to(dtype), drawn(5, 32, seed=6).to(dtype)
+    by = [
+        build(atoms=atoms, ratio=ratio, index_dtype=kind).project(weight)
+        for kind in ("int32", "bits")
+    ]
+    assert torch.equal(by[0].places(), by[1].places())
+    assert torch.equal(by[0].to_dense(), by[1].to_dense())
+    assert torch.equal(by[0](x), by[1](x))
+    f = by[1].described
+    assert f.index_bytes() == 24 * -(-atoms // 8)
+    stored = sum(t.numel() * t.element_size() for t in by[1].stored_tensors())
+    assert f.stored_bytes(dtype.itemsize) == stored
+
+
 @pytest.mark.parametrize("gradient", ["dense", "sampled"])
 def test_costs_are_counted_by_hand(gradient: str) -> None:
     f, tokens, item = build(24, 32, atoms=9, ratio=4, gradient=gradient), 7, 4
@@ -106,6 +160,9 @@ def test_costs_are_counted_by_hand(gradient: str) -> None:
     assert f.needed_flops(tokens, STEP) == 3 * once
     moved = f.intermediate_bytes(tokens, item, FORWARD)
     assert moved == 2 * item * tokens * (9 + 9 + 24)  # D x, and it and y turned over
+    bits = build(24, 32, atoms=9, ratio=4, gradient=gradient, index_dtype="bits")
+    assert bits.stored_bytes(item) == item * f.parameters() + 24 * 2
+    assert bits.intermediate_bytes(tokens, item, FORWARD) == moved + 4 * entries
 
 
 def test_stored_bytes_are_used_up_to_one_atom() -> None:
@@ -120,7 +177,10 @@ def test_stored_bytes_are_used_up_to_one_atom() -> None:
     [
         ({"atoms": 25}, "atoms of dictionary must be between 1 and 24"),
         ({"atoms": 3, "ratio": 0}, "ratio of dictionary must be between 1 and 24"),
-        ({"atoms": 3, "index_dtype": "int8"}, "index_dtype of dictionary must be int32 or int64"),
+        (
+            {"atoms": 3, "index_dtype": "int8"},
+            "index_dtype of dictionary must be int32 or int64 or bits",
+        ),
         ({"density": 0.01}, "dictionary cannot reach density 0.01; atoms 1 has density 0.07292"),
     ],
 )

@@ -271,18 +271,18 @@ def executed(tokens: int, parameters: int, gradient_entries: int, direction: str
     return by_direction(direction, forward=product, to_input=product, to_weight=gradient)
 
 
-def check_index_dtype(format_: Format, index_dtype: str, entries: int) -> None:
-    """Demand an index dtype that exists and can count the entries.
+def check_index_dtype(format_: Format, index_dtype: str, entries: int, *others: str) -> None:
+    """Demand an index dtype that exists, or one of the others, and can count the entries.
 
     Raises:
         KnobError: it does not, or cannot.
     """
-    if index_dtype not in INDEX_BYTES:
+    if index_dtype not in (*INDEX_BYTES, *others):
         raise KnobError(
-            f"index_dtype of {format_.name()} must be {' or '.join(INDEX_BYTES)}, "
+            f"index_dtype of {format_.name()} must be {' or '.join([*INDEX_BYTES, *others])}, "
             f"not {index_dtype!r}."
         )
-    if index_dtype == "int32" and max(entries, format_.in_features) >= 2**31:
+    if index_dtype != "int64" and max(entries, format_.in_features) >= 2**31:
         raise KnobError(f"{entries} entries cannot be counted in int32; use index_dtype='int64'.")
 
 

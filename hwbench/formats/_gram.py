@@ -3,9 +3,10 @@
 With G = XᵀX / n the squared error is tr (W − Ŵ) G (W − Ŵ)ᵀ. A matrix of given rank has a closed
 form: with G = L Lᵀ it is the truncated decomposition of W L, times L⁻¹ (Wang et al., SVD-LLM, ICLR
 2025, arXiv:2403.07378). Where every block of W has low rank, each column of blocks takes that form
-in turn, of what the others leave. Single entries are chosen and made up for by ``_pruned``. In all
-other formats the error is quadratic in one factor while the others are held: a few steps of
-conjugate gradients on each in turn never raise it.
+in turn, of what the others leave. A format whose last factor may be any matrix is projected for W L
+by the plain error, and that factor turned back by L⁻¹. Single entries are chosen and made up for
+by ``_pruned``. In all other formats the error is quadratic in one factor while the others are held:
+a few steps of conjugate gradients on each in turn never raise it.
 
 All is computed in float64. What lies beside the diagonal of G is shrunk as far as the rows are too
 few to know it (Schäfer and Strimmer, 2005, doi:10.2202/1544-6115.1175), and a little of the mean of
@@ -23,7 +24,8 @@ from torch import Tensor
 from hwbench.errors import UsageError
 from hwbench.formats import _pruned
 
-RANK, BLOCKS, N_OF_M, KEPT, FACTORS, EXACT = "rank", "blocks", "n_of_m", "kept", "factors", "exact"
+RANK, BLOCKS, N_OF_M, KEPT = "rank", "blocks", "n_of_m", "kept"
+FACTORS, TURNED, EXACT = "factors", "turned", "exact"
 """How a format is projected by outputs, as its ``OUTPUTS`` says."""
 
 DAMPING = 0.01
@@ -308,12 +310,23 @@ def _of_factors(described: Any, weight: Tensor, seen: Seen) -> Any:
     return best
 
 
+def _of_turned(described: Any, weight: Tensor, seen: Seen) -> Any:
+    """The best of what is learnt for W L and of the plain projections."""
+    found = [
+        described.project_turned(weight, seen.lower),
+        described.project(weight),
+        described.project(weight, activations=seen.size),
+    ]
+    return min(found, key=lambda layer: _loss(weight - layer.to_dense().detach(), seen.gram))
+
+
 _WAYS = {
     RANK: _of_rank,
     BLOCKS: _of_blocks,
     N_OF_M: _of_entries,
     KEPT: _of_entries,
     FACTORS: _of_factors,
+    TURNED: _of_turned,
 }
 
 

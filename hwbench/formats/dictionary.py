@@ -3,7 +3,7 @@
 D x is one dense product, of as many rows as there are atoms; each output then gathers its own
 ``fan_in`` of them. Each row of W so lies in a small subspace of its own, where a matrix of low rank
 has one subspace for all rows: at equal parameters it can come nearer to a weight without a few
-strong directions, for an index of every kept value.
+strong directions, for an index of every kept value, or for a bit of every one that could be.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hwbench.formats import _gather, _init
-from hwbench.formats._base import Linear
+from hwbench.formats import _gather, _init, _quantize
+from hwbench.formats._base import Linear, by_direction
 from hwbench.formats._entries import (
     INDEX_BYTES,
     EntriesMap,
@@ -26,9 +26,13 @@ from hwbench.formats._entries import (
 )
 from hwbench.formats._groups import best_in_groups
 
+BITS = "bits"
+
 
 class _Map(EntriesMap):
-    columns: Tensor  # (out, fan_in), the atoms of each output, ascending
+    # The atoms of each output, ascending, (out, fan_in); as bits: (out, ceil(atoms / 8)) uint8, the
+    # first atom's bit the lowest of the first byte.
+    columns: Tensor
 
     def __init__(self, spec: Dictionary, values: Tensor, columns: Tensor, atoms: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features, values)  # (out, fan_in)
@@ -37,33 +41,38 @@ class _Map(EntriesMap):
         self.register_buffer("columns", columns)
 
     def starts(self) -> Tensor:
-        rows, fan_in = self.columns.shape
-        every = torch.arange(rows + 1, dtype=self.columns.dtype, device=self.columns.device)
-        return every * fan_in
+        (rows, fan_in), places = self.values.shape, self.places()
+        return torch.arange(rows + 1, dtype=places.dtype, device=places.device) * fan_in
 
     def places(self) -> Tensor:
-        return self.columns.flatten()
+        if self.columns.dtype != torch.uint8:
+            return self.columns.flatten()
+        used = _quantize.unpack(self.columns, 1, len(self.atoms))
+        order = used.argsort(dim=1, descending=True, stable=True)
+        return order[:, : self.values.shape[1]].int().flatten()
 
     def build_pattern(self) -> _gather.Pattern:
         return _gather.Pattern(self.starts(), self.places(), len(self.atoms))
 
     def to_dense(self) -> Tensor:
         empty = self.values.new_zeros(self.out_features, len(self.atoms))
-        return empty.scatter(1, self.columns.long(), self.values) @ self.atoms
+        columns = self.places().long().view_as(self.values)
+        return empty.scatter(1, columns, self.values) @ self.atoms
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dictionary(GatheredFormat):
     """W = S D with D of shape (atoms, in) and ``fan_in`` = ⌈atoms / ratio⌉ values in a row of S.
 
-    Bytes: D, and S as two matrices of (out, fan_in), its values and where they are.
+    Bytes: D, the values of S, (out, fan_in), and where they are: an index for each, or by
+    ``index_dtype=bits`` a bit for each atom of an output, which a layer widens to indices once.
     """
 
     PAPER = (
         "Makhov et al., CoSpaDi: compressing LLMs via calibration-guided sparse dictionary "
         "learning, 2025, arXiv:2509.22075"
     )
-    OUTPUTS = "factors"
+    OUTPUTS = "turned"
     PROJECTION_TOLERANCE: ClassVar[float] = 0.3  # which atoms a row is made of is not found again
 
     ROUNDS: ClassVar[int] = 100
@@ -79,7 +88,7 @@ class Dictionary(GatheredFormat):
         super().__post_init__()
         self.check_integer("atoms", low=1, high=self.out_features)
         self.check_integer("ratio", low=1, high=self.out_features)
-        check_index_dtype(self, self.index_dtype, self.gathered_entries())
+        check_index_dtype(self, self.index_dtype, self.gathered_entries(), BITS)
 
     def largest_setting(self) -> int:
         return self.out_features
@@ -96,7 +105,17 @@ class Dictionary(GatheredFormat):
         return (self.atoms * self.in_features, self.gathered_entries())
 
     def index_bytes(self) -> int:
+        if self.index_dtype == BITS:
+            return self.out_features * -(-self.atoms // 8)
         return self.gathered_entries() * INDEX_BYTES[self.index_dtype]
+
+    def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
+        """With the indices that bits were widened to, and which a call reads."""
+        moved = super().intermediate_bytes(tokens, item_bytes, direction)
+        if self.index_dtype != BITS:
+            return moved
+        read = INDEX_BYTES["int32"] * self.gathered_entries()
+        return moved + by_direction(direction, forward=read, to_input=read, to_weight=read)
 
     def gathered_entries(self) -> int:
         """Those of S."""
@@ -135,8 +154,23 @@ class Dictionary(GatheredFormat):
         values, columns, atoms = self._learn(target)
         return self._build(values, columns, atoms / scale, weight.dtype)
 
+    def project_turned(self, weight: Tensor, lower: Tensor) -> Linear:
+        """As ``project``, for the error ‖(W − Ŵ) L‖: W L is learnt, and D turned back by L⁻¹.
+
+        Args:
+            weight: W, (out, in).
+            lower: L, (in, in), lower triangular and invertible.
+        """
+        values, columns, atoms = self._learn(weight @ lower)
+        atoms = torch.linalg.solve_triangular(lower, atoms, upper=False, left=False)
+        return self._build(values, columns, atoms, weight.dtype)
+
     def _build(self, values: Tensor, columns: Tensor, atoms: Tensor, dtype: torch.dtype) -> Linear:
-        places = columns.to(getattr(torch, self.index_dtype)).contiguous()
+        if self.index_dtype == BITS:
+            used = torch.zeros(len(columns), self.atoms, dtype=torch.uint8, device=columns.device)
+            places = _quantize.pack(used.scatter_(1, columns, 1), 1)
+        else:
+            places = columns.to(getattr(torch, self.index_dtype)).contiguous()
         return _Map(self, values.to(dtype).contiguous(), places, atoms.to(dtype).contiguous())
 
     def _best(self, score: Tensor) -> Tensor:
