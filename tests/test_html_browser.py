@@ -333,6 +333,54 @@ def test_words_on_a_front_do_not_lie_on_one_another(opened: Callable[..., Opened
                 assert apart or top >= other[3] or bottom <= other[1], (words[place], other)
 
 
+def test_kernels_of_a_format_are_told_apart_in_every_chart(opened: Callable[..., Opened]) -> None:
+    """One colour and one shape a format; the mark, or the dash of a line, is each kernel's own."""
+    kernels = [
+        replace(case, knobs={**case.knobs, "kernel": kernel})
+        for case in questions()
+        if case.format == "low_rank"
+        for kernel in ("mkl", "onednn")
+    ]
+    shown = opened(html.render([run_of([*questions(), *kernels])]))
+    seen = shown.page.evaluate(
+        """() => [...document.querySelectorAll("figure.chart")].filter((f) => f.view).map((f) => {
+          const found = {};
+          for (const each of f.querySelectorAll(".plot svg path, .plot svg line")) {
+            let { datum } = each.__data__ || {};
+            if (Array.isArray(datum)) [datum] = datum;
+            if (datum?.format !== "low_rank" || !datum.series) continue;
+            const look = ["fill", "fill-opacity", "stroke", "stroke-dasharray"]
+              .map((name) => each.getAttribute(name)).join(" ");
+            (found[datum.series] ||= []).push(look);
+          }
+          return [f.kind, found];
+        })"""
+    )
+    told = {kind: found for kind, found in seen if len(found) > 1}
+    assert set(told) >= {"crossover", "sweep", "roofline", "stored", "split", "spread"}
+    assert any(kind.startswith("pareto") for kind in told)
+    for kind, found in told.items():
+        looks = [frozenset(each) for each in found.values()]
+        assert len(set(looks)) == len(looks), kind
+    legend = shown.page.locator("ul.legend").nth(1)
+    assert {"low_rank", "low_rank kernel=mkl"} <= set(legend.locator("li").all_inner_texts())
+    paths = legend.locator("li", has_text="low_rank").locator("path")
+    drawn = paths.evaluate_all("(all) => all.map((p) => p.outerHTML)")
+    assert len(set(drawn)) == len(drawn) == 3
+
+
+def test_no_axis_writes_a_round_count_with_a_fraction(opened: Callable[..., Opened]) -> None:
+    shown = opened(html.render([run_of(questions(tokens=(64, 1024, 4096, 16384)))]))
+    ticks = shown.page.evaluate(
+        """() => [...document.querySelectorAll("figure.chart")].filter((f) => f.view)
+          .flatMap((f) => [...f.querySelectorAll("g.role-axis-label text")])
+          .map((t) => t.textContent)
+        """
+    )
+    assert {"64", "1,024", "4,096", "16,384"} <= set(ticks)
+    assert [each for each in ticks if re.search(r"\d\.\d{3}", each)] == []
+
+
 @pytest.mark.heavy
 def test_twenty_thousand_rows_paint_and_filter_quickly(opened: Callable[..., Opened]) -> None:
     shapes = [(256 * a, 256 * b) for a in range(1, 12) for b in range(1, 10)]

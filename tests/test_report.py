@@ -291,6 +291,18 @@ def test_no_two_formats_look_alike() -> None:
     assert len(set(_palette._KNOWN.values())) == len(_palette._KNOWN)
 
 
+def test_the_series_of_a_format_differ_by_their_marks_or_lines() -> None:
+    many = [("quantized", f"quantized type=t{number:02d}") for number in range(18)]
+    many += [("low_rank", "low_rank kernel=mkl"), ("low_rank", "low_rank")]
+    found = _palette.variants(many)
+    assert found["low_rank"] == 0  # what names no kernel is a filled mark and a whole line
+    looks = [_palette.VARIANTS[found[series]] for _, series in many[:18]]
+    assert len(set(looks)) == 18
+    assert len({(look.opacity, look.edge, look.dotted) for look in looks[:5]}) == 5  # marks alone
+    assert len({look.dash for look in looks[:4]}) == 4  # by the line alone
+    assert found == _palette.variants(reversed(many))
+
+
 @pytest.mark.parametrize(
     ("colours", "background"),
     [(_palette.LIGHT, "#ffffff"), (_palette.DARK, "#16181c")],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from hwbench.report._palette import Style
+from hwbench.report._palette import VARIANTS, Style, Variant
 
 if TYPE_CHECKING:
     import altair as alt
@@ -14,6 +16,12 @@ HEIGHT, SIZE = 300, 70
 
 _RATIOS = [v * 10.0**power for power in range(-4, 5) for v in (1, 2, 5)]
 _TIMES = "format(datum.value, '~g') + '×'"
+
+COUNTS = (
+    "datum.value >= 1000 && datum.value % 1000 === 0"
+    " ? format(datum.value / 1000, ',') + 'k' : format(datum.value, ',')"
+)
+"""The words of an axis of counts: ``1,024``, and ``4k`` for what is round."""
 
 _TIPS = {
     "label": "format",
@@ -51,30 +59,66 @@ def tips(**more: str) -> list[alt.Tooltip]:
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in {**_TIPS, **more}.items()]
 
 
-def look(styles: dict[str, Style], *, filled: bool = True) -> dict[str, Any]:
-    """Colour and shape of points, by format."""
+def _of_variant(value: Callable[[Variant], Any]) -> Any:
+    """What differs between the variants of a format, by the ``variant`` of the datum."""
     import altair as alt
 
-    names = list(styles)
-    colours = alt.Scale(domain=names, range=[styles[name].css for name in names])
-    shapes = alt.Scale(domain=names, range=[styles[name].path for name in names])
-    colour = alt.Fill if filled else alt.Color
-    return {
-        "fill" if filled else "color": colour("format:N", scale=colours, legend=None),
-        "shape": alt.Shape("format:N", scale=shapes, legend=None),
-    }
+    return alt.expr(f"{json.dumps(list(map(value, VARIANTS)))}[datum.variant]")
+
+
+def dash() -> dict[str, Any]:
+    """The dash of a line that belongs to one series of a format."""
+    return {"strokeDash": _of_variant(lambda each: each.dash)}
 
 
 def colour(styles: dict[str, Style]) -> dict[str, Any]:
     """The colour of lines, by format."""
-    return {"color": look(styles, filled=False)["color"]}
+    import altair as alt
+
+    return {"color": alt.Color("format:N", **_scaled(styles, lambda each: each.css))}
+
+
+def _scaled(styles: dict[str, Style], value: Callable[[Style], str]) -> dict[str, Any]:
+    """A scale of formats, without a legend."""
+    import altair as alt
+
+    names = list(styles)
+    scale = alt.Scale(domain=names, range=[value(styles[name]) for name in names])
+    return {"scale": scale, "legend": None}
 
 
 def points(
     base: alt.Chart, styles: dict[str, Style], tips: list[alt.Tooltip], **mark: Any
 ) -> alt.Chart:
-    """Points with a thin edge in the colour of the page, so that neighbours stay apart."""
+    """Points by format; hollow, tinted or with an edge where a format has several series.
+
+    A filled point has a thin edge in the colour of the page, so that neighbours stay apart.
+    """
+    import altair as alt
+
+    card = {"test": _is_variant(lambda each: each.edge == "none"), "value": "var(--card)"}
+    ink = {"test": _is_variant(lambda each: each.edge == "ink"), "value": INK}
+    hollow = {"test": _is_variant(lambda each: each.hollow), "value": "var(--card)"}
+    coloured = _scaled(styles, lambda each: each.css)
     drawn = base.mark_point(
-        filled=True, size=SIZE, opacity=1, stroke="var(--card)", strokeWidth=0.8, **mark
+        filled=True,
+        size=SIZE,
+        opacity=1,
+        fillOpacity=_of_variant(lambda each: each.opacity or 1),
+        strokeOpacity=1,
+        strokeWidth=_of_variant(lambda each: 0.8 if each.edge == "none" else 1.4),
+        strokeDash=_of_variant(lambda each: [1.5, 1.5] if each.dotted else [1, 0]),
+        **mark,
     )
-    return drawn.encode(**look(styles), tooltip=tips)
+    return drawn.encode(
+        shape=alt.Shape("format:N", **_scaled(styles, lambda each: each.path)),
+        fill=alt.Fill("format:N", condition=hollow, **coloured),
+        stroke=alt.Stroke("format:N", condition=[card, ink], **coloured),
+        tooltip=tips,
+    )
+
+
+def _is_variant(what: Callable[[Variant], bool]) -> str:
+    """A test of the ``variant`` of the datum."""
+    numbers = [number for number, each in enumerate(VARIANTS) if what(each)]
+    return f"indexof({json.dumps(numbers)}, datum.variant) >= 0"

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from hwbench.quantities import PROJECTION_ERROR, Quantity
-from hwbench.report._chart_base import FAINT, GRID, INK
+from hwbench.report._chart_base import COUNTS, FAINT, GRID, INK
 from hwbench.report._chart_base import SIZE as _SIZE
 from hwbench.report._chart_base import base as _base
 from hwbench.report._chart_base import colour as _colour
+from hwbench.report._chart_base import dash as _dash
 from hwbench.report._chart_base import points as _points
 from hwbench.report._chart_base import times as _relative
 from hwbench.report._chart_base import tips as _tips
@@ -181,7 +182,7 @@ def _error(styles: dict[str, Style], score: Score, field: str, title: str) -> An
     import altair as alt
 
     base = _base().encode(x=_density(field, title), y=_scored("score", score))
-    line = base.mark_line(strokeWidth=1.3, opacity=0.7)
+    line = base.mark_line(strokeWidth=1.3, opacity=0.7, **_dash())
     line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
     tips = _tips(error_text=score.measured, stored_text="stored")
     points = _points(base, styles, tips[:1] + tips[2:3] + tips[-2:])
@@ -215,7 +216,7 @@ def _crossover(styles: dict[str, Style]) -> Any:
     # formats of one density stand beside one another: moved by pixels, never in the data
     aside: Any = {"xOffset": {"expr": "datum.aside"}}
     base = _base().encode(x=_density(), y=_relative(alt.Y, "time relative to dense (log)"))
-    line = base.mark_line(strokeWidth=1.2, opacity=0.45, **aside)
+    line = base.mark_line(strokeWidth=1.2, opacity=0.45, **_dash(), **aside)
     line = line.encode(detail="series:N", order="density:Q", **_colour(styles))
     span = base.mark_rule(strokeWidth=1.4, **aside)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
@@ -231,10 +232,10 @@ def _sweep(styles: dict[str, Style]) -> Any:
         "tokens:Q",
         title="tokens (log)",
         scale=alt.Scale(type="log", nice=False, padding=18),
-        axis=alt.Axis(values=ticks, format="~s", labelOverlap="greedy"),
+        axis=alt.Axis(values=ticks, labelExpr=COUNTS, labelOverlap="greedy"),
     )
     base = _base().encode(x=x, y=_relative(alt.Y, "time relative to dense (log)"))
-    line = base.mark_line(strokeWidth=1.2, opacity=0.6)
+    line = base.mark_line(strokeWidth=1.2, opacity=0.6, **_dash())
     line = line.encode(detail="series:N", order="tokens:Q", **_colour(styles))
     span = base.mark_rule(strokeWidth=1.4)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
@@ -267,7 +268,7 @@ def _roofline(styles: dict[str, Style]) -> Any:
         axis=alt.Axis(values=_EVEN, format="~s", labelOverlap="greedy"),
     )
     base = _base(360)
-    unfused = base.mark_rule(strokeWidth=1, opacity=0.5).encode(
+    unfused = base.mark_rule(strokeWidth=1, opacity=0.5, **_dash()).encode(
         x="unfused_intensity:Q", x2="intensity:Q", y=y, **_colour(styles)
     )
     tips = _tips(

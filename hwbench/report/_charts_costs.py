@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hwbench.quantities import SAVED_BYTES, Quantity
-from hwbench.report._chart_base import FAINT, INK, SIZE, base, colour, points
+from hwbench.report._chart_base import COUNTS, FAINT, INK, SIZE, base, colour, dash, points
 from hwbench.report._costs import chart_kind
 from hwbench.report._palette import Style
 
@@ -76,7 +76,8 @@ def _bars(
             ),
         )
     )
-    bar = ground.mark_rule(strokeWidth=2, opacity=0.55).encode(x2=alt.datum(0), **colour(styles))
+    bar = ground.mark_rule(strokeWidth=2, opacity=0.55, **dash())
+    bar = bar.encode(x2=alt.datum(0), **colour(styles))
     said = ground.mark_text(align="left", baseline="middle", dx=9)
     tips = [alt.Tooltip(f"{line}:N", title="case"), alt.Tooltip(f"{text}:N", title=title)]
     return alt.layer(bar, points(ground, styles, tips), said.encode(text=f"{text}:N"))
@@ -96,7 +97,11 @@ def _winners() -> Any:
         name="replace(datum.best.series, regexp(' [a-z_]+=', 'g'), ' ')",  # values of knobs only
         said="datum.best.relative_short",
     ).encode(
-        x=alt.X("tokens:O", title="tokens", axis=alt.Axis(labelAngle=0, orient="top")),
+        x=alt.X(
+            "tokens:O",
+            title="tokens",
+            axis=alt.Axis(labelAngle=0, orient="top", labelExpr=COUNTS),
+        ),
         y=alt.Y("shape_text:N", title="out × in", sort=alt.EncodingSortField("best.area")),
     )
     fills = alt.Scale(domain=list(_SHADES), range=[f"var(--h-{name})" for name in _SHADES])
@@ -128,7 +133,7 @@ def _spread(styles: dict[str, Style]) -> Any:
         scale=alt.Scale(type="log", nice=False, padding=10),
         axis=alt.Axis(labelExpr=_SECONDS, labelOverlap="greedy", labelSeparation=9, tickCount=6),
     )
-    wide = ground.mark_rule(strokeWidth=1.4, opacity=0.8)
+    wide = ground.mark_rule(strokeWidth=1.4, opacity=0.8, **dash())
     wide = wide.encode(x=x, x2="high:Q", y=y, **colour(styles))
     half = ground.mark_rule(strokeWidth=7, opacity=0.45)
     half = half.encode(x="quarter:Q", x2="three_quarters:Q", y=y, **colour(styles))

@@ -2,14 +2,16 @@
 
 The eight colours keep apart under protanopia, deuteranopia and tritanopia, and stand at 3 : 1 or
 more against their background, in the light and in the dark set; dense is drawn in the colour of
-text. No two formats share both colour and shape, so that colour is never the only difference.
+text. No two formats share both colour and shape, so that colour is never the only difference. What
+one format has of several kernels or other knobs shares both: a hollow or tinted mark, or one with
+an edge, and the dash of a line tell them apart.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LIGHT = ("#114081", "#954d05", "#3b6f62", "#e16c93", "#2692e1", "#7640b7", "#a28b23", "#5e362e")
 DARK = ("#7b8ff4", "#f18f40", "#67d6ac", "#b6899d", "#2c7ab6", "#bdb4f4", "#eed04c", "#b0554e")
@@ -84,6 +86,52 @@ class Style:
     def marker(self) -> str:
         """The shape as a marker of matplotlib."""
         return _MARKERS[self.shape]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the marks and lines of one of the series of a format differ from those of the others."""
+
+    opacity: float = 1.0  # of the fill; at 0 it is that of the background
+    edge: str = "none"  # "own" colour, that of "ink", or "none"
+    dotted: bool = False  # the edge
+    dash: tuple[float, ...] = (1, 0)  # of lines
+
+    @property
+    def hollow(self) -> bool:
+        """Whether the background shows inside the mark."""
+        return self.opacity == 0
+
+
+_FILLS = (
+    Variant(),
+    Variant(0, "own"),
+    Variant(0.35, "own"),
+    Variant(0, "own", dotted=True),
+    Variant(1, "ink"),
+)
+_DASHES = ((1, 0), (5, 3), (1.5, 2.5), (7, 2.5, 1.5, 2.5))
+VARIANTS = tuple(
+    replace(_FILLS[n % len(_FILLS)], dash=_DASHES[n % len(_DASHES)])
+    for n in range(len(_FILLS) * len(_DASHES))
+)
+"""The first is a filled mark and a whole line. Each differs from all others by its fill or dash."""
+
+
+def variants(series: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The number of a variant for each series, so that those of one format differ.
+
+    Args:
+        series: pairs of a format and one of its series, in any order.
+    """
+    by_format: dict[str, set[str]] = {}
+    for name, one in series:
+        by_format.setdefault(name, set()).add(one)
+    return {
+        one: number % len(VARIANTS)
+        for members in by_format.values()
+        for number, one in enumerate(sorted(members))
+    }
 
 
 def styles(formats: Iterable[str]) -> dict[str, Style]:

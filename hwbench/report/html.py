@@ -8,7 +8,7 @@ data. A content security policy in the page forbids every request on top of that
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -36,7 +36,7 @@ from hwbench.report import (
     decision,
 )
 from hwbench.report import _words as words
-from hwbench.report._palette import DARK, LIGHT, styles
+from hwbench.report._palette import DARK, LIGHT, VARIANTS, Style, Variant, styles, variants
 from hwbench.report._scores import scores
 from hwbench.report.rows import (
     Against,
@@ -185,6 +185,7 @@ def _context(
         "heat": _heat.heat(rows),
         "shades": _heat.SHADES,
         "looks": looks,
+        "marks": _marks(rows, looks),
         "failures": _failures(rows),
         "total": len(rows),
         "measured": sum(row.status == "ok" for row in rows),
@@ -202,6 +203,21 @@ def _context(
     }
     below = [each for each in sections if not (keeping and each.id == "errors")]  # in the answer
     return {**found, "contents": _sections.contents(below, under)}
+
+
+def _marks(rows: list[Row], looks: Mapping[str, Style]) -> dict[str, tuple[Style, Variant]]:
+    """The marks of a legend by their names: formats, or all series of a format that has several."""
+    numbers = variants((row.format, row.series) for row in rows)
+    series: dict[str, list[str]] = {}
+    for row in rows:
+        own = series.setdefault(row.format, [])
+        if row.series not in own:
+            own.append(row.series)
+    return {
+        one if len(own) > 1 else name: (looks[name], VARIANTS[numbers[one]])
+        for name, own in series.items()
+        for one in own
+    }
 
 
 def _answered(rows: list[Row]) -> list[_answers.Answer]:
@@ -276,6 +292,8 @@ def _data(
             "heat_words": _heat.FAILED,
             "level_words": _heat.LEVEL,
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
+            "variants": variants((row.format, row.series) for row in rows),
+            "variant_looks": [asdict(each) | {"hollow": each.hollow} for each in VARIANTS],
             "columns": _pack.columns(rows, dict.fromkeys(each.name for each in held)),
             "quantities": [_declared(each, each in page) for each in held if each not in _ALWAYS],
             "figures": {s.id: [figure.packed() for figure in s.figures] for s in sections},

@@ -7,6 +7,7 @@ function chartRow(data, number) {
   const row = enrich(data.row(number));
   row.group_title = data.groups[row.group_number];
   row.flags ||= "none";
+  row.variant = data.variants.get(row.series) ?? 0;
   // A density that is a tenth below what was asked for, or more, is told as it is.
   const near = known(row.asked_density) && !(Math.abs(row.density - row.asked_density) > 0.1 * row.asked_density);
   row.density_text = near ? String(row.asked_density) : plain(row.density);

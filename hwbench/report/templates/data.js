@@ -10,6 +10,7 @@ async function readData() {
   const element = document.getElementById("hw-data");
   const text = element.textContent;
   const data = JSON.parse(element.dataset.form === "gzip" ? await inflate(text) : text);
+  data.variants = new Map(Object.entries(data.variants)); // a series may have any name
   const read = new Map();
   data.column = (name) => {
     if (!read.has(name)) {
@@ -82,8 +83,9 @@ function enrich(row) {
 // An element with its text, and what else it is.
 const make = (tag, text = "", more = {}) => Object.assign(document.createElement(tag), { textContent: text }, more);
 
-// The mark of a format by its name, as it stands in a legend of the page; nothing without one.
+// The mark of a series, or of its format where that has one only, as it stands in a legend of the
+// page; nothing without one.
 function marks() {
   const found = new Map([...document.querySelectorAll("[data-look]")].map((mark) => [mark.dataset.look, mark]));
-  return (name) => found.get(name)?.cloneNode(true) || "";
+  return ({ series, format }) => (found.get(series) || found.get(format))?.cloneNode(true) || "";
 }

@@ -18,6 +18,13 @@ function sayWhat(data, best) {
   return `Use ${best.name}: ${time}${best.instead}, ${best.error}.`;
 }
 
+// The error of a candidate without what it is called: the words under the ladder say that.
+function errorOf(data, { error }) {
+  const titles = Object.values(data.scores).map(({ title }) => title);
+  const title = ["its error is", ...titles].find((each) => error.startsWith(`${each} `));
+  return title ? error.slice(title.length + 1) : error;
+}
+
 function startDecision(data, filters) {
   const card = document.getElementById("decision");
   if (!card || !data.settings.length) return () => {};
@@ -52,7 +59,7 @@ function startDecision(data, filters) {
       ladder.querySelector("input:checked").focus();
     });
     const row = best && data.row(best.row);
-    const said = best ? [sign(row.format), best.name] : ["nothing measured"];
+    const said = best ? [sign(row), best.name] : ["nothing measured"];
     const name = make("span", "", { className: "what" });
     name.append(...said);
     label.append(input, make("span", level.label, { className: "level" }), name,
@@ -88,12 +95,14 @@ function startDecision(data, filters) {
       const line = make("tr", "", { className: within(candidate, setting.levels[state.level]) ? "" : "beyond" });
       const name = make("th", "", { scope: "row", className: "left" });
       line.dataset.case = candidate.row;
-      name.append(sign(row.format), caseButton(candidate.row, candidate.name));
+      const named = make("span", "", { className: "named" });
+      named.append(sign(row), caseButton(candidate.row, candidate.name));
+      name.append(named);
       const drawn = make("td", "", { className: "bars" });
       drawn.append(bar(candidate, row, most));
       const relative = row.format === "dense" ? "1×" : `${plain(row.relative)}× ${spread(row.relative, row.relative_low, row.relative_high)}`;
       line.append(name, drawn, make("td", relative), make("td", si(row.time_seconds, "s")),
-        make("td", candidate.error.replace(/^its error is /, ""), { className: "left" }), make("td", si(row.stored_bytes, "B")),
+        make("td", errorOf(data, candidate), { className: "left" }), make("td", si(row.stored_bytes, "B")),
         make("td", candidate.verdict, { className: `left word ${candidate.verdict.replaceAll(" ", "-")}` }));
       return line;
     }));

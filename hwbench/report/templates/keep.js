@@ -21,18 +21,31 @@ function resolved(text) {
   return found;
 }
 
+// The attributes of the mark of a series, as the legend of the page has it.
+function markOf(data, series, format) {
+  const { css, path } = data.looks[format];
+  const { hollow, opacity, edge, dotted } = data.variant_looks[data.variants.get(series) ?? 0];
+  const own = { d: path, fill: hollow ? "var(--card)" : css };
+  if (edge === "none") return own;
+  const stroke = { "fill-opacity": opacity || 1, stroke: edge === "ink" ? "var(--ink)" : css, "stroke-width": 0.28 };
+  return { ...own, ...stroke, ...(dotted ? { "stroke-dasharray": "0.3 0.3" } : {}) };
+}
+
 // The marks of the formats that a chart draws, on as many lines as its width asks for.
 function legendOf(drawn, data, rows, width, top) {
-  const names = [...new Set(rows.map(({ format }) => format))].filter((name) => data.looks[name]);
+  const kinds = new Map(rows.filter(({ format }) => data.looks[format]).map((row) => [row.series, row.format]));
+  const formats = [...kinds.values()];
+  const single = (format) => formats.indexOf(format) === formats.lastIndexOf(format);
+  const names = [...kinds].map(([series, format]) => [single(format) ? format : series, markOf(data, series, format)]);
   const box = drawn("g", {});
   const pen = document.createElement("canvas").getContext("2d");
   pen.font = "12px system-ui, sans-serif";
   let [x, y] = [EDGE, top];
-  for (const name of names) {
+  for (const [name, look] of names) {
     const wide = 34 + pen.measureText(name).width;
     if (x > EDGE && x + wide > width - EDGE) [x, y] = [EDGE, y + LINE];
     box.append(
-      drawn("path", { d: data.looks[name].path, fill: data.looks[name].css, transform: `translate(${x + 6} ${y + 10}) scale(5)` }),
+      drawn("path", { ...look, transform: `translate(${x + 6} ${y + 10}) scale(5)` }),
       drawn("text", { x: x + 17, y: y + 14, fill: "var(--ink)", "font-size": 12 }, name),
     );
     x += wide;
