@@ -72,7 +72,12 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     made = []
 
     def start(
-        text: str, width: int = 1400, address: str = "", *, wait: bool = True, **options: Any
+        text: str,
+        width: int = 1400,
+        address: str = "#view=everything",
+        *,
+        wait: bool = True,
+        **options: Any,
     ) -> Opened:
         path = tmp_path / "page.html"
         path.write_text(text, encoding="utf-8")

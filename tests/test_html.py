@@ -500,9 +500,10 @@ def test_what_keeps_the_most_is_never_beaten_by_what_is_smaller() -> None:
     for run in (read_run(stored), run_of(questions()), rescored(run_of(questions()))):
         rows = numbered(report_rows(run))
         found = _bytes.kept(rows)
-        assert {each.group for each in found} == {row.group_number for row in rows if row.scored}
+        own = {number for each in found for number in each.groups}
+        assert own == {row.group_number for row in rows if row.scored}
         for each in found:
-            scored = [r for r in rows if r.group_number == each.group and r.status == "ok"]
+            scored = [r for r in rows if r.group_number in each.groups and r.status == "ok"]
             sign = -1 if scored[0].better == "higher" else 1
             front = [row for row, _ in each.lines]
             beaten = {
@@ -513,6 +514,38 @@ def test_what_keeps_the_most_is_never_beaten_by_what_is_smaller() -> None:
                 and sign * other.score <= sign * row.score
             }
             assert {row.number for row in front} == {r.number for r in scored} - beaten
+
+
+def test_the_bytes_of_a_whole_model_are_those_of_its_dense_case() -> None:
+    """Such a case counts all layers; the layer of its shape is one of them."""
+    path = Path(__file__).parents[1] / "reports/2026-11-28-epyc-2core/compress_lm.jsonl"
+    run = read_run(path)
+    rows = numbered(report_rows(run))
+    assert {row.stored_ratio for row in rows if row.format == "dense"} == {1.0}
+    assert all(0.2 < row.stored_ratio < 1.1 for row in rows)
+    (found,) = _bytes.kept(rows)  # what differs in its weighting is one experiment
+    best = "use quantized int8 (it takes 25 %): perplexity 26.4. Dense: 26.3."
+    assert found.says == f"In 50 % of dense’s bytes, {best}"
+    assert found.title == "Compress_lm, 576×576, float32"
+    assert set(found.groups) == {row.group_number for row in rows}
+    without = read_run(path)
+    for name in [n for n, each in run.planned.items() if each.case.format == "dense"]:
+        del without.planned[name]
+    without.results[:] = [each for each in run.results if each.case in without.planned]
+    assert not _bytes.kept(numbered(report_rows(without)))  # then no share of dense is known
+    weighted = [row for row in rows if row.format == "n_m" and "gram" in row.options]
+    assert _bytes._cells(weighted[0])[2] == "n_m, density 0.5, weighted by gram"
+
+
+def test_scores_that_are_far_apart_have_a_logarithmic_axis() -> None:
+    path = Path(__file__).parents[1] / "reports/2026-11-28-epyc-2core/compress_lm.jsonl"
+    far = Page(html.render([read_run(path)])).data["specifications"]
+    near = Page(html.render([rescored(run_of(questions()))])).data["specifications"]
+    for charts, kind in ((far, "log"), (near, None)):
+        drawn = [json.dumps(chart) for name, chart in charts.items() if name.startswith("error_")]
+        assert drawn
+        for chart in drawn:
+            assert ("is better (log)" in chart) == (kind == "log")
 
 
 def test_a_run_in_which_nothing_worked_says_why_first() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from _browser import Opened
-from _synthetic import hostile_run, projection_case, questions, rescored, run_of
+from _synthetic import hostile_run, linear_case, projection_case, questions, rescored, run_of
 from msgspec.structs import replace
 
 from hwbench import suite as suites
@@ -572,6 +572,42 @@ def test_the_command_of_a_case_leaves_it_alone_in_its_suite(
         assert (question.seed, where) == (5, ("cpu", 2, None))
 
 
+@pytest.mark.parametrize("suite", ["linear", "quantized"])
+def test_the_profile_of_a_case_is_that_case(
+    chromium: Any,
+    hwbench: Callable[..., tuple[int, str, str]],
+    suite: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = run_of(runner.with_anchors(_built(suites.read(suite), None)))
+    run.header = replace(run.header, suite=suite, arguments={"threads": 2})
+    rows = numbered(report_rows(run))
+    found = _commands(chromium, html.render([run]), [row.number for row in rows], "profiled")
+    planned: list[Any] = []
+
+    class Worker:
+        def __init__(self, device: str, threads: int) -> None:
+            assert (device, threads) == ("cpu", 2)
+
+        def ask(self, request: Any, *_: Any) -> None:
+            planned[:] = request.cases
+            raise UsageError("Nothing is profiled here.")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("hwbench.measure.transports.local.LocalWorker", Worker)
+    for row, command in zip(rows, found, strict=True):
+        timed = run.planned[row.case].case.workload == "linear" and row.status == "ok"
+        assert bool(command) == timed, row.case
+        if timed:
+            words = shlex.split(command)
+            assert words[:2] == ["hwbench", "profile"]
+            assert hwbench(*words[1:])[0] == 2, command
+            assert planned == [run.planned[row.case].case], command
+    assert sum(map(bool, found)) > 10
+
+
 def test_a_case_that_no_shipped_suite_holds_asks_for_the_suite_file(chromium: Any) -> None:
     run = run_of([*questions(), projection_case("low_rank", 0.5, matrix="none of ours")])
     run.header = replace(run.header, suite="linear")
@@ -586,15 +622,82 @@ def _built(document: dict[str, Any], chosen: str | None) -> list[Case]:
     return suites.select(cases, chosen) if chosen else cases
 
 
-def _commands(chromium: Any, text: str, numbers: list[int]) -> list[tuple[str, str]]:
-    """The command of each row, and what is said beside it, as the script of the page makes them."""
+def _commands(
+    chromium: Any, text: str, numbers: list[int], function: str = "reproduce"
+) -> list[Any]:
+    """The command of each row as the script of the page makes it, and what is said beside it."""
     data = re.search(r'<script [^>]*id="hw-data".*?</script>', text, re.DOTALL)
     assert data is not None
     script = "".join((html._TEMPLATES / name).read_text() for name in ("data.js", "case.js"))
     page = chromium.new_page()
     page.set_content(data[0])
     ask = f"""async (numbers) => {{ {script}; const data = await readData();
-      return numbers.map((n) => Object.values(reproduce(data, n))); }}"""
+      const words = (found) => typeof found === "string" ? found : Object.values(found);
+      return numbers.map((n) => words({function}(data, n))); }}"""
     found = page.evaluate(ask, numbers)
     page.close()
-    return [tuple(each) for each in found]
+    return [each if isinstance(each, str) else tuple(each) for each in found]
+
+
+def test_the_summary_shows_the_answer_and_everything_the_rest(
+    opened: Callable[..., Opened], text: str
+) -> None:
+    shown = opened(text, address="")
+    page = shown.page
+    visible = "[...document.querySelectorAll('main > section')].filter((s) => s.checkVisibility())"
+    ids = f"{visible}.map((s) => s.id)"
+    assert page.evaluate(ids) == ["answer"]
+    assert [
+        page.locator(f"#{each}").is_visible() for each in ("headline", "picture", "ranking")
+    ] == [True] * 3
+    assert page.locator("#picture svg path").count() > 10
+    page.get_by_role("button", name="Everything", exact=True).click()
+    shown.wait()
+    assert len(page.evaluate(ids)) > 8
+    assert "view=everything" in page.evaluate("location.hash")
+    drawn = (
+        "(f) => f.filter((e) => e.checkVisibility() && !e.querySelector('.plot svg path')).length"
+    )
+    assert page.locator("main figure.chart").evaluate_all(drawn) == 0
+    page.get_by_role("button", name="Summary", exact=True).click()
+    assert page.evaluate(ids) == ["answer"]
+    page.locator("nav a", has_text="Roofline").click()  # what is asked for is shown
+    shown.wait()
+    assert page.locator("#roofline figure.chart svg path").count() > 10
+    for address in ("#rows", "#view=everything"):
+        assert opened(text, address=address).page.locator("#table").is_visible()
+    assert shown.said == []
+
+
+def test_without_its_script_the_page_shows_everything(
+    opened: Callable[..., Opened], text: str
+) -> None:
+    still = opened(text, address="", java_script_enabled=False, wait=False)
+    assert still.page.locator("#heat").is_visible()
+
+
+def test_a_page_without_an_answer_has_no_summary(opened: Callable[..., Opened]) -> None:
+    shown = opened(html.render([run_of([linear_case("dense", None)])]), address="")
+    assert shown.page.locator("#table").is_visible()
+    assert shown.page.locator("button[data-view]").count() == 0
+
+
+def test_a_table_that_goes_on_has_a_shadow_at_that_edge(
+    opened: Callable[..., Opened], text: str
+) -> None:
+    shown = opened(text, 700)
+    ends = """(boxes) => boxes.filter((b) => b.checkVisibility()).map((b) => {
+      const room = b.scrollWidth - b.clientWidth;
+      const drawn = (end) => getComputedStyle(b, end).position === "sticky";
+      return [b.scrollLeft > 1, drawn("::before"), room - b.scrollLeft > 1, drawn("::after")];
+    })"""
+    before = shown.page.locator(".scroll").evaluate_all(ends)
+    shown.page.locator("#heat").evaluate("(t) => { t.parentElement.scrollLeft = 60; }")
+    shown.page.locator(".scroll.begun").wait_for()
+    after = shown.page.locator(".scroll").evaluate_all(ends)
+    for seen in (*before, *after):
+        assert seen[0] == seen[1]
+        assert seen[2] == seen[3]
+    assert sum(seen[2] for seen in before) > 1
+    assert any(not seen[2] for seen in before)
+    assert sum(seen[0] for seen in after) == 1

@@ -168,6 +168,40 @@ def test_the_table_fits_80_columns(base: Run) -> None:
     assert "explained by" in shown
 
 
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (2, "Fast Two is faster: 50 % less time than Slow One at the median of 76 cases."),
+        (0.8, "Slow One is faster: 20 % less time than Fast Two at the median of 76 cases."),
+        (1, "Slow One and Fast Two are equally fast at the median of 76 cases."),
+    ],
+)
+def test_who_is_faster_is_said_first_and_statistics_last(base: Run, by: float, said: str) -> None:
+    found = compared(base, faster(by, 2, fingerprint=machine("Fast Two")))
+    assert _versus.headline(found) == _versus.summary(found)[1] == said
+    middles = _versus.by_format(found)
+    quick = {2: "Fast Two, by 50 %", 0.8: "Slow One, by 20 %", 1: "as fast on both"}[by]
+    assert {who for _, _, who in middles} == {quick}
+    page = versus.page([base, faster(by, 2, fingerprint=machine("Fast Two"))], [found])
+    first, whole = page.split('<div class="whole">')[:2]
+    assert said in first
+    assert "Kendall" not in first.partition("<main>")[2]
+    assert "Kendall" in whole
+
+
+def test_the_page_says_where_the_winner_flips(base: Run) -> None:
+    other = faster(2, 2, fingerprint=machine("Fast Two"))
+    for result in other.results:
+        for measured in result.measurements:
+            if measured.quantity == "relative_time" and "btt[density=0.5]" in result.case:
+                measured.values[:] = [0.1 + 0.001 * result.replicate]
+    found = compared(base, other)
+    setting = "Forward, 1024×1024, 16 tokens, float32, density 0.5"
+    assert (setting, "low_rank", "btt", "yes") in versus.winners(found)
+    page = versus.page([base, other], [found])
+    assert f'<td class="left">{setting}</td><td class="left">low_rank</td>' in page
+
+
 def test_the_page_has_the_comparison_first_and_stays_inert(base: Run) -> None:
     runs = [base, faster(2, 2, fingerprint=machine("Fast Two"))]
     page = versus.page(runs, versus.compare(runs))

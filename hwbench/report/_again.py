@@ -53,10 +53,10 @@ def command(run: Run) -> dict[str, Any]:
     """
     header = run.header
     found = _shipped(header.suite, header.device.partition(":")[0])
-    words = ["--device", header.device]
+    device = ["--device", header.device]
     if threads := header.arguments.get("threads"):
-        words += ["--threads", str(threads)]
-    words += ["--seed", str(header.seed)]
+        device += ["--threads", str(threads)]
+    words = [*device, "--seed", str(header.seed)]
     plan = found.plan if found else None
     if plan and header.plan.replicates == 1 and header.plan.budget_seconds < plan.budget_seconds:
         words.append("--quick")
@@ -68,10 +68,15 @@ def command(run: Run) -> dict[str, Any]:
     return {
         "suite": shlex.quote(printable(found.path if found else header.suite)),
         "file": shlex.quote(printable(f"{header.suite}.toml")),
-        "rest": " ".join(shlex.quote(printable(word)) for word in words),
+        "rest": _joined(words),
+        "device": _joined(device),
         "filter": asked if isinstance(asked, str) else "",
         "knobs": found.knobs if found else {},
     }
+
+
+def _joined(words: Iterable[str]) -> str:
+    return " ".join(shlex.quote(printable(word)) for word in words)
 
 
 def needs(run: Run) -> dict[str, int]:

@@ -147,6 +147,11 @@ def _scored(field: str, score: Score) -> Any:
     """The axis of a score."""
     import altair as alt
 
+    if score.log:
+        powers = [10.0**power for power in range(-12, 19)]
+        axis = alt.Axis(values=powers, format=",.3~r", labelOverlap="greedy")
+        scale = alt.Scale(type="log", nice=True)
+        return alt.Y(f"{field}:Q", title=f"{score.axis} (log)", scale=scale, axis=axis)
     scale = alt.Scale(zero=score.zero, nice=True)
     return alt.Y(f"{field}:Q", title=score.axis, scale=scale)
 

@@ -64,6 +64,7 @@ def _all(have: list[Row], base: str) -> Figure:
     if len(middles) > 1:
         ends = [f"{name} ({units.ratio(middles[name])})" for name in (least, most)]
         says += f"; the format with the lowest median is {ends[0]}, with the highest {ends[1]}"
+    says += f". Left of the dashed line {words.machine(have[0])} is faster"
     return _figure(
         "versus_all", f"Every case by format, {words.machine(have[0])}", says, shown, note
     )

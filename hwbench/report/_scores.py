@@ -6,11 +6,13 @@ A name that nobody declared, of a later version, is shown as it is written, with
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwbench import quantities, units
 from hwbench.quantities import SCORE, Quantity
 from hwbench.report.rows import Row, known, printable
+
+_FAR = 100.0  # the quotient of two scores that one linear axis does not show together
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Score:
     better: str = "lower"  # or "higher"
     asked: tuple[float, ...] = ()  # levels at which "the accuracy I need" is answered
     zero: bool = False  # whether an axis begins at zero, where nothing is lost
+    log: bool = False  # whether an axis is logarithmic, because its values are far apart
 
     @property
     def higher(self) -> bool:
@@ -70,8 +73,15 @@ def named(name: str, declared: Quantity | None = None, better: str | None = None
 def scores(rows: Iterable[Row]) -> dict[str, Score]:
     """Every score that some row holds, by its name, in the order of the rows."""
     found: dict[str, Score] = {}
+    values: dict[str, list[float]] = {}
     for row in rows:
         if known(row.score):
             score = score_of(row)
             found.setdefault(score.name, score)
-    return found
+            values.setdefault(score.name, []).append(row.score)
+    return {name: replace(score, log=_far(score, values[name])) for name, score in found.items()}
+
+
+def _far(score: Score, values: list[float]) -> bool:
+    """Whether most of these values would lie on one another where the axis is linear."""
+    return not score.zero and min(values) > 0 and max(values) > _FAR * min(values)

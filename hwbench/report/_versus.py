@@ -217,14 +217,55 @@ def tallied(found: Versus) -> dict[str, int]:
 
 
 def summary(found: Versus) -> list[str]:
-    """What the comparison says, in sentences."""
-    values = [each.ratio.value for each in found.matched if each.ratio is not None]
-    said = [f"{found.other} against {found.base}: {len(found.matched)} cases in common."]
+    """What the comparison says, in sentences: who is faster first, statistics last."""
+    lead = f"{found.other} against {found.base}: {len(found.matched)} cases in common."
+    return [lead, headline(found), *answers(found), *statistics(found)]
+
+
+def headline(found: Versus) -> str:
+    """Which of the two is faster, and by how much."""
+    values = _ratios(found)
+    if not values:
+        return printable(f"{found.base} and {found.other} have no time that can be compared.")
+    middle, cases = median(values), f"{len(values)} case{'' if len(values) == 1 else 's'}"
+    quick, slow = (found.other, found.base) if middle < 1 else (found.base, found.other)
+    share = 1 - min(middle, 1 / middle)
+    if share < _SAME:
+        return printable(f"{quick} and {slow} are equally fast at the median of {cases}.")
+    than = f"{units.percent(share, 0)} less time than {slow}"
+    return printable(f"{quick} is faster: {than} at the median of {cases}.")
+
+
+def answers(found: Versus, *, formats: bool = True) -> list[str]:
+    """What a user acts on: where which machine is faster, and where another format wins.
+
+    Args:
+        found: the comparison.
+        formats: whether the median ratio of each format is told too.
+    """
+    values = _ratios(found)
+    said = []
     if values:
-        ends = " to ".join(units.ratio(end) for end in (min(values), max(values)))
-        than = f"{found.other} takes {_more(median(values))} {found.base}"
-        said.append(f"{than} at the median of these cases, from {ends} of its time.")
-        said += _by_format(found)
+        low, high = (units.ratio(end) for end in (min(values), max(values)))
+        faster, slower = decided(found)
+        said.append(
+            f"Of {len(values)} cases {found.other} is significantly faster in {faster or 'none'} "
+            f"and slower in {slower or 'none'}; its times are {low} to {high} of those of "
+            f"{found.base}."
+        )
+        said += _by_format(found) if formats else []
+    if found.compared:
+        sure = sum(flip.sure for flip in found.flips)
+        said.append(
+            f"Another format is the fastest in {len(found.flips)} of {found.compared} settings and "
+            f"densities, {sure or 'none'} of them significantly."
+        )
+    return [printable(sentence) for sentence in [*said, *_priced(found, values)]]
+
+
+def statistics(found: Versus) -> list[str]:
+    """How far the hardware explains the ratios, how far the order of formats agrees, the rest."""
+    said = []
     counts = tallied(found)
     if counts:
         total = sum(counts.values())
@@ -232,42 +273,53 @@ def summary(found: Versus) -> list[str]:
         said.append(f"Of {total} ratios, compared with those of the measured peaks: {parts}.")
     if found.agreement:
         least = min(found.agreement, key=found.agreement.__getitem__)
-        middle = median(found.agreement.values())
+        middle, several = median(found.agreement.values()), len(found.agreement) > 1
+        where = f" at the median of {len(found.agreement)} settings; least" if several else ""
         said.append(
-            f"The order of the formats agrees with Kendall’s τ {middle:.2f} "
-            f"at the median of {len(found.agreement)} groups; "
-            f"least in {least} ({found.agreement[least]:.2f})."
+            f"The order of the formats agrees with Kendall’s τ {middle:.2f}{where} in {least}"
+            f"{f' ({found.agreement[least]:.2f})' if several else ''}."
         )
-    if found.compared:
-        sure = sum(flip.sure for flip in found.flips)
-        said.append(
-            f"Another format is the fastest in {len(found.flips)} of {found.compared} groups and "
-            f"densities, {sure or 'none'} of them significantly."
-        )
-    said += _watts(found) + _priced(found, values)
+    said += _watts(found)
     if any(found.only):
         said.append(f"Left out: {found.only[0]} cases of the first, {found.only[1]} of the second.")
     return [printable(sentence) for sentence in said]
 
 
-def _more(ratio: float) -> str:
-    """A ratio of times in words: ``6 % more time than``, ``22 % less time than``."""
-    change = abs(ratio - 1)
-    if change < _SAME:
-        return "as long as"
-    return f"{units.percent(change, 0)} {'more' if ratio > 1 else 'less'} time than"
+def _ratios(found: Versus) -> list[float]:
+    return [each.ratio.value for each in found.matched if each.ratio is not None]
 
 
-def _by_format(found: Versus) -> list[str]:
-    """The median ratio of each format, the one that gains most first."""
+def decided(found: Versus) -> tuple[int, int]:
+    """In how many cases the other run is significantly faster, and slower."""
+    ratios = [each.ratio for each in found.matched if each.ratio is not None]
+    faster = sum(known(each.high) and each.high < 1 for each in ratios)
+    return faster, sum(known(each.low) and each.low > 1 for each in ratios)
+
+
+def by_format(found: Versus) -> list[tuple[str, float, str]]:
+    """Each format, its median ratio, and which machine is faster with it; the lowest first."""
     ratios: dict[str, list[float]] = {}
     for each in found.matched:
         if each.ratio is not None:
             ratios.setdefault(each.base.format, []).append(each.ratio.value)
-    if len(ratios) < 2:
+    middles = sorted((median(values), name) for name, values in ratios.items())
+    return [(printable(name), middle, _faster(found, middle)) for middle, name in middles]
+
+
+def _faster(found: Versus, ratio: float) -> str:
+    """``Fast Two, by 30 %``: who takes so much less time."""
+    share = 1 - min(ratio, 1 / ratio)
+    if share < _SAME:
+        return "as fast on both"
+    return f"{found.other if ratio < 1 else found.base}, by {units.percent(share, 0)}"
+
+
+def _by_format(found: Versus) -> list[str]:
+    """The median ratio of each format in one sentence, where there are several."""
+    middles = by_format(found)
+    if len(middles) < 2:
         return []
-    ordered = sorted(ratios, key=lambda name: median(ratios[name]))
-    parts = ", ".join(f"{name} {units.ratio(median(ratios[name]))}" for name in ordered)
+    parts = ", ".join(f"{name} {units.ratio(middle)}" for name, middle, _ in middles)
     return [f"By format: {parts}."]
 
 

@@ -57,6 +57,7 @@ _SCRIPTS = (
     *("rows.js", "ratios.js", "page.js"),
 )
 _ALWAYS = (TIME, RELATIVE, SCORE)  # the quantities that the page draws by itself
+_FLIPS = 40  # settings with another winner that are listed for each compared run
 _ANSWERS = 6  # groups whose answer stands open …
 _SPELLED = 48  # … and is spelled out at all; the table of winners has every group
 
@@ -66,11 +67,14 @@ class Compared:
     """A run beside the first one, as the page shows it above everything else."""
 
     title: str
-    sentences: list[str]
+    headline: str  # who is faster, and by how much
+    answers: list[str]
+    by_format: list[tuple[str, str, str]]  # a format, its median ratio, who is faster with it
+    winners: list[tuple[str, str, str, str]]  # where another format wins: see ``versus.winners``
+    statistics: list[str]
     heads: tuple[str, ...]
     names: tuple[str, str]  # of the first run and of this one
     groups: list[tuple[str, list[list[str]]]]  # of ratios: the title of a group, its first lines
-    flips: list[str]
     environment: list[tuple[str, str, str]]
     roofs: list[tuple[str, str, str, str]]
     against: Mapping[str, Against]  # of its cases, by case
@@ -151,14 +155,19 @@ def _context(
     sections += _sections.compared(rows, machines) if before else []
     looks = styles(row.format for row in rows)
     keeping = [] if settings else _bytes.kept(rows)
+    if keeping:  # the answer is one of bytes, so the charts of bytes stand beside it
+        for section in sections:
+            section.figures.sort(key=lambda each: not each.kind.startswith("error_bytes"))
     found: dict[str, Any] = {
         "runs": summaries,
         "title": _title(runs, machines),
         "several": len(runs) > 1,
         "before": before,
+        "flips_shown": _FLIPS,
         "settings": settings,
         "first": settings[0].best(settings[0].levels[0].limit) if settings else None,
         "keeping": keeping,
+        "summed": bool(settings or keeping or before),
         "keeping_heads": _bytes.HEADS,
         "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,

@@ -253,7 +253,34 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
                 machine=machine,
             )
         )
-    return rows
+    return _beside_dense(rows)
+
+
+def _beside_dense(rows: list[Row]) -> list[Row]:
+    """The rows with dense's bytes as their own experiment counts them.
+
+    A case that scores a whole model counts all its layers, not the one of its shape. Dense's own
+    bytes are then those of the dense case of the workload; where the run has none, they are 0,
+    which is unknown.
+    """
+    stored: dict[tuple[Any, ...], dict[float, None]] = {}
+    for row in rows:
+        if row.format == DENSE and row.scored and known(row.stored_bytes):
+            stored.setdefault(_experiment(row), {})[row.stored_bytes] = None
+    return [replace(row, dense_bytes=_dense_bytes(row, [*stored.get(_experiment(row), ())]))
+            if row.scored else row for row in rows]  # fmt: skip
+
+
+def _experiment(row: Row) -> tuple[Any, ...]:
+    """What scored cases share that count the same layers."""
+    return (row.workload, row.out_features, row.in_features, row.dtype)
+
+
+def _dense_bytes(row: Row, stored: list[float]) -> int:
+    if len(stored) == 1:
+        return int(stored[0])
+    several = known(row.parameters) and row.parameters > row.out_features * row.in_features
+    return 0 if several else row.dense_bytes
 
 
 def _number(value: Any) -> Any:

@@ -10,7 +10,17 @@ from hwbench import units
 from hwbench.errors import UsageError
 from hwbench.report import _facts, _pack, _ratios, html
 from hwbench.report import _words as words
-from hwbench.report._versus import Matched, Versus, matters, summary, versus
+from hwbench.report._versus import (
+    Matched,
+    Versus,
+    answers,
+    by_format,
+    headline,
+    matters,
+    statistics,
+    summary,
+    versus,
+)
 from hwbench.report.rows import groups, known, printable
 from hwbench.store import Run
 
@@ -75,11 +85,14 @@ def _shown(each: Versus) -> html.Compared:
     """A comparison as the page's template shows it."""
     return html.Compared(
         title=f"{each.other} against {each.base}",
-        sentences=summary(each),
+        headline=headline(each),
+        answers=answers(each, formats=False),
+        by_format=[(name, units.ratio(middle), who) for name, middle, who in by_format(each)],
+        winners=winners(each),
+        statistics=statistics(each),
         heads=heads(each),
         names=(each.base, each.other),
         groups=lines(each, _ON_PAGE),
-        flips=flips(each),
         environment=environment(each),
         roofs=[
             (name, units.si(old, ""), units.si(new, ""), units.ratio(new / old))
@@ -160,6 +173,19 @@ def flips(each: Versus) -> list[str]:
         f"{flip.group}, {words.share(flip.base)}: {printable(flip.base.series)} on "
         f"{each.base}, {printable(flip.other.series)} on {each.other}"
         f"{'' if flip.sure else ' (intervals overlap)'}"
+        for flip in each.flips
+    ]
+
+
+def winners(each: Versus) -> list[tuple[str, str, str, str]]:
+    """Where another format is the fastest: setting, both formats, and whether it is significant."""
+    return [
+        (
+            f"{flip.group}, {words.share(flip.base)}",
+            printable(flip.base.series),
+            printable(flip.other.series),
+            "yes" if flip.sure else "no",
+        )
         for flip in each.flips
     ]
 

@@ -61,6 +61,32 @@ function reproduce(data, number) {
   return { command: words.filter(Boolean).join(" "), note };
 }
 
+// The command that shows the kernels of a case; nothing where hwbench profile does not run such a case.
+function profiled(data, number) {
+  const row = data.row(number);
+  const usual = row.workload === "linear" && row.options === "{}" && row.mode === "eager" && row.regime === "hot";
+  if (!usual || row.status !== "ok") return "";
+  const words = ["hwbench profile --format", shellWord(row.format)];
+  for (const [name, value] of Object.entries(JSON.parse(row.knobs))) {
+    if (name === "density" || name === "stored") words.push(`--${name} ${value}`);
+    else words.push("--knob", shellWord(`${name}=${knobWord(value)}`));
+  }
+  words.push(`--shape ${row.out_features}x${row.in_features} --tokens ${row.tokens} --dtype ${row.dtype}`);
+  words.push(`--direction ${row.direction}`, data.again.runs[row.run].device);
+  return words.join(" ");
+}
+
+// A knob as --knob reads it: JSON, or a text that is none.
+function knobWord(value) {
+  if (typeof value !== "string") return JSON.stringify(value);
+  try {
+    JSON.parse(value);
+    return JSON.stringify(value);
+  } catch {
+    return value;
+  }
+}
+
 const listOf = (text) => Object.entries(JSON.parse(text || "{}")).map(([key, value]) => `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
 
 // What is said of a row, heading by heading; what is not known is left out.
@@ -142,6 +168,9 @@ function startCase(data, filters) {
     const { command, note } = reproduce(data, number);
     find("command").textContent = command;
     find("note").textContent = note;
+    const kernels = profiled(data, number);
+    find("profile").hidden = !kernels;
+    find("kernels").textContent = kernels;
     find("id").textContent = `${row.case}, run ${data.runs[row.run].name}`;
     find("said").textContent = "";
   }
@@ -161,7 +190,9 @@ function startCase(data, filters) {
   dialog.addEventListener("close", () => { filters.state.opened = ""; filters.remember(); });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
   find("close").addEventListener("click", () => dialog.close());
-  find("copy").addEventListener("click", () => copyText(find("command").textContent, find("said")));
+  for (const [button, command] of [["copy", "command"], ["copy-kernels", "kernels"]]) {
+    find(button).addEventListener("click", () => copyText(find(command).textContent, find("said")));
+  }
   document.addEventListener("click", (event) => {
     const place = event.target.closest("[data-case]");
     if (place && !dialog.contains(place) && window.getSelection().isCollapsed) open(Number(place.dataset.case));

@@ -193,12 +193,15 @@ function startCharts(data, filters) {
     return bottom > -200 && top < window.innerHeight + 200;
   };
 
+  // A chart of a section that is not shown has no width: it waits until it is.
+  const shown = () => [...waiting].filter((element) => element.checkVisibility());
+
   const redraw = (element) => {
-    if (!waiting.delete(element) || !element.figure) return Promise.resolve();
+    if (!element.checkVisibility() || !waiting.delete(element) || !element.figure) return Promise.resolve();
     busy += 1;
     return drawFigure(data, element, filters.passes).finally(() => {
       busy -= 1;
-      if (!busy && !waiting.size) document.body.dataset.drawn = "yes";
+      if (!busy && !shown().length) document.body.dataset.drawn = "yes";
     });
   };
 
@@ -230,13 +233,13 @@ function startCharts(data, filters) {
       section.box.querySelector(".nothing").hidden = live.length > 0;
     }
     document.body.dataset.drawn = "no";
-    const first = [...waiting].filter(near);
+    const first = shown().filter(near);
     return Promise.all(first.map(redraw)).then(() => setTimeout(next, 0));
   }
 
   // What is in view is drawn at once, the rest from top to bottom after it; so a print has all.
   function next() {
-    const [element] = waiting;
+    const [element] = shown();
     if (element) redraw(element).then(() => setTimeout(next, 0));
     else if (!busy) document.body.dataset.drawn = "yes"; // also where there is nothing to draw
   }

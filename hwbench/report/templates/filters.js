@@ -1,12 +1,13 @@
 // The filters: which rows pass, the controls that say so, and the address that keeps them.
 
+const EVERYTHING = "everything"; // the view of all sections; the other is a summary
 const JOIN = "\u001f"; // between several values of one filter in the address: no name holds it
 
 function startFilters(data, changed) {
   const form = document.getElementById("filters");
   const query = document.getElementById("query");
   const dimensions = makeDimensions(data).filter(({ values }) => values.length > 1);
-  const state = { words: "", sort: "", only: "", opened: "", more: {}, section: "" };
+  const state = { words: "", sort: "", only: "", opened: "", more: {}, section: "", view: "" };
   const passes = new Uint8Array(data.count);
 
   for (const dimension of dimensions) form.insertBefore(control(dimension), form.querySelector(".search"));
@@ -80,6 +81,7 @@ function startFilters(data, changed) {
     if (state.only) said.set("chart", state.only);
     if (state.opened) said.set("case", state.opened);
     for (const [section, number] of Object.entries(state.more)) said.set(`${section}.more`, number);
+    if (state.view) said.set("view", state.view);
     return `#${[state.section, said.toString()].filter(Boolean).join("&")}`;
   }
 
@@ -95,6 +97,7 @@ function startFilters(data, changed) {
     state.sort = said.get("sort") || "";
     state.only = said.get("chart") || "";
     state.opened = said.get("case") || "";
+    state.view = said.get("view") === EVERYTHING ? EVERYTHING : "";
     state.more = {};
     for (const [key, value] of said) if (key.endsWith(".more")) state.more[key.slice(0, -5)] = Number(value) || 0;
   }
@@ -114,13 +117,20 @@ function startFilters(data, changed) {
   }
 
   const filters = {
-    passes, state, apply, active, remember,
+    passes, state, apply, active, remember, reveal,
     reset() {
       for (const { chosen } of dimensions) chosen.clear();
       Object.assign(state, { words: "", only: "" });
       apply();
     },
   };
+
+  // What stands in a section that the summary leaves out is shown with all the others.
+  function reveal(element) {
+    if (element.checkVisibility() || state.view === EVERYTHING) return;
+    state.view = EVERYTHING;
+    apply();
+  }
 
   const unfold = document.getElementById("unfold"); // shown where the window is narrow
   unfold.addEventListener("click", () => unfold.setAttribute("aria-expanded", form.classList.toggle("open")));
@@ -137,6 +147,7 @@ function startFilters(data, changed) {
     event.preventDefault();
     state.section = target.id;
     remember();
+    reveal(target);
     target.scrollIntoView();
     if (!target.hasAttribute("tabindex")) target.tabIndex = -1;
     target.focus({ preventScroll: true });
@@ -145,7 +156,9 @@ function startFilters(data, changed) {
 
   function jump() {
     const target = state.section && document.getElementById(state.section);
-    if (target) target.scrollIntoView();
+    if (!target) return;
+    reveal(target);
+    target.scrollIntoView();
   }
 
   form.hidden = false;

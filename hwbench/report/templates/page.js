@@ -17,6 +17,37 @@ function startTheme() {
   say();
 }
 
+// The summary is the answer alone; everything has all sections. A page without an answer has no switch.
+function startView(filters) {
+  const buttons = [...document.querySelectorAll("button[data-view]")];
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      filters.state.view = button.dataset.view === EVERYTHING ? EVERYTHING : "";
+      filters.apply();
+    });
+  }
+  return () => {
+    const view = buttons.length ? filters.state.view || "summary" : EVERYTHING;
+    document.documentElement.dataset.view = view;
+    for (const button of buttons) button.setAttribute("aria-pressed", button.dataset.view === view);
+  };
+}
+
+// A table that goes on beyond an edge of its box has a shadow there.
+function startShadows() {
+  const mark = (box) => {
+    const left = box.scrollWidth - box.clientWidth - box.scrollLeft;
+    box.classList.toggle("further", left > 1);
+    box.classList.toggle("begun", box.scrollLeft > 1);
+  };
+  const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => mark(target.closest(".scroll"))));
+  for (const box of document.querySelectorAll(".scroll")) {
+    box.addEventListener("scroll", () => mark(box), { passive: true });
+    watch.observe(box);
+    watch.observe(box.firstElementChild); // the table, which filters make wider or narrower
+  }
+}
+
 // Answers about groups of which no row passes are set aside.
 function startAnswers(filters, data) {
   const items = [...document.querySelectorAll("[data-group]")];
@@ -25,7 +56,7 @@ function startAnswers(filters, data) {
     const live = new Set();
     for (let row = 0; row < data.count; row += 1) if (filters.passes[row]) live.add(numbers[row]);
     for (const note of document.querySelectorAll("[data-all]")) note.hidden = !filters.active();
-    for (const item of items) item.hidden = !live.has(Number(item.dataset.group));
+    for (const item of items) item.hidden = !item.dataset.group.split(" ").some((number) => live.has(Number(number)));
   };
 }
 
@@ -55,13 +86,14 @@ function startContents() {
 
 startTheme();
 startContents();
+startShadows();
 readData().then((data) => {
   const updates = [];
   const filters = startFilters(data, (begun) => {
     const drawn = updates.map((update) => update());
     Promise.all(drawn).then(() => { document.body.dataset.milliseconds = performance.now() - begun; });
   });
-  updates.push(startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startKeeping(data), startDecision(data, filters), startCharts(data, filters));
+  updates.push(startView(filters), startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startKeeping(data), startDecision(data, filters), startCharts(data, filters));
   for (const update of updates) update();
 }).catch((error) => {
   const said = document.getElementById("count");

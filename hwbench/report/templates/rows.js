@@ -157,6 +157,7 @@ function startRows(data, filters) {
       state.only = `${section}.${data.figures[section].indexOf(figure)}`;
       filters.remember();
       restart();
+      filters.reveal(find("rows"));
       find("rows").scrollIntoView();
       find("only").focus({ preventScroll: true });
     });
