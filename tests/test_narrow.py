@@ -11,6 +11,9 @@ from _formats import DIRECTIONS, assert_right, assert_sentence, generator, norma
 from torch import Tensor
 
 from hwbench.errors import KnobError
+from hwbench.formats import _gram
+from hwbench.formats._base import Linear
+from hwbench.formats.low_rank import LowRank
 from hwbench.formats.narrow import Narrow
 
 
@@ -75,6 +78,29 @@ def test_it_never_beats_the_best_matrix_of_its_rank(rotate: bool, kept: int) -> 
     assert ours >= least * (1 - 1e-6)
     untold = build(inputs=kept, rotate=rotate).project(w.float()).to_dense().double().detach()
     assert float((untold - w).norm()) >= float(torch.linalg.svdvals(w)[kept:].norm()) * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("shape", [(24, 32), (32, 24), (40, 16)])
+def test_with_q_counted_it_is_never_better_than_low_rank_by_outputs(
+    shape: tuple[int, int], rotate: bool
+) -> None:
+    """At equal ranks, which with Q are equal values, whatever its projection has seen."""
+    w, x = weight(*shape).double(), seen(shape[1]).double()
+    gram = _gram.moments(x)
+
+    def lost(layer: Linear) -> float:
+        gap = layer.to_dense().detach() - w
+        return float((gap @ gram * gap).sum())
+
+    for inputs in (1, 4, 9, 15):
+        f = build(*shape, inputs=inputs, rotate=rotate)
+        best = LowRank.from_knobs(*shape, rank=inputs)
+        assert not rotate or f.parameters() == best.parameters()
+        least = lost(best.project_outputs(w, x))
+        assert least > 0
+        for layer in (f.project(w), f.project(w, activations=x), f.project_outputs(w, x)):
+            assert lost(layer) >= least * (1 - 1e-9)
 
 
 def test_bytes_and_densities_decide_how_many_are_kept() -> None:
