@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from _formats import CLASSES, describe
 from _scored import described, scored, unsupported, workload
 from _synthetic import run_of, scored_case
 from msgspec.structs import replace
@@ -18,11 +21,11 @@ from hwbench.analysis import blocks
 from hwbench.checkpoints import smollm2
 from hwbench.errors import SuiteError, UnknownNameError, UsageError
 from hwbench.formats import _gram
-from hwbench.formats._base import Linear
+from hwbench.formats._base import Format, Linear
 from hwbench.records import Case
 from hwbench.report.rows import report_rows
 from hwbench.report.text import _score
-from hwbench.workloads import _decoding, _prose, compress_lm
+from hwbench.workloads import _blocks, _decoding, _prose, compress_lm
 from hwbench.workloads._likelihood import perplexity
 from hwbench.workloads._llama import Llama
 
@@ -181,6 +184,107 @@ def test_the_windows_of_the_original_run_once(
     for name in ("csr", "low_rank"):
         scored(case(name))
     assert sum(model is small for model in runs) == WINDOWS
+
+
+@pytest.mark.usefixtures("small")
+def test_the_calibration_text_is_seen_once_by_all_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, real = [], _gram.moments
+    monkeypatch.setattr(_gram, "moments", lambda rows: made.append(rows.shape) or real(rows))
+    for name in ("csr", "low_rank", "monarch"):
+        scored(case(name, 0.8, weighting="gram"))
+    assert len(made) == 4 * CONFIG.num_hidden_layers
+
+
+def test_a_projection_that_sees_nothing_runs_no_calibration(
+    small: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Llama, "visited", lambda *_: pytest.fail("the text was run"))
+    assert scored(case("low_rank"))["score"] > 0
+    assert small.config is CONFIG
+
+
+# --- a case that is cut off --------------------------------------------------------------------
+
+
+def kept_blocks(tmp_path: Path) -> list[str]:
+    """The names of the blocks that lie in the cache folder."""
+    return sorted(each.name for each in (tmp_path / "hwbench" / "projections").rglob("*.npz"))
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("weighting", ["none", "activations", "gram"])
+def test_what_was_projected_before_a_cut_is_not_projected_again(
+    weighting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scored(case("low_rank", weighting=weighting, windows=9))
+    made, real = [], compress_lm.project_seeing
+
+    def until(*given: Any, cut: int) -> Linear:
+        if len(made) == cut:
+            raise KeyboardInterrupt
+        made.append(given[1].shape)
+        return real(*given)
+
+    # Seven layers make a block: the cut is in the middle of the second.
+    monkeypatch.setattr(compress_lm, "project_seeing", partial(until, cut=10))
+    with pytest.raises(KeyboardInterrupt):
+        scored(case("low_rank", weighting=weighting))
+    assert kept_blocks(tmp_path) == ["0.npz"]
+    made.clear()
+    monkeypatch.setattr(compress_lm, "project_seeing", partial(until, cut=-1))
+    found = scored(case("low_rank", weighting=weighting))
+    assert len(made) == 7 * (CONFIG.num_hidden_layers - 1)
+    assert kept_blocks(tmp_path) == []
+    monkeypatch.setattr(compress_lm, "project_seeing", real)
+    (tmp_path / "hwbench" / "scores").rename(tmp_path / "away")
+    again = scored(case("low_rank", weighting=weighting))
+    assert found["score"] == again["score"] != whole["score"]
+
+
+def small_formats() -> list[Format]:
+    return [describe(cls, cls.KERNELS[0], (96, 64)) for cls in CLASSES.values()]
+
+
+@pytest.mark.parametrize("kind", small_formats(), ids=lambda each: each.name())
+def test_a_kept_block_is_the_block_that_was_made(kind: Format, tmp_path: Path) -> None:
+    weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
+    layers = {"model.layers.0.a": kind.project(weight).trust_versions().requires_grad_(False)}
+    _blocks.Kept(tmp_path / "x", torch.device("cpu")).block("0", lambda: layers)
+    held = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
+    found = held.block("0", lambda: pytest.fail("it was projected again"))
+    assert held.earlier > 0
+    (ours,), (theirs,) = layers.values(), found.values()
+    assert type(ours) is type(theirs)
+    assert torch.equal(ours.to_dense(), theirs.to_dense())
+    assert ours.described == theirs.described
+    for mine, other in zip(ours.stored_tensors(), theirs.stored_tensors(), strict=True):
+        assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04 and no more"])
+def test_a_damaged_block_is_projected_again(damage: bytes, tmp_path: Path) -> None:
+    made = []
+
+    def make() -> dict[str, Linear]:
+        made.append(1)
+        return {"a": CLASSES["csr"].from_knobs(8, 8, density=0.5).project(torch.eye(8))}
+
+    for _ in range(2):
+        held = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
+        held.block("0", make)
+    assert len(made) == 1
+    (tmp_path / "x" / "0.npz").write_bytes(damage)
+    held.block("0", make)
+    assert len(made) == 2
+
+
+def test_blocks_of_cases_that_nobody_came_back_to_are_removed(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / str(number)).mkdir()
+        os.utime(tmp_path / str(number), (number, number))
+    _blocks.Kept(tmp_path / "0", torch.device("cpu"))
+    left = sorted(each.name for each in tmp_path.iterdir())
+    assert left == ["0", "6", "7", "8"]
 
 
 @pytest.mark.usefixtures("small")

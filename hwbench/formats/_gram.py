@@ -8,21 +8,23 @@ by the plain error, and that factor turned back by L⁻¹. Single entries are ch
 by ``_pruned``. In all other formats the error is quadratic in one factor while the others are held:
 a few steps of conjugate gradients on each in turn never raise it.
 
-All is computed in float64. What lies beside the diagonal of G is shrunk as far as the rows are too
-few to know it (Schäfer and Strimmer, 2005, doi:10.2202/1544-6115.1175), and a little of the mean of
-the diagonal is added to it, so that what the rows never show still counts.
+G and its factors, the closed form of a whole matrix and long runs of conjugate gradients are
+computed in float64; all else in the precision of the weight, at least in float32. What lies beside
+the diagonal of G is shrunk as far as the rows are too few to know it (Schäfer and Strimmer, 2005,
+doi:10.2202/1544-6115.1175), and a little of the mean of the diagonal is added to it, so that what
+the rows never show still counts.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from hwbench.errors import UsageError
-from hwbench.formats import _pruned
+from hwbench.formats import _init, _pruned
 
 RANK, BLOCKS, N_OF_M, KEPT = "rank", "blocks", "n_of_m", "kept"
 FACTORS, TURNED, EXACT = "factors", "turned", "exact"
@@ -140,6 +142,13 @@ class Seen:
             raise UsageError(f"activations must have the shape (samples, {inputs}), not {shape}.")
         return seen
 
+    @classmethod
+    def of_gram(cls, gram: Tensor) -> Seen:
+        """One that knows G (in, in) alone, as ``moments`` makes it: it has no rows."""
+        seen = cls(gram.new_zeros(0, len(gram)))
+        seen.gram = gram
+        return seen
+
     @cached_property
     def gram(self) -> Tensor:
         """G, (in, in), as ``moments`` makes it."""
@@ -185,7 +194,7 @@ def nearest(described: Described, weight: Tensor, rows: Tensor | Seen) -> Any:
     if described.OUTPUTS not in _WAYS:
         raise UsageError(f"{described.name()} cannot be projected by outputs.")
     seen = Seen.of(rows, weight)
-    layer = _WAYS[described.OUTPUTS](described, weight.detach().double(), seen).to(weight.dtype)
+    layer = _WAYS[described.OUTPUTS](described, _init.working(weight), seen).to(weight.dtype)
     layer.described = described
     return layer
 
@@ -197,7 +206,7 @@ def _loss(lost: Tensor, gram: Tensor) -> float:
 
 def _of_rank(described: Any, weight: Tensor, seen: Seen) -> Any:
     """The optimum among all matrices of a rank."""
-    found = of_rank(weight @ seen.lower, seen.lower, int(described.knobs()["rank"]))
+    found = of_rank(weight.double() @ seen.lower, seen.lower, int(described.knobs()["rank"]))
     return described.of_factors(*_even(*found))
 
 
@@ -208,7 +217,7 @@ def of_rank(turned: Tensor, lower: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     with the left ones U it is U Uᵀ W, with the right ones V of W L it is W L V Vᵀ L⁻¹.
 
     Args:
-        turned: W L, (…, out, in), float64.
+        turned: W L, (…, out, in).
         lower: L of G = L Lᵀ, (…, in, in).
         rank: at most out and in.
     """
@@ -233,7 +242,7 @@ def _of_blocks(described: Any, weight: Tensor, seen: Seen) -> Any:
     rank, blocks = int(described.knobs()["rank"]), described.split(weight)  # (l, k, s, p)
     groups, side = blocks.shape[1], blocks.shape[3]
     wide = _padded(seen.gram, groups * side)
-    lower = torch.linalg.cholesky(_own(wide, groups))
+    lower, wide = (t.to(weight.dtype) for t in (torch.linalg.cholesky(_own(wide, groups)), wide))
     left, right = _best_apart(blocks, wide, lower, rank)
     lost = _rows(blocks - left @ right)  # (l · s, k · p)
     for _ in range(ROUNDS):
@@ -287,37 +296,46 @@ def _padded(gram: Tensor, inputs: int) -> Tensor:
 
 def _of_entries(described: Any, weight: Tensor, seen: Seen) -> Any:
     """Single entries: chosen and made up for, and then of the least error where they lie."""
-    settings = described.knobs()
+    settings, narrow = described.knobs(), partial(torch.Tensor.to, dtype=weight.dtype)
+    gram, inverse, upper, size = map(narrow, (seen.gram, seen.inverse, seen.upper, seen.size))
     if described.OUTPUTS == N_OF_M:
         groups = int(settings.get("n", 2)), int(settings.get("m", 4))
-        found = _pruned.pruned(weight, seen.inverse, seen.upper, n_of_m=groups)
+        found = _pruned.pruned(weight, inverse, upper, n_of_m=groups)
     else:
-        count = described.parameters()
-        found = _pruned.pruned(weight, seen.inverse, seen.upper, nonzeros=count)
-    least = _loss(weight - found, seen.gram)
-    for other in (described.project(weight), described.project(weight, activations=seen.size)):
+        found = _pruned.pruned(weight, inverse, upper, nonzeros=described.parameters())
+    least = _loss(weight - found, gram)
+    for other in (described.project(weight), described.project(weight, activations=size)):
         dense = other.to_dense().detach()
-        if (loss := _loss(weight - dense, seen.gram)) < least:
+        if (loss := _loss(weight - dense, gram)) < least:
             found, least = dense, loss
-    return described.project(_pruned.settled(found, weight, seen.gram))
+    settled = _pruned.settled(found.double(), weight.double(), seen.gram)
+    return described.project(settled.to(weight.dtype))
 
 
 def _of_factors(described: Any, weight: Tensor, seen: Seen) -> Any:
     """Refined from the better of two starts, of which one weighs columns."""
-    starts = [described.project(weight), described.project(weight, activations=seen.size)]
-    best = min(starts, key=lambda layer: _loss(weight - layer.to_dense().detach(), seen.gram))
-    refine(best, weight, seen.gram)
+    gram, size = (each.to(weight.dtype) for each in (seen.gram, seen.size))
+    starts = [described.project(weight), described.project(weight, activations=size)]
+    best = min(starts, key=lambda layer: _loss(weight - layer.to_dense().detach(), gram))
+    if len(_factors(best)) == 1:  # a long run of steps, which has to stay conjugate
+        best, weight, gram = best.to(torch.float64), weight.double(), seen.gram
+    refine(best, weight, gram)
     return best
 
 
 def _of_turned(described: Any, weight: Tensor, seen: Seen) -> Any:
     """The best of what is learnt for W L and of the plain projections."""
+    weight = weight.double()
     found = [
         described.project_turned(weight, seen.lower),
         described.project(weight),
         described.project(weight, activations=seen.size),
     ]
     return min(found, key=lambda layer: _loss(weight - layer.to_dense().detach(), seen.gram))
+
+
+def _factors(layer: Member) -> list[Tensor]:
+    return [value for name, value in layer.named_parameters() if name != "bias"]
 
 
 _WAYS = {
@@ -331,12 +349,12 @@ _WAYS = {
 
 
 def refine(layer: Member, weight: Tensor, gram: Tensor) -> None:
-    """Lower tr (W − Ŵ) G (W − Ŵ)ᵀ of a float64 layer, a factor at a time, in place.
+    """Lower tr (W − Ŵ) G (W − Ŵ)ᵀ of a layer, a factor at a time, in place.
 
     Ŵ is linear in each parameter while the others are held, so every step goes to the least error
     along its direction.
     """
-    factors = [value for name, value in layer.named_parameters() if name != "bias"]
+    factors = _factors(layer)
     steps = STEPS * (SWEEPS if len(factors) == 1 else 1)  # one factor: a single run of steps
     before = _loss(weight - layer.to_dense().detach(), gram)
     for _ in range(1 if len(factors) == 1 else SWEEPS):

@@ -35,8 +35,8 @@ def pruned(
     and which these are when their turn comes.
 
     Args:
-        weight: (out, in), float64.
-        inverse: G⁻¹, (in, in), float64.
+        weight: (out, in).
+        inverse: G⁻¹, (in, in).
         upper: U of G⁻¹ = Uᵀ U.
         nonzeros: how many entries are kept, where ``n_of_m`` is None.
         n_of_m: n and m; m divides the inputs.
@@ -79,7 +79,8 @@ def settled(found: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
     It is never worse than ``found``.
 
     Args:
-        found: where it begins, (out, in), float64.
+        found: where it begins, (out, in), float64: in float32 the directions of ten steps are no
+            longer conjugate where inputs are correlated, and the error ends 0.1 % higher.
         weight: W, likewise.
         gram: G, (in, in), positive definite.
     """

@@ -36,7 +36,7 @@ def save_converted(model: nn.Module, folder: str | Path) -> None:
     from safetensors.torch import save
 
     layers = {
-        name: _described(name, each)
+        name: described(name, each)
         for name, each in model.named_modules()
         if isinstance(each, Linear)
     }
@@ -87,7 +87,7 @@ def load_converted(folder: str | Path, model: nn.Module) -> nn.Module:
         raise UsageError(f"{path / WEIGHTS} cannot be read: {error}.") from error
     layers, shared = (_object(told, part, path) for part in ("layers", "shared"))
     for name, each in layers.items():
-        _put(model, name, _empty(name, each, path))
+        _put(model, name, empty(name, each, str(path / DESCRIPTION)))
     values = {**tensors, **{alias: tensors[name] for alias, name in shared.items()
                             if name in tensors}}  # fmt: skip
     _fill(model, values, path)
@@ -102,17 +102,21 @@ def _need_safetensors() -> None:
         raise MissingPartError(reason)
 
 
-def _described(name: str, layer: Linear) -> dict[str, Any]:
-    """What makes the layer again, but for its values."""
-    described = layer.described
-    if described is None:
+def described(name: str, layer: Linear) -> dict[str, Any]:
+    """What makes the layer again, but for its values.
+
+    Raises:
+        UsageError: no projection made the layer.
+    """
+    found = layer.described
+    if found is None:
         raise UsageError(f"{name} is of a format, but no projection made it: its knobs are lost.")
     values = next(t for t in layer.stored_tensors() if t.is_floating_point())
     return {
-        "format": described.name(),
-        "out_features": described.out_features,
-        "in_features": described.in_features,
-        "knobs": described.knobs(),
+        "format": found.name(),
+        "out_features": found.out_features,
+        "in_features": found.in_features,
+        "knobs": found.knobs(),
         "dtype": str(values.dtype).removeprefix("torch."),
         "bias": layer.bias is not None,
         "trained": next((p.requires_grad for p in layer.parameters()), True),
@@ -141,21 +145,25 @@ def _object(told: Mapping[str, Any], part: str, path: Path) -> dict[str, Any]:
     return found
 
 
-def _empty(name: str, told: Any, path: Path) -> Linear:
-    """A layer of the described format; its values are still to come."""
-    where = f"{path / DESCRIPTION} describes {shortened(repr(name))}"
+def empty(name: str, told: Any, file: str = "The file") -> Linear:
+    """A layer of the described format; its values are still to come.
+
+    Raises:
+        UsageError: the description, of that file, is none.
+    """
+    where = f"{file} describes {shortened(repr(name))}"
     if not isinstance(told, dict):
         raise UsageError(f"{where} by something else than a table.")
     knobs, dtype = told.get("knobs"), DTYPES.get(str(told.get("dtype")))
     if not isinstance(knobs, dict) or dtype is None or not isinstance(told.get("format"), str):
         raise UsageError(f"{where} without a format, its knobs and its dtype.")
     kind = plugins.load("formats", told["format"], Format)
-    described = kind.from_knobs(told.get("out_features"), told.get("in_features"), **knobs)  # type: ignore[arg-type]
+    found = kind.from_knobs(told.get("out_features"), told.get("in_features"), **knobs)  # type: ignore[arg-type]
     source = torch.Generator().manual_seed(0)
-    layer = described.random(dtype=dtype, generator=source)
+    layer = found.random(dtype=dtype, generator=source)
     if told.get("bias"):
-        layer.bias = nn.Parameter(torch.zeros(described.out_features, dtype=dtype))
-    layer.described = described
+        layer.bias = nn.Parameter(torch.zeros(found.out_features, dtype=dtype))
+    layer.described = found
     return layer.trust_versions().requires_grad_(bool(told.get("trained", True)))
 
 

@@ -2,7 +2,9 @@
 
 The layers are projected one block of the model after the other, by what the original sees there.
 The windows are then scored with Ŵ applied as a dense matrix; that the layers' own kernels give the
-same logits is proved on the first of them.
+same logits is proved on the first of them. What does not depend on a format is made once a process:
+the model, its G = XᵀX / n of every layer, and its last states on the windows that are scored. The
+projected blocks are kept until the score is there, see ``_blocks``.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +25,8 @@ from torch import Tensor, nn
 from hwbench.devices._base import Device
 from hwbench.formats._base import Linear
 from hwbench.formats._gram import Seen
-from hwbench.workloads import _own, _prose, _whole
+from hwbench.workloads import _blocks, _own, _prose, _whole
+from hwbench.workloads._base import GRAM, NONE
 from hwbench.workloads._llama import Llama, encoded
 
 SAME = 1e-3
@@ -30,8 +34,17 @@ SAME = 1e-3
 _NEAR = 30.0  # … and where a kernel rounds activations: of what one layer may miss
 _CALLS = 3  # passes of which the median is the latency; the one that is compared comes first
 
-Project = Callable[[Tensor, Seen], Linear]
+Project = Callable[[Tensor, Seen | None], Linear]
 """A weight and what its layer sees → the layer that stands in for it."""
+Sighted = tuple[str, nn.Linear, Seen | None]
+"""A layer of the model by its name, and what its projection sees."""
+
+
+class Sight(NamedTuple):
+    """What projections see: a word of ``WEIGHTINGS``, and how many windows of calibration text."""
+
+    weighting: str
+    windows: int
 
 
 class Kept(NamedTuple):
@@ -47,15 +60,18 @@ class Kept(NamedTuple):
     score_seconds: float
 
 
-def kept(file: Path, project: Project, calibration: int, evaluation: int, device: Device) -> Kept:
+def kept(
+    file: Path, project: Project, sight: Sight, evaluation: int, device: Device, beside: Path
+) -> Kept:
     """Score SmolLM2 with each inner linear layer projected.
 
     Args:
         file: the GGUF file.
         project: what becomes of a layer.
-        calibration: windows that the projections see.
+        sight: what the projections see.
         evaluation: windows that are scored.
         device: where all of it runs.
+        beside: the folder of the blocks that are projected; it is removed with the score.
 
     Raises:
         ArithmeticError: a layer's own kernel gives other logits than its matrix, or no numbers.
@@ -63,9 +79,9 @@ def kept(file: Path, project: Project, calibration: int, evaluation: int, device
     begun = time.perf_counter()
     where = device.torch_device
     original = _original(file, where)
-    seen = _windows(file, "calibration", calibration, where)
     ids = _windows(file, "evaluation", evaluation, where)
-    student, tolerance = _projected(original, project, seen)
+    held = _blocks.Kept(beside, where)
+    student, tolerance = _projected(original, project, _sights(file, sight, where), held)
     first, mask = ids[:1], torch.ones_like(ids[:1], dtype=torch.bool)
     own = student(first, mask)
     seconds = _whole.latency(lambda: student(first, mask), device, _CALLS, warm=0)
@@ -85,7 +101,8 @@ def kept(file: Path, project: Project, calibration: int, evaluation: int, device
         for window, last in zip(ids, before, strict=True)
     ]
     nats, exact, divergence, agreement = (list(each) for each in zip(*rows, strict=True))
-    took = time.perf_counter() - begun
+    took = time.perf_counter() - begun + held.earlier
+    held.remove()
     return Kept(nats, exact, divergence, agreement, error, seconds, sizes, took)
 
 
@@ -108,16 +125,56 @@ def _windows(file: Path, part: str, count: int, where: torch.device) -> Tensor:
     return _prose.windows(partial(encoded, file), part, count).to(where)
 
 
-def _projected(original: Llama, project: Project, seen: Tensor) -> tuple[Llama, float]:
-    """A copy with each layer projected, and how far the kernel of a layer may miss at most."""
-    student, tolerance, shared = copy.deepcopy(original), 0.0, None
+def _sights(file: Path, sight: Sight, where: torch.device) -> Iterator[Sighted]:
+    """Every layer with what its projection sees; layers in a row that see the same share it."""
+    original = _original(file, where)
+    if sight.weighting == NONE:
+        return ((name, linear, None) for name, linear in original.linears().items())
+    if sight.weighting == GRAM:
+        return _by_gram(original, _grams(file, sight.windows, where))
+    return _by_rows(original, _windows(file, "calibration", sight.windows, where))
+
+
+def _by_rows(original: Llama, seen: Tensor) -> Iterator[Sighted]:
+    shared: Seen | None = None
     for name, linear, rows in original.visited(seen):
         if shared is None or shared.rows is not rows:
             shared = Seen(rows)
-        layer = project(linear.weight.detach(), shared)
-        tolerance = max(tolerance, layer.tolerance(linear.weight.dtype))
-        student.set_submodule(name, layer)
+        yield name, linear, shared
+
+
+def _by_gram(original: Llama, grams: dict[str, Tensor]) -> Iterator[Sighted]:
+    shared: Seen | None = None
+    for name, linear in original.linears().items():
+        if shared is None or shared.gram is not grams[name]:
+            shared = Seen.of_gram(grams[name])
+        yield name, linear, shared
+
+
+@lru_cache(maxsize=1)
+def _grams(file: Path, calibration: int, where: torch.device) -> dict[str, Tensor]:
+    """G of every layer by its name, one tensor for layers that see the same: 0.8 GB for SmolLM2."""
+    seen = _windows(file, "calibration", calibration, where)
+    with torch.no_grad():
+        found = _by_rows(_original(file, where), seen)
+        return {name: shared.gram for name, _, shared in found if shared is not None}
+
+
+def _projected(
+    original: Llama, project: Project, sights: Iterator[Sighted], held: _blocks.Kept
+) -> tuple[Llama, float]:
+    """A copy with each layer projected, and how far the kernel of a layer may miss at most."""
+    student, tolerance = copy.deepcopy(original), 0.0
+    for block, some in groupby(sights, key=lambda each: each[0].split(".")[2]):
+        own = list(some)
+        for name, layer in held.block(block, partial(_block, project, own)).items():
+            tolerance = max(tolerance, layer.tolerance(own[0][1].weight.dtype))
+            student.set_submodule(name, layer)
     return student.requires_grad_(False), tolerance
+
+
+def _block(project: Project, own: list[Sighted]) -> dict[str, Linear]:
+    return {name: project(linear.weight.detach(), seen) for name, linear, seen in own}
 
 
 def _made_dense(model: Llama) -> None:

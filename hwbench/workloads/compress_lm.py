@@ -30,7 +30,7 @@ from hwbench.workloads._base import (
     layers_cost,
     project_seeing,
 )
-from hwbench.workloads._decoding import Kept
+from hwbench.workloads._decoding import Kept, Sight
 from hwbench.workloads._likelihood import of_nats
 from hwbench.workloads._llama import Llama
 
@@ -38,7 +38,10 @@ CODE = (
     *("formats/*.py", "checkpoints/smollm2.py", "data/alice29.txt"),
     *(
         f"workloads/{name}.py"
-        for name in ("_base", "_decoding", "_likelihood", "_llama", "_own", "_prose", "_whole")
+        for name in (
+            *("_base", "_blocks", "_converted", "_decoding", "_likelihood", "_llama", "_own"),
+            *("_prose", "_whole"),
+        )
     ),
     "workloads/compress_lm.py",
 )
@@ -108,7 +111,7 @@ class CompressLm(Workload):
         subject.score_name = quantities.PERPLEXITY.name
         weighting = str(options["weighting"])
 
-        def project(weight: Tensor, seen: Seen) -> Linear:
+        def project(weight: Tensor, seen: Seen | None) -> Linear:
             found = layer_format(case, *weight.shape)
             return project_seeing(found, weight, seen, weighting).trust_versions()
 
@@ -120,9 +123,10 @@ class CompressLm(Workload):
                     found = _decoding.kept(
                         smollm2.path(),
                         project,
-                        int(options["calibration"]),
+                        Sight(weighting, int(options["calibration"])),
                         int(options["windows"]),
                         device,
+                        environment.cache_folder() / "projections" / file.stem,
                     )
                 environment.keep(file, found._asdict())
             subject.score_seconds = found.score_seconds
