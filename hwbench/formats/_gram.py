@@ -4,9 +4,10 @@ With G = XᵀX / n the squared error is tr (W − Ŵ) G (W − Ŵ)ᵀ. A matrix 
 form: with G = L Lᵀ it is the truncated decomposition of W L, times L⁻¹ (Wang et al., SVD-LLM, ICLR
 2025, arXiv:2403.07378). Where every block of W has low rank, each column of blocks takes that form
 in turn, of what the others leave. A format whose last factor may be any matrix is projected for W L
-by the plain error, and that factor turned back by L⁻¹. Single entries are chosen and made up for
-by ``_pruned``. In all other formats the error is quadratic in one factor while the others are held:
-a few steps of conjugate gradients on each in turn never raise it.
+by the plain error, and that factor turned back by L⁻¹. Single entries are chosen and made up for by
+``_pruned``, and values at places that the plain projection chooses are settled there. In all other
+formats the error is quadratic in one factor while the others are held: a few steps of conjugate
+gradients on each in turn never raise it.
 
 G and its factors, the closed form of a whole matrix and long runs of conjugate gradients are
 computed in float64; all else in the precision of the weight, at least in float32. What lies beside
@@ -27,7 +28,7 @@ from hwbench.errors import UsageError
 from hwbench.formats import _init, _pruned
 
 RANK, BLOCKS, N_OF_M, KEPT = "rank", "blocks", "n_of_m", "kept"
-FACTORS, TURNED, EXACT = "factors", "turned", "exact"
+PLACED, FACTORS, TURNED, EXACT = "placed", "factors", "turned", "exact"
 """How a format is projected by outputs, as its ``OUTPUTS`` says."""
 
 DAMPING = 0.01
@@ -334,6 +335,20 @@ def _of_turned(described: Any, weight: Tensor, seen: Seen) -> Any:
     return min(found, key=lambda layer: _loss(weight - layer.to_dense().detach(), seen.gram))
 
 
+def _of_places(described: Any, weight: Tensor, seen: Seen) -> Any:
+    """Values at places that ``project`` decides: the better of two choices, and settled there."""
+    gram, size = (each.to(weight.dtype) for each in (seen.gram, seen.size))
+    starts = [described.project(weight), described.project(weight, activations=size)]
+    best = min(starts, key=lambda layer: _loss(weight - layer.to_dense().detach(), gram))
+    found = best.to_dense().detach().double()
+    (values,) = _factors(best)
+    with torch.no_grad():
+        values.fill_(1)
+        places = best.to_dense() != 0
+    settled = _pruned.settled(found, weight.double(), seen.gram, places)
+    return described.project(settled.to(weight.dtype))
+
+
 def _factors(layer: Member) -> list[Tensor]:
     return [value for name, value in layer.named_parameters() if name != "bias"]
 
@@ -343,6 +358,7 @@ _WAYS = {
     BLOCKS: _of_blocks,
     N_OF_M: _of_entries,
     KEPT: _of_entries,
+    PLACED: _of_places,
     FACTORS: _of_factors,
     TURNED: _of_turned,
 }
@@ -356,20 +372,21 @@ def refine(layer: Member, weight: Tensor, gram: Tensor) -> None:
     """
     factors = _factors(layer)
     steps = STEPS * (SWEEPS if len(factors) == 1 else 1)  # one factor: a single run of steps
-    before = _loss(weight - layer.to_dense().detach(), gram)
+    lost = layer.to_dense().detach() - weight
+    pull = lost @ gram
+    before = float((pull * lost).sum())
     for _ in range(1 if len(factors) == 1 else SWEEPS):
         for factor in factors:
-            _descend(layer, factor, weight, gram, steps)
-        after = _loss(weight - layer.to_dense().detach(), gram)
+            _descend(layer, factor, pull, gram, steps)
+        after = float((pull * (layer.to_dense().detach() - weight)).sum())
         if after > (1 - ENOUGH) * before:
             break
         before = after
 
 
-def _descend(layer: Member, factor: Tensor, weight: Tensor, gram: Tensor, steps: int) -> None:
-    """Steps of conjugate gradients on one factor."""
+def _descend(layer: Member, factor: Tensor, pull: Tensor, gram: Tensor, steps: int) -> None:
+    """Steps of conjugate gradients on one factor; ``pull``, (Ŵ − W) G, is brought up to date."""
     direction, size = torch.zeros_like(factor), 0.0
-    pull = (layer.to_dense().detach() - weight) @ gram
     for _ in range(steps):
         with torch.enable_grad():
             dense = layer.to_dense()

@@ -73,7 +73,7 @@ def _largest(score: Tensor, count: int) -> Tensor:
     return mask.view(score.shape)
 
 
-def settled(found: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
+def settled(found: Tensor, weight: Tensor, gram: Tensor, places: Tensor | None = None) -> Tensor:
     """The matrix of the least tr (W − Ŵ) G (W − Ŵ)ᵀ with its entries where ``found`` has them.
 
     It is never worse than ``found``.
@@ -83,8 +83,9 @@ def settled(found: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
             longer conjugate where inputs are correlated, and the error ends 0.1 % higher.
         weight: W, likewise.
         gram: G, (in, in), positive definite.
+        places: a mask of where entries may lie, where these are more than those of ``found``.
     """
-    here, ease = found != 0, gram.diagonal()
+    here, ease = found != 0 if places is None else places, gram.diagonal()
     best, lost = found.clone(), weight - found
     pull = lost @ gram
     loss = float((pull * lost).sum())

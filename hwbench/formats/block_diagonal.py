@@ -43,7 +43,7 @@ class BlockDiagonal(Format):
         KnobError: the number of blocks does not fit a dimension.
     """
 
-    OUTPUTS = "factors"
+    OUTPUTS = "placed"
 
     blocks: int
 

@@ -70,7 +70,7 @@ class Bsr(Format):
     """
 
     PAPER = "Gray et al., GPU kernels for block-sparse weights, 2017"
-    OUTPUTS = "factors"
+    OUTPUTS = "placed"
 
     kept_blocks: int
     block_rows: int = 32

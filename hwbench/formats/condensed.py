@@ -52,7 +52,7 @@ class Condensed(GatheredFormat):
     """
 
     PAPER = "Lasby et al., Dynamic sparse training with structured sparsity, 2024"
-    OUTPUTS = "factors"
+    OUTPUTS = "placed"
 
     fan_in: int
     index_dtype: str = "int32"
