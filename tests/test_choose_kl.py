@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _compress
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from _compress import VOCABULARY, write
 from _scored import described, scored, unsupported, workload
 from _synthetic import scored_case
 from msgspec.structs import replace
@@ -141,19 +141,7 @@ def test_what_is_kept_is_never_worse_than_a_single_format(seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with weights that are large enough to matter."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        known = transformers.LlamaConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=64, vocab_size=VOCABULARY,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        model = transformers.LlamaForCausalLM(known)
-        with torch.no_grad():
-            for value in model.parameters():
-                value.mul_(4.0)
-        return write(tmp_path_factory.mktemp("decoder"), model)
+    return _compress.decoder(tmp_path_factory.mktemp("decoder"))
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -16,13 +17,27 @@ from hwbench.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from hwbench.store import Run
-    from hwbench.studies.choose import Budget, Choice, Question, Whole
+    from hwbench.studies.choose import Budget, Choice, Passed, Question, Whole
 
 _OF = {
     "error": "each one's relative output error",
     "output": "the model's relative error with each one alone in its format",
     "kl": "nats a token, as the sensitivities of groups add up",
+    "cosine": "1 − cosine, as the sensitivities of groups add up",
 }
+_WHOLE = {
+    "kl": ("nats a token from the original on calibration texts (KL)", "KL"),
+    "cosine": ("1 − cosine of embeddings to the original's on calibration texts", "1 − cosine"),
+}
+"""Of objectives that whole candidates are measured by: what that is, and its short name."""
+
+
+class _Place(NamedTuple):
+    """Where something is measured, as the functions of the study are asked."""
+
+    device: str
+    threads: int | None
+    out: Path
 
 
 def choose(
@@ -30,18 +45,27 @@ def choose(
         None, "--model", "-m", help="A folder, or a name on the Hub.  [default: all-MiniLM-L6-v2]"
     ),
     budget: str | None = typer.Option(
-        None, "--budget", "-b", help="Of all linear layers: bytes=50%, params=50% or time=-30%."
+        None,
+        "--budget",
+        "-b",
+        help="Of all linear layers bytes=50% or params=50%; of a pass of the model time=-30%.",
     ),
     objective: str | None = typer.Option(
         None,
         "--objective",
-        help="kl (of next tokens), output (of the model) or error (of layers: quick, and can "
-        "mislead).  [default: kl for a model that predicts the next token, else error]",
+        help="kl (of next tokens), cosine (of embeddings), output (of the model) or error (of "
+        "layers: quick, and can mislead).  [default: kl for a model that predicts the next token, "
+        "else cosine]",
     ),
     format_: list[str] | None = typer.Option(
         None, "--format", "-f", help="The formats to try, beside dense."
     ),
-    density: list[str] | None = typer.Option(None, "--density", help="The densities to try."),
+    density: list[str] | None = typer.Option(
+        None,
+        "--density",
+        help="The densities to try.  [default: 0.75,0.5,0.25,0.1 and the budget's; of bytes, where "
+        "the budget is]",
+    ),
     tokens: int = typer.Option(128, "--tokens", min=1, help="Tokens at once when timed."),
     replicates: int = typer.Option(3, "--replicates", min=1, help="Fresh processes that time."),
     device: _options.Device = "auto",
@@ -62,50 +86,34 @@ def choose(
     """Choose a format for each linear layer of a model, within a budget of bytes or time.
 
     Each shape is timed in each format here, and layers are judged on calibration texts: by what
-    groups of them do to the next token (kl), by the model's output with one layer changed, or by
-    their own error. What adds up is made least. For kl whole candidates are then measured, single
-    formats among them, and the best is kept; the error is quick and can mislead. --apply measures
-    the whole model, against the best single format and against the model as it was.
+    groups of them do to the next token (kl) or to embeddings (cosine), by the model's output with
+    one layer changed, or by their own error. What adds up is made least. For kl and cosine whole
+    candidates are then measured, single formats among them, and the best is kept; the error is
+    quick and can mislead. A budget of time is of a pass of the whole model. --apply measures the
+    whole model, against the best single format and against the model as it was.
     """
     from hwbench import checkpoints
-    from hwbench.store import read_run
     from hwbench.studies import choose as study
 
     if objective is not None and objective not in study.OBJECTIVES:
         raise UnknownNameError("objective", objective, study.OBJECTIVES)
     if apply is not None:
         checkpoints.check_free(apply)
+    place = _Place(device, threads, runs)
     if plan is not None:
         if budget or from_ or model:
             raise UsageError("--plan has its model, its run and its budget; give it alone.")
         choice, found = study.again(plan)
     else:
-        if budget is None:
-            raise UsageError("--budget is needed: bytes=50%, params=50% or time=-30%.")
-        limit = study.Budget.parse(budget)
-        if from_ is not None and (model or objective):
-            given = "model" if model else "objective"
-            raise UsageError(f"--from has its {given}; leave --{given} out.")
+        limit = _limit(budget, from_, model, objective)
         study.check_outputs(model or "", out)
         if from_ is None:
             asked = _asked(model, tokens, format_, density, replicates, objective, limit)
             with progress() as listener:
-                from_ = study.measure(
-                    asked, device=device, threads=threads, out=runs, listener=listener
-                )
-        found = read_run(from_)
-        choice = study.choose(study.layers_of(found), limit)
-        if study.objective(found) == study.KL:
-            with progress() as listener:
-                choice = study.refined(
-                    choice, found, _candidates(out), device=device, threads=threads, out=runs,
-                    listener=listener,
-                )  # fmt: skip
-        study.write(choice, found, out)
+                from_ = study.measure(asked, **place._asdict(), listener=listener)
+        choice, found = _chosen(from_, limit, out, place)
         plan = out
-    wholes: dict[str, Whole] = {}
-    if apply is not None:
-        wholes = _applied(choice, plan, apply, device, threads, runs)
+    wholes = _applied(choice, plan, apply, place) if apply is not None else {}
     if as_json:
         told = {**study.described(choice, found, choice.picked)}
         measured = {name: vars(whole) for name, whole in wholes.items()}
@@ -113,6 +121,42 @@ def choose(
         return
     for line in _shown(choice, found, plan, wholes, apply):
         _shared.say(line)
+
+
+def _limit(
+    budget: str | None, from_: Path | None, model: str | None, objective: str | None
+) -> Budget:
+    """The budget that a plan is to be made for, with what may stand beside it."""
+    from hwbench.studies import choose as study
+
+    if budget is None:
+        raise UsageError("--budget is needed: bytes=50%, params=50% or time=-30%.")
+    limit = study.Budget.parse(budget)
+    if from_ is not None and (model or objective):
+        given = "model" if model else "objective"
+        raise UsageError(f"--from has its {given}; leave --{given} out.")
+    return limit
+
+
+def _chosen(run: Path, limit: Budget, out: Path, place: _Place) -> tuple[Choice, Run]:
+    """The plan of a run, written; what needs whole models is measured of them."""
+    from hwbench.store import read_run
+    from hwbench.studies import choose as study
+
+    found = read_run(run)
+    choice = study.chosen(found, limit)
+    if study.objective(found) in study.WHOLE:
+        with progress() as listener:
+            choice = study.refined(
+                choice, found, _candidates(out), **place._asdict(), listener=listener
+            )
+    study.write(choice, found, out)
+    if limit.kind == "time":
+        with progress() as listener:
+            passed = study.passed(out, study.tokens(found), **place._asdict(), listener=listener)
+        choice = replace(choice, passed=passed)
+        study.write(choice, found, out)
+    return choice, found
 
 
 def _asked(
@@ -129,6 +173,7 @@ def _asked(
     from hwbench.studies import choose as study
 
     numbers = _shared.numbers("--density", densities, float)
+    share = "stored" if limit.kind == "bytes" and not numbers else "density"
     if not numbers:
         own = {limit.share} if limit.kind != "time" else set[float]()
         numbers = sorted({*study.DENSITIES, *own}, reverse=True)
@@ -139,7 +184,11 @@ def _asked(
     if objective == study.KL and not causal:
         raise UsageError(
             "--objective kl needs a model that predicts the next token; "
-            "for this one there are output and error."
+            "for this one there are cosine, output and error."
+        )
+    if objective == study.COSINE and causal:
+        raise UsageError(
+            "--objective cosine needs an encoder; for this model there are kl, output and error."
         )
     return study.Question(
         model=stored,
@@ -147,7 +196,8 @@ def _asked(
         formats=_shared.listed(formats) or study.FORMATS,
         densities=numbers,
         replicates=replicates,
-        objective=objective or (study.KL if causal else "error"),
+        objective=objective or (study.KL if causal else study.COSINE),
+        share=share,
     )
 
 
@@ -156,21 +206,17 @@ def _candidates(out: Path) -> Path:
     return out.with_name(f"{out.stem}-candidates")
 
 
-def _applied(
-    choice: Choice, plan: Path, out: Path, device: str, threads: int | None, runs: Path
-) -> dict[str, Whole]:
+def _applied(choice: Choice, plan: Path, out: Path, place: _Place) -> dict[str, Whole]:
     """Measure the whole models, and write the one that keeps more."""
     from hwbench.studies import choose as study
 
     single = choice.single is not None and choice.wins_everywhere is None
     with progress() as listener:
-        wholes = study.measured(
-            plan, single=single, device=device, threads=threads, out=runs, listener=listener
-        )
+        wholes = study.measured(plan, single=single, **place._asdict(), listener=listener)
     chosen = plan
     if single and study.better(wholes["single"], wholes["plan"]):
         chosen = study.single_path(plan)
-    study.apply(chosen, out, device=device, threads=threads)
+    study.apply(chosen, out, device=place.device, threads=place.threads)
     return wholes
 
 
@@ -178,34 +224,19 @@ def _shown(
     choice: Choice, found: Run, plan: Path, wholes: dict[str, Whole], out: Path | None
 ) -> list[str]:
     """The plan in lines: what comes out first, then layer by layer."""
-    from hwbench import units
     from hwbench.studies import choose as study
 
     told = study.objective(found)
-    head = "loss" if told == study.KL else "error"
     lines = []
     if label := choice.wins_everywhere:
         lines.append(f"One format wins everywhere: {label}.")
-    lines += [
-        f"{choice.budget} of {len(choice.layers)} linear layers on {found.header.machine}",
-        "",
-        f"{'':<12}{'time':>10}{'bytes':>10}{'parameters':>12}{head:>8}",
-    ]
-    rows = {"dense": choice.dense, "plan": choice.planned}
-    if choice.alone is not None:
-        rows["best single"] = choice.alone
-    for name, costs in rows.items():
-        lines.append(
-            f"{name:<12}{units.seconds(costs.time_seconds):>10}{units.nbytes(int(costs.bytes)):>10}"
-            f"{units.si(costs.parameters, ''):>12}"
-            f"{costs.loss if told == study.KL else (costs.loss / len(choice.layers)) ** 0.5:>8.3f}"
-        )
-    lines += _measured_lines(choice) if choice.measured else []
+    lines += _costs_lines(choice, found)
+    lines += _measured_lines(choice, told) if choice.measured else []
     lines += [
         "",
         f"error: the root mean square over the layers of {_OF[told]}."
-        if told != study.KL
-        else f"loss: {_OF[told]}; KL: measured of the whole model.",
+        if told not in _WHOLE
+        else f"loss: {_OF[told]}; {_WHOLE[told][1]}: measured of the whole model.",
         *(["It is quick to find and can mislead; --apply measures the model."] * (told == "error")),
         f"best single: {choice.single or 'no format meets the budget alone'}.",
         f"The solver (scipy.optimize.milp) proved a gap of {choice.gap:.2g}.",
@@ -222,14 +253,62 @@ def _shown(
     return lines
 
 
-def _measured_lines(choice: Choice) -> list[str]:
+def _costs_lines(choice: Choice, found: Run) -> list[str]:
+    """What dense, the plan and the best single format cost and lose, and what a pass takes."""
+    from hwbench import units
+    from hwbench.studies import choose as study
+
+    whole = study.objective(found) in study.WHOLE
+    head = "loss" if whole else "error"
+    told = study.described(choice, found, choice.picked)
+    lines = [
+        f"{choice.budget} of {len(choice.layers)} linear layers on {found.header.machine}"
+        if choice.budget.kind != "time"
+        else f"{choice.budget} of a pass of {told['tokens']} tokens on {found.header.machine}",
+        f"dense is {told['dtype']}; the formats are {', '.join(told['formats'])}",
+        "",
+        f"{'':<12}{'pass':>10}{'linear':>10}{'bytes':>10}{'parameters':>12}{head:>8}",
+    ]
+    rows = {"dense": choice.dense, "plan": choice.planned}
+    if choice.alone is not None:
+        rows["best single"] = choice.alone
+    for name, costs in rows.items():
+        passed = units.seconds(costs.time_seconds + choice.rest_seconds)
+        lines.append(
+            f"{name:<12}{passed if choice.rest_seconds else '–':>10}"
+            f"{units.seconds(costs.time_seconds):>10}{units.nbytes(int(costs.bytes)):>10}"
+            f"{units.si(costs.parameters, ''):>12}"
+            f"{costs.loss if whole else (costs.loss / len(choice.layers)) ** 0.5:>8.3f}"
+        )
+    if choice.rest_seconds:
+        rest = units.seconds(choice.rest_seconds)
+        lines.append(f"pass: the linear layers and what the rest of the model takes, {rest}.")
+    if choice.passed is not None:
+        lines.append(_passed_line(choice, choice.passed))
+    return lines
+
+
+def _passed_line(choice: Choice, passed: Passed) -> str:
+    """What a pass as planned was measured to take, and whether that is the budget."""
+    from hwbench import units
+
+    share, asked = passed.share, choice.budget.share
+    verdict = "within it" if share <= asked else f"{share / asked - 1:.1%} above it"
+    return (
+        f"measured: a pass takes {units.seconds(passed.planned_seconds)} as planned and "
+        f"{units.seconds(passed.dense_seconds)} as it was, {share:.1%} of it; the budget is "
+        f"{asked:.1%}, and that is {verdict}."
+    )
+
+
+def _measured_lines(choice: Choice, told: str) -> list[str]:
     """What whole candidates were measured to lose, the least first."""
     ranked = sorted(choice.measured.items(), key=lambda pair: pair[1])
     width = max(map(len, choice.measured))
-    lines = ["", "Whole candidates, by nats a token from the original on calibration texts (KL)"]
+    lines = ["", f"Whole candidates, by {_WHOLE[told][0]}"]
     lines += [
-        f"{name:<{width}}{nats:>10.4g}{'  kept' if name == choice.kept else ''}"
-        for name, nats in ranked
+        f"{name:<{width}}{lost:>10.4g}{'  kept' if name == choice.kept else ''}"
+        for name, lost in ranked
     ]
     if choice.single and choice.kept != choice.single and choice.measured[choice.single] > 0:
         saved = 1 - choice.measured[choice.kept] / choice.measured[choice.single]

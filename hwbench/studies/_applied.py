@@ -14,8 +14,10 @@ from hwbench.errors import CasesFailedError
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
 from hwbench.measure.transports.local import LocalSeat
+from hwbench.quantities import DENSE_PASS_SECONDS
 from hwbench.records import Knob
 from hwbench.store import read_run
+from hwbench.studies._choosing import Passed
 
 DENSE: Mapping[str, Knob] = {"name": "dense"}
 MODEL_SECONDS = 3600.0
@@ -84,6 +86,35 @@ def measured(
             row["model_bytes"], row["retrieval_agreement"], row["next_token_divergence"],
         )  # fmt: skip
     return found
+
+
+def passed(
+    plan: Path,
+    tokens: int,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    out: str | Path = "runs",
+    listener: Listener = lambda progress: None,
+) -> Passed:
+    """Time a pass of the whole model as planned, and as it was.
+
+    Raises:
+        CasesFailedError: it could not be measured.
+    """
+    told = checkpoints.layer_plan(plan)
+    asked = {
+        "schema": 1, "name": "passed", "about": "A pass of a model as planned and as it was",
+        "plan": {"timeout_seconds": MODEL_SECONDS},
+        "cases": [{"workload": "model_pass", "model": told.model, "plan": str(plan.resolve()),
+                   "length": tokens, "shape": list(told.layers[0].shape), "dtype": "float32",
+                   "format": [dict(DENSE)]}],
+    }  # fmt: skip
+    run = runner.run(asked, device=device, threads=threads, out=out, listener=listener)
+    (row,) = summary_rows(read_run(run))
+    if row["status"] != "ok":
+        raise CasesFailedError(f"A pass of the planned model was not measured: {row['reason']}")
+    return Passed(row[DENSE_PASS_SECONDS.name], row["score"])
 
 
 def better(first: Whole, second: Whole) -> bool:

@@ -20,7 +20,10 @@ _BUDGET = re.compile(r"(\w+)\s*=\s*([-−]?)\s*(\d+(?:\.\d+)?)\s*%")
 
 @dataclass(frozen=True)
 class Budget:
-    """What all linear layers together may cost, as a share of what they cost dense."""
+    """What a model may cost, as a share of what it costs dense.
+
+    Bytes and parameters are those of all linear layers together; the time is that of a whole pass.
+    """
 
     kind: str
     share: float
@@ -51,6 +54,11 @@ class Budget:
     def __str__(self) -> str:
         return f"{self.kind}={100 * self.share:g}%"
 
+    def limit(self, dense: Costs, rest_seconds: float = 0.0) -> float:
+        """What all linear layers together may cost, of their costs and of the rest of a pass."""
+        beside = rest_seconds if self.kind == "time" else 0.0
+        return self.share * (dense.of(self.kind) + beside) - beside
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -79,6 +87,19 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """Seconds of a pass of the model, as it was and as planned; they were taken in turn."""
+
+    dense_seconds: float
+    planned_seconds: float
+
+    @property
+    def share(self) -> float:
+        """What the planned pass takes of dense's."""
+        return self.planned_seconds / self.dense_seconds
+
+
+@dataclass(frozen=True)
 class Choice:
     """The plan of a budget, beside dense and the best single format."""
 
@@ -90,8 +111,15 @@ class Choice:
     alone: Costs | None
     gap: float
     layers: list[Layer] = field(repr=False)
+    rest_seconds: float = 0.0  # of a pass of the model, beside its linear layers
     measured: dict[str, float] = field(default_factory=dict)  # of whole candidates: what is lost
     kept: str = ""  # the one of them that lost least
+    passed: Passed | None = None  # of a budget of time: what a pass was measured to take
+
+    @property
+    def limit(self) -> float:
+        """What all linear layers together may cost."""
+        return self.budget.limit(self.dense, self.rest_seconds)
 
     @property
     def wins_everywhere(self) -> str | None:
@@ -100,8 +128,13 @@ class Choice:
         return labels.pop() if len(labels) == 1 else None
 
 
-def choose(layers: Sequence[Layer], budget: Budget) -> Choice:
+def choose(layers: Sequence[Layer], budget: Budget, rest_seconds: float = 0.0) -> Choice:
     """The candidate of each layer, or group, that loses least together within the budget.
+
+    Args:
+        layers: with what each costs as each candidate.
+        budget: what the model may cost.
+        rest_seconds: of a pass of the model, beside its linear layers; no candidate changes it.
 
     Raises:
         UsageError: no choice meets the budget; the sentence says what can be met.
@@ -113,15 +146,10 @@ def choose(layers: Sequence[Layer], budget: Budget) -> Choice:
         for own, known in zip(together, labels, strict=True)
     ]
     dense = total(layers, dict.fromkeys((layer.name for layer in layers), "dense"))
-    limit = budget.share * dense.of(budget.kind)
-    found = _knapsack.solve(groups, limit)
+    limit = budget.limit(dense, rest_seconds)
+    found = _knapsack.solve(groups, limit) if limit > 0 else None
     if found is None:
-        least = _knapsack.cheapest(groups) / dense.of(budget.kind)
-        raise UsageError(
-            f"The budget {budget} cannot be met: as measured, the linear layers need at least "
-            f"{_percent_up(least)} of their {budget.kind} when dense; ask for that, or for more "
-            "formats and densities."
-        )
+        raise UsageError(_unmet(budget, _knapsack.cheapest(groups), dense, rest_seconds))
     chosen = {
         layer.name: known[index]
         for own, known, index in zip(together, labels, found.chosen, strict=True)
@@ -131,7 +159,24 @@ def choose(layers: Sequence[Layer], budget: Budget) -> Choice:
     single = best_single(layers, budget.kind, limit)
     alone = total(layers, uniform(layers, single)) if single else None
     planned = total(layers, picked)
-    return Choice(budget, picked, planned, dense, single, alone, found.gap, list(layers))
+    return Choice(
+        budget, picked, planned, dense, single, alone, found.gap, list(layers), rest_seconds
+    )
+
+
+def _unmet(budget: Budget, least: float, dense: Costs, rest_seconds: float) -> str:
+    """What a budget that cannot be met could be, in words."""
+    who, what = "the linear layers need", f"their {budget.kind}"
+    if budget.kind == "time" and rest_seconds:
+        who, what = "a pass of the model needs", "its time"
+        least, whole = least + rest_seconds, dense.time_seconds + rest_seconds
+    else:
+        whole = dense.of(budget.kind)
+    return (
+        f"The budget {budget} cannot be met: as measured, {who} at least "
+        f"{_percent_up(least / whole)} of {what} when dense; ask for that, or for more formats and "
+        "densities."
+    )
 
 
 def _percent_up(share: float) -> str:
@@ -177,15 +222,14 @@ def candidates(choice: Choice) -> dict[str, dict[str, str]]:
     of groups, or take a large error for more than its square. Of each format the uniform candidate
     that loses least within the budget is there, so that none of them is better than what is kept.
     """
-    limit = choice.budget.share * choice.dense.of(choice.budget.kind)
     found = {"plan": choice.picked}
     for name, (trust, power) in VARIANTS.items():
         layers = [_believed(layer, trust, power) for layer in choice.layers]
-        found[name] = choose(layers, choice.budget).picked
+        found[name] = choose(layers, choice.budget, choice.rest_seconds).picked
     labels = {label for layer in choice.layers for label in layer.options}
     for format_ in sorted({label.split()[0] for label in labels}):
         own = [label for label in labels if label.split()[0] == format_]
-        if single := best_single(choice.layers, choice.budget.kind, limit, own):
+        if single := best_single(choice.layers, choice.budget.kind, choice.limit, own):
             found[single] = uniform(choice.layers, single)
     kept: dict[str, dict[str, str]] = {}
     for name, picked in reversed(found.items()):  # of two that are one the single format has a name

@@ -159,8 +159,14 @@ def layers_cost(case: Case, shapes: Iterable[tuple[int, int]]) -> Cost:
 
 def added(each: Sequence[Cost]) -> Cost:
     """The costs of several layers together."""
-    parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes")
-    return Cost(**{part: sum(getattr(cost, part) for cost in each) for part in parts})
+    parts = ("parameters", "stored_bytes", "flops", "dense_flops", "compulsory_bytes",
+             "intermediate_bytes")  # fmt: skip
+    needed = None if all(cost.needed_flops is None for cost in each) else 0
+    if needed is not None:
+        needed = sum(cost.useful_flops for cost in each)
+    return Cost(
+        **{part: sum(getattr(cost, part) for cost in each) for part in parts}, needed_flops=needed
+    )
 
 
 NONE, ACTIVATIONS, GRAM = "none", "activations", "gram"

@@ -72,11 +72,17 @@ def read(model: str, text: str = _texts.SENTENCES) -> tuple[Model, dict[str, Ten
 
 
 @lru_cache(maxsize=1)
+def loaded(model: str) -> Model:
+    """A model in float32 on the CPU, as a run stores it."""
+    found = folder(model)
+    return reader(found).load(found)
+
+
+@lru_cache(maxsize=1)
 def _read(model: str, text: str) -> tuple[Model, dict[str, Tensor]]:
     found = folder(model)
-    kind = reader(found)
-    loaded = kind.load(found)
-    return loaded, _distill.activations(loaded, *kind.tokens(found, _texts.calibration(text)))
+    batch = reader(found).tokens(found, _texts.calibration(text))
+    return loaded(model), _distill.activations(loaded(model), *batch)
 
 
 @lru_cache(maxsize=1)

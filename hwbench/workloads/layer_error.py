@@ -13,8 +13,13 @@ from torch import Tensor
 from hwbench import checkpoints
 from hwbench.devices._base import Device
 from hwbench.errors import SuiteError, UnknownNameError, UsageError
-from hwbench.formats._base import FORWARD, Format
-from hwbench.quantities import NEXT_TOKEN_DIVERGENCE, OUTPUT_ERROR, Quantity
+from hwbench.formats._base import FORWARD, Format, Linear
+from hwbench.quantities import (
+    EMBEDDING_DISTANCE,
+    NEXT_TOKEN_DIVERGENCE,
+    OUTPUT_ERROR,
+    Quantity,
+)
 from hwbench.records import ITEM_BYTES, Case, Cost
 from hwbench.workloads import _convert, _own, _reading, _texts
 from hwbench.workloads._base import (
@@ -29,30 +34,40 @@ from hwbench.workloads._causal import Causal
 from hwbench.workloads._likelihood import WORST
 from hwbench.workloads._models import Model
 
-LAYER, OUTPUT, KL = "layer", "output", "kl"
+LAYER, OUTPUT, KL, COSINE = "layer", "output", "kl", "cosine"
+WHOLE = (KL, COSINE)
+"""How groups of layers and whole plans are judged: by what the model gives."""
+
 _ROWS = 2048  # of the activations, every other one: the projection sees the rest
 _AT_ONCE = 4  # texts whose logits exist at once
 _WEIGHTINGS = (ACTIVATIONS, BEST)
 
+Part = Tensor | Linear
+"""What stands in for a layer: its matrix, or the layer itself where its kernel rounds what it
+sees, which no matrix tells."""
+
 
 class LayerError(Workload):
-    """Project a layer of a model; the score is ‖X(W − Ŵ)ᵀ‖ / ‖XWᵀ‖ in the Frobenius norm.
+    """Project a layer of a model; the score is ‖XWᵀ − Y‖ / ‖XWᵀ‖ in the Frobenius norm.
 
-    X is what the layer sees at the tokens of the calibration texts: the projection sees the even
-    rows, the error is of the odd ones. ``hwbench choose`` asks for it.
+    X is what the layer sees at the tokens of the calibration texts, Y what its projection makes of
+    it: the projection sees the even rows, the error is of the odd ones. ``hwbench choose`` asks for
+    it.
 
     ``judged = "output"`` takes the same of the model's last hidden states instead, with this layer
     alone in the format: that knows what the rest of the model makes of the error. ``judged = "kl"``
-    takes the divergence of the next token's distribution from the original's, in nats a token; the
-    model predicts the next token, and the layers are one, those of a group, or those of a ``plan``.
+    takes the divergence of the next token's distribution from the original's, in nats a token, of
+    a model that predicts the next token; ``judged = "cosine"`` takes one minus the cosine of a
+    sentence's embedding to the original's, of an encoder. For both the layers are one, those of a
+    group, or those of a ``plan``.
 
     Options: ``model`` (a folder, or NAME@COMMIT; empty for all-MiniLM-L6-v2), ``layer`` (its name;
-    for kl also those of a group, such as ``layers.{0-5}.mlp.up_proj``), ``plan`` (the file of a
-    plan of ``hwbench choose``, whose layers are changed instead), ``judged``, ``weighting``
-    (activations: columns count as much as the texts use them; best: all of XᵀX for formats of a
-    given rank, else activations), ``text`` (sentences, or prose: passages of a book, of which
-    projections see others than kl and output are judged by) and ``seeds``. The shape is the
-    layer's.
+    for kl and cosine also those of a group, such as ``layers.{0-5}.mlp.up_proj``), ``plan`` (the
+    file of a plan of ``hwbench choose``, whose layers are changed instead), ``judged``,
+    ``weighting`` (activations: columns count as much as the texts use them; best: all of XᵀX for
+    formats of a given rank, else activations), ``text`` (sentences, or prose: passages of a book,
+    of which projections see others than kl and output are judged by) and ``seeds``. The shape is
+    the layer's.
     """
 
     SCORE = OUTPUT_ERROR
@@ -65,17 +80,19 @@ class LayerError(Workload):
     def check(self, case: Case) -> None:
         options = self.options(case)
         for name, known in (
-            ("judged", (LAYER, OUTPUT, KL)), ("weighting", _WEIGHTINGS), ("text", _texts.TEXTS),
+            ("judged", (LAYER, OUTPUT, *WHOLE)), ("weighting", _WEIGHTINGS),
+            ("text", _texts.TEXTS),
         ):  # fmt: skip
             if options[name] not in known:
                 raise UnknownNameError(name, str(options[name]), known)
-        if options["plan"] and options["judged"] != KL:
-            raise SuiteError('a plan of the workload layer_error is judged by "kl".')
+        if options["plan"] and options["judged"] not in WHOLE:
+            raise SuiteError('a plan of the workload layer_error is judged by "kl" or "cosine".')
         if not options["layer"] and not options["plan"]:
             raise SuiteError("the workload layer_error needs the name of a layer.")
 
     def quantity(self, case: Case) -> Quantity:
-        return NEXT_TOKEN_DIVERGENCE if self.options(case)["judged"] == KL else self.SCORE
+        by = {KL: NEXT_TOKEN_DIVERGENCE, COSINE: EMBEDDING_DISTANCE}
+        return by.get(str(self.options(case)["judged"]), self.SCORE)
 
     def cost(self, case: Case, described: Format) -> Cost | None:
         return described.cost(0, ITEM_BYTES[case.dtype], FORWARD)
@@ -85,8 +102,11 @@ class LayerError(Workload):
         model = str(options["model"])
         if reason := _reading.unreadable(model):
             return reason
-        if options["judged"] == KL and _reading.reader(_reading.folder(model)) is not Causal:
+        causal = _reading.reader(_reading.folder(model)) is Causal
+        if options["judged"] == KL and not causal:
             return 'judged = "kl" needs a model that predicts the next token.'
+        if options["judged"] == COSINE and causal:
+            return 'judged = "cosine" needs an encoder; this model predicts the next token.'
         if options["plan"]:
             return _unfit(Path(str(options["plan"])))
         loaded, seen = _reading.read(model, str(options["text"]))
@@ -94,41 +114,40 @@ class LayerError(Workload):
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         options = self.options(case)
-        model, text = str(options["model"]), str(options["text"])
-        quantity, judged = self.quantity(case), options["judged"]
+        model, text, name = (str(options[key]) for key in ("model", "text", "layer"))
+        quantity = self.quantity(case)
         loaded, seen = _reading.read(model, text)
         if options["plan"]:
             path = Path(str(options["plan"]))
             return Subject(
                 step=lambda _: None,
-                score=lambda: _diverged(model, text, _of_plan(path, loaded, seen)),
+                score=lambda: _lost(model, text, _of_plan(path, loaded, seen)),
                 score_name=quantity.name,
             )
-        names, dtype = _named(loaded, str(options["layer"])), DTYPES[case.dtype]
+        names, dtype = _named(loaded, name), DTYPES[case.dtype]
         weights = {
             name: loaded.linears()[name].weight.detach().to(device.torch_device, dtype)
             for name in names
         }
         rows = {name: seen[name].to(device.torch_device, dtype) for name in names}
+        whole = options["judged"] in WHOLE
 
-        def nearest(name: str) -> Tensor:
+        def made(name: str) -> Linear:
             # What is judged by the model's texts is not judged by these rows, and may see all.
-            told = rows[name] if judged == KL else rows[name][0::2]
-            layer = project_seeing(described, weights[name], told, str(options["weighting"]))
-            return layer.to_dense()
+            told = rows[name] if whole else rows[name][0::2]
+            return project_seeing(described, weights[name], told, str(options["weighting"]))
 
         def score() -> float:
             with torch.no_grad():
-                if judged == KL:
-                    return _diverged(model, text, {name: nearest(name) for name in names})
+                if whole:
+                    return _lost(model, text, {name: _part(made(name)) for name in names})
                 (name,) = names
-                if judged == OUTPUT:
-                    return _moved(model, text, {name: nearest(name)})
-                x, weight = rows[name][1::2][:_ROWS].double(), weights[name].double()
-                return _own.apart(x @ (weight - nearest(name).double()).mT, x @ weight.mT)
+                if options["judged"] == OUTPUT:
+                    return _moved(model, text, {name: _part(made(name))})
+                return _error(made(name), weights[name], rows[name][1::2][:_ROWS])
 
         return Subject(
-            step=lambda _: nearest(names[0]),
+            step=lambda _: made(names[0]),
             score=score,
             score_name=quantity.name,
             inputs=[*weights.values(), *rows.values()],
@@ -151,8 +170,8 @@ def _absent(loaded: Model, seen: Mapping[str, Tensor], case: Case, names: list[s
     linears, wanted = loaded.linears(), str(case.options["layer"])
     if not names:
         return str(UnknownNameError("layer", wanted, linears))
-    if len(names) > 1 and case.options.get("judged") != KL:
-        return f'{wanted} is a group of layers; judged = "kl" takes groups.'
+    if len(names) > 1 and case.options.get("judged") not in WHOLE:
+        return f'{wanted} is a group of layers; judged = "kl" (or "cosine") takes groups.'
     for name in names:
         found = linears[name]
         if (found.out_features, found.in_features) != (case.out_features, case.in_features):
@@ -173,62 +192,94 @@ def _unfit(path: Path) -> str | None:
 
 # --- what becomes of the model --------------------------------------------------------------------
 
-_MADE: dict[tuple[str, ...], Tensor] = {}  # matrices of the plan that was judged last
+_MADE: dict[tuple[str, ...], Part] = {}  # what stood in for layers in the plan that was judged last
 
 
-def _of_plan(path: Path, loaded: Model, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The matrix of each layer that a plan changes; what the plan before had too is not remade."""
+def _part(layer: Linear) -> Part:
+    """What stands in for a layer in the model, which is in float32."""
+    return layer if layer.tolerance(torch.float32) > 0 else layer.to_dense().detach()
+
+
+def _error(layer: Linear, weight: Tensor, x: Tensor) -> float:
+    """The relative error of a layer's output at these rows, with what its kernel rounds."""
+    part, wide = _part(layer), weight.double()
+    if isinstance(part, Tensor):
+        return _own.apart(x.double() @ (wide - part.double()).mT, x.double() @ wide.mT)
+    exact = x.double() @ wide.mT
+    return _own.apart(part(x).double() - exact, exact)
+
+
+def _of_plan(path: Path, loaded: Model, seen: Mapping[str, Tensor]) -> dict[str, Part]:
+    """What stands in for each layer of a plan; what the plan before had too is not remade."""
     told = checkpoints.layer_plan(path)
-    found: dict[tuple[str, ...], Tensor] = {}
+    found: dict[tuple[str, ...], Part] = {}
     for each in _convert.planned(loaded, told.entries()):
         if each.described is None:
             continue
         how = (told.model, told.weighting, told.text, each.name, repr(told.entries()[each.name]))
         if how not in _MADE:
-            layer = _convert.projected(each, seen.get(each.name), told.weighting)
-            _MADE[how] = layer.to_dense().detach()
+            _MADE[how] = _part(_convert.projected(each, seen.get(each.name), told.weighting))
         found[how] = _MADE[how]
     _MADE.clear()
     _MADE.update(found)
-    return {how[3]: matrix for how, matrix in found.items()}
+    return {how[3]: part for how, part in found.items()}
 
 
 @contextmanager
-def _changed(loaded: Model, matrices: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with these matrices in the places of those of its layers."""
+def _changed(loaded: Model, parts: Mapping[str, Part]) -> Iterator[None]:
+    """The model with these in the places of its layers; each has the bias of its layer."""
     linears = loaded.linears()
-    kept = {name: linears[name].weight.data for name in matrices}
-    for name, matrix in matrices.items():
-        linears[name].weight.data = matrix.to(kept[name])
+    kept = {name: (linears[name], linears[name].weight.data) for name in parts}
     try:
+        for name, part in parts.items():
+            linear, weight = kept[name]
+            if isinstance(part, Tensor):
+                linear.weight.data = part.to(weight)
+            else:
+                part.bias = linear.bias
+                loaded.set_submodule(name, part.to(weight.device).eval())
         yield
     finally:
-        for name, weight in kept.items():
-            linears[name].weight.data = weight
+        for name, (linear, weight) in kept.items():
+            loaded.set_submodule(name, linear)
+            linear.weight.data = weight
 
 
-def _moved(model: str, text: str, matrices: Mapping[str, Tensor]) -> float:
-    """The relative error of the model's last states with these matrices in it."""
+def _is_own(loaded: Model, name: str, part: Part) -> bool:
+    """Whether it is the matrix that the layer has: some formats store it in another order."""
+    return isinstance(part, Tensor) and torch.equal(part, loaded.linears()[name].weight.to(part))
+
+
+def _moved(model: str, text: str, parts: Mapping[str, Part]) -> float:
+    """The relative error of the model's last states with these layers in it."""
     loaded, _ = _reading.read(model, text)
     ids, mask, wanted = _reading.last_states(model, text)
-    with _changed(loaded, matrices):
+    with _changed(loaded, parts):
         found = loaded.states(ids, mask)[-1][mask]
     return _own.apart((found - wanted).double(), wanted.double())
 
 
-def _diverged(model: str, text: str, matrices: Mapping[str, Tensor]) -> float:
-    """Nats a token between the next token's distribution and that with these matrices."""
+def _lost(model: str, text: str, parts: Mapping[str, Part]) -> float:
+    """How far apart the model says that what it gives is with these layers in it.
+
+    The mean over the tokens of a model that predicts the next token; else over the texts.
+    """
     loaded, _ = _reading.read(model, text)
+    parts = {name: part for name, part in parts.items() if not _is_own(loaded, name, part)}
+    if not parts:
+        return 0.0
     ids, mask, wanted = _reading.last_states(model, text)
-    total, tokens = 0.0, 0
-    with torch.no_grad(), _changed(loaded, matrices):
+    total, counted, begun = 0.0, 0, 0
+    with torch.no_grad(), _changed(loaded, parts):
         for some in torch.arange(len(ids)).split(_AT_ONCE):
             own = mask[some]
-            before = wanted[tokens : tokens + int(own.sum())]
-            found = loaded.states(ids[some], own)[-1][own]
-            everything = torch.ones(len(before), dtype=torch.bool)
-            total += float(loaded.apart(found, before, everything)) * len(before)
-            tokens += len(before)
-    mean = total / tokens
+            tokens = int(own.sum())
+            before = wanted.new_zeros(*own.shape, wanted.shape[-1])
+            before[own] = wanted[begun : begun + tokens]
+            found = loaded.states(ids[some], own)[-1]
+            count = tokens if isinstance(loaded, Causal) else len(some)
+            total += float(loaded.apart(found, before, own)) * count
+            counted, begun = counted + count, begun + tokens
+    mean = total / counted
     # That a format destroys a model is an answer.
     return WORST if math.isnan(mean) else min(WORST, max(0.0, mean))

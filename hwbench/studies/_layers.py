@@ -1,0 +1,219 @@
+"""What a run of ``hwbench choose`` says of each layer, and of a pass of the whole model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from hwbench.analysis.frames import summary_rows
+from hwbench.errors import CasesFailedError, UsageError
+from hwbench.quantities import LINEAR_SECONDS
+from hwbench.records import Case, Status
+from hwbench.store import Run
+from hwbench.studies import _groups
+from hwbench.studies._choosing import Costs, Layer
+from hwbench.studies._question import WHOLE
+
+LEAST = 1e-12
+"""What a group does at least: one that does less than rounding does something."""
+
+Row = Mapping[str, Any]
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a model as it was: all of it, and what the layers of each shape take in it."""
+
+    seconds: float
+    inside: dict[Shape, float]
+
+    @property
+    def rest_seconds(self) -> float:
+        """Of embeddings, attention, norms, and whatever else is no layer that is chosen for."""
+        return max(0.0, self.seconds - math.fsum(self.inside.values()))
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """What layers and groups lost when measured, by their name and the label of the candidate.
+
+    ``errors`` are squared and relative, ``groups`` what the whole model lost, ``asked`` the
+    candidates in which a group was to be measured; ``shared`` are the candidates that were asked
+    for by a share of dense.
+    """
+
+    errors: dict[tuple[str, str], float]
+    groups: dict[str, dict[str, float]]
+    asked: dict[str, list[str]]
+    shared: set[str]
+
+
+def pass_of(found: Run) -> Pass | None:
+    """The pass of the model that a run measured; None where an older version made the run.
+
+    Raises:
+        CasesFailedError: it could not be measured.
+    """
+    asked = [each.case for each in found.planned.values() if each.case.workload == "model_pass"]
+    if not asked:
+        return None
+    names = {case.id for case in asked}
+    for result in found.results:
+        if result.case in names and result.status is not Status.OK:
+            raise CasesFailedError(f"A pass of the model was not measured: {result.reason}")
+    rows = [row for row in summary_rows(found) if row["workload"] == "model_pass"]
+    inside = {(row["out_features"], row["in_features"]): row[LINEAR_SECONDS.name] for row in rows}
+    return Pass(median(float(row["score"]) for row in rows), inside)
+
+
+def layers_of(found: Run) -> list[Layer]:
+    """Each layer of a run with the candidates that were timed and judged of it.
+
+    Seconds are those inside a pass of the model: what a dense layer of the shape takes there, times
+    the relative time of the candidate alone.
+
+    Raises:
+        UsageError: it is another run.
+        CasesFailedError: dense was not measured of a layer, or a group not at all.
+    """
+    rows = [row for row in summary_rows(found) if row["status"] == "ok"]
+    timed: dict[Shape, dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if row["workload"] == "linear":
+            timed[row["out_features"], row["in_features"]][row["label"]] = row
+    layers = _asked_of(found)
+    if not layers or not timed:
+        raise UsageError(f"{found.path} is no run of hwbench choose.")
+    lost, seconds = _lost_of(found, rows), _seconds_of(found, [bare for bare, _ in layers])
+    made = []
+    for bare, judged in layers:
+        layer, losses = _losses(bare, judged, lost)
+        own = timed[layer.shape]
+        for label, loss in losses.items():
+            if label in own and "dense" in own:
+                costs = _costs(own[label], own["dense"], loss, seconds.get(layer.shape))
+                layer.options[label] = costs
+        if "dense" not in layer.options:
+            raise CasesFailedError(f"dense was not measured of {judged}; choose cannot go on.")
+        made.append(layer)
+    return made
+
+
+def _seconds_of(found: Run, layers: Sequence[Layer]) -> dict[Shape, float]:
+    """What one dense layer of each shape takes in a pass; empty where that was not measured."""
+    whole = pass_of(found)
+    if whole is None:
+        return {}
+    count = defaultdict[Shape, int](int)
+    for layer in layers:
+        count[layer.shape] += 1
+    return {
+        shape: taken / count[shape]
+        for shape, taken in whole.inside.items()
+        if taken > 0 and count[shape]
+    }
+
+
+def _asked_of(found: Run) -> list[tuple[Layer, str]]:
+    """The layers that a run asked for, each with the one that its error was taken of."""
+    cases = [planned.case for planned in found.planned.values()]
+    scored = [case for case in cases if case.workload == "layer_error"]
+    names = dict.fromkeys(
+        (str(case.options["layer"]), _shape(case), is_whole(case)) for case in scored
+    )
+    groups = [_groups.Group(_groups.of_name(name), shape) for name, shape, whole in names if whole]
+    if groups:
+        return [
+            (Layer(name, group.shape, {}, group=group.name), group.middle)
+            for group in groups
+            for name in group.members
+        ]
+    return [(Layer(name, shape, {}), name) for name, shape, _ in names]
+
+
+def _shape(case: Case) -> Shape:
+    return case.out_features, case.in_features
+
+
+def is_whole(case: Case) -> bool:
+    """Whether a case judges by what the whole model gives."""
+    return case.options.get("judged") in WHOLE
+
+
+def _lost_of(found: Run, rows: Sequence[Row]) -> _Lost:
+    lost = _Lost({}, defaultdict(dict), defaultdict(list), set())
+    for planned in found.planned.values():
+        case = planned.case
+        if not {"density", "stored"}.isdisjoint(case.knobs):
+            lost.shared.add(case.label)
+        if is_whole(case):
+            lost.asked[str(case.options["layer"])].append(case.label)
+    for row in rows:
+        if row["workload"] != "layer_error":
+            continue
+        options = json.loads(row["options"])
+        if options.get("judged") in WHOLE:
+            lost.groups[options["layer"]][row["label"]] = float(row["score"])
+        else:
+            lost.errors[options["layer"], row["label"]] = float(row["score"]) ** 2
+    return lost
+
+
+def _losses(bare: Layer, judged: str, lost: _Lost) -> tuple[Layer, dict[str, float]]:
+    """The layer with its sensitivity, and what it loses by candidate.
+
+    What was measured of its group counts as it is, shared among the group's layers. What was not is
+    the squared error of the layer that stands for the group, times the group's sensitivity.
+
+    Raises:
+        CasesFailedError: nothing was measured of its group.
+    """
+    errors = {label: error for (name, label), error in lost.errors.items() if name == judged}
+    if not bare.group:
+        return replace(bare, options={}), errors
+    measured, members = lost.groups.get(bare.group, {}), len(_groups.of_name(bare.group))
+    sensitivity = _sensitivity(bare.group, lost, errors)
+    losses = {
+        label: measured.get(label, sensitivity * error) / members
+        for label, error in errors.items()
+        # A candidate without a share is of its own kind: no other's sensitivity is its.
+        if label in measured or label == "dense" or label in lost.shared
+    }
+    return replace(bare, options={}, sensitivity=sensitivity), losses
+
+
+def _sensitivity(group: str, lost: _Lost, errors: Mapping[str, float]) -> float:
+    """What a unit of the squared error of a group loses of the whole model.
+
+    It is told by the candidate with a share where one was asked for, else by one without.
+
+    Raises:
+        CasesFailedError: it was not measured.
+    """
+    asked, measured = lost.asked[group], lost.groups.get(group, {})
+    shared = [label for label in asked if label in lost.shared]
+    for label in shared or asked:
+        if label in measured and errors.get(label, 0.0) > 0:
+            return max(measured[label], LEAST) / errors[label]
+    if not shared and any(label in measured for label in asked):
+        return LEAST  # nothing that was measured loses anything
+    raise CasesFailedError(
+        f"What {group} does to the whole model was not measured; choose cannot go on."
+    )
+
+
+def _costs(timed: Row, dense: Row, loss: float, inside: float | None) -> Costs:
+    """Times are relative to dense of the same rounds where they can be: the machine drifts."""
+    relative = timed["time_seconds"] / dense["time_seconds"]
+    if timed is dense:
+        relative = 1.0
+    elif math.isfinite(timed["relative_time"]):
+        relative = timed["relative_time"]
+    seconds = relative * (dense["time_seconds"] if inside is None else inside)
+    return Costs(seconds, timed["stored_bytes"], timed["parameters"], loss)

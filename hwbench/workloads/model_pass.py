@@ -1,0 +1,259 @@
+"""A pass of a whole trained model, and what its linear layers take of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from hwbench import checkpoints
+from hwbench.devices._base import Device
+from hwbench.errors import SuiteError, UsageError
+from hwbench.formats._base import FORWARD, Format
+from hwbench.quantities import DENSE_PASS_SECONDS, LINEAR_SECONDS, PASS_SECONDS
+from hwbench.records import ITEM_BYTES, Case, Cost
+from hwbench.workloads import _convert, _reading, _texts
+from hwbench.workloads._base import (
+    DTYPES,
+    Subject,
+    Workload,
+    added,
+    layer_format,
+    layers_cost,
+)
+from hwbench.workloads._models import Model
+
+ROUNDS = 9
+"""How often each time is taken; the median counts."""
+
+_WARM = 2  # passes before them
+_EMPTY = 200  # calls of nothing, of which the median is what taking a time costs
+
+
+class ModelPass(Workload):
+    """Time one pass of a trained model; the score is its seconds.
+
+    Beside it stands ``linear_seconds``: what all linear layers of the case's shape take inside a
+    pass. What a pass takes beyond the layers of all shapes is the rest of the model: embeddings,
+    attention, norms, the layer that makes the logits. Both are medians over rounds, in which passes
+    with and without marks around the layers take turns; what a pair of marks takes is taken off,
+    and one measurement serves every shape of a model. With a ``plan`` the model is in the formats
+    of that plan, and ``dense_pass_seconds`` is the pass of the model as it was, which takes turns
+    with it.
+
+    Options: ``model`` (a folder, or NAME@COMMIT; empty for all-MiniLM-L6-v2), ``plan`` (the file of
+    a plan of ``hwbench choose``; empty for none), ``length`` (the tokens of a pass; more than the
+    model reads at once are several texts of equal length) and ``seeds``.
+    """
+
+    SCORE = PASS_SECONDS
+    QUANTITIES = (LINEAR_SECONDS, DENSE_PASS_SECONDS)
+    OPTIONS = {"model": "", "plan": "", "length": 128, "seeds": 1}  # noqa: RUF012 (as the base has)
+    AXES = ()
+
+    def check(self, case: Case) -> None:
+        if int(self.options(case)["length"]) < 1:
+            raise SuiteError("length of the workload model_pass is at least 1.")
+
+    def cost(self, case: Case, described: Format) -> Cost | None:
+        """Parameters and bytes at rest of all linear layers together, before a plan."""
+        del described
+        model = str(self.options(case)["model"])
+        if _reading.unreadable(model):
+            return None
+        folder = _reading.folder(model)
+        return layers_cost(case, _reading.reader(folder).shapes(folder))
+
+    def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
+        options = self.options(case)
+        if reason := _reading.unreadable(str(options["model"])):
+            return reason
+        try:
+            if options["plan"]:
+                checkpoints.layer_plan(Path(str(options["plan"])))
+        except UsageError as error:
+            return str(error)
+        return None
+
+    def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
+        options = self.options(case)
+        name, plan, length = str(options["model"]), str(options["plan"]), int(options["length"])
+        original = _on(_reading.loaded(name), device, DTYPES[case.dtype])
+        batch = [each.to(device.torch_device) for each in _batch(name, length)]
+        costs = {
+            layer: layer_format(case, each.out_features, each.in_features).cost(
+                batch[0].numel(), ITEM_BYTES[case.dtype], FORWARD
+            )
+            for layer, each in original.linears().items()
+        }
+        subject = Subject(
+            step=lambda _: original(*batch),
+            score_name=PASS_SECONDS.name,
+            cost=added([*costs.values()]),
+        )
+
+        def score() -> float:
+            with torch.no_grad():
+                if plan:
+                    student, cost = _planned(original, case, Path(plan), batch[0].numel())
+
+                    def planned(_: Any) -> Tensor:
+                        return student(*batch)
+
+                    device.describe(planned, case=case.id, cost=cost)
+                    steps = [subject.step, planned]
+                    subject.beside[DENSE_PASS_SECONDS.name], after = _in_turn(steps, device)
+                    return after
+                key = (name, length, case.dtype, device)
+                if key not in _TIMED:
+                    _TIMED.clear()
+                    _TIMED[key] = _apart(original, costs, subject.step, device)
+                whole, inside = _TIMED[key]
+                shape = (case.out_features, case.in_features)
+                subject.beside[LINEAR_SECONDS.name] = inside.get(shape, 0.0)
+                return whole
+
+        subject.score = score
+        return subject
+
+
+_Inside = dict[tuple[int, int], float]  # seconds of all layers of a shape
+_TIMED: dict[tuple[str, int, str, Device], tuple[float, _Inside]] = {}  # the last model
+
+
+def _on(loaded: Model, device: Device, dtype: torch.dtype) -> Model:
+    """The model there; itself where it is there already."""
+    if device.torch_device.type == "cpu" and dtype is torch.float32:
+        return loaded
+    return copy.deepcopy(loaded).to(device.torch_device, dtype)
+
+
+def _batch(model: str, length: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask of so many tokens of prose in texts of one length, (texts, tokens)."""
+    found = _reading.folder(model)
+    text = " ".join(_texts.judged(_texts.PROSE))
+    ids, mask = _reading.reader(found).tokens(found, [text])
+    most = int(mask.sum())
+    width = next(each for each in range(min(length, most), 0, -1) if length % each == 0)
+    row = ids[:, :width].expand(length // width, width).contiguous()
+    return row, torch.ones_like(row, dtype=torch.bool)
+
+
+def _planned(original: Model, case: Case, path: Path, tokens: int) -> tuple[Model, Cost]:
+    """A copy of the model with each layer as the plan has it, and what its layers cost."""
+    told = checkpoints.layer_plan(path)
+    _, seen = _reading.read(told.model, told.text)
+    chosen = [each for each in _convert.planned(original, told.entries()) if each.described]
+    made = {
+        each.name: _convert.projected(each, seen.get(each.name), told.weighting) for each in chosen
+    }
+    student = _convert.swapped(original, made)
+    assert isinstance(student, Model)
+    costs = [
+        layer_format(replace(case, format=each.format, knobs=each.knobs), *each.shape).cost(
+            tokens, ITEM_BYTES[case.dtype], FORWARD
+        )
+        for each in told.layers
+    ]
+    return student.requires_grad_(False), added(costs)
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+def _taken(device: Device, step: Callable[[Any], Any]) -> float:
+    start = device.mark()
+    device.run(step, [None])
+    return device.seconds(start, device.mark())
+
+
+def _in_turn(steps: list[Callable[[Any], Any]], device: Device) -> list[float]:
+    """The median seconds of each, which take turns."""
+    times: list[list[float]] = [[] for _ in steps]
+    for number in range(_WARM + ROUNDS):
+        for own, step in zip(times, steps, strict=True):
+            seconds = _taken(device, step)
+            if number >= _WARM:
+                own.append(seconds)
+    return [median(own) for own in times]
+
+
+def _apart(
+    model: Model, costs: Mapping[str, Cost], step: Callable[[Any], Any], device: Device
+) -> tuple[float, _Inside]:
+    """Seconds of a pass, and of the layers of each shape inside one.
+
+    They take turns; what marks around a layer take beside it is measured and taken off.
+    """
+    whole: list[float] = []
+    inside: dict[tuple[int, int], list[float]] = {}
+    linears, empty = model.linears(), _of_marks(device)
+    for number in range(_WARM + ROUNDS):
+        seconds = _taken(device, step)
+        marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in linears}
+        with _marked(linears, device, marks, costs):
+            step(None)
+        if number < _WARM:
+            continue
+        whole.append(seconds)
+        total: _Inside = defaultdict(float)
+        for name, pairs in marks.items():
+            shape = (linears[name].out_features, linears[name].in_features)
+            total[shape] += sum(max(0.0, device.seconds(*pair) - empty) for pair in pairs)
+        for shape, taken in total.items():
+            inside.setdefault(shape, []).append(taken)
+    return median(whole), {shape: median(times) for shape, times in inside.items()}
+
+
+@contextmanager
+def _marked(
+    linears: Mapping[str, nn.Linear],
+    device: Device,
+    marks: Mapping[str, list[tuple[Any, Any]]],
+    costs: Mapping[str, Cost],
+) -> Iterator[None]:
+    """Within it each of these layers notes a mark before and after each of its calls."""
+    with ExitStack() as stack:
+        for name, linear in linears.items():
+            noting = _noting(linear, device, marks[name], costs[name])
+            linear.forward = noting  # type: ignore[assignment,method-assign]
+            stack.callback(linear.__dict__.pop, "forward")
+        yield
+
+
+def _noting(
+    linear: nn.Linear, device: Device, marks: list[tuple[Any, Any]], cost: Cost
+) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a layer between two marks."""
+    whole, made = type(linear).forward, list[Tensor]()
+
+    def step(x: Tensor) -> None:
+        made[:] = [whole(linear, x)]
+
+    device.describe(step, cost=cost)
+
+    def forward(x: Tensor) -> Tensor:
+        start = device.mark()
+        device.run(step, [x])
+        marks.append((start, device.mark()))
+        return made[-1]  # a simulated device runs a step once
+
+    return forward
+
+
+def _of_marks(device: Device) -> float:
+    """Seconds of an empty pair of marks."""
+    times = []
+    for _ in range(_EMPTY):
+        start = device.mark()
+        device.run(lambda _: None, [])
+        times.append(device.seconds(start, device.mark()))
+    return median(times)
