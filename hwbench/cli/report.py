@@ -8,11 +8,17 @@ import typer
 
 from hwbench import files
 from hwbench.cli import _shared
+from hwbench.errors import UsageError
 
 
 def report(
     runs: list[Path] = typer.Argument(..., help="Run files, or folders of them."),
-    out: Path = typer.Option(Path("report.html"), "--out", "-o", help="The page to write."),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="The file to write; without it, report.html, and Markdown here."
+    ),
+    format_: str | None = typer.Option(
+        None, "--format", help="html, or md: the answer and the rankings for a pull request."
+    ),
     samples: list[str] | None = typer.Option(
         None, "--samples", help="Cases, or parts of their names, to show every sample of."
     ),
@@ -22,13 +28,35 @@ def report(
         help="A run that was cut off: the page says how far it got, always.",
     ),
 ) -> None:
-    """Write one HTML page that opens from disk, with no network: answers, charts and every row."""
+    """Write one HTML page that opens from disk, with no network: answers, charts and every row.
+
+    A name that ends in .md, or --format md, asks for the answer as Markdown.
+    """
     del unfinished
-    from hwbench.report.html import render
+    from hwbench.report import html, issue
     from hwbench.store import read_run
 
+    markdown = _is_markdown(format_, out)
+    if samples and markdown:
+        raise UsageError("--samples is for the HTML page; Markdown shows no samples.")
     paths = _shared.run_files(runs)
+    if out is None and not markdown:
+        out = Path("report.html")
     files.refuse_inputs([out], paths)
-    page = render([read_run(path) for path in paths], samples=samples or [])
+    read = [read_run(path) for path in paths]
+    page = issue.render(read) if markdown else html.render(read, samples=samples or [])
+    if out is None:
+        for line in page.splitlines():
+            _shared.say(line)
+        return
     files.write_text(out, page, "the report ")
     _shared.say(f"The report is in {out}.")
+
+
+def _is_markdown(format_: str | None, out: Path | None) -> bool:
+    """Whether Markdown is asked for: by --format, else by the ending of the file."""
+    if format_ is None:
+        return out is not None and out.suffix.lower() in (".md", ".markdown")
+    if format_ not in ("html", "md"):
+        raise UsageError(f"--format is html or md, not {format_!r}.")
+    return format_ == "md"

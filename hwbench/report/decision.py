@@ -364,7 +364,7 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
     lines: list[str] = []
     for setting in found[:most]:
         lines.append(f"{setting.title}:")
-        for level, best in _kept(setting):
+        for level, best in answers(setting):
             lines.append(f"  {level.label}: {setting.says(best)}")
             for said, rivals in (
                 ("Tied with it", setting.tied(best, level.limit)),
@@ -383,7 +383,7 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
     return lines
 
 
-def _kept(setting: Setting) -> list[tuple[Level, Candidate]]:
+def answers(setting: Setting) -> list[tuple[Level, Candidate]]:
     """The answers that differ, each with the smallest error that allows it."""
     said: list[tuple[Level, Candidate]] = []
     before: Candidate | None = None

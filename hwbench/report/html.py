@@ -172,7 +172,7 @@ def _context(
         "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,
-        "cautions": _cautions(runs, by_run, machines),
+        "cautions": cautions(runs, by_run, machines),
         "clocks": _clocks(runs, by_run, machines),
         "flags": [(words.flag(name), said) for name, said in words.FLAGS.items()],
         "overview": [
@@ -235,7 +235,9 @@ def _answered(rows: list[Row]) -> list[_answers.Answer]:
     return [_answers.answer(members) for members in groups(timed).values()]
 
 
-def _cautions(runs: list[Run], by_run: list[list[Row]], machines: list[str]) -> list[str]:
+def cautions(
+    runs: Sequence[Run], by_run: Sequence[list[Row]], machines: Sequence[str]
+) -> list[str]:
     """What must be known before the answer is believed, of each machine where there are several."""
     found = []
     for run, rows, machine in zip(runs, by_run, machines, strict=True):

@@ -121,6 +121,12 @@ def _plain(summary: Mapping[str, Any], place: Placement | None) -> dict[str, Any
     return plain
 
 
+def cells(run: Run, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """The headings of a group's table, those that hold anything, and the cells of its rows."""
+    columns = _used(rows, shown([run], TERMINAL))
+    return [each.title for each in columns], [[c.cell(row) for c in columns] for row in rows]
+
+
 def _head(run: Run, rows: list[Row]) -> list[str]:
     header = run.header
     name = printable(header.machine)

@@ -1,0 +1,169 @@
+"""The answer of a run as Markdown, for a pull request or an issue: what to use, who ranks where.
+
+Names come from run files. They stand in code spans, where Markdown, HTML, links and mentions mean
+nothing (``markdown.code``); sentences that hold some are made ``inert``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from hwbench import units
+from hwbench.report import _bytes, _facts, decision, html, text
+from hwbench.report import _words as words
+from hwbench.report.markdown import COMMENT_BYTES, code
+from hwbench.report.rows import DENSE, Row, groups, known, numbered, printable, report_rows
+from hwbench.store import Run
+
+_SETTINGS = 12  # that have an answer …
+_RIVALS = 3  # named beside the best
+_MARGIN = 200  # bytes for what is said of what was left out
+_LINKED = re.compile(
+    r"(?<=@)(?=\w)|(?<=#)(?=\w)|(?=://)|(?<=www)(?=\.)|(?<=GH)(?=-\d)", re.IGNORECASE
+)
+"""Where GitHub would begin a mention, a reference or a link in plain text."""
+_HEADS = ("format", "of dense", "time", "error", "stored", "against dense")
+
+
+def render(runs: Sequence[Run], most_bytes: int = COMMENT_BYTES) -> str:
+    """The document in at most so many bytes; the rows that it has no room for are counted."""
+    machines = _facts.machines(list(runs))
+    sets = [numbered(report_rows(run)) for run in runs]
+    warned = html.cautions(runs, sets, machines)
+    parts = [part for each in zip(runs, machines, sets, strict=True) for part in _answer(*each)]
+    parts += [f"> {inert(said)}" for said in warned]
+    tables = [table for run, rows in zip(runs, sets, strict=True) for table in _tables(run, rows)]
+    return _fitted(parts, tables, most_bytes)
+
+
+def inert(sentence: object) -> str:
+    """A sentence in which no character is Markdown or HTML, and nothing becomes a link."""
+    apart = _LINKED.sub("\u200b", printable(sentence))
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", apart)
+
+
+def _answer(run: Run, machine: str, rows: list[Row]) -> list[str]:
+    """The title of a run and what it answers, as paragraphs."""
+    header = run.header
+    told = _facts.summary(run, machine, rows)
+    about = inert(f"{told.counts}, {told.state}; {told.created}")
+    parts = [
+        f"### {code(header.suite)} on {code(machine)}",
+        f"{about}; run {code(header.run)}, hwbench {code(header.version)}",
+    ]
+    settings = decision.settings(rows)
+    if settings:
+        return [*parts, *_settings(settings)]
+    kept = _bytes.kept(rows)
+    for found in kept[:_SETTINGS]:
+        parts.append(f"**{code(found.title)}**: {inert(found.says)}")
+        parts += [inert(found.note)] if found.note else []
+    if not kept:
+        parts.append("The run times no format against dense and scores none.")
+    return parts
+
+
+def _settings(settings: Sequence[decision.Setting]) -> list[str]:
+    """What to use in each setting, a list each, and whose errors these are."""
+    parts = []
+    for setting in settings[:_SETTINGS]:
+        lines = [f"**{code(setting.title)}**", ""]
+        for level, best in decision.answers(setting):
+            lines.append(f"- {inert(level.label)}: {_use(setting, best)}")
+            rivals = (("tied with it", setting.tied(best, level.limit)),
+                      ("too close to call", setting.close(best, level.limit)))  # fmt: skip
+            lines += [f"  - {said}: {_named(each)}" for said, each in rivals if each]
+        parts.append("\n".join(lines))
+    if len(settings) > _SETTINGS:
+        parts.append(f"{len(settings) - _SETTINGS} more settings are in the report.")
+    return [*parts, *(inert(said) for said in dict.fromkeys(each.basis for each in settings))]
+
+
+def _use(setting: decision.Setting, best: decision.Candidate) -> str:
+    time = units.seconds(best.row.time_seconds)
+    if best.row.format == DENSE:
+        return f"**keep {code(best.name)}**, {time}; nothing within this error is faster"
+    return f"**use {code(best.name)}**, {time}{setting.instead(best)}, {inert(best.error)}"
+
+
+def _named(rivals: Sequence[decision.Candidate]) -> str:
+    more = f" and {len(rivals) - _RIVALS} more" if len(rivals) > _RIVALS else ""
+    return ", ".join(code(each.name) for each in rivals[:_RIVALS]) + more
+
+
+def _tables(run: Run, rows: list[Row]) -> list[tuple[str, list[str]]]:
+    """A title and the lines of each table: the rankings, else every row of each group."""
+    settings = decision.settings(rows)
+    if settings:
+        return [(each.title, _ranking(each)) for each in settings]
+    return [
+        (words.group_title(members[0]), _lines(*text.cells(run, members)))
+        for members in groups(rows).values()
+    ]
+
+
+def _ranking(setting: decision.Setting) -> list[str]:
+    """Every candidate, the fastest first."""
+    return _lines(
+        _HEADS,
+        (
+            (
+                each.name,
+                units.ratio(each.relative),
+                units.seconds(each.row.time_seconds),
+                each.error.removeprefix("its error is "),
+                units.nbytes(each.row.stored_bytes) if known(each.row.stored_bytes) else "–",
+                each.verdict,
+            )
+            for each in setting.candidates
+        ),
+    )
+
+
+def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; the first cell of a row is a name, and a code span."""
+    found = [f"| {' | '.join(map(inert, heads))} |", "|" + " --- |" * len(heads)]
+    for name, *cells in rows:
+        found.append(f"| {' | '.join([code(name), *map(inert, cells)])} |")
+    return found
+
+
+def _fitted(parts: Sequence[str], tables: Sequence[tuple[str, list[str]]], most: int) -> str:
+    """Paragraphs, then as many tables and lines of them as there is room for."""
+    document, left_out = "", 0
+    heading = 2  # lines of a table before its first row
+    for part in parts:
+        if len(document.encode()) + len(part.encode()) + _MARGIN <= most:
+            document += f"{part}\n\n"
+        else:
+            left_out += 1
+    for number, (title, lines) in enumerate(tables):
+        shut = number > 0  # the first stands open
+        head = f"<details><summary>{_plain(title)}</summary>\n\n" if shut else f"{code(title)}\n\n"
+        close = "\n</details>\n\n" if shut else "\n"
+        room = most - len((document + head + close).encode()) - _MARGIN
+        kept = _within(lines, room)
+        left_out += len(lines) - max(heading, len(kept))
+        if len(kept) > heading:
+            document += head + "".join(f"{line}\n" for line in kept) + close
+    if left_out:
+        document += f"{left_out} lines were left out for length; the report has all.\n"
+    return document.rstrip("\n") + "\n"
+
+
+def _within(lines: Sequence[str], room: int) -> list[str]:
+    kept: list[str] = []
+    for line in lines:
+        room -= len(line.encode()) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    return kept
+
+
+def _plain(title: str) -> str:
+    """A title inside HTML, where Markdown has no code span."""
+    from html import escape
+
+    return escape(_LINKED.sub("\u200b", printable(title)))
