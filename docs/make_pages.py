@@ -125,7 +125,7 @@ def plan() -> list[str]:
     return table(
         ["key", "default", "unit", "meaning"],
         (
-            [f"`{field.name}`", shown(field.default), unit(field.name),
+            [f"`{field.name}`", shown(suite.PLAN.get(field.name, field.default)), unit(field.name),
              WORDS["fields"]["Plan"][field.name]]
             for field in msgspec.structs.fields(records.Plan)
         ),

@@ -11,7 +11,17 @@ from typing import Any
 import msgspec
 
 from hwbench.quantities import Quantity
-from hwbench.records import Case, Knob, Measurement, Plan, Planned, Record, Result, without_gc
+from hwbench.records import (
+    Allocator,
+    Case,
+    Knob,
+    Measurement,
+    Plan,
+    Planned,
+    Record,
+    Result,
+    without_gc,
+)
 
 PROTOCOL = 1
 BUDGET_ENDED = "The time budget ended before it was read."
@@ -40,6 +50,7 @@ class PlanReply(Record, tag="planned", tag_field="say"):
     settings: dict[str, Any] = {}
     state: dict[str, Any] = {}
     quantities: list[Quantity] = []  # what meters and workloads of other packages declare
+    allocators: dict[str, str] = {}  # of the worker, by name: "", or why it cannot be had
 
     def machine(self, threads: int) -> dict[str, Any]:
         """The facts of the machine as a run with so many threads has them."""
@@ -213,6 +224,7 @@ class SoloRequest(Record, tag="solo", tag_field="say"):
     seed: int
     on_request: list[str] = []  # meters to read beside the usual ones
     deadline_seconds: float | None = None  # after these only what every case needs is read
+    allocator: str = Allocator.SYSTEM.value  # which of PlanReply.allocators the worker takes
 
 
 class SoloReply(Record, tag="soloed", tag_field="say"):

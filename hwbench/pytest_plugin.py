@@ -104,6 +104,7 @@ class Cases:
         from hwbench import protocol, suite
         from hwbench.errors import SuiteError
         from hwbench.measure import run as runner
+        from hwbench.records import Allocator
 
         device = runner.resolve_device(self.device)
         built = suite.build(suite.read(str(self.path)), device.partition(":")[0])
@@ -113,7 +114,9 @@ class Cases:
         reply = self.worker.plan(protocol.PlanRequest(cases=timed))
         if reply.mistakes:
             raise SuiteError(" ".join(reply.mistakes[:5]))
-        once = replace(built, plan=replace(built.plan, replicates=1))
+        # The process is pytest's: its allocator stays as it is.
+        plan = replace(built.plan, replicates=1, allocator=Allocator.SYSTEM.value)
+        once = replace(built, plan=plan)
         threads = int(reply.settings.get("threads", 1))
         self.header = runner.header_of(once, device, 0, threads, reply, {}, {"timed_by": "pytest"})
         return list(reply.planned)

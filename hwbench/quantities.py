@@ -60,6 +60,15 @@ TIME = _timed("time_seconds", "time", metric="time")
 GRAPH = _timed("graph_seconds", "time in a graph", column="graph", shown=(TERMINAL, PAGE))
 HOST = _timed("host_seconds", "time to launch")
 RELATIVE = Quantity(name="relative_time", unit="×", title="relative", metric="relative", shown=())
+MINOR_FAULTS = Quantity(name="minor_faults", title="minor page faults a call", shown=())
+SYSTEM_FAULTS = Quantity(
+    name="system_faults", title="page faults a call with the system's allocator",
+    column="system faults", shown=(),
+)  # fmt: skip
+SYSTEM_RELATIVE = Quantity(
+    name="system_relative", unit="×", title="time with the system's allocator",
+    column="system's allocator", shown=(PAGE,),
+)  # fmt: skip
 NUMERICAL_ERROR = Quantity(
     name="numerical_error", title="numerical error", column="num. error",
     digits=2, shown=(TERMINAL, PAGE),
@@ -128,6 +137,7 @@ MEASURED = (
     *(WINDOW_NATS, KERNEL_LOGITS_ERROR, PARTNER_TOP1, PARTNER_MRR, PARTNER_MRR_LOW),
     *(PARTNER_MRR_HIGH, CENTRED_LEAD, CENTRED_LEAD_LOW, CENTRED_LEAD_HIGH, PAIR_MRR, PAIR_LEADS),
     *(MODEL_PARAMETERS, STEP_SECONDS, COUNTED_FLOPS, GRAPH_BREAKS, COMPILED_GRAPHS),
+    *(MINOR_FAULTS, SYSTEM_FAULTS, SYSTEM_RELATIVE),
 )
 """What measurements of a run file hold, in the order of their columns."""
 

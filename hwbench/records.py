@@ -71,6 +71,17 @@ class Mode(StrEnum):
     COMPILE = "compile"
 
 
+class Allocator(StrEnum):
+    """What becomes of memory that a worker frees while it measures.
+
+    ``kept``: the process keeps it, so that a call finds the pages of the call before it;
+    ``system``: what the system's allocator does by itself, which depends on what it served before.
+    """
+
+    KEPT = "kept"
+    SYSTEM = "system"
+
+
 class Verdict(StrEnum):
     """What is said of one case when two runs are compared."""
 
@@ -271,6 +282,7 @@ class Plan(Record):
     relative_width: float = 0.02
     budget_seconds: float = 0.2
     timeout_seconds: float = 60.0
+    allocator: str = Allocator.SYSTEM.value  # as runs were made before it was stored
 
     @property
     def most(self) -> int:

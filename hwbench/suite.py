@@ -20,7 +20,17 @@ import msgspec
 
 from hwbench import files, plugins
 from hwbench.errors import HwbenchError, SuiteError, UnknownNameError, shortened
-from hwbench.records import ITEM_BYTES, Case, Direction, Knob, Mode, Plan, Regime, Suite
+from hwbench.records import (
+    ITEM_BYTES,
+    Allocator,
+    Case,
+    Direction,
+    Knob,
+    Mode,
+    Plan,
+    Regime,
+    Suite,
+)
 
 SCHEMA = 1
 _TOP = ("schema", "name", "about", "plan", "cases")
@@ -36,9 +46,14 @@ _CHOICES: dict[str, Sequence[str]] = {
     "regime": [r.value for r in Regime],
     "mode": [m.value for m in Mode],
     "dtype": list(ITEM_BYTES),
+    "allocator": [a.value for a in Allocator],
 }
 SHARES = ("density", "stored")
 """The knobs that every format has: shares of dense's parameters, and of its bytes."""
+
+PLAN: dict[str, Any] = {"allocator": Allocator.KEPT.value}
+"""What a new run is planned with where its suite says nothing, and the record has another default:
+there it is what runs were from before it was stored."""
 
 _DEFAULTS: dict[str, Any] = {"tokens": 256, "dtype": "float32", "direction": "forward"}
 
@@ -133,7 +148,7 @@ def _known(table: object, known: Iterable[str], kind: str) -> None:
 def _plan(table: dict[str, Any]) -> Plan:
     _known(table, Plan.__struct_fields__, "key of [plan]")
     try:
-        plan = msgspec.convert(table, Plan)
+        plan = msgspec.convert({**PLAN, **table}, Plan)
     except msgspec.ValidationError as error:
         raise SuiteError(f"[plan] is wrong: {error}.") from error
     for key in ("relative_width", "budget_seconds", "timeout_seconds"):
@@ -151,6 +166,7 @@ def _plan(table: dict[str, Any]) -> Plan:
     for key in ("regime", "mode"):
         for value in _listed(getattr(plan, key)):
             _choice(key, value)
+    _choice("allocator", plan.allocator)
     return plan
 
 
@@ -238,6 +254,15 @@ def _choice(key: str, value: Any) -> str:
     if value not in _CHOICES[key]:
         raise UnknownNameError(key, str(value), _CHOICES[key])
     return str(value)
+
+
+def allocator(name: str) -> str:
+    """The name of an allocator, where there is one.
+
+    Raises:
+        UnknownNameError: there is none; the message names the nearest.
+    """
+    return _choice("allocator", name)
 
 
 def _shown(value: object) -> str:

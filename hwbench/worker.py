@@ -14,8 +14,10 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import IO, Any
 
+import msgspec
 import torch
 from msgspec.structs import replace
 
@@ -24,14 +26,17 @@ from hwbench import environment, plugins, protocol, quantities
 from hwbench.devices._base import Device, Step
 from hwbench.devices._settings import restored, settings
 from hwbench.errors import DeviceError, HwbenchError, UsageError
-from hwbench.meters import latency
+from hwbench.meters import allocator, latency
 from hwbench.meters._base import Meter, left_out
 from hwbench.meters._ceilings import measure_ceilings
 from hwbench.meters._health import examine
+from hwbench.meters._own_process import PARENT_DEATH_SIGNAL, OwnProcesses
+from hwbench.meters._own_process import start as start_own
 from hwbench.meters._profile import profile_case
 from hwbench.quantities import Quantity
 from hwbench.records import (
     ITEM_BYTES,
+    Allocator,
     Measurement,
     Planned,
     Regime,
@@ -47,14 +52,14 @@ _NO_COMPILER = (
     "Compiling needs a C++ compiler, and none is found; install g++ (on Debian: apt install g++), "
     "or name one in CXX."
 )
-_PARENT_DEATH_SIGNAL = 1  # prctl option
+_OWN_PROCESS_SECONDS = 20  # until a process of its own that has not answered is given up
 
 
 class Worker:
     """Holds one device and the cases that are prepared on it."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, own: OwnProcesses | None = None) -> None:
+        self.device, self.own = device, own
         self.live: dict[str, Subject] = {}
         self.left_out: dict[str, str] = {}  # meters of other packages that fail, and why
         found = []
@@ -88,6 +93,7 @@ class Worker:
                 return _told(request)
             case protocol.ForgetRequest():
                 self.live.clear()
+                self.device.release_memory()
                 return protocol.ForgetReply(free_bytes=self.device.free_bytes())
 
     @without_gc()
@@ -112,6 +118,7 @@ class Worker:
             settings=self.device.settings(),
             state={**self.device.state(), **self._meters_left_out()},
             quantities=self._foreign_quantities(planned),
+            allocators=self.device.allocators(),
         )
 
     def _meters_left_out(self) -> dict[str, Any]:
@@ -132,9 +139,12 @@ class Worker:
             case=case.id, replicate=request.replicate, seed=request.seed, status=Status.OK
         )
         before = settings()
+        self.device.use_allocator(request.allocator)
         try:
             self._check_room(planned)
             subject = self._prepared(planned, request.seed)
+            if self.own and request.allocator == Allocator.KEPT and not subject.compiled:
+                subject.in_own_process = partial(_in_own_process, self.own, request)
             result = self._read(subject, result, request)
         except Exception as error:
             changed = restored(before)
@@ -155,6 +165,7 @@ class Worker:
         held = subject.nbytes()
         if held + sum(s.nbytes() for s in self.live.values()) < _KEPT_SHARE * self._free():
             self.live[case.id] = subject
+        self.device.release_memory()
         return protocol.SoloReply(
             result=result,
             held_bytes=held,
@@ -162,11 +173,18 @@ class Worker:
             call_seconds=max(result.values(quantities.FIRST_CALL.name), default=0.0),
         )
 
+    def alone(self, request: protocol.SoloRequest) -> protocol.Timed:
+        """Read of one case what only a process that has served no other case can tell."""
+        subject = self._prepared(request.planned, request.seed)
+        return protocol.Timed(measurements=allocator.compared(subject, self.device))
+
     def chunk(self, request: protocol.ChunkRequest) -> protocol.ChunkReply:
         """Time the cases of one chunk in rounds around the anchor."""
         wanted = [*request.members, *([request.anchor] if request.anchor else [])]
         keep = {planned.case.id for planned in wanted}
         self.live = {case: subject for case, subject in self.live.items() if case in keep}
+        self.device.use_allocator(request.plan.allocator)
+        self.device.release_memory()
         members = [
             latency.Member(
                 id=planned.case.id,
@@ -234,7 +252,7 @@ class Worker:
                 )
                 return replace(result, status=Status.WRONG, reason=reason)
             found += read
-        return replace(result, measurements=found)
+        return replace(result, measurements=found, flags=allocator.flags(found))
 
     def _prepared(self, planned: Planned, seed: int) -> Subject:
         case = planned.case
@@ -274,8 +292,23 @@ class Worker:
             )
 
     def _ended(self, result: Result, status: Status, reason: str) -> protocol.SoloReply:
+        self.device.release_memory()
         ended = replace(result, status=status, reason=reason)
         return protocol.SoloReply(result=ended, free_bytes=self._free())
+
+
+def _in_own_process(own: OwnProcesses, request: protocol.SoloRequest) -> list[Measurement] | str:
+    """What a process of its own reads of the case of a request, or why it does not."""
+    if (line := own.ask(protocol.encode(request))) is None:
+        return "The process of its own that should read it died, or took too long."
+    return msgspec.json.decode(line, type=protocol.Timed).measurements
+
+
+def _read_alone(device: str, line: bytes) -> bytes:
+    """Answer a request in a process of its own: with readings of its case, and of nothing else."""
+    request = protocol.decode_request(line)
+    assert isinstance(request, protocol.SoloRequest)
+    return protocol.encode(Worker(open_device(device)).alone(request))
 
 
 def _told(
@@ -350,9 +383,11 @@ def answered(worker: Worker, line: bytes) -> bytes:
     return protocol.encode(reply)
 
 
-def serve(device: Device, requests: Iterable[bytes], replies: IO[bytes]) -> None:
+def serve(
+    device: Device, requests: Iterable[bytes], replies: IO[bytes], own: OwnProcesses | None = None
+) -> None:
     """Answer requests until the other side closes its end."""
-    worker = Worker(device)
+    worker = Worker(device, own)
     for line in requests:
         replies.write(answered(worker, line) + b"\n")
         replies.flush()
@@ -367,8 +402,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     torch.set_num_threads(arguments.threads)
+    own = None
+    if arguments.device == "cpu":  # before a device, or anything else, starts a thread
+        alone = partial(_read_alone, arguments.device)
+        own = start_own(alone, _OWN_PROCESS_SECONDS, (arguments.read, arguments.write))
     with os.fdopen(arguments.read, "rb") as requests, os.fdopen(arguments.write, "wb") as replies:
         try:
             device = open_device(arguments.device)
@@ -380,7 +419,7 @@ def main() -> None:
         )
         replies.write(protocol.encode(hello) + b"\n")
         replies.flush()
-        serve(device, requests, replies)
+        serve(device, requests, replies, own)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _malloc_as_it_is() -> Iterator[None]:
+    """What a worker of this process tells glibc holds for all tests after it, and is not told."""
+    from hwbench.devices import _allocator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_allocator, "_set", lambda settings: None)
+        patch.setattr(_allocator, "trim", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _imports_stay() -> None:
     """What was imported is no garbage: every measurement collects, and passes it over."""

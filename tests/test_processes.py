@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import pytest
 from _check import Call
@@ -27,7 +28,7 @@ from hwbench.errors import UsageError
 from hwbench.measure import run as runner
 from hwbench.measure.transports._base import WorkerDiedError, WorkerTimedOutError
 from hwbench.measure.transports.local import LocalSeat, LocalWorker
-from hwbench.records import Status
+from hwbench.records import Case, Plan, Status
 from hwbench.store import Run, read_run
 
 pytestmark = pytest.mark.processes
@@ -123,6 +124,65 @@ def test_a_worker_says_hello_answers_and_ends() -> None:
     finally:
         worker.close()
     assert not Path(f"/proc/{worker.hello.pid}/exe").exists()
+
+
+def test_a_worker_that_keeps_memory_faults_no_more_and_has_a_process_of_its_own_read_a_case() -> (
+    None
+):
+    """A step of btt takes 20 MB of blocks, of which glibc by itself gives back what it can."""
+    large = Case(
+        workload="linear", format="btt", knobs={"density": 0.5}, out_features=1024,
+        in_features=1024, tokens=256, dtype="float32", direction="step", regime="hot",
+        mode="eager", device="cpu",
+    )  # fmt: skip
+    small = replace(large, out_features=32, in_features=32, tokens=4)
+    worker = LocalSeat("cpu", 1).start()
+    try:
+        told = worker.ask(protocol.PlanRequest(cases=[small, large]), protocol.PlanReply, 60)
+        assert told.allocators == {"system": "", "kept": ""}
+        alone = protocol.SoloRequest(planned=told.planned[0], replicate=0, seed=0, allocator="kept")
+        read = worker.ask(alone, protocol.SoloReply, 60).result
+        rounds = protocol.ChunkRequest(
+            members=told.planned[1:], anchor=None, plan=Plan(budget_seconds=1.0, allocator="kept"),
+            replicate=0, seed=0,
+        )  # fmt: skip
+        timed = worker.ask(rounds, protocol.ChunkReply, 60).timed[large.id]
+    finally:
+        worker.close()
+    (own,) = (m for m in read.measurements if m.quantity == "system_faults")
+    assert len(own.values) == 1, own.note
+    (faults,) = (m.values for m in timed.measurements if m.quantity == "minor_faults")
+    assert median(faults) < 300  # over a thousand where glibc gives back
+
+
+def test_processes_of_their_own_answer_die_and_are_replaced() -> None:
+    from hwbench.meters import _own_process
+
+    def answer(line: bytes) -> bytes:
+        if line == b"die\n":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if line == b"hang\n":
+            time.sleep(60)
+        if line == b"raise\n":
+            raise ValueError("on purpose")
+        return f"{line.decode().strip()} {os.getppid()} {os.getpid()}".encode()
+
+    own = _own_process.start(answer, 1)
+    try:
+        first = own.ask(b"one")
+        assert [own.ask(line) for line in (b"die", b"raise", b"hang")] == [None] * 3
+        second = own.ask(b"two")
+        assert first is not None
+        assert second is not None
+        said = [line.split() for line in (first, second)]
+        assert [words[0] for words in said] == [b"one", b"two"]
+        assert said[0][1] == said[1][1] != str(os.getpid()).encode()  # the same server
+        assert said[0][2] != said[1][2]  # another process each
+        os.kill(int(said[0][1]), signal.SIGKILL)
+        os.waitpid(int(said[0][1]), 0)
+        assert own.ask(b"nobody") is None
+    finally:
+        own.close()
 
 
 def package() -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from hwbench.records import Environment
+from hwbench.records import Allocator, Environment
 
 
 class Severity(StrEnum):
@@ -25,7 +25,7 @@ class Severity(StrEnum):
 _FATAL = (
     *("name", "memory_bytes", "threads", "machine", "system", "virtual"),
     *("float32_matmul_precision", "mkldnn", "denormals", "ONEDNN_MAX_CPU_ISA"),
-    *("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"),
+    *("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "allocator"),
 )
 _WARN = (
     "hwbench",
@@ -49,6 +49,12 @@ machine's own facts) and a warning elsewhere. A fact that one side did not recor
 most; an environment variable (upper case) that is not set is a setting like another. Memory is the
 same within 2 %, because kernels keep more or less of it for themselves."""
 
+_UNRECORDED = {"allocator": Allocator.SYSTEM.value}
+"""What a fact was where a run does not record it: there was nothing else then."""
+
+_ADVICE = {"allocator": "--allocator {} measures as before"}
+"""How a new run is made in which a fact is as it was; ``{}`` stands for that."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -65,7 +71,9 @@ class Difference:
         return self.key.rpartition(".")[2] in SOFTWARE
 
     def __str__(self) -> str:
-        return f"{self.key} was {self.baseline!r} and is {self.new!r}"
+        advice = _ADVICE.get(self.key.rpartition(".")[2], "").format(self.baseline)
+        said = f"{self.key} was {self.baseline!r} and is {self.new!r}"
+        return f"{said} ({advice})" if advice else said
 
 
 def facts(environment: Environment) -> dict[str, Any]:
@@ -78,7 +86,8 @@ def differences(baseline: Mapping[str, Any], new: Mapping[str, Any]) -> list[Dif
     before, after = dict(flat(baseline)), dict(flat(new))
     found = []
     for path in sorted({*before, *after}):
-        old, now, means = before.get(path), after.get(path), severity(path)
+        old, now = (side.get(path, _UNRECORDED.get(path[-1])) for side in (before, after))
+        means = severity(path)
         if means is Severity.IGNORED or _same(path[-1], old, now):
             continue
         if (old is None or now is None) and not path[-1].isupper():

@@ -148,6 +148,15 @@ Activations = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+Allocator = Annotated[
+    str | None,
+    typer.Option(
+        "--allocator",
+        help="Memory that a call frees on a CPU: kept for the next call, or given to the system's "
+        "allocator (system), whose times depend on what ran before.  [default: kept]",
+        rich_help_panel=EFFORT,
+    ),
+]
 Energy = Annotated[
     bool,
     typer.Option(

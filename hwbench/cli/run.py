@@ -39,6 +39,7 @@ def run(
     weights: _options.Weights = None,
     activations: _options.Activations = None,
     energy: _options.Energy = False,
+    allocator: _options.Allocator = None,
     no_scores: _options.NoScores = False,
     threads: _options.Threads = None,
     cores: _options.Cores = None,
@@ -104,6 +105,8 @@ def run(
         changes = runner.smallest(suites.build(document, "cpu").plan)
     if replicates is not None:
         changes["replicates"] = replicates
+    if allocator is not None:
+        changes["allocator"] = suites.allocator(allocator)
     with progress() as listener:
         paths = fleet.run(runner.Question(
             document=document, out=out, filter=filter_, seed=seed, energy=energy,

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from hwbench.records import Cost
+from hwbench.errors import DeviceError
+from hwbench.records import Allocator, Cost
 
 Mark = Any
 """A point in a device's queue: an event on CUDA, host nanoseconds on a CPU."""
@@ -127,6 +128,25 @@ class Device(ABC):
     def settings(self) -> dict[str, Any]:
         """Switches of torch that change times or results, as they stand."""
         return {"threads": torch.get_num_threads()}
+
+    def allocators(self) -> dict[str, str]:
+        """What may become of memory that is freed, by ``records.Allocator``.
+
+        "" stands for what can be had, a sentence says why not; what has no meaning here is absent.
+        """
+        return {Allocator.SYSTEM.value: ""}
+
+    def use_allocator(self, name: str) -> None:
+        """Treat memory so from now on, as long as the process lives.
+
+        Raises:
+            DeviceError: this cannot be had here; ``allocators`` says why.
+        """
+        if why := self.allocators().get(name, f"{self.kind} has no allocator {name}."):
+            raise DeviceError(why)
+
+    def release_memory(self) -> None:
+        """Give what the process keeps of freed memory back: a case is closed."""
 
     def capture(self, call: Callable[[], object]) -> Callable[[], None] | str:
         """A function that replays ``call`` as a graph, or the reason why that is not possible."""

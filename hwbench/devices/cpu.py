@@ -14,7 +14,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hwbench import environment
+from hwbench.devices import _allocator
 from hwbench.devices._base import Device, Mark, Probe
+from hwbench.records import Allocator
 
 _SWITCHES_PER_SECOND = 100.0  # more involuntary switches than this in a block disturb it
 _UNKNOWN_CACHE_BYTES = 128_000_000  # assumed for eviction where the system hides its caches
@@ -32,6 +34,7 @@ class Cpu(Device):
         super().__init__(index)
         self.resolution_seconds = time.get_clock_info("perf_counter").resolution
         self.copy_bytes = max(self.copy_bytes, 4 * environment.last_level_cache_bytes())
+        self.keeps_memory = False
         self._evict: torch.Tensor | None = None
         self._foreign: torch.Tensor  # made with it: read after each eviction
 
@@ -66,6 +69,7 @@ class Cpu(Device):
         return {
             "involuntary_switches": float(usage.ru_nivcsw),
             "major_faults": float(usage.ru_majflt),
+            "minor_faults": float(usage.ru_minflt),
             "steal_seconds": environment.steal_seconds(),
             "throttled": environment.throttled_periods(),
         }
@@ -101,6 +105,19 @@ class Cpu(Device):
                 if name in os.environ
             },
         }
+
+    def allocators(self) -> dict[str, str]:
+        return {**super().allocators(), Allocator.KEPT.value: _allocator.refusal()}
+
+    def use_allocator(self, name: str) -> None:
+        super().use_allocator(name)
+        if name == Allocator.KEPT and not self.keeps_memory:
+            _allocator.keep()
+            self.keeps_memory = True
+
+    def release_memory(self) -> None:
+        if self.keeps_memory:
+            _allocator.trim()
 
     def free_bytes(self) -> int:
         return environment.memory_available_bytes()

@@ -126,6 +126,7 @@ class Replicate:
             seed=self.seed,
             on_request=self.on_request,
             deadline_seconds=seconds,
+            allocator=self.plan.allocator,
         )
         try:
             reply = self._opened().ask(request, protocol.SoloReply, self.plan.timeout_seconds)

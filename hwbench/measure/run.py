@@ -30,6 +30,7 @@ from hwbench.measure.transports._base import Seat, Worker
 from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import (
     SCHEMA,
+    Allocator,
     Case,
     Environment,
     Header,
@@ -411,6 +412,8 @@ def header_of(
         :40
     ]
     name = f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}-{secrets.token_hex(2)}"
+    allocator, refused = _allocator(suite.plan, reply)
+    state = {**_state(reply), **({"allocator": refused} if refused else {})}
     return Header(
         schema=SCHEMA,
         run=name,
@@ -418,16 +421,32 @@ def header_of(
         version=hwbench.__version__,
         suite=suite.name,
         about=suite.about,
-        plan=suite.plan,
+        plan=replace(suite.plan, allocator=allocator),
         seed=seed,
         device=device,
         environment=Environment(
-            fingerprint=reply.machine(threads), state=_state(reply), settings=reply.settings
+            fingerprint=reply.machine(threads), state=state, settings=_settings(allocator, reply)
         ),
         ceilings=roofs,
         arguments=arguments,
         quantities=reply.quantities,
     )
+
+
+def _allocator(plan: Plan, reply: protocol.PlanReply) -> tuple[str, str]:
+    """The allocator that the worker has of the one that is asked for, and why it is no other.
+
+    A device whose times do not depend on it, and the worker of an older hwbench, know none.
+    """
+    refused = reply.allocators.get(plan.allocator, "")
+    known = plan.allocator in reply.allocators and not refused
+    return plan.allocator if known else Allocator.SYSTEM.value, refused
+
+
+def _settings(allocator: str, reply: protocol.PlanReply) -> dict[str, Any]:
+    """The worker's settings; memory that is kept is one, the system's way to treat it is none."""
+    kept = {"allocator": allocator} if allocator != Allocator.SYSTEM else {}
+    return {**reply.settings, **kept}
 
 
 def _state(reply: protocol.PlanReply) -> dict[str, Any]:
@@ -443,7 +462,8 @@ def decides(difference: Difference) -> bool:
 def _different(found: Run, reply: protocol.PlanReply) -> list[Difference]:
     """Where this machine is not that of the run, as ``fingerprint`` compares two machines."""
     before = fingerprint.facts(found.header.environment)
-    now = {**reply.fingerprint, "threads": before.get("threads"), "settings": reply.settings}
+    settings = _settings(_allocator(found.header.plan, reply)[0], reply)
+    now = {**reply.fingerprint, "threads": before.get("threads"), "settings": settings}
     return fingerprint.differences(before, now)
 
 

@@ -25,7 +25,7 @@ from hwbench.errors import first_line
 from hwbench.meters._base import Meter, left_out
 from hwbench.meters._compiling import call, compiled
 from hwbench.meters._sampling import Taken, calibrate, enqueue_seconds, sample, starved, take
-from hwbench.quantities import FIRST_CALL, GRAPH, HOST, RELATIVE, TIME, Quantity
+from hwbench.quantities import FIRST_CALL, GRAPH, HOST, MINOR_FAULTS, RELATIVE, TIME, Quantity
 from hwbench.records import Measurement, Plan, Regime
 from hwbench.workloads._base import Subject
 
@@ -51,7 +51,7 @@ class Latency(Meter):
     The times that count are those of ``measure``, taken in rounds.
     """
 
-    QUANTITIES = (FIRST_CALL, TIME, RELATIVE, GRAPH, HOST)
+    QUANTITIES = (FIRST_CALL, TIME, RELATIVE, GRAPH, HOST, MINOR_FAULTS)
     ORDER = 90
     NEEDED = True
 
@@ -81,6 +81,7 @@ class Member:
     rounds: list[int] = field(default_factory=list)
     disturbed: list[bool] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
+    faults: list[float] = field(default_factory=list)  # minor page faults a call, block by block
     spent: float = 0.0
     warm_seconds: float = 0.0  # spent in calls that are not timed: warm-up, and after a change
     stopped: str | None = None
@@ -175,7 +176,11 @@ def _block(member: Member, device: Device, number: int) -> None:
         for _ in range(member.samples)
     ]  # fmt: skip
     sampled = sum(each.seconds for each in taken) * member.calls
-    causes = device.disturbance(before, device.probe(), sampled)
+    after = device.probe()
+    causes = device.disturbance(before, after, sampled)
+    if MINOR_FAULTS.name in after:
+        faults = after[MINOR_FAULTS.name] - before[MINOR_FAULTS.name]
+        member.faults.append(faults / (member.samples * member.calls))
     values = _counted(taken)
     if not values:
         values, causes = [each.seconds for each in taken], [*causes, FELL_BEHIND]
@@ -225,6 +230,7 @@ def _stop(member: Member, plan: Plan, deadline: float) -> str | None:
 
 def _measurements(member: Member, anchor: Member | None, device: Device) -> list[Measurement]:
     host = [_host_seconds(member)] if device.asynchronous else []
+    host += [_minor_faults(member)] if member.faults else []
     if member.starved:
         member.flags.add("starved")
         return [*_without_times(member, anchor, device), *host]
@@ -275,6 +281,14 @@ def _host_seconds(member: Member) -> Measurement:
     return Measurement(
         quantity=HOST.name, unit=HOST.unit, values=[member.enqueue_seconds], contract="wall"
     )
+
+
+def _minor_faults(member: Member) -> Measurement:
+    """Minor page faults a call in each block: pages that the system had to give anew."""
+    return Measurement(
+        quantity=MINOR_FAULTS.name, unit=MINOR_FAULTS.unit, values=member.faults,
+        disturbed=member.disturbed if any(member.disturbed) else None, rounds=member.rounds,
+    )  # fmt: skip
 
 
 def relative_times(member: Member, anchor: Member) -> list[float]:

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from hwbench import suite as suites
-from hwbench.records import Case, Plan
+from hwbench.records import Allocator, Case, Plan
 from hwbench.report.rows import Row, printable
 from hwbench.store import Run
 from hwbench.suite import SHARES
@@ -62,6 +62,8 @@ def command(run: Run) -> dict[str, Any]:
         words.append("--quick")
     elif plan is None or header.plan.replicates != plan.replicates:
         words += ["--replicates", str(header.plan.replicates)]
+    if header.device == "cpu" and header.plan.allocator == Allocator.SYSTEM:
+        words += ["--allocator", header.plan.allocator]
     if header.arguments.get("energy"):
         words.append("--energy")
     asked = header.arguments.get("filter")

@@ -32,6 +32,8 @@ FLAGS = {
     "launch_bound": "the host takes at least 90 % of the time of a call to launch it",
     "starved": "the device waited for the host, so that a graph’s time is all it has",
     "never_quiet": "the machine was never quiet: a time and no verdict",
+    "system_slower": "in a process of its own, whose allocator gives memory back to the system, a "
+    "call takes over 10 % longer",
     "recompiled": "torch compiled again while it was timed",
 }
 """What each flag of a case means; other packages' meters may set others."""

@@ -138,6 +138,8 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
     ]
     if left_out := header.arguments.get("scores_left_out"):
         lines.append(f"{left_out} scored cases were left out (--no-scores): there is no accuracy.")
+    if said := header.environment.state.get("allocator"):
+        lines.append(printable(said))
     if said := header.environment.state.get("git"):
         lines.append(f"git did not tell the revision whole: {printable(said)}.")
     if not rows:

@@ -37,7 +37,7 @@ from hwbench.measure.replicate import SPANS
 from hwbench.measure.schedule import Listener, Progress, State, finish, measure
 from hwbench.measure.transports import local
 from hwbench.measure.transports._base import Worker
-from hwbench.records import Case, Header, PlannedLine, Status, Suite
+from hwbench.records import Allocator, Case, Header, PlannedLine, Status, Suite
 from hwbench.store import RunWriter, read_run
 from hwbench.studies._sides import Origin, resolve, worker_folder
 from hwbench.studies.baseline import PAIRED
@@ -151,6 +151,8 @@ def _begun(built: Suite, origins: Sequence[Origin], how: How) -> list[State]:
         _planned(option, origin, built.cases, device, threads)
         for option, origin in zip(how.options, origins, strict=True)
     ]
+    if not all(built.plan.allocator in reply.allocators for reply in replies):
+        built = replace(built, plan=replace(built.plan, allocator=Allocator.SYSTEM.value))
     check_metric(how.metric, declared=[q for reply in replies for q in reply.quantities])
     stem = how.stem or runner.header_of(built, device, seed, threads, replies[0], {}, {}).run
     states: list[State] = []

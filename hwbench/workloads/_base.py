@@ -16,7 +16,7 @@ from hwbench.errors import SuiteError, UnknownNameError, UnreachableError
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._gram import Seen
 from hwbench.quantities import Quantity
-from hwbench.records import ITEM_BYTES, Case, Cost, Knob
+from hwbench.records import ITEM_BYTES, Case, Cost, Knob, Measurement
 
 DTYPES = {
     "float64": torch.float64,
@@ -45,6 +45,8 @@ class Subject:
     # What the score took, where it is read from a file and not made now.
     score_seconds: float | None = None
     declared: tuple[Quantity, ...] = ()
+    # Reads the case in a fresh process with the system's allocator, or says why it could not.
+    in_own_process: Callable[[], list[Measurement] | str] | None = None
     module: nn.Module | None = None  # what is at rest: its bytes are not "saved for backward"
     inputs: list[Tensor] = field(default_factory=list)
 

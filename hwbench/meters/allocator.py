@@ -1,0 +1,97 @@
+"""What a case takes in a process of its own, whose allocator is the system's as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from hwbench.devices._base import Device
+from hwbench.meters._base import Meter
+from hwbench.meters._sampling import calibrate, sample
+from hwbench.quantities import SYSTEM_FAULTS, SYSTEM_RELATIVE, Quantity
+from hwbench.records import Allocator, Measurement
+from hwbench.workloads._base import Subject
+
+SLOWER = "system_slower"
+"""The flag of a case that takes over ``LIMIT`` times as long in a process of its own."""
+
+LIMIT = 1.1
+
+DISTURBED = (
+    "In its own process it took longer by more than page faults can: something else disturbed it."
+)
+
+_FAULTS = "minor_faults"  # of a device's probe
+_FAULT_SECONDS = 5e-6  # the most that one takes: the page is found, cleared and mapped
+_TRIES = 2
+_WARM_CALLS = 12  # before glibc has adapted its limits to the blocks of the case
+_BUDGET_SECONDS = 0.3  # of a side, as ``calibrate`` takes it for its warm-up
+_CALLS, _SECONDS = 8, 0.03  # that are timed: at least, and up to
+
+
+class SystemAllocator(Meter):
+    """Time with the system's allocator over time with memory kept, and page faults a call.
+
+    glibc gives large blocks back to the system, and from which size on depends on what the process
+    has freed before. A user's process that runs this layer alone has not freed what the other cases
+    of a run have, so a fresh process that prepares this case alone is asked: it calls the case with
+    the allocator as it is, then with memory kept, one right after the other. Without a page fault
+    in the first there is nothing to compare.
+    """
+
+    QUANTITIES = (SYSTEM_FAULTS, SYSTEM_RELATIVE)
+    ORDER = 96
+    FIRST_REPLICATE_ONLY = True
+
+    def read(self, subject: Subject, device: Device) -> list[Measurement]:
+        if subject.score is not None or subject.in_own_process is None:
+            return []
+        found: list[Measurement] | str = []
+        for _ in range(_TRIES):
+            found = subject.in_own_process()
+            if isinstance(found, str) or all(each.note is None for each in found):
+                break
+        if isinstance(found, str):
+            return [_measurement(quantity, note=found) for quantity in self.QUANTITIES]
+        return found
+
+
+def compared(subject: Subject, device: Device) -> list[Measurement]:
+    """What the process of its own reads of its case; its memory is kept from then on."""
+    seconds, faults = _called(device, subject)
+    found = [_measurement(SYSTEM_FAULTS, faults)]
+    if faults < 1:
+        return found
+    device.use_allocator(Allocator.KEPT)
+    kept, _ = _called(device, subject)
+    if seconds - kept > _FAULT_SECONDS * faults:
+        return [*found, _measurement(SYSTEM_RELATIVE, note=DISTURBED)]
+    return [*found, _measurement(SYSTEM_RELATIVE, seconds / kept)]
+
+
+def flags(measurements: Iterable[Measurement]) -> list[str]:
+    """``SLOWER`` where the readings of a case say so."""
+    ratios = [v for m in measurements if m.quantity == SYSTEM_RELATIVE.name for v in m.values]
+    return [SLOWER] if ratios and max(ratios) > LIMIT else []
+
+
+def _called(device: Device, subject: Subject) -> tuple[float, float]:
+    """Seconds of a call, the lower quartile, and minor page faults a call, once it is warm."""
+    begun = time.monotonic()
+    for _ in range(_WARM_CALLS):
+        sample(device, subject, 1)
+        if time.monotonic() - begun > _BUDGET_SECONDS:
+            break
+    calibrate(device, subject, _BUDGET_SECONDS)
+    before, begun = device.probe()[_FAULTS], time.monotonic()
+    taken: list[float] = []
+    while len(taken) < _CALLS or time.monotonic() - begun < _SECONDS:
+        taken.append(sample(device, subject, 1))
+    faults = (device.probe()[_FAULTS] - before) / len(taken)
+    return sorted(taken)[len(taken) // 4], faults
+
+
+def _measurement(quantity: Quantity, *values: float, note: str | None = None) -> Measurement:
+    return Measurement(
+        quantity=quantity.name, unit=quantity.unit, values=list(values), contract="wall", note=note
+    )
