@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from hwbench.errors import UsageError
 from hwbench.formats import _block_matmul, _native
 from hwbench.formats._base import FORWARD, STEP, Format
 from hwbench.formats._two_stage import TwoStage
+from hwbench.records import Status
+from hwbench.store import read_run
 
 OFFERED = [
     cls
@@ -66,7 +68,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def test_the_formats_that_gather_or_have_two_stages_offer_it() -> None:
     offered = {cls.name() for cls in OFFERED}
-    assert offered == {"csr", "condensed", "low_rank_sparse", "btt", "monarch"}
+    assert offered == {"coo", "csr", "condensed", "low_rank_sparse", "btt", "monarch"}
     assert all(cls.KERNELS[0] != _native.Native.name for cls in OFFERED)
 
 
@@ -171,7 +173,7 @@ def test_only_what_is_asked_for_is_differentiated(cls: type[Format]) -> None:
 
 
 @HERE
-@pytest.mark.parametrize("name", ["csr", "low_rank_sparse"])
+@pytest.mark.parametrize("name", ["coo", "csr", "low_rank_sparse"])
 @DTYPES
 def test_rows_without_entries_are_zero_or_stay(name: str, dtype: torch.dtype) -> None:
     f = dataclasses.replace(described(CLASSES[name], (40, 24), density=0.5), nonzeros=3)
@@ -179,7 +181,7 @@ def test_rows_without_entries_are_zero_or_stay(name: str, dtype: torch.dtype) ->
     for tokens in (1, 20):
         x, dy = normal(tokens, 24).to(dtype), normal(tokens, 40, seed=3).to(dtype)
         assert_right(layer, x, dy, STEP)
-    if name == "csr":
+    if name != "low_rank_sparse":
         assert int((layer(normal(20, 24).to(dtype)) != 0).any(0).sum()) <= 3
 
 
@@ -334,6 +336,50 @@ def test_no_compiler_is_said(built_anew: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UsageError, match="no C\\+\\+ compiler"):
         _native.library()
     assert not built_anew.exists()
+
+
+WITHOUT = """
+schema = 1
+name = "native"
+[plan]
+replicates = 1
+budget_seconds = 0.005
+[[cases]]
+workload = "linear"
+direction = "forward"
+shape = [48, 64]
+tokens = 4
+dtype = "float32"
+format = [
+  { name = "dense" },
+  { name = "csr", density = [0.5, 0.25], kernel = "native" },
+  { name = "btt", density = 0.5, kernel = "native" },
+]
+[[cases]]
+workload = "projection"
+shape = [48, 64]
+format = [{ name = "csr", density = [0.5, 0.25] }]
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("workers")
+def test_a_run_without_a_compiler_times_what_it_can_and_says_why_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hwbench: Callable[..., tuple[int, str, str]]
+) -> None:
+    reason = _native.NotBuiltError("there is no C++ compiler; install g++.")
+    monkeypatch.setattr(_native, "_found", lambda: reason)
+    (tmp_path / "native.toml").write_text(WITHOUT)
+    asked = ("run", "--suite", str(tmp_path / "native.toml"), "--device", "cpu", "--threads", "1")
+    code, out, err = hwbench(*asked, "--out", str(tmp_path / "runs"))
+    assert code == 0, err
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    statuses = {r.case: r.status for r in read_run(path).results if r.case.startswith("linear")}
+    assert {case for case, s in statuses.items() if s is Status.UNSUPPORTED} == {
+        case for case in statuses if "kernel=native" in case
+    }
+    assert len(statuses) == 4
+    assert (out + err).count("there is no C++ compiler") == 1
 
 
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(

@@ -1,9 +1,10 @@
 """Kept entries, each with its row and its column: coordinates.
 
 Kernels: ``gather`` sums rows of xᵀ with embedding_bag and has a backward pass of its own, for every
-dtype; ``spmm`` is torch.sparse.mm with xᵀ and ``linear`` F.linear(x, coo), the two ways in which
-users write it. In both of torch's the gradient of the weight is the whole dense product, of which
-the kept entries are then picked.
+dtype; ``native`` sums them in C++ that is compiled for the CPU here, which turns x and y in cache;
+``spmm`` is torch.sparse.mm with xᵀ and ``linear`` F.linear(x, coo), the two ways in which users
+write it. In both of torch's the gradient of the weight is the whole dense product, of which the
+kept entries are then picked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hwbench.errors import KnobError
-from hwbench.formats import _kernel
+from hwbench.formats import _kernel, _native_entries
 from hwbench.formats._base import Linear
 from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesKernel, EntriesMap, Gather
 from hwbench.formats._probe import refusal
@@ -49,9 +50,9 @@ class _Map(EntriesMap):
 class Coo(EntriesFormat):
     """The largest entries of W, stored with their rows and columns.
 
-    Bytes: nonzeros · (item + 2 · index). Using ``gather`` also builds, at the first call, where
-    each row starts, and at the first backward pass the same entries sorted by column: working
-    memory that is not stored.
+    Bytes: nonzeros · (item + 2 · index). Using ``gather`` or ``native`` also builds, at the first
+    call, where each row starts, and at the first backward pass the same entries sorted by column:
+    working memory that is not stored.
     """
 
     index_dtype: str = "int64"
@@ -71,6 +72,10 @@ class Coo(EntriesFormat):
         indices = torch.stack([flat // self.in_features, flat % self.in_features])
         values = weight.flatten().index_select(0, flat)
         return _Map(self, indices.to(getattr(torch, self.index_dtype)), values)
+
+
+class Native(_native_entries.Native, of=Coo):
+    """Sums of turned rows of x in C++, block of tokens by block."""
 
 
 class _Library(EntriesKernel):
