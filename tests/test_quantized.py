@@ -201,6 +201,18 @@ def test_gptq_bears_inputs_that_are_never_used() -> None:
         assert relative(dense, normal(8, 32)) < 0.5
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1.0, 1e30])
+def test_tokens_of_any_size_are_coded(size: float) -> None:
+    """To half a step of the largest value, which below the normal numbers is one of these."""
+    x = torch.cat([normal(3, 64) * size, torch.zeros(1, 64), normal(1, 64)])
+    codes, scale = _quantize.quantised_tokens(x)
+    found = codes.double() * scale.double()
+    step = x.abs().amax(1, keepdim=True).double() / 127
+    least = torch.finfo(torch.float32).tiny
+    assert bool(((found - x.double()).abs() <= 0.501 * step.clamp_min(least)).all())
+    assert not found[3].any()
+
+
 # --- kernels ------------------------------------------------------------------------------------
 
 

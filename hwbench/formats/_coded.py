@@ -102,7 +102,8 @@ class CodedMap(Linear, Coded):
         return max(rounded, self.kernel.rounding(dtype))
 
     def derived(self, build: Callable[[], Any]) -> Any:
-        sources = (self.codes, self.scale, self.centre)
+        held = self._buffers  # a look-up by attribute takes longer than the rest of a small call
+        sources: Any = [held[name] for name in ("codes", "scale", "centre")]
         return self._derived.get(sources, build, trusting=self.trusting)
 
     def forget(self) -> None:

@@ -231,8 +231,8 @@ def quantised_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = in_rows(x.float())
     scale = torch.linalg.vector_norm(wide, torch.inf, 1, keepdim=True) / 127
-    inverse = torch.where(scale == 0, 0.0, 1 / scale)
-    return (wide * inverse).round_().to(torch.int8), scale
+    scale.clamp_min_(torch.finfo(torch.float32).tiny)
+    return (wide * scale.reciprocal()).round_().to(torch.int8), scale
 
 
 def in_rows(x: Tensor) -> Tensor:
