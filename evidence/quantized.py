@@ -365,7 +365,17 @@ def _say_bare(found: dict[str, float]) -> None:
 
 
 def bare(made: Any, x: Tensor) -> Call:
-    """The operators of a kernel on what it packs, without a layer around them."""
+    """The operators of a kernel on what it packs, without autograd or a layer around them."""
+    product = _bare(made, x)
+
+    def call() -> object:
+        with torch.no_grad():
+            return product()
+
+    return call
+
+
+def _bare(made: Any, x: Tensor) -> Call:
     kernel, scale = made.kernel, made.scale[:, 0].float()
     if kernel.name in WEIGHT_ONLY:
         parts = kernel.packed(made)
