@@ -208,7 +208,7 @@ def _loss(lost: Tensor, gram: Tensor) -> float:
 def _of_rank(described: Any, weight: Tensor, seen: Seen) -> Any:
     """The optimum among all matrices of a rank."""
     found = of_rank(weight.double() @ seen.lower, seen.lower, int(described.knobs()["rank"]))
-    return described.of_factors(*_even(*found))
+    return described.of_factors(*even(*found))
 
 
 def of_rank(turned: Tensor, lower: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -231,7 +231,7 @@ def of_rank(turned: Tensor, lower: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left, torch.linalg.solve_triangular(lower, back, upper=False, left=False)
 
 
-def _even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def even(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """The same product, each component as large in one factor as in the other."""
     sizes = torch.linalg.norm(left, dim=-2), torch.linalg.norm(right, dim=-1)
     share = torch.where((sizes[0] > 0) & (sizes[1] > 0), (sizes[1] / sizes[0]).sqrt(), 1)
@@ -255,7 +255,7 @@ def _of_blocks(described: Any, weight: Tensor, seen: Seen) -> Any:
             left[:, place], right[:, place] = of_rank(turned, root, rank)
             kept = left[:, place] @ right[:, place]
             lost[:, here] = (blocks[:, place] - kept).flatten(0, 1)
-    return described.of_blocks(*_even(left, right))
+    return described.of_blocks(*even(left, right))
 
 
 def _best_apart(blocks: Tensor, wide: Tensor, lower: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hwbench.errors import KnobError
-from hwbench.formats import _stored
+from hwbench.formats import _gram, _init, _stored
 from hwbench.formats._base import (
     FORWARD,
     Linear,
@@ -25,7 +25,6 @@ from hwbench.formats._base import (
     unreachable,
 )
 from hwbench.formats._coded import CodedFormat, CodedMap
-from hwbench.formats._gram import Seen
 from hwbench.records import Knob
 
 
@@ -157,7 +156,7 @@ class QuantizedLowRank(CodedFormat):
         ``activations`` weigh the error by their Gram matrix, for which A B is the best there is.
         """
         dtype, target = weight.dtype, weight.detach().double()
-        seen = None if activations is None else Seen.of(activations.detach(), weight)
+        seen = None if activations is None else _gram.Seen.of(activations.detach(), weight)
         whitening = None if seen is None else seen.lower
         low, best, error = torch.zeros_like(target), None, float("inf")
         for _ in range(self.ROUNDS):
@@ -186,9 +185,6 @@ def _weighed(gap: Tensor, whitening: Tensor | None) -> Tensor:
 
 def _best(gap: Tensor, rank: int, whitening: Tensor | None) -> tuple[Tensor, Tensor]:
     """A and B whose product is nearest to ``gap``, as the weighed error counts it."""
-    u, s, vh = torch.linalg.svd(_weighed(gap, whitening), full_matrices=False)
-    root = s[:rank].sqrt()
-    right = root[:, None] * vh[:rank]
-    if whitening is not None:
-        right = torch.linalg.solve_triangular(whitening, right, upper=False, left=False)
-    return u[:, :rank] * root, right
+    if whitening is None:
+        return _init.truncated(gap, rank)
+    return _gram.even(*_gram.of_rank(gap @ whitening, whitening, rank))
