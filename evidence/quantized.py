@@ -66,8 +66,8 @@ SETTINGS = {
     "int6 gptq": _coded("int6", 128, "gptq"),
     "int4 + rank 32": _coded("int4", 128, "nearest", rank=32),
     "int4 gptq + rank 32": _coded("int4", 128, "gptq", rank=32),
-    "2:4 SparseGPT": Setting("n_m", {"n": 2, "m": 4}, SPARSEGPT),
-    "2:4 by outputs": Setting("n_m", {"n": 2, "m": 4}, GRAM),
+    "2:4 SparseGPT": Setting("semi_structured", {}, SPARSEGPT),
+    "2:4 by outputs": Setting("semi_structured", {}, GRAM),
     "armor": Setting("armor", {"block": 16}, GRAM),
     **{
         f"{name} {share}": Setting(name, {"density": share, **more}, GRAM)

@@ -17,6 +17,7 @@ from hwbench.formats.n_m import NM
 from hwbench.workloads import _packaged, _trained
 
 SHAPES = [(32, 48), (48, 32)]
+TRAINED = [(384, 384), (1536, 384), (384, 1536)]
 
 
 def build(out: int = 32, inputs: int = 48, **knobs: object) -> Armor:
@@ -191,8 +192,8 @@ def test_what_cannot_be_is_said(
 @pytest.mark.heavy
 @pytest.mark.skipif(_packaged.missing() is not None, reason=str(_packaged.missing()))
 def test_no_trained_layer_is_worse_than_2_4_by_sparsegpt() -> None:
-    """On sentences that it was fitted to in no layer, on held-out ones 5 % better in the mean."""
-    names = [*_packaged.chosen(384, 384, 4), *_packaged.chosen(1536, 384, 2)]
+    """Neither on sentences that it was fitted to nor on held-out ones, there 5 % in the mean."""
+    names = [n for shape in TRAINED for n in _packaged.chosen(*shape, 2)]
     seen, held = (_packaged._seen(texts) for texts in ("calibration", "held_out"))
     ratios = []
     for name in names:
@@ -204,4 +205,5 @@ def test_no_trained_layer_is_worse_than_2_4_by_sparsegpt() -> None:
         rows = held[module].double()
         missed = [(rows @ (each - weight).mT).norm() for each in (found.to_dense().detach(), start)]
         ratios.append(float(missed[0] / missed[1]))
+    assert max(ratios) <= 1, ratios
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.95, ratios
