@@ -14,12 +14,12 @@ from _synthetic import scored_case
 
 from hwbench import plugins
 from hwbench.devices.cpu import Cpu
-from hwbench.errors import UnknownNameError
+from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import Format
 from hwbench.protocol import PlanReply, PlanRequest
 from hwbench.records import Case
 from hwbench.worker import Worker
-from hwbench.workloads import _distill, _embeddings, _texts, _trained
+from hwbench.workloads import _distill, _embeddings, _planning, _reading, _texts, _trained
 from hwbench.workloads._bert import Bert
 from hwbench.workloads.compress import Compress
 
@@ -195,6 +195,28 @@ def test_agreement_counts_shared_neighbours() -> None:
     assert _embeddings.agreement(same, same) == 1
     plane = torch.eye(4)  # all as far from each other: only the order of places decides
     assert 0 <= _embeddings.agreement(same[:4], plane, nearest=1) <= 1
+
+
+def test_a_smaller_dense_model_is_the_first_layers_and_counts_them_alone(tiny: Path) -> None:
+    whole, half = case(tiny, "dense"), case(tiny, "dense", depth=0.5)
+    original = Bert.load(tiny)
+    found, all_of_it = scored(half), scored(whole)
+    shorter = Bert.load(tiny)
+    shorter.encoder["layer"] = shorter.encoder["layer"][: len(original.encoder["layer"]) // 2]
+    ids, mask = Bert.tokens(tiny, _reading.drawn(_texts.held_out(), 0))
+    wanted, _ = original.judge(shorter, ids, mask)
+    assert found["score"] == pytest.approx(wanted)
+    assert found["score"] < all_of_it["score"]
+    assert found["model_parameters"] < all_of_it["model_parameters"]
+    planned = _planning.planned(half, Cpu(0), {})
+    assert planned.density == pytest.approx(0.5)
+
+
+def test_depth_is_for_dense_models_of_known_blocks(tiny: Path) -> None:
+    mistakes: list[dict[str, Any]] = [{"name": "csr"}, {"name": "dense", "heal": 1}]
+    for options in mistakes:
+        with pytest.raises(SuiteError, match="depth"):
+            Compress().check(case(tiny, depth=0.5, **options))
 
 
 def test_cost_is_that_of_all_layers(tiny: Path) -> None:

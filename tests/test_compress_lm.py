@@ -19,13 +19,14 @@ from msgspec.structs import replace
 from hwbench import suite as suites
 from hwbench.analysis import blocks
 from hwbench.checkpoints import smollm2
+from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError, UnknownNameError, UsageError
 from hwbench.formats import _gram
 from hwbench.formats._base import Format, Linear
 from hwbench.records import Case
 from hwbench.report.rows import report_rows
 from hwbench.report.text import _score
-from hwbench.workloads import _blocks, _decoding, _prose, compress_lm
+from hwbench.workloads import _blocks, _decoding, _planning, _prose, compress_lm
 from hwbench.workloads._likelihood import perplexity
 from hwbench.workloads._llama import Llama
 
@@ -120,6 +121,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Llama:
     monkeypatch.setattr(Llama, "unreadable", classmethod(lambda cls, _: None))
     shapes = [(m.out_features, m.in_features) for m in model.linears().values()]
     monkeypatch.setattr(Llama, "shapes", classmethod(lambda cls, _: shapes))
+    blocks = CONFIG.num_hidden_layers
+    monkeypatch.setattr(Llama, "blocks", classmethod(lambda cls, _: blocks))
     monkeypatch.setattr(_decoding, "_original", lambda *_: model)
     monkeypatch.setattr(_decoding, "encoded", lambda _, text: encode(text))
     monkeypatch.setattr(_prose, "TOKENS", 40)
@@ -156,6 +159,26 @@ def test_what_is_found_of_a_format(name: str, weighting: str) -> None:
     assert 0 <= found["top1_agreement"] < 1
     assert found["kernel_logits_error"] < _decoding.SAME
     assert found["model_seconds"] > 0
+
+
+def test_a_smaller_dense_model_is_the_first_blocks_and_counts_them_alone(small: Llama) -> None:
+    one = case("dense", None, depth=0.5)
+    found = scored(one)
+    ids = _prose.windows(encode, "evaluation", WINDOWS)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    states = small.states(ids, mask)
+    assert len(states) == CONFIG.num_hidden_layers == 2
+    assert found["score"] == pytest.approx(perplexity(small.logits(states[0]), ids, mask), rel=1e-5)
+    whole = scored(case("dense", None))
+    assert found["original_perplexity"] == pytest.approx(whole["score"], rel=1e-5)
+    inner = sum(each.weight.numel() for each in small.linears().values())
+    norms = 2 * CONFIG.hidden_size
+    lost = whole["model_parameters"] - found["model_parameters"]
+    assert lost == inner / 2 + norms
+    planned = _planning.planned(one, Cpu(0), {})
+    assert planned.density == 0.5
+    assert planned.cost is not None
+    assert planned.cost.parameters == inner / 2
 
 
 @pytest.mark.usefixtures("small")
@@ -325,7 +348,8 @@ def test_the_code_that_a_score_follows_from_is_there() -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [({"weighting": "all"}, UnknownNameError), ({"windows": 7}, SuiteError),
-     ({"windows": 65}, SuiteError), ({"calibration": 0}, SuiteError)],
+     ({"windows": 65}, SuiteError), ({"calibration": 0}, SuiteError),
+     ({"depth": 0.0}, SuiteError), ({"depth": 1.5}, SuiteError), ({"depth": 0.5}, SuiteError)],
 )  # fmt: skip
 def test_mistakes_in_options_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
@@ -376,5 +400,5 @@ def test_collapse_begins_above_ten() -> None:
 @pytest.mark.parametrize("name", ["compress_lm", "compress_lm_full"])
 def test_the_suites_can_be_read(name: str) -> None:
     found = suites.build(suites.read(name), "cpu").cases
-    assert len(found) == 10 if name == "compress_lm" else len(found) > 40
+    assert len(found) == 12 if name == "compress_lm" else len(found) > 40
     assert {each.workload for each in found} == {"compress_lm"}

@@ -113,6 +113,11 @@ class Workload(ABC):
         """How many seeds a scored case runs; None for timed workloads."""
         return int(self.options(case).get("seeds", 1)) if self.SCORE else None
 
+    def density(self, case: Case, described: Format) -> float:
+        """The part of dense's parameters that a case keeps: that of its format, if no less."""
+        del case
+        return described.density()
+
     @abstractmethod
     def cost(self, case: Case, described: Format) -> Cost | None:
         """The exact cost of one step, where it has one.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hwbench import checkpoints as models
 from hwbench import files
 from hwbench.errors import UsageError, shortened
+from hwbench.workloads import _whole
 from hwbench.workloads._embeddings import Embedder
 from hwbench.workloads._models import MOST_TOKENS, check_tokens, not_finite, padded, quantised
 
@@ -51,6 +52,10 @@ class Bert(Embedder):
             x = layer(x, mask)
             found.append(x)
         return found
+
+    def shorten(self, depth: float) -> None:
+        layers = self.encoder["layer"]
+        self.encoder["layer"] = layers[: _whole.shorter(depth, len(layers))]
 
     def linears(self) -> dict[str, nn.Linear]:
         return {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear)}

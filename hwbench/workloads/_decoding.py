@@ -61,7 +61,13 @@ class Kept(NamedTuple):
 
 
 def kept(
-    file: Path, project: Project, sight: Sight, evaluation: int, device: Device, beside: Path
+    file: Path,
+    project: Project,
+    sight: Sight,
+    evaluation: int,
+    device: Device,
+    beside: Path,
+    depth: float = 1.0,
 ) -> Kept:
     """Score SmolLM2 with each inner linear layer projected.
 
@@ -72,6 +78,7 @@ def kept(
         evaluation: windows that are scored.
         device: where all of it runs.
         beside: the folder of the blocks that are projected; it is removed with the score.
+        depth: the share of the blocks that are kept, the first ones.
 
     Raises:
         ArithmeticError: a layer's own kernel gives other logits than its matrix, or no numbers.
@@ -82,6 +89,7 @@ def kept(
     ids = _windows(file, "evaluation", evaluation, where)
     held = _blocks.Kept(beside, where)
     student, tolerance = _projected(original, project, _sights(file, sight, where), held)
+    student.shorten(_whole.shorter(depth, len(original.model["layers"])))
     first, mask = ids[:1], torch.ones_like(ids[:1], dtype=torch.bool)
     own = student(first, mask)
     seconds = _whole.latency(lambda: student(first, mask), device, _CALLS, warm=0)

@@ -81,6 +81,10 @@ class Llama(nn.Module):
             for name, linear in own.items():
                 yield f"model.layers.{place}.{name}", linear, seen[name]
 
+    def shorten(self, blocks: int) -> None:
+        """Keep the first blocks alone."""
+        self.model["layers"] = self.model["layers"][:blocks]
+
     def linears(self) -> dict[str, nn.Linear]:
         return {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear)}
 
@@ -115,6 +119,11 @@ class Llama(nn.Module):
     @classmethod
     def shapes(cls, folder: Path) -> list[tuple[int, int]]:
         return list(_shapes(folder))
+
+    @classmethod
+    def blocks(cls, folder: Path) -> int:
+        """How many blocks the model has."""
+        return smollm2.config(folder).num_hidden_layers
 
 
 @lru_cache(maxsize=4)

@@ -89,6 +89,14 @@ class Model(nn.Module, ABC):
     def linears(self) -> dict[str, nn.Linear]:
         """The linear layers that a format can stand in for, by name."""
 
+    def shorten(self, depth: float) -> None:
+        """Keep the first blocks alone, that share of them.
+
+        Raises:
+            UsageError: the class does not know its blocks.
+        """
+        raise UsageError(f"Models read by {type(self).__name__} keep all of their blocks.")
+
     @abstractmethod
     def vocabulary(self) -> int:
         """How many tokens there are."""

@@ -64,6 +64,7 @@ def planned(case: Case, device: Device, made: Made) -> Planned:
     try:
         format_, facts = _resolved(case, format_class, device, made)
         cost = workload.cost(case, format_)
+        facts = {**facts, "density": workload.density(case, format_)}
     except UnreachableError as error:
         return Planned(**named, unsupported=str(error))
     unsupported = workload.unsupported(case, format_, device)

@@ -2,7 +2,8 @@
 
 The file is alice29.txt of the Canterbury corpus (Arnold and Bell, 1997), byte for byte as the
 source package of Brotli 1.2.1 has it. Projections look at the first six chapters, and scores are
-taken on the last six.
+taken on the last six. A number of rounds is chosen on the fifth and sixth, of projections that look
+at the first four.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ import hwbench
 from hwbench.errors import UsageError
 
 SHA256 = "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0"
-CHAPTERS = {"calibration": range(6), "evaluation": range(6, 12)}
+CHAPTERS = {
+    "calibration": range(6),
+    "evaluation": range(6, 12),
+    "fitting": range(4),  # of the calibration text …
+    "choosing": range(4, 6),  # … and what constants of projections are chosen on
+}
 TOKENS = 256
 """The length of a window. Its first token is not scored."""
 _LETTERS = 480  # of a passage, at most
@@ -44,7 +50,7 @@ def passages(part: str, count: int) -> list[str]:
     """Passages of whole words, about 120 tokens long, spread over a part of the text.
 
     Args:
-        part: ``calibration`` or ``evaluation``.
+        part: one of ``CHAPTERS``.
         count: how many; none overlaps another.
     """
     held, found = chapters(), list[str]()
@@ -59,7 +65,7 @@ def windows(encode: Callable[[str], list[int]], part: str, count: int) -> Tensor
 
     Args:
         encode: a text's token ids.
-        part: ``calibration`` or ``evaluation``.
+        part: one of ``CHAPTERS``.
         count: how many.
 
     Returns:

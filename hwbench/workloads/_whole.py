@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,9 @@ from torch import nn
 
 from hwbench import quantities
 from hwbench.devices._base import Device
+from hwbench.errors import SuiteError
 from hwbench.formats._base import Linear
+from hwbench.records import Case
 
 
 def latency(step: Callable[[], Any], device: Device, calls: int, warm: int) -> float:
@@ -20,6 +23,25 @@ def latency(step: Callable[[], Any], device: Device, calls: int, warm: int) -> f
         step()
         times.append(device.seconds(start, device.mark()))
     return sorted(times[warm:])[calls // 2]
+
+
+def shorter(depth: float, blocks: int) -> int:
+    """How many blocks a share of them is: rounded down, and one at least."""
+    return max(1, math.floor(depth * blocks + 1e-9))
+
+
+def check_depth(case: Case, depth: float) -> None:
+    """Whether a case may drop blocks: what is left of its model is dense.
+
+    Raises:
+        SuiteError: it may not.
+    """
+    if not 0 < depth <= 1:
+        raise SuiteError(f"depth must be above 0 and at most 1, not {depth:g}.")
+    if depth < 1 and case.format != "dense":
+        raise SuiteError(
+            f"depth drops whole blocks of a dense model; {case.format} keeps them all."
+        )
 
 
 def size(model: nn.Module) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import starmap
+from operator import mul
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from hwbench import checkpoints as models
 from hwbench import quantities
 from hwbench.devices._base import Device
-from hwbench.errors import UnknownNameError, UsageError
+from hwbench.errors import SuiteError, UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.quantities import Quantity
 from hwbench.records import Case, Cost
@@ -62,7 +64,8 @@ class Compress(Workload):
     them; gram: the outputs on that text count, with all of XᵀX), ``heal`` (steps of distillation, 0
     for none), ``model``, ``plan`` (the file of a plan of ``hwbench choose``, which then says the
     format of each layer, and how it is projected), ``text`` (sentences, or prose: passages of a
-    book, which are longer) and ``seeds``. The shape of the case stands for the model's layers; the
+    book, which are longer), ``depth`` (for dense alone: the share of the blocks that are kept, the
+    first ones) and ``seeds``. The shape of the case stands for the model's layers; the
     knobs are resolved for each of them.
     """
 
@@ -78,7 +81,7 @@ class Compress(Workload):
     )
     OPTIONS = {  # noqa: RUF012 (declared in the base)
         "weighting": "none", "heal": 0, "model": "", "plan": "", "text": _texts.SENTENCES,
-        "seeds": 1,
+        "seeds": 1, "depth": 1.0,
     }  # fmt: skip
     AXES = ()
 
@@ -88,6 +91,10 @@ class Compress(Workload):
             raise UnknownNameError("weighting", weighting, WEIGHTINGS)
         if (text := str(self.options(case)["text"])) not in _texts.TEXTS:
             raise UnknownNameError("text", text, _texts.TEXTS)
+        options = self.options(case)
+        _whole.check_depth(case, float(options["depth"]))
+        if float(options["depth"]) < 1 and (options["heal"] or options["plan"]):
+            raise SuiteError("depth goes with no healing and no plan.")
 
     def quantity(self, case: Case) -> Quantity:
         if not self._unreadable(case) and models.kind(self._folder(case)) == models.CAUSAL:
@@ -98,7 +105,6 @@ class Compress(Workload):
         """Parameters and bytes of all linear layers together, at rest."""
         if self._unreadable(case):
             return None
-        folder = self._folder(case)
         if plan := self._plan(case):
             kinds = (replace(case, format=each.format, knobs=each.knobs) for each in plan.layers)
             costs = [
@@ -106,11 +112,31 @@ class Compress(Workload):
                 for kind, each in zip(kinds, plan.layers, strict=True)
             ]
             return added(costs)
-        return layers_cost(case, _reading.reader(folder).shapes(folder))
+        return layers_cost(case, self._shapes(case))
+
+    def density(self, case: Case, described: Format) -> float:
+        if self._unreadable(case) or float(self.options(case)["depth"]) == 1:
+            return described.density()
+        whole = _reading.reader(self._folder(case)).shapes(self._folder(case))
+        return sum(starmap(mul, self._shapes(case))) / sum(starmap(mul, whole))
+
+    def _shapes(self, case: Case) -> list[tuple[int, int]]:
+        """Of every linear layer that is kept."""
+        folder, depth = self._folder(case), float(self.options(case)["depth"])
+        shapes = _reading.reader(folder).shapes(folder)
+        if depth == 1:
+            return shapes
+        blocks = int(models.config(folder)["num_hidden_layers"])
+        return shapes[: len(shapes) // blocks * _whole.shorter(depth, blocks)]
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         if reason := self._unreadable(case):
             return reason
+        if (
+            float(self.options(case)["depth"]) < 1
+            and models.kind(self._folder(case)) != models.BERT
+        ):
+            return "depth drops blocks of encoders of type bert; those of other models all stay."
         if reason := blind(described, str(self.options(case)["weighting"])):
             return reason
         direction = STEP if self.options(case)["heal"] else "forward"
@@ -127,6 +153,7 @@ class Compress(Workload):
             for lines in (_texts.calibration(text), _texts.held_out(text))
         )
         quantity, weighting = self.quantity(case), str(options["weighting"])
+        depth = float(options["depth"])
         subject = Subject(step=lambda _: None, score_name=quantity.name)
 
         def project(weight: Tensor, activations: Tensor | None) -> Linear:
@@ -142,6 +169,8 @@ class Compress(Workload):
                     student = _converted(original, plan, seen or {})
                 else:
                     student = _distill.compressed(original, project, seen)
+                if depth < 1:
+                    student.shorten(depth)
                 kept, beside = original.judge(student, *texts)
             if steps := int(options["heal"]):
                 subject.beside[_UNHEALED[quantity].name] = kept

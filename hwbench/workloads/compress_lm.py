@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import platform
 import statistics
+from itertools import starmap
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._gram import Seen
 from hwbench.records import Case, Cost
-from hwbench.workloads import _decoding, _packaged
+from hwbench.workloads import _decoding, _packaged, _whole
 from hwbench.workloads._base import (
     DTYPES,
     WEIGHTINGS,
@@ -68,7 +70,8 @@ class CompressLm(Workload):
     Scores are kept by all that they follow from; what is kept is not measured again.
 
     Options: ``weighting`` (as in ``compress``), ``calibration`` and ``windows``, how many windows
-    the projections see and how many are scored. The shape of the case stands for the layers of the
+    the projections see and how many are scored, and ``depth``, for dense alone: the share of the
+    blocks that the model keeps, the first ones. The shape of the case stands for the layers of the
     model; the knobs are resolved for each of them.
     """
 
@@ -80,7 +83,7 @@ class CompressLm(Workload):
         *(quantities.KERNEL_LOGITS_ERROR, quantities.MODEL_SECONDS),
         *(quantities.MODEL_BYTES, quantities.MODEL_PARAMETERS),
     )
-    OPTIONS = {"weighting": "none", "calibration": 16, "windows": 32}  # noqa: RUF012 (declared in the base)
+    OPTIONS = {"weighting": "none", "calibration": 16, "windows": 32, "depth": 1.0}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
     def check(self, case: Case) -> None:
@@ -90,12 +93,25 @@ class CompressLm(Workload):
         for name, fewest in (("calibration", 1), ("windows", FEWEST)):
             if not fewest <= int(options[name]) <= MOST:
                 raise SuiteError(f"{name} must be from {fewest} to {MOST}.")
+        _whole.check_depth(case, float(options["depth"]))
 
     def cost(self, case: Case, described: Format) -> Cost | None:
         """Parameters and bytes of all inner linear layers together, at rest."""
         if smollm2.missing():
             return None
-        return layers_cost(case, Llama.shapes(smollm2.path()))
+        return layers_cost(case, self._shapes(case))
+
+    def density(self, case: Case, described: Format) -> float:
+        if smollm2.missing() or float(self.options(case)["depth"]) == 1:
+            return described.density()
+        whole, kept = Llama.shapes(smollm2.path()), self._shapes(case)
+        return sum(starmap(mul, kept)) / sum(starmap(mul, whole))
+
+    def _shapes(self, case: Case) -> list[tuple[int, int]]:
+        """Of every inner linear layer that is kept."""
+        shapes, blocks = Llama.shapes(smollm2.path()), Llama.blocks(smollm2.path())
+        kept = _whole.shorter(float(self.options(case)["depth"]), blocks)
+        return shapes[: len(shapes) // blocks * kept]
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         if reason := smollm2.missing() or Llama.unreadable(smollm2.path()):
@@ -127,6 +143,7 @@ class CompressLm(Workload):
                         int(options["windows"]),
                         device,
                         environment.cache_folder() / "projections" / file.stem,
+                        float(options["depth"]),
                     )
                 environment.keep(file, found._asdict())
             subject.score_seconds = found.score_seconds

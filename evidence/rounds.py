@@ -1,0 +1,169 @@
+"""How many rounds, sweeps and steps projections by outputs take: chosen on calibration text alone.
+
+Layers of SmolLM2-135M are projected by what they see on the first four chapters of the book. The
+output error ‖(W − Ŵ)X‖ / ‖WX‖ is taken on the fifth and sixth, which projections of ``compress_lm``
+see too, and never on the chapters that it scores. A line for each format and count has the mean
+over the layers of the error there and on the fitted chapters, each over that of the count in force.
+Lines of ``--out`` are kept: a call that was broken off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import hwbench
+from hwbench.checkpoints import smollm2
+from hwbench.formats import _gram, _pruned
+from hwbench.formats._gram import Seen
+from hwbench.workloads import _prose
+from hwbench.workloads._llama import Llama, encoded
+
+WINDOWS = {"fitting": 16, "choosing": 8}
+LAYERS = ("3.self_attn.o_proj", "3.self_attn.k_proj", "17.self_attn.o_proj", "17.mlp.up_proj")
+
+
+class Constant(NamedTuple):
+    """A constant of the code, the counts that are tried, and on which formats."""
+
+    module: ModuleType
+    name: str
+    counts: tuple[int, ...]
+    formats: tuple[str, ...]
+
+    @property
+    def current(self) -> int:
+        """The count in force."""
+        return int(getattr(self.module, self.name))
+
+
+CONSTANTS = (
+    Constant(_gram, "ROUNDS", (1, 2, 3, 4, 6, 8), ("monarch", "block_dense", "btt")),
+    Constant(_pruned, "STEPS", (3, 5, 10, 20), ("csr", "n_m", "bsr")),
+    Constant(_gram, "SWEEPS", (1, 2, 3, 4, 8), ("kronecker", "low_rank_sparse", "blast")),
+)
+
+
+class Layer(NamedTuple):
+    """A layer, what it sees of the fitted text, and XᵀX of the text that chooses."""
+
+    name: str
+    weight: Tensor  # (out, in)
+    seen: Seen
+    held: Tensor  # (in, in), float64
+
+
+def layers(names: tuple[str, ...]) -> Iterator[Layer]:
+    """These layers, each with what it sees."""
+    file = smollm2.path()
+    model = Llama.load(file)
+    last = max(int(name.split(".")[0]) for name in names)
+    parts = [
+        model.visited(_prose.windows(partial(encoded, file), part, count))
+        for part, count in WINDOWS.items()
+    ]
+    for (name, linear, rows), (_, _, held) in zip(*parts, strict=True):
+        short = name.removeprefix("model.layers.")
+        if short in names:
+            wide = held.double()
+            yield Layer(short, linear.weight.detach(), Seen(rows), wide.T @ wide)
+        if int(short.split(".")[0]) > last:
+            return
+
+
+def error(dense: Tensor, weight: Tensor, moments: Tensor) -> float:
+    """‖(W − Ŵ)X‖ / ‖WX‖ by XᵀX."""
+    exact = weight.double()
+    parts = [float((each @ moments * each).sum()) for each in (exact - dense.double(), exact)]
+    return (parts[0] / parts[1]) ** 0.5
+
+
+def tried(layer: Layer, constant: Constant, density: float) -> Iterator[dict[str, object]]:
+    """The errors of a layer at each count of a constant."""
+    in_force = constant.current
+    for name in constant.formats:
+        described = hwbench.get_format(name).from_knobs(*layer.weight.shape, density=density)
+        for count in constant.counts:
+            setattr(constant.module, constant.name, count)
+            begun = time.process_time()
+            try:
+                found = described.project_outputs(layer.weight, layer.seen).to_dense().detach()
+            finally:
+                setattr(constant.module, constant.name, in_force)
+            yield {
+                "layer": layer.name,
+                "constant": constant.name,
+                "format": name,
+                "density": density,
+                "count": count,
+                "seconds": time.process_time() - begun,
+                "fitted": error(found, layer.weight, layer.seen.gram),
+                "held": error(found, layer.weight, layer.held),
+            }
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """A line for each format and count."""
+    lines = [
+        "| constant | format | count | held-out error | fitted error | CPU seconds |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for constant in CONSTANTS:
+        for name in constant.formats:
+            own = [r for r in rows if r["constant"] == constant.name and r["format"] == name]
+            base = {r["layer"]: r for r in own if r["count"] == constant.current}
+            for count in constant.counts:
+                some = [r for r in own if r["count"] == count and r["layer"] in base]
+                if not some:
+                    continue
+                held, fitted = (
+                    fmean(float(str(r[key])) / float(str(base[r["layer"]][key])) for r in some)
+                    for key in ("held", "fitted")
+                )
+                seconds = sum(float(str(r["seconds"])) for r in some)
+                mark = " (in force)" if count == constant.current else ""
+                lines.append(
+                    f"| {constant.name} | {name} | {count}{mark} | {held:.4f} | {fitted:.4f} "
+                    f"| {seconds:.1f} |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", nargs="*", default=LAYERS)
+    parser.add_argument("--constants", nargs="*", default=[each.name for each in CONSTANTS])
+    parser.add_argument("--density", type=float, default=0.5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("rounds.jsonl"))
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    held = asked.out.read_text().splitlines() if asked.out.exists() else []
+    rows = [json.loads(line) for line in held]
+    known = {(row["layer"], row["constant"], row["density"]) for row in rows}
+    with torch.no_grad():
+        for layer in layers(tuple(asked.layers)):
+            for constant in CONSTANTS:
+                key = (layer.name, constant.name, asked.density)
+                if constant.name not in asked.constants or key in known:
+                    continue
+                found = list(tried(layer, constant, asked.density))
+                rows += found
+                with asked.out.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in found)
+    print(table([row for row in rows if row["density"] == asked.density]))
+
+
+if __name__ == "__main__":
+    main()
