@@ -109,6 +109,19 @@ def test_what_changes_no_weight_is_not_run(decoder: Path, monkeypatch: pytest.Mo
     assert scored(judged(decoder, "packed_dense", (48, 32), layer=GROUP, **options))["score"] == 0.0
 
 
+def test_the_states_of_a_decoder_need_no_logits(decoder: Path) -> None:
+    loaded, _ = _reading.read(str(decoder), "prose")
+    head, made = loaded.model.get_output_embeddings(), list[int]()
+    hook = head.register_forward_hook(lambda *_: made.append(1))
+    ids, mask = type(loaded).tokens(decoder, ["a few words"])
+    states = loaded.states(ids, mask)
+    assert not made
+    with torch.no_grad():
+        assert torch.equal(head(states[-1]), loaded(ids, mask))
+    assert len(made) == 2
+    hook.remove()
+
+
 # --- encoders -------------------------------------------------------------------------------------
 
 

@@ -28,3 +28,16 @@ def test_a_log_has_a_line_each_half_minute_and_each_note(
         "hwbench: 90 of 100 results, 0:10 left",
         "hwbench: 100 of 100 results, 0:00 left; waiting for [a machine]",
     ]
+
+
+def test_what_comes_before_the_first_result_is_not_taken_for_its_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    with _progress.progress() as listen:
+        listen(Progress(0, 100, 0.0, Path("run.jsonl")))
+        for done in range(1, 31):  # a model is read for five minutes, then a result comes a second
+            now[0] = 300.0 + done
+            listen(Progress(done, 100, now[0], Path("run.jsonl")))
+    assert capsys.readouterr().err.splitlines() == ["hwbench: 1 of 100 results"]

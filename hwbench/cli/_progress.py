@@ -40,6 +40,9 @@ def progress() -> Iterator[Listener]:
         def listen(progress: Progress) -> None:
             nonlocal told_at
             seen.append(progress)
+            if len(seen) > 1 and seen[0].done == 0 < seen[1].done:
+                # What comes before the first result, such as reading a model, is done once.
+                del seen[0]
             del seen[1:-1]  # the first and the last are enough
             fields = _fields(progress, seen[0])
             if quiet and (progress.note or time.monotonic() - told_at >= LOG_SECONDS):

@@ -22,7 +22,7 @@ class Causal(Pretrained):
     AUTO = "AutoModelForCausalLM"
 
     def states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        found = self.model(
+        found = self.model.base_model(  # without the logits, which are most of a small model's work
             input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
         )
         return list(found.hidden_states[1:])

