@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import random
@@ -155,6 +156,21 @@ def test_each_kind_of_model_is_judged_by_what_it_gives(decoder: Path, encoder: P
     assert "needs a model that predicts" in str(unsupported(one))
     with pytest.raises(HwbenchError, match='judged by "kl" or "cosine"'):
         workload(one).check(judged(encoder, "dense", (16, 32), plan="x.json", judged="output"))
+
+
+def test_layers_that_share_a_weight_are_one_sentence(
+    hwbench: Call, decoder: Path, place: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, seen = _reading.read(str(decoder))
+    shared = copy.deepcopy(loaded)
+    first, second = (shared.get_submodule(f"model.model.layers.{n}.mlp.up_proj") for n in (0, 2))
+    second.weight = first.weight
+    monkeypatch.setattr(_reading, "read", lambda *_: (shared, seen))
+    code, _, error = hwbench("choose", "--model", str(decoder), *place, "--budget", "bytes=50%")
+    assert code == 2
+    told = error.rpartition("hwbench: ")[2]  # transformers tells that it read the model
+    assert "cannot be converted: shares its weight with model.model.layers" in told
+    assert told.count("\n") == 1
 
 
 @pytest.fixture

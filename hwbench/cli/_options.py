@@ -234,3 +234,61 @@ PrintPath = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+
+# --- of hwbench choose ----------------------------------------------------------------------------
+
+ChosenModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="A folder, or a name on the Hub.  [default: all-MiniLM-L6-v2]"
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        help="Of all linear layers bytes=50% or params=50%; of a pass of the model time=-30%.",
+    ),
+]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        help="kl (of next tokens), cosine (of embeddings), output (of the model) or error (of "
+        "layers: quick, and can mislead).  [default: kl for a model that predicts the next token, "
+        "else cosine]",
+    ),
+]
+TriedFormats = Annotated[
+    list[str] | None,
+    typer.Option("--format", "-f", help="The formats to try, beside dense."),
+]
+TriedDensities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--density",
+        help="The densities to try.  [default: 0.75,0.5,0.25,0.1 and the budget's; of bytes, where "
+        "the budget is]",
+    ),
+]
+TimedTokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens at once when timed.")]
+TimedReplicates = Annotated[
+    int, typer.Option("--replicates", min=1, help="Fresh processes that time.")
+]
+FromRun = Annotated[
+    Path | None,
+    typer.Option("--from", help="Choose from a run of an earlier choose; no layer is measured."),
+]
+Plan = Annotated[
+    Path | None,
+    typer.Option("--plan", help="Take the plan of this file, made again from its run."),
+]
+Apply = Annotated[
+    Path | None,
+    typer.Option(
+        "--apply", help="Measure the whole model as planned, and write it to this folder."
+    ),
+]
+PlanFile = Annotated[Path, typer.Option("--out", "-o", help="The plan's file.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder for run files.")]

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import typer
-
 from hwbench.cli import _options, _shared
 from hwbench.cli._progress import progress
 from hwbench.errors import UnknownNameError, UsageError
@@ -41,46 +39,20 @@ class _Place(NamedTuple):
 
 
 def choose(
-    model: str | None = typer.Option(
-        None, "--model", "-m", help="A folder, or a name on the Hub.  [default: all-MiniLM-L6-v2]"
-    ),
-    budget: str | None = typer.Option(
-        None,
-        "--budget",
-        "-b",
-        help="Of all linear layers bytes=50% or params=50%; of a pass of the model time=-30%.",
-    ),
-    objective: str | None = typer.Option(
-        None,
-        "--objective",
-        help="kl (of next tokens), cosine (of embeddings), output (of the model) or error (of "
-        "layers: quick, and can mislead).  [default: kl for a model that predicts the next token, "
-        "else cosine]",
-    ),
-    format_: list[str] | None = typer.Option(
-        None, "--format", "-f", help="The formats to try, beside dense."
-    ),
-    density: list[str] | None = typer.Option(
-        None,
-        "--density",
-        help="The densities to try.  [default: 0.75,0.5,0.25,0.1 and the budget's; of bytes, where "
-        "the budget is]",
-    ),
-    tokens: int = typer.Option(128, "--tokens", min=1, help="Tokens at once when timed."),
-    replicates: int = typer.Option(3, "--replicates", min=1, help="Fresh processes that time."),
+    model: _options.ChosenModel = None,
+    budget: _options.Budget = None,
+    objective: _options.Objective = None,
+    format_: _options.TriedFormats = None,
+    density: _options.TriedDensities = None,
+    tokens: _options.TimedTokens = 128,
+    replicates: _options.TimedReplicates = 3,
     device: _options.Device = "auto",
     threads: _options.Threads = None,
-    from_: Path | None = typer.Option(
-        None, "--from", help="Choose from a run of an earlier choose; no layer is measured."
-    ),
-    plan: Path | None = typer.Option(
-        None, "--plan", help="Take the plan of this file, made again from its run."
-    ),
-    apply: Path | None = typer.Option(
-        None, "--apply", help="Measure the whole model as planned, and write it to this folder."
-    ),
-    out: Path = typer.Option(Path("plan.json"), "--out", "-o", help="The plan's file."),
-    runs: Path = typer.Option(Path("runs"), "--runs", help="Folder for run files."),
+    from_: _options.FromRun = None,
+    plan: _options.Plan = None,
+    apply: _options.Apply = None,
+    out: _options.PlanFile = Path("plan.json"),
+    runs: _options.Runs = Path("runs"),
     as_json: _options.PrintJson = False,
 ) -> None:
     """Choose a format for each linear layer of a model, within a budget of bytes or time.
