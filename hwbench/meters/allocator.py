@@ -58,12 +58,15 @@ class SystemAllocator(Meter):
 
 def compared(subject: Subject, device: Device) -> list[Measurement]:
     """What the process of its own reads of its case; its memory is kept from then on."""
-    seconds, faults = _called(device, subject)
+    if (faults := _warmed(device, subject)) < 1:
+        return [_measurement(SYSTEM_FAULTS, faults)]
+    seconds, faults = _timed(device, subject)
     found = [_measurement(SYSTEM_FAULTS, faults)]
     if faults < 1:
         return found
     device.use_allocator(Allocator.KEPT)
-    kept, _ = _called(device, subject)
+    _warmed(device, subject)
+    kept, _ = _timed(device, subject)
     if seconds - kept > _FAULT_SECONDS * faults:
         return [*found, _measurement(SYSTEM_RELATIVE, note=DISTURBED)]
     return [*found, _measurement(SYSTEM_RELATIVE, seconds / kept)]
@@ -75,13 +78,21 @@ def flags(measurements: Iterable[Measurement]) -> list[str]:
     return [SLOWER] if ratios and max(ratios) > LIMIT else []
 
 
-def _called(device: Device, subject: Subject) -> tuple[float, float]:
-    """Seconds of a call, the lower quartile, and minor page faults a call, once it is warm."""
+def _warmed(device: Device, subject: Subject) -> float:
+    """Minor page faults a call, once it has been called so often that it is warm."""
     begun = time.monotonic()
     for _ in range(_WARM_CALLS):
         sample(device, subject, 1)
         if time.monotonic() - begun > _BUDGET_SECONDS:
             break
+    before = device.probe()[_FAULTS]
+    for _ in range(_CALLS):
+        sample(device, subject, 1)
+    return float(device.probe()[_FAULTS] - before) / _CALLS
+
+
+def _timed(device: Device, subject: Subject) -> tuple[float, float]:
+    """Seconds of a call, the lower quartile, and minor page faults a call."""
     calibrate(device, subject, _BUDGET_SECONDS)
     before, begun = device.probe()[_FAULTS], time.monotonic()
     taken: list[float] = []
