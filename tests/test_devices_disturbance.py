@@ -12,6 +12,7 @@ from hwbench.devices.cpu import Cpu
 QUIET_CPU = {
     "involuntary_switches": 10.0,
     "major_faults": 0.0,
+    "minor_faults": 900.0,
     "steal_seconds": 5.0,
     "throttled": 3.0,
 }

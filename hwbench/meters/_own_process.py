@@ -28,8 +28,7 @@ class OwnProcesses:
     def ask(self, line: bytes) -> bytes | None:
         """The line that answers a request; None where its process, or the server, died."""
         try:
-            self._requests.write(line + b"\n")
-            self._requests.flush()
+            _write_all(self._requests.fileno(), line + b"\n")
         except BrokenPipeError:
             return None
         return self._replies.readline().strip() or None
@@ -83,14 +82,17 @@ def _answer(line: bytes, write: int, answer: Callable[[bytes], bytes], seconds: 
         _die_with_parent()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(seconds)
-        reply = answer(line) + b"\n"
-        while reply:
-            reply = reply[os.write(write, reply) :]
+        _write_all(write, answer(line) + b"\n")
         code = 0
     except Exception:  # noqa: BLE001 (the boundary: the server is told by the exit code)
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _die_with_parent() -> None:
