@@ -166,6 +166,8 @@ def _a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(references, "METHOD", -next(_MACHINES))
     monkeypatch.setattr(schedule, "slowed_cases", simulated)
+    # How many replicates contested cases get follows from the time that is left.
+    monkeypatch.setattr(schedule, "contested_cases", lambda state: set())
 
 
 @pytest.fixture(scope="session")

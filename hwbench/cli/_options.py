@@ -64,7 +64,8 @@ TimeBudget = Annotated[
     str | None,
     typer.Option(
         "--time-budget",
-        help="A complete, coarser answer in about this time, such as 90s.",
+        help="A complete, coarser answer in about this time, such as 90s; what is left of it goes "
+        "to pairs that are too close to call.",
         rich_help_panel=EFFORT,
     ),
 ]

@@ -20,18 +20,19 @@ from typing import Any
 from msgspec.structs import replace
 
 from hwbench import environment
-from hwbench.analysis import quiet
+from hwbench.analysis import contested, quiet
 from hwbench.errors import HwbenchError
 from hwbench.measure import references
 from hwbench.measure.replicate import ANCHOR, SPANS, Keep, Replicate
 from hwbench.measure.transports._base import Seat, Worker
 from hwbench.quantities import RELATIVE, TIME
 from hwbench.records import Footer, Header, Planned, Result, ResultLine, Status
-from hwbench.store import RunWriter
+from hwbench.store import RunWriter, read_run
 
 WHOLE = (0, 1)
 """The only share of one."""
 
+CONTESTED_SHARE = 0.1  # of the plan's seconds, for what is contested, without a time budget
 LEAST_FURTHER_SECONDS = 60.0  # that further replicates may take, however short the plan's were
 
 
@@ -208,7 +209,9 @@ def execute(state: State, seat: Seat, time_budget_seconds: float | None) -> Path
     try:
         state.tell()
         work.serve(seat)
+        planned = work.taken
         _until_quiet(work, seat)
+        _settle(work, seat, planned)
         work.conclude({})
     finally:
         state.writer.close()
@@ -255,8 +258,49 @@ def slowed_cases(state: State) -> set[str]:
         if each.slow and len(each.quiet) < state.header.plan.replicates
         and case not in state.failed
     }  # fmt: skip
-    groups = {state.planned[case].case.group for case in few}
-    return few | {
+    return _with_dense(state, few)
+
+
+def _settle(work: Work, seat: Seat, planned_seconds: float) -> None:
+    """Measure what the answer leaves open again, in the seconds that are left.
+
+    All further replicates of a run take no longer than those of its plan did; without a time
+    budget, those of contested cases a tenth of that. Which cases they are is looked at once, and
+    their number follows from the time: who looks after each replicate finds a winner by looking.
+    A run that confirms another has no answer of its own.
+    """
+    state, plan = work.state, work.state.header.plan
+    first = 1 + max((each.replicate for each in state.timed), default=plan.most)
+    if first >= plan.most or work.stopped or "confirms" in state.header.arguments:
+        return
+    now, left = time.monotonic(), 2 * planned_seconds - work.taken
+    left = min(left, CONTESTED_SHARE * planned_seconds if work.end is None else work.end - now)
+    cases = contested_cases(state) if left > 0 else set()
+    timed = sum(planned.seeds is None for planned in state.planned.values())
+    usual = work.longest * len(cases) / max(1, timed)
+    for number in range(first, plan.most):
+        begun = time.monotonic()
+        if not cases or begun + usual > now + left:
+            return
+        state.extra[number] = cases
+        state.total += len(cases)
+        state.tell(note=f"too close to call: replicate {number + 1} of {len(cases)} cases")
+        spans = measure(state, number, seat.start, Ends(work.end, work.end))
+        state.total -= sum((case, number) not in state.done for case in cases)
+        usual = time.monotonic() - begun
+        work.add(spans, usual)
+        state.notes["contested"] = {"cases": len(cases), "replicates": number + 1 - first}
+
+
+def contested_cases(state: State) -> set[str]:
+    """The cases of pairs that the answer leaves undecided, with their dense."""
+    open_ = contested.contested(read_run(state.writer.path))
+    return _with_dense(state, open_ - state.failed.keys())
+
+
+def _with_dense(state: State, cases: set[str]) -> set[str]:
+    groups = {state.planned[case].case.group for case in cases}
+    return cases | {
         case
         for case, planned in state.planned.items()
         if _is_anchor(state, planned) and planned.case.group in groups

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hwbench import files, units
 from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.contest import Outcome
+from hwbench.analysis.contested import LEVELS, LOSSLESS, NEAR
 from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.errors import RunFileError, UsageError
 from hwbench.report import _whose
@@ -42,11 +43,7 @@ if TYPE_CHECKING:
 
 EXACT = 1e-5
 """An error up to which a layer computes what dense does, but for rounding."""
-LEVELS = (0.0, 0.05, 0.1, 0.2, 0.5)
-"""Largest errors that are asked about; then any."""
 UNQUIET = "never quiet"  # the verdict of what has a time and no more
-_LOSSLESS = (DENSE, "packed_dense")
-_NEAR = 1.3  # times the time of the best: who takes longer is not set against it
 _NAMED = 3  # rivals in a line
 _SMALLER = 0.1  # a density this much below the one that was asked for is told
 
@@ -215,7 +212,7 @@ def _synthetic(found: Joined | None) -> bool:
 
 
 def _candidate(row: Row, score: Score | None, scored: Row | None) -> Candidate:
-    if row.format in _LOSSLESS and scored is None:
+    if row.format in LOSSLESS and scored is None:
         return Candidate(row, 0.0 if score is None or score.zero else -math.inf, "exact")
     if score is None or scored is None:
         return Candidate(row, math.nan, "its error is not measured")
@@ -260,7 +257,7 @@ def _basis(found: Joined | None, score: Score | None) -> str:
 def _set_against_later(place: int, made: list[Candidate]) -> None:
     """Which of the later candidates may be as fast as this one, or are proved to be."""
     best, later = made[place], range(place + 1, len(made))
-    near = [each for each in later if made[each].relative <= _NEAR * best.relative]
+    near = [each for each in later if made[each].relative <= NEAR * best.relative]
     layers = {made[each].row.number: each for each in near if made[each].row.format != DENSE}
     if best.row.format == DENSE:
         best.close = [each for each in near if made[each].verdict not in ("faster", "slower")]
@@ -283,7 +280,7 @@ def named(row: Row) -> str:
     kind = knobs.pop("type", None)
     parts = [row.format if kind is None else f"{row.format} {word(kind)}"]
     density = row.density
-    whole = row.format in _LOSSLESS or (density == 1 and not known(row.asked_density))
+    whole = row.format in LOSSLESS or (density == 1 and not known(row.asked_density))
     if known(density) and not whole:
         said = f"density {density:.3g}"
         asked = row.asked_density

@@ -1,0 +1,98 @@
+"""Which cases the answer of a run leaves open: the fastest within an error, and its equals. Pure.
+
+For each setting, and each largest error that is asked about, the fastest is set against those that
+may be as fast (``analysis.contest``). Where the two are neither told apart nor proved to be tied,
+both are contested.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hwbench import quantities
+from hwbench.analysis.accuracy import Joined, join
+from hwbench.analysis.contest import Entrant, Outcome, standings
+from hwbench.analysis.frames import by_replicate, summary_rows
+from hwbench.store import Run
+
+LEVELS = (0.0, 0.05, 0.1, 0.2, 0.5)
+"""Largest errors that are asked about; then any."""
+
+NEAR = 1.3
+"""Times the time of the best: who takes longer is not set against it."""
+
+LOSSLESS = ("dense", "packed_dense")
+"""Formats that compute what dense does, but for rounding."""
+
+_DENSE = "dense"
+
+
+def contested(run: Run) -> set[str]:
+    """The cases of all pairs that some answer of the run leaves undecided; dense is none of them.
+
+    How far the machine moves between runs is left aside: no further replicate makes that less.
+
+    Args:
+        run: a run, finished or not; only replicates in which the machine was quiet count.
+    """
+    rows, values = summary_rows(run), by_replicate(run)
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["case"] in values and row["format"] != _DENSE:
+            groups[run.planned[row["case"]].case.among].append(row)
+    losses: dict[str, list[tuple[dict[str, float], list[float]]]] = defaultdict(list)
+    for joined in join(rows, rows):
+        group = run.planned[joined.timed["case"]].case.among
+        losses[group].append((_losses(joined), _limits(run, joined)))
+    found: set[str] = set()
+    for group, members in groups.items():
+        for known, limits in losses.get(group) or [({}, [0.0])]:
+            for limit in (*limits, math.inf):
+                found |= _undecided(
+                    [row for row in members if _keeps(row, known, limit)], members, values
+                )
+    return found
+
+
+def _losses(joined: Joined) -> dict[str, float]:
+    """The score of each timed case, with its sign turned where higher is better."""
+    sign = -1.0 if joined.better == "higher" else 1.0
+    return {pair.timed["case"]: sign * float(pair.scored["score"]) for pair in joined.pairs}
+
+
+def _limits(run: Run, joined: Joined) -> list[float]:
+    """The largest losses that are asked about."""
+    score = quantities.find(str(joined.scored["score_name"]), run.header.quantities)
+    if joined.better == "higher":
+        return [-level for level in score.levels]
+    return list(LEVELS if score.zero else score.levels)
+
+
+def _keeps(row: Mapping[str, Any], losses: Mapping[str, float], limit: float) -> bool:
+    lossless = 0.0 if row["format"] in LOSSLESS else math.nan
+    return limit == math.inf or losses.get(row["case"], lossless) <= limit
+
+
+def _undecided(
+    kept: Iterable[Mapping[str, Any]],
+    members: Iterable[Mapping[str, Any]],
+    values: Mapping[str, Mapping[int, float]],
+) -> set[str]:
+    """The fastest of those that are kept, and the rivals that may be as fast; nothing without."""
+    timed = [row for row in kept if row["relative_time"] > 0]
+    if not timed:
+        return set()
+    best = min(timed, key=lambda row: float(row["relative_time"]))
+    near = NEAR * best["relative_time"]
+    rivals = [row for row in timed if row is not best and row["relative_time"] <= near]
+    entrants = {row["case"]: Entrant(row["case"], values[row["case"]]) for row in members}
+    told = standings(
+        entrants[best["case"]],
+        [entrants[row["case"]] for row in rivals],
+        among=len(entrants),
+    )
+    open_ = {each.rival for each in told if each.outcome is Outcome.UNDECIDED}
+    return open_ | {best["case"]} if open_ else set()
