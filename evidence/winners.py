@@ -1,13 +1,16 @@
 """Where each kernel of a format is the fastest of that format's kernels.
 
 1024×1024 layers, forward and step, by tokens, density and dtype; medians of interleaved calls. A
-kernel earns its row by winning somewhere, or by being the spelling that users write.
+kernel earns its row by winning somewhere, or by being the spelling that users write. ``--each``
+prints every case too: its fastest kernel, and that one's time over the default's.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from kernels import forward, interleaved, step
@@ -19,34 +22,38 @@ from hwbench.formats._base import Format, Linear
 
 SIDE = 1024
 TOKENS, DENSITIES = (1, 16, 64, 256, 1024), (0.5, 0.1, 0.02)
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES, DIRECTIONS = ("float32", "bfloat16"), {"forward": forward, "step": step}
 
 
-def winners(
-    name: str, rounds: int, every_tokens: list[int], densities: list[float]
-) -> dict[str, list[tuple[float, str]]]:
-    """By kernel, the cases that it wins, each with the runner-up's time over its own."""
-    offered = hwbench.get_format(name).KERNELS
-    won: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for density in densities:
+class Case(NamedTuple):
+    """One case, and seconds of each kernel that runs it, the default first if it does."""
+
+    where: str
+    times: dict[str, float]
+
+    def fastest(self) -> list[str]:
+        """The kernels, the fastest first."""
+        return sorted(self.times, key=lambda kernel: self.times[kernel])
+
+
+def cases(name: str, asked: argparse.Namespace) -> Iterator[Case]:
+    """The cases of a format that more than one of the kernels asked for runs, timed."""
+    kind = hwbench.get_format(name)
+    offered = [k for k in kind.KERNELS if k in (asked.kernels or kind.KERNELS)]
+    for density in asked.densities:
         try:
-            made = [
-                hwbench.get_format(name).from_knobs(SIDE, SIDE, density=density, kernel=kernel)
-                for kernel in offered
-            ]
+            made = [kind.from_knobs(SIDE, SIDE, density=density, kernel=k) for k in offered]
         except KnobError:
             continue
-        for dtype in DTYPES:
-            for direction, call in (("forward", forward), ("step", step)):
+        for dtype in (getattr(torch, each) for each in asked.dtypes):
+            for direction in asked.directions:
                 able = [f for f in made if f.unsupported("cpu", dtype, direction) is None]
                 layers = {f.kernel: layer(f, dtype) for f in able}
-                for tokens in every_tokens if len(layers) > 1 else ():
+                for tokens in asked.tokens if len(layers) > 1 else ():
+                    call = DIRECTIONS[direction]
                     calls = {kernel: call(layer, tokens) for kernel, layer in layers.items()}
-                    times = interleaved(calls, rounds)
-                    first, second = sorted(times, key=lambda kernel: times[kernel])[:2]
                     where = f"{direction}, density {density}, {tokens} tokens, {dtype}"
-                    won[first].append((times[second] / times[first], where))
-    return won
+                    yield Case(where, interleaved(calls, asked.rounds))
 
 
 def layer(described: Format, dtype: torch.dtype) -> Linear:
@@ -62,7 +69,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--densities", type=float, nargs="+", default=DENSITIES)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=[*DIRECTIONS])
+    parser.add_argument("--kernels", nargs="+", help="only these; else all that run here")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--each", action="store_true", help="print every case too")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     for name in asked.formats or plugins.names("formats"):
@@ -71,11 +82,18 @@ def main() -> None:
             "cpu", torch.float32, "forward"
         ):
             continue
-        won = winners(name, asked.rounds, asked.tokens, asked.densities)
+        won: dict[str, list[tuple[float, str]]] = defaultdict(list)
+        for case in cases(name, asked):
+            first, second = case.fastest()[:2]
+            won[first].append((case.times[second] / case.times[first], case.where))
+            if asked.each and offered[0] in case.times:
+                over = case.times[first] / case.times[offered[0]]
+                told = f"{over:.3f} of {offered[0]}" if over < 1 else "the default"
+                print(f"{name:15s} {case.where:52s} {first:13s} {told}", flush=True)
         total = sum(map(len, won.values()))
-        for kernel in offered:
-            if kernel.startswith("triton"):  # CUDA only
-                continue
+        for kernel in offered if total else ():
+            if kernel.startswith("triton") or kernel not in (asked.kernels or offered):
+                continue  # CUDA only, or not asked for
             best = max(won[kernel], default=None)
             told = f"; clearest {best[0]:.2f} times before the next: {best[1]}" if best else ""
             print(f"{name:15s} {kernel:13s} {len(won[kernel]):3d} of {total}{told}", flush=True)
