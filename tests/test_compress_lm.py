@@ -107,10 +107,10 @@ def test_a_changed_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Llama:
+def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Llama:
     """A small Llama with random weights in SmolLM2's place, and windows of 40 tokens."""
-    source = torch.Generator().manual_seed(0)
-    model = Llama(CONFIG).eval().requires_grad_(False)
+    source, config = torch.Generator().manual_seed(0), getattr(request, "param", CONFIG)
+    model = Llama(config).eval().requires_grad_(False)
     for value in model.parameters():
         value.normal_(0.5 if value.dim() == 1 else 0.0, 0.3, generator=source)
     file = tmp_path / "model.gguf"
@@ -121,7 +121,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Llama:
     monkeypatch.setattr(Llama, "unreadable", classmethod(lambda cls, _: None))
     shapes = [(m.out_features, m.in_features) for m in model.linears().values()]
     monkeypatch.setattr(Llama, "shapes", classmethod(lambda cls, _: shapes))
-    blocks = CONFIG.num_hidden_layers
+    blocks = config.num_hidden_layers
     monkeypatch.setattr(Llama, "blocks", classmethod(lambda cls, _: blocks))
     monkeypatch.setattr(_decoding, "_original", lambda *_: model)
     monkeypatch.setattr(_decoding, "encoded", lambda _, text: encode(text))
@@ -400,5 +400,30 @@ def test_collapse_begins_above_ten() -> None:
 @pytest.mark.parametrize("name", ["compress_lm", "compress_lm_full"])
 def test_the_suites_can_be_read(name: str) -> None:
     found = suites.build(suites.read(name), "cpu").cases
-    assert len(found) == 12 if name == "compress_lm" else len(found) > 40
+    assert len(found) == (12 if name == "compress_lm" else 32)
     assert {each.workload for each in found} == {"compress_lm"}
+
+
+WIDE = smollm2.Config(60, 128, 256, 2, 4, 2, 64, 1e-5, 10000.0)
+
+
+def cases_of_both() -> list[Case]:
+    """Every case of both suites at the width of a small model, each once."""
+    found: dict[str, Case] = {}
+    for name in ("compress_lm", "compress_lm_full"):
+        for each in suites.build(suites.read(name), "cpu").cases:
+            few = {**each.options, "windows": WINDOWS, "calibration": CALIBRATION}
+            one = replace(each, out_features=128, in_features=128, options=few)
+            found[one.id] = one
+    return list(found.values())
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("small", [WIDE], indirect=True)
+@pytest.mark.parametrize("one", cases_of_both(), ids=lambda one: one.id)
+def test_every_case_of_the_suites_runs_on_a_small_model(small: Llama, one: Case) -> None:
+    assert _planning.planned(one, Cpu(0), {}).unsupported is None
+    found = scored(one)
+    assert math.isfinite(found["score"])
+    assert found["perplexity_ratio"] > 0
+    assert small.config is WIDE

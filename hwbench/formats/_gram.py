@@ -38,7 +38,7 @@ SWEEPS, STEPS = 8, 4
 """Rounds over all factors at most, and steps of conjugate gradients on each."""
 
 ROUNDS = 4
-"""Rounds over all columns of blocks: more lowers the error on the rows alone, not on other rows."""
+"""Rounds over all columns of blocks. docs/decisions/0010 tells how these numbers were chosen."""
 
 ENOUGH = 1e-4
 """A sweep that lowers the error by less than this part is the last."""
@@ -179,8 +179,8 @@ class Seen:
 def nearest(described: Described, weight: Tensor, rows: Tensor | Seen) -> Any:
     """The member of a format whose outputs on these rows are near to those of a weight.
 
-    By ``moments`` its error is never above that of ``described.project``, with activations or
-    without.
+    By ``moments`` its error is never above that of ``described.project`` with activations; but for
+    ``FACTORS`` nor above that without.
 
     Args:
         described: the format, which says in ``OUTPUTS`` how.
@@ -314,10 +314,9 @@ def _of_entries(described: Any, weight: Tensor, seen: Seen) -> Any:
 
 
 def _of_factors(described: Any, weight: Tensor, seen: Seen) -> Any:
-    """Refined from the better of two starts, of which one weighs columns."""
+    """Refined from the projection that weighs columns; from the plain one it ends higher."""
     gram, size = (each.to(weight.dtype) for each in (seen.gram, seen.size))
-    starts = [described.project(weight), described.project(weight, activations=size)]
-    best = min(starts, key=lambda layer: _loss(weight - layer.to_dense().detach(), gram))
+    best = described.project(weight, activations=size)
     if len(_factors(best)) == 1:  # a long run of steps, which has to stay conjugate
         best, weight, gram = best.to(torch.float64), weight.double(), seen.gram
     refine(best, weight, gram)
