@@ -144,7 +144,8 @@ class LayerError(Workload):
                 (name,) = names
                 if options["judged"] == OUTPUT:
                     return _moved(model, text, {name: _part(made(name))})
-                return _error(made(name), weights[name], rows[name][1::2][:_ROWS])
+                told = (model, text, name, case.dtype)
+                return _error(made(name), weights[name], rows[name][1::2][:_ROWS], told)
 
         return Subject(
             step=lambda _: made(names[0]),
@@ -194,19 +195,27 @@ def _unfit(path: Path) -> str | None:
 
 _MADE: dict[tuple[str, ...], Part] = {}  # what stood in for layers in the plan that was judged last
 
+_NORMS: dict[tuple[str, ...], float] = {}  # of the exact outputs of layers
+
 
 def _part(layer: Linear) -> Part:
     """What stands in for a layer in the model, which is in float32."""
     return layer if layer.tolerance(torch.float32) > 0 else layer.to_dense().detach()
 
 
-def _error(layer: Linear, weight: Tensor, x: Tensor) -> float:
-    """The relative error of a layer's output at these rows, with what its kernel rounds."""
-    part, wide = _part(layer), weight.double()
+def _error(layer: Linear, weight: Tensor, x: Tensor, told: tuple[str, ...]) -> float:
+    """The relative error of a layer's output at these rows, with what its kernel rounds.
+
+    ``told`` says which layer it is: the norm of its exact output is the same for every format.
+    """
+    part, wide, rows = _part(layer), weight.double(), x.double()
+    if told not in _NORMS:
+        _NORMS[told] = float(torch.linalg.norm(rows @ wide.mT))
     if isinstance(part, Tensor):
-        return _own.apart(x.double() @ (wide - part.double()).mT, x.double() @ wide.mT)
-    exact = x.double() @ wide.mT
-    return _own.apart(part(x).double() - exact, exact)
+        lost = rows @ (wide - part.double()).mT
+    else:
+        lost = part(x).double() - rows @ wide.mT
+    return float(torch.linalg.norm(lost)) / _NORMS[told]
 
 
 def _of_plan(path: Path, loaded: Model, seen: Mapping[str, Tensor]) -> dict[str, Part]:
