@@ -369,7 +369,7 @@ def _sign(joined: Joined) -> float:
 
 
 def _known(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _number(value: object) -> float:

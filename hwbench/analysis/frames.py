@@ -145,16 +145,18 @@ def measured(run: Run) -> dict[str, Quantity]:
     return found
 
 
-def summary_rows(run: Run) -> list[dict[str, Any]]:
+def summary_rows(run: Run, count: Mapping[str, Counted] | None = None) -> list[dict[str, Any]]:
     """The rows of ``summary`` as dictionaries, in the order of the suite.
 
-    A planned case without any result yet has the status ``missing``.
+    A planned case without any result yet has the status ``missing``. ``count`` is what
+    ``quiet.counted`` says of the run, where it is at hand.
     """
     by_case: dict[str, list[Result]] = defaultdict(list)
     for result in run.results:
         by_case[result.case].append(result)
     columns = {name: each.name for name, each in measured(run).items()}
-    count = counted(run.header, run.planned, run.results)
+    if count is None:
+        count = counted(run.header, run.planned, run.results)
     rows = [
         _case_columns(run, planned)
         | _summary_columns(by_case.get(case, []), columns, count.get(case, _ALL))
@@ -265,7 +267,8 @@ def _summary_columns(
         "score_name": None,
     }
     good = [_measured(r, columns) for r in results if r.status is Status.OK]
-    alone = {name for quantity, name in columns.items() if quantity not in _TOGETHER}
+    read = {each.quantity for r in results if r.status is Status.OK for each in r.measurements}
+    alone = {columns[quantity] for quantity in read.difference(_TOGETHER)}
     for name in columns.values():
         values = [r[name] for r in good if not math.isnan(r[name])] if name in alone else []
         interval = estimate(values) if values else None
@@ -316,12 +319,16 @@ def _drawn_together(
     return found
 
 
-def by_replicate(run: Run, name: str = RELATIVE.name) -> dict[str, dict[int, float]]:
+def by_replicate(
+    run: Run, name: str = RELATIVE.name, count: Mapping[str, Counted] | None = None
+) -> dict[str, dict[int, float]]:
     """A quantity of each case by replicate, where the machine was quiet; none where it never was.
 
-    What was timed in the same replicates can be set against each other one by one.
+    What was timed in the same replicates can be set against each other one by one. ``count`` is
+    what ``quiet.counted`` says of the run, where it is at hand.
     """
-    count = counted(run.header, run.planned, run.results)
+    if count is None:
+        count = counted(run.header, run.planned, run.results)
     found: dict[str, dict[int, float]] = defaultdict(dict)
     for result in run.results:
         each, values = count.get(result.case), result.values(name)

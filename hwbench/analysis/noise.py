@@ -233,16 +233,17 @@ def moderated(found: Sequence[Variance]) -> list[Variance]:
 
 def _prior(known: Sequence[Variance]) -> Variance:
     """The usual variance, and how many degrees of freedom it is worth."""
+    middle = statistics.median(value for value, _ in known)
+    if len(known) == 1 or middle == 0:
+        return middle, 0.0
     import numpy as np
     from scipy import special
 
     values, freedoms = (np.array(column) for column in zip(*known, strict=True))
-    middle = float(np.median(values))
-    if len(values) == 1 or middle == 0:
-        return middle, 0.0
     half = freedoms / 2
     logs = np.log(np.maximum(values, 1e-5 * middle)) - special.digamma(half) + np.log(half)
-    excess = float(np.var(logs, ddof=1) - np.mean(special.polygamma(1, half)))
+    # The zeta function of Hurwitz at 2 is the trigamma function.
+    excess = float(np.var(logs, ddof=1) - np.mean(special.zeta(2, half)))
     most = _TRUST * float(np.sum(freedoms) - np.mean(freedoms))
     weight = min(2 * _inverse_trigamma(excess), most) if excess > 0 else most
     centre = float(np.mean(logs) + special.digamma(weight / 2) - math.log(weight / 2))
@@ -255,8 +256,8 @@ def _inverse_trigamma(value: float) -> float:
 
     x = 0.5 + 1 / value
     for _ in range(50):
-        found = float(special.polygamma(1, x))
-        step = found * (1 - found / value) / float(special.polygamma(2, x))
+        found = float(special.zeta(2, x))
+        step = found * (1 - found / value) / float(-2 * special.zeta(3, x))
         x += step
         if abs(step) < 1e-8 * x:
             break

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
@@ -43,14 +46,25 @@ def report(
     if out is None and not markdown:
         out = Path("report.html")
     files.refuse_inputs([out], paths)
-    read = [read_run(path) for path in paths]
-    page = issue.render(read) if markdown else html.render(read, samples=samples or [])
+    with _uncollected():
+        read = [read_run(path) for path in paths]
+        page = issue.render(read) if markdown else html.render(read, samples=samples or [])
     if out is None:
         for line in page.splitlines():
             _shared.say(line)
         return
     files.write_text(out, page, "the report ")
     _shared.say(f"The report is in {out}.")
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the collector of cycles: rows stay to the end, and it would walk them all again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _is_markdown(format_: str | None, out: Path | None) -> bool:

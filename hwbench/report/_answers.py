@@ -70,11 +70,13 @@ def answer(members: list[Row]) -> Answer:
         if known(getattr(row, name))
     }
     for share in _ordered(shares):
-        rivals = [row for row in comparable if _competes(row, share)]
-        found.sentences.append(_fastest(f"{_told(share).capitalize()} ", rivals))
-        found.winners[share] = _winner(rivals)
+        ordered = sorted((row for row in comparable if _competes(row, share)), key=_order)
+        contest = against(ordered[0], ordered)
+        found.sentences.append(_fastest(f"{_told(share).capitalize()} ", ordered, contest))
+        found.winners[share] = _winner(ordered, contest)
     if not shares:
-        found.sentences.append(_fastest("Here ", comparable))
+        ordered = sorted(comparable, key=_order)
+        found.sentences.append(_fastest("Here ", ordered, against(ordered[0], ordered)))
     return found
 
 
@@ -135,12 +137,11 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
     return [*pieces, (".", REST)]
 
 
-def _winner(rivals: list[Row]) -> Winner:
+def _winner(ordered: list[Row], found: dict[Outcome, list[Row]]) -> Winner:
     """Who is the fastest beyond doubt: clear of dense, and of every other or tied with it."""
-    best = min(rivals, key=_order)
-    if all(loses(row) for row in rivals):
+    best = ordered[0]
+    if all(loses(row) for row in ordered):
         return Winner(DENSE)
-    found = against(best, rivals)
     if beats(best) and not found[Outcome.UNDECIDED]:
         tied = tuple(printable(row.series) for row in found[Outcome.TIED])
         return Winner(printable(best.series), _value(best), tied=tied)
@@ -224,9 +225,8 @@ def _absolute(members: list[Row]) -> Sentence:
     return [(lead, REST), (printable(best.label), POINT), (f", {time}.", REST)]
 
 
-def _fastest(lead: str, rivals: list[Row]) -> Sentence:
+def _fastest(lead: str, ordered: list[Row], found: dict[Outcome, list[Row]]) -> Sentence:
     """The fastest of the formats at one density, as far as the intervals tell."""
-    ordered = sorted(rivals, key=_order)
     best, sure = ordered[0], [row for row in ordered if beats(row)]
     shown: Sentence = [(printable(best.series), POINT), (", ", REST), *_span(best)]
     if not has_interval(best):
@@ -243,13 +243,12 @@ def _fastest(lead: str, rivals: list[Row]) -> Sentence:
         lead = f"{lead}no format is significantly faster than dense; the shortest time is that of "
         end = "."
     else:
-        lead, end = f"{lead}the fastest is ", _others(best, ordered)
+        lead, end = f"{lead}the fastest is ", _others(found)
     return [(lead, REST), *shown, (end, REST)]
 
 
-def _others(best: Row, ordered: list[Row]) -> str:
+def _others(found: dict[Outcome, list[Row]]) -> str:
     """What is said of the rest, where the best beats dense."""
-    found = against(best, ordered)
     equal, tied = found[Outcome.UNDECIDED], found[Outcome.TIED]
     rest, badly = found[Outcome.SLOWER], found[Outcome.BADLY]
     faster = [row for row in rest if beats(row)]

@@ -58,9 +58,12 @@ def _at_accuracy(joins: list[Joined]) -> list[Sentence]:
     for score, own in by_score.items():
         before: Any = None
         begun = len(said)
+        kept = [
+            {choice.bound: choice.fastest for choice in best_within(found, score.asked)}
+            for found in own
+        ]
         for level in score.asked:
-            fastest = [best_within(found, [level])[0].fastest for found in own]
-            chosen = [pair for pair in fastest if pair is not None]
+            chosen = [pair for each in kept if (pair := each[level]) is not None]
             names = Counter(pair.name for pair in chosen)
             if chosen and names != before:
                 before = names

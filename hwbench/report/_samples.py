@@ -82,8 +82,8 @@ def asked(runs: list[Run], names: Collection[str]) -> set[str]:
     Raises:
         UsageError: a name is part of no case that was timed.
     """
-    cases = dict.fromkeys(case for run in runs for case in _timings(run))
     found: set[str] = set()
+    cases = dict.fromkeys(case for run in runs if names for case in _timings(run))
     for name in names:
         fitting = {name} if name in cases else {case for case in cases if name in case}
         if not fitting:

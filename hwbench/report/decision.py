@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -257,7 +258,8 @@ def _basis(found: Joined | None, score: Score | None) -> str:
 def _set_against_later(place: int, made: list[Candidate]) -> None:
     """Which of the later candidates may be as fast as this one, or are proved to be."""
     best, later = made[place], range(place + 1, len(made))
-    near = [each for each in later if made[each].relative <= NEAR * best.relative]
+    most = NEAR * best.relative
+    near = list(takewhile(lambda each: made[each].relative <= most, later))  # they are sorted
     layers = {made[each].row.number: each for each in near if made[each].row.format != DENSE}
     if best.row.format == DENSE:
         best.close = [each for each in near if made[each].verdict not in ("faster", "slower")]

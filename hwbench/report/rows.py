@@ -19,6 +19,7 @@ from hwbench import channels, quantities
 from hwbench.analysis.accuracy import is_scored
 from hwbench.analysis.frames import between, by_replicate, measured, placement, roofs, summary_rows
 from hwbench.analysis.noise import Variance
+from hwbench.analysis.quiet import counted
 from hwbench.analysis.roofline import Line, Placement, Roof, lines
 from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
 from hwbench.store import Run
@@ -219,14 +220,15 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
         number: which of several runs it is.
         machine: what its rows are called beside those of other runs.
     """
-    summaries = summary_rows(run)
+    count = counted(run.header, run.planned, run.results)
+    summaries = summary_rows(run, count)
     header = run.header
     above = {
         dtype: (ceiling, lines(header.ceilings, header.environment, dtype, ceiling)[0])
         for dtype, ceiling in roofs(run, summaries).items()
     }
     names = [each.name for each in measured(run).values()]
-    values, nights = by_replicate(run), between(run, RELATIVE.name)
+    values, nights = by_replicate(run, count=count), between(run, RELATIVE.name)
     rows = []
     summary: Mapping[str, Any]
     for summary, planned in zip(summaries, run.planned.values(), strict=True):
@@ -243,8 +245,8 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
                     summary["score_name"] or SCORE.name, header.quantities
                 ),
                 values=MappingProxyType({name: summary[name] for name in names}),
-                by_replicate=MappingProxyType(values.get(planned.case.id, {})),
-                night=nights.get(planned.case.id, (math.nan, 0.0)),
+                by_replicate=MappingProxyType(values.get(summary["case"], {})),
+                night=nights.get(summary["case"], (math.nan, 0.0)),
                 roof=ceiling,
                 roofs=drawn,
                 placement=placement(summary, ceiling),
@@ -306,6 +308,9 @@ def numbered(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
+_FIELDS = frozenset(Row.__struct_fields__)
+
+
 class Columns(Mapping[str, Any]):
     """A row by the columns of ``hwbench.summary``, as ``accuracy.join`` reads it."""
 
@@ -313,10 +318,11 @@ class Columns(Mapping[str, Any]):
         self.row = row
 
     def __getitem__(self, column: str) -> Any:
-        if column in self.row.values:
-            return self.row.values[column]
-        if column in Row.__struct_fields__:
-            return getattr(self.row, column)
+        row = self.row
+        if column in row.values:
+            return row.values[column]
+        if column in _FIELDS:
+            return getattr(row, column)
         raise KeyError(column)
 
     def __iter__(self) -> Iterator[str]:
@@ -346,9 +352,12 @@ def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     return found
 
 
+_NUMBER = (int, float)  # made once: the rows of a large run ask a million times
+
+
 def known(value: object) -> TypeGuard[float]:
     """Whether a value is a number that can be shown."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, _NUMBER) and math.isfinite(value)
 
 
 def timed(row: Row) -> bool:
