@@ -172,7 +172,7 @@ def _context(
         "answers": sorted(chain(*answered), key=lambda found: found.group),
         "answers_shown": _ANSWERS,
         "answers_spelled": _SPELLED,
-        "cautions": cautions(runs, by_run, machines),
+        "cautions": [_folded(said, machines) for said in cautions(runs, by_run, machines)],
         "clocks": _clocks(runs, by_run, machines),
         "flags": [(words.flag(name), said) for name, said in words.FLAGS.items()],
         "overview": [
@@ -246,6 +246,13 @@ def cautions(
         said += [_answers.disturbance(rows), _clock.launches(run, rows), _clock.starved(rows)]
         found += [(machine, sentence) for sentence in said if sentence]
     return [f"{machine}: {said}" if len(runs) > 1 else said for machine, said in found]
+
+
+def _folded(said: str, machines: list[str]) -> tuple[str, str]:
+    """A caution as what stands open, up to its colon, and what explains it."""
+    named = next((f"{name}: " for name in machines if said.startswith(f"{name}: ")), "")
+    head, colon, rest = said.removeprefix(named).partition(": ")
+    return f"{named}{head}{colon.rstrip()}", rest
 
 
 def _clocks(runs: list[Run], by_run: list[list[Row]], machines: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ function chartRow(data, number) {
   row.variant = data.variants.get(row.series) ?? 0;
   // A density that is a tenth below what was asked for, or more, is told as it is.
   const near = known(row.asked_density) && !(Math.abs(row.density - row.asked_density) > 0.1 * row.asked_density);
-  row.density_text = near ? String(row.asked_density) : plain(row.density);
+  row.density_text = near ? String(row.asked_density) : known(row.density) ? String(Number(row.density.toPrecision(3))) : "–";
   row.time_text = si(row.time_seconds, "s") + range(row.time_low, row.time_high, (v) => si(v, "s"));
   row.relative_text = `${plain(row.relative)}×` + range(row.relative_low, row.relative_high, plain);
   row.stored_text = si(row.stored_bytes, "B");

@@ -18,6 +18,11 @@ function sayWhat(data, best) {
   return `Use ${best.name}: ${time}${best.instead}, ${best.error}.`;
 }
 
+// A sentence as nodes in which no line ends between a time and its unit.
+function unbroken(sentence) {
+  return sentence.split(/(\d[\d.]* [mµnp]?s(?![a-z]))/).map((part, place) => (place % 2 ? make("span", part, { className: "nobr" }) : part));
+}
+
 // The error of a candidate without what it is called: the words under the ladder say that.
 function errorOf(data, { error }) {
   const titles = Object.values(data.scores).map(({ title }) => title);
@@ -59,7 +64,7 @@ function startDecision(data, filters) {
       ladder.querySelector("input:checked").focus();
     });
     const row = best && data.row(best.row);
-    const said = best ? [sign(row), best.name] : ["nothing measured"];
+    const said = best ? [sign(row), make("span", best.name)] : [make("span", "nothing measured")];
     const name = make("span", "", { className: "what" });
     name.append(...said);
     label.append(input, make("span", level.label, { className: "level" }), name,
@@ -153,7 +158,7 @@ function startDecision(data, filters) {
     const level = setting.levels[state.level];
     const candidates = kept(setting.candidates, level);
     const best = bestOf(candidates);
-    headline.textContent = best ? sayWhat(data, best) : "Nothing that was measured stays within this error.";
+    headline.replaceChildren(...unbroken(best ? sayWhat(data, best) : "Nothing that was measured stays within this error."));
     const beside = (words, rivals) => (rivals.length ? [`${words}: ${rivals.map(({ name }) => name).join("; ")}.`] : []);
     const named = (places) => kept(places.map((place) => setting.candidates[place]), level);
     const before = candidates.slice(0, candidates.indexOf(best)); // which are not judged
