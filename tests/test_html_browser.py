@@ -147,7 +147,8 @@ def test_an_address_that_makes_no_sense_changes_nothing(
     opened: Callable[..., Opened], text: str
 ) -> None:
     plain = opened(text).drawn()
-    odd = opened(text, address="#constructor&format=nobody&chart=__proto__.1&density.more=x&sort=y")
+    address = "#constructor&format=nobody&chart=__proto__.1&density.more=x&sort=y&view=everything"
+    odd = opened(text, address=address)
     assert odd.drawn() == plain
     assert odd.said == []
 
