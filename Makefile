@@ -23,7 +23,8 @@ bench: $(VENV)/.runtime ## measure this machine (suite linear) and write report.
 	$(BIN)/hwbench report "$$(ls -t runs/*.jsonl | head -1)" --out report.html && \
 	echo "report: $(CURDIR)/report.html" && exit $$status
 
-PYTEST = $(BIN)/python -m pytest --timeout 600 -n auto --dist worksteal
+# Workers and the processes that tests start read what another has compiled, also where a shell says that nothing is kept.
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --timeout 600 -n auto --dist worksteal
 
 test: $(VENV)/.dev ## run the first tier of tests: no GPU, no browser, minutes
 	$(PYTEST)

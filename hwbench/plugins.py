@@ -34,10 +34,15 @@ def _external(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"hwbench.{kind}")}
 
 
+@cache
+def _own(kind: str) -> frozenset[str]:
+    found = (path.stem for path in _folder(kind).glob("*.py"))
+    return frozenset(name for name in found if not name.startswith("_"))
+
+
 def names(kind: str) -> list[str]:
     """Every member of an open set, built-in and third-party, sorted; nothing is imported."""
-    own = {path.stem for path in _folder(kind).glob("*.py") if not path.stem.startswith("_")}
-    return sorted(own | set(_external(kind)))
+    return sorted(_own(kind) | set(_external(kind)))
 
 
 def check(kind: str, name: str) -> str:
@@ -46,7 +51,7 @@ def check(kind: str, name: str) -> str:
     Raises:
         UnknownNameError: no member has that name; the message says which is nearest.
     """
-    if name not in names(kind):
+    if name not in _own(kind) and name not in _external(kind):
         raise UnknownNameError(kind.removesuffix("s"), name, names(kind))
     return name
 

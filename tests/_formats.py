@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -149,6 +150,32 @@ def _label(value: object) -> str | None:
 def each(parameter: str, values: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrise a test, with names that can be read and selected."""
     return pytest.mark.parametrize(parameter, list(values), ids=_label)
+
+
+def all_of(values: Iterable[Any]) -> Callable[[Callable[[Any], None]], Any]:
+    """One test for each kernel of each format, of all of its settings in turn.
+
+    A failure names its setting. Called with a single setting, the test tries that one.
+    """
+    kernels: dict[str, Any] = {}
+    for value in values:
+        f, marks = (value.values[0], value.marks) if hasattr(value, "marks") else (value, ())
+        name = f"{f.name()}-{f.kernel}"
+        kernels.setdefault(name, pytest.param([], marks=marks, id=name)).values[0].append(f)
+
+    def decorated(test: Callable[[Any], None]) -> Any:
+        @functools.wraps(test)
+        def on_all(f: Any) -> None:
+            for each in f if isinstance(f, list) else [f]:
+                try:
+                    test(each)
+                except BaseException as error:
+                    error.add_note(f"It was tried with {_label(each)}.")
+                    raise
+
+        return pytest.mark.parametrize("f", list(kernels.values()))(on_all)
+
+    return decorated
 
 
 # --- how a layer is made, run and compared ----------------------------------------------------

@@ -124,8 +124,14 @@ def gpt2() -> Any:
 # --- what is kept ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", HERE)
-@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        pytest.param(make, name, marks=[] if place % 2 == turn else pytest.mark.heavy)
+        for place, name in enumerate(HERE)
+        for turn, make in enumerate((llama, gpt2))
+    ],
+)
 def test_logits_are_those_of_the_projected_dense_weights(name, make):
     model = make()
     made = converted(model, format=name, **unrounded(name))

@@ -77,11 +77,12 @@ REQUESTS = 80
 """About so many are asked of all workers of a run: four groups of three cases, three replicates."""
 
 
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.heavy)])
 def test_a_worker_that_dies_at_any_request_takes_one_case_with_it_at_most(
-    out: Path, workers: Workers
+    out: Path, workers: Workers, step: int
 ):
     dead = 0
-    for number in range(REQUESTS):
+    for number in range(0, REQUESTS, step):
         workers.faults.clear()
         workers.act_out(died(), request=MEASURE, after=number)
         path = runner.run(str(out.parent / "s.toml"), device="fake", out=out, threads=1)
@@ -96,7 +97,7 @@ def test_a_worker_that_dies_at_any_request_takes_one_case_with_it_at_most(
             break
     else:
         pytest.fail(f"a run asks more than {REQUESTS} times")
-    assert dead > 20
+    assert dead * step > 20
 
 
 def test_two_runs_into_one_folder_are_two_files(out: Path):
@@ -213,12 +214,15 @@ def test_a_run_cut_off_at_any_byte_is_read_up_to_its_last_whole_line(
     assert seen > 0
 
 
-def test_a_flipped_bit_never_ends_in_a_traceback(finished: Path, tmp_path: Path, hwbench):
+@pytest.mark.parametrize("bits", [40, pytest.param(150, marks=pytest.mark.heavy)])
+def test_a_flipped_bit_never_ends_in_a_traceback(
+    finished: Path, tmp_path: Path, hwbench: Call, bits: int
+):
     data = finished.read_bytes()
     flipped = tmp_path / "flipped.jsonl"
     rng = random.Random(0)
     codes = Counter()
-    for at in rng.sample(range(len(data)), 150):
+    for at in rng.sample(range(len(data)), bits):
         changed = bytearray(data)
         changed[at] ^= 1 << rng.randrange(8)
         flipped.write_bytes(changed)

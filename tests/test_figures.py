@@ -252,7 +252,11 @@ def test_the_width_is_that_of_the_figure(run: Run, width: float, across: int) ->
 
 @pytest.mark.parametrize(
     ("kind", "width"),
-    [("crossover", 3.35), ("pareto", 3.35), ("pareto", 6.9), ("roofline", 2.5), ("scaling", 3.35)],
+    [
+        *(("crossover", 3.35), ("pareto", 3.35), ("scaling", 3.35)),
+        pytest.param("pareto", 6.9, marks=pytest.mark.heavy),
+        pytest.param("roofline", 2.5, marks=pytest.mark.heavy),
+    ],
 )
 def test_no_legend_is_wider_than_the_figure(run: Run, second: Run, kind: str, width: float) -> None:
     figure = drawn(kind, [run, second], width=width)

@@ -29,6 +29,7 @@ from _formats import (
     SHAPES,
     TOLERANCE,
     Watch,
+    all_of,
     assert_near,
     assert_right,
     assert_sentence,
@@ -114,7 +115,7 @@ def test_ordinary_shapes_are_built(cls: type[Format], kernel: str) -> None:
     assert {(96, 64), (64, 96), (64, 64)} <= {(f.out_features, f.in_features) for f in mine}
 
 
-@each("f", SETTINGS)
+@all_of(SETTINGS)
 def test_knobs_survive_json(f: Format) -> None:
     knobs = json.loads(json.dumps(f.knobs()))
     again = type(f).from_knobs(f.out_features, f.in_features, **knobs)
@@ -211,7 +212,7 @@ def test_multiple_rounds_down() -> None:
     assert rounded  # a format has a rank here that is no multiple of 8
 
 
-@each("f", SETTINGS)
+@all_of(SETTINGS)
 def test_budget_is_kept_and_used(f: Format) -> None:
     for density, g in [*budgets(f), *budgets(f, [f.density()])]:
         allowed = math.floor(density * f.out_features * f.in_features + 1e-9)
@@ -223,7 +224,7 @@ def test_budget_is_kept_and_used(f: Format) -> None:
         assert dict(budgets(f, [f.density()])), "it refuses the density it has"
 
 
-@each("f", SETTINGS)
+@all_of(SETTINGS)
 def test_unsupported_says_why_and_holds_together(f: Format) -> None:
     for device in ("cpu", "cuda"):
         for dtype in TOLERANCE:
@@ -245,7 +246,7 @@ def layers(f: Format, dtype: torch.dtype) -> list[Linear]:
     return [random_layer(f, dtype), f.project(weight)]
 
 
-@each("f", ALL)
+@all_of(ALL)
 def test_parameters_are_the_values_that_carry_information(f: Format) -> None:
     """Counted as the stored values that the weight depends on."""
     for layer in layers(f, home(f)):
@@ -260,7 +261,7 @@ def test_parameters_are_the_values_that_carry_information(f: Format) -> None:
         assert f.density() == f.parameters() / (f.out_features * f.in_features)
 
 
-@each("f", projected(ALL))
+@all_of(projected(ALL))
 def test_stored_bytes_are_those_of_the_stored_tensors(f: Format) -> None:
     for dtype in dtypes(f):
         for layer in layers(f, dtype):
@@ -297,7 +298,7 @@ def test_random_is_reproducible_and_leaves_the_global_generator_alone(f: Format)
     assert first.to_dense().count_nonzero() > 0
 
 
-@each("f", SETTINGS)
+@all_of(SETTINGS)
 def test_state_dict_round_trip(f: Format) -> None:
     """Another layer that loads the state is the same map, with the same gradients."""
     layer, other = random_layer(f, seed=0), random_layer(f, seed=5)
@@ -348,24 +349,23 @@ def assert_gradients(f: Format, dtype: torch.dtype, device: str) -> None:
     assert_right(layer, x, dy[:1, :1].expand_as(dy), directions[-1])  # as y.sum() gives
 
 
-@each("f", [f for f in ALL if runs_in(f)])
+@all_of([f for f in ALL if runs_in(f)])
 def test_forward_equals_dense(f: Format) -> None:
     for dtype in runs_in(f):
         assert_forward(f, dtype, "cpu")
 
 
-@each("f", [f for f in ALL if runs_in(f)])
+@all_of([f for f in ALL if runs_in(f)])
 def test_gradients_equal_float64(f: Format) -> None:
     for dtype in runs_in(f):
         assert_gradients(f, dtype, "cpu")
 
 
 @pytest.mark.usefixtures("unwritten_is_nan")
-@each("f, dtype", [(f, d) for f in ONE_TRAINS for d in runs_in(f)])
-def test_nothing_is_read_that_nobody_wrote(f: Format, dtype: torch.dtype) -> None:
-    layer = random_layer(f, dtype)
-    for tokens in (1, 40):
-        x = normal(tokens, f.in_features).to(dtype)
+@each("f", ONE_TRAINS)
+def test_nothing_is_read_that_nobody_wrote(f: Format) -> None:
+    for dtype, tokens in itertools.product(runs_in(f), (1, 40)):
+        layer, x = random_layer(f, dtype), normal(tokens, f.in_features).to(dtype)
         assert_right(layer, x, normal(tokens, f.out_features, seed=2).to(dtype), STEP)
 
 
@@ -436,9 +436,12 @@ def test_gradients_accumulate_through_bias_and_batch(f: Format) -> None:
 
 
 @each("f", ONE_TRAINS)
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_optimizer_steps_every_value(f: Format, optimizer: Any) -> None:
-    dtype = home(f)
+def test_optimizer_steps_every_value(f: Format) -> None:
+    for optimizer in (torch.optim.SGD, torch.optim.Adam):
+        assert_every_value_steps(f, home(f), optimizer)
+
+
+def assert_every_value_steps(f: Format, dtype: torch.dtype, optimizer: Any) -> None:
     layer = random_layer(f, dtype)
     assert list(layer.parameters())
     before = [p.detach().clone() for p in layer.parameters()]
@@ -455,7 +458,7 @@ def test_optimizer_steps_every_value(f: Format, optimizer: Any) -> None:
     assert_right(layer, x, dy, STEP)  # nothing that was kept from before the step is stale
 
 
-@each("f", [f for f in LIVE if trains(f)])
+@all_of([f for f in LIVE if trains(f)])
 def test_what_is_kept_for_the_way_back_is_saved_by_autograd(f: Format) -> None:
     """In each way of computing a gradient, so that the saved bytes of a step are all of them."""
     ways = f.knobs().get("gradient") and f.kernel == "gather"
@@ -464,7 +467,7 @@ def test_what_is_kept_for_the_way_back_is_saved_by_autograd(f: Format) -> None:
         assert not unsaved(layer, layer(normal(3, f.in_features).to(home(f)).requires_grad_()))
 
 
-@each("f", [f for f in LIVE if f.density() < 0.9])
+@all_of([f for f in LIVE if f.density() < 0.9])
 def test_dense_weight_is_made_only_where_the_format_says_so(f: Format) -> None:
     """With one token no tensor as large as the dense weight is written, forward or backward.
 
@@ -484,7 +487,7 @@ def test_dense_weight_is_made_only_where_the_format_says_so(f: Format) -> None:
 # --- FLOPs --------------------------------------------------------------------------------------
 
 
-@each("f", LIVE)
+@all_of(LIVE)
 def test_needed_flops_are_those_of_the_values_in_every_direction(f: Format) -> None:
     """No more than what is executed: two FLOPs a value, token and pass."""
     tokens = 16
@@ -502,7 +505,7 @@ def test_needed_flops_are_those_of_the_values_in_every_direction(f: Format) -> N
 
 
 @pytest.mark.filterwarnings("ignore:`?torch.jit:DeprecationWarning")  # fvcore is of 2022
-@each("f", LIVE)
+@all_of(LIVE)
 def test_flops_are_those_of_the_operators(f: Format) -> None:
     """Counted operator by operator, and by torch and fvcore where these count right.
 
@@ -550,7 +553,7 @@ def has_own_backward(node: Any) -> bool:
     )
 
 
-@each("f", SETTINGS)
+@all_of(SETTINGS)
 def test_cost_is_whole_and_linear_in_tokens(f: Format) -> None:
     for direction in DIRECTIONS:
         one, three = (f.cost(tokens, 4, direction) for tokens in (1, 3))
@@ -585,13 +588,13 @@ def error(f: Format, weight: Tensor, **more: Any) -> float:
     return relative(f.project(weight, **more).to_dense().detach(), weight)
 
 
-@each("f", projected(ALL))
+@all_of(projected(ALL))
 def test_projection_keeps_a_member(f: Format) -> None:
     weight = random_layer(f).to_dense().detach().clone()
     assert error(f, weight) <= getattr(f, "PROJECTION_TOLERANCE", 1e-4)
 
 
-@each("f", projected(ALL))
+@all_of(projected(ALL))
 def test_projection_beats_zero_and_random_members(f: Format) -> None:
     weight = matrix(f)
     reached = error(f, weight)
@@ -613,7 +616,7 @@ def test_projection_improves_with_the_budget(f: Format) -> None:
     assert len(errors) <= 1 or errors[-1] < errors[0]
 
 
-@each("f", projected(SETTINGS))
+@all_of(projected(SETTINGS))
 def test_projection_minds_its_manners(f: Format) -> None:
     """Deterministic, quiet about the global generator; it neither changes nor keeps its input."""
     weight = nn.Parameter(matrix(f))
@@ -631,7 +634,7 @@ def test_projection_minds_its_manners(f: Format) -> None:
     assert error(f, transposed) <= relative(dense, before) * SLACK + 1e-6
 
 
-@each("f", projected(SETTINGS))
+@all_of(projected(SETTINGS))
 def test_projection_has_the_dtype_of_the_weight(f: Format) -> None:
     weight = matrix(f)
     full = relative(f.project(weight).to_dense().detach(), weight)
@@ -643,7 +646,7 @@ def test_projection_has_the_dtype_of_the_weight(f: Format) -> None:
         assert own <= full * SLACK + 2 * TOLERANCE[dtype], dtype
 
 
-@each("f", projected(ALL))
+@all_of(projected(ALL))
 def test_projection_of_zero_is_zero(f: Format) -> None:
     zero = torch.zeros(f.out_features, f.in_features, dtype=home(f))
     assert f.project(zero).to_dense().detach().abs().max() <= 1e-6

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import median
@@ -136,10 +137,16 @@ _DRAWN_TWICE = {
 }
 
 
+@cache
+def drawn(name: str) -> tuple[Run, Page]:
+    """One of these runs, and its page."""
+    run = _DRAWN_TWICE[name]()
+    return run, Page(html.render([run]))
+
+
 @pytest.mark.parametrize("name", _DRAWN_TWICE)
 def test_the_table_of_winners_holds_the_rows_that_the_data_names(name: str) -> None:
-    run = _DRAWN_TWICE[name]()
-    found = Page(html.render([run]))
+    run, found = drawn(name)
     against = [
         case
         for case, yes in zip(found.column("case"), found.column("against_dense"), strict=True)
@@ -186,15 +193,13 @@ def test_who_is_level_with_the_fastest_is_marked(
 
 @pytest.mark.skipif(_NODE is None, reason="there is no node on this machine")
 def test_the_script_draws_the_table_that_python_wrote() -> None:
-    for name, made in _DRAWN_TWICE.items():
-        _drawn_twice(name, made())
+    for name in _DRAWN_TWICE:
+        _drawn_twice(name, *drawn(name))
 
 
-def _drawn_twice(name: str, run: Run) -> None:
+def _drawn_twice(name: str, run: Run, page: Page) -> None:
     table = _heat.heat(html._rows([run], [""]))
-    attributes, text = next(
-        s for s in Page(html.render([run])).scripts if s[0].get("id") == "hw-data"
-    )
+    attributes, text = next(s for s in page.scripts if s[0].get("id") == "hw-data")
     given = json.dumps({"text": text, "form": attributes["data-form"], "limit": 40})
     scripts = [(html._TEMPLATES / f"{part}.js").read_text() for part in ("data", "heat")]
     done = subprocess.run(

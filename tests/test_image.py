@@ -52,13 +52,13 @@ def test_a_case_has_the_bytes_nearest_below_the_budget(case: Case) -> None:
     assert 0.98 * BUDGET < stored <= BUDGET
     if "density" not in case.knobs:
         return
-    others = []
-    for step in range(1, 1001):
+    own, others = round(1000 * float(case.knobs["density"])), []
+    for step in {*range(1, 1001, 20), *range(max(1, own - 40), min(1000, own + 40))}:
         try:
             others.append(described(case, density=step / 1000).stored_bytes(4))
         except KnobError:  # the format cannot be that small
             continue
-    assert len(others) > 500
+    assert len(others) > 70
     assert stored >= max(each for each in others if each <= BUDGET)
 
 

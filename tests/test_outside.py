@@ -134,8 +134,17 @@ def rename(folder: Path, name: Any) -> None:
     save_file({name(n): v.clone() for n, v in load_file(path).items()}, path)
 
 
-@pytest.mark.parametrize("before", ["", "bert.", "model.", "0.auto_model.", "module.bert."])
-@pytest.mark.parametrize("old", [True, False])
+PREFIXES = ("", "bert.", "model.", "0.auto_model.", "module.bert.")
+
+
+@pytest.mark.parametrize(
+    ("before", "old"),
+    [
+        pytest.param(each, old, marks=[] if old == bool(place % 2) else pytest.mark.heavy)
+        for place, each in enumerate(PREFIXES)
+        for old in (True, False)
+    ],
+)
 def test_names_of_published_checkpoints_are_understood(bert: Path, before: str, old: bool) -> None:
     wanted = _bert.Bert.load(bert).state_dict()
 
@@ -151,7 +160,9 @@ def test_names_of_published_checkpoints_are_understood(bert: Path, before: str, 
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in range(2, 6))]
+)
 def test_a_weight_that_is_no_number_is_said_with_its_name(bert: Path, seed: int) -> None:
     source = random.Random(seed)
     path = bert / "model.safetensors"

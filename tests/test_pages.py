@@ -106,7 +106,7 @@ def test_format_and_device_keep_every_promise(elsewhere: dict[str, str]) -> None
     )  # fmt: skip
     passed = re.search(r"(\d+) passed", told)
     assert passed
-    assert int(passed[1]) > 150, told
+    assert int(passed[1]) > 80, told
     assert not re.search(r"\d+ (failed|skipped|xfailed)", told), told
 
 

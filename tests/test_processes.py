@@ -196,21 +196,26 @@ def test_a_device_that_is_not_there_is_a_sentence_of_the_worker() -> None:
         LocalWorker("fake:7", 1)
 
 
-@pytest.mark.parametrize("hangs", [False, pytest.param(True, marks=HEAVY)])
+@pytest.mark.parametrize(
+    "which", ["a signal", *(pytest.param(name, marks=HEAVY) for name in ("an exit", "no end"))]
+)
 def test_formats_that_take_their_worker_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    """A format that hangs is waited for, so it stands in the second tier."""
+    """Each death costs a start of two workers, so one stands in the first tier."""
     names = {
-        "dense": (Status.OK, None),
-        "segfault": (Status.CRASHED, "SIGSEGV"),
-        "latedeath": (Status.CRASHED, "exit code 3"),
-        "exits": (Status.CRASHED, "exit code 0"),
-        "memory": (Status.OUT_OF_MEMORY, ""),
-        "chatty": (Status.OK, None),
-    }
-    if hangs:
-        names = {"dense": names["dense"], "hang": (Status.TIMED_OUT, "within 30 s")}
+        "a signal": {
+            "segfault": (Status.CRASHED, "SIGSEGV"),
+            "memory": (Status.OUT_OF_MEMORY, ""),
+            "chatty": (Status.OK, None),
+        },
+        "an exit": {
+            "latedeath": (Status.CRASHED, "exit code 3"),
+            "exits": (Status.CRASHED, "exit code 0"),
+        },
+        "no end": {"hang": (Status.TIMED_OUT, "within 30 s")},
+    }[which]
+    names = {"dense": (Status.OK, None), **names}
     site = tmp_path / "site"
     site.mkdir()
     install(site, monkeypatch)
@@ -314,15 +319,21 @@ def gone(workers: list[int]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ends", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=HEAVY)])
 def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
-    ends: signal.Signals, out: Path, monkeypatch: pytest.MonkeyPatch
+    ends: signal.Signals, out: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """While the process is there, no other goes on with its run."""
     process = begun(out)
     wait(process, lambda: lines(out) >= 2)
     workers = children(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    (path,) = out.glob("*.jsonl")
+    refused = hwbench("run", "--resume", str(path))
+    process.send_signal(signal.SIGCONT)
     process.send_signal(ends)
     _, error = process.communicate(timeout=60)
+    assert (refused[0], "is being written by another process" in refused[2]) == (2, True)
     assert process.returncode == 130
     assert "go on with --resume" in error
     gone(workers)
@@ -347,19 +358,6 @@ def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, resul
     assert len({r.case for r in bad}) <= 1
     assert all("SIGKILL" in r.reason for r in bad)
     assert process.returncode == (5 if bad else 0), error
-
-
-def test_a_run_that_another_process_writes_is_not_resumed(out: Path, hwbench: Call) -> None:
-    process = begun(out)
-    wait(process, lambda: lines(out) >= 1)
-    process.send_signal(signal.SIGSTOP)
-    try:
-        (path,) = out.glob("*.jsonl")
-        code, _, error = hwbench("run", "--resume", str(path))
-        assert (code, "is being written by another process" in error) == (2, True)
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_a_full_disk_loses_nothing_that_was_written(

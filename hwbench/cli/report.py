@@ -46,6 +46,8 @@ def report(
     if out is None and not markdown:
         out = Path("report.html")
     files.refuse_inputs([out], paths)
+    if out is not None:
+        files.check_replaceable(out)
     with _uncollected():
         read = [read_run(path) for path in paths]
         page = issue.render(read) if markdown else html.render(read, samples=samples or [])

@@ -350,6 +350,7 @@ def _failures(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
     ]
 
 
+@cache
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
