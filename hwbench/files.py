@@ -17,9 +17,11 @@ from typing import BinaryIO
 
 from hwbench.errors import RunFileError, UsageError, shortened
 
-MOST_OF_A_RUN = 1 << 30  # bytes; a run of 100,000 results has a tenth of it
+MOST_OF_A_RUN = 1 << 28  # bytes; some 75,000 results with their samples
 MOST_OF_A_DOCUMENT = 1 << 26  # bytes of a suite, a model's config.json, a cache
 MOST_OF_A_HEADER = 1 << 24  # bytes of the first line of a run
+MOST_OF_MEMORY = 3 << 29  # bytes that a document may take once it is parsed
+_SIGNS, _OF_A_SIGN = (b",", b":", b"=", b"[", b"{"), 96  # bytes of an empty table and its place
 HEADER_MARK = b'{"line":"header"'
 """How every run file begins."""
 
@@ -91,16 +93,37 @@ def regular(path: Path, most: int | None = None) -> Path:
     return path
 
 
+def memory(document: bytes) -> int:
+    """The bytes of memory that JSON or TOML takes while it is parsed, at most but for wide text.
+
+    Each value but the first has a sign before it, and the smallest of them costs forty times its
+    text: an empty table in a list. So a file may be small and its values fill the memory.
+    """
+    return 2 * len(document) + _OF_A_SIGN * sum(map(document.count, _SIGNS))
+
+
+def check_memory(path: Path, document: bytes) -> None:
+    """Refuse a document whose values would fill the memory, before they are made.
+
+    Raises:
+        OSError: it would take more than ``MOST_OF_MEMORY``.
+    """
+    if memory(document) > MOST_OF_MEMORY:
+        raise OSError(errno.EFBIG, "Its values would fill the memory", str(path))
+
+
 def read(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most so many.
+    """The bytes of a regular file of at most so many, a document that the memory can hold.
 
     Raises:
         OSError: there is no such file, it cannot be read, is no regular file, or is larger.
     """
     with opened(path) as file:
-        data = file.read(most + 1) if os.fstat(file.fileno()).st_size <= most else b""
-        if len(data) > most or (not data and os.fstat(file.fileno()).st_size > most):
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > most else file.read((size or most) + 1)
+        if max(size, len(data)) > most:
             raise OSError(errno.EFBIG, f"It is larger than {most} bytes", str(path))
+    check_memory(path, data)
     return data
 
 

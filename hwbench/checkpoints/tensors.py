@@ -140,6 +140,7 @@ def _header(path: Path, size: int, changed: int) -> Mapping[str, Stored]:
         length = struct.unpack("<Q", first[:8])[0]
         file.seek(8)
         header = file.read(length)
+    files.check_memory(path, header)
     try:
         told = json.loads(header)
     except (ValueError, RecursionError):
