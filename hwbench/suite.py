@@ -35,7 +35,7 @@ from hwbench.records import (
 SCHEMA = 1
 _TOP = ("schema", "name", "about", "plan", "cases")
 _AXES = ("shape", "tokens", "dtype", "direction", "regime", "mode")
-_BLOCK = ("workload", "format", "exclude", "on", "quick", "count", *_AXES)
+_BLOCK = ("workload", "format", "exclude", "on", "only", "quick", "count", *_AXES)
 _MOST_FEATURES = 2**24  # a longer side is a slip, not a layer
 _MOST_LAYERS = 2**20  # of one shape in one model
 _LONGEST_WORD = 400  # the path of a folder is a word too
@@ -184,6 +184,7 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     _known(here, plugins.names("devices"), "device kind in 'on'")
     for kind, replaced in here.items():
         _known(replaced, (*_AXES, "format"), f"axis in on.{kind}")
+    only = [plugins.check("devices", str(kind)) for kind in _listed(block.get("only", []))]
     changes = here.get(device, {})
     axes |= {key: value for key, value in changes.items() if key in _AXES}
     formats = _formats(changes.get("format", block.get("format")))
@@ -199,6 +200,8 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     count = math.prod(map(len, lists.values())) * len(formats) * len(option_sets)
     if count > _MOST_CASES:
         raise SuiteError(f"a [[cases]] block asks for {count} cases; {_MOST_CASES} are the most.")
+    if only and device not in only:
+        return
     for values in _multiply(lists):
         for name, knobs in formats:
             for option in option_sets:

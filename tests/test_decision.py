@@ -12,6 +12,7 @@ import pytest
 from _synthetic import linear_case, projection_case, questions, run_of
 from msgspec.structs import replace as changed
 
+from hwbench.records import Measurement
 from hwbench.report import decision
 from hwbench.report.rows import Row, known, numbered, report_rows
 from hwbench.store import Run, read_run
@@ -170,3 +171,35 @@ def test_what_the_page_reads_is_plain_json(found: list[decision.Setting]) -> Non
         assert each["levels"][-1]["limit"] is None
         for place, candidate in enumerate(each["candidates"]):
             assert all(later > place for later in candidate["close"])
+
+
+@pytest.mark.parametrize("with_eager", [True, False])
+def test_compiled_layers_answer_in_one_sentence_beside_the_same_layers_as_they_are(
+    with_eager: bool,
+) -> None:
+    compiled = [
+        linear_case(name, density, mode="compile")
+        for name, density in (("dense", None), ("monarch", 0.5), ("btt", 0.5))
+    ]
+    eager = [linear_case("dense", None), linear_case("low_rank", 0.5)] if with_eager else []
+    run = run_of([*eager, *compiled])
+    took = Measurement(quantity="compile_seconds", unit="s", values=[8.0])
+    run.results = [
+        changed(each, measurements=[*each.measurements, took]) if "/compile/" in each.case else each
+        for each in run.results
+    ]
+    found = decision.settings(rows_of(run))
+    lines = decision.spoken(found)
+    said = [line for line in lines if "Compiled, the answer is" in line]
+    twin = next(each for each in found if each.mode == "compile")
+    best = twin.best(math.inf)
+    assert best is not None
+    assert len(said) == with_eager
+    assert any("compiled" in line and line.endswith(":") for line in lines) is not with_eager
+    if with_eager:
+        assert f"Compiled, the answer is {best.name}: " in said[0]
+        assert said[0].endswith("; compiling takes 8.00 s.")
+        assert [each.get("compiled", "") for each in decision.packed(found)] == [
+            said[0].strip(),
+            "",
+        ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,3 +227,26 @@ def test_a_whole_density_is_the_same_case_however_it_is_written():
         for one in (1, 1.0)
     ]
     assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(
+    ("only", "devices"), [("cuda", {"cuda"}), (["cpu", "cuda"], {"cpu", "cuda"})]
+)
+def test_a_block_may_be_for_some_kinds_of_device_only(only: Any, devices: set[str]) -> None:
+    block = {"workload": "linear", "tokens": 4, "shape": [8, 8], "format": [{"name": "dense"}]}
+    document = {
+        "schema": 1,
+        "name": "only",
+        "cases": [block, {**block, "tokens": 8, "only": only}],
+    }
+    for device in ("cpu", "cuda", "fake"):
+        tokens = [case.tokens for case in suite.build(document, device).cases]
+        assert tokens == ([4, 8] if device in devices else [4])
+    with pytest.raises(SuiteError, match="cuda"):
+        suite.build({**document, "cases": [{**block, "only": "cudo"}]}, "cpu")
+
+
+def test_linear_compiles_on_cuda_alone() -> None:
+    for device, modes in (("cpu", {"eager"}), ("cuda", {"eager", "compile"})):
+        cases = suite.build(suite.read("linear"), device).cases
+        assert {case.mode for case in cases if case.tokens} == modes

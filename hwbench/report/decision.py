@@ -20,6 +20,8 @@ from hwbench.analysis.contest import Outcome
 from hwbench.analysis.contested import LEVELS, LOSSLESS, NEAR
 from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.errors import RunFileError, UsageError
+from hwbench.quantities import COMPILE
+from hwbench.records import Mode
 from hwbench.report import _whose
 from hwbench.report import _words as words
 from hwbench.report._answers import against, beats, has_interval, loses
@@ -27,6 +29,7 @@ from hwbench.report._scores import Score, score_of
 from hwbench.report._trade import joins
 from hwbench.report.rows import (
     DENSE,
+    Group,
     Row,
     groups,
     known,
@@ -102,6 +105,12 @@ class Setting:
     basis: str  # what the errors are of, or why there are none
     scored: int | None = None  # the number of the group of the experiment that they are of
     synthetic: bool = False  # of a matrix that nobody trained
+    compiled: str = ""  # what the same setting answers where layers are compiled; else nothing
+
+    @property
+    def mode(self) -> str | None:
+        """How its layers are executed."""
+        return self.candidates[0].row.mode
 
     def best(self, limit: float) -> Candidate | None:
         """The fastest within a largest error; None where nothing is.
@@ -174,7 +183,28 @@ def settings(rows: Sequence[Row], scored: Iterable[Joined] | None = None) -> lis
         have = [row for row in members if relative(row) is not None]
         if any(row.format != DENSE for row in have):
             made.append(_setting(have, joined.get(members[0].group_number, [])))
+    compiled = {_but_mode(each): each for each in made if each.mode == Mode.COMPILE}
+    for setting in made:
+        if setting.mode != Mode.COMPILE and (twin := compiled.get(_but_mode(setting))):
+            setting.compiled = _compiled(twin)
     return made
+
+
+def _but_mode(setting: Setting) -> Group:
+    return setting.candidates[0].row.group.without("mode")
+
+
+def _compiled(setting: Setting) -> str:
+    """The answer of a setting of compiled layers in one sentence, with what compiling takes."""
+    best = setting.best(math.inf)
+    if best is None:
+        return ""
+    time = units.seconds(best.row.time_seconds)
+    said = f"Compiled, the answer is {best.name}: {time}"
+    if best.row.format != DENSE:
+        said += f"{setting.instead(best)}, {best.error}"
+    taken = best.row.value(COMPILE.name)
+    return f"{said}; compiling takes {units.seconds(taken)}." if known(taken) else f"{said}."
 
 
 def _setting(have: list[Row], experiments: list[Joined]) -> Setting:
@@ -360,6 +390,8 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
         most: settings that are spelled out; the others are counted.
     """
     found = list(found)
+    told = {_but_mode(setting) for setting in found if setting.compiled}
+    found = [each for each in found if each.mode != Mode.COMPILE or _but_mode(each) not in told]
     lines: list[str] = []
     for setting in found[:most]:
         lines.append(f"{setting.title}:")
@@ -376,6 +408,7 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
                 names = "; ".join(each.name for each in rivals[:_NAMED])
                 more = f" and {len(rivals) - _NAMED} more" if len(rivals) > _NAMED else ""
                 lines += [f"    {said}: {names}{more}."] if names else []
+        lines += [f"  {setting.compiled}"] if setting.compiled else []
     if len(found) > most:
         lines.append(f"… and {len(found) - most} more settings; the page has them all.")
     lines += dict.fromkeys(setting.basis for setting in found if setting.synthetic)
@@ -404,6 +437,7 @@ def packed(found: Iterable[Setting]) -> list[dict[str, Any]]:
             "basis": setting.basis,
             "scored": setting.scored,
             "synthetic": setting.synthetic,
+            **({"compiled": setting.compiled} if setting.compiled else {}),
             "dense": None if setting.dense is None else setting.dense.number,
             "levels": [
                 {"label": level.label, "limit": None if level.limit == math.inf else level.limit}

@@ -167,7 +167,7 @@ function startDecision(data, filters) {
       ...beside("Too close to call", named(best.close)),
       ...beside("Faster once, but the machine was never quiet", before),
     ].join(" ") : "";
-    basis.textContent = setting.basis;
+    basis.textContent = [setting.compiled, setting.basis].filter(Boolean).join(" ");
     basis.classList.toggle("warning", setting.synthetic);
     ladder.replaceChildren(...setting.levels.map((each, place) => rung(setting, each, place)));
     rank(setting);
