@@ -10,6 +10,8 @@ import pytest
 from _faulty import install, uninstall
 
 from hwbench import environment
+from hwbench.cli import list_
+from hwbench.protocol import FormatDetails
 from hwbench.store import read_run
 
 TINY = """
@@ -172,6 +174,44 @@ def test_list_json_and_details(hwbench):
     details = {row["name"]: row for row in json.loads(out)}
     assert details["low_rank"]["knobs"] == ["kernel", "rank"]
     assert "CUDA" in details["semi_structured"]["unsupported"]["cpu float32 forward"]
+
+
+def test_a_format_is_listed_by_name_with_why_its_kernel_is_the_default(hwbench):
+    code, out, _ = hwbench("list", "formats", "csr", "semi_structured", "bsr")
+    assert code == 0
+    assert [line for line in out.splitlines() if line[:1].strip()] == [
+        "csr", "semi_structured", "bsr",
+    ]  # fmt: skip
+    said = " ".join(out.split())
+    assert "default gather; on this CPU it runs in more dtypes or directions than native" in said
+    assert "default cusparselt, which does not run on this CPU" in said
+    code, out, _ = hwbench("list", "formats", "csr", "--json")
+    assert [row["name"] for row in json.loads(out)] == ["csr"]
+    assert hwbench("list", "formats", "csrr")[0] == 2
+    assert "did you mean 'csr'" in hwbench("list", "formats", "csrr")[2]
+    code, _, err = hwbench("list", "suites", "csr")
+    assert (code, "takes no names" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"),
+    [
+        ({"a": ["cpu x"], "b": ["cpu x"]}, "a; on this CPU all kernels run in the same"),
+        ({"a": ["cpu x", "cpu y"], "b": ["cpu y"]}, "a; on this CPU it runs in more"),
+        ({"a": ["cpu x"], "b": ["cpu x", "cpu y"]}, "does not run as cpu y, which others do"),
+        ({"a": ["cpu x"], "b": ["cpu y"]}, "does not run as cpu y, which others do"),
+        ({"a": ["cuda x"], "b": ["cpu x"]}, "a, which does not run on this CPU"),
+    ],
+)
+def test_the_default_kernel_is_explained_by_where_kernels_run(runs, said):
+    each = FormatDetails(
+        name="f", summary="", description="", knobs=[], defaults={"kernel": "a"}, kernels=[*runs],
+        paper="", unsupported={}, by_kernel={
+            kernel: {p: "" if p in of else "no" for p in ("cpu x", "cpu y", "cuda x")}
+            for kernel, of in runs.items()
+        },
+    )  # fmt: skip
+    assert said in list_._why_default(each)
 
 
 def test_failed_cases_are_exit_5_and_the_rest_is_shown(hwbench, tiny, tmp_path, monkeypatch):

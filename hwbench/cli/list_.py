@@ -12,13 +12,13 @@ import typer
 
 from hwbench.channels import visible
 from hwbench.cli import _options, _shared
-from hwbench.errors import UnknownNameError, shortened
+from hwbench.errors import UnknownNameError, UsageError, shortened
 
 if TYPE_CHECKING:
     from hwbench.protocol import FormatDetails
 
 _KINDS = {
-    "formats": "weight formats, each in a line; --details has knobs, kernels and where they run",
+    "formats": "weight formats, each in a line; by name or with --details all that is known of one",
     "suites": "the questions that come with hwbench, for run --suite NAME",
     "devices": "kinds of device, for run --device NAME",
     "runs": "stored runs in a folder, --out; by default in runs/",
@@ -27,6 +27,7 @@ _KINDS = {
 
 def list_(
     kind: str | None = typer.Argument(None, help="formats, suites, devices or runs."),
+    names: list[str] | None = typer.Argument(None, help="Formats: these, with their details."),
     details: bool = typer.Option(
         False, "--details", help="Formats: knobs, kernels, where they run (asks a worker)."
     ),
@@ -39,8 +40,10 @@ def list_(
         return
     if kind not in _KINDS:
         raise UnknownNameError("list", kind, _KINDS)
-    if kind == "formats" and details:
-        _format_details(as_json=as_json)
+    if names and kind != "formats":
+        raise UsageError(f"hwbench list {kind} takes no names; only formats are listed by name.")
+    if kind == "formats" and (details or names):
+        _format_details(names or [], as_json=as_json)
         return
     rows = {"formats": _members, "devices": _members, "suites": _suites, "runs": _runs}[kind](
         kind, folder
@@ -94,15 +97,18 @@ def _runs(kind: str, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _format_details(*, as_json: bool) -> None:
+def _format_details(names: list[str], *, as_json: bool) -> None:
+    """The details of the formats that are named, else of all."""
     import msgspec
 
     from hwbench import plugins, protocol
     from hwbench.measure.transports.local import LocalWorker
 
+    for name in names:
+        plugins.check("formats", name)
     worker = LocalWorker("cpu", 1)
     try:
-        request = protocol.DescribeRequest(names=plugins.names("formats"))
+        request = protocol.DescribeRequest(names=names or plugins.names("formats"))
         reply = worker.ask(request, protocol.DescribeReply, 120)
     finally:
         worker.close()
@@ -140,10 +146,32 @@ def _facts(each: FormatDetails) -> dict[str, list[str]]:
         "what": [each.summary],
         "knobs": [_knobs(each)],
         "kernels": [", ".join([f"{first} (default)" if others else first, *others])],
+        "default": [_why_default(each)] if others else [],
         "runs on": runs,
         "not on": [f"{place}: {reason}" for place, reason in refused],
         "paper": [each.paper] if each.paper else [],
     }
+
+
+def _why_default(each: FormatDetails) -> str:
+    """What the default kernel has before the others on this CPU, or why it does not run here.
+
+    It is chosen by where kernels run; which is the fastest here, a run measures.
+    """
+    if "kernel" in each.defaults and each.defaults["kernel"] is None:
+        return "it follows from the other knobs"
+    first, *others = each.kernels
+    runs = {
+        kernel: {place for place, reason in of_kernel.items() if place[:4] == "cpu " and not reason}
+        for kernel, of_kernel in each.by_kernel.items()
+    }
+    if not runs[first]:
+        return f"{first}, which does not run on this CPU"
+    if missed := sorted(set().union(*runs.values()) - runs[first]):
+        return f"{first}; on this CPU it does not run as {', '.join(missed)}, which others do"
+    if fewer := [kernel for kernel in others if runs[kernel] < runs[first]]:
+        return f"{first}; on this CPU it runs in more dtypes or directions than {', '.join(fewer)}"
+    return f"{first}; on this CPU all kernels run in the same dtypes and directions"
 
 
 def _knobs(each: FormatDetails) -> str:
