@@ -53,6 +53,7 @@ class CodedMap(Linear, Coded):
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("centre", centre)
+        self._sources = ("codes", "scale", *(["centre"] if self.kind.centred else []))
         table = _quantize.nf4_table().to(scale) if self.kind.name == "nf4" else scale.new_empty(0)
         self.register_buffer("table", table)
         self._derived = Derived[Any]()
@@ -103,7 +104,7 @@ class CodedMap(Linear, Coded):
 
     def derived(self, build: Callable[[], Any]) -> Any:
         held = self._buffers  # a look-up by attribute takes longer than the rest of a small call
-        sources: Any = [held[name] for name in ("codes", "scale", "centre")]
+        sources: Any = [held[name] for name in self._sources]
         return self._derived.get(sources, build, trusting=self.trusting)
 
     def forget(self) -> None:
