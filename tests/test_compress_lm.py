@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from _evidence import script as evidence_script
 from _formats import CLASSES, describe
 from _scored import described, scored, unsupported, workload
 from _synthetic import run_of, scored_case
@@ -400,8 +403,26 @@ def test_collapse_begins_above_ten() -> None:
 @pytest.mark.parametrize("name", ["compress_lm", "compress_lm_full"])
 def test_the_suites_can_be_read(name: str) -> None:
     found = suites.build(suites.read(name), "cpu").cases
-    assert len(found) == (12 if name == "compress_lm" else 32)
+    assert len(found) == (12 if name == "compress_lm" else 31)
     assert {each.workload for each in found} == {"compress_lm"}
+
+
+@pytest.mark.heavy
+def test_transformers_finds_the_same_perplexity(small: Llama) -> None:
+    pytest.importorskip("transformers")
+    script = evidence_script("perplexity")
+    ids = _prose.windows(encode, "evaluation", WINDOWS)
+    half = {
+        name: linear.weight.masked_fill(linear.weight.abs() < 0.2, 0)
+        for name, linear in small.linears().items()
+    }
+    for matrices in ({}, half):
+        student = copy.deepcopy(small)
+        for name, matrix in matrices.items():
+            student.get_submodule(name).weight.data = matrix
+        ours = perplexity(student(ids, torch.ones_like(ids, dtype=torch.bool)), ids, ids >= 0)
+        theirs = script.transformers_nats(small, matrices, ids)
+        assert ours == pytest.approx(math.exp(fmean(theirs)), rel=script.AGREED / 10)
 
 
 WIDE = smollm2.Config(60, 128, 256, 2, 4, 2, 64, 1e-5, 10000.0)
