@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,33 @@ def test_the_verb_says_where_and_refuses_to_write_over_the_run(
     code, _, err = hwbench("share", str(run), "--out", str(run))
     assert code == 2
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_stream_gets_the_run_alone(hwbench: Call, tmp_path: Path) -> None:
+    """The words go to the other stream, so that what is piped on is a run."""
+    run = private(STORED[0], tmp_path / "run.jsonl")
+    share.share(run, tmp_path / "wanted.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    code, out, err = hwbench("share", str(run), "-o", str(tmp_path / "pipe"))
+    reader.join()
+    assert (code, out) == (0, "")
+    assert "| suite | my suite.toml" in err
+    assert read == [(tmp_path / "wanted.jsonl").read_bytes()]
+
+
+@pytest.mark.parametrize("rest", [b"", b'{"line":"resu', b'{"line":"\xc3'], ids=["", "cut", "half"])
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0b", "\u00b5"])
+def test_every_whole_line_is_shared_and_no_other(tmp_path: Path, sign: str, rest: bytes) -> None:
+    """Signs that end a line of text elsewhere end none of a run; an unfinished line is left out."""
+    before = private(STORED[0], tmp_path / "run.jsonl")
+    lines = [json.loads(line) for line in before.read_bytes().splitlines()]
+    lines[0]["environment"]["state"]["note"] = f"a{sign}b"
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    before.write_bytes(text.encode() + rest)
+    after = share.share(before, tmp_path / "out.jsonl")
+    assert after.header.environment.state["note"] == f"a{sign}b"
+    assert len(after.results) == len(read_run(before).results)
+    assert read_run(tmp_path / "out.jsonl").results == after.results

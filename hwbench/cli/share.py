@@ -8,6 +8,11 @@ import typer
 
 from hwbench.cli import _shared
 
+_NEXT = """\
+The cleaned run is in {target}. To give it to hwbench, add it to reports/ in a
+folder named after the day and the machine, with this table in the pull request,
+and run make docs: docs/machines.html then compares your machine with the others."""
+
 
 def share(
     run: Path = typer.Argument(..., help="A run file, or a folder whose newest run is taken."),
@@ -24,10 +29,7 @@ def share(
 
     path = _shared.run_files([run])[-1]
     target = out or path.with_suffix(".shared.jsonl")
+    to_a_stream = target.exists() and not target.is_file()  # /dev/stdout: then it holds the run
     shared = study.share(path, target)
-    for line in study.words(shared).splitlines():
-        _shared.say(line)
-    _shared.say()
-    _shared.say(f"The cleaned run is in {target}. To give it to hwbench, add it to reports/ in a")
-    _shared.say("folder named after the day and the machine, with this table in the pull request,")
-    _shared.say("and run make docs: docs/machines.html then compares your machine with the others.")
+    for line in (*study.words(shared).splitlines(), "", *_NEXT.format(target=target).splitlines()):
+        _shared.say(line, error=to_a_stream)

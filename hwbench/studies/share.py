@@ -10,7 +10,7 @@ import msgspec
 
 from hwbench import files, units
 from hwbench.errors import shortened
-from hwbench.store import Run, read_run
+from hwbench.store import Run, parsed, read_run
 
 PRIVATE = (
     *("hostname", "uuid", "serial", "pci_bus_id", "nodename", "user"),
@@ -30,20 +30,20 @@ def share(run: Path, out: Path) -> Run:
     kept, the same everywhere. Nothing that was measured changes.
 
     Raises:
-        RunFileError: the run cannot be read, or the copy cannot.
+        RunFileError: the run cannot be read, or the copy cannot be written.
         UsageError: the copy would be written over the run.
     """
-    read_run(run)
     files.refuse_inputs([out], [run])
-    lines = files.read_text(run, files.MOST_OF_A_RUN).splitlines()
-    kept = [_line(line) for line in lines if line]
-    files.write_text(out, "\n".join([*kept, ""]), "the run ")
-    return read_run(out)
+    found = read_run(run)
+    data = files.read(run, files.MOST_OF_A_RUN)[: found.size]  # without an unfinished line
+    shared = b"".join(_line(line) + b"\n" for line in data.splitlines())
+    files.write(out, shared, "the run ")
+    return parsed(out, shared)
 
 
-def _line(line: str) -> str:
+def _line(line: bytes) -> bytes:
     """A line without what is private, and otherwise as runs are written, number by number."""
-    return msgspec.json.encode(_cleaned(msgspec.json.decode(line))).decode()
+    return msgspec.json.encode(_cleaned(msgspec.json.decode(line)))
 
 
 def _cleaned(value: Any) -> Any:
