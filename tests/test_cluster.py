@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import types
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -200,6 +201,24 @@ def test_an_address_that_is_none_is_refused_before_anything_is_asked(address: st
 
     with pytest.raises(UsageError, match="--cluster is auto or ray://HOST:PORT"):
         Cluster(address)
+
+
+def test_the_address_given_is_all_that_is_spoken_to(monkeypatch: pytest.MonkeyPatch):
+    """Ray joins a cluster where it is given an address, and starts one where it is given none."""
+    from hwbench.measure.transports.ray import Cluster
+
+    asked: list[dict[str, Any]] = []
+
+    def init(**how: Any) -> None:
+        asked.append(how)
+        raise ConnectionError("nobody answers")
+
+    stub = types.SimpleNamespace(init=init, is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    for address in ("auto", "ray://10.0.0.7:10001", "10.0.0.7:6379"):
+        with pytest.raises(UsageError, match="no Ray cluster"):
+            Cluster(address)
+    assert [each["address"] for each in asked] == ["auto", "ray://10.0.0.7:10001", "10.0.0.7:6379"]
 
 
 def command(tmp_path: Path, *options: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +86,20 @@ def lines(out: Path) -> int:
 def children(pid: int) -> list[int]:
     listed = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in listed.read_text().split()] if listed.exists() else []
+
+
+def listening(*pids: int) -> list[str]:
+    """Where these processes wait for connections, as the kernel lists it."""
+    found = []
+    for pid in pids:
+        links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+        for kind in ("tcp", "tcp6"):
+            table = Path(f"/proc/{pid}/net/{kind}")
+            for row in table.read_text().splitlines()[1:] if table.exists() else []:
+                _, address, _, state = row.split()[:4]
+                if state == "0A" and Path(f"socket:[{row.split()[9]}]") in links:
+                    found.append(address)
+    return found
 
 
 def whole(path: Path) -> Run:
@@ -323,17 +338,20 @@ def gone(workers: list[int]) -> None:
 def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
     ends: signal.Signals, out: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the process is there, no other goes on with its run."""
+    """While the process is there, no other goes on with its run, and it listens on no port."""
     process = begun(out)
     wait(process, lambda: lines(out) >= 2)
     workers = children(process.pid)
     process.send_signal(signal.SIGSTOP)
     (path,) = out.glob("*.jsonl")
     refused = hwbench("run", "--resume", str(path))
+    listeners = listening(process.pid, *workers)
     process.send_signal(signal.SIGCONT)
     process.send_signal(ends)
     _, error = process.communicate(timeout=60)
     assert (refused[0], "is being written by another process" in refused[2]) == (2, True)
+    assert workers
+    assert listeners == []
     assert process.returncode == 130
     assert "go on with --resume" in error
     gone(workers)
@@ -342,6 +360,13 @@ def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
     assert not before.complete
     after = {(r.case, r.replicate): r for r in resumed(path, monkeypatch).results}
     assert all(after[r.case, r.replicate] == r for r in before.results)
+
+
+def test_who_listens_is_seen() -> None:
+    before = listening(os.getpid())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (found,) = set(listening(os.getpid())) - set(before)
+        assert int(found.rpartition(":")[2], 16) == server.getsockname()[1]
 
 
 @pytest.mark.parametrize("results", [1, *(pytest.param(n, marks=HEAVY) for n in (0, 13))])
