@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from hwbench.protocol import Profile
+    from hwbench.records import Case, Planned
 
 _MOST_ROWS = 20
 
@@ -49,10 +50,8 @@ def profile(
     """
     import msgspec
 
-    from hwbench import environment, protocol
     from hwbench import suite as suites
     from hwbench.measure import run as runner
-    from hwbench.measure.transports.local import LocalWorker
 
     if not trace.parent.is_dir():
         raise UsageError(f"There is no folder {trace.parent} for the trace.")
@@ -69,7 +68,29 @@ def profile(
         ],
     }  # fmt: skip
     cases = suites.build(document, name.partition(":")[0]).cases
-    worker = LocalWorker(name, threads or environment.default_threads())
+    planned, found = _profiled(cases, name, threads, calls, trace)
+    if as_json:
+        _shared.say_json(json.dumps({"case": planned.case.id, **msgspec.to_builtins(found)}))
+    else:
+        for part in _shown(planned.case.id, found):
+            _shared.console().print(part, soft_wrap=isinstance(part, str))
+    if found.verdict == "contradicted":
+        raise CasesFailedError(f"{planned.case.label} did not run what it claims: {found.says}.")
+
+
+def _profiled(
+    cases: list[Case], device: str, threads: int | None, calls: int, trace: Path
+) -> tuple[Planned, Profile]:
+    """The one case, planned and profiled by a worker of its own.
+
+    Raises:
+        SuiteError: the case is a mistake.
+        UsageError: it cannot run on the device.
+    """
+    from hwbench import environment, protocol
+    from hwbench.measure.transports.local import LocalWorker
+
+    worker = LocalWorker(device, threads or environment.default_threads())
     try:
         reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, 300)
         if reply.mistakes:
@@ -80,16 +101,9 @@ def profile(
         request = protocol.ProfileRequest(
             planned=planned, seed=0, calls=calls, trace=str(trace.resolve())
         )
-        found = worker.ask(request, protocol.ProfileReply, 600).found
+        return planned, worker.ask(request, protocol.ProfileReply, 600).found
     finally:
         worker.close()
-    if as_json:
-        _shared.say_json(json.dumps({"case": planned.case.id, **msgspec.to_builtins(found)}))
-    else:
-        for part in _shown(planned.case.id, found):
-            _shared.console().print(part, soft_wrap=isinstance(part, str))
-    if found.verdict == "contradicted":
-        raise CasesFailedError(f"{planned.case.label} did not run what it claims: {found.says}.")
 
 
 def _knobs(asked: list[str] | None) -> dict[str, Any]:
