@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 from _formats import CLASSES, assert_near, assert_right, assert_sentence, normal, random_layer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hwbench.errors import UsageError
 from hwbench.formats import _block_matmul, _native
@@ -267,6 +269,31 @@ def test_a_step_keeps_what_lies_between_unless_it_is_large(
             assert_near(found, right, torch.float32)
     assert kept == [4, 3]
     assert executed == [3 * f.flops(50, FORWARD), 3 * f.flops(50, FORWARD) + made]
+
+
+class Seen(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@HERE
+@EACH
+def test_a_profile_shows_the_operator_that_the_kernel_names(cls: type[Format]) -> None:
+    f = described(cls, (40, 24), density=0.5)
+    layer, x = random_layer(f), normal(20, 24)
+    for direction in (FORWARD, STEP):
+        with Seen() as seen, torch.set_grad_enabled(direction == STEP):
+            layer(x)
+        assert any(re.match(f.implementation.operators, name) for name in seen.names), direction
 
 
 @HERE

@@ -401,7 +401,7 @@ class OneDnn(_onednn.OneDnn, Bmm, of=TwoStage):
 class Native(_native.Native, of=TwoStage):
     """Both products in C++, block of tokens by block; what lies between them stays in cache."""
 
-    operators = r"hwbench::native_two_stage$"
+    operators = r"hwbench::native_two_stage(_kept)?$"
     backward_as = Bmm
 
     def apply(self, layer: TwoStageMap, x: Tensor) -> Tensor:
