@@ -194,14 +194,14 @@ function startCharts(data, filters) {
   };
 
   // A chart of a section that is not shown has no width: it waits until it is.
-  const shown = () => [...waiting].filter((element) => element.checkVisibility());
+  const visible = (element) => element.checkVisibility();
 
   const redraw = (element) => {
-    if (!element.checkVisibility() || !waiting.delete(element) || !element.figure) return Promise.resolve();
+    if (!visible(element) || !waiting.delete(element) || !element.figure) return Promise.resolve();
     busy += 1;
     return drawFigure(data, element, filters.passes).finally(() => {
       busy -= 1;
-      if (!busy && !shown().length) document.body.dataset.drawn = "yes";
+      if (!busy && ![...waiting].some(visible)) document.body.dataset.drawn = "yes";
     });
   };
 
@@ -233,13 +233,13 @@ function startCharts(data, filters) {
       section.box.querySelector(".nothing").hidden = live.length > 0;
     }
     document.body.dataset.drawn = "no";
-    const first = shown().filter(near);
+    const first = [...waiting].filter((element) => near(element) && visible(element));
     return Promise.all(first.map(redraw)).then(() => setTimeout(next, 0));
   }
 
   // What is in view is drawn at once, the rest from top to bottom after it; so a print has all.
   function next() {
-    const [element] = shown();
+    const element = [...waiting].find(visible);
     if (element) redraw(element).then(() => setTimeout(next, 0));
     else if (!busy) document.body.dataset.drawn = "yes"; // also where there is nothing to draw
   }
