@@ -234,7 +234,7 @@ def test_a_projection_that_sees_nothing_runs_no_calibration(
 
 def kept_blocks(tmp_path: Path) -> list[str]:
     """The names of the blocks that lie in the cache folder."""
-    return sorted(each.name for each in (tmp_path / "hwbench" / "projections").rglob("*.npz"))
+    return sorted(each.name for each in (tmp_path / "hwbench" / "projections").rglob("*.safetensors"))
 
 
 @pytest.mark.usefixtures("small")
@@ -255,7 +255,7 @@ def test_what_was_projected_before_a_cut_is_not_projected_again(
     monkeypatch.setattr(compress_lm, "project_seeing", partial(until, cut=10))
     with pytest.raises(KeyboardInterrupt):
         scored(case("low_rank", weighting=weighting))
-    assert kept_blocks(tmp_path) == ["0.npz"]
+    assert kept_blocks(tmp_path) == ["0.safetensors"]
     made.clear()
     monkeypatch.setattr(compress_lm, "project_seeing", partial(until, cut=-1))
     found = scored(case("low_rank", weighting=weighting))
@@ -299,7 +299,7 @@ def test_a_damaged_block_is_projected_again(damage: bytes, tmp_path: Path) -> No
         held = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
         held.block("0", make)
     assert len(made) == 1
-    (tmp_path / "x" / "0.npz").write_bytes(damage)
+    (tmp_path / "x" / "0.safetensors").write_bytes(damage)
     held.block("0", make)
     assert len(made) == 2
 

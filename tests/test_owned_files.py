@@ -56,6 +56,8 @@ EXCEPTIONS = {
     "studies/baseline.py _put open": "a name of its own, made there and then",
     "studies/shapes.py of read_text": OWN,
     "worker.py main fdopen": "the pipes from the parent",
+    "meters/_own_process.py start fdopen": "the pipes to the server of processes of their own",
+    "meters/_own_process.py _serve fdopen": "the pipe from the worker",
     "workloads/_apply.py apply copy": "into a folder that check_free was asked of",
     "studies/_knapsack.py _silent open": "the device that swallows what is written",
     "workloads/_packaged.py code read_bytes": OWN,

@@ -10,7 +10,7 @@ from hwbench import units
 from hwbench.analysis.contest import Outcome
 from hwbench.report import _words as words
 from hwbench.report._answers import against, beats
-from hwbench.report.rows import DENSE, STORED, Row, groups, known, printable, relative
+from hwbench.report.rows import DENSE, STORED, Row, groups, known, relative
 
 STEPS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 """Edges between the shades; below one is faster than dense."""
@@ -102,7 +102,7 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
     for series, densities in columns.items():
         names = sorted(densities, key=_place)
         order += [(series, name) for name in names]
-        table.heads.append((next(iter(densities.values())), printable(series), len(names)))
+        table.heads.append((next(iter(densities.values())), series, len(names)))
         table.densities += [name or "–" for name in names]
     for members in sets[:most]:
         found = {(row.series, row.density_word): row for row in members}

@@ -1,36 +1,32 @@
 """Projected layers of a model on disk, block by block, while their case has no score yet.
 
 A case that is cut off goes on at the first block that it had not projected. The layers lie in the
-user's cache folder, as plain arrays and the knobs that make a layer of them; nothing read is
+user's cache folder, as safetensors and the knobs that make a layer of them; nothing read is
 executed. With the score the folder of a case is removed, and of cases that nobody came back to the
-last few are kept.
+last few are kept. Where safetensors is not installed nothing is kept.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hwbench import files
+from hwbench import checkpoints, files
 from hwbench.errors import RunFileError, UsageError
 from hwbench.formats._base import Linear
 from hwbench.workloads import _converted
 
 OTHERS = 3
 """Cases beside this one whose blocks stay."""
-_MOST = 1 << 32  # bytes of a block
 _TOLD = "told"
-_DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile)
+_DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError)
 """What reading raises where a file is damaged, or of a format that has changed."""
 
 Layers = dict[str, Linear]
@@ -47,6 +43,7 @@ class Kept:
 
     def __init__(self, folder: Path, where: torch.device) -> None:
         self.folder, self.where = folder, where
+        self.possible = checkpoints.no_package("safetensors") is None
         self.earlier = 0.0
         """Seconds that the blocks took that an earlier try had projected."""
         others = [each for each in folder.parent.glob("*") if each != folder]
@@ -58,7 +55,9 @@ class Kept:
 
         Where the folder cannot be written the layers are made all the same.
         """
-        file = self.folder / f"{name}.npz"
+        if not self.possible:
+            return make()
+        file = self.folder / f"{name}.safetensors"
         if found := self._read(file):
             return found
         begun = time.perf_counter()
@@ -73,22 +72,22 @@ class Kept:
 
     def _read(self, file: Path) -> Layers | None:
         """None where there is no file, or one that cannot be read."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         try:
-            held = np.load(io.BytesIO(files.read(file, _MOST)), allow_pickle=False)
-            told = json.loads(held[_TOLD].tobytes())
+            held = load_file(files.regular(file))
+            told = json.loads(held[_TOLD].numpy().tobytes())
             found = {name: self._layer(name, each, held) for name, each in told["layers"].items()}
             self.earlier += float(told["seconds"])
-        except (*_DAMAGED, UsageError):
+        except (*_DAMAGED, SafetensorError, UsageError):
             return None
         return found
 
-    def _layer(self, name: str, told: dict[str, Any], held: Mapping[str, Any]) -> Linear:
+    def _layer(self, name: str, told: dict[str, Any], held: Mapping[str, Tensor]) -> Linear:
         layer = _converted.empty(name, told["made"])
         learns = {each: value.requires_grad for each, value in layer.named_parameters()}
-        values = {
-            each: _tensor(held[f"{name}/{each}"], *kind).to(self.where)
-            for each, kind in told["values"].items()
-        }
+        values = {each: held[f"{name}/{each}"].to(self.where) for each in told["values"]}
         layer.load_state_dict(values, assign=True)
         for each, value in layer.named_parameters():
             value.requires_grad_(learns[each])
@@ -100,30 +99,17 @@ class Kept:
 
 
 def _packed(layers: Layers, seconds: float) -> bytes:
-    """The layers as an archive of arrays of bytes, one of which is JSON and tells of the others."""
-    arrays, told = {}, {}
+    """The layers as safetensors, one of whose tensors is JSON and tells of the others."""
+    from safetensors.torch import save
+
+    tensors, told = {}, {}
     for name, layer in layers.items():
         state = layer.state_dict()
-        told[name] = {
-            "made": _converted.described(name, layer),
-            "values": {each: [str(v.dtype)[6:], list(v.shape)] for each, v in state.items()},
-        }
+        told[name] = {"made": _converted.described(name, layer), "values": list(state)}
         for each, value in state.items():
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            arrays[f"{name}/{each}"] = flat.view(torch.uint8).numpy()
+            tensors[f"{name}/{each}"] = value.detach().cpu().contiguous()
     text = json.dumps({"seconds": seconds, "layers": told}).encode()
-    held = io.BytesIO()
-    np.savez(held, allow_pickle=False, **{_TOLD: np.frombuffer(text, np.uint8)}, **arrays)
-    return held.getvalue()
-
-
-def _tensor(values: Any, dtype: str, shape: list[int]) -> Tensor:
-    kind = getattr(torch, dtype)
-    if not isinstance(kind, torch.dtype):
-        raise TypeError(f"{dtype} is no dtype.")
-    found = torch.empty(shape, dtype=kind)
-    found.reshape(-1).view(torch.uint8).copy_(torch.from_numpy(values.copy()))
-    return found
+    return bytes(save({**tensors, _TOLD: torch.frombuffer(bytearray(text), dtype=torch.uint8)}))
 
 
 def _written(folder: Path) -> float:
