@@ -162,6 +162,24 @@ def test_a_case_that_takes_its_worker_with_it_takes_no_other(
     assert len(workers.started) == 3 + deaths
 
 
+@pytest.mark.parametrize("budget", [None, 30.0])
+def test_dense_is_timed_where_all_beside_it_die_in_the_rounds(
+    tmp_path: Path, workers: Workers, budget: float | None
+):
+    asked = document(["dense"])
+    asked["cases"][0]["format"] += [{"name": "low_rank", "rank": [1, 2]}]
+    workers.act_out(died("exit code 3"), request=CHUNK, case="low_rank", times=99)
+    run = read_run(
+        runner.run(asked, device="fake", out=tmp_path, threads=1, time_budget_seconds=budget)
+    )
+    assert run.complete
+    ended = {(run.planned[r.case].case.format, r.status) for r in run.results}
+    assert ended == {("dense", Status.OK), ("low_rank", Status.CRASHED)}
+    assert {r.replicate for r in run.results if "dense" in r.case} == set(
+        range(run.header.plan.replicates)
+    )
+
+
 def test_another_package_adds_a_format_to_list_run_and_report(tmp_path: Path, faulty: str, hwbench):
     from hwbench.report.html import render
 

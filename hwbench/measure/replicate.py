@@ -98,6 +98,8 @@ class Replicate:
             if seconds is not None:
                 left = max(0.0, seconds - (time.monotonic() - begun)) / (len(chunks) - index)
             self._time(chunk, anchor, wanted, left)
+        if anchor and anchor.planned.case.id in wanted:  # all that was beside it died
+            self._time([], anchor, wanted, None if seconds is None else 0.0)
         self._forget()
 
     def _forget(self) -> None:
