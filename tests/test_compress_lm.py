@@ -234,7 +234,9 @@ def test_a_projection_that_sees_nothing_runs_no_calibration(
 
 def kept_blocks(tmp_path: Path) -> list[str]:
     """The names of the blocks that lie in the cache folder."""
-    return sorted(each.name for each in (tmp_path / "hwbench" / "projections").rglob("*.safetensors"))
+    return sorted(
+        each.name for each in (tmp_path / "hwbench" / "projections").rglob("*.safetensors")
+    )
 
 
 @pytest.mark.usefixtures("small")

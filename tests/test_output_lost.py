@@ -126,7 +126,12 @@ VERBS = [
     ("arguments", "code", "stream"),
     [
         # every stream at the first verb, each second one at the others
-        pytest.param(*verb, stream, marks=pytest.mark.heavy if place and (place + turn) % 2 else [])
+        pytest.param(
+            *verb,
+            stream,
+            id=f"{' '.join(verb[0])}-{stream.__name__}",
+            marks=pytest.mark.heavy if place and (place + turn) % 2 else [],
+        )
         for place, verb in enumerate(VERBS)
         for turn, stream in enumerate(STREAMS)
     ],
