@@ -219,8 +219,10 @@ def _before(path: Path) -> os.stat_result | None:
     return found
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path, what: str = "") -> None:
     """Whether a file may be written here, for those who would know before they work for it.
+
+    ``what`` it is may stand in the error.
 
     Raises:
         RunFileError: a run is there, a folder, or what cannot be looked at.
@@ -228,7 +230,7 @@ def check_replaceable(path: Path) -> None:
     try:
         _before(path)
     except OSError as error:
-        raise RunFileError(f"Cannot write {path}: {error.strerror}.") from error
+        raise RunFileError(f"Cannot write {what}{path}: {error.strerror}.") from error
 
 
 def write_text(path: Path, text: str, what: str = "") -> None:

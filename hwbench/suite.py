@@ -381,8 +381,9 @@ def override(
 
     ``shape``, ``tokens`` and ``dtype`` replace the axes of the blocks that have tokens; ``density``
     or ``stored`` replaces every share of dense; ``formats`` keeps those names, with dense as their
-    yardstick, and adds the ones that the suite does not have. What is asked for twice by it is one
-    case.
+    yardstick, and adds the ones that the suite does not have. A block of dense alone beside others
+    is a control, such as a smaller model, to which no format is added. What is asked for twice by
+    it is one case.
     """
     _well_formed(document)
     if density and stored:
@@ -390,6 +391,7 @@ def override(
     shares = ("density", density) if density else ("stored", stored)
     axes_asked = {"shape": shape, "tokens": tokens, "dtype": dtype}
     blocks = [dict(block) for block in document.get("cases", [])]
+    controls = [block for block in blocks if _is_dense(block)]
     for block in blocks:
         timed = "tokens" in block or "direction" in block
         here = {kind: dict(axes) for kind, axes in block.get("on", {}).items()}
@@ -402,8 +404,9 @@ def override(
                     axes.pop(key, None)
         tables = [table for table in (block, *here.values()) if "format" in table]
         gone = _knobs(table["format"] for table in tables)
+        own = () if block in controls and len(controls) < len(blocks) else formats
         for table in tables:
-            table["format"] = _chosen(table["format"], *shares, formats)
+            table["format"] = _chosen(table["format"], *shares, own)
         gone -= _knobs(table["format"] for table in tables)
         rules = _listed(block.get("exclude", []))  # one by a knob that is gone matches nothing
         block["exclude"] = [r for r in rules if not (isinstance(r, dict) and gone & r.keys())]
@@ -414,6 +417,13 @@ def override(
         "cases": blocks,
         "merge": any([*axes_asked.values(), density, stored, formats]),
     }
+
+
+def _is_dense(block: Mapping[str, Any]) -> bool:
+    """Whether a block asks for dense alone, on every kind of device."""
+    tables = [block, *block.get("on", {}).values()]
+    found = [_formats(table["format"]) for table in tables if "format" in table]
+    return bool(found) and all(name == "dense" for each in found for name, _ in each)
 
 
 def _well_formed(document: Mapping[str, Any]) -> None:

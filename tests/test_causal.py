@@ -143,7 +143,7 @@ def test_the_command_line_stores_the_model_and_its_score(
     assert code == 0, error
     (path,) = tmp_path.glob("*.jsonl")
     assert {p.case.options["model"] for p in read_run(path).planned.values()} == {str(gpt2)}
-    rows = summary(path).set_index("format")
+    rows = summary(path).dropna(subset="score_name").set_index("format")  # depth is for others
     assert set(rows["score_name"]) == {"perplexity"}
     assert set(rows["better"]) == {"lower"}
     assert set(rows["out_features"]) == {SIDE}

@@ -81,7 +81,7 @@ def test_the_run_is_complete_and_has_what_a_gpu_leaves(run: Run, tmp_path: Path)
 
 def test_the_terminal_shows_graphs_and_energy(run: Run, shown: str) -> None:
     titles = [line for line in shown.splitlines() if re.match(r"format +density +time", line)]
-    assert len(titles) == 8
+    assert len(titles) == 10
     assert re.search(r"stored +graph +energy", titles[0])
     assert all("energy" in title for title in titles)
     rows = [r for r in report_rows(run) if r.format == "low_rank" and r.tokens == 1]
@@ -96,7 +96,7 @@ def test_the_terminal_says_what_its_times_and_flags_mean(shown: str) -> None:
     assert _clock.CONTRACTS["event"] in shown
     assert HOST in shown
     assert STARVED_SAID in shown
-    assert f"What disturbed: {CAUSE} (and 17 like it)." in shown
+    assert f"What disturbed: {CAUSE} (and 20 like it)." in shown
     for flag in ("launch_bound", "starved", "disturbed"):
         assert f"{_words.flag(flag)}: {_words.FLAGS[flag]}." in shown
     assert "The SM clock was 1.98 GHz and became 1.60 GHz" in shown
@@ -184,7 +184,7 @@ def test_the_page_tells_the_clock_and_the_machine_in_units(page: str) -> None:
     method = page[page.index("The machine and the method") :]
     names = method.replace(". ", ".")  # a line may break behind a dot
     assert _clock.CONTRACTS["event"] in method
-    assert f"What disturbed: {CAUSE} (and 17 like it)." in method
+    assert f"What disturbed: {CAUSE} (and 20 like it)." in method
     for words in (
         "sm_clock_hertz 1.60 GHz",
         "power_watts 640 W",

@@ -189,6 +189,19 @@ def test_any_format_can_be_asked_of_any_suite(shipped):
             assert name in found, f"{name} on {kind}"
 
 
+def test_a_block_of_dense_alone_beside_others_stays_what_it_is():
+    mixed, control = (
+        document()["cases"][0],
+        {**document()["cases"][0], "format": [{"name": "dense"}]},
+    )
+    both = {**document(), "cases": [mixed, control]}
+    asked = suite.override(both, formats=["monarch"], density=[0.25])
+    assert [entry["name"] for entry in asked["cases"][1]["format"]] == ["dense"]
+    assert "monarch" in [entry["name"] for entry in asked["cases"][0]["format"]]
+    alone = suite.override({**document(), "cases": [control]}, formats=["monarch"])
+    assert [entry["name"] for entry in alone["cases"][0]["format"]] == ["dense", "monarch"]
+
+
 def test_an_exclusion_by_a_knob_that_is_gone_goes_with_it():
     rules = [{"rank": 1}, {"tokens": 1}]
     formats = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}]

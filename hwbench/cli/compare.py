@@ -27,7 +27,7 @@ def compare(
     paths = _shared.run_files(runs)
     files.refuse_inputs([out], paths)
     if out is not None:
-        files.check_replaceable(out)
+        files.check_replaceable(out, "the report ")
     read = [read_run(path) for path in paths]
     found = versus.compare(read, _prices(price))
     if out is not None:

@@ -47,7 +47,7 @@ def report(
         out = Path("report.html")
     files.refuse_inputs([out], paths)
     if out is not None:
-        files.check_replaceable(out)
+        files.check_replaceable(out, "the report ")
     with _uncollected():
         read = [read_run(path) for path in paths]
         page = issue.render(read) if markdown else html.render(read, samples=samples or [])

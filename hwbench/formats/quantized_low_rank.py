@@ -157,7 +157,7 @@ class QuantizedLowRank(CodedFormat):
         """
         dtype, target = weight.dtype, weight.detach().double()
         seen = None if activations is None else _gram.Seen.of(activations.detach(), weight)
-        whitening = None if seen is None else seen.lower
+        whitening = seen.lower if seen is not None and bool(seen.rows.any()) else None
         low, best, error = torch.zeros_like(target), None, float("inf")
         for _ in range(self.ROUNDS):
             coded = self.codes_of((target - low).to(_wide(dtype)), dtype, seen)

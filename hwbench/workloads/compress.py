@@ -124,7 +124,7 @@ class Compress(Workload):
         """Of every linear layer that is kept."""
         folder, depth = self._folder(case), float(self.options(case)["depth"])
         shapes = _reading.reader(folder).shapes(folder)
-        if depth == 1:
+        if depth == 1 or models.kind(folder) != models.BERT:
             return shapes
         blocks = int(models.config(folder)["num_hidden_layers"])
         return shapes[: len(shapes) // blocks * _whole.shorter(depth, blocks)]
