@@ -230,9 +230,16 @@ def quantised_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     hundred times as large as the rest, beside which everything else would be rounded to zero.
     """
     wide = in_rows(x.float())
-    scale = torch.linalg.vector_norm(wide, torch.inf, 1, keepdim=True) / 127
-    scale.clamp_min_(torch.finfo(torch.float32).tiny)
+    scale = largest_of_rows(wide).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
     return (wide * scale.reciprocal()).round_().to(torch.int8), scale
+
+
+def largest_of_rows(x: Tensor) -> Tensor:
+    """The largest magnitude of each row, (rows, 1).
+
+    On a CPU the infinity norm, which says the same, takes eight times as long.
+    """
+    return x.abs().amax(1, keepdim=True)
 
 
 def in_rows(x: Tensor) -> Tensor:

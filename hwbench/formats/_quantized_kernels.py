@@ -131,7 +131,7 @@ class LinearDynamic(Product, of=CodedWeight):
         if x.shape[0] == 1:
             y: Tensor = _quantized().linear_dynamic(wide, packed)
             return y.to(x.dtype)
-        largest = torch.linalg.vector_norm(wide, torch.inf, 1, keepdim=True)
+        largest = _quantize.largest_of_rows(wide)
         largest.clamp_min_(torch.finfo(torch.float32).tiny)
         y = _quantized().linear_dynamic(wide / largest, packed)
         return y.mul_(largest).to(x.dtype)
