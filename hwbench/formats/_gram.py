@@ -305,7 +305,7 @@ def _of_entries(described: Any, weight: Tensor, seen: Seen) -> Any:
     else:
         found = _pruned.pruned(weight, inverse, upper, nonzeros=described.parameters())
     least = _loss(weight - found, gram)
-    for other in (described.project(weight), described.project(weight, activations=size)):
+    for other in _without_rows(described, weight, size):
         dense = other.to_dense().detach()
         if (loss := _loss(weight - dense, gram)) < least:
             found, least = dense, loss
@@ -326,19 +326,14 @@ def _of_factors(described: Any, weight: Tensor, seen: Seen) -> Any:
 def _of_turned(described: Any, weight: Tensor, seen: Seen) -> Any:
     """The best of what is learnt for W L and of the plain projections."""
     weight = weight.double()
-    found = [
-        described.project_turned(weight, seen.lower),
-        described.project(weight),
-        described.project(weight, activations=seen.size),
-    ]
-    return min(found, key=lambda layer: _loss(weight - layer.to_dense().detach(), seen.gram))
+    learnt = described.project_turned(weight, seen.lower)
+    return _least_lost([learnt, *_without_rows(described, weight, seen.size)], weight, seen.gram)
 
 
 def _of_places(described: Any, weight: Tensor, seen: Seen) -> Any:
     """Values at places that ``project`` decides: the better of two choices, and settled there."""
     gram, size = (each.to(weight.dtype) for each in (seen.gram, seen.size))
-    starts = [described.project(weight), described.project(weight, activations=size)]
-    best = min(starts, key=lambda layer: _loss(weight - layer.to_dense().detach(), gram))
+    best = _least_lost(_without_rows(described, weight, size), weight, gram)
     found = best.to_dense().detach().double()
     (values,) = _factors(best)
     with torch.no_grad():
@@ -346,6 +341,16 @@ def _of_places(described: Any, weight: Tensor, seen: Seen) -> Any:
         places = best.to_dense() != 0
     settled = _pruned.settled(found, weight.double(), seen.gram, places)
     return described.project(settled.to(weight.dtype))
+
+
+def _without_rows(described: Any, weight: Tensor, size: Tensor) -> list[Any]:
+    """The projections that see nothing of the inputs, and the size of each alone."""
+    return [described.project(weight), described.project(weight, activations=size)]
+
+
+def _least_lost(layers: list[Any], weight: Tensor, gram: Tensor) -> Any:
+    """The layer that loses least."""
+    return min(layers, key=lambda layer: _loss(weight - layer.to_dense().detach(), gram))
 
 
 def _factors(layer: Member) -> list[Tensor]:
