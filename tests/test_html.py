@@ -542,6 +542,26 @@ def test_the_bytes_of_a_whole_model_are_those_of_its_dense_case() -> None:
     assert _bytes._cells(weighted[0])[2] == "n_m, density 0.5, weighted by gram"
 
 
+def test_a_smaller_dense_model_is_a_row_beside_the_whole_one() -> None:
+    path = Path(__file__).parents[1] / "reports/2026-11-28-epyc-2core/compress_lm.jsonl"
+    run = read_run(path)
+    (dense,) = (each for each in run.planned.values() if each.case.format == "dense")
+    case = replace(dense.case, options={**dense.case.options, "depth": 0.4})
+    assert dense.cost is not None
+    few = replace(dense.cost, stored_bytes=dense.cost.stored_bytes * 2 // 10)
+    run.planned[case.id] = replace(dense, case=case, cost=few)
+    run.results += [replace(r, case=case.id) for r in run.results if r.case == dense.case.id]
+    rows = numbered(report_rows(run))
+    assert sorted(row.stored_ratio for row in rows if row.format == "dense") == [
+        pytest.approx(0.2, abs=1e-6), 1.0,
+    ]  # fmt: skip
+    (found,) = _bytes.kept(rows)
+    assert found.says == (
+        "In 50 % of dense’s bytes, use dense, 40 % of its blocks (it takes 20 %): perplexity 26.3. "
+        "Dense: 26.3."
+    )
+
+
 def test_scores_that_are_far_apart_have_a_logarithmic_axis() -> None:
     path = Path(__file__).parents[1] / "reports/2026-11-28-epyc-2core/compress_lm.jsonl"
     far = Page(html.render([read_run(path)])).data["specifications"]

@@ -13,12 +13,13 @@ from hwbench.report import _whose
 from hwbench.report import _words as words
 from hwbench.report._scores import score_of
 from hwbench.report.decision import named
-from hwbench.report.rows import DENSE, Row, groups, known, printable, word
+from hwbench.report.rows import DENSE, Row, groups, is_whole_dense, known, printable, word
 
 _ASKED = (0.5, 0.25, 0.1, 1.0)
 """Shares of dense's bytes in the order in which they make the sentence."""
 _FEWER = 0.9  # of the asked bytes: what takes fewer is told
 _WEIGHTING = "weighting"  # the option of an experiment that says what a projection is fitted to
+_DEPTH = "depth"  # … and the share of the blocks that a smaller dense model keeps
 HEADS = ("stored", "of dense’s bytes", "format")
 
 
@@ -41,7 +42,7 @@ def kept(rows: list[Row]) -> list[Kept]:
 
 
 def _merged(experiments: list[list[Row]]) -> list[list[Row]]:
-    """Experiments without dense join the one that has it and differs in its weighting alone."""
+    """Those without the whole dense join the one that has it, but for weighting and depth."""
     found = {_key(members[0]): list(members) for members in experiments if _dense(members)}
     others = []
     for members in experiments:
@@ -55,8 +56,14 @@ def _merged(experiments: list[list[Row]]) -> list[list[Row]]:
 
 
 def _key(row: Row) -> tuple[object, ...]:
-    options = {name: value for name, value in _options(row).items() if name != _WEIGHTING}
-    return (row.group._replace(options=json.dumps(options, sort_keys=True)), row.score_name)
+    return (row.group._replace(options=_shared(row)), row.score_name)
+
+
+def _shared(row: Row) -> str:
+    """The options that all rows of an experiment have alike."""
+    apart = (_WEIGHTING, _DEPTH)
+    options = {name: value for name, value in _options(row).items() if name not in apart}
+    return json.dumps(options, sort_keys=True)
 
 
 def _options(row: Row) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def _options(row: Row) -> dict[str, Any]:
 
 
 def _dense(members: list[Row]) -> Row | None:
-    return next((row for row in members if row.format == DENSE), None)
+    return next(filter(is_whole_dense, members), None)
 
 
 def _experiment(members: list[Row]) -> Kept:
@@ -90,17 +97,18 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _title(members: list[Row]) -> str:
-    """The title of the group; without the weighting where several stand together."""
+    """The title of the group; without weighting and depth where several stand together."""
     row = members[0]
     if len({each.options for each in members}) > 1:
-        options = {name: value for name, value in _options(row).items() if name != _WEIGHTING}
-        row = replace(row, options=json.dumps(options))
+        row = replace(row, options=_shared(row))
     return words.group_title(row)
 
 
 def _named(row: Row) -> str:
-    """The format in words, and what its projection was weighted by."""
+    """The format in words, and what its projection was weighted by, or how deep its model is."""
     weighting = _options(row).get(_WEIGHTING, "none")
+    if row.format == DENSE and not is_whole_dense(row):
+        return f"{named(row)}, {units.percent(_options(row)[_DEPTH], 0)} of its blocks"
     return named(row) + (
         "" if weighting == "none" else f", weighted by {printable(word(weighting))}"
     )

@@ -267,10 +267,15 @@ def _beside_dense(rows: list[Row]) -> list[Row]:
     """
     stored: dict[tuple[Any, ...], dict[float, None]] = {}
     for row in rows:
-        if row.format == DENSE and row.scored and known(row.stored_bytes):
+        if is_whole_dense(row) and row.scored and known(row.stored_bytes):
             stored.setdefault(_experiment(row), {})[row.stored_bytes] = None
     return [replace(row, dense_bytes=_dense_bytes(row, [*stored.get(_experiment(row), ())]))
             if row.scored else row for row in rows]  # fmt: skip
+
+
+def is_whole_dense(row: Row) -> bool:
+    """Whether it is dense with all of its blocks, and no smaller dense model."""
+    return row.format == DENSE and float(json.loads(row.options or "{}").get("depth", 1)) == 1
 
 
 def _experiment(row: Row) -> tuple[Any, ...]:
