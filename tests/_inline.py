@@ -16,12 +16,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import pytest
 
 from hwbench import protocol
 from hwbench.errors import HwbenchError, UsageError
+from hwbench.measure import schedule
 from hwbench.measure.transports._base import (
     SeatLostError,
     Worker,
@@ -31,6 +34,19 @@ from hwbench.measure.transports._base import (
 
 _ONE_AT_A_TIME = threading.Lock()
 """Settings of torch and the error stream belong to the whole process."""
+
+
+def ten_seconds_a_replicate(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each replicate takes ten seconds of a clock that nothing else moves: the one returned."""
+    now, measure = [0.0], schedule.measure
+
+    def ten_seconds(*args: Any) -> dict[str, float]:
+        now[0] += 10.0
+        return measure(*args)
+
+    monkeypatch.setattr(schedule, "measure", ten_seconds)
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
 def died(how: str = "signal 9, SIGKILL") -> Callable[[], BaseException]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from _inline import ten_seconds_a_replicate
 
 from hwbench.analysis.contested import contested
 from hwbench.measure import run as runner
@@ -44,16 +44,8 @@ def document(**plan: Any) -> dict[str, Any]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Each replicate takes ten seconds of a clock that nothing else moves."""
-    now, measure = [0.0], schedule.measure
-
-    def ten_seconds(*args: Any) -> dict[str, float]:
-        now[0] += 10.0
-        return measure(*args)
-
-    monkeypatch.setattr(schedule, "measure", ten_seconds)
-    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(schedule, "contested_cases", REAL)
-    return now
+    return ten_seconds_a_replicate(monkeypatch)
 
 
 def simulate(

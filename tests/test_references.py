@@ -6,10 +6,10 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from _inline import ten_seconds_a_replicate
 
 from hwbench.analysis.frames import between, summary_rows
 from hwbench.analysis.quiet import counted, slowed
@@ -123,14 +123,7 @@ def test_they_take_no_longer_than_those_of_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float, made: int
 ) -> None:
     """Each replicate takes ten seconds of a clock that nothing else moves."""
-    now, measure = [0.0], schedule.measure
-
-    def ten_seconds(*args: Any) -> dict[str, float]:
-        now[0] += 10.0
-        return measure(*args)
-
-    monkeypatch.setattr(schedule, "measure", ten_seconds)
-    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    ten_seconds_a_replicate(monkeypatch)
     monkeypatch.setattr(schedule, "LEAST_FURTHER_SECONDS", least)
     run = simulate(tmp_path, monkeypatch, {"seed": 4, "replicate_noise": 0.5})
     assert max(map(len, replicates(run).values())) == made

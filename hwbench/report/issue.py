@@ -31,9 +31,12 @@ def render(runs: Sequence[Run], most_bytes: int = COMMENT_BYTES) -> str:
     machines = _facts.machines(list(runs))
     sets = [numbered(report_rows(run)) for run in runs]
     warned = html.cautions(runs, sets, machines)
-    parts = [part for each in zip(runs, machines, sets, strict=True) for part in _answer(*each)]
+    parts, tables = [], []
+    for run, machine, rows in zip(runs, machines, sets, strict=True):
+        settings = decision.settings(rows)
+        parts += _answer(run, machine, rows, settings)
+        tables += _tables(run, rows, settings)
     parts += [f"> {inert(said)}" for said in warned]
-    tables = [table for run, rows in zip(runs, sets, strict=True) for table in _tables(run, rows)]
     return _fitted(parts, tables, most_bytes)
 
 
@@ -43,7 +46,7 @@ def inert(sentence: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", apart)
 
 
-def _answer(run: Run, machine: str, rows: list[Row]) -> list[str]:
+def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Setting]) -> list[str]:
     """The title of a run and what it answers, as paragraphs."""
     header = run.header
     told = _facts.summary(run, machine, rows)
@@ -52,7 +55,6 @@ def _answer(run: Run, machine: str, rows: list[Row]) -> list[str]:
         f"### {code(header.suite)} on {code(machine)}",
         f"{about}; run {code(header.run)}, hwbench {code(header.version)}",
     ]
-    settings = decision.settings(rows)
     if settings:
         return [*parts, *_settings(settings)]
     kept = _bytes.kept(rows)
@@ -92,9 +94,10 @@ def _named(rivals: Sequence[decision.Candidate]) -> str:
     return ", ".join(code(each.name) for each in rivals[:_RIVALS]) + more
 
 
-def _tables(run: Run, rows: list[Row]) -> list[tuple[str, list[str]]]:
+def _tables(
+    run: Run, rows: list[Row], settings: list[decision.Setting]
+) -> list[tuple[str, list[str]]]:
     """A title and the lines of each table: the rankings, else every row of each group."""
-    settings = decision.settings(rows)
     if settings:
         return [(each.title, _ranking(each)) for each in settings]
     return [
