@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import sys
+import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -267,6 +268,35 @@ def steal_seconds() -> float:
     """Seconds that the hypervisor has taken from all cores since boot; 0 where it does not say."""
     fields = (_read(_PROC / "stat") or "").split("\n", 1)[0].split()
     return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
+
+
+def _busy_seconds() -> float | None:
+    """Processor seconds of all work on the usable cores since boot; None where it is not told."""
+    stat = _read(_PROC / "stat") or ""
+    columns = {
+        int(number): [int(field) for field in fields.split()]
+        for number, fields in re.findall(r"^cpu(\d+) (.+)$", stat, re.MULTILINE)
+    }
+    cores = _allowed_cores() & columns.keys()
+    if not cores or any(len(columns[core]) < 7 for core in cores):
+        return None
+    # The first seven columns: user, nice, system, idle, iowait, irq, softirq.
+    ticks = sum(sum(columns[core][:3]) + sum(columns[core][5:7]) for core in cores)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def cores_busy_elsewhere(seconds: float = 0.5) -> float | None:
+    """How many usable cores other processes keep busy now, in the mean of so many seconds.
+
+    The load of the last minute also counts what has just ended, such as one's own last run. None
+    where the system does not tell (there is no ``/proc/stat``).
+    """
+    before, own, begun = _busy_seconds(), time.process_time(), time.monotonic()
+    time.sleep(seconds)
+    after, own_after, ended = _busy_seconds(), time.process_time(), time.monotonic()
+    if before is None or after is None:
+        return None
+    return max(0.0, after - before - (own_after - own)) / (ended - begun)
 
 
 def throttled_periods() -> float:

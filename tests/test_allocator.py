@@ -284,6 +284,7 @@ class Faulting(Fake):
         (100.0, 0.9e-6, 1.09, False),
         (100.0, 1.1e-6, 1.11, True),
         (1.0, 9e-6, None, False),  # more than a fault takes: it was something else
+        (1.0, 90e-6, None, False),  # a fault cannot cost a tenth of a call of 100 µs
     ],
 )
 def test_what_faults_cost_is_told_and_nothing_else(

@@ -16,8 +16,9 @@ from hwbench import environment, protocol
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.measure import ceilings
 from hwbench.meters import _health
-from hwbench.studies.doctor import KEYS, Check, Reading, Verdict, ask, checks, demand, verdict
+from hwbench.studies.doctor import KEYS, Check, Load, Reading, Verdict, ask, checks, demand, verdict
 
+ALONE = Load(busy=0.1, minute=0.0)
 DOCTOR = ("doctor", "--device", "fake")
 HEALTH = protocol.Health(
     disturbances=[],
@@ -54,7 +55,7 @@ def told(
     device: dict[str, Any],
     state: dict[str, Any],
     *,
-    load: float = 0.0,
+    load: Load = ALONE,
     share: float | None = 0.97,
     kept: dict[str, Any] | None = OF_FLOAT32,
     **health: Any,
@@ -147,7 +148,9 @@ def test_it_is_told_what_part_of_the_device_a_linear_layer_reaches(
         ("processes", GPU, {**GPU_STATE, "other_processes": [{"pid": 1, "bytes": 2}],
          "other_processes_note": "One may be itself."}, {}, "unknown", "One may be itself."),
         ("processes", GPU, {**GPU_STATE, "other_processes": "Hidden."}, {}, "unknown", "Hidden."),
-        ("load", CPU, CPU_STATE, {"load": 1.5}, "doubt", "1.50"),
+        ("load", CPU, CPU_STATE, {"load": Load(1.5, 0.0)}, "doubt", "1.50 of 2 usable cores"),
+        ("load", CPU, CPU_STATE, {"load": Load(0.02, 1.9)}, "fine", "last minute is 1.90"),
+        ("load", CPU, CPU_STATE, {"load": Load(None, 1.5)}, "doubt", "1.50, on 2 usable cores"),
         ("quiet", CPU, CPU_STATE, {"disturbances": ["0.10 s stolen"]}, "doubt", "stolen"),
         ("steady", CPU, CPU_STATE, {"spread": 0.5}, "doubt", "50.0 %"),
         ("speed", CPU, CPU_STATE, {"share": 0.6}, "doubt", "60.0 %"),

@@ -240,6 +240,32 @@ def test_steal_is_the_eighth_column(machine: Machine) -> None:
     assert environment.steal_seconds() == 250 / os.sysconf("SC_CLK_TCK")
 
 
+def test_work_of_others_is_what_the_usable_cores_do_beside_our_own(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = os.sysconf("SC_CLK_TCK")
+    clock = {"wall": 100.0, "own": 7.0}
+    monkeypatch.setattr(environment, "_allowed_cores", lambda: {0, 1})
+    monkeypatch.setattr(environment.time, "monotonic", lambda: clock["wall"])
+    monkeypatch.setattr(environment.time, "process_time", lambda: clock["own"])
+
+    def stat(user: float, irq: float) -> None:
+        cores = [f"cpu{n} {int(user * second)} 0 0 99 99 {int(irq * second)} 0 9" for n in (0, 1)]
+        machine.put("proc/stat", "\n".join(["cpu  1 2 3 4 5 6 7 8", *cores, f"cpu2 {'9 ' * 8}"]))
+
+    def sleep(seconds: float) -> None:
+        clock["wall"] += seconds
+        # Of 2 × 0.5 seconds on two usable cores, 0.25 were our own.
+        clock["own"] += 0.25
+        stat(1.25, 1.25)
+
+    monkeypatch.setattr(environment.time, "sleep", sleep)
+    assert environment.cores_busy_elsewhere(1.0) is None
+    clock.update(wall=100.0, own=7.0)
+    stat(1.0, 1.0)
+    assert environment.cores_busy_elsewhere(1.0) == pytest.approx(0.75)
+
+
 def test_state_says_what_it_cannot_read(machine: Machine) -> None:
     state = environment.machine_state()
     assert state["governor"] == state["turbo"] == "not readable"

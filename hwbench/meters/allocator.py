@@ -35,8 +35,8 @@ class SystemAllocator(Meter):
     glibc gives large blocks back to the system, and from which size on depends on what the process
     has freed before. A user's process that runs this layer alone has not freed what the other cases
     of a run have, so a fresh process that prepares this case alone is asked: it calls the case with
-    the allocator as it is, then with memory kept, one right after the other. Without a page fault
-    in the first there is nothing to compare.
+    the allocator as it is, then with memory kept, one right after the other. Where its page faults
+    cannot cost ``LIMIT``, there is nothing to compare.
     """
 
     QUANTITIES = (SYSTEM_FAULTS, SYSTEM_RELATIVE)
@@ -58,11 +58,12 @@ class SystemAllocator(Meter):
 
 def compared(subject: Subject, device: Device) -> list[Measurement]:
     """What the process of its own reads of its case; its memory is kept from then on."""
-    if (faults := _warmed(device, subject)) < 1:
+    faults, seconds = _warmed(device, subject)
+    if not _matters(faults, seconds):
         return [_measurement(SYSTEM_FAULTS, faults)]
     seconds, faults = _timed(device, subject)
     found = [_measurement(SYSTEM_FAULTS, faults)]
-    if faults < 1:
+    if not _matters(faults, seconds):
         return found
     device.use_allocator(Allocator.KEPT)
     _warmed(device, subject)
@@ -78,17 +79,21 @@ def flags(measurements: Iterable[Measurement]) -> list[str]:
     return [SLOWER] if ratios and max(ratios) > LIMIT else []
 
 
-def _warmed(device: Device, subject: Subject) -> float:
-    """Minor page faults a call, once it has been called so often that it is warm."""
+def _matters(faults: float, seconds: float) -> bool:
+    """Whether so many faults in a call of so many seconds can cost as much as is told."""
+    return faults >= 1 and _FAULT_SECONDS * faults > (1 - 1 / LIMIT) * seconds
+
+
+def _warmed(device: Device, subject: Subject) -> tuple[float, float]:
+    """Minor page faults a call once it is warm, and the seconds of the quickest of these."""
     begun = time.monotonic()
     for _ in range(_WARM_CALLS):
         sample(device, subject, 1)
         if time.monotonic() - begun > _BUDGET_SECONDS:
             break
     before = device.probe()[_FAULTS]
-    for _ in range(_CALLS):
-        sample(device, subject, 1)
-    return float(device.probe()[_FAULTS] - before) / _CALLS
+    seconds = min(sample(device, subject, 1) for _ in range(_CALLS))
+    return float(device.probe()[_FAULTS] - before) / _CALLS, seconds
 
 
 def _timed(device: Device, subject: Subject) -> tuple[float, float]:

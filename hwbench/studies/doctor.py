@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from hwbench import environment, protocol, units
 from hwbench.analysis import peaks
@@ -71,7 +71,8 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
     Raises:
         DeviceError: the device is not there; the message says why.
     """
-    load = environment.machine_state()["load_1min"]  # before our own work adds to it
+    # Our own work, which follows, adds to both.
+    load = Load(environment.cores_busy_elsewhere(), environment.machine_state()["load_1min"])
     threads = threads or environment.default_threads()
     worker = local.LocalWorker(runner.resolve_device(device), threads)
     try:
@@ -79,6 +80,13 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
     finally:
         worker.close()
     return list(checks(plan, reading, load))
+
+
+class Load(NamedTuple):
+    """What else runs on this machine: cores kept busy now (None: not told), and the load."""
+
+    busy: float | None
+    minute: float
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,7 @@ def demand(found: Collection[Check], required: Collection[str]) -> None:
         raise EnvironmentMismatchError(f"Required and not fine: {said}.")
 
 
-def checks(plan: protocol.PlanReply, reading: Reading, load_1min: float) -> Iterator[Check]:
+def checks(plan: protocol.PlanReply, reading: Reading, load: Load) -> Iterator[Check]:
     """The checks, from what a worker told."""
     health = reading.health
     device, state = plan.fingerprint.get("device", {}), plan.state
@@ -158,7 +166,7 @@ def checks(plan: protocol.PlanReply, reading: Reading, load_1min: float) -> Iter
     yield _power(state, device)
     yield _throttling(state, gpu=gpu)
     yield _processes(state, gpu=gpu)
-    yield _load(load_1min)
+    yield _load(load)
     yield _quota()
     disturbed = health.disturbances
     said = f"{'; '.join(disturbed) or 'undisturbed'} in {units.seconds(health.seconds)} of work"
@@ -254,10 +262,15 @@ def _processes(state: Mapping[str, Any], *, gpu: bool) -> Check:
     return Check("processes", Verdict.DOUBT if others else Verdict.FINE, said)
 
 
-def _load(load_1min: float) -> Check:
+def _load(load: Load) -> Check:
     cores = environment.usable_cores()
-    said = f"{load_1min:.2f} over the last minute on {cores} usable cores"
-    return Check("load", Verdict.FINE if load_1min <= _LOAD_SHARE * cores else Verdict.DOUBT, said)
+    minute = f"the load of the last minute is {load.minute:.2f}"
+    if load.busy is None:
+        says, busy = f"{minute}, on {cores} usable cores", load.minute
+    else:
+        says = f"other processes keep {load.busy:.2f} of {cores} usable cores busy now; {minute}"
+        busy = load.busy
+    return Check("load", Verdict.FINE if busy <= _LOAD_SHARE * cores else Verdict.DOUBT, says)
 
 
 def _quota() -> Check:

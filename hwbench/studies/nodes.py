@@ -9,7 +9,7 @@ from typing import Any
 from hwbench.analysis.fingerprint import differences
 from hwbench.errors import EnvironmentMismatchError, UsageError
 from hwbench.measure.transports._base import Seat, SeatLostError
-from hwbench.studies.doctor import Check, Verdict, ask, checks
+from hwbench.studies.doctor import Check, Load, Verdict, ask, checks
 
 _OF_THIS_MACHINE = ("load", "quota")  # read where the command runs, and not where the device is
 
@@ -47,7 +47,7 @@ def _examined(seat: Seat) -> Node:
         return Node(seat.name, seat.kind, {}, [], missed=str(error))
     finally:
         seat.close()
-    found = [c for c in checks(plan, reading, 0.0) if c.key not in _OF_THIS_MACHINE]
+    found = [c for c in checks(plan, reading, Load(None, 0.0)) if c.key not in _OF_THIS_MACHINE]
     facts = plan.machine(seat.threads)
     return Node(seat.name, seat.kind, facts, found)
 
