@@ -8,6 +8,7 @@ and all-MiniLM-L6-v2. Two questions of either:
   everywhere loses. Before it stands what is lost with int8 in half of the weights, which no time
   decides.
 * ``budgets``: 50, 25 and 15 % of the bytes, and a time less by 30 and 60 %, with the usual formats.
+* ``parameters``: 80 % of the parameters, with the usual formats at densities about it.
 
 Every layer is measured once for each question and model; each budget then takes a choice from that
 run, and measures whole candidates and, for a time, a pass of the plan. Losses are nats a token
@@ -33,9 +34,20 @@ from hwbench.studies import choose as study
 from hwbench.studies._question import Question
 
 INT8 = "quantized"
-FORMATS = {"codes": (INT8, "packed_dense"), "budgets": study.FORMATS}
-SHARES = (0.75, 0.5, 0.25, 0.15, 0.1)
-BUDGETS = ("bytes=50%", "bytes=25%", "bytes=15%", "time=-30%", "time=-60%")
+FORMATS = {
+    "codes": (INT8, "packed_dense"),
+    "budgets": study.FORMATS,
+    "parameters": study.FORMATS,
+}
+SHARES = {
+    "codes": (1.0,),  # their one setting is what the question is about
+    "budgets": (0.75, 0.5, 0.25, 0.15, 0.1),
+    "parameters": (0.9, 0.8, 0.7, 0.6),
+}
+BUDGETS = {
+    "budgets": ("bytes=50%", "bytes=25%", "bytes=15%", "time=-30%", "time=-60%"),
+    "parameters": ("params=80%",),
+}
 HEAD = (
     "| model | budget | plan loses | best single | it loses | int8 everywhere loses "
     "| pass predicted | pass measured | one format everywhere |\n|" + "---|" * 9
@@ -72,11 +84,10 @@ def measured(model: str, question: str, out: Path, replicates: int, threads: int
     if kept.is_file():
         return Path(kept.read_text(encoding="utf-8"))
     asked = Question(
-        model=model, formats=FORMATS[question], densities=SHARES, replicates=replicates,
-        objective=study.KL if model else study.COSINE, share="stored",
+        model=model, formats=FORMATS[question], densities=SHARES[question], replicates=replicates,
+        objective=study.KL if model else study.COSINE,
+        share="stored" if question == "budgets" else "density",
     )  # fmt: skip
-    if question == "codes":  # their one setting is what the question is about
-        asked = Question(**{**vars(asked), "share": "density"})
     with progress() as listener:
         run = study.measure(asked, device="cpu", threads=threads, out=out / "runs",
                             listener=listener)  # fmt: skip
@@ -145,7 +156,7 @@ def main() -> None:
     model = smollm2(out / "model") if asked.model == "smollm2" else ""
     run = measured(model, asked.question, out, asked.replicates, asked.threads)
     print(f"layers and groups: {time.monotonic() - begun:.0f} s", flush=True)
-    budgets = (half_of_int8(run),) if asked.question == "codes" else BUDGETS
+    budgets = BUDGETS.get(asked.question) or (half_of_int8(run),)
     if asked.question == "codes":
         print(of_half_the_weights(run, out, asked.threads), flush=True)
     lines = []
