@@ -28,7 +28,7 @@ from hwbench.meters.score import Score
 from hwbench.records import Case
 from hwbench.store import read_run
 from hwbench.studies import _choosing, _groups, _question, choose
-from hwbench.studies._choosing import Budget, Costs, Layer
+from hwbench.studies._choosing import Budget, Costs, Layer, Passed
 from hwbench.studies._question import Question
 from hwbench.workloads import _reading, layer_error
 from hwbench.workloads._base import BEST, Subject, added, layer_format
@@ -352,3 +352,35 @@ def test_a_plan_within_a_time_is_passed_and_made_again(
         path.write_text(json.dumps({**plan, "passed": wrong}))
         with pytest.raises(UsageError, match="something else than the seconds of a pass"):
             choose.again(path)
+    path.write_text(json.dumps({**plan, "missed_seconds": -1.0}))
+    with pytest.raises(UsageError, match="something else than the seconds that a pass missed by"):
+        choose.again(path)
+
+
+@pytest.mark.parametrize(
+    ("slower", "corrected", "met"), [(1.0, False, True), (1.1, True, True), (3.0, False, False)]
+)
+def test_a_plan_whose_pass_exceeds_the_budget_is_made_anew(
+    hwbench: Call, timed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    slower: float, corrected: bool, met: bool,
+) -> None:  # fmt: skip
+    path, shares = tmp_path / "plan.json", []
+
+    def passed(out: Path, tokens: int, **where: Any) -> Passed:
+        plan = json.loads(out.read_text())
+        rest = plan["rest_seconds"]
+        before, after = (plan[k]["time_seconds"] + rest for k in ("dense", "predicted"))
+        shares.append(slower * after / before)
+        return Passed(before, slower * after)
+
+    monkeypatch.setattr(choose, "passed", passed)
+    code, shown, error = hwbench(*timed, "--budget", "time=-20%")
+    assert code == 0, error
+    plan = json.loads(path.read_text())
+    assert (len(shares) > 1) is corrected
+    assert (shares[-1] <= (1 + _choosing.TOLERANCE) * 0.8) is met
+    assert ("missed_seconds" in plan) is corrected
+    assert ("makes up for" in shown) is corrected
+    code, again, error = hwbench("choose", "--plan", str(path), "--json")
+    assert code == 0, error
+    assert json.loads(again)["layers"] == plan["layers"]

@@ -38,7 +38,7 @@ SWEEPS, STEPS = 8, 4
 """Rounds over all factors at most, and steps of conjugate gradients on each."""
 
 ROUNDS = 4
-"""Rounds over all columns of blocks. docs/decisions/0010 tells how these numbers were chosen."""
+"""Rounds over all columns of blocks. docs/decisions/0011 tells how these numbers were chosen."""
 
 ENOUGH = 1e-4
 """A sweep that lowers the error by less than this part is the last."""

@@ -14,6 +14,9 @@ from hwbench.studies._knapsack import Option
 VARIANTS = {"half": (0.5, 1.0), "error": (0.0, 1.0), "steep": (1.0, 1.5)}
 """Other beliefs in what is lost: the power of the sensitivity, and that of the squared error."""
 
+TOLERANCE = 0.02
+"""Of a budget of time: a measured pass that exceeds it by more is planned anew."""
+
 _KINDS = ("bytes", "time", "params")
 _BUDGET = re.compile(r"(\w+)\s*=\s*([-−]?)\s*(\d+(?:\.\d+)?)\s*%")
 
@@ -54,10 +57,14 @@ class Budget:
     def __str__(self) -> str:
         return f"{self.kind}={100 * self.share:g}%"
 
-    def limit(self, dense: Costs, rest_seconds: float = 0.0) -> float:
-        """What all linear layers together may cost, of their costs and of the rest of a pass."""
-        beside = rest_seconds if self.kind == "time" else 0.0
-        return self.share * (dense.of(self.kind) + beside) - beside
+    def limit(self, dense: Costs, rest_seconds: float = 0.0, missed_seconds: float = 0.0) -> float:
+        """What all linear layers together may cost, of their costs and of the rest of a pass.
+
+        ``missed_seconds`` is by how much measured passes of earlier plans exceeded the budget.
+        """
+        if self.kind != "time":
+            return self.share * dense.of(self.kind)
+        return self.share * (dense.time_seconds + rest_seconds) - rest_seconds - missed_seconds
 
 
 @dataclass(frozen=True)
@@ -115,11 +122,23 @@ class Choice:
     measured: dict[str, float] = field(default_factory=dict)  # of whole candidates: what is lost
     kept: str = ""  # the one of them that lost least
     passed: Passed | None = None  # of a budget of time: what a pass was measured to take
+    missed_seconds: float = 0.0  # by which passes of earlier plans exceeded the budget
 
     @property
     def limit(self) -> float:
         """What all linear layers together may cost."""
-        return self.budget.limit(self.dense, self.rest_seconds)
+        return self.budget.limit(self.dense, self.rest_seconds, self.missed_seconds)
+
+    @property
+    def excess_seconds(self) -> float:
+        """By how much the measured pass exceeds the budget, on the scale of the layers' times.
+
+        It is zero where the excess is at most ``TOLERANCE`` of the budget.
+        """
+        if self.passed is None or self.passed.share <= (1 + TOLERANCE) * self.budget.share:
+            return 0.0
+        whole = self.dense.time_seconds + self.rest_seconds
+        return (self.passed.share - self.budget.share) * whole
 
     @property
     def wins_everywhere(self) -> str | None:
@@ -128,13 +147,19 @@ class Choice:
         return labels.pop() if len(labels) == 1 else None
 
 
-def choose(layers: Sequence[Layer], budget: Budget, rest_seconds: float = 0.0) -> Choice:
+def choose(
+    layers: Sequence[Layer],
+    budget: Budget,
+    rest_seconds: float = 0.0,
+    missed_seconds: float = 0.0,
+) -> Choice:
     """The candidate of each layer, or group, that loses least together within the budget.
 
     Args:
         layers: with what each costs as each candidate.
         budget: what the model may cost.
         rest_seconds: of a pass of the model, beside its linear layers; no candidate changes it.
+        missed_seconds: by how much measured passes of earlier plans exceeded the budget.
 
     Raises:
         UsageError: no choice meets the budget; the sentence says what can be met.
@@ -146,7 +171,7 @@ def choose(layers: Sequence[Layer], budget: Budget, rest_seconds: float = 0.0) -
         for own, known in zip(together, labels, strict=True)
     ]
     dense = total(layers, dict.fromkeys((layer.name for layer in layers), "dense"))
-    limit = budget.limit(dense, rest_seconds)
+    limit = budget.limit(dense, rest_seconds, missed_seconds)
     found = _knapsack.solve(groups, limit) if limit > 0 else None
     if found is None:
         raise UsageError(_unmet(budget, _knapsack.cheapest(groups), dense, rest_seconds))
@@ -160,8 +185,9 @@ def choose(layers: Sequence[Layer], budget: Budget, rest_seconds: float = 0.0) -
     alone = total(layers, uniform(layers, single)) if single else None
     planned = total(layers, picked)
     return Choice(
-        budget, picked, planned, dense, single, alone, found.gap, list(layers), rest_seconds
-    )
+        budget, picked, planned, dense, single, alone, found.gap, list(layers), rest_seconds,
+        missed_seconds=missed_seconds,
+    )  # fmt: skip
 
 
 def _unmet(budget: Budget, least: float, dense: Costs, rest_seconds: float) -> str:
@@ -225,7 +251,8 @@ def candidates(choice: Choice) -> dict[str, dict[str, str]]:
     found = {"plan": choice.picked}
     for name, (trust, power) in VARIANTS.items():
         layers = [_believed(layer, trust, power) for layer in choice.layers]
-        found[name] = choose(layers, choice.budget, choice.rest_seconds).picked
+        variant = choose(layers, choice.budget, choice.rest_seconds, choice.missed_seconds)
+        found[name] = variant.picked
     labels = {label for layer in choice.layers for label in layer.options}
     for format_ in sorted({label.split()[0] for label in labels}):
         own = [label for label in labels if label.split()[0] == format_]

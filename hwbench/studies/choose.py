@@ -74,8 +74,13 @@ __all__ = [
 SCHEMA = 1
 
 
-def chosen(found: Run, budget: Budget) -> Choice:
+def chosen(found: Run, budget: Budget, missed_seconds: float = 0.0) -> Choice:
     """The plan of a run under a budget, as it adds up.
+
+    Args:
+        found: the run of all layers.
+        budget: what the model may cost.
+        missed_seconds: by how much measured passes of earlier plans exceeded a budget of time.
 
     Raises:
         UsageError: it is another run, or the budget cannot be met.
@@ -87,7 +92,7 @@ def chosen(found: Run, budget: Budget) -> Choice:
             f"{found.path} holds no pass of the model, which a budget of time is a share of: an "
             "older version made it; choose anew without --from."
         )
-    return choose(layers, budget, whole.rest_seconds if whole else 0.0)
+    return choose(layers, budget, whole.rest_seconds if whole else 0.0, missed_seconds)
 
 
 # --- the plan's file ------------------------------------------------------------------------------
@@ -117,6 +122,7 @@ def described(choice: Choice, found: Run, picked: Mapping[str, str]) -> dict[str
         **how(objective(found)),
         **({"kept": choice.kept, "measured": choice.measured} if choice.measured else {}),
         **({"passed": vars(choice.passed)} if choice.passed else {}),
+        **({"missed_seconds": choice.missed_seconds} if choice.missed_seconds else {}),
     }
 
 
@@ -191,7 +197,10 @@ def again(path: Path) -> tuple[Choice, Run]:
     if told.get("schema") != SCHEMA or not isinstance(told.get("run"), str):
         raise UsageError(f"{path} is no plan of this version of hwbench choose.")
     found = read_run(Path(told["run"]))
-    choice = chosen(found, Budget.parse(str(told.get("budget"))))
+    missed = told.get("missed_seconds", 0.0)
+    if not isinstance(missed, (int, float)) or not 0 <= missed < math.inf:
+        raise UsageError(f"{path} holds something else than the seconds that a pass missed by.")
+    choice = chosen(found, Budget.parse(str(told.get("budget"))), missed)
     if "measured" in told:
         choice = decided(choice, _measured_of(told, path))
     if "passed" in told:
