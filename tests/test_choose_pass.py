@@ -366,19 +366,19 @@ def test_a_plan_whose_pass_exceeds_the_budget_is_made_anew(
 ) -> None:  # fmt: skip
     path, shares = tmp_path / "plan.json", []
 
-    def passed(out: Path, tokens: int, **where: Any) -> Passed:
-        plan = json.loads(out.read_text())
+    def passed(path: Path, tokens: int, **where: Any) -> Passed:
+        plan = json.loads(path.read_text())
         rest = plan["rest_seconds"]
         before, after = (plan[k]["time_seconds"] + rest for k in ("dense", "predicted"))
         shares.append(slower * after / before)
         return Passed(before, slower * after)
 
     monkeypatch.setattr(choose, "passed", passed)
-    code, shown, error = hwbench(*timed, "--budget", "time=-20%")
+    code, shown, error = hwbench(*timed, "--budget", "time=-10%")
     assert code == 0, error
     plan = json.loads(path.read_text())
     assert (len(shares) > 1) is corrected
-    assert (shares[-1] <= (1 + _choosing.TOLERANCE) * 0.8) is met
+    assert (shares[-1] <= (1 + _choosing.TOLERANCE) * 0.9) is met
     assert ("missed_seconds" in plan) is corrected
     assert ("makes up for" in shown) is corrected
     code, again, error = hwbench("choose", "--plan", str(path), "--json")
