@@ -2,7 +2,9 @@
 
 Several runs of one suite on this machine, whatever its neighbours do, into one folder, as a user
 makes them. The 95 % interval of each relative time is held to the median of the other runs. A run
-that says of itself that the machine was slower throughout is not counted, and told.
+that says of itself that the machine was slower throughout is not counted, and told. Every run is
+also checked against every other, as ``hwbench check`` does without a confirmation: the code is the
+same, so each regression is false.
 
 ``--neighbour`` starts a process that streams memory for all of the time. ``--read FOLDER`` makes no
 runs and reads those of a folder.
@@ -20,16 +22,20 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import permutations
 from pathlib import Path
 from statistics import median, stdev
 
 import hwbench
+from hwbench.analysis.compare import side
 from hwbench.analysis.frames import summary_rows
 from hwbench.analysis.quiet import slowed
+from hwbench.analysis.stats import Rule
+from hwbench.records import Verdict
 from hwbench.report import _answers
 from hwbench.report.rows import groups, report_rows
 from hwbench.store import Run, list_runs, read_run
-from hwbench.studies import doctor
+from hwbench.studies import doctor, gate
 
 SUITE = {
     "schema": 1,
@@ -63,8 +69,15 @@ WANTED = {
 }
 """The least that is asked for."""
 
-AT_MOST = {"half width": 0.025, "sd between runs": 0.015, "contradictory winners": 0.0}
+AT_MOST = {
+    "half width": 0.025,
+    "sd between runs": 0.015,
+    "contradictory winners": 0.0,
+    "false regressions": 2 / 400,
+}
 """The most that is allowed."""
+
+RULE = Rule(threshold=0.03, margin=0.03, floor=gate.FLOOR_SECONDS)
 
 _QUIET = ("load", "quiet", "steady")  # the checks of doctor that speak of the moment
 
@@ -91,6 +104,7 @@ class Found:
     contradictory: int = 0
     statements: int = 0
     decided: int = 0  # of them, which name a winner, tied or not
+    alarms: list[bool] = field(default_factory=list)  # of each comparison: whether it regressed
 
     def figures(self) -> dict[str, float]:
         """The figures by name; nan where nothing tells them."""
@@ -104,6 +118,7 @@ class Found:
             "sd between runs": median(self.spreads) if self.spreads else math.nan,
             "decided or tied": self.decided / self.statements if self.statements else math.nan,
             "contradictory winners": float(self.contradictory),
+            "false regressions": _share(self.alarms),
         }
 
 
@@ -139,7 +154,19 @@ def evaluate(runs: Sequence[Run], quiet: Sequence[bool]) -> Found:
                 inside = row["relative_low"] <= median(others) <= row["relative_high"]
                 found.held.append((half, inside))
     _winners([winners(run) for run, _ in kept], found)
+    found.alarms += alarms([run for run, _ in kept])
     return found
+
+
+def alarms(runs: Sequence[Run]) -> list[bool]:
+    """Whether each relative time of each run regressed against each other run, unconfirmed."""
+    sides = [side(run.header, run.planned, run.results) for run in runs]
+    return [
+        change.verdict is Verdict.REGRESSED
+        for old, new in permutations(sides, 2)
+        for change in gate.judge_cases([old], new, RULE, window=1).changes
+        if change.metric == "relative"
+    ]
 
 
 def winners(run: Run) -> dict[tuple[str, float], _answers.Winner]:
@@ -173,7 +200,8 @@ def report(found: Found) -> list[str]:
     first = (
         f"{found.runs} runs, {found.slowed} of them slower throughout and not counted; "
         f"{found.rows} relative times, {len(found.held)} intervals held to the other runs; "
-        f"{found.looks} looks at a named winner, {found.statements} statements"
+        f"{found.looks} looks at a named winner, {found.statements} statements; "
+        f"{len(found.alarms)} comparisons of runs, {sum(found.alarms)} of them regressed"
     )
     lines = [first]
     for name, value in found.figures().items():
