@@ -1,8 +1,8 @@
-"""Where a trained model lies, and what its config.json says of it. Pure: no weights are read.
+"""Finds a trained model and reads its config.json. Pure: no weights are read.
 
 A model is a folder in Hugging Face's layout, or the name of one on the Hugging Face Hub. A name is
-fetched once, by ``fetched``, and only because it was asked for; afterwards it is read from the
-Hub's cache, at the commit that stands in its name.
+fetched once, by ``fetched``, and only on request; afterwards it is read from the Hub's cache, at
+the commit in its name.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def fetched(model: str) -> str:
     """
     path = files.named(model)
     if path.is_dir():
-        found, stored = path, str(path.resolve())
+        directory, stored = path, str(path.resolve())
     elif path.exists() or model.startswith((".", "/", "~")):
         raise UsageError(f"There is no folder {shortened(repr(model))}.")
     else:
-        found = _whole(model)
-        stored = f"{model.partition('@')[0]}@{found.name}"
-    if reason := unreadable(found):
+        directory = _whole(model)
+        stored = f"{model.partition('@')[0]}@{directory.name}"
+    if reason := unreadable(directory):
         raise UsageError(reason)
-    if reason := missing(found):
+    if reason := missing(directory):
         raise MissingPartError(reason)
     return stored
 
@@ -70,12 +70,12 @@ def fetched(model: str) -> str:
 def _whole(model: str) -> Path:
     """The folder of a name, from the cache if all of it is there."""
     try:
-        found = _hub(model, offline=True)
+        directory = _hub(model, offline=True)
     except MissingPartError:
         raise
     except UsageError:
         return _hub(model, offline=False)
-    return _hub(model, offline=False) if unreadable(found) else found
+    return _hub(model, offline=False) if unreadable(directory) else directory
 
 
 def folder(model: str) -> Path:
@@ -89,40 +89,40 @@ def folder(model: str) -> Path:
     return path if path.is_dir() else _hub(model, offline=True)
 
 
-def config(found: Path) -> dict[str, Any]:
-    """What config.json of the folder says.
+def config(directory: Path) -> dict[str, Any]:
+    """The content of a model's config.json.
 
     Raises:
         UsageError: there is none, or it is no JSON object; the sentence says what is there.
     """
-    if not (found / "config.json").exists() and (reason := _instead(found)):
+    if not (directory / "config.json").exists() and (reason := _instead(directory)):
         raise UsageError(reason)
-    return described(found / "config.json")
+    return described(directory / "config.json")
 
 
-def _instead(found: Path) -> str | None:
-    """What a folder without config.json holds in its place, in words."""
-    if (found / _ADAPTER).is_file():
-        return f"{found} holds an adapter without its base model; {_MERGE}."
-    inner = sorted(path.parent for path in found.glob("*/config.json"))
+def _instead(directory: Path) -> str | None:
+    """Says what a directory without config.json holds in its place; None where it is unknown."""
+    if (directory / _ADAPTER).is_file():
+        return f"{directory} holds an adapter without its base model; {_MERGE}."
+    inner = sorted(path.parent for path in directory.glob("*/config.json"))
     models = [each for each in inner if any(each.glob("*.safetensors"))]
     if models:
-        return f"{found} holds no config.json; the model lies in {models[0].name}: give that."
+        return f"{directory} holds no config.json; the model lies in {models[0].name}: give that."
     return None
 
 
-def check_free(found: Path) -> None:
+def check_free(directory: Path) -> None:
     """Whether a converted model may be written here: no other model is written over.
 
     Raises:
         UsageError: it is no folder, or holds a model that hwbench did not convert.
     """
-    found = files.named(found)
-    if found.exists() and not found.is_dir():
-        raise UsageError(f"{found} is not a folder; choose another.")
-    if (found / WEIGHTS).exists() and not (found / CONVERTED).exists():
+    directory = files.named(directory)
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is not a folder; choose another.")
+    if (directory / WEIGHTS).exists() and not (directory / CONVERTED).exists():
         raise UsageError(
-            f"{found} holds a model that hwbench did not convert, and it is not written over; "
+            f"{directory} holds a model that hwbench did not convert, and it is not written over; "
             "choose another folder."
         )
 
@@ -139,7 +139,7 @@ class PlannedLayer(NamedTuple):
 class LayerPlan(NamedTuple):
     """What each linear layer of a model becomes; those that stay dense are there too.
 
-    ``weighting`` and ``text`` say how they are projected: by what of the inputs, on which texts.
+    The layers are projected by ``weighting``, a statistic of their inputs on the texts ``text``.
     """
 
     model: str
@@ -148,7 +148,7 @@ class LayerPlan(NamedTuple):
     text: str = "sentences"
 
     def entries(self) -> dict[str, dict[str, Knob]]:
-        """What ``hwbench.convert`` takes: of the layers that do not stay, format and knobs."""
+        """Format and knobs of each layer that changes, as ``hwbench.convert`` takes them."""
         changed = [each for each in self.layers if each.format != "dense"]
         return {each.name: {"name": each.format, **each.knobs} for each in changed}
 
@@ -159,11 +159,11 @@ def layer_plan(path: Path) -> LayerPlan:
     Raises:
         UsageError: it cannot be read, or is no such file.
     """
-    told = described(path)
-    model, shapes, entries = (told.get(key) for key in ("model", "shapes", "layers"))
+    document = described(path)
+    model, shapes, entries = (document.get(key) for key in ("model", "shapes", "layers"))
     if not (isinstance(model, str) and isinstance(shapes, dict) and isinstance(entries, dict)):
         raise UsageError(f"{path} is no plan of hwbench choose: it lacks model, shapes or layers.")
-    found = []
+    layers = []
     for name, shape in shapes.items():
         entry = entries.get(name, {"name": "dense"})
         sides = shape if isinstance(shape, list) else []
@@ -172,14 +172,14 @@ def layer_plan(path: Path) -> LayerPlan:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise UsageError(f"{path} gives {shortened(repr(name))} no format.")
         knobs = {key: value for key, value in entry.items() if key != "name"}
-        found.append(PlannedLayer(name, entry["name"], knobs, (sides[0], sides[1])))
+        layers.append(PlannedLayer(name, entry["name"], knobs, (sides[0], sides[1])))
     how = {}
     for key, known in (("weighting", ("activations", "best")), ("text", ("sentences", "prose"))):
-        how[key] = told.get(key, known[0])
+        how[key] = document.get(key, known[0])
         if how[key] not in known:
             what = shortened(repr(how[key]))
             raise UsageError(f"{path} asks for the {key} {what}; {' and '.join(known)} are known.")
-    return LayerPlan(model, found, how["weighting"], how["text"])
+    return LayerPlan(model, layers, how["weighting"], how["text"])
 
 
 def group_of(name: str, first: int, last: int) -> str:
@@ -189,54 +189,54 @@ def group_of(name: str, first: int, last: int) -> str:
 
 def depth(name: str) -> int | None:
     """Where a layer stands in its model, by the first number in its name; None without one."""
-    found = _DEPTH.search(name)
-    return int(found["place"]) if found else None
+    number = _DEPTH.search(name)
+    return int(number["place"]) if number else None
 
 
 def group_members(name: str) -> list[str]:
-    """The names that ``group_of`` may have put together; none where it is no such name."""
-    found = re.search(r"\{(?P<first>\d{1,5})-(?P<last>\d{1,5})\}", name)
-    if found is None:
+    """The names that ``group_of`` put together; empty where the name is no group."""
+    span = re.search(r"\{(?P<first>\d{1,5})-(?P<last>\d{1,5})\}", name)
+    if span is None:
         return []
-    each = range(int(found["first"]), int(found["last"]) + 1)
-    return [f"{name[: found.start()]}{place}{name[found.end() :]}" for place in each]
+    each = range(int(span["first"]), int(span["last"]) + 1)
+    return [f"{name[: span.start()]}{place}{name[span.end() :]}" for place in each]
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What a file in the form of config.json says.
+    """The JSON object that a file holds.
 
     Raises:
         UsageError: it cannot be read, or is no JSON object.
     """
     try:
-        told = json.loads(files.read_text(path))
+        document = json.loads(files.read_text(path))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} holds no {path.name}.") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no JSON.") from error
-    if not isinstance(told, dict):
+    if not isinstance(document, dict):
         raise UsageError(f"{path} is no JSON object.")
-    return told
+    return document
 
 
-def kind(found: Path) -> str:
+def kind(directory: Path) -> str:
     """How a model is read.
 
     Returns:
         ``causal`` where config.json names an architecture that predicts the next token; ``bert``
         for an encoder that needs no transformers; ``encoder`` for every other.
     """
-    told = config(found)
-    named = told.get("architectures")
+    settings = config(directory)
+    named = settings.get("architectures")
     first = str(named[0]) if isinstance(named, list) and named else ""
     if first.endswith(_CAUSAL_ENDINGS):
         return CAUSAL
-    return BERT if _is_plain_bert(found, told) else ENCODER
+    return BERT if _is_plain_bert(directory, settings) else ENCODER
 
 
-def _is_plain_bert(found: Path, told: dict[str, Any]) -> bool:
+def _is_plain_bert(directory: Path, settings: dict[str, Any]) -> bool:
     """Whether it is BERT as published, in one file of weights and one of the tokenizer."""
     usual = {
         "model_type": "bert",
@@ -246,13 +246,13 @@ def _is_plain_bert(found: Path, told: dict[str, Any]) -> bool:
     }
     parts = ("model.safetensors", "tokenizer.json")
     return (
-        "model_type" in told
-        and all(told.get(key, value) == value for key, value in usual.items())
-        and all((found / name).is_file() for name in parts)
+        "model_type" in settings
+        and all(settings.get(key, value) == value for key, value in usual.items())
+        and all((directory / name).is_file() for name in parts)
     )
 
 
-def pooling(found: Path) -> str:
+def pooling(directory: Path) -> str:
     """How an encoder's tokens become one embedding, as sentence-transformers' file says it.
 
     Returns:
@@ -261,54 +261,54 @@ def pooling(found: Path) -> str:
     Raises:
         UsageError: the file is no JSON, or asks for another pooling.
     """
-    if not (found / _POOLING).is_file():
+    if not (directory / _POOLING).is_file():
         return MEAN
-    told = described(found / _POOLING)
-    asked = told.get("pooling_mode")
-    if asked is None:  # as older versions write it
+    settings = described(directory / _POOLING)
+    mode = settings.get("pooling_mode")
+    if mode is None:  # as older versions write it
         start, end = "pooling_mode_", "_tokens"
-        on = [key for key, value in told.items() if key.startswith(start) and value is True]
-        asked = [key.removeprefix(start).removesuffix(end).removesuffix("_token") for key in on]
-    modes = asked if isinstance(asked, list) else [asked]
+        on = [key for key, value in settings.items() if key.startswith(start) and value is True]
+        mode = [key.removeprefix(start).removesuffix(end).removesuffix("_token") for key in on]
+    modes = mode if isinstance(mode, list) else [mode]
     if modes not in ([], [MEAN], [CLS]):
         raise UsageError(
-            f"{found / _POOLING} asks for {shortened(repr(asked))}; {MEAN} and {CLS} are known."
+            f"{directory / _POOLING} asks for {shortened(repr(mode))}; {MEAN} and {CLS} are known."
         )
     return modes[0] if modes else MEAN
 
 
-def width(found: Path) -> int:
+def width(directory: Path) -> int:
     """The size of the hidden states.
 
     Raises:
         UsageError: config.json does not say it.
     """
-    told = config(found)
+    settings = config(directory)
     for name in _WIDTHS:
-        if isinstance(told.get(name), int) and told[name] > 0:
-            return int(told[name])
-    raise UsageError(f"{found / 'config.json'} gives none of {', '.join(_WIDTHS)}.")
+        if isinstance(settings.get(name), int) and settings[name] > 0:
+            return int(settings[name])
+    raise UsageError(f"{directory / 'config.json'} gives none of {', '.join(_WIDTHS)}.")
 
 
-def unreadable(found: Path) -> str | None:
+def unreadable(directory: Path) -> str | None:
     """Why a folder holds no model that can be read, in words; None where it does."""
     try:
-        config(found)
-        if reason := _odd(found) or _no_weights(found):
+        config(directory)
+        if reason := _odd(directory) or _no_weights(directory):
             return reason
-        if not any((found / name).is_file() for name in _TOKENIZERS):
-            return f"{found} holds no tokenizer.json."
-        if kind(found) != CAUSAL:
-            pooling(found)
-        width(found)
-        return _too_large(found, config(found))
+        if not any((directory / name).is_file() for name in _TOKENIZERS):
+            return f"{directory} holds no tokenizer.json."
+        if kind(directory) != CAUSAL:
+            pooling(directory)
+        width(directory)
+        return _too_large(directory, config(directory))
     except UsageError as error:
         return str(error)
 
 
-def _odd(found: Path) -> str | None:
-    """What in a folder is not what its name says, in words: a pipe, a pointer, an adapter."""
-    for path in sorted(found.iterdir()):
+def _odd(directory: Path) -> str | None:
+    """Says which file is not what its name promises: a pipe, a Git LFS pointer, an adapter."""
+    for path in sorted(directory.iterdir()):
         if not path.exists() or path.is_dir():
             continue
         try:
@@ -318,38 +318,38 @@ def _odd(found: Path) -> str | None:
             return f"{path} cannot be read: {error.strerror}."
         if pointer:
             return f"{path} is the pointer of a Git LFS file; `git lfs pull` brings the file."
-    if (found / _ADAPTER).exists():
-        return f"{found} holds an adapter beside the model, which would be left out; {_MERGE}."
+    if (directory / _ADAPTER).exists():
+        return f"{directory} holds an adapter beside the model, which would be left out; {_MERGE}."
     return None
 
 
-def _no_weights(found: Path) -> str | None:
-    """Which file of weights is wanted and is not there, in words."""
+def _no_weights(directory: Path) -> str | None:
+    """Says which file of weights is missing; None where there is one."""
     wanted = (WEIGHTS, f"{WEIGHTS}.index.json")
-    if any((found / name).is_file() for name in wanted):
+    if any((directory / name).is_file() for name in wanted):
         return None
-    others = sorted(path.name for path in found.glob("*.safetensors"))
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
     instead = f"; {others[0]} would be read under that name" if others else ""
-    return f"{found} holds no {WEIGHTS}{instead}."
+    return f"{directory} holds no {WEIGHTS}{instead}."
 
 
-def _too_large(found: Path, told: dict[str, Any]) -> str | None:
-    """That config.json asks for layers without end; None where it does not."""
+def _too_large(directory: Path, settings: dict[str, Any]) -> str | None:
+    """Says that config.json asks for too many layers; None where it does not."""
     for name in _LAYERS:
-        if isinstance(told.get(name), int) and told[name] > _MOST_LAYERS:
-            return f"{found / 'config.json'} asks for more than {_MOST_LAYERS} layers."
+        if isinstance(settings.get(name), int) and settings[name] > _MOST_LAYERS:
+            return f"{directory / 'config.json'} asks for more than {_MOST_LAYERS} layers."
     return None
 
 
-def missing(found: Path) -> str | None:
-    """Which package reading this folder needs that is not installed, in words."""
-    if kind(found) != BERT:
+def missing(directory: Path) -> str | None:
+    """Says which package this model needs and is not installed; None where none is missing."""
+    if kind(directory) != BERT:
         return no_package("transformers", "huggingface")
     return no_package("safetensors") or no_package("tokenizers")
 
 
 def no_package(module: str, extra: str = "models") -> str | None:
-    """That a package is not installed and which extra brings it, in words; None where it is."""
+    """Says that a package is not installed and which extra brings it; None where it is."""
     if importlib.util.find_spec(module) is not None:
         return None
     return (
@@ -359,7 +359,7 @@ def no_package(module: str, extra: str = "models") -> str | None:
 
 
 def _hub(model: str, *, offline: bool) -> Path:
-    """The folder of a name in the Hub's cache; where it may be fetched, after that."""
+    """The folder of a name in the Hub's cache; fetches it first unless ``offline``."""
     if reason := no_package("huggingface_hub", "huggingface"):
         raise MissingPartError(
             f"{shortened(repr(model))} is not a folder; to look it up as a name: {reason}"

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     start: int
     block: tuple[int, int]  # numbers and bytes of a block; (0, 0) of a plain type
-    heads: int  # rows of q and k of a Llama come in pairs, head by head; 0 where they do not
+    heads: int  # of a Llama's q or k, whose rows come in pairs, head by head; 0 for any other
 
 
 class _Bytes:
@@ -88,7 +88,7 @@ def header(path: Path, size: int) -> list[Entry]:
         if not (type(step) is int and step > 0):
             raise UsageError(f"{shown} is damaged: its alignment is no number of bytes.")
         begin = -(-(size - read.left) // step) * step
-    return [_entry(shown, known, told, begin, size) for told in entries]
+    return [_entry(shown, known, entry, begin, size) for entry in entries]
 
 
 def _held(read: _Bytes, count: int, least: int) -> int:
@@ -130,11 +130,11 @@ def _table(read: _Bytes) -> tuple[str, list[int], int, int]:
 
 
 def _entry(
-    shown: str, known: dict[str, Any], told: tuple[str, list[int], int, int], begin: int, size: int
+    shown: str, known: dict[str, Any], entry: tuple[str, list[int], int, int], begin: int, size: int
 ) -> Entry:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    name, sides, number, offset = told
+    name, sides, number, offset = entry
     try:
         kind = GGMLQuantizationType(number)
     except ValueError:
@@ -155,12 +155,12 @@ def _entry(
 
 
 def _heads(known: dict[str, Any], name: str, shape: tuple[int, ...]) -> int:
-    """How many heads the rows of a q or k belong to, of a Llama; 0 of any other tensor."""
+    """The number of heads of a Llama's q or k tensor; 0 for any other tensor."""
     parts = name.split(".")
-    asked = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(parts[-2] if parts[1:] else "")
-    if known.get("general.architecture") != "llama" or asked is None or parts[-1] != "weight":
+    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(parts[-2] if parts[1:] else "")
+    if known.get("general.architecture") != "llama" or key is None or parts[-1] != "weight":
         return 0
-    heads = known.get(f"llama.attention.{asked}", known.get("llama.attention.head_count"))
+    heads = known.get(f"llama.attention.{key}", known.get("llama.attention.head_count"))
     if type(heads) is not int or heads < 1 or len(shape) != 2 or shape[0] % (2 * heads):
         return 0
     return heads
@@ -183,6 +183,7 @@ def numbers(raw: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    with np.errstate(all="ignore"):  # whoever asks looks for what is not finite
-        found: NDArray[np.float32] = dequantize(raw.reshape(1, -1), GGMLQuantizationType[kind])
-    return found.astype(np.float32, copy=False).ravel()
+    # The caller looks for numbers that are not finite.
+    with np.errstate(all="ignore"):
+        values: NDArray[np.float32] = dequantize(raw.reshape(1, -1), GGMLQuantizationType[kind])
+    return values.astype(np.float32, copy=False).ravel()

@@ -177,20 +177,20 @@ def _reader(file: Path) -> Any:
     from gguf import GGUFReader
 
     try:
-        found = GGUFReader(files.regular(file))
+        reader = GGUFReader(files.regular(file))
     except (OSError, ValueError, IndexError) as error:
         raise UsageError(f"{file} is no GGUF file that can be read ({error}).") from error
-    kind = found.fields.get("general.architecture")
+    kind = reader.fields.get("general.architecture")
     if kind is None or kind.contents() != "llama":
         raise UsageError(f"{file} is a GGUF file of another model than Llama.")
-    return found
+    return reader
 
 
 def _field(reader: Any, file: Path, name: str) -> Any:
-    found = reader.fields.get(name)
-    if found is None:
+    field = reader.fields.get(name)
+    if field is None:
         raise UsageError(f"{file} does not say {name}, without which it cannot be read.")
-    return found
+    return field
 
 
 def _number(reader: Any, file: Path, name: str) -> Any:

@@ -90,10 +90,10 @@ def split(text: str) -> tuple[Path, str | None]:
     return Path(before), after if colon else None
 
 
-def _there(path: str, asked: Callable[[Path], bool]) -> bool:
-    """Whether something is there, of a text that may be no path at all."""
+def _there(path: str, test: Callable[[Path], bool]) -> bool:
+    """Whether the path passes the test; False where the text is no path at all."""
     try:
-        return asked(Path(path).expanduser())
+        return test(Path(path).expanduser())
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, ~ of nobody
         return False
 
@@ -106,16 +106,16 @@ def header(path: Path) -> Mapping[str, Stored]:
         UsageError: the file is not there, or is of another kind; the sentence says what it is.
     """
     try:
-        found = path.expanduser().resolve()
-        if found.is_dir():
+        file = path.expanduser().resolve()
+        if file.is_dir():
             raise UsageError(
                 f"{shortened(str(path))} is a folder; give the .safetensors file in it that holds "
                 "the tensor."
             )
-        if found.exists() and not found.is_file():
+        if file.exists() and not file.is_file():
             raise UsageError(f"{shortened(str(path))} is not a file.")
-        state = found.stat()
-        return _header(found, state.st_size, state.st_mtime_ns)
+        state = file.stat()
+        return _header(file, state.st_size, state.st_mtime_ns)
     except (OSError, ValueError, RuntimeError) as error:  # as in _there
         why = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"Cannot read {shortened(str(path))}: {shortened(why)}.") from error
@@ -132,9 +132,9 @@ def _header(path: Path, size: int, changed: int) -> Mapping[str, Stored]:
         if first.startswith(gguf_file.MAGIC):
             entries = gguf_file.header(path, size)
             return {each.name: Stored(path, *each) for each in entries}
-        for magic, said in _MAGIC:
+        for magic, what in _MAGIC:
             if first.startswith(magic) and not _plausible(first, size):
-                raise UsageError(f"{shown} {said}.")
+                raise UsageError(f"{shown} {what}.")
         if not _plausible(first, size):
             raise UsageError(f"{shown} is neither a safetensors nor a GGUF file.")
         length = struct.unpack("<Q", first[:8])[0]
@@ -142,13 +142,13 @@ def _header(path: Path, size: int, changed: int) -> Mapping[str, Stored]:
         header = file.read(length)
     files.check_memory(path, header)
     try:
-        told = json.loads(header)
+        table = json.loads(header)
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
+        table = None
+    if not isinstance(table, dict):
         raise UsageError(f"{shown} is no safetensors file: its header is no JSON object.")
-    told.pop("__metadata__", None)
-    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in told.items()}
+    table.pop("__metadata__", None)
+    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in table.items()}
 
 
 def _plausible(first: bytes, size: int) -> bool:
@@ -201,22 +201,22 @@ def matrices(path: Path, pattern: str | None) -> list[Stored]:
             + (f"name one as FILE:TENSOR, {_some(usable)}." if usable else f"{_some(held)}.")
         )
     matching = [name for name in held if fnmatch.fnmatchcase(name, pattern)]
-    found = [each for each in usable if each.name in matching]
+    matched = [each for each in usable if each.name in matching]
     if not matching:
         raise UsageError(
             f"{shortened(str(path))} has no tensor {shortened(pattern)!r}; {_near(pattern, held)}."
         )
-    if not found:
+    if not matched:
         raise UsageError(
             f"{shortened(pattern)!r} matches {len(matching)} tensors of {shortened(str(path))}, "
             f"and none is a matrix of floating-point numbers: {_unusable(held[matching[0]])}."
         )
-    if len(found) > MOST:
+    if len(matched) > MOST:
         raise UsageError(
-            f"{shortened(pattern)!r} matches {len(found)} matrices of {shortened(str(path))}; "
+            f"{shortened(pattern)!r} matches {len(matched)} matrices of {shortened(str(path))}; "
             f"{MOST} are the most of one run."
         )
-    return found
+    return matched
 
 
 def matrix(path: Path, name: str) -> Stored:
@@ -251,19 +251,19 @@ def activations(path: Path, weight: Stored) -> Stored:
             f"{shortened(str(path))} holds no activations of {shortened(weight.name)!r}; "
             f"{_near(weight.name, held)}."
         )
-    found = _matrix(held.get(weight.name) or next(iter(held.values())))
-    rows, width = found.shape
+    stored = _matrix(held.get(weight.name) or next(iter(held.values())))
+    rows, width = stored.shape
     if width != weight.shape[1]:
         raise UsageError(
-            f"The activations {found} have {width} columns, and {weight} takes "
+            f"The activations {stored} have {width} columns, and {weight} takes "
             f"{weight.shape[1]} inputs; they are rows × in_features."
         )
     if rows < 2:
         raise UsageError(
-            f"The activations {found} are one row; two are the fewest, one half of the rows to "
+            f"The activations {stored} are one row; two are the fewest, one half of the rows to "
             "project by and the other to score by."
         )
-    return found
+    return stored
 
 
 def _matrix(stored: Stored) -> Stored:
@@ -341,8 +341,8 @@ def array(stored: Stored) -> NDArray[np.float32]:
         values = _float32(raw, stored)
         whole[done : done + values.size] = values
         done += values.size
-    found = whole.reshape(stored.shape)
-    return smollm2.halves(found, stored.heads) if stored.heads else found
+    tensor = whole.reshape(stored.shape)
+    return smollm2.halves(tensor, stored.heads) if stored.heads else tensor
 
 
 def _chunks(stored: Stored) -> Iterator[NDArray[Any]]:
