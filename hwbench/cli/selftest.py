@@ -14,7 +14,7 @@ from hwbench.cli.check import fraction
 from hwbench.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from hwbench.studies.selftest import Rate, Sight, Told
+    from hwbench.studies.selftest import Rate, SelfTest, Sight
 
 _KINDS = ("aa", "ab")
 
@@ -72,7 +72,7 @@ def selftest(
         _shared.say(line)
 
 
-def _lines(told: Told) -> list[str]:
+def _lines(told: SelfTest) -> list[str]:
     from hwbench.report.rows import printable
     from hwbench.units import percent
 
@@ -112,7 +112,7 @@ def _rate(rate: Rate) -> str:
     return f"{rate.events} of {rate.trials}, a rate below {percent(rate.most)} with 95 % confidence"
 
 
-def _plain(told: Told) -> dict[str, Any]:
+def _plain(told: SelfTest) -> dict[str, Any]:
     def rate(found: Rate | None) -> dict[str, Any] | None:
         if found is None:
             return None

@@ -29,8 +29,8 @@ TEXT: Mapping[str, tuple[int, ...]] = {
 class Layer:
     """Linear layers of one shape.
 
-    ``count`` is how many of them one token passes through; ``shipped`` a format and its knobs,
-    where the model stores the layer as a product of smaller ones.
+    One token passes through ``count`` of them. ``shipped`` is a format with its knobs where the
+    model stores the layer as a product of smaller ones.
     """
 
     names: tuple[str, ...]
@@ -43,10 +43,10 @@ class Layer:
 
 
 class Config:
-    """The values of a config.json, each asked for by name."""
+    """Reads the values of a config.json by name."""
 
-    def __init__(self, told: Mapping[str, Any], where: str) -> None:
-        self.told, self.where = told, where
+    def __init__(self, settings: Mapping[str, Any], where: str) -> None:
+        self.settings, self.where = settings, where
 
     def size(self, name: str, default: int | None = None) -> int:
         """A whole number above zero.
@@ -54,7 +54,7 @@ class Config:
         Raises:
             UsageError: it is absent and has no default, or is something else.
         """
-        value = self.told.get(name)
+        value = self.settings.get(name)
         if value is None and default is not None:
             return default
         if value is None:
@@ -67,33 +67,33 @@ class Config:
         return value
 
 
-def layers(told: Mapping[str, Any], where: str = "config.json") -> list[Layer]:
+def layers(settings: Mapping[str, Any], where: str = "config.json") -> list[Layer]:
     """The linear layers of the model that a config.json describes.
 
     Args:
-        told: the JSON object, as transformers or diffusers write it.
+        settings: the JSON object, as transformers or diffusers write it.
         where: the file's name, for errors.
 
     Raises:
         UsageError: the architecture is not known, or a value that it needs is absent or wrong.
     """
-    kind = told.get("model_type") or told.get("_class_name")
+    kind = settings.get("model_type") or settings.get("_class_name")
     if not isinstance(kind, str):
         raise UsageError(f"{where} names no model_type; hwbench cannot tell its layers.")
     if kind not in _ARCHITECTURES:
         raise UnknownNameError(f"architecture in {where}:", kind, _ARCHITECTURES)
     if kind in _WRAPPED:
-        inner = told.get("text_config")
+        inner = settings.get("text_config")
         if not isinstance(inner, Mapping):
             raise UsageError(f"{where} of type {kind} holds no text_config.")
-        told = {"vocab_size": told.get("vocab_size"), **inner}
-    return _merged(_ARCHITECTURES[kind](Config(told, where)))
+        settings = {"vocab_size": settings.get("vocab_size"), **inner}
+    return _merged(_ARCHITECTURES[kind](Config(settings, where)))
 
 
-def _merged(found: list[Layer]) -> list[Layer]:
+def _merged(unmerged: list[Layer]) -> list[Layer]:
     """Layers of the same shape, tokens and storage as one, with their counts added."""
     kept: dict[Any, Layer] = {}
-    for each in found:
+    for each in unmerged:
         key = (
             each.out_features, each.in_features, repr(sorted(each.tokens.items())),
             repr(each.shipped),
@@ -150,8 +150,8 @@ def _gemma3(c: Config) -> list[Layer]:
     defaults = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
     }  # fmt: skip
-    given = {key: value for key, value in c.told.items() if value is not None}
-    return _decoder(Config({**defaults, **given}, c.where))
+    values = {key: value for key, value in c.settings.items() if value is not None}
+    return _decoder(Config({**defaults, **values}, c.where))
 
 
 def _experts(
@@ -177,18 +177,18 @@ def _experts(
 
 def _qwen3_moe(c: Config) -> list[Layer]:
     hidden, depth = c.size("hidden_size"), c.size("num_hidden_layers")
-    only = c.told.get("mlp_only_layers") or []
+    only = c.settings.get("mlp_only_layers") or []
     step = c.size("decoder_sparse_step", 1)
     sparse = sum(1 for layer in range(depth) if layer not in only and (layer + 1) % step == 0)
-    found = _attention(c, default_head=128)
+    parts = _attention(c, default_head=128)
     if sparse < depth:
-        found += _gated(hidden, c.size("intermediate_size"), depth - sparse)
+        parts += _gated(hidden, c.size("intermediate_size"), depth - sparse)
     if sparse:
-        found += _experts(
+        parts += _experts(
             hidden, c.size("moe_intermediate_size"), depth=sparse,
             used=c.size("num_experts_per_tok"), held=c.size("num_experts"),
         )  # fmt: skip
-    return [*found, _head(c)]
+    return [*parts, _head(c)]
 
 
 def _gpt_oss(c: Config) -> list[Layer]:
@@ -230,7 +230,7 @@ def _deepseek_v3(c: Config) -> list[Layer]:
     ranks = c.size("q_lora_rank"), c.size("kv_lora_rank")
     dense = min(depth, c.size("first_k_dense_replace"))
     wide = c.size("moe_intermediate_size")
-    found = [
+    parts = [
         Layer(("q_a_proj · q_b_proj",), queries, hidden, depth, shipped=_low_rank(ranks[0])),
         Layer(("kv_a_proj · kv_b_proj",), pairs, hidden, depth, shipped=_low_rank(ranks[1])),
         Layer(("kv_a_proj, the part of positions",), turned, hidden, depth),
@@ -238,13 +238,13 @@ def _deepseek_v3(c: Config) -> list[Layer]:
         *_gated(hidden, c.size("intermediate_size"), dense),
     ]
     if depth > dense:
-        found += _experts(
+        parts += _experts(
             hidden, wide, depth=depth - dense, used=c.size("num_experts_per_tok"),
             held=c.size("n_routed_experts"),
         )  # fmt: skip
         shared = wide * c.size("n_shared_experts")
-        found += _gated(hidden, shared, depth - dense, "shared_experts.")
-    return [*found, _head(c)]
+        parts += _gated(hidden, shared, depth - dense, "shared_experts.")
+    return [*parts, _head(c)]
 
 
 def _deepseek_v4(c: Config) -> list[Layer]:

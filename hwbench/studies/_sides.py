@@ -41,12 +41,12 @@ class Origin:
     revision: str | None = None
 
 
-def resolve(option: str, asked: str, install: str, worker: Path) -> Origin:
-    """The side that ``asked`` names: an interpreter (a path, or python3.12), or a git revision.
+def resolve(option: str, name: str, install: str, worker: Path) -> Origin:
+    """Finds one side: an interpreter (a path, or python3.12), or a git revision.
 
     Args:
         option: ``--a`` or ``--b``, for messages.
-        asked: what was given.
+        name: the interpreter or the revision.
         install: ``shared`` or ``fresh``, how a revision is installed.
         worker: a folder that holds this hwbench and nothing else.
 
@@ -55,12 +55,12 @@ def resolve(option: str, asked: str, install: str, worker: Path) -> Origin:
     """
     if install not in INSTALLS:
         raise UnknownNameError("install", install, INSTALLS)
-    if _INTERPRETER.fullmatch(asked) or Path(asked).exists():
-        python = shutil.which(str(Path(asked).absolute()) if Path(asked).exists() else asked)
+    if _INTERPRETER.fullmatch(name) or Path(name).exists():
+        python = shutil.which(str(Path(name).absolute()) if Path(name).exists() else name)
         if python is None:
-            raise UsageError(f"{option} {asked} is no program that can be started.")
-        return Origin(python=python, paths=[str(worker)], label=asked)
-    top, sha = _revision(option, asked)
+            raise UsageError(f"{option} {name} is no program that can be started.")
+        return Origin(python=python, paths=[str(worker)], label=name)
+    top, sha = _revision(option, name)
     home = _home(top, sha, install)
     home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
@@ -68,31 +68,31 @@ def resolve(option: str, asked: str, install: str, worker: Path) -> Origin:
         if not (home / _DONE).exists():
             _make(option, top, sha, install, home)
     source = home / "source"
-    label = f"{asked} ({sha[:12]})"
+    label = f"{name} ({sha[:12]})"
     if (source / "hwbench" / "worker.py").is_file():  # it is hwbench itself that is compared
         return Origin(sys.executable, [str(source)], label, sha)
     return Origin(str(home / "venv" / "bin" / "python"), [str(worker)], label, sha)
 
 
 def worker_folder(folder: Path) -> Path:
-    """A folder in which an interpreter finds this hwbench, and nothing else of ours."""
+    """Links this hwbench, and no other package, into a folder of Python's path."""
     (folder / "hwbench").symlink_to(Path(hwbench.__file__).parent)
     return folder
 
 
-def _revision(option: str, asked: str) -> tuple[Path, str]:
+def _revision(option: str, name: str) -> tuple[Path, str]:
     try:
         top = git(["rev-parse", "--show-toplevel"])
     except GitError as error:
         why = "this folder is in no git repository." if error.absent else f"git says: {error}"
         raise UsageError(
-            f"{option} {asked} is no interpreter, and no git revision either: {why}"
+            f"{option} {name} is no interpreter, and no git revision either: {why}"
         ) from None
     try:
-        words = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{asked}^{{commit}}"]
+        words = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"]
         return Path(top), git(words)
     except GitError:
-        raise UsageError(f"{option} {asked} is no interpreter, and no revision of {top}.") from None
+        raise UsageError(f"{option} {name} is no interpreter, and no revision of {top}.") from None
 
 
 def _home(top: Path, sha: str, install: str) -> Path:
@@ -104,7 +104,7 @@ def _home(top: Path, sha: str, install: str) -> Path:
 
 
 def _make(option: str, top: Path, sha: str, install: str, home: Path) -> None:
-    """Unpack and install a revision; what an earlier try left is removed."""
+    """Unpack and install a revision, after removing what an earlier try left."""
     source, venv = home / "source", home / "venv"
     for folder in (source, venv):
         shutil.rmtree(folder, ignore_errors=True)
@@ -132,13 +132,13 @@ def _make(option: str, top: Path, sha: str, install: str, home: Path) -> None:
 
 
 def _environment(venv: Path, *, share: bool) -> None:
-    """An environment without pip; where it shares, ours stands behind its own packages."""
-    made = subprocess.run(
+    """Make an environment without pip; if ``share``, our packages stand behind its own."""
+    process = subprocess.run(
         [sys.executable, "-P", "-m", "venv", "--without-pip", str(venv)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if made.returncode != 0:
-        raise UsageError(f"No environment can be made in {venv}: {_last(made.stderr)}")
+    if process.returncode != 0:
+        raise UsageError(f"No environment can be made in {venv}: {_last(process.stderr)}")
     if share:
         (packages,) = venv.glob("lib/python*/site-packages")
         ours = [path for path in site.getsitepackages() if Path(path).is_dir()]
@@ -147,7 +147,7 @@ def _environment(venv: Path, *, share: bool) -> None:
 
 
 def _install(option: str, source: Path, venv: Path, *, share: bool) -> None:
-    """Install with the pip of this interpreter: from what is here where that is enough."""
+    """Install with this interpreter's pip, first without a network."""
     pip = [sys.executable, "-P", "-m", "pip"]
     pip += ["--python", str(venv / "bin" / "python"), "install"]
     pip += ["--quiet", "--disable-pip-version-check", "--no-input"]
@@ -156,13 +156,13 @@ def _install(option: str, source: Path, venv: Path, *, share: bool) -> None:
         tries = [[*offline, str(source)], ["--no-deps", str(source)]]
     else:
         tries = [[str(source), "torch", "msgspec"]]
-    said = ""
+    message = ""
     for words in tries:
         done = subprocess.run([*pip, *words], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
-        said = _last(done.stderr)
-    raise UsageError(f"{option}: the revision in {source} cannot be installed: {said}")
+        message = _last(done.stderr)
+    raise UsageError(f"{option}: the revision in {source} cannot be installed: {message}")
 
 
 def _last(text: str) -> str:

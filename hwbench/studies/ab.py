@@ -47,8 +47,8 @@ _SIDES = ("a", "b")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What came of it: the outcome, and the files of the two runs."""
+class Comparison:
+    """The outcome of a comparison in pairs, and the files of its two runs."""
 
     outcome: Outcome
     paths: tuple[Path, Path]
@@ -70,7 +70,7 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
     metric: str = "auto",
     out: str | Path = "runs",
     listener: Listener = lambda progress: None,
-) -> Told:
+) -> Comparison:
     """Measure ``b`` against ``a`` in pairs of fresh replicates.
 
     Args:
@@ -86,7 +86,7 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
         threshold: the smallest relative change that counts; up to it cases may be equivalent.
         metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         out: the folder of the two run files.
-        listener: told of every result.
+        listener: called with every result.
 
     Raises:
         UsageError: a side cannot be made or does not start, or plans other cases than the other.
@@ -104,7 +104,7 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
         out=files.named(out, RunFileError), listener=listener,
     )  # fmt: skip
     paths, labels = measured_in_pairs(built, (a, b), how)
-    return Told(_outcome(paths, labels, threshold, metric), paths, labels)
+    return Comparison(_outcome(paths, labels, threshold, metric), paths, labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class How:
 
 
 def measured_in_pairs(
-    built: Suite, asked: tuple[str, str], how: How
+    built: Suite, sides: tuple[str, str], how: How
 ) -> tuple[tuple[Path, Path], tuple[str, str]]:
     """Measure a suite on two sides in pairs; the paths of the two runs, and the sides' labels.
 
@@ -136,7 +136,7 @@ def measured_in_pairs(
         worker = worker_folder(Path(folder))
         origins = [
             resolve(option, side_, how.install, worker)
-            for option, side_ in zip(how.options, asked, strict=True)
+            for option, side_ in zip(how.options, sides, strict=True)
         ]
         states = _begun(built, origins, how)
         _measured(states, origins, how.threads, how.seed)
@@ -242,12 +242,12 @@ def _measured(states: list[State], origins: Sequence[Origin], threads: int, seed
 def _outcome(
     paths: tuple[Path, Path], labels: tuple[str, str], threshold: float, metric: str
 ) -> Outcome:
-    """The verdicts on ``b`` against ``a``, in the form of a check's."""
+    """Judges ``b`` against ``a``; the outcome has the form of a check's."""
     old, new = (read_run(path) for path in paths)
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     first, second = (side(run.header, run.planned, run.results) for run in (old, new))
     changes = judge_pairs(first, second, rule, metric)
-    found = differences(facts(old.header.environment), facts(new.header.environment))
+    differing = differences(facts(old.header.environment), facts(new.header.environment))
     return Outcome(
         run=f"{labels[1]}, {new.header.run}",
         suite=new.header.suite,
@@ -258,5 +258,5 @@ def _outcome(
         threshold=threshold,
         used_threshold=threshold,
         paired=True,
-        notes=[f"Between the two {each}." for each in found],
+        notes=[f"Between the two {each}." for each in differing],
     )

@@ -23,7 +23,7 @@ from hwbench.report import pytest_benchmark
 from hwbench.store import Run, list_runs, parsed, read_header, read_run, run_path
 
 _COPIES = "the same run again"
-_TOLD = ("cannot be read", "damaged", "not finished", _COPIES)
+_NOTED = ("cannot be read", "damaged", "not finished", _COPIES)
 CONFIRMS = "confirms"
 """The argument in the header of a run that measured some cases of another one again."""
 SLOWER = "slower"
@@ -71,16 +71,16 @@ def choose(path: Path, run: Run, window: int) -> Chosen:
     if not path.exists():
         return Chosen(problem=f"There is no baseline {path}.")
     try:
-        found = load(path)
+        old = load(path)
     except RunFileError as error:
         return Chosen(problem=f"The baseline cannot be used: {error}")
-    if found.header.run == run.header.run:
+    if old.header.run == run.header.run:
         return Chosen(problem=f"The baseline {path} is the run itself.")
-    if not found.complete:
+    if not old.complete:
         return Chosen(
             problem=f"The baseline {path} is not finished; go on with: hwbench run --resume {path}"
         )
-    return Chosen(runs=[found], mismatch=fatal(found.header, run.header))
+    return Chosen(runs=[old], mismatch=fatal(old.header, run.header))
 
 
 def fatal(baseline: Header, new: Header) -> list[str]:
@@ -90,23 +90,23 @@ def fatal(baseline: Header, new: Header) -> list[str]:
 
 def warnings(runs: Sequence[Run], new: Header) -> list[str]:
     """What else differs between the baseline's machine and the run's, and may be a reason."""
-    found = (each for run in runs for each in _differences(run.header, new))
-    return list(dict.fromkeys(str(each) for each in found if each.severity is Severity.WARN))
+    differing = (each for run in runs for each in _differences(run.header, new))
+    return list(dict.fromkeys(str(each) for each in differing if each.severity is Severity.WARN))
 
 
 def plans(runs: Sequence[Run], new: Header) -> list[str]:
     """What the runs of a baseline were planned otherwise, or seeded, in words."""
-    found = [
+    sentences = [
         f"{name} was {before!r} and is {now!r}"
         for run in runs
-        for name, before, now in _asked(run.header, new)
+        for name, before, now in _settings(run.header, new)
         if before != now
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(sentences))
 
 
-def _asked(old: Header, new: Header) -> Iterator[tuple[str, Any, Any]]:
-    """What was asked of two runs, piece by piece."""
+def _settings(old: Header, new: Header) -> Iterator[tuple[str, Any, Any]]:
+    """Pairs of settings that two runs were started with."""
     for name in new.plan.__struct_fields__:
         yield name, getattr(old.plan, name), getattr(new.plan, name)
     yield "seed", old.seed, new.seed
@@ -117,25 +117,25 @@ def _differences(baseline: Header, new: Header) -> list[Difference]:
 
 
 def _from_folder(folder: Path, run: Run, window: int) -> Chosen:
-    found: list[Run] = []
+    chosen: list[Run] = []
     others: list[tuple[Path, list[str]]] = []  # of other machines, newest first
     left_out: Counter[str] = Counter()
     for path, header in _newest_first(folder, run.path, left_out):
-        if len(found) == window:
+        if len(chosen) == window:
             break
         if reason := _unsuitable(header, run.header):
             left_out[reason] += 1
-        elif header.run in {each.header.run for each in found}:
+        elif header.run in {each.header.run for each in chosen}:
             left_out[_COPIES] += 1
         elif different := fatal(header, run.header):
             others.append((path, different))
         elif (old := _readable(path, left_out)) is not None:
-            found.append(old)
-    told = [f"{left_out[why]} {why}" for why in _TOLD if left_out[why]]
-    told += [f"{len(others)} of another machine"] if others else []
-    notes = [f"Runs in {folder} that are left out: {'; '.join(told)}."] if told else []
-    if found:
-        return Chosen(runs=found[::-1], notes=notes)
+            chosen.append(old)
+    reasons = [f"{left_out[why]} {why}" for why in _NOTED if left_out[why]]
+    reasons += [f"{len(others)} of another machine"] if others else []
+    notes = [f"Runs in {folder} that are left out: {'; '.join(reasons)}."] if reasons else []
+    if chosen:
+        return Chosen(runs=chosen[::-1], notes=notes)
     if others:
         path, different = others[0]
         old = _readable(path, left_out)
@@ -202,8 +202,8 @@ def run_files(folder: Path, suffix: str | None = None) -> list[Path]:
     def listed(where: Path) -> list[Path]:
         return sorted(where.glob(f"*{suffix}")) if suffix else list_runs(where)
 
-    if found := listed(folder):
-        return found
+    if paths := listed(folder):
+        return paths
     return [path for inner in sorted(folder.iterdir()) if inner.is_dir() for path in listed(inner)]
 
 
@@ -288,9 +288,9 @@ def kept(folder: Path) -> list[Kept]:
     Raises:
         RunFileError: there is no such folder, or a file in it cannot be read.
     """
-    found = [Kept(path, read_header(path)) for path in run_files(folder)]
+    entries = [Kept(path, read_header(path)) for path in run_files(folder)]
     return sorted(
-        found, key=lambda each: (each.path.parent, each.header.suite, each.header.created)
+        entries, key=lambda each: (each.path.parent, each.header.suite, each.header.created)
     )
 
 

@@ -64,18 +64,17 @@ def same_code(old: Run, new: Run) -> str | None:
 
 
 def software(old: Run, new: Run) -> list[str]:
-    """What else than the revision may have changed the code that ran, in words."""
-    found = differences(facts(old.header.environment), facts(new.header.environment))
-    return [str(each) for each in found if each.software]
+    """Software that differs between two runs beside the revision, in words."""
+    differing = differences(facts(old.header.environment), facts(new.header.environment))
+    return [str(each) for each in differing if each.software]
 
 
 @dataclass
 class InPairs:
-    """Measures cases of a run in pairs of fresh replicates; asked for more, it goes on.
+    """Measures cases of a run in pairs of fresh replicates; a second call adds pairs.
 
-    The runs ``<run>-pairs-1-a`` and ``-b`` are written beside the run. Where two are there that
-    hold the cases in the same revisions they are taken as they are: another look would be another
-    chance.
+    It writes the runs ``<run>-pairs-1-a`` and ``-b`` beside the run. Finished files of the same
+    cases and revisions are used again: a second measurement would be a second chance to pass.
     """
 
     old: Run
@@ -107,7 +106,7 @@ class InPairs:
 
     def _paths(self, wanted: dict[str, Any], pairs: int) -> tuple[Path, Path]:
         """The two files of the cases: those that are there, or new ones."""
-        asked = revisions(self.old, self.new)
+        commits = revisions(self.old, self.new)
         folder, name = self.new.path.parent, self.new.header.run
         number = 1
         while True:
@@ -117,7 +116,7 @@ class InPairs:
             if number not in self.used and not there:
                 break
             if number not in self.used and all(
-                _holds(path, wanted, name, asked, pairs) for path in paths
+                _holds(path, wanted, name, commits, pairs) for path in paths
             ):
                 self.used.add(number)
                 return paths
@@ -131,7 +130,7 @@ class InPairs:
             out=folder,
             listener=self.listener,
             stem=stem,
-            arguments={CONFIRMS: name, _REVISIONS: list(asked)},
+            arguments={CONFIRMS: name, _REVISIONS: list(commits)},
             options=(
                 "--confirm-by ab: the baseline's revision",
                 "--confirm-by ab: tonight's revision",
@@ -140,15 +139,17 @@ class InPairs:
         )
         plan = replace(header.plan, replicates=pairs)
         suite = Suite(name=header.suite, about=header.about, plan=plan, cases=list(wanted.values()))
-        return ab.measured_in_pairs(suite, asked, how)[0]
+        return ab.measured_in_pairs(suite, commits, how)[0]
 
     def _accept(self, here: Header) -> None:
         """Refuse to measure anywhere but on the machine of the run."""
         before, now = facts(self.new.header.environment), facts(here.environment)
-        found = [str(each) for each in differences(before, now) if each.severity is Severity.FATAL]
-        if found:
+        reasons = [
+            str(each) for each in differences(before, now) if each.severity is Severity.FATAL
+        ]
+        if reasons:
             raise EnvironmentMismatchError(
-                f"this is not the machine of the run {self.new.path}: {'; '.join(found)}"
+                f"this is not the machine of the run {self.new.path}: {'; '.join(reasons)}"
             )
 
 
@@ -157,7 +158,7 @@ def _with_dense(run: Run, cases: Collection[str]) -> dict[str, Any]:
 
 
 def _holds(
-    path: Path, cases: Collection[str], name: str, asked: tuple[str, str], pairs: int
+    path: Path, cases: Collection[str], name: str, commits: tuple[str, str], pairs: int
 ) -> bool:
     """Whether a file is one side of these pairs, finished."""
     if not path.exists():
@@ -166,11 +167,11 @@ def _holds(
         run = read_run(path)
     except RunFileError:
         return False
-    told = run.header.arguments
+    arguments = run.header.arguments
     return (
         run.complete
-        and told.get(CONFIRMS) == name
-        and told.get(_REVISIONS) == list(asked)
+        and arguments.get(CONFIRMS) == name
+        and arguments.get(_REVISIONS) == list(commits)
         and run.header.plan.replicates == pairs
         and set(cases) <= set(run.planned)
     )

@@ -1,4 +1,4 @@
-"""Whether this machine can be trusted now: one check a fact, each with its verdict in words."""
+"""Checks whether this machine can be measured now: one check per fact, each with a verdict."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hwbench.measure import ceilings
 from hwbench.measure import run as runner
 from hwbench.measure.transports import local
 
-_SECONDS = 300.0  # until the worker has to have answered
+_SECONDS = 300.0  # the worker's time limit
 _LOAD_SHARE = 0.5  # of the cores may be busy with other work
 _SPREAD = 0.25  # of equal samples, 90th percentile over 10th
 _SLOW, _OUTDATED = 0.85, 1.1  # of the kept ceiling: the machine, or the ceiling, is too low
-_PART = 0.9  # of what the best library reaches: below it F.linear leaves much of the machine unused
-_COOL = 0.97  # of the card's power limit is a cap that bites
+_PART = 0.9  # of the best library's rate: below it F.linear leaves much of the machine unused
+_COOL = 0.97  # of the card's power limit: above it the card slows down
 _LIBRARIES = ("torch", "cuda_runtime", "driver", "cublas", "cudnn", "cusparselt")
 
 
 class Verdict(StrEnum):
-    """What a check came to."""
+    """The verdict of a check."""
 
     FINE = "fine"
     DOUBT = "doubt"  # numbers taken now are not to be trusted, or less than they could be
@@ -34,7 +34,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """One fact, and whether it is as a measurement wants it; ``key`` is what --require names."""
+    """One fact about the machine and its verdict; --require names it by ``key``."""
 
     key: str
     verdict: Verdict
@@ -45,7 +45,7 @@ KEYS = (
     *("device", "libraries", "peak", "clocks", "power", "throttling", "processes", "load", "quota"),
     *("quiet", "steady", "speed", "linear", "timer", "two_four", "pynvml"),
 )
-"""What can be required, in the order in which it is told."""
+"""The names of the checks, in the order of the output; --require takes them."""
 
 _ELSEWHERE = "wait until other programs end, or stay on idle cores with --cores"
 _REMEDIES = {
@@ -62,11 +62,11 @@ _REMEDIES = {
     "timer": "time nothing that takes less than a thousand steps of this clock",
     "pynvml": "uninstall the package pynvml and install nvidia-ml-py",
 }
-"""What to do where a check is in doubt."""
+"""The remedy for each check in doubt."""
 
 
 def examine(device: str, threads: int | None = None) -> list[Check]:
-    """Every check of one device, a second of work included.
+    """Checks one device; a second of work is part of it.
 
     Raises:
         DeviceError: the device is not there; the message says why.
@@ -83,7 +83,7 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
 
 
 class Load(NamedTuple):
-    """What else runs on this machine: cores kept busy now (None: not told), and the load."""
+    """Other work on this machine: cores busy now (None: unknown), and the load of a minute."""
 
     busy: float | None
     minute: float
@@ -91,9 +91,9 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """The health of a device beside what is kept of its float32 products, None where nothing is.
+    """The health of a device, and its kept ceilings of float32 products (None without any).
 
-    ``share`` is what it reaches now of the kept product of ``torch.mm``.
+    ``share`` is the rate of ``torch.mm`` now over its kept rate.
     """
 
     health: protocol.Health
@@ -102,7 +102,7 @@ class Reading:
 
 
 def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, Reading]:
-    """What a worker tells of its device."""
+    """Ask a worker for the facts and the health of its device."""
     plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
     kept = ceilings.kept(plan, threads).get("matmul", {}).get("float32")
     plain = plain_product(kept)[1] if kept else None
@@ -114,17 +114,17 @@ def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, Readi
 
 
 def plain_product(kept: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """What ``torch.mm`` as it is set reached, by the name of its library; ``F.linear`` uses it.
+    """The library that ``torch.mm`` and ``F.linear`` use by default, and its measured product.
 
-    It is the first of the libraries.
+    It is the first library of the kept ceilings.
     """
     libraries = kept.get("libraries") or {kept.get("library", "torch.mm"): kept}
     return next(iter(libraries.items()))
 
 
-def verdict(found: Collection[Check]) -> list[str]:
-    """Whether to measure now, as a sentence, and a line for each thing that one can do."""
-    doubted = [check.key for check in found if check.verdict is Verdict.DOUBT]
+def verdict(results: Collection[Check]) -> list[str]:
+    """A sentence that says whether to measure now, and a line for each remedy."""
+    doubted = [check.key for check in results if check.verdict is Verdict.DOUBT]
     if not doubted:
         return ["This machine can be measured now: no check is in doubt."]
     verb = "is" if len(doubted) == 1 else "are"
@@ -137,8 +137,8 @@ def verdict(found: Collection[Check]) -> list[str]:
     ]
 
 
-def demand(found: Collection[Check], required: Collection[str]) -> None:
-    """Hold the machine to what is required of it.
+def demand(results: Collection[Check], required: Collection[str]) -> None:
+    """Fail unless every required check is fine.
 
     Raises:
         UnknownNameError: there is no such check.
@@ -147,14 +147,14 @@ def demand(found: Collection[Check], required: Collection[str]) -> None:
     for name in required:
         if name not in KEYS:
             raise UnknownNameError("requirement", name, KEYS)
-    failed = [c for c in found if c.key in required and c.verdict is not Verdict.FINE]
+    failed = [c for c in results if c.key in required and c.verdict is not Verdict.FINE]
     if failed:
-        said = "; ".join(f"{check.key}: {check.says.rstrip('.')}" for check in failed)
-        raise EnvironmentMismatchError(f"Required and not fine: {said}.")
+        reasons = "; ".join(f"{check.key}: {check.says.rstrip('.')}" for check in failed)
+        raise EnvironmentMismatchError(f"Required and not fine: {reasons}.")
 
 
 def checks(plan: protocol.PlanReply, reading: Reading, load: Load) -> Iterator[Check]:
-    """The checks, from what a worker told."""
+    """Yields the checks, from a worker's facts and health."""
     health = reading.health
     device, state = plan.fingerprint.get("device", {}), plan.state
     gpu = "multiprocessors" in device
@@ -169,17 +169,17 @@ def checks(plan: protocol.PlanReply, reading: Reading, load: Load) -> Iterator[C
     yield _load(load)
     yield _quota()
     disturbed = health.disturbances
-    said = f"{'; '.join(disturbed) or 'undisturbed'} in {units.seconds(health.seconds)} of work"
-    yield Check("quiet", Verdict.DOUBT if disturbed else Verdict.FINE, said)
-    said = f"equal samples spread by {units.percent(health.spread)} (10th to 90th percentile)"
-    yield Check("steady", Verdict.FINE if health.spread <= _SPREAD else Verdict.DOUBT, said)
+    message = f"{'; '.join(disturbed) or 'undisturbed'} in {units.seconds(health.seconds)} of work"
+    yield Check("quiet", Verdict.DOUBT if disturbed else Verdict.FINE, message)
+    message = f"equal samples spread by {units.percent(health.spread)} (10th to 90th percentile)"
+    yield Check("steady", Verdict.FINE if health.spread <= _SPREAD else Verdict.DOUBT, message)
     yield _speed(reading.share)
     yield _linear(reading.kept, device)
     yield _timer(health)
     yield _two_four(health.two_four)
     retired = health.retired_package
-    said = retired or "the retired package pynvml is not installed"
-    yield Check("pynvml", Verdict.DOUBT if retired else Verdict.FINE, said)
+    message = retired or "the retired package pynvml is not installed"
+    yield Check("pynvml", Verdict.DOUBT if retired else Verdict.FINE, message)
 
 
 def _device(device: Mapping[str, Any], host: Mapping[str, Any]) -> str:
@@ -199,9 +199,9 @@ def _device(device: Mapping[str, Any], host: Mapping[str, Any]) -> str:
 
 
 def _libraries(fingerprint: Mapping[str, Any], device: Mapping[str, Any]) -> Check:
-    found = {name: device.get(name, fingerprint.get(name)) for name in _LIBRARIES}
-    said = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    return Check("libraries", Verdict.FINE, said)
+    versions = {name: device.get(name, fingerprint.get(name)) for name in _LIBRARIES}
+    message = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return Check("libraries", Verdict.FINE, message)
 
 
 def _peak(device: Mapping[str, Any]) -> Check:
@@ -218,30 +218,30 @@ def _clocks(
         now, most = state.get("sm_clock_hertz"), device.get("max_sm_clock_hertz")
         if not (isinstance(now, int | float) and isinstance(most, int | float)):
             return Check("clocks", Verdict.UNKNOWN, str(now or state.get("nvml") or "not read"))
-        said = f"SM {now / 1e6:.0f} MHz now, {most / 1e6:.0f} MHz at most"
-        return Check("clocks", Verdict.FINE, said)
+        message = f"SM {now / 1e6:.0f} MHz now, {most / 1e6:.0f} MHz at most"
+        return Check("clocks", Verdict.FINE, message)
     governor, turbo = host.get("governor"), host.get("turbo")
-    said = f"governor {governor or 'not told'}, turbo {turbo or 'not told'}"
+    message = f"governor {governor or 'not told'}, turbo {turbo or 'not told'}"
     if governor in (None, "not readable"):
-        return Check("clocks", Verdict.UNKNOWN, said)
-    return Check("clocks", Verdict.FINE if governor == "performance" else Verdict.DOUBT, said)
+        return Check("clocks", Verdict.UNKNOWN, message)
+    return Check("clocks", Verdict.FINE if governor == "performance" else Verdict.DOUBT, message)
 
 
 def _power(state: Mapping[str, Any], device: Mapping[str, Any]) -> Check:
     watts, limit = state.get("power_watts"), device.get("power_limit_watts")
     if not isinstance(watts, int | float) or not isinstance(limit, int | float):
-        told = [value for value in (watts, limit) if isinstance(value, str)]
-        said = told[0] if told else str(state.get("nvml", "no power is read of this device"))
-        return Check("power", Verdict.UNKNOWN, said)
-    said = f"{watts:.0f} W of {limit:.0f} W ({state.get('power_meaning')})"
-    return Check("power", Verdict.DOUBT if watts > _COOL * limit else Verdict.FINE, said)
+        notes = [value for value in (watts, limit) if isinstance(value, str)]
+        message = notes[0] if notes else str(state.get("nvml", "no power is read of this device"))
+        return Check("power", Verdict.UNKNOWN, message)
+    message = f"{watts:.0f} W of {limit:.0f} W ({state.get('power_meaning')})"
+    return Check("power", Verdict.DOUBT if watts > _COOL * limit else Verdict.FINE, message)
 
 
 def _throttling(state: Mapping[str, Any], *, gpu: bool) -> Check:
     if not gpu:
         periods = state.get("throttled_periods", 0)
-        said = f"{periods:.0f} periods throttled by a quota since it began"
-        return Check("throttling", Verdict.DOUBT if periods else Verdict.FINE, said)
+        message = f"{periods:.0f} periods throttled by a quota since it began"
+        return Check("throttling", Verdict.DOUBT if periods else Verdict.FINE, message)
     reasons = state.get("clocks_event_reasons")
     if not isinstance(reasons, list):
         return Check("throttling", Verdict.UNKNOWN, str(reasons or state.get("nvml", "not read")))
@@ -256,10 +256,10 @@ def _processes(state: Mapping[str, Any], *, gpu: bool) -> Check:
     others = state.get("other_processes")
     if not isinstance(others, list):
         return Check("processes", Verdict.UNKNOWN, str(others or state.get("nvml", "not read")))
-    said = f"{len(others)} other processes on the device"
+    message = f"{len(others)} other processes on the device"
     if note := state.get("other_processes_note"):
-        return Check("processes", Verdict.UNKNOWN, f"{said}. {note}")
-    return Check("processes", Verdict.DOUBT if others else Verdict.FINE, said)
+        return Check("processes", Verdict.UNKNOWN, f"{message}. {note}")
+    return Check("processes", Verdict.DOUBT if others else Verdict.FINE, message)
 
 
 def _load(load: Load) -> Check:
@@ -278,47 +278,47 @@ def _quota() -> Check:
     if quota is None:
         return Check("quota", Verdict.FINE, "no quota")
     whole = quota >= 1 and quota == int(quota)
-    said = f"a quota of {quota:g} cores"
-    return Check("quota", Verdict.FINE if whole else Verdict.DOUBT, said)
+    message = f"a quota of {quota:g} cores"
+    return Check("quota", Verdict.FINE if whole else Verdict.DOUBT, message)
 
 
 def _speed(share: float | None) -> Check:
-    """The rate of a product now over the ceiling that efficiencies are taken against."""
+    """Checks the rate of a product now against the kept ceiling."""
     if share is None:
         return Check("speed", Verdict.ABSENT, "no ceiling is kept to compare with; see ceilings")
-    said = f"a float32 product reaches {units.percent(share)} of the ceiling that is kept"
+    message = f"a float32 product reaches {units.percent(share)} of the ceiling that is kept"
     if share > _OUTDATED:
-        said += "; hwbench ceilings measures it again"
-    return Check("speed", Verdict.FINE if _SLOW <= share <= _OUTDATED else Verdict.DOUBT, said)
+        message += "; hwbench ceilings measures it again"
+    return Check("speed", Verdict.FINE if _SLOW <= share <= _OUTDATED else Verdict.DOUBT, message)
 
 
 def _linear(kept: Mapping[str, Any] | None, device: Mapping[str, Any]) -> Check:
-    """What ``F.linear`` reaches of the best float32 product that any library reaches here."""
+    """Checks the rate of ``F.linear`` against the fastest library's float32 product."""
     if not kept:
-        said = "no ceiling is kept, so it is not known what F.linear could reach; see ceilings"
-        return Check("linear", Verdict.ABSENT, said)
+        message = "no ceiling is kept, so it is not known what F.linear could reach; see ceilings"
+        return Check("linear", Verdict.ABSENT, message)
     name, plain = plain_product(kept)
     share = plain["flops_per_second"] / kept["flops_per_second"]
     rate = units.flops_per_second(plain["flops_per_second"])
     if share >= _PART:
-        said = f"F.linear reaches {units.percent(share, 0)} of the best float32 product, {rate}"
-        return Check("linear", Verdict.FINE, f"{said} by {name}")
-    said = (
+        message = f"F.linear reaches {units.percent(share, 0)} of the best float32 product, {rate}"
+        return Check("linear", Verdict.FINE, f"{message} by {name}")
+    message = (
         f"F.linear reaches {units.percent(share, 0)} of this device in float32: {rate} by {name}, "
         f"where {kept['library']} reaches {units.flops_per_second(kept['flops_per_second'])}"
     )
     if "MKL" in name and str(device.get("name", "")).startswith("AMD"):
-        said += "; MKL computes by its AVX2 path on AMD's processors"
-    return Check("linear", Verdict.DOUBT, said)
+        message += "; MKL computes by its AVX2 path on AMD's processors"
+    return Check("linear", Verdict.DOUBT, message)
 
 
 def _timer(health: protocol.Health) -> Check:
     step = max(health.timer_seconds, health.resolution_seconds)
-    said = (
+    message = (
         f"the host's clock moves in {units.seconds(health.timer_seconds)}, marks resolve "
         f"{units.seconds(health.resolution_seconds)}"
     )
-    return Check("timer", Verdict.FINE if step <= 1e-6 else Verdict.DOUBT, said)
+    return Check("timer", Verdict.FINE if step <= 1e-6 else Verdict.DOUBT, message)
 
 
 def _two_four(kernels: Mapping[str, str]) -> Check:

@@ -1,6 +1,6 @@
 """Is this run slower than its baseline? Runs matched, judged, measured again, and summed up.
 
-The judging is ``hwbench.analysis.judging``; here runs are read, found and measured again.
+``hwbench.analysis.judging`` judges; this module finds the runs, reads them and measures them again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         require_sight: the largest slow-down that may go unseen; seeing less is undecided.
         unfinished: take a run that was cut off; cases without a result are left out.
         fail_on_undecided: whether cases without a verdict make the exit code 3.
-        listener: told of every result of the confirmation.
+        listener: called with every result of the confirmation.
 
     Raises:
         RunFileError: the run cannot be read, or is not finished.
@@ -97,24 +97,24 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         chosen = choose(baseline, run, max(window, KNOWN))
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     mismatch = list(chosen.mismatch)
-    asked = Question(rule=rule, metric=metric, window=window)
+    question = Question(rule=rule, metric=metric, window=window)
     with without_gc():
         sides = [_side(each) for each in chosen.runs]
         absent = set(run.planned).difference(new.cases)
         sides = [only(each, set(each.cases) - absent) for each in sides]
         if way and sides and not mismatch:
-            asked = _confirming(way, asked, chosen.runs, sides, run, new, listener)
+            question = _confirming(way, question, chosen.runs, sides, run, new, listener)
         try:
-            told = judge_night(sides, new, asked)
+            night = judge_night(sides, new, question)
         except EnvironmentMismatchError as error:
             mismatch.append(f"nothing could be confirmed here: {error}")
-            told = judge_night(sides, new, Question(rule=rule, metric=metric, window=window))
-    names = [each.run for each in told.baselines]
+            night = judge_night(sides, new, Question(rule=rule, metric=metric, window=window))
+    names = [each.run for each in night.baselines]
     compared = [each for each in chosen.runs if each.header.run in names]
-    mismatch += [told.stranger] if told.stranger else []
-    notes = [*_notes(replace(chosen, runs=compared), run, threshold, window), *told.notes]
-    notes += dense_note(told.baselines, new)
-    judged = told.judged
+    mismatch += [night.stranger] if night.stranger else []
+    notes = [*_notes(replace(chosen, runs=compared), run, threshold, window), *night.notes]
+    notes += dense_note(night.baselines, new)
+    judged = night.judged
     return Outcome(
         run=run.header.run,
         suite=run.header.suite,
@@ -130,35 +130,35 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         notes=notes,
         fail_on_undecided=fail_on_undecided,
         unfinished=None if run.complete else how_far(run),
-        sight=_sight(told.first, new, rule, metric, window),
+        sight=_sight(night.first, new, rule, metric, window),
         require_sight=require_sight,
     )
 
 
 def _confirming(
     way: str,
-    asked: Question,
+    question: Question,
     runs: Sequence[Run],
     sides: Sequence[Side],
     run: Run,
     new: Side,
     listener: Listener,
 ) -> Question:
-    """The question with what measures flagged cases again."""
+    """Adds to the question the functions that measure flagged cases again."""
 
     def again(flagged: list[str]) -> Side:
         return _side(read_run(runner.again(run, flagged, CONFIRMATIONS, listener=listener)))
 
     if way != "ab":
-        return replace(asked, way=way, again=again)
-    last = runs[match(sides, new, asked.window).nights[-1]]
+        return replace(question, way=way, again=again)
+    last = runs[match(sides, new, question.window).nights[-1]]
     why, moved = confirming.same_code(last, run), confirming.software(last, run)
     if why and moved:
         raise UsageError(
             f"--confirm-by ab cannot tell: {why[:-1]}, and {'; '.join(moved)}. Use --confirm, or "
             "hwbench ab with the two interpreters."
         )
-    return replace(asked, way=way, pairs=confirming.InPairs(last, run, listener), same_code=why)
+    return replace(question, way=way, pairs=confirming.InPairs(last, run, listener), same_code=why)
 
 
 def _sight(
@@ -169,7 +169,7 @@ def _sight(
     # Where it is compared at all, a relative time is what auto compares.
     changes = first.changes.values()
     relative = [each for each in changes if each.metric == "relative" and each.ratio]
-    found: dict[str, float] = {}
+    by_case: dict[str, float] = {}
     for name in metrics:
         known_already = relative if (metric, name) == ("auto", "relative") else []
         sizes = (
@@ -179,8 +179,8 @@ def _sight(
             if first.baselines
             else {}
         )
-        found = {**sizes, **found}  # relative first, as auto has it
-    known = [size for size in found.values() if not math.isnan(size)]
+        by_case = {**sizes, **by_case}  # relative first, as auto has it
+    known = [size for size in by_case.values() if not math.isnan(size)]
     return (median(known), max(known)) if known else None
 
 
@@ -196,7 +196,7 @@ def how_far(run: Run) -> str:
 
 
 def _finished(path: Path, *, confirm: bool, unfinished: bool) -> Run:
-    """The run under test, once it is known that it can be judged as asked."""
+    """Reads the run under test; fails where it cannot be judged as requested."""
     if confirm and foreign(path):
         raise UsageError(
             f"{path} is a file of pytest-benchmark, whose cases cannot be measured again here; "
@@ -234,7 +234,7 @@ def _notes(chosen: Chosen, run: Run, threshold: float, window: int) -> list[str]
 
 
 def _disturbed(run: Run) -> list[str]:
-    """How many cases were disturbed in more than half of their replicates."""
+    """Counts the cases disturbed in more than half of their replicates, in a sentence."""
     flags: dict[str, list[bool]] = defaultdict(list)
     for result in run.results:
         if result.values("time_seconds"):

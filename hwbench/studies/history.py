@@ -46,7 +46,7 @@ _STATE = ("governor", "turbo", "hostname")
 
 
 @dataclass(frozen=True)
-class Told:
+class Histories:
     """The histories of a folder, the longest first, and what was left out of them."""
 
     histories: Sequence[History]
@@ -55,14 +55,14 @@ class Told:
 
 @dataclass(frozen=True)
 class _Read:
-    """What is kept of a run once it was read: a value a case and quantity."""
+    """The part of a run that a history keeps: one value per case and quantity."""
 
     header: Header
     side: Side
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """What the run says of each case."""
+        """The run's entry of each case."""
         return self.side.cases
 
 
@@ -73,7 +73,7 @@ def history(
     threshold: float = 0.03,
     suite: str | None = None,
     cases: str | None = None,
-) -> Told:
+) -> Histories:
     """The series of every case in a folder of runs.
 
     Args:
@@ -94,16 +94,16 @@ def history(
         for run in _runs(folder, suite, left_out):
             read = _Read(run.header, _side(run, cases))
             groups[machine_key(run.header), run.header.suite].append(read)
-    told = [f"{count} {why}" for why, count in left_out.items()]
-    notes = [f"Runs in {folder} that are left out: {'; '.join(told)}."] if told else []
+    reasons = [f"{count} {why}" for why, count in left_out.items()]
+    notes = [f"Runs in {folder} that are left out: {'; '.join(reasons)}."] if reasons else []
     check_metric(metric, [read.side for runs in groups.values() for read in runs])
     if not groups:
         raise RunFileError(" ".join([f"{folder} holds no run that makes a history.", *notes]))
-    found = [
+    series = [
         _history(sorted(runs, key=_when), metric=metric, threshold=threshold)
         for runs in groups.values()
     ]
-    return Told(sorted(found, key=lambda each: len(each.nights), reverse=True), notes)
+    return Histories(sorted(series, key=lambda each: len(each.nights), reverse=True), notes)
 
 
 def _when(read: _Read) -> tuple[str, str]:
@@ -134,7 +134,7 @@ def _runs(folder: Path, suite: str | None, left_out: Counter[str]) -> Iterator[R
 
 
 def _side(run: Run, cases: str | None) -> Side:
-    """What the run says of each case that is asked for."""
+    """The run's entries of the selected cases."""
     whole = side(run.header, run.planned, run.results)
     kept = {
         case: entry
@@ -175,14 +175,14 @@ def _history(runs: Sequence[_Read], *, metric: str, threshold: float) -> History
 
 
 def _series(runs: Sequence[_Read], case: str, metric: str) -> Series | None:
-    """The values of a case in the runs that can be compared with the last that has it."""
+    """The values of a case, in the runs comparable with the last run that has the case."""
     known = [
         (number, read.entries[case])
         for number, read in enumerate(runs)
         if case in read.entries and worked(read.entries[case])
     ]
-    asked = AUTO if metric == "auto" else (metric,)
-    for name in asked:
+    metrics = AUTO if metric == "auto" else (metric,)
+    for name in metrics:
         for quantity in quantities_of(name):
             having = [(n, e) for n, e in known if quantity in e.readings]
             if not having or 2 * len(having) < len(known):
@@ -204,7 +204,7 @@ def _value(reading: Reading) -> float:
 def _stepped(
     plain: Series, runs: Sequence[_Read], threshold: float, count: int, kept: float
 ) -> Series:
-    """The series with its change points; which way a score is better, its run file says."""
+    """Adds change points to the series; the run file says which direction of a score is better."""
     last = runs[plain.runs[-1]].entries[plain.case]
     (name, *_) = quantities_of(plain.metric)
     declared = quantities.find(name, runs[plain.runs[-1]].side.declared)
@@ -238,17 +238,17 @@ def _events(runs: Sequence[_Read], series: Sequence[Series]) -> list[Event]:
 
 
 def _stated(header: Header, name: str) -> str | None:
-    found = header.environment.state.get(name)
-    return str(found) if found else None
+    value = header.environment.state.get(name)
+    return str(value) if value else None
 
 
 def _changed(old: Header, new: Header) -> list[str]:
-    """What else differs between two runs of one machine, in words."""
-    found = [str(each) for each in differences(facts(old.environment), facts(new.environment))]
+    """Other differences between two runs of one machine, in words."""
+    changes = [str(each) for each in differences(facts(old.environment), facts(new.environment))]
     for key in _STATE:
         before, now = (each.environment.state.get(key) for each in (old, new))
         if before != now:
-            found.append(f"{key} was {before!r} and is {now!r}")
+            changes.append(f"{key} was {before!r} and is {now!r}")
     if new.environment.state.get("dirty"):
-        found.append("files differed from the commit")
-    return found
+        changes.append("files differed from the commit")
+    return changes

@@ -16,7 +16,7 @@ _OF_THIS_MACHINE = ("load", "quota")  # read where the command runs, and not whe
 
 @dataclass(frozen=True)
 class Node:
-    """One device as its own worker tells of it; without checks it could not be asked."""
+    """One device, described by its own worker; ``checks`` is empty where the worker failed."""
 
     name: str
     kind: str
@@ -47,24 +47,24 @@ def _examined(seat: Seat) -> Node:
         return Node(seat.name, seat.kind, {}, [], missed=str(error))
     finally:
         seat.close()
-    found = [c for c in checks(plan, reading, Load(None, 0.0)) if c.key not in _OF_THIS_MACHINE]
+    results = [c for c in checks(plan, reading, Load(None, 0.0)) if c.key not in _OF_THIS_MACHINE]
     facts = plan.machine(seat.threads)
-    return Node(seat.name, seat.kind, facts, found)
+    return Node(seat.name, seat.kind, facts, results)
 
 
 def unequal(nodes: Sequence[Node]) -> list[str]:
     """A sentence for each device that differs from the first of its kind: it gets its own run."""
     first: dict[str, Node] = {}
-    said = []
+    sentences = []
     for node in nodes:
         if not node.facts:
             continue
         like = first.setdefault(node.kind, node)
-        found = differences(like.facts, node.facts)
-        if found:
-            named = "; ".join(f"{d.key} is {d.new!r} and not {d.baseline!r}" for d in found)
-            said.append(f"{node.name} is not equal to {like.name}: {named}.")
-    return said
+        differing = differences(like.facts, node.facts)
+        if differing:
+            named = "; ".join(f"{d.key} is {d.new!r} and not {d.baseline!r}" for d in differing)
+            sentences.append(f"{node.name} is not equal to {like.name}: {named}.")
+    return sentences
 
 
 def demand(nodes: Sequence[Node], required: Collection[str]) -> None:

@@ -1,10 +1,9 @@
-"""The machine measured against itself: how often the gate would be wrong here, and what it sees.
+"""Measures the machine against itself: how often the gate is wrong here, and what it can see.
 
-``aa`` measures the same suite night after night and checks each night against those before: what
-is told there is false. ``ab`` adds, between these nights, nights in which every call of every
-format but dense is followed by a known delay, a share of its own time; what is told there is true.
-The delay is made by the device (a spin of that many seconds), not by this package's clock of
-formats, and stands in the run file.
+``aa`` measures the same suite night after night and checks each night against the nights before:
+every alarm is false. ``ab`` adds nights with a known delay, a share of its own time, after every
+call of every format but dense: every alarm there is true. The device makes the delay (it spins for
+so many seconds), not this package's clock of formats, and the run file records it.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _ONE_SIDED = 0.9  # the level of a two-sided interval whose upper end holds with
 
 @dataclass(frozen=True)
 class Rate:
-    """So many events in so many trials, and what the true rate is with 95 % confidence."""
+    """Events in a number of trials, and the bounds of the true rate with 95 % confidence."""
 
     events: int
     trials: int
@@ -63,8 +62,8 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a self-test found."""
+class SelfTest:
+    """The result of a self-test."""
 
     machine: str
     suite: str
@@ -83,7 +82,7 @@ class Told:
 
 @dataclass
 class _Nights:
-    """The nights so far, and what was told of each."""
+    """The nights so far, and the verdicts on each."""
 
     rule: Rule
     window: int
@@ -130,7 +129,7 @@ def run(
     tell: Callable[[int, bool], None] = lambda night, delayed: None,
     listener: Listener = lambda progress: None,
     **how: Any,
-) -> Told:
+) -> SelfTest:
     """Measure a suite on so many nights, one after another, and check each against the others.
 
     Args:
@@ -138,9 +137,9 @@ def run(
         nights: how many nights without a change.
         slower: the share of its time by which each format is delayed in further nights (``ab``).
         threshold: the smallest change that counts.
-        tell: told of each night before it begins.
-        listener: told of every result.
-        how: what else ``hwbench.run`` takes: device, out, threads, replicates.
+        tell: called with each night before it begins.
+        listener: called with every result.
+        how: further arguments of ``hwbench.run``: device, out, threads, replicates.
 
     Raises:
         UsageError: there are too few nights, or nothing could be timed.
@@ -148,29 +147,29 @@ def run(
     if nights < FEWEST_NIGHTS:
         raise UsageError(f"A self-test needs {FEWEST_NIGHTS} nights or more, not {nights}.")
     rule = Rule(threshold=threshold, margin=threshold, floor=gate.FLOOR_SECONDS)
-    found = _Nights(rule, gate.WINDOW)
+    record = _Nights(rule, gate.WINDOW)
     tell(0, False)
     path = runner.run(suite, listener=listener, **how)
     first = last = read_run(path)
-    found.unchanged(first)
-    if not any(entry.status is Status.OK for entry in found.even[0].cases.values()):
+    record.unchanged(first)
+    if not any(entry.status is Status.OK for entry in record.even[0].cases.values()):
         raise UsageError(f"Nothing could be measured; hwbench report {path} says why.")
     for night in range(1, nights):
         if slower is not None:
             tell(night, True)
-            found.delayed(
+            record.delayed(
                 _again(first, delayed(last, _shares(last, slower)), night, slower, listener)
             )
         tell(night, False)
         last = _again(first, first.planned, night, None, listener)
-        found.unchanged(last)
-    return _told(first, found, slower)
+        record.unchanged(last)
+    return _summary(first, record, slower)
 
 
-def stored(folder: Path, *, threshold: float = 0.03) -> Told:
-    """Runs of identical code that are there already, each checked against those before it.
+def stored(folder: Path, *, threshold: float = 0.03) -> SelfTest:
+    """Check stored runs of identical code, each against the runs before it.
 
-    They are the finished runs of the folder that are of the suite and machine of the last one.
+    It takes the finished runs of the folder with the suite and the machine of the last one.
 
     Raises:
         RunFileError: the folder cannot be read.
@@ -188,10 +187,10 @@ def stored(folder: Path, *, threshold: float = 0.03) -> Told:
             f"{folder} holds {len(alike)}."
         )
     rule = Rule(threshold=threshold, margin=threshold, floor=gate.FLOOR_SECONDS)
-    found = _Nights(rule, gate.WINDOW)
+    record = _Nights(rule, gate.WINDOW)
     for run in alike:
-        found.unchanged(run)
-    return _told(alike[0], found, None)
+        record.unchanged(run)
+    return _summary(alike[0], record, None)
 
 
 def _place(run: Run) -> tuple[str, str]:
@@ -216,10 +215,10 @@ def _again(
 
 
 def delayed(last: Run, shares: Mapping[str, float]) -> dict[str, Planned]:
-    """The planned cases, those of some formats with a delay of a share of their time in a run.
+    """The planned cases, where each case of a format in ``shares`` gets a delay.
 
     Args:
-        last: the run that tells how long each case takes.
+        last: the run with the time of each case.
         shares: by format name, the delay as a fraction of a case's own time.
     """
     times: dict[str, list[float]] = {}
@@ -235,7 +234,7 @@ def delayed(last: Run, shares: Mapping[str, float]) -> dict[str, Planned]:
 
 
 def _shares(run: Run, slower: float) -> dict[str, float]:
-    """Every format but dense is delayed, or dense where it stands alone."""
+    """Delays every format but dense, or dense where it stands alone."""
     timed = {
         run.planned[result.case].case.format
         for result in run.results
@@ -244,33 +243,33 @@ def _shares(run: Run, slower: float) -> dict[str, float]:
     return dict.fromkeys(timed - {ANCHOR} or timed, slower)
 
 
-def _told(first: Run, found: _Nights, slower: float | None) -> Told:
-    alarms = [change for night in found.alarms for change in night]
-    if not found.trials:
+def _summary(first: Run, record: _Nights, slower: float | None) -> SelfTest:
+    alarms = [change for night in record.alarms for change in night]
+    if not record.trials:
         raise UsageError(f"No case of the suite {first.header.suite} is timed.")
-    return Told(
+    return SelfTest(
         machine=first.header.machine,
         suite=first.header.suite,
         cases=len(first.planned),
-        nights=len(found.even),
+        nights=len(record.even),
         replicates=first.header.plan.replicates,
-        false_nights=Rate(sum(map(bool, found.alarms)), len(found.alarms)),
-        false_cases=Rate(len(alarms), found.trials),
-        sights=_sights(found),
+        false_nights=Rate(sum(map(bool, record.alarms)), len(record.alarms)),
+        false_cases=Rate(len(alarms), record.trials),
+        sights=_sights(record),
         slower=slower,
-        seen=median(found.ratios) - 1 if found.ratios else None,
-        found=Rate(found.hits, found.chances) if found.chances else None,
+        seen=median(record.ratios) - 1 if record.ratios else None,
+        found=Rate(record.hits, record.chances) if record.chances else None,
         alarms=alarms,
-        runs=found.runs,
+        runs=record.runs,
     )
 
 
-def _sights(found: _Nights) -> list[Sight]:
-    """What could be seen of each metric, by the noise of the last nights."""
-    old, now = found.even[-1 - found.window : -1], found.even[-1]
+def _sights(record: _Nights) -> list[Sight]:
+    """The smallest visible slow-down of each metric, from the noise of the last nights."""
+    old, now = record.even[-1 - record.window : -1], record.even[-1]
     sights = []
     for metric in gate.TIMED:
-        sizes = gate.detectable(old, now, found.rule, metric=metric, window=found.window)
+        sizes = gate.detectable(old, now, record.rule, metric=metric, window=record.window)
         if sizes:
             worst = max(sizes, key=lambda case: sizes[case])
             usual, seconds = median(list(sizes.values())), None

@@ -39,23 +39,23 @@ def of(model: str, regimes: Sequence[str] = REGIMES) -> str:
     if unknown := [name for name in regimes if name not in REGIMES]:
         raise UnknownNameError("regime", unknown[0], REGIMES)
     if model in suite.model_names() or f"models/{model}" in suite.model_names():
-        found = suite.folder() / "models" / f"{model.removeprefix('models/')}.toml"
+        file = suite.folder() / "models" / f"{model.removeprefix('models/')}.toml"
         if tuple(regimes) != REGIMES:
             raise UsageError(
                 f"{model} is a suite that hwbench ships with all regimes; choose by --filter when "
                 "it runs, or give a config.json."
             )
-        return found.read_text(encoding="utf-8")
-    name, told, where = _read(model)
-    return text(name, _architectures.layers(told, where), regimes)
+        return file.read_text(encoding="utf-8")
+    name, settings, where = _read(model)
+    return text(name, _architectures.layers(settings, where), regimes)
 
 
 def _read(model: str) -> tuple[str, dict[str, Any], str]:
     """The name, the configuration and the file of a model."""
     path = files.named(model)
     if path.is_file():
-        told = checkpoints.described(path)
-        return _word(path.stem if path.stem != "config" else path.parent.name), told, str(path)
+        settings = checkpoints.described(path)
+        return _word(path.stem if path.stem != "config" else path.parent.name), settings, str(path)
     try:
         folder = checkpoints.folder(model)
     except (UsageError, MissingPartError) as error:
@@ -96,9 +96,9 @@ def text(name: str, layers: Sequence[Layer], regimes: Sequence[str] = REGIMES) -
 
 
 def _words(layers: Sequence[Layer], regimes: Sequence[str]) -> str:
-    said = {"decode": "decoding", "prefill": "prefill", "train": "training"}
-    asked = [each for each in regimes if any(each in layer.tokens for layer in layers)]
-    words = ", ".join(said[each] for each in REGIMES if each in asked)
+    names = {"decode": "decoding", "prefill": "prefill", "train": "training"}
+    present = [each for each in regimes if any(each in layer.tokens for layer in layers)]
+    words = ", ".join(names[each] for each in REGIMES if each in present)
     shipped = ", as shipped against dense and others" if any(x.shipped for x in layers) else ""
     return words + shipped
 

@@ -34,8 +34,8 @@ def share(run: Path, out: Path) -> Run:
         UsageError: the copy would be written over the run.
     """
     files.refuse_inputs([out], [run])
-    found = read_run(run)
-    data = files.read(run, files.MOST_OF_A_RUN)[: found.size]  # without an unfinished line
+    content = read_run(run)
+    data = files.read(run, files.MOST_OF_A_RUN)[: content.size]  # without an unfinished line
     shared = b"".join(_line(line) + b"\n" for line in data.splitlines())
     files.write(out, shared, "the run ")
     return parsed(out, shared)
@@ -55,7 +55,7 @@ def _cleaned(value: Any) -> Any:
 
 
 def _text(text: str) -> str:
-    return _PATH.sub(lambda found: PurePath(found[0]).name, text)
+    return _PATH.sub(lambda match: PurePath(match[0]).name, text)
 
 
 def words(run: Run) -> str:
