@@ -275,13 +275,13 @@ def _join(timed: list[Row], scored: list[Row], shapes: list[list[Row]]) -> Joine
 def _front(pairs: Iterable[Pair], better: str) -> list[Pair]:
     """The pairs, fastest first, with those marked that nothing both faster and better beats."""
     sign = -1.0 if better == "higher" else 1.0
-    best, found = math.inf, []
+    best, front = math.inf, []
     for pair in sorted(pairs, key=lambda p: (_order(p), sign * p.score)):
-        found.append(
+        front.append(
             Pair(pair.timed, pair.scored, front=sign * pair.score < best, aside=pair.aside)
         )
         best = min(best, sign * pair.score)
-    return found
+    return front
 
 
 def _why(row: Row, partner: Row | None) -> str:

@@ -184,8 +184,8 @@ def _candidates(logs: Sequence[float], smooth: Sequence[float]) -> list[int]:
 
     signal = np.asarray(smooth, dtype=float).reshape(-1, 1)
     penalty = _PENALTY * _noise(logs) ** 2 * math.log(len(smooth))
-    found = ruptures.KernelCPD(kernel="linear", min_size=FEWEST).fit(signal).predict(pen=penalty)
-    return [int(index) for index in found[:-1]]
+    ends = ruptures.KernelCPD(kernel="linear", min_size=FEWEST).fit(signal).predict(pen=penalty)
+    return [int(index) for index in ends[:-1]]
 
 
 def _kept(logs: Sequence[float], cuts: Sequence[int], tested: _Tested) -> list[int]:
@@ -230,11 +230,11 @@ def _of_mean(count: int, kept: float) -> float:
 
 def _hidden(first: int, second: int, kept: float) -> float:
     """σ of a night over that within two levels: what the nights of a level share is in neither."""
-    seen, independent = (
+    observed, independent = (
         sum(count * (1 - _of_mean(count, share)) for count in (first, second))
         for share in (kept, 0.0)
     )
-    return math.sqrt(independent / seen)
+    return math.sqrt(independent / observed)
 
 
 def _scatter(first: Sequence[float], second: Sequence[float]) -> float:

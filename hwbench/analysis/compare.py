@@ -1,15 +1,15 @@
 """Run × Run → changes with verdicts. Pure: records in, records out; no file is read here.
 
-A ``Side`` is what one run says of its cases; a baseline may be several. Replicate values are the
+A ``Side`` holds the cases of one run; a baseline may be several sides. The replicate values are the
 sample, whatever number of calls, blocks or runs they come from. Nothing is compared across two
-timing contracts, two revisions of a format, or two machines whose fingerprints disagree.
+timing contracts, two revisions of a format, or two machines with different fingerprints.
 
-How the ends of a case are read (baseline → new):
+How the statuses of a case decide (baseline → new):
 
 * anything → wrong, crashed or timed out: ``invalid``, whatever the other replicates say
 * present → absent: ``gone``; absent → present: ``new``
 * ok → unsupported: ``gone``, with the reason; ok → out of memory: ``regressed``, it no longer fits
-* not ok → another answer: ``new``, with what the baseline said; → the same one: no change is told
+* not ok → another status: ``new``, with the baseline's status; → the same status: no change
 * ok → ok: the verdict on the metric
 """
 
@@ -57,24 +57,24 @@ class Reading:
 
 @dataclass(frozen=True)
 class Entry:
-    """How one case ended in one run: its gravest status, and the readings where it was ok."""
+    """One case in one run: its gravest status, and the readings where it was ok."""
 
     workload: str = ""
     status: Status = Status.OK
     reason: str | None = None
     revision: int = 1
-    better: str = "lower"  # which way its score is better
+    better: str = "lower"  # the better direction of its score
     kernel: str = ""
     resolved: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[int, int] = field(default_factory=dict)  # by replicate
     readings: Mapping[str, Reading] = field(default_factory=dict)  # by quantity
     format: str = ""
-    group: tuple[Any, ...] = ()  # what it was timed with, in the same rounds as dense
+    group: tuple[Any, ...] = ()  # the cases timed in the same rounds of dense share it
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one run says of its cases, and of the machine it ran on."""
+    """The cases of one run, and the facts of its machine."""
 
     cases: Mapping[str, Entry]
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Settings:
     rule: Rule
     metrics: tuple[str, ...]
     paired: bool
@@ -96,7 +96,7 @@ class _Asked:
 
 
 def quantities_of(metric: str) -> tuple[str, ...]:
-    """The quantities of a metric: those that share it, or the one that it names."""
+    """The quantities of a metric; a metric that is itself a quantity has that one."""
     return quantities.METRICS.get(metric, (metric,))
 
 
@@ -124,7 +124,7 @@ def side(
     planned: Iterable[PlannedLine] | Mapping[str, Planned],
     results: Iterable[Result],
 ) -> Side:
-    """What one run says, from its records.
+    """Make the side of one run from its records.
 
     A replicate's value of a quantity is the median over its blocks that count; relative times are
     those of the replicates that were not slow, or of all where the machine was never quiet. A
@@ -132,14 +132,14 @@ def side(
     """
     if not isinstance(planned, Mapping):
         planned = {line.id: line.planned for line in planned}
-    found: dict[str, dict[int, Result]] = defaultdict(dict)
+    by_case: dict[str, dict[int, Result]] = defaultdict(dict)
     for result in results:
-        found[result.case][result.replicate] = result
-    count = counted(header, planned, [each for of in found.values() for each in of.values()])
+        by_case[result.case][result.replicate] = result
+    count = counted(header, planned, [each for of in by_case.values() for each in of.values()])
     cases = {
-        case: _entry(known, list(found[case].values()), count.get(case))
+        case: _entry(known, list(by_case[case].values()), count.get(case))
         for case, known in planned.items()
-        if case in found or known.unsupported is not None
+        if case in by_case or known.unsupported is not None
     }
     return Side(
         cases=cases,
@@ -173,7 +173,7 @@ def _entry(planned: Planned, results: list[Result], count: Counted | None) -> En
 
 
 def _readings(good: list[Result], quiet: list[Result]) -> dict[str, Reading]:
-    """The values of each quantity by replicate, those of relative time from quiet ones alone."""
+    """The values of each quantity by replicate; relative times of quiet replicates alone."""
     counting = {result.replicate for result in quiet}
     values: dict[str, dict[int, float]] = {}
     contracts: dict[str, set[str]] = {}
@@ -206,7 +206,7 @@ def compare(
     paired: bool = False,
     across_machines: bool = False,
 ) -> list[Change]:
-    """The change of every case of either side, in the order of the new runs.
+    """Compare every case of either side; the changes follow the order of the new runs.
 
     Args:
         baseline: the runs compared against; their replicate values are one sample.
@@ -221,12 +221,14 @@ def compare(
         UnknownNameError: there is no such metric.
     """
     check_metric(metric, (*baseline, *new))
-    found = [each for old in baseline for now in new for each in differences(old.facts, now.facts)]
-    fatal = dict.fromkeys(str(each) for each in found if each.severity is Severity.FATAL)
+    differing = [
+        each for old in baseline for now in new for each in differences(old.facts, now.facts)
+    ]
+    fatal = dict.fromkeys(str(each) for each in differing if each.severity is Severity.FATAL)
     blocked = "; ".join(fatal) if fatal and not across_machines else None
     metrics = AUTO if metric == "auto" else (metric,)
     declared = tuple(q for one in (*new, *baseline) for q in one.declared)
-    asked = _Asked(rule, metrics, paired, blocked, declared)
+    settings = _Settings(rule, metrics, paired, blocked, declared)
     changes = []
     for case in dict.fromkeys(case for one in (*new, *baseline) for case in one.cases):
         before = [one.cases[case] for one in baseline if case in one.cases]
@@ -235,71 +237,73 @@ def compare(
             known = (name for name in metrics if _has([*before, *after], name))
             shown = next(known, metric)
             changes.append(Change(case=case, metric=shown, verdict=ended[0], reason=ended[1]))
-        elif change := _by_value(case, [old for old in before if worked(old)], after, asked):
+        elif change := _by_value(case, [old for old in before if worked(old)], after, settings):
             changes.append(change)
     return changes
 
 
 def _by_status(baseline: list[Entry], new: list[Entry]) -> tuple[Verdict, str | None] | None:
-    """The verdict where the ends decide it; None where values must, or there is nothing to tell."""
+    """The verdict where the statuses decide it; None where the values do, or nothing changed."""
     if not new:
         return Verdict.GONE, "The new run does not have it."
     now = max(new, key=_gravity)
     if now.status not in ANSWERS:
-        return Verdict.INVALID, _said(now)
+        return Verdict.INVALID, _ending(now)
     if not baseline:
-        return Verdict.NEW, None if now.status is Status.OK else _said(now)
+        return Verdict.NEW, None if now.status is Status.OK else _ending(now)
     if not any(map(worked, baseline)):
         old = max(baseline, key=_gravity)
-        return None if old.status is now.status else (Verdict.NEW, f"Before: {_said(old)}")
+        return None if old.status is now.status else (Verdict.NEW, f"Before: {_ending(old)}")
     if now.status is Status.UNSUPPORTED:
-        return Verdict.GONE, _said(now)
+        return Verdict.GONE, _ending(now)
     before = any(old.status is Status.OUT_OF_MEMORY for old in baseline)
     if now.status is Status.OUT_OF_MEMORY and not (before and any(map(worked, new))):
-        return Verdict.REGRESSED, _said(now)
+        return Verdict.REGRESSED, _ending(now)
     return None
 
 
 def worked(entry: Entry) -> bool:
-    """Whether a run has values of the case to go by; where one result was wrong, none counts."""
+    """Whether a run has usable values of the case; one wrong result spoils all."""
     return entry.status is Status.OK or bool(entry.readings and entry.status is not Status.WRONG)
 
 
-def _said(entry: Entry) -> str:
+def _ending(entry: Entry) -> str:
     words = entry.status.value.replace("_", " ")
     return f"{words}: {entry.reason}" if entry.reason else words
 
 
-def _by_value(case: str, baseline: list[Entry], new: list[Entry], asked: _Asked) -> Change | None:
+def _by_value(
+    case: str, baseline: list[Entry], new: list[Entry], settings: _Settings
+) -> Change | None:
     """The verdict on the first metric that both sides have; None where neither has any."""
 
     def refused(metric: str, reason: str) -> Change:
         return Change(case=case, metric=metric, verdict=Verdict.INCOMPARABLE, reason=reason)
 
-    shared = [name for name in asked.metrics if _shared(name, baseline, new)]
+    shared = [name for name in settings.metrics if _shared(name, baseline, new)]
     if not shared:
-        single = [name for name in asked.metrics if baseline and _has([*baseline, *new], name)]
+        single = [name for name in settings.metrics if baseline and _has([*baseline, *new], name)]
         return refused(single[0], "Only one of the runs has values of it.") if single else None
     metric, quantity = shared[0], _shared(shared[0], baseline, new)[0]
     baseline, new = ([e for e in side_ if quantity in e.readings] for side_ in (baseline, new))
     doubts = [unlike(old, new, quantity) for old in baseline]
-    alike = [old for old, doubt in zip(baseline, doubts, strict=True) if doubt is None]
-    told = next(filter(None, doubts), "")
-    if asked.blocked or not alike:
-        return refused(metric, asked.blocked or told)
-    if asked.quantity(quantity).exact:
-        found, note = _exact(quantities_of(metric), alike, new, asked)
+    alike = [old for old, why in zip(baseline, doubts, strict=True) if why is None]
+    doubt = next(filter(None, doubts), "")
+    if settings.blocked or not alike:
+        return refused(metric, settings.blocked or doubt)
+    if settings.quantity(quantity).exact:
+        judgement, note = _exact(quantities_of(metric), alike, new, settings)
     else:
-        found, note = _judged(quantity, alike, new, asked)
-    if told:
-        note += f" {len(baseline) - len(alike)} of {len(baseline)} baseline runs left out: {told}"
+        judgement, note = _judged(quantity, alike, new, settings)
+    if doubt:
+        note += f" {len(baseline) - len(alike)} of {len(baseline)} baseline runs left out: {doubt}"
     return Change(
         case=case,
         metric=metric,
-        verdict=found.verdict,
-        ratio=found.ratio,
+        verdict=judgement.verdict,
+        ratio=judgement.ratio,
         reason=f"{note} {_changed(alike[-1], new[-1])}".strip() or None,
-        replicates_needed=found.replicates_needed,
+        replicates_needed=judgement.replicates_needed,
     )
 
 
@@ -317,7 +321,7 @@ def _shared(metric: str, *sides: list[Entry]) -> list[str]:
 
 
 def unlike(old: Entry, new: list[Entry], quantity: str) -> str | None:
-    """Why one baseline run's values of a case are not comparable with the new ones, in words."""
+    """Says why a baseline run's values of a case cannot be compared with the new ones."""
     known = old.readings[quantity].contracts
     if len(known) == 1 and all(
         entry.revision == old.revision and entry.readings[quantity].contracts == known
@@ -336,7 +340,7 @@ def unlike(old: Entry, new: list[Entry], quantity: str) -> str | None:
 
 
 def _changed(old: Entry, new: Entry) -> str:
-    """What else differs between two entries, and may explain a change."""
+    """Names other differences between two entries, which may explain a change."""
     before = {"kernel": old.kernel, **old.resolved}
     after = {"kernel": new.kernel, **new.resolved}
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -344,47 +348,52 @@ def _changed(old: Entry, new: Entry) -> str:
 
 
 def _judged(
-    quantity: str, baseline: list[Entry], new: list[Entry], asked: _Asked
+    quantity: str, baseline: list[Entry], new: list[Entry], settings: _Settings
 ) -> tuple[Judgement, str]:
     by_seed = quantity == SCORE.name
     old, now = (_replicates(entries, quantity, by_seed) for entries in (baseline, new))
     pairs = [key for key in old if key in now]
-    paired = bool(pairs) and (asked.paired or (by_seed and len(pairs) == min(len(old), len(now))))
+    paired = bool(pairs) and (
+        settings.paired or (by_seed and len(pairs) == min(len(old), len(now)))
+    )
     first = [old[key] for key in (pairs if paired else old)]
     second = [now[key] for key in (pairs if paired else now)]
     if by_seed and paired and first == second:
         same = Ratio(value=1, low=1, high=1, counts=(len(pairs), len(pairs)))
         return Judgement(Verdict.EQUIVALENT, same), "The same scores from the same seeds."
     if by_seed and paired and len(pairs) < _SEEDS and len(old) == len(now) == len(pairs):
-        exact = _by_seed(first, second, asked.rule, new[-1].better)
-        told = "One seed: its score is" if len(pairs) == 1 else "Few seeds: their scores are"
-        return exact, f"{told} exact, and compared as {'it is' if len(pairs) == 1 else 'they are'}."
+        exact = _by_seed(first, second, settings.rule, new[-1].better)
+        subject = "One seed: its score is" if len(pairs) == 1 else "Few seeds: their scores are"
+        return (
+            exact,
+            f"{subject} exact, and compared as {'it is' if len(pairs) == 1 else 'they are'}.",
+        )
     times = [] if by_seed else list(_replicates(baseline, TIME.name).values())
-    found = judge(
+    judgement = judge(
         first,
         second,
-        asked.rule,
-        better=new[-1].better if by_seed else asked.quantity(quantity).better,
+        settings.rule,
+        better=new[-1].better if by_seed else settings.quantity(quantity).better,
         paired=paired,
         base=median(times) if times else None,
     )
     note = ""
-    if found.verdict is Verdict.UNDECIDED and math.isnan(found.ratio.low):
+    if judgement.verdict is Verdict.UNDECIDED and math.isnan(judgement.ratio.low):
         note = "One replicate on each side tells no spread."
-        if enormous(found.ratio):
-            better = new[-1].better if by_seed else asked.quantity(quantity).better
-            worse = (found.ratio.value > 1) == (better == "lower")
-            told = Verdict.REGRESSED if worse else Verdict.IMPROVED
-            found = Judgement(told, found.ratio)
+        if enormous(judgement.ratio):
+            better = new[-1].better if by_seed else settings.quantity(quantity).better
+            worse = (judgement.ratio.value > 1) == (better == "lower")
+            moved = Verdict.REGRESSED if worse else Verdict.IMPROVED
+            judgement = Judgement(moved, judgement.ratio)
             note = "A change by a factor of two needs no spread to be told."
-    elif found.verdict is Verdict.UNDECIDED and found.replicates_needed is None:
-        note = _open(spread(first, second), asked.rule)
-    return found, note
+    elif judgement.verdict is Verdict.UNDECIDED and judgement.replicates_needed is None:
+        note = _open(spread(first, second), settings.rule)
+    return judgement, note
 
 
 _SEEDS = 3  # from so many on their scores have an interval worth the name
 ENORMOUS = 2.0
-"""A quotient, or its inverse, beyond which a change is told where no spread is known at all."""
+"""Above this quotient, or below its inverse, a change counts even where no spread is known."""
 
 
 def enormous(ratio: Ratio) -> bool:
@@ -393,16 +402,16 @@ def enormous(ratio: Ratio) -> bool:
 
 
 def _by_seed(old: Sequence[float], new: Sequence[float], rule: Rule, better: str) -> Judgement:
-    """The verdict on the scores of so few seeds that they tell no spread; they have no noise."""
+    """The verdict on scores of too few seeds for a spread; the scores are exact."""
     before, after = math.fsum(old) / len(old), math.fsum(new) / len(new)
     value = after / before if before else (math.inf if after else 1.0)
     exact = Ratio(value=value, low=value, high=value, counts=(len(old), len(new)))
-    told = verdict(exact, threshold=rule.threshold, margin=rule.margin, better=better)
-    return Judgement(told, exact)
+    decision = verdict(exact, threshold=rule.threshold, margin=rule.margin, better=better)
+    return Judgement(decision, exact)
 
 
 def _open(noise: float, rule: Rule) -> str:
-    """Why no number of replicates is named that would decide a case."""
+    """Says why no number of replicates would decide a case."""
     if replicates_needed(noise, min(rule.threshold, rule.margin), level=rule.level) is None:
         return (
             f"Its replicates differ by {units.percent(noise)}: more than {MOST_REPLICATES} on each "
@@ -414,7 +423,7 @@ def _open(noise: float, rule: Rule) -> str:
 def _replicates(
     entries: list[Entry], quantity: str, by_seed: bool = False
 ) -> dict[Hashable, float]:
-    """The sample: one value a replicate, run by run; or one a seed, whatever runs repeated it."""
+    """The sample: one value per replicate of each run, or one per seed over all runs."""
     if not by_seed:
         return {
             (run, number): value
@@ -422,23 +431,23 @@ def _replicates(
             if quantity in entry.readings
             for number, value in entry.readings[quantity].values.items()
         }
-    found: dict[Hashable, list[float]] = defaultdict(list)
+    samples: dict[Hashable, list[float]] = defaultdict(list)
     for entry in entries:
         for number, value in entry.readings[quantity].values.items():
-            found[entry.seeds.get(number, number)].append(value)
-    return {key: median(values) for key, values in found.items()}
+            samples[entry.seeds.get(number, number)].append(value)
+    return {key: median(values) for key, values in samples.items()}
 
 
 def _exact(
-    names: Iterable[str], baseline: list[Entry], new: list[Entry], asked: _Asked
+    names: Iterable[str], baseline: list[Entry], new: list[Entry], settings: _Settings
 ) -> tuple[Judgement, str]:
-    """Exact quantities: worse than the baseline ever was is regressed, better is improved."""
+    """Judges exact quantities: regressed if worse than every baseline run, improved if better."""
     judgements, notes = [], []
     for name in names:
         old, now = (list(_replicates(each, name).values()) for each in (baseline, new))
         if not old or not now:
             continue
-        quantity = asked.quantity(name)
+        quantity = settings.quantity(name)
         worst, best = (max, min) if quantity.better == "lower" else (min, max)
         verdict, before, after = Verdict.EQUIVALENT, worst(old), worst(now)
         if worst(before, after) != before:

@@ -47,14 +47,14 @@ def contested(run: Run) -> set[str]:
     for joined in join(rows, rows):
         group = run.planned[joined.timed["case"]].case.among
         losses[group].append((_losses(joined), _limits(run, joined)))
-    found: set[str] = set()
+    open_cases: set[str] = set()
     for group, members in groups.items():
         for known, limits in losses.get(group) or [({}, [0.0])]:
             for limit in (*limits, math.inf):
-                found |= _undecided(
+                open_cases |= _undecided(
                     [row for row in members if _keeps(row, known, limit)], members, values
                 )
-    return found
+    return open_cases
 
 
 def _losses(joined: Joined) -> dict[str, float]:
@@ -64,7 +64,7 @@ def _losses(joined: Joined) -> dict[str, float]:
 
 
 def _limits(run: Run, joined: Joined) -> list[float]:
-    """The largest losses that are asked about."""
+    """The loss limits of the questions that a report answers."""
     score = quantities.find(str(joined.scored["score_name"]), run.header.quantities)
     if joined.better == "higher":
         return [-level for level in score.levels]
@@ -81,7 +81,7 @@ def _undecided(
     members: Iterable[Mapping[str, Any]],
     values: Mapping[str, Mapping[int, float]],
 ) -> set[str]:
-    """The fastest of those that are kept, and the rivals that may be as fast; nothing without."""
+    """The fastest of ``kept`` and the rivals that may be as fast; empty without such rivals."""
     timed = [row for row in kept if row["relative_time"] > 0]
     if not timed:
         return set()
@@ -89,10 +89,10 @@ def _undecided(
     near = NEAR * best["relative_time"]
     rivals = [row for row in timed if row is not best and row["relative_time"] <= near]
     entrants = {row["case"]: Entrant(row["case"], values[row["case"]]) for row in members}
-    told = standings(
+    ranked = standings(
         entrants[best["case"]],
         [entrants[row["case"]] for row in rivals],
         among=len(entrants),
     )
-    open_ = {each.rival for each in told if each.outcome is Outcome.UNDECIDED}
+    open_ = {each.rival for each in ranked if each.outcome is Outcome.UNDECIDED}
     return open_ | {best["case"]} if open_ else set()

@@ -67,24 +67,24 @@ class Difference:
 
     @property
     def software(self) -> bool:
-        """Whether it is one that may move dense without another machine."""
+        """Whether it is software, which may move dense on the same machine."""
         return self.key.rpartition(".")[2] in SOFTWARE
 
     def __str__(self) -> str:
         advice = _ADVICE.get(self.key.rpartition(".")[2], "").format(self.baseline)
-        said = f"{self.key} was {self.baseline!r} and is {self.new!r}"
-        return f"{said} ({advice})" if advice else said
+        change = f"{self.key} was {self.baseline!r} and is {self.new!r}"
+        return f"{change} ({advice})" if advice else change
 
 
 def facts(environment: Environment) -> dict[str, Any]:
-    """What is compared of a run's environment: its fingerprint, and torch's switches."""
+    """The parts of a run's environment that are compared: its fingerprint and torch's switches."""
     return {**environment.fingerprint, "settings": environment.settings}
 
 
 def differences(baseline: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Where the facts of two machines disagree, the fatal first; what is ignored is left out."""
     before, after = dict(flat(baseline)), dict(flat(new))
-    found = []
+    differing = []
     for path in sorted({*before, *after}):
         old, now = (side.get(path, _UNRECORDED.get(path[-1])) for side in (before, after))
         means = severity(path)
@@ -92,8 +92,8 @@ def differences(baseline: Mapping[str, Any], new: Mapping[str, Any]) -> list[Dif
             continue
         if (old is None or now is None) and not path[-1].isupper():
             means = Severity.WARN
-        found.append(Difference(".".join(path), old, now, means))
-    return sorted(found, key=lambda difference: difference.severity is not Severity.FATAL)
+        differing.append(Difference(".".join(path), old, now, means))
+    return sorted(differing, key=lambda difference: difference.severity is not Severity.FATAL)
 
 
 def flat(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _BOUNDED = {TIME.name: "time", GRAPH.name: "graph", RELATIVE.name: "relative", SCORE.name: "score"}
-"""The columns that have an interval in ``summary``, and what its ends are called."""
+"""The columns that have an interval in ``summary``, with the prefix of its two ends."""
 NEVER_QUIET = "never_quiet"
 """The flag of a case for which the machine was quiet in fewer than two replicates of several."""
 
@@ -91,8 +91,8 @@ def load_runs(paths: Iterable[str | Path]) -> pd.DataFrame:
     with without_gc():
         rows = []
         for path in paths:
-            found = read_run(files.named(path, RunFileError))
-            rows += [_origin(found) | row for row in replicate_rows(found)]
+            run = read_run(files.named(path, RunFileError))
+            rows += [_origin(run) | row for row in replicate_rows(run)]
         return pd.DataFrame(rows)
 
 
@@ -129,27 +129,27 @@ def replicate_rows(run: Run) -> list[dict[str, Any]]:
 
 
 def measured(run: Run) -> dict[str, Quantity]:
-    """The quantities of a run by the names of their measurements; each is named as its column.
+    """The quantities of a run by the names of their measurements; each has its column's name.
 
-    hwbench's own come first, whether the run holds them or not; then what only this run holds.
-    Where another column has the name of a quantity, ``measured_`` stands before it.
+    All of hwbench's own come first, then those that only this run holds. A quantity with the name
+    of another column gets the prefix ``measured_``.
     """
-    found = {each.name: each for each in quantities.MEASURED}
+    by_name = {each.name: each for each in quantities.MEASURED}
     for result in run.results:
         for each in result.measurements:
-            if each.quantity not in found:
+            if each.quantity not in by_name:
                 declared = quantities.find(each.quantity, run.header.quantities, each.unit)
                 if each.quantity in COLUMNS:
                     declared = replace(declared, name=f"measured_{each.quantity}")
-                found[each.quantity] = declared
-    return found
+                by_name[each.quantity] = declared
+    return by_name
 
 
 def summary_rows(run: Run, count: Mapping[str, Counted] | None = None) -> list[dict[str, Any]]:
     """The rows of ``summary`` as dictionaries, in the order of the suite.
 
-    A planned case without any result yet has the status ``missing``. ``count`` is what
-    ``quiet.counted`` says of the run, where it is at hand.
+    A planned case without any result yet has the status ``missing``. A caller that has the result
+    of ``quiet.counted`` passes it as ``count``.
     """
     by_case: dict[str, list[Result]] = defaultdict(list)
     for result in run.results:
@@ -175,8 +175,8 @@ def roofs(run: Run, rows: Iterable[Mapping[str, Any]]) -> dict[str, Roof | None]
         seconds, flops = row["time_seconds"], row["flops"] or 0
         executed = flops / seconds if 0 < seconds < math.inf else 0.0
         rates[row["dtype"]].append((row["case"], executed))
-    found = {dtype: roof(run.header.ceilings, dtype) for dtype in rates}
-    return {dtype: ceiling and raised(ceiling, rates[dtype]) for dtype, ceiling in found.items()}
+    ceilings = {dtype: roof(run.header.ceilings, dtype) for dtype in rates}
+    return {dtype: ceiling and raised(ceiling, rates[dtype]) for dtype, ceiling in ceilings.items()}
 
 
 def placement(row: Mapping[str, Any], ceiling: Roof | None) -> Placement | None:
@@ -253,7 +253,7 @@ def _measured(result: Result, columns: Mapping[str, str]) -> dict[str, Any]:
 def _summary_columns(
     results: list[Result], columns: Mapping[str, str], count: Counted
 ) -> dict[str, Any]:
-    """What one case says by itself; its times are in ``_drawn_together``."""
+    """The columns of one case by itself; ``_drawn_together`` adds its times."""
     failed = next((r for r in results if r.status is not Status.OK), None)
     status = failed.status.value if failed else (Status.OK.value if results else "missing")
     flags = {flag for result in results for flag in result.flags}
@@ -292,11 +292,11 @@ def _drawn_together(
 ) -> list[dict[str, Any]]:
     """Time and relative time of every case, from the same, quiet, replicates.
 
-    The variances of all cases are drawn together, and what the machine's earlier runs differed by
-    is added. Where the machine was never quiet there is a value and no interval.
+    The variances of all cases are drawn together, and the variance between the machine's earlier
+    runs is added. Where the machine was never quiet there is a value and no interval.
     """
     cases = list(run.planned)
-    found: list[dict[str, Any]] = [{} for _ in cases]
+    rows: list[dict[str, Any]] = [{} for _ in cases]
     for name in _TOGETHER:
         samples = {
             number: values
@@ -311,12 +311,12 @@ def _drawn_together(
         for number, values in samples.items():
             known = intervals.get(number)
             value = known.value if known else estimate(values).value
-            found[number] |= {
+            rows[number] |= {
                 columns.get(name, name): value,
                 f"{_BOUNDED[name]}_low": known.low if known else math.nan,
                 f"{_BOUNDED[name]}_high": known.high if known else math.nan,
             }
-    return found
+    return rows
 
 
 def by_replicate(
@@ -324,17 +324,17 @@ def by_replicate(
 ) -> dict[str, dict[int, float]]:
     """A quantity of each case by replicate, where the machine was quiet; none where it never was.
 
-    What was timed in the same replicates can be set against each other one by one. ``count`` is
-    what ``quiet.counted`` says of the run, where it is at hand.
+    Cases of the same replicates can be compared replicate by replicate. A caller that has the
+    result of ``quiet.counted`` passes it as ``count``.
     """
     if count is None:
         count = counted(run.header, run.planned, run.results)
-    found: dict[str, dict[int, float]] = defaultdict(dict)
+    medians: dict[str, dict[int, float]] = defaultdict(dict)
     for result in run.results:
         each, values = count.get(result.case), result.values(name)
         if each and values and not each.never and result.replicate in each.quiet:
-            found[result.case][result.replicate] = median(values)
-    return dict(found)
+            medians[result.case][result.replicate] = median(values)
+    return dict(medians)
 
 
 def _values(results: Iterable[Result], name: str, count: Counted) -> list[float]:
@@ -348,14 +348,14 @@ def _values(results: Iterable[Result], name: str, count: Counted) -> list[float]
 
 
 def between(run: Run, name: str) -> dict[str, Variance]:
-    """How far each case moved between the machine's earlier runs, as the footer has it."""
+    """The variance of each case between the machine's earlier runs, from the footer."""
     stored = run.footer.state.get("between_runs") if run.footer else None
     cases = stored.get(name) if isinstance(stored, Mapping) else None
-    found = {}
+    variances = {}
     for case, pair in cases.items() if isinstance(cases, Mapping) else ():
         if isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)):
-            found[case] = (float(pair[0]), float(pair[1]))
-    return found
+            variances[case] = (float(pair[0]), float(pair[1]))
+    return variances
 
 
 def _is_number(value: object) -> bool:

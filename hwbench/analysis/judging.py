@@ -60,7 +60,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class _Known:
-    """What tells a case's change from noise."""
+    """The noise of a case, and what else separates its change from noise."""
 
     noise: Noise
     replicates: int  # of the run under test
@@ -70,9 +70,9 @@ class _Known:
 
 
 def raised(threshold: float, runs: int, window: int = WINDOW) -> float:
-    """The threshold against so many baseline runs: higher when they are fewer than asked for.
+    """The threshold for a number of baseline runs: higher when they are fewer than the window.
 
-    It grows as the error of a run against the mean of a short baseline does, when runs differ.
+    It grows like the error of a run against the mean of a short baseline, when runs differ.
     """
     if runs >= window or runs == 0:
         return threshold
@@ -109,14 +109,14 @@ def decided(first: Look, again: Again | None) -> Judged:
 
 
 def ended(first: Look, settled: Mapping[str, Change]) -> Judged:
-    """The verdicts as they stand, once the flagged cases were looked at a second time."""
-    found = {case for case in first.flagged if settled[case].verdict is Verdict.REGRESSED}
-    return Judged(list(settled.values()), frozenset(found))
+    """The final verdicts, after the second look at the flagged cases."""
+    regressed = {case for case in first.flagged if settled[case].verdict is Verdict.REGRESSED}
+    return Judged(list(settled.values()), frozenset(regressed))
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a run says against its baseline before anything is measured again, case by case."""
+    """A run compared with its baseline, case by case, before anything is measured again."""
 
     baselines: Sequence[Side]
     rule: Rule
@@ -155,7 +155,7 @@ def look(
         metric: ``auto``, one of ``quantities.METRICS``, or the name of a quantity.
         window: the baseline runs that the threshold is meant for.
         own_seconds: judge cases by their own seconds beside their ratio.
-        latest: the runs that what does not depend on the night is compared with: bytes, scores.
+        latest: the baseline of metrics that do not depend on the night, such as bytes and scores.
     """
     used = dataclasses.replace(rule, threshold=raised(rule.threshold, len(baselines), window))
     changes = compare(baselines, [new], used, metric=metric)
@@ -168,14 +168,14 @@ def look(
         changes = _by_seconds(changes, compare(baselines, [new], used, metric="time"))
     known = _known(changes, baselines, new)
     moved = {each.case: _by_dense(each, baselines, new, used) for each in changes}
-    told = {each.case: moved[each.case] or each for each in changes}
+    by_case = {each.case: moved[each.case] or each for each in changes}
     return Look(
         baselines=baselines,
         rule=used,
         metric=metric,
-        changes=told,
-        settled={case: _settled(each, known, used) for case, each in told.items()},
-        flagged={case: each for case, each in told.items() if _flagged(each, known)},
+        changes=by_case,
+        settled={case: _settled(each, known, used) for case, each in by_case.items()},
+        flagged={case: each for case, each in by_case.items() if _flagged(each, known)},
         known=known,
     )
 
@@ -184,20 +184,22 @@ def confirmed(first: Look, fresh: Side) -> Judged:
     """The verdicts where fresh replicates of the flagged cases decide."""
     settled, flagged = dict(first.settled), first.flagged
     if flagged:
-        seen, now = [only(one, flagged) for one in first.baselines], only(fresh, flagged)
-        later = {each.case: each for each in compare(seen, [now], first.rule, metric=first.metric)}
+        before, now = [only(one, flagged) for one in first.baselines], only(fresh, flagged)
+        later = {
+            each.case: each for each in compare(before, [now], first.rule, metric=first.metric)
+        }
         timed = [case for case, each in flagged.items() if each.metric == "time"]
         if other := [case for case in timed if later[case].metric == "relative"]:
-            kept = [only(one, other) for one in seen]
-            told = compare(kept, [only(now, other)], first.rule, metric="time")
-            later |= {each.case: each for each in told}
+            kept = [only(one, other) for one in before]
+            changes = compare(kept, [only(now, other)], first.rule, metric="time")
+            later |= {each.case: each for each in changes}
         for case, change in flagged.items():
             settled[case] = _confirmed(change, later[case], first, now)
     return ended(first, settled)
 
 
 def _by_seconds(changes: Sequence[Change], timed: Sequence[Change]) -> list[Change]:
-    """Each change, or that of the case's own seconds where these alone regressed."""
+    """The changes; where only a case's own seconds regressed, the change of these."""
     own = {each.case: each for each in timed if each.verdict is Verdict.REGRESSED}
     return [
         noted(own[each.case], "By its own seconds; by its time relative to dense it did not.")
@@ -218,13 +220,13 @@ def detectable(
     power: float = 0.9,
     changes: Sequence[Change] = (),
 ) -> dict[str, float]:
-    """The slow-down of each case that a check like this finds with that power, as a fraction.
+    """The smallest slow-down of each case that such a check finds with this power, as a fraction.
 
-    ``changes`` are those of the same runs, where they were compared by that metric already.
+    A caller that compared the same runs by this metric already passes the ``changes``.
     """
     used = dataclasses.replace(rule, threshold=raised(rule.threshold, len(baselines), window))
-    found = list(changes) or compare(baselines, [new], used, metric=metric)
-    known = _known(found, baselines, new)
+    compared = list(changes) or compare(baselines, [new], used, metric=metric)
+    known = _known(compared, baselines, new)
     sizes = {}
     for case, here in known.items():
         passed = max(
@@ -236,19 +238,19 @@ def detectable(
 
 
 def _chance(cases: int) -> float:
-    """The chance at which each of so many cases may fail, for a night to fail rarely."""
+    """The chance of a false alarm that each case may have, so that a night fails rarely."""
     return FALSE_NIGHTS / cases
 
 
 def only(one: Side, cases: Collection[str]) -> Side:
-    """What a run says of these cases."""
+    """The side with these cases alone."""
     kept = {case: one.cases[case] for case in cases if case in one.cases}
     return dataclasses.replace(one, cases=kept)
 
 
 def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[str, _Known]:
     """The noise of every case whose time was compared; each metric has its own usual noise."""
-    found: dict[str, _Known] = {}
+    known: dict[str, _Known] = {}
     for metric in TIMED:
         timed = [each for each in changes if each.ratio and each.metric == metric]
         samples = [(each.case, *_sample(each, baselines, new)) for each in timed]
@@ -258,15 +260,15 @@ def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[
         noise = noises([runs[:-1] for runs in logs], [runs[-1] for runs in logs], kinds)
         for (case, _, now), each, runs in zip(usable, noise, logs, strict=True):
             fast = _fast(runs[:-1], runs[-1])
-            found[case] = _Known(each, len(now), _seconds(case, baselines), fast, runs[:-1])
-    return found
+            known[case] = _Known(each, len(now), _seconds(case, baselines), fast, runs[:-1])
+    return known
 
 
 def _fast(old: Sequence[Sequence[float]], now: Sequence[float]) -> float:
-    """How far the fastest tenth moved, on logs; infinite where replicates are too few to tell.
+    """How far the fastest tenth moved, on logs; infinite where there are too few replicates.
 
-    Of two modes that processes fall into by chance, more in the slower one move the middle and not
-    the fastest: a change of the code moves both.
+    Processes may fall into two modes by chance. More processes in the slower mode move the median
+    and not the fastest; a change of the code moves both.
     """
     if min(len(now), *map(len, old)) < _FEWEST_TO_SEE_MODES:
         return math.inf
@@ -281,7 +283,7 @@ def _positive(*runs: Sequence[float]) -> bool:
 def _sample(
     change: Change, baselines: Sequence[Side], new: Side
 ) -> tuple[list[list[float]], list[float]]:
-    """The values that a change rests on: of each baseline run, and of the new one."""
+    """The values behind a change: those of each baseline run, and those of the new run."""
     (quantity,) = quantities_of(change.metric)
     now = new.cases[change.case]
     entries = (one.cases.get(change.case) for one in baselines)
@@ -296,17 +298,17 @@ def _sample(
 
 def _seconds(case: str, baselines: Sequence[Side]) -> float | None:
     entries = (one.cases.get(case) for one in baselines)
-    found = [
+    seconds = [
         value
         for entry in entries
         if entry and "time_seconds" in entry.readings
         for value in entry.readings["time_seconds"].values.values()
     ]
-    return median(found) if found else None
+    return median(seconds) if seconds else None
 
 
 def _by_dense(change: Change, baselines: Sequence[Side], new: Side, rule: Rule) -> Change | None:
-    """What is said of a relative time that moved because dense did; None of any other change."""
+    """The change as undecided where a relative time moved because dense did; else None."""
     worse = change.verdict is Verdict.REGRESSED
     if not (worse or change.verdict is Verdict.IMPROVED) or change.metric != "relative":
         return None
@@ -331,7 +333,7 @@ def _moved(ratio: float) -> str:
 
 
 def dense_note(baselines: Sequence[Side], new: Side) -> list[str]:
-    """How far dense itself moved in seconds, where that is more than machines differ by."""
+    """Says how far dense moved in seconds, where it moved more than one machine's nights differ."""
     ratios = []
     for case, entry in new.cases.items():
         before, after = _seconds(case, baselines), _seconds(case, [new])
@@ -339,16 +341,16 @@ def dense_note(baselines: Sequence[Side], new: Side) -> list[str]:
             ratios.append(after / before)
     if not ratios or abs(math.log(middle := median(ratios))) <= math.log1p(DENSE_MOVED):
         return []
-    said = (
+    sentence = (
         f"Dense itself took {_moved(middle)} time than in the baseline, at the median of "
         f"{cases(len(ratios))}: every relative time moves with it, and --metric time compares "
         "seconds."
     )
-    return [said]
+    return [sentence]
 
 
 def _flagged(change: Change, known: Mapping[str, _Known]) -> bool:
-    """Whether a case is worth measuring again: it regressed, and may do so for a reason."""
+    """Whether a case is worth measuring again: it regressed by more than noise explains."""
     if change.verdict is not Verdict.REGRESSED or change.metric in _EXACT:
         return False
     if change.ratio is None:
@@ -365,7 +367,7 @@ def _settled(
     rule: Rule,
     fresh: Sequence[float] | None = None,
 ) -> Change:
-    """The verdict that stands when runs differ by more than their replicates tell."""
+    """The verdict that remains after allowing for the noise between runs."""
     if change.ratio is None or change.metric not in TIMED:
         return change
     here = known.get(change.case)
@@ -393,10 +395,10 @@ def _settled(
     return change
 
 
-def _confirmed(first: Change, change: Change, seen: Look, fresh: Side) -> Change:
-    """The verdict of the fresh replicates alone; the first look is told beside it."""
+def _confirmed(first: Change, change: Change, first_look: Look, fresh: Side) -> Change:
+    """The verdict of the fresh replicates alone; its reason mentions the first look."""
     if change.verdict is Verdict.INCOMPARABLE:
-        stands = unconfirmed(seen.settled[first.case])
+        stands = unconfirmed(first_look.settled[first.case])
         return noted(stands, f"What was measured again cannot be compared: {change.reason}")
     if change.ratio is None:
         return change
@@ -411,18 +413,18 @@ def _confirmed(first: Change, change: Change, seen: Look, fresh: Side) -> Change
     (quantity,) = quantities_of(change.metric)
     values = fresh.cases[first.case].readings[quantity].values.values()
     logs = [math.log(value) for value in values] if _positive(list(values)) else None
-    settled = _settled(change, seen.known, seen.rule, logs)
+    settled = _settled(change, first_look.known, first_look.rule, logs)
     word = "Confirmed" if settled.verdict is Verdict.REGRESSED else "Not confirmed"
     return noted(settled, f"{word} in {count} fresh replicates ({at_first(first)}).")
 
 
 def at_first(change: Change) -> str:
-    """What the first look said: ``20.0 % at first``."""
+    """The first look's change: ``20.0 % at first``."""
     return f"{units.percent(change.ratio.value - 1)} at first" if change.ratio else "at first"
 
 
 def unconfirmed(change: Change) -> Change:
-    """The verdict of the first look; where it fails, that nothing was measured again."""
+    """The verdict of the first look; a failing time is noted as unconfirmed."""
     timed = change.verdict is Verdict.REGRESSED and change.metric not in _EXACT
     return noted(change, "Unconfirmed.") if timed else change
 

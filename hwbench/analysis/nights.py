@@ -1,9 +1,9 @@
-"""Which nights tonight is like, and what may be said of it against them. Pure.
+"""Chooses the nights that are like tonight, and judges tonight against them. Pure.
 
 A machine is not the same every night: a virtual one moves to another host, a clock falls, a
-neighbour comes. So tonight is compared with the nights whose dense layers took as long as
-tonight's, and where too few did, with none: it is another machine tonight. A state of the machine
-that leaves dense alone shows in many formats at once, as a change of one format does not.
+neighbour comes. So tonight is compared with the nights on which dense layers took as long as
+tonight. With too few such nights it is compared with none: it is another machine tonight. A state
+of the machine that leaves dense alone moves many formats at once; a change of a format moves one.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from hwbench.analysis.pairs import judge_pairs
 from hwbench.analysis.stats import Rule, median
 from hwbench.records import Change, Verdict
 
-STORED = 20  # comparable runs of which those like tonight's are taken
-KNOWN = 60  # among so many a kind of night is looked for that the last have too few of
-FEWEST_STORED = 10  # from so many on there is a choice; fewer are taken as they come
+STORED = 20  # the last comparable runs, from which nights like tonight are chosen
+KNOWN = 60  # the runs searched where too few of the last ones are like tonight
+FEWEST_STORED = 10  # with fewer runs than this, all are taken
 PAIRS = 10  # pairs of fresh replicates that decide about a flagged case
 MOST_PAIRS = 20  # where ten leave it open
 FORMATS_OF_A_MACHINE = 3  # moved at once, they are no change of one format
-_SURELY = 1.5  # times what two equal nights are apart by
+_SURELY = 1.5  # times the usual distance of two equal nights
 _MIDDLE = 1.45  # variance of the median of a few values over that of their mean
 
 _Dense = dict[Hashable, list[float]]  # logs of its seconds by group, replicate by replicate
 
 Pairs = Callable[[list[str], int], tuple[Side, Side]]
-"""Measures cases in so many pairs of fresh replicates: the baseline's revision, and tonight's.
+"""Measures cases in a number of pairs of fresh replicates: the baseline's revision, and tonight's.
 
-Asked for more pairs, it goes on with those that are there and returns all.
+A second call with a larger number adds pairs to those that exist, and returns all.
 """
 
 WAYS = ("fresh", "ab", "nights")
@@ -60,8 +60,8 @@ revisions, or the night before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """What is said of a night."""
+class NightResult:
+    """The verdicts on a night, and the nights it was compared with."""
 
     judged: Judged
     first: Look  # before anything was measured again
@@ -89,7 +89,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Matched:
-    """The nights that tonight is compared with, by their places among those stored."""
+    """The nights that tonight is compared with, by their index among the stored runs."""
 
     nights: Sequence[int]
     stranger: str | None = None
@@ -102,14 +102,14 @@ class Matched:
 def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     """The nights whose dense, in seconds by group, is nearest to tonight's and within 5 %.
 
-    What dense scatters by itself makes no night nearer than another: of equally near ones, in
-    steps of half of these 5 % or of what dense scatters, the later are taken. So a change that a
-    baseline was moved past does not come back with an old night.
+    Distances are rounded to steps of half of these 5 %, or of dense's own scatter where that is
+    larger, and of equally near nights the later are taken. So an old night does not bring back a
+    change after which the baseline was moved.
 
     Args:
-        stored: comparable runs, oldest first; the last ``STORED`` count, and where fewer than three
-            of these are near, the last ``KNOWN``: a pool of machines has kinds of nights that are
-            rare.
+        stored: comparable runs, oldest first; the last ``STORED`` count. Where fewer than three of
+            these are near, the last ``KNOWN`` count: in a pool of machines some kinds of nights
+            are rare.
         new: the run under test.
         window: how many nights are taken; three at least must be near.
     """
@@ -136,16 +136,16 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
 
 
 def _strange(near: Sequence[int], of: int, nearest: float) -> str:
-    """Why no nights are like tonight, in words."""
-    told = f"as long as in {len(near)} of the last {of} nights only"
+    """Says why no nights are like tonight."""
+    how = f"as long as in {len(near)} of the last {of} nights only"
     if not near:
         size = units.percent(abs(math.expm1(nearest)))
-        told = f"{size} {'more' if nearest > 0 else 'less'} time than in the nearest of {of} nights"
-    return f"dense took {told}: it is another machine tonight, and the first night of its kind"
+        how = f"{size} {'more' if nearest > 0 else 'less'} time than in the nearest of {of} nights"
+    return f"dense took {how}: it is another machine tonight, and the first night of its kind"
 
 
 def _apart(before: _Dense, after: _Dense) -> tuple[float, float]:
-    """How far dense is apart in two runs: the median size over the groups, and the median; logs."""
+    """The distance of dense in two runs, on logs: the groups' median, without and with its sign."""
     moves = [median(after[group]) - median(before[group]) for group in after if group in before]
     if not moves:
         return math.nan, math.nan
@@ -153,7 +153,7 @@ def _apart(before: _Dense, after: _Dense) -> tuple[float, float]:
 
 
 def _scatter(runs: Sequence[_Dense]) -> float:
-    """What dense is apart by in two equal nights: the median over the groups, on logs."""
+    """The usual distance of dense in two equal nights: the median over the groups, on logs."""
     apart = []
     for group, values in runs[-1].items():
         spread, freedom = spread_within([each[group] for each in runs if group in each])
@@ -164,96 +164,96 @@ def _scatter(runs: Sequence[_Dense]) -> float:
 
 def _dense(one: Side) -> _Dense:
     """Logs of the seconds of dense by group, replicate by replicate."""
-    found: _Dense = {}
+    logs: _Dense = {}
     for entry in one.cases.values():
         reading = entry.readings.get("time_seconds")
         if entry.format == DENSE and reading and min(reading.values.values()) > 0:
-            found[entry.group] = [math.log(value) for value in reading.values.values()]
-    return found
+            logs[entry.group] = [math.log(value) for value in reading.values.values()]
+    return logs
 
 
 def _software(old: Side, new: Side) -> list[str]:
-    found = differences(old.facts, new.facts)
-    return [str(each) for each in found if each.software]
+    differing = differences(old.facts, new.facts)
+    return [str(each) for each in differing if each.software]
 
 
-# What is said of it
+# The verdicts
 
 
-def judge_night(stored: Sequence[Side], new: Side, asked: Question) -> Told:
-    """The verdicts on a night, measured again where that was asked for.
+def judge_night(stored: Sequence[Side], new: Side, question: Question) -> NightResult:
+    """Judge a night; flagged cases are measured again where the question says so.
 
     Args:
-        stored: comparable runs, oldest first; those like tonight's are taken.
+        stored: comparable runs, oldest first; those like tonight are taken.
         new: the run under test.
-        asked: the rule, and how flagged cases are confirmed.
+        question: the rule, and how flagged cases are confirmed.
     """
-    nights = match(stored, new, asked.window)
-    first, last = _look(stored, new, asked, nights), None
+    nights = match(stored, new, question.window)
+    first, last = _look(stored, new, question, nights), None
     if not nights.stranger and any(_fails(each) for each in first.changes.values()):
-        last = _last(stored, asked)
-        if last is not None and (asked.way == "nights" or last.moved):
+        last = _last(stored, question)
+        if last is not None and (question.way == "nights" or last.moved):
             stored = stored[:-1]
-            nights = match(stored, new, asked.window)
-            first = _look(stored, new, asked, nights)
+            nights = match(stored, new, question.window)
+            first = _look(stored, new, question, nights)
     if nights.stranger:
         changes = [_of_another(each, "Another machine tonight.") for each in first.settled.values()]
-        return Told(judged=Judged(changes, None), first=first, stranger=nights.stranger)
+        return NightResult(judged=Judged(changes, None), first=first, stranger=nights.stranger)
     notes = _of_software(first.baselines, new, nights)
-    if asked.way == "ab" and (asked.pairs is not None or asked.same_code):
-        judged = _in_pairs(first, asked)
-        return Told(judged=judged, first=first, notes=notes)
-    if asked.way == "nights":
+    if question.way == "ab" and (question.pairs is not None or question.same_code):
+        judged = _in_pairs(first, question)
+        return NightResult(judged=judged, first=first, notes=notes)
+    if question.way == "nights":
         judged = _in_two_nights(first, last)
     else:
-        judged = decided(first, asked.again if asked.way == "fresh" else None)
-    told = Told(judged=judged, first=first, notes=notes)
+        judged = decided(first, question.again if question.way == "fresh" else None)
+    result = NightResult(judged=judged, first=first, notes=notes)
     if nights.software:  # which may move many formats at once
-        return told
-    return _of_the_machine(told, formats_moved(first, new), last)
+        return result
+    return _of_the_machine(result, formats_moved(first, new), last)
 
 
 def _of_software(baselines: Sequence[Side], new: Side, nights: Matched) -> list[str]:
-    """That dense moved because other software runs, where it did."""
+    """Says that dense moved because the software changed; empty where it did not."""
     if not nights.software or not _dense_moved(baselines, new):
         return []
-    said = (
+    sentence = (
         f"Dense's move is the software's ({'; '.join(nights.software)}): cases are judged by their "
         "own seconds beside their ratio."
     )
-    return [said]
+    return [sentence]
 
 
 @dataclass(frozen=True)
 class _Last:
-    """The night before, as it was judged: its look, and the formats that moved where it was odd."""
+    """The night before: its look, and the formats that moved if many moved at once."""
 
     look: Look
     moved: Mapping[str, int]
 
 
-def _last(stored: Sequence[Side], asked: Question) -> _Last | None:
-    """The night before tonight against those before it; None where that is not needed or known."""
-    if asked.way == "ab" or len(stored) <= FEWEST_RUNS:
+def _last(stored: Sequence[Side], question: Question) -> _Last | None:
+    """Judges the night before tonight; None where that is not needed, or not possible."""
+    if question.way == "ab" or len(stored) <= FEWEST_RUNS:
         return None
     before, new = stored[:-1], stored[-1]
-    nights = match(before, new, asked.window)
+    nights = match(before, new, question.window)
     if nights.stranger:
         return None
-    first = _look(before, new, asked, nights)
+    first = _look(before, new, question, nights)
     moved = formats_moved(first, new)
     failed = any(_fails(each) for each in first.settled.values())
     odd = failed and len(moved) >= FORMATS_OF_A_MACHINE
     return _Last(first, moved if odd else {})
 
 
-def _look(stored: Sequence[Side], new: Side, asked: Question, nights: Matched) -> Look:
-    """A night against those that it is like; what is exact, against the latest."""
+def _look(stored: Sequence[Side], new: Side, question: Question, nights: Matched) -> Look:
+    """Compares a night with the nights like it; exact metrics with the latest nights."""
     baselines = [stored[place] for place in nights.nights]
     own = bool(nights.software) and _dense_moved(baselines, new)
     return look(
-        baselines, new, asked.rule, metric=asked.metric, window=asked.window, own_seconds=own,
-        latest=stored[-asked.window :],
+        baselines, new, question.rule, metric=question.metric, window=question.window,
+        own_seconds=own, latest=stored[-question.window :],
     )  # fmt: skip
 
 
@@ -265,7 +265,7 @@ def _dense_moved(baselines: Sequence[Side], new: Side) -> bool:
 
 
 def formats_moved(first: Look, new: Side) -> dict[str, int]:
-    """The formats of which more than half of the cases left the night's noise, and which way."""
+    """The formats with more than half of their cases outside the noise: 1 upwards, -1 downwards."""
     ways: dict[str, list[int]] = defaultdict(list)
     for case in first.known:
         entry = new.cases[case]
@@ -279,20 +279,24 @@ def formats_moved(first: Look, new: Side) -> dict[str, int]:
     return moved
 
 
-def _of_the_machine(told: Told, moved: Mapping[str, int], last: _Last | None) -> Told:
-    """What is told where so many formats moved at once that it looks like the machine."""
-    failed = any(_fails(each) for each in told.judged.changes)
+def _of_the_machine(
+    result: NightResult, moved: Mapping[str, int], last: _Last | None
+) -> NightResult:
+    """Takes failures back where so many formats moved at once that it looks like the machine."""
+    failed = any(_fails(each) for each in result.judged.changes)
     if not failed or len(moved) < FORMATS_OF_A_MACHINE:
-        return told
+        return result
     names = ", ".join(sorted(moved))
-    said = f"{len(moved)} formats moved at once ({names})"
+    reason = f"{len(moved)} formats moved at once ({names})"
     before = last.moved if last else {}
     if len([name for name in moved if before.get(name) == moved[name]]) >= FORMATS_OF_A_MACHINE:
-        return replace(told, notes=[*told.notes, f"{said}, and the night before says the same."])
-    changes = [_of_another(each, "It looks like the machine.") for each in told.judged.changes]
-    judged = Judged(changes, told.judged.confirmed and frozenset())
-    stranger = f"{said}; it looks like the machine, and the next night or --confirm-by ab decides"
-    return replace(told, judged=judged, stranger=stranger)
+        return replace(
+            result, notes=[*result.notes, f"{reason}, and the night before says the same."]
+        )
+    changes = [_of_another(each, "It looks like the machine.") for each in result.judged.changes]
+    judged = Judged(changes, result.judged.confirmed and frozenset())
+    stranger = f"{reason}; it looks like the machine, and the next night or --confirm-by ab decides"
+    return replace(result, judged=judged, stranger=stranger)
 
 
 def _fails(change: Change) -> bool:
@@ -301,30 +305,30 @@ def _fails(change: Change) -> bool:
 
 
 def _of_another(change: Change, sentence: str) -> Change:
-    """The change as it is told of a machine that is not the baseline's."""
+    """The change; a failing time becomes undecided, because it is another machine."""
     return undecided(change, sentence) if _fails(change) else change
 
 
-def _in_pairs(first: Look, asked: Question) -> Judged:
-    """The verdicts where pairs of both revisions decide about the flagged cases."""
+def _in_pairs(first: Look, question: Question) -> Judged:
+    """Judges the flagged cases by pairs of both revisions."""
     settled = dict(first.settled)
     for case, change in first.settled.items():
         if _fails(change) and case not in first.flagged:
             settled[case] = undecided(change, "It was not flagged, so no pairs were made.")
     open_ = list(first.flagged)
-    if asked.same_code:
+    if question.same_code:
         settled |= {
-            case: undecided(first.flagged[case], asked.same_code)
+            case: undecided(first.flagged[case], question.same_code)
             for case in open_
             if first.flagged[case].ratio is not None
         }
         return Judged(list(settled.values()), frozenset())
     for count in (PAIRS, MOST_PAIRS):
-        if not open_ or asked.pairs is None:
+        if not open_ or question.pairs is None:
             break
-        old, new = asked.pairs(open_, count)
-        told = judge_pairs(only(old, open_), only(new, open_), first.rule, asked.metric)
-        later = {each.case: each for each in told}
+        old, new = question.pairs(open_, count)
+        changes = judge_pairs(only(old, open_), only(new, open_), first.rule, question.metric)
+        later = {each.case: each for each in changes}
         for case in open_:
             settled[case] = _of_pairs(first.flagged[case], later.get(case))
         open_ = [case for case in open_ if settled[case].verdict is Verdict.UNDECIDED]
@@ -332,7 +336,7 @@ def _in_pairs(first: Look, asked: Question) -> Judged:
 
 
 def _of_pairs(first: Change, change: Change | None) -> Change:
-    """What pairs say of a flagged case."""
+    """The verdict of the pairs on a flagged case."""
     if change is None:
         return undecided(first, "Neither revision could measure it again.")
     if change.ratio is None:
@@ -343,7 +347,7 @@ def _of_pairs(first: Change, change: Change | None) -> Change:
 
 
 def _in_two_nights(first: Look, last: _Last | None) -> Judged:
-    """The verdicts where a case must have regressed in the night before as well."""
+    """Judges by two nights: a regression counts if the night before has it as well."""
     settled = dict(first.settled)
     for case in first.flagged:
         change = settled[case]

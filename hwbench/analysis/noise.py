@@ -125,15 +125,15 @@ def estimates(
     ]
     logs = {position: [math.log(value) for value in samples[position]] for position in drawn}
     inner = moderated([(variance(logs[each]), len(logs[each]) - 1.0) for each in drawn])
-    found = [estimate(values, level) for values in samples]
+    results = [estimate(values, level) for values in samples]
     for position, within in zip(drawn, inner, strict=True):
         between = nights[position] if nights else (math.nan, 0.0)
         total, freedom = _of_value(within, between, len(logs[position]))
         half = student(freedom, level) * math.sqrt(total) if total else 0.0
-        centre = found[position].value
+        centre = results[position].value
         low, high = centre * math.exp(-half), centre * math.exp(min(half, 700.0))
-        found[position] = replace(found[position], low=low, high=high)
-    return found
+        results[position] = replace(results[position], low=low, high=high)
+    return results
 
 
 def _of_value(within: Variance, between: Variance, count: int) -> Variance:
@@ -156,15 +156,15 @@ def between_runs(samples: Sequence[Sample]) -> list[Variance]:
     ]
 
 
-def _moderated_by(found: Sequence[Variance], kinds: Sequence[Hashable]) -> list[Variance]:
-    """Each variance drawn towards what is usual for its kind; kinds of few cases are one."""
+def _moderated_by(variances: Sequence[Variance], kinds: Sequence[Hashable]) -> list[Variance]:
+    """Each variance drawn towards the usual one of its kind; small kinds are pooled."""
     counts = Counter(kinds)
     homes = [kind if counts[kind] >= FEWEST_OF_A_KIND else None for kind in kinds]
     settled = dict[int, Variance]()
     for home in dict.fromkeys(homes):
         where = [index for index, each in enumerate(homes) if each == home]
-        settled |= zip(where, moderated([found[index] for index in where]), strict=True)
-    return [settled[index] for index in range(len(found))]
+        settled |= zip(where, moderated([variances[index] for index in where]), strict=True)
+    return [settled[index] for index in range(len(variances))]
 
 
 def spread_within(runs: Sample) -> Variance:
@@ -217,17 +217,20 @@ def _beyond(spread: Variance, within: Variance, runs: Sample) -> Variance:
     return max(0.0, total - within[0] * statistics.fmean(parts)), freedom
 
 
-def moderated(found: Sequence[Variance]) -> list[Variance]:
-    """Each variance drawn towards what is usual, as far as they are alike; unknown: as usual."""
-    known = [(value, freedom) for value, freedom in found if freedom > 0]
+def moderated(variances: Sequence[Variance]) -> list[Variance]:
+    """Each variance drawn towards the usual one, more so the more alike they are.
+
+    An unknown variance gets the usual value.
+    """
+    known = [(value, freedom) for value, freedom in variances if freedom > 0]
     if not known:
-        return list(found)
+        return list(variances)
     usual, weight = _prior(known)
     return [
         ((weight * usual + freedom * value) / (weight + freedom), weight + freedom)
         if freedom > 0
         else (usual if weight else math.nan, weight)
-        for value, freedom in found
+        for value, freedom in variances
     ]
 
 
@@ -256,8 +259,8 @@ def _inverse_trigamma(value: float) -> float:
 
     x = 0.5 + 1 / value
     for _ in range(50):
-        found = float(special.zeta(2, x))
-        step = found * (1 - found / value) / float(-2 * special.zeta(3, x))
+        trigamma = float(special.zeta(2, x))
+        step = trigamma * (1 - trigamma / value) / float(-2 * special.zeta(3, x))
         x += step
         if abs(step) < 1e-8 * x:
             break

@@ -54,8 +54,8 @@ class Outcome:
 
     def counts(self) -> dict[Verdict, int]:
         """How many cases have each verdict, the gravest first."""
-        found = Counter(change.verdict for change in self.changes)
-        return {verdict: found[verdict] for verdict in _GRAVEST_FIRST if found[verdict]}
+        counter = Counter(change.verdict for change in self.changes)
+        return {verdict: counter[verdict] for verdict in _GRAVEST_FIRST if counter[verdict]}
 
     @property
     def compared(self) -> int:
@@ -65,13 +65,13 @@ class Outcome:
     @property
     def exit(self) -> int:
         """The first of 5, 4, 6, 1, 3 that applies; 0 where none does."""
-        told = self.counts()
-        unproven = self.fail_on_undecided and any(verdict in told for verdict in _UNPROVEN)
+        counts = self.counts()
+        unproven = self.fail_on_undecided and any(verdict in counts for verdict in _UNPROVEN)
         reasons = (
-            (FAILED, Verdict.INVALID in told or not self.measured),
+            (FAILED, Verdict.INVALID in counts or not self.measured),
             (NOT_COMPARABLE, bool(self.mismatch)),
             (NO_BASELINE, bool(self.problem) or not self.compared),
-            (REGRESSION, Verdict.REGRESSED in told),
+            (REGRESSION, Verdict.REGRESSED in counts),
             (UNDECIDED, self.blind or unproven),
         )
         return next((code for code, holds in reasons if holds), FINE)
@@ -91,9 +91,9 @@ class Outcome:
 
     def sentence(self) -> str:
         """The outcome in one sentence."""
-        told = self.counts()
-        if Verdict.INVALID in told:
-            return f"Wrong, crashed or timed out: {cases(told[Verdict.INVALID])}."
+        counts = self.counts()
+        if Verdict.INVALID in counts:
+            return f"Wrong, crashed or timed out: {cases(counts[Verdict.INVALID])}."
         if not self.measured:
             return f"Nothing could be measured in the run {self.run}."
         if self.mismatch:
@@ -102,22 +102,22 @@ class Outcome:
             return self.problem
         if not self.compared:
             return f"No case of the baseline can be compared with the run {self.run}{self._why()}."
-        return self._judged(told)
+        return self._judged(counts)
 
-    def _judged(self, told: dict[Verdict, int]) -> str:
+    def _judged(self, counts: dict[Verdict, int]) -> str:
         """The sentence of a run that could be compared."""
         if self.exit == REGRESSION:
             how = "unconfirmed" if self.confirmed is None else "confirmed"
             how = "in pairs" if self.paired else how
-            return f"Regressed ({how}): {cases(told[Verdict.REGRESSED])}."
+            return f"Regressed ({how}): {cases(counts[Verdict.REGRESSED])}."
         if self.exit == UNDECIDED and self.blind:
             return f"Too blind: {self.seen()}"
         if self.exit == UNDECIDED:
-            return f"Not decided: {cases(sum(told.get(verdict, 0) for verdict in _UNPROVEN))}."
+            return f"Not decided: {cases(sum(counts.get(verdict, 0) for verdict in _UNPROVEN))}."
         what = f"No regression in {cases(self.compared)}"
-        if not {Verdict.EQUIVALENT, Verdict.IMPROVED} & set(told):
+        if not {Verdict.EQUIVALENT, Verdict.IMPROVED} & set(counts):
             what = "No regression was shown, and nothing is proven unchanged"
-        return f"{what} ({', '.join(f'{count} {verdict}' for verdict, count in told.items())})."
+        return f"{what} ({', '.join(f'{count} {verdict}' for verdict, count in counts.items())})."
 
     def seen(self) -> str:
         """The smallest slow-down that such a check finds, in words."""

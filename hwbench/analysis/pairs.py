@@ -70,9 +70,9 @@ def _by_median(change: Change, values: Sequence[float], rule: Rule) -> Change:
         value=math.exp(median(values)), low=low, high=high, counts=change.ratio.counts,
         level=rule.level,
     )  # fmt: skip
-    told = verdict(ratio, threshold=rule.threshold, margin=rule.margin)
+    decision = verdict(ratio, threshold=rule.threshold, margin=rule.margin)
     reason = "Single replicates are far off, so the median of the pairs decides."
-    return replace(change, verdict=told, ratio=ratio, reason=reason, replicates_needed=None)
+    return replace(change, verdict=decision, ratio=ratio, reason=reason, replicates_needed=None)
 
 
 def _pairs(first: Side, second: Side, case: str, quantity: str) -> list[float]:
@@ -90,5 +90,5 @@ def _settled(change: Change, needed: float) -> Change:
         return change
     if abs(math.log(change.ratio.value)) > needed:
         return change
-    told = f"Among so many cases it takes {units.percent(math.expm1(needed))} to tell a change."
-    return replace(change, verdict=Verdict.UNDECIDED, replicates_needed=None, reason=told)
+    reason = f"Among so many cases it takes {units.percent(math.expm1(needed))} to tell a change."
+    return replace(change, verdict=Verdict.UNDECIDED, replicates_needed=None, reason=reason)

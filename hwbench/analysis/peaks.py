@@ -65,10 +65,10 @@ def table() -> dict[str, Peak]:
         name: {key: value for key, value in entry.items() if key != "source"}
         for name, entry in document["classes"].items()
     }
-    found = {}
+    by_name = {}
     for entry in document["devices"]:
-        found[_plain(entry["name"])] = _peak(entry, classes.get(entry.get("class"), {}))
-    return found
+        by_name[_plain(entry["name"])] = _peak(entry, classes.get(entry.get("class"), {}))
+    return by_name
 
 
 def find(

@@ -42,7 +42,7 @@ def plateaus(points: Sequence[tuple[int, float]]) -> list[Plateau]:
     are one level.
     """
     ordered = sorted(points)
-    found: list[Plateau] = []
+    kept: list[Plateau] = []
     for first, last in _pieces([math.log(rate) for _, rate in ordered]):
         piece = ordered[first:last]
         rates = [rate for _, rate in piece]
@@ -50,13 +50,13 @@ def plateaus(points: Sequence[tuple[int, float]]) -> list[Plateau]:
         if len(piece) < _FEWEST or max(abs(rate - mean) for rate in rates) > _FLAT * mean:
             continue
         new = Plateau(piece[0][0], piece[-1][0], max(rates))
-        while found and new.bytes_per_second * _STEP > found[-1].bytes_per_second:
-            before = found.pop()
+        while kept and new.bytes_per_second * _STEP > kept[-1].bytes_per_second:
+            before = kept.pop()
             if before.bytes_per_second * _STEP > new.bytes_per_second:
                 best = max(before.bytes_per_second, new.bytes_per_second)
                 new = Plateau(before.least_bytes, new.most_bytes, best)
-        found.append(new)
-    return found
+        kept.append(new)
+    return kept
 
 
 def named(level: Plateau, capacities: Mapping[str, int]) -> str:
@@ -68,16 +68,16 @@ def named(level: Plateau, capacities: Mapping[str, int]) -> str:
 def levels(sweep: Sequence[Moved], capacities: Mapping[str, int]) -> list[MemoryLevel]:
     """The memory levels that a sweep shows, the fastest first; the last is beyond all caches."""
     points = [(at.working_set_bytes, at.bytes_per_second) for at in sweep]
-    found, largest = plateaus(points), max(points)
-    if not found or found[-1].most_bytes < largest[0]:
-        found.append(Plateau(largest[0], largest[0], largest[1]))
+    kept, largest = plateaus(points), max(points)
+    if not kept or kept[-1].most_bytes < largest[0]:
+        kept.append(Plateau(largest[0], largest[0], largest[1]))
     return [
         MemoryLevel(
-            name="memory" if level is found[-1] else named(level, capacities),
+            name="memory" if level is kept[-1] else named(level, capacities),
             bytes_per_second=level.bytes_per_second,
             working_set_bytes=[level.least_bytes, level.most_bytes],
         )
-        for level in found
+        for level in kept
     ]
 
 

@@ -112,37 +112,37 @@ def _by_group(
 ) -> dict[str, dict[int, float]]:
     """The same of results with dense's seconds around each."""
     groups: dict[str, str] = {}
-    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    samples: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for result, seconds in results:
         if not seconds:
             continue
         if result.case not in groups:
             groups[result.case] = planned[result.case].case.among
-        found[groups[result.case]][result.replicate].append(seconds)
+        samples[groups[result.case]][result.replicate].append(seconds)
     return {
         group: {replicate: median(each) for replicate, each in by_replicate.items()}
-        for group, by_replicate in found.items()
+        for group, by_replicate in samples.items()
     }
 
 
 def references(header: Header, by_group: Mapping[str, Mapping[int, float]]) -> dict[str, Reference]:
     """The reference of each group: the machine's, or the run's own where it is lower.
 
-    How much dense deviates by itself is what earlier runs say: a run that was slowed for most of
-    its time would call its own scatter quiet.
+    Earlier runs give dense's own deviation: a run slowed for most of its time would take its own
+    scatter for quiet.
     """
-    found = {}
+    known = {}
     for group, seconds in by_group.items():
         own, kept = of_run(seconds.values()), header.references.get(group)
         if own and kept:
-            found[group] = Reference(
+            known[group] = Reference(
                 seconds=min(own.seconds, kept.seconds), deviation=kept.deviation, runs=kept.runs
             )
         elif kept:
-            found[group] = kept
+            known[group] = kept
         elif own:
-            found[group] = replace(own, deviation=0.0)
-    return found
+            known[group] = replace(own, deviation=0.0)
+    return known
 
 
 def counted(
@@ -154,7 +154,7 @@ def counted(
 
 @dataclass(frozen=True)
 class _Weighed:
-    """Which replicates count, and what they were held against, by group."""
+    """The replicates that count, and the references they were compared with, by group."""
 
     counted: dict[str, Counted]
     by_group: Mapping[str, Mapping[int, float]]  # dense's seconds by replicate
@@ -174,14 +174,14 @@ def _weighed(header: Header, planned: Mapping[str, Planned], results: Iterable[R
     groups: dict[str, list[str]] = defaultdict(list)
     for case in of_case:
         groups[planned[case].case.among].append(case)
-    found = {}
+    counts = {}
     for group, cases in groups.items():
         slow = {case: _slow(dense[case], measure.get(group)) for case in cases}
         if any(slow.values()) and _alone([list(of_case[case].values()) for case in cases]):
             slow = dict.fromkeys(cases, frozenset())
         for case in cases:
-            found[case] = Counted(frozenset(of_case[case].keys() - slow[case]), slow[case])
-    return _Weighed(found, by_group, measure)
+            counts[case] = Counted(frozenset(of_case[case].keys() - slow[case]), slow[case])
+    return _Weighed(counts, by_group, measure)
 
 
 def _alone(cases: Sequence[Sequence[Result]]) -> bool:

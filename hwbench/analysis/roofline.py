@@ -1,13 +1,13 @@
-"""Where a case stands against the machine's roofline: cost × ceilings × time, and nothing else.
+"""Places a case under the machine's roofline, from cost, ceilings and time alone.
 
-The roofline says that no call can be faster than its FLOPs at the machine's best arithmetic rate,
-than its bytes at the rate of the memory that they come from, nor than the smallest call there is
-(Williams, Waterman and Patterson, 2009). The rates are *measured* (``Header.ceilings``), so a case
-may stand above a roof: efficiency is never clipped at one, and a case that is clearly faster than
-its bytes could come from memory is said to have stayed in cache.
+By the roofline no call can be faster than its FLOPs at the machine's best arithmetic rate, than its
+bytes at the rate of the memory that holds them, nor than the smallest call there is (Williams,
+Waterman and Patterson, 2009). The rates are *measured* (``Header.ceilings``), so a case may lie
+above a roof: efficiency is never clipped at one, and a case clearly faster than memory could
+deliver its bytes is marked as having stayed in cache.
 
-On a GPU two more roofs are drawn: what its maker says, and the maker's rule at the clock that was
-observed (``hwbench.analysis.peaks``).
+On a GPU two more roofs are drawn: the maker's datasheet, and the maker's formula at the observed
+clock (``hwbench.analysis.peaks``).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ IN_CACHE = (
     "faster than its bytes could come from memory at the measured copy rate: "
     "the operands stayed in cache"
 )
-"""What is said of a case whose time lies clearly below its memory bound."""
+"""The note on a case with a time clearly below its memory bound."""
 
 
 CLEARLY = 0.9
-"""The share of the memory bound below which a time is said to be that of a cache.
+"""Below this share of the memory bound a time counts as that of a cache.
 
 The bound comes from a copy, half of which writes. A kernel that mostly reads beats it by some per
 cent with every byte from memory.
@@ -46,7 +46,7 @@ cent with every byte from memory.
 
 
 class Level(Record):
-    """A cache as the sweep of working sets found it."""
+    """A cache, as measured by the sweep of working sets."""
 
     name: str
     bytes_per_second: float
@@ -54,7 +54,7 @@ class Level(Record):
 
 
 RAISED = 1.05
-"""A case that executes so many times the measured rate shows that the roof is too low."""
+"""Above this multiple of the measured rate a case shows that the roof is too low."""
 
 
 class Roof(Record):
@@ -70,7 +70,7 @@ class Roof(Record):
 
     @property
     def note(self) -> str | None:
-        """What must be said of a roof that a case raised."""
+        """The note on a roof that a case raised."""
         if not self.raised_by:
             return None
         product = f"a product by {self.library}" if self.library else "a product"
@@ -91,7 +91,7 @@ class Roof(Record):
         return min(self.flops_per_second, intensity * self.bytes_per_second)
 
     def level(self, working_set_bytes: float) -> Level | None:
-        """The fastest cache that was seen to hold so much; None where only memory does."""
+        """The fastest measured cache that holds so much; None where only memory does."""
         return next((each for each in self.levels if working_set_bytes <= each.most_bytes), None)
 
 
@@ -136,7 +136,7 @@ class Placement(Record):
 
     @property
     def note(self) -> str | None:
-        """What must be said beside the efficiency, if anything."""
+        """The note beside the efficiency, if any."""
         if not self.in_cache:
             return None
         return IN_CACHE if self.level == MEMORY else f"{IN_CACHE} ({self.level})"
@@ -221,7 +221,7 @@ def place(cost: Cost, ceiling: Roof, seconds: float, *, hot: bool = True) -> Pla
 
 
 def precision(dtype: str, settings: Mapping[str, Any]) -> str:
-    """How products of a dtype are computed under torch's settings, as ``peaks.toml`` names it."""
+    """The precision of a dtype's products under torch's settings, as ``peaks.toml`` names it."""
     if dtype == "float32":
         tf32 = settings.get("matmul.fp32_precision") == "tf32"
         if tf32 or settings.get("matmul.allow_tf32") is True:
@@ -243,58 +243,58 @@ def lines(
     at the clock that was observed while the matrix ceiling was measured. The caches of a full sweep
     have slopes of their own. ``shown`` is the measured roof where a case raised it.
     """
-    found = []
+    roofs = []
     measured = shown or roof(ceilings, dtype)
     if measured is not None:
         slopes = [("measured", "measured", measured.bytes_per_second)]
         slopes += [("cache", each.name, each.bytes_per_second) for each in measured.levels]
-        found = [
+        roofs = [
             Line(source=source, label=label, bytes_per_second=rate,
                  flops_per_second=measured.flops_per_second)
             for source, label, rate in slopes
         ]  # fmt: skip
     peak = peaks.of_device(environment.fingerprint.get("device"))
     if isinstance(peak, str):
-        return found, peak
+        return roofs, peak
     how = precision(dtype, environment.settings)
     if how == "float64" and "float64_tensor" in peak.flops_per_clock:
         how = "float64_tensor"  # what a matrix product of float64 uses there
     if peak.bytes_per_second is None:
-        return found, f"No bandwidth of {peak.name} with a source was found."
+        return roofs, f"No bandwidth of {peak.name} with a source was found."
     clock = _rate(_entry(ceilings, "matmul", dtype), "sm_clock_hertz")
     drawn = [("datasheet", "datasheet", peak.flops_per_second(how))]
     if clock is not None:
         label = f"formula at {clock / 1e6:.0f} MHz"
         drawn.append(("formula", label, peak.formula(how, clock)))
-    found += [
+    roofs += [
         Line(source=source, label=label, flops_per_second=rate,
              bytes_per_second=peak.bytes_per_second)
         for source, label, rate in drawn if rate is not None
     ]  # fmt: skip
     missing = [label for _, label, rate in drawn if rate is None]
     if missing:
-        return found, f"{peak.name} has no figure of {how} for: {', '.join(missing)}."
-    return found, "" if clock else "The clock was not read while the ceiling was measured."
+        return roofs, f"{peak.name} has no figure of {how} for: {', '.join(missing)}."
+    return roofs, "" if clock else "The clock was not read while the ceiling was measured."
 
 
 def _levels(ceilings: Mapping[str, Any]) -> list[Level]:
     """The caches among the measured levels; the last level is memory itself."""
     entries = ceilings.get("levels")
-    found = []
+    levels = []
     for entry in entries[:-1] if isinstance(entries, list) else []:
         sizes = entry.get("working_set_bytes") if isinstance(entry, Mapping) else None
         rate = _rate(entry, "bytes_per_second") if isinstance(entry, Mapping) else None
         if rate is not None and isinstance(sizes, list) and sizes:
             name = str(entry.get("name"))
-            found.append(Level(name=name, bytes_per_second=rate, most_bytes=float(max(sizes))))
-    return found
+            levels.append(Level(name=name, bytes_per_second=rate, most_bytes=float(max(sizes))))
+    return levels
 
 
 def _entry(ceilings: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    found: Any = ceilings
+    entry: Any = ceilings
     for name in names:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+        entry = entry.get(name) if isinstance(entry, Mapping) else None
+    return entry if isinstance(entry, Mapping) else {}
 
 
 def _rate(entry: Mapping[str, Any], name: str) -> float | None:

@@ -294,7 +294,7 @@ def judge(
     """
     compared = paired_ratio if paired else ratio
     measured = compared(baseline_values, new_values, rule.level)
-    found = verdict(
+    decision = verdict(
         measured,
         equivalence=compared(baseline_values, new_values, 2 * rule.level - 1),
         threshold=rule.threshold,
@@ -304,7 +304,7 @@ def judge(
         floor=rule.floor,
     )
     needed = None
-    if found is Verdict.UNDECIDED:
+    if decision is Verdict.UNDECIDED:
         noise = spread(baseline_values, new_values)
         if paired and min(*baseline_values, *new_values) > 0:  # a side's, if it alone made theirs
             quotients = [b / a for a, b in zip(baseline_values, new_values, strict=True)]
@@ -312,7 +312,7 @@ def judge(
         needed = replicates_needed(noise, min(rule.threshold, rule.margin), level=rule.level)
         if needed is not None and needed <= min(measured.counts):
             needed = None
-    return Judgement(found, measured, needed)
+    return Judgement(decision, measured, needed)
 
 
 def clopper_pearson(events: int, trials: int, level: float = 0.95) -> tuple[float, float]:
