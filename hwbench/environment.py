@@ -1,4 +1,4 @@
-"""What the machine was: facts that must agree to compare runs, and state that may differ.
+"""Reads the machine: facts that must agree to compare runs, and state that may differ.
 
 Everything is read from the system itself (/proc, /sys, cgroup files), because packages that guess
 caches and cores were found wrong. No torch here: what only torch knows, the worker adds.
@@ -74,11 +74,11 @@ def cpu_facts() -> dict[str, Any]:
 
 
 def instruction_sets() -> str:
-    """All that the processor is said to execute, as the kernel of the system lists it."""
-    found = re.search(
+    """The processor's instruction sets, as the operating system's kernel lists them."""
+    match = re.search(
         r"^(?:flags|Features)\s*:\s*(.*)$", _read(_PROC / "cpuinfo") or "", re.MULTILINE
     )
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
 def _arm_name(text: str) -> str:
@@ -127,14 +127,14 @@ def last_level_cache_bytes() -> int:
 def cache_totals() -> dict[str, int]:
     """Bytes of all data caches of a level that this process may use, by level, the first first."""
     totals: dict[str, int] = {}
-    found = {cache for core in _allowed_cores() for cache in _data_caches(core)}
-    for level, size, _ in sorted(found):
+    caches = {cache for core in _allowed_cores() for cache in _data_caches(core)}
+    for level, size, _ in sorted(caches):
         totals[f"L{level}"] = totals.get(f"L{level}", 0) + size
     return totals
 
 
 def _data_caches(core: int) -> Iterator[tuple[int, int, str]]:
-    """Level, bytes and sharing cores of each data cache of a core; the index says nothing."""
+    """Level, bytes and sharing cores of each data cache of a core, in no particular order."""
     for index in (_SYS / f"devices/system/cpu/cpu{core}/cache").glob("index[0-9]*"):
         level, kind, size = (_read(index / name) for name in ("level", "type", "size"))
         match = re.fullmatch(r"(\d+)([KMG]?)", size or "")
@@ -158,7 +158,7 @@ def core_list() -> str:
 
 
 def pin(cores: str) -> None:
-    """Keep this process, and what it starts from now on, on some cores, such as ``0-3,8``.
+    """Keep this process, and the processes that it starts, on some cores, such as ``0-3,8``.
 
     Raises:
         UsageError: it is no such list, or names cores that this process may not run on.
@@ -184,7 +184,7 @@ def usable_cores() -> int:
 
 
 def default_threads() -> int:
-    """Threads of a CPU worker where none were asked for: ``OMP_NUM_THREADS``, else the cores.
+    """The default threads of a CPU worker: ``OMP_NUM_THREADS``, else one per usable core.
 
     The variable may hold a list, one number a level of nested regions; the first one counts.
     Cores are those that the kernel schedules on: two hardware threads of a core are two.
@@ -192,14 +192,14 @@ def default_threads() -> int:
     Raises:
         UsageError: the variable is no number from 1 to 4096.
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").strip()
-    if not asked:
+    setting = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not setting:
         return usable_cores()
-    first = asked.split(",")[0].strip()
+    first = setting.split(",")[0].strip()
     if not (re.fullmatch(r"[0-9]{1,4}", first) and 1 <= int(first) <= MOST_THREADS):
         raise UsageError(
             f"OMP_NUM_THREADS must be a number between 1 and {MOST_THREADS}, not "
-            f"{shortened(asked)!r}; set it, or give --threads."
+            f"{shortened(setting)!r}; set it, or give --threads."
         )
     return int(first)
 
@@ -265,13 +265,13 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 
 def steal_seconds() -> float:
-    """Seconds that the hypervisor has taken from all cores since boot; 0 where it does not say."""
+    """Seconds that the hypervisor has taken from all cores since boot; 0 where it is unknown."""
     fields = (_read(_PROC / "stat") or "").split("\n", 1)[0].split()
     return int(fields[8]) / os.sysconf("SC_CLK_TCK") if len(fields) > 8 else 0.0
 
 
 def _busy_seconds() -> float | None:
-    """Processor seconds of all work on the usable cores since boot; None where it is not told."""
+    """Processor seconds of all work on the usable cores since boot; None where unknown."""
     stat = _read(_PROC / "stat") or ""
     columns = {
         int(number): [int(field) for field in fields.split()]
@@ -306,7 +306,7 @@ def throttled_periods() -> float:
 
 
 def machine_state() -> dict[str, Any]:
-    """What may differ between runs: load, frequency governor, steal and throttling so far."""
+    """State that may differ between runs: load, frequency governor, steal and throttling so far."""
     first = f"devices/system/cpu/cpu{min(_allowed_cores())}"
     governor = _read(_SYS / first / "cpufreq/scaling_governor")
     return {
@@ -356,7 +356,7 @@ def nvidia_devices() -> int:
 
 
 def rapl_joules() -> float | str:
-    """What all processor packages have used since boot (RAPL), or why that is not readable."""
+    """The energy of all processor packages since boot (RAPL), or why it cannot be read."""
     packages = sorted((_SYS / "class/powercap").glob("intel-rapl:[0-9]"))
     if not packages:
         return "This kernel offers no RAPL energy counter (/sys/class/powercap)."
@@ -381,17 +381,17 @@ def cache_folder() -> Path:
 def kept(file: Path) -> dict[str, Any]:
     """The JSON object of a file of the cache; empty where there is none, or something else."""
     try:
-        found = json.loads(files.read_text(file))
+        values = json.loads(files.read_text(file))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}
 
 
-def keep(file: Path, found: Mapping[str, Any]) -> str | None:
+def keep(file: Path, values: Mapping[str, Any]) -> str | None:
     """Write a file of the cache in one step; why that was not possible, in words."""
     try:
         with files.whole(file) as beside:
-            beside.write_text(json.dumps(found), encoding="utf-8")
+            beside.write_text(json.dumps(values), encoding="utf-8")
     except OSError as error:
         return f"{file.parent} cannot be written: {error.strerror}."
     return None

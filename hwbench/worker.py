@@ -62,13 +62,13 @@ class Worker:
         self.device, self.own = device, own
         self.live: dict[str, Subject] = {}
         self.left_out: dict[str, str] = {}  # meters of other packages that fail, and why
-        found = []
+        meters = []
         for name in plugins.names("meters"):
             try:
-                found.append((name, plugins.load("meters", name, Meter)()))
+                meters.append((name, plugins.load("meters", name, Meter)()))
             except UsageError as error:
                 self.left_out[name] = str(error)
-        self.meters = sorted(found, key=lambda named: named[1].ORDER)
+        self.meters = sorted(meters, key=lambda named: named[1].ORDER)
 
     def answer(self, request: protocol.Request) -> protocol.Reply:
         """Carry out one request."""
@@ -83,14 +83,14 @@ class Worker:
                 return protocol.HealthReply(found=examine(self.device, side))
             case protocol.ProfileRequest(planned=planned):
                 subject = self._prepared(planned, request.seed)
-                found = profile_case(self.device, subject, planned, request.calls, request.trace)
-                return protocol.ProfileReply(found=found)
+                profile = profile_case(self.device, subject, planned, request.calls, request.trace)
+                return protocol.ProfileReply(found=profile)
             case protocol.SoloRequest():
                 return self.solo(request)
             case protocol.ChunkRequest():
                 return self.chunk(request)
             case protocol.DescribeRequest() | protocol.LayersRequest() | protocol.ApplyRequest():
-                return _told(request)
+                return _described(request)
             case protocol.ForgetRequest():
                 self.live.clear()
                 self.device.release_memory()
@@ -100,10 +100,10 @@ class Worker:
     def plan(self, request: protocol.PlanRequest) -> protocol.PlanReply:
         """Resolve every case; all mistakes are gathered, not only the first."""
         planned, mistakes = [], []
-        made: planning.Made = {}
+        formats: planning.Made = {}
         for case in request.cases:
             try:
-                planned.append(planning.planned(case, self.device, made))
+                planned.append(planning.planned(case, self.device, formats))
             except HwbenchError as error:
                 mistakes.append(f"{case.label} for {case.out_features}x{case.in_features}: {error}")
         return protocol.PlanReply(
@@ -122,11 +122,11 @@ class Worker:
         )
 
     def _meters_left_out(self) -> dict[str, Any]:
-        """What the run says of meters that do not import; they take no other reading away."""
+        """The notes on meters that do not import; the other meters are read as usual."""
         return {"meters_left_out": self.left_out} if self.left_out else {}
 
     def _foreign_quantities(self, planned: Iterable[Planned]) -> list[Quantity]:
-        """What the meters, and the workloads of these cases, declare and hwbench does not."""
+        """The quantities that these meters and workloads declare beyond hwbench's own."""
         workloads = dict.fromkeys(each.case.workload for each in planned)
         declared = [q for _, meter in self.meters for q in meter.QUANTITIES]
         declared += [q for name in workloads for q in planning.quantities(name)]
@@ -174,7 +174,7 @@ class Worker:
         )
 
     def alone(self, request: protocol.SoloRequest) -> protocol.Timed:
-        """Read of one case what only a process that has served no other case can tell."""
+        """Read the quantities of one case that need a process without any other case."""
         subject = self._prepared(request.planned, request.seed)
         return protocol.Timed(measurements=allocator.compared(subject, self.device))
 
@@ -228,11 +228,11 @@ class Worker:
         return (None if subject.before is None else lambda: subject.states(1)[0]), call
 
     def _read(self, subject: Subject, result: Result, request: protocol.SoloRequest) -> Result:
-        """Read every meter in order; correct before fast: what is wrong is read no further.
+        """Read every meter in order; correct before fast: a wrong case is read no further.
 
         After the deadline only what every case needs is read; the rest has a note in its place.
         """
-        found: list[Measurement] = []
+        measurements: list[Measurement] = []
         begun, allowed = time.monotonic(), request.deadline_seconds
         for name, meter in self.meters:
             if result.replicate > 0 and meter.FIRST_REPLICATE_ONLY:
@@ -240,7 +240,7 @@ class Worker:
             if meter.ON_REQUEST and name not in request.on_request:
                 continue
             if allowed is not None and not meter.NEEDED and time.monotonic() - begun >= allowed:
-                found += [left_out(quantity) for quantity in meter.QUANTITIES]
+                measurements += [left_out(quantity) for quantity in meter.QUANTITIES]
                 continue
             read = meter.read(subject, self.device)
             error = max((v for m in read if m.quantity == quantities.NUMERICAL_ERROR.name
@@ -251,8 +251,8 @@ class Worker:
                     f"{subject.tolerance:g}."
                 )
                 return replace(result, status=Status.WRONG, reason=reason)
-            found += read
-        return replace(result, measurements=found, flags=allocator.flags(found))
+            measurements += read
+        return replace(result, measurements=measurements, flags=allocator.flags(measurements))
 
     def _prepared(self, planned: Planned, seed: int) -> Subject:
         case = planned.case
@@ -273,13 +273,13 @@ class Worker:
         """Whether the device answers no more: some errors of CUDA last as long as the process."""
         try:
             self.device.synchronize()
-        except Exception:  # noqa: BLE001 (whatever it says, it is of no more use)
+        except Exception:  # noqa: BLE001 (its message is of no more use)
             traceback.print_exc()
             return True
         return False
 
     def _check_room(self, planned: Planned) -> None:
-        """Refuse, before the system kills us, what cannot fit with its float64 reference."""
+        """Refuse a case that cannot fit with its float64 reference, before the system kills us."""
         case = planned.case
         weights = case.out_features * case.in_features
         tokens = (case.tokens or 0) * (case.out_features + case.in_features)
@@ -298,7 +298,7 @@ class Worker:
 
 
 def _in_own_process(own: OwnProcesses, request: protocol.SoloRequest) -> list[Measurement] | str:
-    """What a process of its own reads of the case of a request, or why it does not."""
+    """Read the case of a request in a process of its own; returns why where that fails."""
     if (line := own.ask(protocol.encode(request))) is None:
         return "The process of its own that should read it died, or took too long."
     return msgspec.json.decode(line, type=protocol.Timed).measurements
@@ -311,10 +311,10 @@ def _read_alone(device: str, line: bytes) -> bytes:
     return protocol.encode(Worker(open_device(device)).alone(request))
 
 
-def _told(
+def _described(
     request: protocol.DescribeRequest | protocol.LayersRequest | protocol.ApplyRequest,
 ) -> protocol.Reply:
-    """What is asked of formats or of a model; readers of models are imported for that alone."""
+    """Answer a request about formats or a model; only the latter imports readers of models."""
     if isinstance(request, protocol.DescribeRequest):
         return protocol.DescribeReply(formats=[planning.details(name) for name in request.names])
     from hwbench.workloads import _apply
@@ -339,8 +339,10 @@ def _delay(subject: Subject, seconds: float, device: Device) -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     named = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    told = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch, CUDA, its libraries
-    return named or (isinstance(error, RuntimeError) and any(word in str(error) for word in told))
+    phrases = ("allocate memory", "out of memory", "ALLOC_FAILED")  # torch, CUDA, its libraries
+    return named or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in phrases)
+    )
 
 
 def _is_no_compiler(error: Exception) -> bool:
@@ -372,13 +374,13 @@ def open_device(name: str) -> Device:
 
 
 def answered(worker: Worker, line: bytes) -> bytes:
-    """The line that answers a request's; what goes wrong is an answer too."""
+    """The reply to a request, as one line; an error is a reply too."""
     reply: protocol.Reply
     try:
         reply = worker.answer(protocol.decode_request(line))
     except HwbenchError as error:
         reply = protocol.Mistake(sentence=str(error))
-    except Exception as error:  # noqa: BLE001 (the boundary: the runner is told what happened)
+    except Exception as error:  # noqa: BLE001 (the boundary: the runner receives the error)
         reply = protocol.Mistake(sentence=_sentence(error), detail=traceback.format_exc())
     return protocol.encode(reply)
 

@@ -23,7 +23,7 @@ from hwbench.analysis.fingerprint import Severity, flat, severity
 from hwbench.store.sense import impossible
 
 METHOD = 4
-"""Raised when ceilings are measured in another way: what was kept before is measured again."""
+"""Raised when the way of measuring changes: kept ceilings are then measured again."""
 
 _SECONDS = 600.0  # until the worker has to be done, on a machine however busy
 _NEEDED = ("matmul", "copy", "launch", "disturbed")
@@ -53,7 +53,7 @@ def path(reply: protocol.PlanReply, threads: int) -> Path:
 def machine_path(
     name: str, method: int, fingerprint: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Path:
-    """A file of one machine, told by all facts that decide times, and by how it is made."""
+    """The file of one machine; all facts that decide times are part of its name."""
     facts = {
         ".".join(keys): value
         for keys, value in flat({**fingerprint, "settings": settings})
@@ -66,7 +66,7 @@ def machine_path(
 def of_machine(
     worker: Asked, reply: protocol.PlanReply, threads: int, dtypes: Collection[str]
 ) -> dict[str, Any]:
-    """The ceilings of these dtypes: as they are kept, and what is missing measured and kept."""
+    """The ceilings of these dtypes; those not kept yet are measured and kept."""
     file = path(reply, threads)
     kept = _read(file)
     known = set(kept.get("matmul", {}))
@@ -82,15 +82,15 @@ def kept(reply: protocol.PlanReply, threads: int) -> dict[str, Any]:
     return _read(path(reply, threads))
 
 
-def busy(found: Mapping[str, Any]) -> bool:
-    """Whether something disturbed the machine for most of the time in which these were measured."""
-    return bool(found.get("disturbed", 0.0) > _BUSY)
+def busy(ceilings: Mapping[str, Any]) -> bool:
+    """Whether the machine was disturbed during most of the measurement of these ceilings."""
+    return bool(ceilings.get("disturbed", 0.0) > _BUSY)
 
 
 def measure(
     worker: Asked, reply: protocol.PlanReply, threads: int, dtypes: Collection[str]
 ) -> dict[str, Any]:
-    """The ceilings in full, measured now; they take the place of what was kept."""
+    """Measure all ceilings now; they replace the kept ones."""
     request = protocol.CeilingsRequest(dtypes=list(dtypes), full=True)
     return keep(path(reply, threads), _measured(worker, request))
 
@@ -99,8 +99,8 @@ def _measured(worker: Asked, request: protocol.CeilingsRequest) -> dict[str, Any
     reply = worker.ask(request, protocol.CeilingsReply, _SECONDS)
     measured = reply.ceilings
     if sweep := measured.copy.sweep:  # of the full form
-        found = plateaus.levels(sweep, reply.cache_bytes)
-        measured = msgspec.structs.replace(measured, levels=found)
+        levels = plateaus.levels(sweep, reply.cache_bytes)
+        measured = msgspec.structs.replace(measured, levels=levels)
     form = "full" if request.full else "short"
     return {
         "form": form,
@@ -124,39 +124,39 @@ def _higher(kept: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
 
 def _product(kept: dict[str, Any] | None, measured: dict[str, Any] | None) -> Any:
     """The better product, and each library's better one beside it."""
-    found = _better(kept, measured, "flops_per_second")
+    best = _better(kept, measured, "flops_per_second")
     before, after = ((entry or {}).get("libraries", {}) for entry in (kept, measured))
     libraries = {
         name: _better(before.get(name), after.get(name), "flops_per_second")
         for name in (*before, *after)
     }
-    return {**found, "libraries": libraries} if libraries else found
+    return {**best, "libraries": libraries} if libraries else best
 
 
 def _better(kept: dict[str, Any] | None, measured: dict[str, Any] | None, rate: str) -> Any:
-    """What is kept, with the later figures where they are higher; either may be missing."""
+    """The entry with the higher rate; either may be missing."""
     if not kept or not measured:
         return kept or measured
     return {**kept, **measured} if measured[rate] > kept[rate] else kept
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What is kept; a file that is damaged, or of no machine, is set aside and measured again."""
+    """Reads the kept ceilings; a damaged or impossible file is set aside and measured again."""
     try:
-        found = json.loads(files.read_text(file))
+        ceilings = json.loads(files.read_text(file))
     except OSError:
         return {}
     except (ValueError, RecursionError):
-        found = None
-    whole = isinstance(found, dict) and all(name in found for name in _NEEDED)
-    if whole and impossible(found) is None:
-        return dict(found)
-    with contextlib.suppress(OSError):  # one that cannot be moved is replaced by what is measured
+        ceilings = None
+    whole = isinstance(ceilings, dict) and all(name in ceilings for name in _NEEDED)
+    if whole and impossible(ceilings) is None:
+        return dict(ceilings)
+    with contextlib.suppress(OSError):  # the next measurement replaces a file that cannot be moved
         file.replace(file.with_suffix(".damaged"))
     return {}
 
 
-def keep(file: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Write the file in one step; where that is not possible the ceilings say so."""
-    reason = environment.keep(file, found)
-    return {**found, "not_kept": reason} if reason else found
+def keep(file: Path, ceilings: dict[str, Any]) -> dict[str, Any]:
+    """Write the file in one step; where that fails, the ceilings carry the reason."""
+    reason = environment.keep(file, ceilings)
+    return {**ceilings, "not_kept": reason} if reason else ceilings

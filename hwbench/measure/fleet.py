@@ -33,7 +33,7 @@ Find = Callable[[], Sequence[Seat]]
 
 @dataclass
 class Squad:
-    """Seats whose devices and software are equal, and what they know of themselves."""
+    """Seats with equal devices and software, and the facts of their machines."""
 
     name: str
     seats: list[Seat]
@@ -50,7 +50,7 @@ class Squad:
 
 @dataclass
 class Fleet:
-    """What is to be measured, and where."""
+    """A suite to measure, and the seats to measure it on."""
 
     find: Find
     on: Sequence[str] = ()
@@ -89,22 +89,22 @@ class Fleet:
         Raises:
             DeviceError: none of the devices is one that the run was made on.
         """
-        found = read_run(path)
-        if found.complete:
+        run = read_run(path)
+        if run.complete:
             return [path]
-        mine = [squad for squad in self._squads() if _made_on(found.header, squad)]
+        mine = [squad for squad in self._squads() if _made_on(run.header, squad)]
         if not mine:
             raise DeviceError(
-                f"{path} was made on {found.header.machine}, which is not there now, or not with "
+                f"{path} was made on {run.header.machine}, which is not there now, or not with "
                 "the same software; start a new run instead."
             )
-        return self._measure([(mine[0], runner.reopened(found, self._hear))])
+        return self._measure([(mine[0], runner.reopened(run, self._hear))])
 
     def _squads(self) -> list[Squad]:
-        """Ask every seat what it is, and put equal ones together."""
+        """Ask every seat for its facts, and put equal seats together."""
         squads: list[Squad] = []
         missed: list[str] = []
-        for seat, known in self._asked(self.find(), missed):
+        for seat, known in self._wanted(self.find(), missed):
             joined = next((squad for squad in squads if squad.takes(seat, known)), None)
             if joined:
                 joined.seats.append(seat)
@@ -117,12 +117,12 @@ class Fleet:
             raise DeviceError(f"There is no machine with {wanted} that can be had now.{why}")
         return squads
 
-    def _asked(self, seats: Sequence[Seat], missed: list[str]) -> list[tuple[Seat, PlanReply]]:
-        """What the wanted seats know of themselves, all asked at once; the others are let go."""
+    def _wanted(self, seats: Sequence[Seat], missed: list[str]) -> list[tuple[Seat, PlanReply]]:
+        """Ask all seats for their facts at once; keep the wanted seats, and close the others."""
         self.held += seats
-        asked = [partial(runner.facts, seat) for seat in seats]
-        found = []
-        for seat, answer in zip(seats, pool.at_once(asked, self._let_go), strict=True):
+        calls = [partial(runner.facts, seat) for seat in seats]
+        answered = []
+        for seat, answer in zip(seats, pool.at_once(calls, self._let_go), strict=True):
             try:
                 known = answer.result()
             except SeatLostError as error:
@@ -130,10 +130,10 @@ class Fleet:
                 seat.close()
                 continue
             if _matches(seat, known, self.on):
-                found.append((seat, known))
+                answered.append((seat, known))
             else:
                 seat.close()
-        return found
+        return answered
 
     def _let_go(self) -> None:
         for seat in self.held:
@@ -145,7 +145,7 @@ class Fleet:
         self._let_go()
 
     def _measure(self, begun: list[tuple[Squad, State]]) -> list[Path]:
-        """All runs at once, except that a CPU is left alone by what else runs on its machine."""
+        """Make all runs at once; a CPU that shares its machine with them waits for its turn."""
         self.states = [state for _, state in begun]
         hosts = [each for each in begun if not each[0].seats[0].kind and _is_cpu(each[0])]
         others = [each for each in begun if each not in hosts]
@@ -174,7 +174,7 @@ class Fleet:
     def _returned(self, squad: Squad) -> list[Seat]:
         """Seats of the same kind that can be had again."""
         fresh = [seat for seat in self.find() if seat.kind == squad.seats[0].kind]
-        return [seat for seat, known in self._asked(fresh, []) if squad.takes(seat, known)]
+        return [seat for seat, known in self._wanted(fresh, []) if squad.takes(seat, known)]
 
     def _hear(self, progress: Progress) -> None:
         """Tell the listener of all runs as one."""
@@ -224,12 +224,12 @@ def _device_name(seat: Seat, known: PlanReply) -> str:
 
 
 def _name(seat: Seat, known: PlanReply, on: Sequence[str]) -> str:
-    asked = next((term for term in on if _matches(seat, known, [term])), None)
-    return asked or seat.kind or _device_name(seat, known)
+    label = next((term for term in on if _matches(seat, known, [term])), None)
+    return label or seat.kind or _device_name(seat, known)
 
 
 def _matches(seat: Seat, known: PlanReply, on: Sequence[str]) -> bool:
-    """Whether a seat is of a kind that was asked for: RTX4090 is NVIDIA GeForce RTX 4090 too."""
+    """Whether a seat is of a requested kind: RTX4090 is NVIDIA GeForce RTX 4090 too."""
     names: set[str] = set()
     for name in (seat.kind, _device_name(seat, known)):
         words = re.findall(r"[a-z0-9]+", name.lower())

@@ -54,7 +54,7 @@ def execute(
     more: Callable[[], Sequence[Seat]] | None = None,
     patience_seconds: float = 0.0,
 ) -> Path:
-    """Measure on all seats what is missing, write the footer and return the file.
+    """Measure the missing cases on all seats, write the footer and return the file.
 
     ``more`` finds seats of other machines that came back when none is left; it is asked for
     ``patience_seconds``. Without it the seats are of this machine.
@@ -78,7 +78,7 @@ def execute(
 
 @dataclass
 class Pool:
-    """The seats of a run, and what they share."""
+    """The seats of a run, and their shared work."""
 
     work: Work
     seats: list[Seat]
@@ -93,19 +93,19 @@ class Pool:
 
     def run(self) -> None:
         """Serve until nothing is left to measure, or nobody is left to measure it."""
-        found = list(self.seats)
+        seats = list(self.seats)
         try:
-            while found:
-                self.busy = len(found)
-                for served in at_once([self._serving(seat) for seat in found], self._stop):
+            while seats:
+                self.busy = len(seats)
+                for served in at_once([self._serving(seat) for seat in seats], self._stop):
                     served.result()
-                found = (self._left() or self._awaited()) if self.work.units else []
+                seats = (self._left() or self._awaited()) if self.work.units else []
         except BaseException:
             self._stop()
             raise
 
     def incomplete(self) -> IncompleteRunError:
-        """What is missing, and how to go on."""
+        """Says how much is missing, and how to go on."""
         state = self.work.state
         replicates = sorted({unit.replicate for unit in self.work.units})
         named = ", ".join(map(str, replicates[:8])) + (", …" if len(replicates) > 8 else "")
@@ -146,7 +146,7 @@ class Pool:
             return None if self.failed else self.work.take(self.busy)
 
     def _measured_disturbed(self, seat: Seat, unit: Unit, ends: Ends) -> bool:
-        """Measure a unit, and tell whether most of what was timed in it was disturbed.
+        """Measure a unit, and return whether most of its times were disturbed.
 
         Raises:
             SeatLostError: the machine went away; the unit was put back.
@@ -194,13 +194,13 @@ class Pool:
     def _awaited(self) -> list[Seat]:
         """Seats that came back in time."""
         state, begun = self.work.state, time.monotonic()
-        while not (found := list(self.more())):
+        while not (seats := list(self.more())):
             if state.stopped or time.monotonic() - begun > self.patience_seconds:
                 return []
             state.tell(note=f"waiting: no machine with {_device(state)} is left")
             time.sleep(_LOOK_SECONDS)
-        self.seats += found
-        return found
+        self.seats += seats
+        return seats
 
 
 def _device(state: State) -> str:

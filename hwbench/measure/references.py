@@ -49,15 +49,15 @@ def path(environment: Environment) -> Path:
 def of_machine(environment: Environment, planned: Mapping[str, Planned]) -> dict[str, Reference]:
     """The reference of each group of these cases, as far as the machine keeps one."""
     kept = _read(path(environment))
-    found = {}
+    by_group = {}
     for group, key in _keys(planned).items():
         if reference := quiet.of_machine(kept.get(key, [])):
-            found[group] = reference
-    return found
+            by_group[group] = reference
+    return by_group
 
 
 def add(run: Run) -> None:
-    """Keep what a finished run says of dense; where nothing can be written, nothing is kept."""
+    """Keep a finished run's times of dense; where nothing can be written, nothing is kept."""
     file = path(run.header.environment)
     kept = _read(file)
     keys = _keys(run.planned)
@@ -78,7 +78,7 @@ def between_runs(
     """
     runs = _earlier(header, folder)
     counts = [quiet.counted(run.header, run.planned, run.results) for run in runs]
-    found: dict[str, dict[str, Any]] = {}
+    variances: dict[str, dict[str, Any]] = {}
     for name in (RELATIVE.name, TIME.name):
         samples: dict[str, list[list[float]]] = defaultdict(list)
         for run, count in zip(runs, counts, strict=True):
@@ -89,22 +89,22 @@ def between_runs(
         known = {case: each for case, each in samples.items() if len(each) >= FEWEST_RUNS}
         spreads = noise.between_runs(list(known.values()))
         if known:
-            found[name] = dict(zip(known, map(list, spreads), strict=True))
-    return found
+            variances[name] = dict(zip(known, map(list, spreads), strict=True))
+    return variances
 
 
 def _earlier(header: Header, folder: Path) -> list[Run]:
     """The last complete runs of the suite on the machine, as they were meant: none confirms."""
-    found: list[Run] = []
+    runs: list[Run] = []
     for path in reversed(list_runs(folder)):
-        if len(found) == EARLIER:
+        if len(runs) == EARLIER:
             break
         if not _header_fits(path, header):
             continue
         run = read_run(path)
         if run.complete and not any(each.added_seconds for each in run.planned.values()):
-            found.append(run)
-    return found
+            runs.append(run)
+    return runs
 
 
 def _header_fits(path: Path, header: Header) -> bool:
@@ -125,18 +125,18 @@ def _header_fits(path: Path, header: Header) -> bool:
 
 def _values(run: Run, name: str, count: Mapping[str, quiet.Counted]) -> dict[str, list[float]]:
     """The logarithms of a quantity in the quiet replicates, by case; none where it never was."""
-    found: dict[str, list[float]] = defaultdict(list)
+    logs: dict[str, list[float]] = defaultdict(list)
     for result in run.results:
         counted, values = count.get(result.case), result.values(name)
         if counted and values and not counted.never and result.replicate in counted.quiet:
             value = median(values)
             if value > 0:
-                found[result.case].append(math.log(value))
-    return found
+                logs[result.case].append(math.log(value))
+    return logs
 
 
 def _keys(planned: Mapping[str, Planned]) -> dict[str, str]:
-    """Under what each group is kept: its name, with the revision of dense."""
+    """The key of a group in the kept file: its name and the revision of dense."""
     return {
         each.case.among: f"{each.case.among}#{each.revision}"
         for each in planned.values()
@@ -145,7 +145,7 @@ def _keys(planned: Mapping[str, Planned]) -> dict[str, str]:
 
 
 def _read(file: Path) -> _Kept:
-    """What is kept; nothing where there is no file, or one that something else has written."""
+    """Reads the kept times; empty where there is no file, or another program's."""
     try:
         return msgspec.convert(environment.kept(file), _Kept)
     except msgspec.ValidationError:

@@ -173,7 +173,7 @@ class Replicate:
     def _time(
         self, chunk: list[Solo], anchor: Solo | None, wanted: set[str], seconds: float | None
     ) -> None:
-        """Time one chunk; when it dies, its members one at a time; keep what is wanted."""
+        """Time one chunk, or its members one at a time if it dies; keep the wanted results."""
         try:
             timed = self._rounds(chunk, anchor, seconds)
         except _LOST as error:
@@ -191,12 +191,12 @@ class Replicate:
             case = solo.planned.case.id
             if case in wanted:
                 wanted.discard(case)
-                found = timed[case]
+                timing = timed[case]
                 self.keep(
                     replace(
                         solo.result,
-                        measurements=[*solo.result.measurements, *found.measurements],
-                        flags=sorted({*solo.result.flags, *found.flags}),
+                        measurements=[*solo.result.measurements, *timing.measurements],
+                        flags=sorted({*solo.result.flags, *timing.flags}),
                     )
                 )
 

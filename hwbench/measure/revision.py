@@ -1,4 +1,4 @@
-"""The git revision that one stands in, asked so that nothing in the repository is executed.
+"""Asks git for the current revision, without executing anything in the repository.
 
 A repository's own settings name programs: filters of files, a checker of signatures, hooks, a file
 system monitor, helpers that fetch what a partial clone lacks. None of them is needed to learn a
@@ -36,8 +36,8 @@ class GitError(Exception):
     ``absent`` says that there is no repository here, or no git at all.
     """
 
-    def __init__(self, said: str, *, code: int | None = None, absent: bool = False) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, *, code: int | None = None, absent: bool = False) -> None:
+        super().__init__(message)
         self.code, self.absent = code, absent
 
 
@@ -65,15 +65,15 @@ def git(words: Sequence[str], settings: Sequence[str] = ()) -> str:
         raise GitError(f"git gave no answer within {SECONDS:.0f} s.") from None
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        said = (lines or [f"exit code {done.returncode}"])[0].removeprefix("fatal: ")
-        if said.startswith(_DISTRUST):
-            said += "; `git config --global --add safe.directory FOLDER` trusts it"
-        raise GitError(said, code=done.returncode, absent=_NO_REPOSITORY in said)
+        message = (lines or [f"exit code {done.returncode}"])[0].removeprefix("fatal: ")
+        if message.startswith(_DISTRUST):
+            message += "; `git config --global --add safe.directory FOLDER` trusts it"
+        raise GitError(message, code=done.returncode, absent=_NO_REPOSITORY in message)
     return done.stdout.decode(errors="replace").strip()
 
 
 def _without_filters() -> list[str]:
-    """Settings under which no file goes through a filter that some configuration names."""
+    """Settings that switch off every filter of the git configuration."""
     try:
         named = git(["config", "-z", "--name-only", "--get-regexp", r"^filter\."])
     except GitError as error:
@@ -120,10 +120,10 @@ def remote() -> dict[str, str]:
     it is a folder of this machine.
     """
     try:
-        found = web_page(git(["config", "--get", "remote.origin.url"]))
+        url = web_page(git(["config", "--get", "remote.origin.url"]))
     except GitError:  # no repository, or one without such a remote
-        found = None
-    return {"remote": page} if (page := found or web_page(_ci_project())) else {}
+        url = None
+    return {"remote": page} if (page := url or web_page(_ci_project())) else {}
 
 
 def _ci_project() -> str:

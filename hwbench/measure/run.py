@@ -89,7 +89,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked of every device: a suite, and how to measure it."""
+    """The suite to measure on every device, and how to measure it."""
 
     document: dict[str, Any]
     out: Path
@@ -104,15 +104,15 @@ class Question:
 def answer(
     question: Question, device: str, threads: int | None, time_budget_seconds: float | None
 ) -> Path:
-    """Ask one device of this machine; the path of the run file. It raises what ``run`` does."""
+    """Measure on one device of this machine; returns the run file, and raises as ``run`` does."""
     seat = LocalSeat(resolve_device(device), usable_threads(threads))
     return _kept(execute(begin(question, seat), seat, time_budget_seconds))
 
 
 def _kept(path: Path) -> Path:
-    """The path of a run, of which the machine keeps what dense took."""
-    if (found := read_run(path)).complete:
-        references.add(found)
+    """The path of a run; the machine keeps the run's times of dense as a reference."""
+    if (stored := read_run(path)).complete:
+        references.add(stored)
     return path
 
 
@@ -166,7 +166,7 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
 
 
 def facts(seat: Seat, cases: Sequence[Case] = ()) -> protocol.PlanReply:
-    """What a worker on the seat knows of its machine, and what these cases come to there.
+    """Ask a worker on the seat for the facts of its machine, and for its plan of these cases.
 
     Raises:
         UsageError: there is no such device, or a knob or an option does not fit.
@@ -196,39 +196,40 @@ def resume(
     Raises:
         RunFileError: the run cannot be read or written, or was made on another machine.
     """
-    found = read_run(files.named(path, RunFileError))
-    if found.complete:
-        return found.path
-    seat = LocalSeat(found.header.device, threads_of(found))
-    noted = _same_machine(found, facts(seat))
-    state = reopened(found, listener)
+    stored = read_run(files.named(path, RunFileError))
+    if stored.complete:
+        return stored.path
+    seat = LocalSeat(stored.header.device, threads_of(stored))
+    noted = _same_machine(stored, facts(seat))
+    state = reopened(stored, listener)
     if noted:
         state.notes["resumed_after"] = noted
     return _kept(execute(state, seat, time_budget_seconds))
 
 
-def reopened(found: Run, listener: Listener) -> State:
+def reopened(stored: Run, listener: Listener) -> State:
     """A run that was cut off, ready to be gone on with.
 
     Raises:
         RunFileError: the run cannot be written, or another process writes it.
     """
-    writer = RunWriter.resume(found)  # what it finds under the lock stands in the run from now on
+    # Under the lock the writer reads the file again, and brings the run up to date.
+    writer = RunWriter.resume(stored)
     state = State(
-        header=found.header,
-        planned=found.planned,
+        header=stored.header,
+        planned=stored.planned,
         writer=writer,
         listener=listener,
-        done=found.done,
-        failed={r.case: r for r in found.results if r.status is not Status.OK},
+        done=stored.done,
+        failed={r.case: r for r in stored.results if r.status is not Status.OK},
     )
-    for result in found.results:
+    for result in stored.results:
         state.remember(result)
     return state
 
 
 def again(
-    found: Run,
+    stored: Run,
     cases: Collection[str],
     replicates: int,
     *,
@@ -243,54 +244,54 @@ def again(
         EnvironmentMismatchError: this is not the machine, or not the version, of the run.
         RunFileError: the new run cannot be written.
     """
-    chosen = with_dense(found, cases)
-    path = _confirm_path(found, chosen)
+    chosen = with_dense(stored, cases)
+    path = _confirm_path(stored, chosen)
     if path.exists():
-        _refuse_another(found, read_run(path))
+        _refuse_another(stored, read_run(path))
         return resume(path, listener=listener)
     return anew(
-        found,
+        stored,
         chosen,
         path.stem,
         replicates=replicates,
-        seed=found.header.seed + found.header.plan.replicates,
-        arguments={"confirms": found.header.run},
+        seed=stored.header.seed + stored.header.plan.replicates,
+        arguments={"confirms": stored.header.run},
         listener=listener,
     )
 
 
-def with_dense(found: Run, cases: Collection[str]) -> dict[str, Planned]:
+def with_dense(stored: Run, cases: Collection[str]) -> dict[str, Planned]:
     """These cases of a run, and the dense ones that they are timed against."""
-    groups = {found.planned[case].case.group for case in cases}
+    groups = {stored.planned[case].case.group for case in cases}
     return {
         case: planned
-        for case, planned in found.planned.items()
+        for case, planned in stored.planned.items()
         if case in cases or (planned.case.format == ANCHOR and planned.case.group in groups)
     }
 
 
-def _refuse_another(found: Run, there: Run) -> None:
+def _refuse_another(stored: Run, there: Run) -> None:
     """Take no run for the confirmation of another that is not one.
 
     Raises:
         EnvironmentMismatchError: it was made on another machine or version.
         RunFileError: it does not say that it confirms the run.
     """
-    if there.header.arguments.get("confirms") != found.header.run:
+    if there.header.arguments.get("confirms") != stored.header.run:
         raise RunFileError(
-            f"{there.path} does not confirm {found.header.run}; move it away, and check again."
+            f"{there.path} does not confirm {stored.header.run}; move it away, and check again."
         )
-    before, now = (fingerprint.facts(each.header.environment) for each in (found, there))
+    before, now = (fingerprint.facts(each.header.environment) for each in (stored, there))
     different = [str(each) for each in fingerprint.differences(before, now) if decides(each)]
     if different:
         raise EnvironmentMismatchError(
-            f"{there.path} was made on another machine or version than {found.path}: "
+            f"{there.path} was made on another machine or version than {stored.path}: "
             f"{'; '.join(different)}"
         )
 
 
 def anew(
-    found: Run,
+    stored: Run,
     planned: dict[str, Planned],
     name: str,
     *,
@@ -306,27 +307,27 @@ def anew(
         RunFileError: the new run cannot be written.
     """
     begun = time.monotonic()
-    seat = LocalSeat(found.header.device, threads_of(found))
+    seat = LocalSeat(stored.header.device, threads_of(stored))
     reply = facts(seat)
-    if different := [str(each) for each in _different(found, reply) if decides(each)]:
+    if different := [str(each) for each in _different(stored, reply) if decides(each)]:
         raise EnvironmentMismatchError(
-            f"this is not the machine, or not the version, of the run {found.path}: "
+            f"this is not the machine, or not the version, of the run {stored.path}: "
             f"{'; '.join(different)}"
         )
     header = replace(
-        found.header,
+        stored.header,
         run=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        plan=replace(found.header.plan, replicates=replicates),
+        plan=replace(stored.header.plan, replicates=replicates),
         seed=seed,
-        environment=replace(found.header.environment, state=_state(reply)),
+        environment=replace(stored.header.environment, state=_state(reply)),
         arguments={"threads": seat.threads, **arguments},
     )
     lines = [PlannedLine(id=case, planned=each) for case, each in planned.items()]
     state = State(
         header=header,
         planned=planned,
-        writer=RunWriter.create(found.path.parent, header, lines),
+        writer=RunWriter.create(stored.path.parent, header, lines),
         listener=listener,
         done=set(),
         begun=begun,
@@ -334,31 +335,31 @@ def anew(
     return execute(state, seat, None)
 
 
-def _confirm_path(found: Run, cases: Collection[str]) -> Path:
+def _confirm_path(stored: Run, cases: Collection[str]) -> Path:
     """The confirming run that holds these cases, or the next that there is none of yet."""
     for number in itertools.count(1):
-        name = f"{found.header.run}-confirm" + (f"-{number}" if number > 1 else "")
-        path = run_path(found.path.parent, name)
+        name = f"{stored.header.run}-confirm" + (f"-{number}" if number > 1 else "")
+        path = run_path(stored.path.parent, name)
         if not path.exists() or set(cases) <= set(read_run(path).planned):
             return path
     raise AssertionError("numbers do not end")
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` as what it stands for here; the name is otherwise returned as it is."""
+    """The device that ``auto`` stands for here; any other name is returned unchanged."""
     if device != "auto":
         plugins.check("devices", device.partition(":")[0])
         return device
     return "cuda" if environment.nvidia_devices() else "cpu"
 
 
-def threads_of(found: Run) -> int:
+def threads_of(stored: Run) -> int:
     """The threads that a run was made with."""
-    return int(found.header.arguments.get("threads") or environment.usable_cores())
+    return int(stored.header.arguments.get("threads") or environment.usable_cores())
 
 
 def usable_threads(threads: int | None) -> int:
-    """The threads that were asked for, else what ``OMP_NUM_THREADS`` says, else the cores.
+    """The requested threads, else those of ``OMP_NUM_THREADS``, else one per usable core.
 
     Raises:
         UsageError: it is no number of threads.
@@ -375,16 +376,16 @@ def usable_threads(threads: int | None) -> int:
 def with_anchors(cases: list[Case]) -> list[Case]:
     """The cases, and a dense one for each timed group that has none: it is the yardstick."""
     have = {case.group for case in cases if _is_anchor(case)}
-    found = list(cases)
+    extended = list(cases)
     for case in cases:
         if case.tokens is not None and case.group not in have:
             have.add(case.group)
-            found.append(replace(case, format=ANCHOR, knobs={}))
-    return found
+            extended.append(replace(case, format=ANCHOR, knobs={}))
+    return extended
 
 
 def _is_anchor(case: Case) -> bool:
-    """Whether it is dense, and not asked for a density that dense cannot have."""
+    """Whether it is dense, without a density that dense cannot have."""
     return case.format == ANCHOR and case.knobs.get("density", 1.0) == 1
 
 
@@ -434,9 +435,9 @@ def header_of(
 
 
 def _allocator(plan: Plan, reply: protocol.PlanReply) -> tuple[str, str]:
-    """The allocator that the worker has of the one that is asked for, and why it is no other.
+    """The allocator that the worker will use, and why it is not the requested one ("" if it is).
 
-    A device whose times do not depend on it, and the worker of an older hwbench, know none.
+    A worker of an older hwbench, and a device with times that do not depend on it, offer none.
     """
     refused = reply.allocators.get(plan.allocator, "")
     known = plan.allocator in reply.allocators and not refused
@@ -450,7 +451,7 @@ def _settings(allocator: str, reply: protocol.PlanReply) -> dict[str, Any]:
 
 
 def _state(reply: protocol.PlanReply) -> dict[str, Any]:
-    """What the worker says of the moment, and the revision of the caller's own code."""
+    """The worker's state of the machine now, and the revision of the caller's own code."""
     return {**reply.state, **revision.commit(), **revision.remote()}
 
 
@@ -459,31 +460,31 @@ def decides(difference: Difference) -> bool:
     return difference.severity is Severity.FATAL or difference.software
 
 
-def _different(found: Run, reply: protocol.PlanReply) -> list[Difference]:
-    """Where this machine is not that of the run, as ``fingerprint`` compares two machines."""
-    before = fingerprint.facts(found.header.environment)
-    settings = _settings(_allocator(found.header.plan, reply)[0], reply)
+def _different(stored: Run, reply: protocol.PlanReply) -> list[Difference]:
+    """The differences between this machine and the run's, as ``fingerprint`` compares them."""
+    before = fingerprint.facts(stored.header.environment)
+    settings = _settings(_allocator(stored.header.plan, reply)[0], reply)
     now = {**reply.fingerprint, "threads": before.get("threads"), "settings": settings}
     return fingerprint.differences(before, now)
 
 
-def _same_machine(found: Run, reply: protocol.PlanReply) -> list[str]:
-    """What differs from the machine of the run and may explain times, in words.
+def _same_machine(stored: Run, reply: protocol.PlanReply) -> list[str]:
+    """Differences from the run's machine that may explain times, in words.
 
     Raises:
-        RunFileError: what differs decides times.
+        RunFileError: a difference decides times.
     """
-    different = _different(found, reply)
+    different = _different(stored, reply)
     if deciding := [str(each) for each in different if decides(each)]:
         raise RunFileError(
-            f"{found.path} was made on another machine or version ({'; '.join(deciding)}); start "
+            f"{stored.path} was made on another machine or version ({'; '.join(deciding)}); start "
             "a new run instead."
         )
     return [str(each) for each in different]
 
 
 def smallest(plan: Plan) -> dict[str, Any]:
-    """What ``--quick`` changes: one replicate and a fifth of each budget."""
+    """The settings of ``--quick``: one replicate and a fifth of each budget."""
     return {
         "replicates": 1,
         "budget_seconds": plan.budget_seconds / 5,

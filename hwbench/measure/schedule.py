@@ -38,14 +38,14 @@ LEAST_FURTHER_SECONDS = 60.0  # that further replicates may take, however short 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a listener is told: where the run stands after something ended."""
+    """The state of a run after a step ended; listeners receive it."""
 
     done: int
     total: int
     seconds: float
     path: Path
     result: Result | None = None
-    note: str = ""  # what the run waits for
+    note: str = ""  # the reason for waiting
 
 
 Listener = Callable[[Progress], None]
@@ -57,7 +57,7 @@ class _StoppedError(HwbenchError):
 
 @dataclass
 class State:
-    """A run while it is made: what is planned of it, and what is there."""
+    """A run in progress: its plan, and its results so far."""
 
     header: Header
     planned: dict[str, Planned]
@@ -73,7 +73,7 @@ class State:
     stopped: bool = False
 
     def keep(self, result: Result) -> None:
-        """Store one result and tell the listener."""
+        """Store one result, and call the listener."""
         if self.stopped:
             raise _StoppedError("The run was interrupted.")
         self.writer.append(ResultLine(result=result))
@@ -84,7 +84,7 @@ class State:
         self.tell(result=result)
 
     def remember(self, result: Result) -> None:
-        """Keep what tells whether the machine was quiet while this was measured."""
+        """Keep the readings that show whether the machine was quiet during this measurement."""
         times = [
             replace(each, samples=None)
             for each in result.measurements
@@ -111,7 +111,7 @@ class State:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one fresh worker measures: a share of the groups in one replicate."""
+    """The work of one fresh worker: a share of the groups in one replicate."""
 
     replicate: int
     shard: int
@@ -136,7 +136,7 @@ class Ends:
 
 @dataclass
 class Work:
-    """What is still to be measured of a run, and where its seconds went."""
+    """The unfinished part of a run, and how its seconds were spent."""
 
     state: State
     shards: int
@@ -165,7 +165,7 @@ class Work:
             self.add(spans, time.monotonic() - begun)
 
     def take(self, seats: int = 1) -> tuple[Unit, Ends] | None:
-        """The next unit and its time, where so many seats share what is left of the budget."""
+        """The next unit and its time limit, if ``seats`` share the rest of the budget."""
         if not self.units or self.state.stopped:
             return None
         if self.end is None:
@@ -174,8 +174,8 @@ class Work:
             self.stopped = f"The time budget ended after {self.units[0].replicate} replicates."
             self.units.clear()
             return None
-        now, asked = time.monotonic(), self.state.header.plan.replicates
-        left = sum(unit.replicate < asked for unit in self.units) / max(1, seats)
+        now, replicates = time.monotonic(), self.state.header.plan.replicates
+        left = sum(unit.replicate < replicates for unit in self.units) / max(1, seats)
         ends = Ends(now + (self.end - now) / max(1.0, left), self.end)
         return self.units.popleft(), ends
 
@@ -204,7 +204,7 @@ class Work:
 
 
 def execute(state: State, seat: Seat, time_budget_seconds: float | None) -> Path:
-    """Measure on one seat what is missing, write the footer and return the file."""
+    """Measure the missing cases on one seat, write the footer and return the file."""
     work = Work.of(state, time_budget_seconds)
     try:
         state.tell()
@@ -262,12 +262,12 @@ def slowed_cases(state: State) -> set[str]:
 
 
 def _settle(work: Work, seat: Seat, planned_seconds: float) -> None:
-    """Measure what the answer leaves open again, in the seconds that are left.
+    """Measure the cases that the answer leaves open again, in the remaining seconds.
 
-    All further replicates of a run take no longer than those of its plan did; without a time
-    budget, those of contested cases a tenth of that. Which cases they are is looked at once, and
-    their number follows from the time: who looks after each replicate finds a winner by looking.
-    A run that confirms another has no answer of its own.
+    All further replicates of a run take no longer than its planned ones; without a time budget,
+    those of contested cases take a tenth of that. The contested cases are chosen once, and the time
+    gives the number of replicates: looking after each replicate would find a winner by chance. A
+    run that confirms another has no answer of its own.
     """
     state, plan = work.state, work.state.header.plan
     first = 1 + max((each.replicate for each in state.timed), default=plan.most)
@@ -315,7 +315,7 @@ def measure(
     share: tuple[int, int] = WHOLE,
     keep: Keep | None = None,
 ) -> dict[str, float]:
-    """Measure what is missing of one replicate; the seconds that it took, by span.
+    """Measure the missing cases of one replicate; returns its seconds by span.
 
     ``start`` opens a worker; ``ends`` says what the time budget allows; ``share`` is which of how
     many shares of the groups is meant. ``keep`` takes each result in the place of the state.
@@ -348,7 +348,7 @@ def finish(
 
 
 def _visit(state: State, replicate: Replicate, ends: Ends, share: tuple[int, int]) -> None:
-    """One replicate: every group of the share, in a new random order, and what is scored.
+    """One replicate: every group of the share, in a new random order, and the scored cases.
 
     When the whole time budget is spent, the groups that are left are not begun.
     """
@@ -390,7 +390,7 @@ def _wanted(state: State, members: list[Planned], replicate: Replicate) -> set[s
 
 
 def _answer_early(state: State, case: str, planned: Planned, replicate: Replicate) -> None:
-    """Keep what is known without measuring: unsupported, or failed in an earlier replicate."""
+    """Store the results known without measuring: unsupported, or failed before."""
     if (case, replicate.number) in state.done:
         return
     before = state.failed.get(case)

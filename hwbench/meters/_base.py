@@ -28,5 +28,5 @@ class Meter(ABC):
 
 
 def left_out(quantity: Quantity) -> Measurement:
-    """What stands in the place of a reading for which the time budget had no room."""
+    """The measurement of a reading that the time budget had no room for."""
     return Measurement(quantity=quantity.name, unit=quantity.unit, values=[], note=BUDGET_ENDED)

@@ -65,7 +65,7 @@ class _Sweep:
     ahead: dict[int, float] = field(default_factory=dict)  # the host's seconds to launch one call
 
     def seconds_of(self, size: int) -> float:
-        """What a quarter of the passes reach."""
+        """The rate that a quarter of the passes reach."""
         return sorted(self.fastest[size])[len(self.fastest[size]) // _QUARTER]
 
     def rates(self, amount: Callable[[int], float]) -> dict[int, float]:
@@ -97,7 +97,7 @@ def measure_ceilings(device: Device, dtypes: list[str], *, full: bool = False) -
 
 
 def _products_by_mode(device: Device, dtype: str, *, full: bool) -> dict[str, dict[str, _Sweep]]:
-    """The sweeps of a dtype, by the way in which it is computed and by library."""
+    """The sweeps of a dtype, by precision mode and by library."""
     ways, modes = routes(device, dtype), device.matmul_modes(dtype)
     subjects = _products(device, dtype, len(ways), full=full)
     ways = exact(ways, subjects.values(), dtype)
@@ -116,7 +116,7 @@ def _products_by_mode(device: Device, dtype: str, *, full: bool) -> dict[str, di
 
 
 def _matmul_seconds(sides: int, libraries: int, *, full: bool) -> float:
-    """What one library's sweep may take."""
+    """The time limit of one library's sweep."""
     if full:
         return max(_LIBRARY_SECONDS, _MATMUL_SECONDS / libraries)
     return _SHORT_SECONDS * sides
@@ -139,17 +139,17 @@ def _products(device: Device, dtype: str, libraries: int, *, full: bool) -> dict
 
 
 def _best(device: Device, sweeps: dict[str, _Sweep], *, full: bool) -> BestProduct:
-    """The library that reaches most, as the entry, and what each of them reaches beside it."""
-    found = {name: _fastest_product(sweep) for name, sweep in sweeps.items()}
-    best = max(found, key=lambda name: found[name].flops_per_second)
-    sweep, product = sweeps[best], found[best]
+    """The product of the fastest library, with the products of all libraries beside it."""
+    products = {name: _fastest_product(sweep) for name, sweep in sweeps.items()}
+    best = max(products, key=lambda name: products[name].flops_per_second)
+    sweep, product = sweeps[best], products[best]
     with sweep.setting():
         clock = _clock_hertz(device, sweep.subjects[product.shape[0]])
     return BestProduct(
         flops_per_second=product.flops_per_second,
         shape=product.shape,
         library=best,
-        libraries=found,
+        libraries=products,
         sm_clock_hertz=clock or None,
         sweep=_square_products(sweep) if full else [],
     )
@@ -210,7 +210,7 @@ def _bandwidth(sweep: _Sweep, *, full: bool) -> Bandwidth:
 
 
 def _launch(device: Device) -> Launch:
-    """What the smallest call takes."""
+    """The seconds of the smallest call."""
     subject = subject_of(device, "launch", "float32", (1, 1))
     seconds, host = _fastest(device, subject), None
     if device.asynchronous:

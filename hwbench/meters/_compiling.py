@@ -1,4 +1,4 @@
-"""What ``torch.compile`` has done so far in this process, for the meters that must know."""
+"""Counts the work of ``torch.compile`` in this process so far, for the meters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Compiled:
     reasons: tuple[str, ...]
 
     def since(self, before: Compiled) -> Compiled:
-        """What was added after ``before``; a reason seen before is not told again."""
+        """The difference to ``before``; earlier reasons are not repeated."""
         new = tuple(reason for reason in self.reasons if reason not in before.reasons)
         return Compiled(self.graphs - before.graphs, self.breaks - before.breaks, new)
 
@@ -46,7 +46,7 @@ def never_fall_back() -> None:
 
 
 def call(subject: Subject) -> None:
-    """One call, untimed, of which the first compiles."""
+    """Make one untimed call; the first call compiles."""
     (state,) = subject.states(1)
     with torch.set_grad_enabled(subject.grad):
         subject.step(state)

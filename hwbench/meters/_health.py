@@ -49,7 +49,7 @@ def examine(device: Device, side: int = 0) -> Health:
 
 
 def _product_seconds(device: Device, side: int) -> float:
-    """What a quarter of the samples of a product reach, as for the ceilings."""
+    """The rate that a quarter of the samples of a product reach, as for the ceilings."""
     subject = subject_of(device, "matmul", "float32", (side, side))
     calls = _calls(device, subject)
     return sorted(take(device, subject, calls).seconds for _ in range(_FEWEST))[_FEWEST // 4]
@@ -72,13 +72,13 @@ def _timer_seconds() -> float:
 def _two_four(device: Device) -> dict[str, str]:
     """Each kernel of 2:4 tried with a small product; the reason where it does not run."""
     format_class = plugins.load("formats", _TWO_FOUR, Format)
-    found = {}
+    reasons = {}
     for kernel in format_class.KERNELS:
         try:
             example = format_class.from_knobs(256, 256, kernel=kernel)
-            found[kernel] = (
+            reasons[kernel] = (
                 example.unsupported(device.torch_device.type, torch.bfloat16, FORWARD) or ""
             )
         except HwbenchError as error:
-            found[kernel] = str(error)
-    return found
+            reasons[kernel] = str(error)
+    return reasons

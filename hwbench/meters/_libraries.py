@@ -30,7 +30,7 @@ PACKED: dict[_packing.Library, str] = {
     _packing.OneDnn(): "oneDNN, packed",
     _packing.Mkl(): "MKL, packed",
 }
-"""The kernels that pack a weight in advance, and what their routes are called."""
+"""The kernels that pack a weight in advance, and the names of their routes."""
 
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 """The largest relative error, against float64, of a product that is computed in a dtype.
@@ -56,26 +56,26 @@ class Route:
 
 def routes(device: Device, dtype: str) -> list[Route]:
     """The routes of a dtype on a device, that of ``torch.mm`` as it is set first."""
-    found = [
+    available = [
         Route(name, _plain, setting) for name, setting in device.matmul_libraries(dtype).items()
     ]
     kind = device.torch_device.type
     for kernel, name in PACKED.items():
         if device.kind == kind and not kernel.refuses(None, kind, DTYPES[dtype], FORWARD):
-            found.append(Route(name, _packed(kernel)))
-    return found
+            available.append(Route(name, _packed(kernel)))
+    return available
 
 
-def exact(found: list[Route], subjects: Iterable[Subject], dtype: str) -> list[Route]:
+def exact(candidates: list[Route], subjects: Iterable[Subject], dtype: str) -> list[Route]:
     """The first route, and each whose products of every size are as exact as the dtype allows.
 
     A setting of torch may let the first one round; the others may then err by twice as much. A
     switch that leaves ``torch.mm`` as it was, bit for bit, is no route of its own.
     """
-    plain, *others = found
-    errors = {route.name: 0.0 for route in found}
+    plain, *others = candidates
+    errors = {route.name: 0.0 for route in candidates}
     for subject in subjects if others else ():
-        for route in found:
+        for route in candidates:
             errors[route.name] = max(errors[route.name], error(route, subject))
     allowed = max(TOLERANCE[dtype], 2 * errors[plain.name])
     return [
@@ -93,9 +93,9 @@ def error(route: Route, subject: Subject) -> float:
     """The relative error (Frobenius) of a corner of a route's product, against float64."""
     left, right, _ = subject.inputs
     with torch.no_grad(), route.setting():
-        found = route.step(subject.inputs)(None)[:_ROWS, :_COLUMNS].double()
+        computed = route.step(subject.inputs)(None)[:_ROWS, :_COLUMNS].double()
     corner = left[:_ROWS].double() @ right[:, :_COLUMNS].double()
-    return float((found - corner).norm() / corner.norm())
+    return float((computed - corner).norm() / corner.norm())
 
 
 def both(first: Setting, second: Setting) -> Setting:

@@ -1,4 +1,4 @@
-"""One case under torch.profiler: what ran, how long, and whether it is what the format claims."""
+"""Runs one case under torch.profiler, and compares what ran with the kernel's claim."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def profile_case(
 
 
 def claim(kernel: Kernel, operators: set[str], device_kernels: set[str]) -> tuple[str, str]:
-    """Whether what ran is what the kernel says of itself: a verdict, and a clause on why.
+    """Check a kernel's claim against what ran: a verdict, and a clause with the reason.
 
     Args:
         kernel: that of the format.
@@ -69,18 +69,18 @@ def claim(kernel: Kernel, operators: set[str], device_kernels: set[str]) -> tupl
         device_kernels: the names of the kernels that ran on a GPU.
 
     Returns:
-        confirmed, contradicted or unchecked; and what was found, or not.
+        confirmed, contradicted or unchecked; and the name that was found or missing.
     """
     if kernel.device_kernels:
         pattern = re.compile(kernel.device_kernels, re.IGNORECASE)
-        found = sorted(name for name in device_kernels if pattern.search(name))
-        if not found:
+        matching = sorted(name for name in device_kernels if pattern.search(name))
+        if not matching:
             return "contradicted", f"no kernel of {kernel.hardware} ran"
-        return "confirmed", f"{kernel.hardware} ran: {found[0]}"
+        return "confirmed", f"{kernel.hardware} ran: {matching[0]}"
     if not kernel.operators:
         return "unchecked", f"nothing is known of how the kernel {kernel.name} shows"
-    found = sorted(name for name in operators if re.match(kernel.operators, name))
-    if not found:
-        said = f"{kernel.name} was claimed, and no operator like {kernel.operators} ran"
-        return "contradicted", said
-    return "confirmed", f"{kernel.name} was claimed, and {found[0]} ran"
+    matching = sorted(name for name in operators if re.match(kernel.operators, name))
+    if not matching:
+        message = f"{kernel.name} was claimed, and no operator like {kernel.operators} ran"
+        return "contradicted", message
+    return "confirmed", f"{kernel.name} was claimed, and {matching[0]} ran"

@@ -1,4 +1,4 @@
-"""What a case takes in a process of its own, whose allocator is the system's as it is."""
+"""Reads a case in a process of its own, with the system's allocator unchanged."""
 
 from __future__ import annotations
 
@@ -46,41 +46,41 @@ class SystemAllocator(Meter):
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if subject.score is not None or subject.in_own_process is None:
             return []
-        found: list[Measurement] | str = []
+        measurements: list[Measurement] | str = []
         for _ in range(_TRIES):
-            found = subject.in_own_process()
-            if isinstance(found, str) or all(each.note is None for each in found):
+            measurements = subject.in_own_process()
+            if isinstance(measurements, str) or all(each.note is None for each in measurements):
                 break
-        if isinstance(found, str):
-            return [_measurement(quantity, note=found) for quantity in self.QUANTITIES]
-        return found
+        if isinstance(measurements, str):
+            return [_measurement(quantity, note=measurements) for quantity in self.QUANTITIES]
+        return measurements
 
 
 def compared(subject: Subject, device: Device) -> list[Measurement]:
-    """What the process of its own reads of its case; its memory is kept from then on."""
+    """Read the case in this process of its own; afterwards the process keeps its memory."""
     faults, seconds = _warmed(device, subject)
     if not _matters(faults, seconds):
         return [_measurement(SYSTEM_FAULTS, faults)]
     seconds, faults = _timed(device, subject)
-    found = [_measurement(SYSTEM_FAULTS, faults)]
+    measurements = [_measurement(SYSTEM_FAULTS, faults)]
     if not _matters(faults, seconds):
-        return found
+        return measurements
     device.use_allocator(Allocator.KEPT)
     _warmed(device, subject)
     kept, _ = _timed(device, subject)
     if seconds - kept > _FAULT_SECONDS * faults:
-        return [*found, _measurement(SYSTEM_RELATIVE, note=DISTURBED)]
-    return [*found, _measurement(SYSTEM_RELATIVE, seconds / kept)]
+        return [*measurements, _measurement(SYSTEM_RELATIVE, note=DISTURBED)]
+    return [*measurements, _measurement(SYSTEM_RELATIVE, seconds / kept)]
 
 
 def flags(measurements: Iterable[Measurement]) -> list[str]:
-    """``SLOWER`` where the readings of a case say so."""
+    """``SLOWER`` where a case is slower by more than the limit."""
     ratios = [v for m in measurements if m.quantity == SYSTEM_RELATIVE.name for v in m.values]
     return [SLOWER] if ratios and max(ratios) > LIMIT else []
 
 
 def _matters(faults: float, seconds: float) -> bool:
-    """Whether so many faults in a call of so many seconds can cost as much as is told."""
+    """Whether this many faults can slow down a call of these seconds by more than the limit."""
     return faults >= 1 and _FAULT_SECONDS * faults > (1 - 1 / LIMIT) * seconds
 
 

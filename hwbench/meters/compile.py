@@ -33,7 +33,7 @@ class Compile(Meter):
         if not subject.compiled:
             return []
         never_fall_back()
-        torch.compiler.reset()  # what another case left would make this one look cheap
+        torch.compiler.reset()  # or code compiled by another case would make this one look cheap
         before = compiled()
         begun = time.perf_counter()
         for _ in range(_CALLS):

@@ -18,7 +18,7 @@ from hwbench.workloads._base import Subject
 WINDOW_SECONDS = 2.0  # counters of GPUs move about every 0.1 s; a shorter window says little
 SETTLE_SECONDS = 0.5  # of calls before the window: power, and the clocks, have settled then
 _PIECE_SECONDS = 0.05  # of calls at a time, so that backward graphs do not pile up
-_TRIAL_CALLS = 20  # that tell how long one takes
+_TRIAL_CALLS = 20  # to estimate the time of one
 PREPARED = (
     "What prepares each call, such as the forward pass before a backward pass, lies within the "
     "window: its energy is part of this number."
@@ -68,7 +68,7 @@ class Energy(Meter):
 
 
 def _fed(device: Device, subject: Subject) -> tuple[int, str | None]:
-    """How many calls make a piece, and what else is in the number beside the calls."""
+    """The calls of one piece, and the other parts of its reading."""
     enqueue = enqueue_seconds(device, subject)
     calls = min(subject.max_calls, _TRIAL_CALLS) if device.asynchronous else 1
     each = take(device, subject, calls, enqueue_seconds=enqueue).seconds

@@ -125,12 +125,14 @@ def measure(
     finally:
         if collecting:
             gc.enable()
-    found = {member.id: _measurements(member, anchor, device) for member in everyone}
+    measurements = {member.id: _measurements(member, anchor, device) for member in everyone}
     for member in everyone:
         if member.flags & {"launch_bound", "starved"}:
             late = time.monotonic() >= deadline
-            found[member.id].append(left_out(GRAPH) if late else graph_seconds(member, device))
-    return found
+            measurements[member.id].append(
+                left_out(GRAPH) if late else graph_seconds(member, device)
+            )
+    return measurements
 
 
 def _rounds(
@@ -204,13 +206,13 @@ def _warm_up(member: Member, device: Device, plan: Plan) -> None:
     begun = time.monotonic()
     if member.subject.compiled:
         call(member.subject)  # the case that was compiled after it has cleared the compiler
-    found = calibrate(device, member.subject, plan.budget_seconds, cold=member.cold)
+    calibration = calibrate(device, member.subject, plan.budget_seconds, cold=member.cold)
     member.warm_seconds += time.monotonic() - begun
-    member.calls, member.samples = found.calls, found.samples
-    member.enqueue_seconds = found.enqueue_seconds
-    if device.asynchronous and found.launch_bound:
+    member.calls, member.samples = calibration.calls, calibration.samples
+    member.enqueue_seconds = calibration.enqueue_seconds
+    if device.asynchronous and calibration.launch_bound:
         member.flags.add("launch_bound")
-    if not found.steady:
+    if not calibration.steady:
         member.flags.add("not_steady")
 
 
@@ -243,7 +245,7 @@ def _measurements(member: Member, anchor: Member | None, device: Device) -> list
         "rounds": member.rounds,
         "stopped": member.stopped,
     }
-    found = [
+    measurements = [
         Measurement(
             quantity=TIME.name,
             unit="s",
@@ -255,16 +257,16 @@ def _measurements(member: Member, anchor: Member | None, device: Device) -> list
     ]
     if anchor is not None and anchor is not member:
         if anchor.starved:
-            return [*found, _without(RELATIVE, NO_ANCHOR, device), *host]
+            return [*measurements, _without(RELATIVE, NO_ANCHOR, device), *host]
         values = relative_times(member, anchor)
-        found.append(
+        measurements.append(
             Measurement(quantity=RELATIVE.name, unit="×", values=values, **shared)  # type: ignore[arg-type]
         )
-    return [*found, *host]
+    return [*measurements, *host]
 
 
 def _without_times(member: Member, anchor: Member | None, device: Device) -> list[Measurement]:
-    """What stands in place of the times of a starved case: the reason."""
+    """The measurement in place of a starved case's times, with the reason."""
     reason = NO_TIME.format(late=member.ahead.count(False), all=len(member.ahead))
     wanted = [TIME, *([RELATIVE] if anchor is not None and anchor is not member else [])]
     return [_without(quantity, reason, device) for quantity in wanted]
@@ -306,12 +308,12 @@ def graph_seconds(member: Member, device: Device) -> Measurement:
     Whatever goes wrong here, the times that were taken before it stand.
     """
     try:
-        found = _replayed(member, device)
+        replayed = _replayed(member, device)
     except Exception as error:  # noqa: BLE001 (the boundary: it becomes the note)
-        found = f"Its graph failed: {first_line(error)}."
-    if isinstance(found, str):
-        return Measurement(quantity=GRAPH.name, unit="s", values=[], note=found)
-    return found
+        replayed = f"Its graph failed: {first_line(error)}."
+    if isinstance(replayed, str):
+        return Measurement(quantity=GRAPH.name, unit="s", values=[], note=replayed)
+    return replayed
 
 
 def _replayed(member: Member, device: Device) -> Measurement | str:

@@ -13,7 +13,7 @@ from hwbench.workloads._base import Subject
 
 
 class Score(Meter):
-    """The workload's own score, the time that it took to make it, and what was found on the way."""
+    """The workload's own score, the seconds of making it, and further quantities beside it."""
 
     QUANTITIES = (quantities.SCORE, quantities.PREPARE)
     ORDER = 20

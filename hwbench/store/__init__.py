@@ -39,7 +39,7 @@ _decoder = msgspec.json.Decoder(Line)
 MOST_REPLICATES = 1000
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system answers that knows no locks."""
+"""The errors of a file system without locks."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
 
 

@@ -1,4 +1,4 @@
-"""Whether what a file says can be: beyond its shape, which ``records`` gives.
+"""Checks that the values in a file are possible; ``records`` checks their shape.
 
 Everything that is read from a run, a file of pytest-benchmark or the cache of ceilings passes here
 once, so that whatever shows or compares numbers may trust them. Problems are returned in words.
@@ -51,7 +51,7 @@ _ROOFS = {
     "disturbed": (0.0, 1.0),
 }
 _DURATION = "_seconds", (0.0, 1e4)
-"""What a number of that name, or that ending, may be among ceilings, least and most."""
+"""The least and the most of a ceiling with that name, or with that ending."""
 
 
 def _bounds(name: Any) -> tuple[float, float]:
@@ -73,7 +73,7 @@ class Sense:
     _declared: dict[tuple[str, str], Quantity] = field(default_factory=dict)
 
     def of_header(self) -> str | None:
-        """What the header says that cannot be."""
+        """Names an impossible value of the header."""
         plan = self.header.plan
         if self.header.schema < 1:
             return f"there is no schema {self.header.schema}"
@@ -86,7 +86,7 @@ class Sense:
         return impossible(self.header.ceilings)
 
     def of_case(self, planned: Planned) -> str | None:
-        """What a described case says that cannot be; remembers it."""
+        """Names an impossible value of a planned case, and remembers the case."""
         case = planned.case
         if case.id in self.planned:
             return "the case is described twice"
@@ -101,7 +101,7 @@ class Sense:
         return _unknown_word(case) or _impossible_plan(planned)
 
     def of_result(self, result: Result) -> str | None:
-        """What a result says that cannot be; remembers it."""
+        """Names an impossible value of a result, and remembers its replicate."""
         planned = self.planned[result.case]
         key = result.case, result.replicate
         if key in self._seen:
@@ -180,12 +180,12 @@ def _impossible_values(read: Measurement, unit: str) -> str | None:
 
 
 def impossible(ceilings: Any) -> str | None:
-    """What ceilings say that no machine has; None where they are plausible, or not there."""
+    """Names a ceiling that no machine has; None where all are plausible, or absent."""
     if not isinstance(ceilings, Mapping):
         return "the ceilings are no table"
     for name, rate in (("copy", "bytes_per_second"), ("launch", "seconds")):
-        found = ceilings.get(name, {rate: 1e6 if rate == "bytes_per_second" else 1.0})
-        if not isinstance(found, Mapping) or rate not in found:
+        entry = ceilings.get(name, {rate: 1e6 if rate == "bytes_per_second" else 1.0})
+        if not isinstance(entry, Mapping) or rate not in entry:
             return f"the ceiling {name} has no {rate}"
     products = ceilings.get("matmul", {})
     if not isinstance(products, Mapping):

@@ -24,7 +24,7 @@ class WorkerFailedError(WorkerError):
 
 
 class SeatLostError(WorkerError):
-    """The machine went away with the worker; what it was measuring says nothing of the case."""
+    """The machine went away with the worker; the case is not to blame."""
 
 
 class Worker(ABC):
@@ -64,7 +64,7 @@ class Seat(ABC):
 
     name: str  # for people: which device, and where
     kind: str  # of equal seats, as far as is known without asking: "A100"; "" for this machine
-    device: str  # as the worker is told: cpu, cuda, cuda:1
+    device: str  # the worker's argument: cpu, cuda, cuda:1
     threads: int
 
     @abstractmethod

@@ -40,7 +40,7 @@ class Holder:
         self._worker: LocalWorker | None = None
 
     def ready(self) -> dict[str, Any]:
-        """What the driver must know before it trusts this node."""
+        """The facts of this node that the driver checks before it trusts the node."""
         return {"hwbench": hwbench.__version__, "host": socket.gethostname()}
 
     def start(self) -> str:
@@ -142,8 +142,8 @@ class RaySeat(Seat):
         if self._closed or self._actor is None:
             raise SeatLostError(f"{self.name} was let go.")
         try:
-            asked = getattr(self._actor, method).remote(*arguments)
-            return ray.get(asked, timeout=timeout_seconds + _GRACE_SECONDS)
+            reference = getattr(self._actor, method).remote(*arguments)
+            return ray.get(reference, timeout=timeout_seconds + _GRACE_SECONDS)
         except exceptions.GetTimeoutError:
             held = "is held by another job, or " if method == "ready" else ""
             raise self._lost(f"{held}does not answer") from None
