@@ -105,8 +105,8 @@ def test_rows_of_q_and_k_of_a_llama_are_put_back(
 def test_patterns_take_the_matrices_alone(write: Callable[..., Path]) -> None:
     path = write(**{UP: (numbers(OUT, IN), "Q8_0"), Q: numbers(OUT, IN), "blk.0.norm": numbers(IN)})
     assert [each.name for each in tensors.matrices(path, "blk.*")] == [UP, Q]
-    ((weight, _),) = _weights.found(f"{path}:{UP}", None)
-    assert "stored in Q8_0, scored in float32" in _weights.told([(weight, None)])[0]
+    ((weight, _),) = _weights.named_tensors(f"{path}:{UP}", None)
+    assert "stored in Q8_0, scored in float32" in _weights.sentences_of([(weight, None)])[0]
 
 
 def test_a_layer_is_scored_by_its_numbers(write: Callable[..., Path]) -> None:

@@ -277,7 +277,7 @@ def test_a_weight_that_does_not_fit_into_memory_is_refused_before_it_is_read(
     monkeypatch.setattr(environment, "memory_available_bytes", lambda: 10_000)
     monkeypatch.setattr(tensors, "_chunks", lambda stored: pytest.fail("it was read"))
     with pytest.raises(UsageError, match=r"needs about 197 kB of memory, and 10\.0 kB are left"):
-        _weights.found(f"{file}:{UP}", None)
+        _weights.named_tensors(f"{file}:{UP}", None)
 
 
 # --- what is scored ----------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_options_that_contradict_each_other_are_mistakes() -> None:
 @pytest.mark.parametrize("name", ["linear", "smoke", "llm", "crossover", "projection"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_suite_of_layers_is_about_the_tensors(file: Path, name: str, device: str) -> None:
-    document, _ = _weights.asked(
+    document, _ = _weights.with_weights(
         suites.read(name), f"{file}:layers.*", None,
         shape=[], tokens=[], dtype=[], density=[], formats=[],
     )  # fmt: skip
@@ -380,7 +380,7 @@ def test_every_suite_of_layers_is_about_the_tensors(file: Path, name: str, devic
 
 def test_a_suite_without_layers_says_so(file: Path) -> None:
     with pytest.raises(SuiteError, match="training has neither"):
-        _weights.asked(
+        _weights.with_weights(
             suites.read("training"), f"{file}:{UP}", None,
             shape=[], tokens=[], dtype=[], density=[], formats=[],
         )  # fmt: skip

@@ -81,8 +81,8 @@ app.command("ceilings", rich_help_panel=MACHINE)(ceilings.ceilings)
 app.command("list", rich_help_panel=MACHINE)(list_.list_)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"hwbench {hwbench.__version__}")
         raise typer.Exit
 
@@ -129,7 +129,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @_ended_by_sigterm()
 def _code() -> int:
-    """The exit code of what was found; no trouble with the output turns it into another one.
+    """The exit code of the verb's result; trouble with the output does not change it.
 
     Only a success whose output was lost is none: it is exit code 2.
     """
@@ -158,7 +158,7 @@ def _ended() -> int:
 
 
 def _unforeseen(error: BaseException) -> int:
-    """What nobody below has an answer to: the system, the parser, the end of the process, a bug."""
+    """Handles the errors that no verb handles: the system's, the parser's, an exit, a bug."""
     if isinstance(error, SystemExit):
         if isinstance(error.__context__, OSError):  # so the parser passes a broken pipe on
             return _refused(error.__context__)
@@ -174,12 +174,12 @@ def _unforeseen(error: BaseException) -> int:
 
 
 def _completing() -> bool:
-    """Whether a shell asks which words may follow, or somebody for the script that has it ask."""
+    """Whether a shell asks for completions, or a user for the completion script."""
     return "_HWBENCH_COMPLETE" in os.environ or any(each in _COMPLETION for each in sys.argv)
 
 
 def _refused(error: OSError | MemoryError) -> int:
-    """What the system refused, in a sentence: a file, a folder, or memory."""
+    """A sentence that names what the system refused: a file, a folder, or memory."""
     if isinstance(error, MemoryError):
         why = "There is not enough memory for this; free some, or give it less to read"
     else:

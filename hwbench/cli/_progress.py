@@ -1,4 +1,4 @@
-"""What the verbs that measure say meanwhile: a bar on a terminal, else a line now and then."""
+"""The progress of a measurement: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def progress() -> Iterator[Listener]:
     from rich.progress import Progress as Bar
 
     console = _shared.console(error=True)
-    seen: list[Progress] = []
+    received: list[Progress] = []
     words = "{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"
     # A case's id comes from a file, and its brackets are no markup.
     columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words, markup=False))
-    quiet, told_at = not console.is_terminal, time.monotonic()
+    quiet, printed_at = not console.is_terminal, time.monotonic()
     with Bar(*columns, console=console, auto_refresh=False, transient=True, disable=quiet) as bar:
         task = bar.add_task("planning", total=1, left="")
 
         def listen(progress: Progress) -> None:
-            nonlocal told_at
-            seen.append(progress)
-            if len(seen) > 1 and seen[0].done == 0 < seen[1].done:
-                # What comes before the first result, such as reading a model, is done once.
-                del seen[0]
-            del seen[1:-1]  # the first and the last are enough
-            fields = _fields(progress, seen[0])
-            if quiet and (progress.note or time.monotonic() - told_at >= LOG_SECONDS):
-                told_at = time.monotonic()
+            nonlocal printed_at
+            received.append(progress)
+            if len(received) > 1 and received[0].done == 0 < received[1].done:
+                # The time before the first result is left out: reading a model happens once.
+                del received[0]
+            del received[1:-1]  # the first and the last are enough
+            fields = _fields(progress, received[0])
+            if quiet and (progress.note or time.monotonic() - printed_at >= LOG_SECONDS):
+                printed_at = time.monotonic()
                 console.print(visible(_line(fields)), soft_wrap=True, markup=False, highlight=False)
             bar.update(task, **fields)
             bar.refresh()
@@ -54,10 +54,10 @@ def progress() -> Iterator[Listener]:
         try:
             yield listen
         except KeyboardInterrupt:
-            if seen:
-                path = seen[-1].path
-                told = f"What was measured is in {path}; go on with --resume {path}"
-                console.print(visible(told), soft_wrap=True)
+            if received:
+                path = received[-1].path
+                hint = f"What was measured is in {path}; go on with --resume {path}"
+                console.print(visible(hint), soft_wrap=True)
             raise
 
 
@@ -69,7 +69,7 @@ def _line(fields: dict[str, Any]) -> str:
 
 
 def _fields(progress: Progress, first: Progress) -> dict[str, Any]:
-    """The bar's fields: how far, how long still, and what ended last."""
+    """The bar's fields: the part done, the time left, and the last case that ended."""
     from hwbench.units import clock
 
     done, left = progress.done - first.done, ""

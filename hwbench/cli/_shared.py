@@ -1,4 +1,4 @@
-"""What several verbs share: consoles, lists in options, and finding a run file."""
+"""Shared by several verbs: consoles, lists in options, and finding a run file."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def console(*, error: bool = False) -> Console:
 
 
 def say(sentence: str = "", *, error: bool = False) -> None:
-    """Print one line; what it quotes, a path or a name, does not break or steer it."""
+    """Print one line; a quoted path or name can neither break it nor steer the terminal."""
     typer.echo(visible(sentence), err=error)
 
 
 def say_json(text: str) -> None:
-    """Print JSON whose strings steer neither a terminal nor a log."""
+    """Print JSON; its strings can steer neither a terminal nor a log."""
     typer.echo(plain_json(text))
 
 
@@ -55,13 +55,13 @@ def shapes(values: list[str] | None) -> list[list[int]]:
     Raises:
         UsageError: a value is not two whole numbers with an x between them.
     """
-    found = []
+    pairs = []
     for value in listed(values):
         match = re.fullmatch(r"(\d+)[x×](\d+)", value)
         if not match:
             raise UsageError(f"--shape is OUTxIN, such as 4096x11008, not {value!r}.")
-        found.append([int(match[1]), int(match[2])])
-    return found
+        pairs.append([int(match[1]), int(match[2])])
+    return pairs
 
 
 def numbers(option: str, values: list[str] | None, kind: type[int] | type[float]) -> list[float]:
@@ -70,13 +70,13 @@ def numbers(option: str, values: list[str] | None, kind: type[int] | type[float]
     Raises:
         UsageError: a value is not a number.
     """
-    found: list[float] = []
+    converted: list[float] = []
     for value in listed(values):
         try:
-            found.append(kind(value))
+            converted.append(kind(value))
         except ValueError:
             raise UsageError(f"{option} takes numbers, not {value!r}.") from None
-    return found
+    return converted
 
 
 def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """
     if folder is None:
         return document
-    found = files.named(folder)
-    if not found.is_dir():
+    directory = files.named(folder)
+    if not directory.is_dir():
         raise UsageError(f"--data {str(folder)!r} is not a folder.")
     changed, asking = _asking(
         document,
@@ -97,7 +97,7 @@ def with_data(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         "--data is for suites that ask for it, such as --suite training_gpt2.",
     )
     for block in asking:
-        block["data"] = str(found.resolve())
+        block["data"] = str(directory.resolve())
     return changed
 
 
@@ -156,15 +156,15 @@ def run_files(paths: list[Path]) -> list[Path]:
     """
     from hwbench.store import list_runs
 
-    found: list[Path] = []
+    run_paths: list[Path] = []
     for path in paths:
         if path.is_dir():
             inside = list_runs(path)
             if not inside:
                 raise RunFileError(f"{path} holds no run file (*.jsonl).")
-            found += inside
+            run_paths += inside
         elif path.exists():
-            found.append(path)
+            run_paths.append(path)
         else:
             raise RunFileError(f"There is no run file {path}.")
-    return found
+    return run_paths

@@ -31,7 +31,7 @@ _LIKE = str.maketrans(
         "”": '"',
     }
 )
-"""What stands for the signs of our own sentences in an encoding that lacks them."""
+"""Replacements for the signs of our own sentences, in an encoding that lacks them."""
 
 
 class Steady(io.TextIOBase):
@@ -52,7 +52,7 @@ class Steady(io.TextIOBase):
         return "backslashreplace"
 
     def writable(self) -> bool:
-        """Always: what nobody reads is dropped."""
+        """Always true: text that nobody reads is dropped."""
         return True
 
     def isatty(self) -> bool:
@@ -69,7 +69,7 @@ class Steady(io.TextIOBase):
         return self._under.fileno()
 
     def write(self, text: str) -> int:
-        """Write text; what the encoding lacks is written with other signs."""
+        """Write text; signs that the encoding lacks are replaced."""
         if not isinstance(text, str):
             raise TypeError(f"a text stream takes text, not {type(text).__name__}")
         if self._under is not None:
@@ -78,7 +78,7 @@ class Steady(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Hand on the written text."""
         if self._under is not None:
             with self._kept():
                 self._under.flush()

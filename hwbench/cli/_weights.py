@@ -13,12 +13,14 @@ from hwbench.checkpoints.tensors import Stored
 from hwbench.errors import SuiteError, UsageError, shortened
 
 _LAYER, _SCORED = "linear", "projection"
-_REPLACED = ("matrix", "layers", "seeds", "shape", "dtype")  # what a block says of another matrix
+_REPLACED = ("matrix", "layers", "seeds", "shape", "dtype")  # keys that describe another matrix
 _NEEDED_BYTES = 32  # an element of a weight: itself, its projection, and both in float64
 _LONGEST = 400  # characters of a word in a suite
 
 
-def found(weights: str | None, activations: Path | None) -> list[tuple[Stored, Stored | None]]:
+def named_tensors(
+    weights: str | None, activations: Path | None
+) -> list[tuple[Stored, Stored | None]]:
     """The tensors that the command line names, each with its activations; none without --weights.
 
     Raises:
@@ -31,15 +33,15 @@ def found(weights: str | None, activations: Path | None) -> list[tuple[Stored, S
     path, pattern = tensors.split(weights)
     pairs: list[tuple[Stored, Stored | None]] = []
     for weight in tensors.matrices(path, pattern):
-        seen = tensors.activations(activations, weight) if activations else None
-        _fits(weight, seen)
-        _short(weight, seen)
-        pairs.append((weight, seen))
+        inputs = tensors.activations(activations, weight) if activations else None
+        _fits(weight, inputs)
+        _short(weight, inputs)
+        pairs.append((weight, inputs))
     return pairs
 
 
-def _fits(weight: Stored, seen: Stored | None) -> None:
-    needed = weight.elements * _NEEDED_BYTES + (4 * seen.elements if seen else 0)
+def _fits(weight: Stored, inputs: Stored | None) -> None:
+    needed = weight.elements * _NEEDED_BYTES + (4 * inputs.elements if inputs else 0)
     if needed > (left := environment.memory_available_bytes()):
         raise UsageError(
             f"Scoring {weight} ({_sides(weight)}) needs about {units.nbytes(needed)} of memory, "
@@ -47,8 +49,8 @@ def _fits(weight: Stored, seen: Stored | None) -> None:
         )
 
 
-def _short(weight: Stored, seen: Stored | None) -> None:
-    for stored in (weight, *([seen] if seen else [])):
+def _short(weight: Stored, inputs: Stored | None) -> None:
+    for stored in (weight, *([inputs] if inputs else [])):
         for word in (str(stored.path), stored.name):
             if len(word) > _LONGEST or not word.isprintable():
                 raise UsageError(
@@ -57,18 +59,18 @@ def _short(weight: Stored, seen: Stored | None) -> None:
                 )
 
 
-def told(pairs: Iterable[tuple[Stored, Stored | None]]) -> list[str]:
-    """What is taken from the files, a sentence each."""
-    said = []
-    for weight, seen in pairs:
+def sentences_of(pairs: Iterable[tuple[Stored, Stored | None]]) -> list[str]:
+    """A sentence on each tensor that is taken from the files."""
+    sentences = []
+    for weight, inputs in pairs:
         rows = ""
-        if seen is not None:
-            half = seen.shape[0] // 2
-            rows = f", its output error on rows {half + 1}–{seen.shape[0]} of {seen}"
-        said.append(
+        if inputs is not None:
+            half = inputs.shape[0] // 2
+            rows = f", its output error on rows {half + 1}–{inputs.shape[0]} of {inputs}"
+        sentences.append(
             f"{weight}: {_sides(weight)}, stored in {weight.dtype}, scored in float32{rows}."
         )
-    return said
+    return sentences
 
 
 def _sides(stored: Stored) -> str:
@@ -115,15 +117,15 @@ def scored(document: dict[str, Any], pairs: list[tuple[Stored, Stored | None]]) 
 
 
 def _unquickened(block: dict[str, Any]) -> dict[str, Any]:
-    """A block whose table ``quick`` leaves shape and matrix as they are."""
+    """The block; its table ``quick`` no longer changes shape or matrix."""
     quick = block.get("quick")
     if not isinstance(quick, dict):
         return dict(block)
     return block | {"quick": {k: v for k, v in quick.items() if k not in _REPLACED}}
 
 
-def _options(weight: Stored, seen: Stored | None) -> dict[str, Any]:
-    """The options of a projection that say which tensors it is of."""
+def _options(weight: Stored, inputs: Stored | None) -> dict[str, Any]:
+    """The options of a projection that name its tensors."""
     options = {
         "matrix": "file",
         "seeds": 1,
@@ -132,12 +134,12 @@ def _options(weight: Stored, seen: Stored | None) -> dict[str, Any]:
         "weights_hash": tensors.content(weight),
         "stored": weight.dtype,
     }
-    if seen is None:
+    if inputs is None:
         return options
     return options | {
-        "activations": str(seen.path),
-        "activations_tensor": seen.name,
-        "activations_hash": tensors.content(seen),
+        "activations": str(inputs.path),
+        "activations_tensor": inputs.name,
+        "activations_hash": tensors.content(inputs),
     }
 
 
@@ -168,16 +170,16 @@ def _formats(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in kept if entry.get("name") != "dense"]
 
 
-def asked(
+def with_weights(
     document: dict[str, Any], weights: str | None, activations: Path | None, **axes: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    """The document with all axes that the command line asks for; what it takes from files.
+    """The document with all axes of the command line, and a sentence on each tensor of a file.
 
     Raises:
         UsageError: two options name the shape, or as the functions above.
     """
-    pairs = found(weights, activations)
+    pairs = named_tensors(weights, activations)
     if pairs and axes["shape"]:
         raise UsageError("--weights brings its own shape; leave --shape out.")
     document = suites.override(document, **axes | ({"shape": shapes(pairs)} if pairs else {}))
-    return scored(document, pairs), told(pairs)
+    return scored(document, pairs), sentences_of(pairs)

@@ -59,10 +59,10 @@ def ab(
     share = check.fraction("--threshold", threshold)
     files.refuse_inputs([junit, markdown, json_out], [Path(suite)])
     with progress() as listener:
-        told = study.ab(
+        comparison = study.ab(
             a, b, suite, device=device, replicates=replicates, install=install,
             threads=threads, seed=seed, filter=filter_, threshold=share, metric=metric, out=out,
             listener=listener,
         )  # fmt: skip
-    unwritten = check.write(told.outcome, junit=junit, markdown=markdown, json_out=json_out)
-    check.tell(told.outcome, as_json=as_json, unwritten=unwritten)
+    unwritten = check.write(comparison.outcome, junit=junit, markdown=markdown, json_out=json_out)
+    check.tell(comparison.outcome, as_json=as_json, unwritten=unwritten)

@@ -37,7 +37,7 @@ def list_(
     from hwbench.report.rows import printable
     from hwbench.studies import baseline
 
-    found = baseline.kept(folder)
+    entries = baseline.kept(folder)
     if as_json:
         rows = [
             {
@@ -47,15 +47,15 @@ def list_(
                 "created": each.header.created,
                 "replicates": each.header.plan.replicates,
             }
-            for each in found
+            for each in entries
         ]
         _shared.say_json(json.dumps(rows))
         return
-    for each in found:
+    for each in entries:
         header = each.header
         about = f"{header.suite} on {header.machine}, {header.created}"
         _shared.say(f"{each.path}  {printable(about)}")
-    if not found:
+    if not entries:
         _shared.say(f"There are no baselines in {folder}.", error=True)
 
 

@@ -22,11 +22,11 @@ def capture(
     hwbench run --weights MODEL:NAME --activations FILE then scores formats by the error of the
     layer's outputs.
     """
-    found = hwbench.capture(model, texts, out, layers=layers, rows=rows)
-    few = min(shape[0] for shape in found.values())
-    most = max(shape[0] for shape in found.values())
+    shapes = hwbench.capture(model, texts, out, layers=layers, rows=rows)
+    few = min(shape[0] for shape in shapes.values())
+    most = max(shape[0] for shape in shapes.values())
     tokens = f"{most}" if few == most else f"{few} to {most}"
     _shared.say(
-        f"What {len(found)} layers see at {tokens} tokens is in {out}. Score formats on it with: "
-        f"hwbench run --weights MODEL.safetensors:{next(iter(found))} --activations {out}"
+        f"What {len(shapes)} layers see at {tokens} tokens is in {out}. Score formats on it with: "
+        f"hwbench run --weights MODEL.safetensors:{next(iter(shapes))} --activations {out}"
     )

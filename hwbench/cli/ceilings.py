@@ -46,25 +46,25 @@ def ceilings(
     try:
         with console.status("Measuring sizes and working sets, about a minute …"):
             reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 120)
-            found = kept.measure(worker, reply, threads, dtypes)
+            measured = kept.measure(worker, reply, threads, dtypes)
     finally:
         worker.close()
     if as_json:
-        _shared.say_json(json.dumps(found))
+        _shared.say_json(json.dumps(measured))
         return
     out = _shared.console()
-    for part in _tables(found):
+    for part in _tables(measured):
         out.print(part)
-    if kept.busy(found):
+    if kept.busy(measured):
         _shared.say(
-            f"The machine was busy in {found['disturbed']:.0%} of that time, so these may be "
+            f"The machine was busy in {measured['disturbed']:.0%} of that time, so these may be "
             "too low; the next run measures them again."
         )
-    where = found.get("not_kept") or f"Kept in {kept.path(reply, threads)}."
+    where = measured.get("not_kept") or f"Kept in {kept.path(reply, threads)}."
     _shared.say(where)
 
 
-def _tables(found: dict[str, Any]) -> list[RenderableType]:
+def _tables(measured: dict[str, Any]) -> list[RenderableType]:
     from hwbench import units
     from hwbench.report._facts import LAUNCH
 
@@ -73,31 +73,31 @@ def _tables(found: dict[str, Any]) -> list[RenderableType]:
          _product(entry["shape"]),
          ", ".join(f"{at['shape'][0]}: {units.si(at['flops_per_second'], '')}"
                    for at in entry["sweep"]))
-        for name, entry in found["matmul"].items()
+        for name, entry in measured["matmul"].items()
     ]  # fmt: skip
     libraries = [
         (f"{name} by {library}", units.flops_per_second(each["flops_per_second"]),
          _product(each["shape"]))
-        for name, entry in found["matmul"].items() if len(entry["libraries"]) > 1
+        for name, entry in measured["matmul"].items() if len(entry["libraries"]) > 1
         for library, each in entry["libraries"].items()
     ]  # fmt: skip
     levels = [
         (level["name"], units.si(level["bytes_per_second"], "B/s"),
          " to ".join(units.nbytes(size) for size in dict.fromkeys(level["working_set_bytes"])))
-        for level in found["levels"]
+        for level in measured["levels"]
     ]  # fmt: skip
     moved = [
-        (name, units.si(found[name]["bytes_per_second"], "B/s"),
-         units.nbytes(found[name]["working_set_bytes"]))
+        (name, units.si(measured[name]["bytes_per_second"], "B/s"),
+         units.nbytes(measured[name]["working_set_bytes"]))
         for name in ("copy", "triad")
     ]  # fmt: skip
     launch = [
-        (words, units.seconds(found["launch"][name]))
+        (words, units.seconds(measured["launch"][name]))
         for name, words in LAUNCH.items()
-        if name in found["launch"]
+        if name in measured["launch"]
     ]
-    if "graph" in found["launch"]:
-        launch.append(("replayed from a graph", found["launch"]["graph"]))
+    if "graph" in measured["launch"]:
+        launch.append(("replayed from a graph", measured["launch"]["graph"]))
     heads = ("matrix product", "at best", "by", "side", "by side")
     through = ("each library", "at best", "side")
     return [

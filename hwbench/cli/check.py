@@ -87,7 +87,7 @@ def check(
     with (
         progress()
         if confirm or confirm_by
-        else contextlib.nullcontext(lambda told: None) as listener
+        else contextlib.nullcontext(lambda result: None) as listener
     ):
         outcome = gate.check(
             run, baseline, threshold=share, metric=metric,
@@ -151,7 +151,7 @@ def _json(outcome: Outcome) -> str:
 def write(
     outcome: Outcome, *, junit: Path | None, markdown: Path | None, json_out: Path | None
 ) -> list[RunFileError]:
-    """Every report that was asked for, whatever the verdict is; why one could not be written."""
+    """Write every requested report, whatever the verdict; returns why one could not be written."""
     from hwbench.report import junit as xml
     from hwbench.report import markdown as comment
 

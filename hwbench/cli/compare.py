@@ -29,22 +29,22 @@ def compare(
     if out is not None:
         files.check_replaceable(out, "the report ")
     read = [read_run(path) for path in paths]
-    found = versus.compare(read, _prices(price))
+    comparison = versus.compare(read, _prices(price))
     if out is not None:
-        files.write_text(out, versus.page(read, found), "the report ")
+        files.write_text(out, versus.page(read, comparison), "the report ")
     if as_json:
-        _shared.say_json(json.dumps(versus.plain(found), indent=1, ensure_ascii=False))
+        _shared.say_json(json.dumps(versus.plain(comparison), indent=1, ensure_ascii=False))
     else:
         console = _shared.console()
-        for part in versus.table(found):
+        for part in versus.table(comparison):
             console.print(part)
     if out is not None:
         _shared.say(f"The report is in {out}.", error=as_json)
 
 
-def _prices(given: list[str] | None) -> dict[str, float]:
+def _prices(entries: list[str] | None) -> dict[str, float]:
     prices: dict[str, float] = {}
-    for text in given or []:
+    for text in entries or []:
         name, _, value = text.rpartition("=")
         try:
             prices[name] = float(value)

@@ -38,21 +38,21 @@ def doctor(
     from hwbench.studies import doctor as study
 
     required = _shared.listed(require)
-    study.demand([], required)  # a name that is none is told before anything is measured
+    study.demand([], required)  # an unknown name fails before anything is measured
     if cluster is not None:
         return _cluster(cluster, device, threads, required, as_json=as_json)
-    found = study.examine(device, threads)
+    checks = study.examine(device, threads)
     if as_json:
-        _shared.say_json(json.dumps([asdict(check) for check in found]))
+        _shared.say_json(json.dumps([asdict(check) for check in checks]))
     else:
-        _show(found)
-    study.demand(found, required)
+        _show(checks)
+    study.demand(checks, required)
 
 
 def _cluster(
     address: str, device: str, threads: int | None, required: list[str], *, as_json: bool
 ) -> None:
-    """Every device of a cluster, a line each, and what differs between equal ones."""
+    """Prints a line for every device of a cluster, and the differences between equal ones."""
     from rich.table import Table
     from rich.text import Text
 
@@ -61,38 +61,38 @@ def _cluster(
 
     joined = Cluster(address)
     try:
-        found = study.examine(joined.seats(device, threads))
+        nodes = study.examine(joined.seats(device, threads))
     finally:
         joined.close()
     if as_json:
-        _shared.say_json(json.dumps([asdict(node) for node in found]))
+        _shared.say_json(json.dumps([asdict(node) for node in nodes]))
     else:
         table = Table.grid(padding=(0, 2))
-        for node in found:
-            said = {check.key: check.says for check in node.checks}
+        for node in nodes:
+            messages = {check.key: check.says for check in node.checks}
             doubts = [c for c in node.checks if c.verdict.value == "doubt"]
             words = "; ".join(f"{c.key}: {c.says}" for c in doubts) or node.missed or "fine"
-            facts = (said.get("device", ""), said.get("libraries", ""), words)
+            facts = (messages.get("device", ""), messages.get("libraries", ""), words)
             texts = (shortened(each, 300) for each in facts)
             table.add_row(Text(visible(node.name), style="bold"), *map(Text, texts))
         out = _shared.console()
         out.print(table)
-        for sentence in study.unequal(found):
+        for sentence in study.unequal(nodes):
             out.print(Text(shortened(sentence, 1000)))
-    study.demand(found, required)
+    study.demand(nodes, required)
 
 
-def _show(found: list[Check]) -> None:
+def _show(checks: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from hwbench.studies import doctor as study
 
     table = Table.grid(padding=(0, 2))
-    for check in found:
+    for check in checks:
         verdict = Text(check.verdict.value, style=_STYLES[check.verdict.value])
         table.add_row(Text(check.key, style="bold"), verdict, visible(check.says))
     _shared.console().print(table)
     _shared.say()
-    for line in study.verdict(found):
+    for line in study.verdict(checks):
         _shared.say(line)

@@ -40,17 +40,17 @@ def history(
 
     share = fraction("--threshold", threshold)
     files.refuse_inputs([out], [folder])
-    told = study.history(folder, metric=metric, threshold=share, suite=suite, cases=case)
+    histories = study.history(folder, metric=metric, threshold=share, suite=suite, cases=case)
     if out is not None:
-        files.write_text(out, pages.render(told.histories, told.notes))
+        files.write_text(out, pages.render(histories.histories, histories.notes))
     if as_json:
-        _shared.say_json(pages.plain(told.histories, told.notes))
+        _shared.say_json(pages.plain(histories.histories, histories.notes))
         return
-    for each in told.histories:
+    for each in histories.histories:
         for line in pages.lines(each):
             _shared.say(line)
         _shared.say()
-    for note in told.notes:
+    for note in histories.notes:
         _shared.say(note)
     if out is not None:
         _shared.say(f"The page is in {out}.")

@@ -59,7 +59,7 @@ def list_(
 
 
 def _kinds(*, as_json: bool) -> None:
-    """What can be listed."""
+    """Prints the names of the lists."""
     if as_json:
         rows = [{"name": name, "about": about} for name, about in _KINDS.items()]
         _shared.say_json(json.dumps(rows))
@@ -138,7 +138,7 @@ def _show(formats: list[FormatDetails]) -> None:
 
 
 def _facts(each: FormatDetails) -> dict[str, list[str]]:
-    if not each.kernels:  # it cannot be loaded, and its description says why
+    if not each.kernels:  # it cannot be loaded; its description has the reason
         return {"what": [each.summary], "not on": [each.description]}
     first, *others = each.kernels
     runs, refused = where_it_runs(each.by_kernel)
@@ -154,7 +154,7 @@ def _facts(each: FormatDetails) -> dict[str, list[str]]:
 
 
 def _why_default(each: FormatDetails) -> str:
-    """What the default kernel has before the others on this CPU, or why it does not run here.
+    """The advantage of the default kernel on this CPU, or why it does not run here.
 
     It is chosen by where kernels run; which is the fastest here, a run measures.
     """
@@ -176,13 +176,13 @@ def _why_default(each: FormatDetails) -> str:
 
 def _knobs(each: FormatDetails) -> str:
     """Those that must be given, or a share of dense; then those with a value of their own."""
-    given = " and ".join(knob for knob in each.knobs if knob not in each.defaults)
+    required = " and ".join(knob for knob in each.knobs if knob not in each.defaults)
     free = [
         f"{knob}=auto" if value is None else f"{knob}={value}"
         for knob, value in each.defaults.items()
         if knob != "kernel"
     ]
-    parts = [f"{given}, or density or stored"] if given else []
+    parts = [f"{required}, or density or stored"] if required else []
     parts += [", ".join(free)] if free else []
     return "; ".join(parts) or "none"
 
@@ -192,26 +192,27 @@ Places = dict[str, list[str]]
 
 
 def where_it_runs(reasons: dict[str, dict[str, str]]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Where a format runs, in few words, and each reason with where it is kept from running.
+    """The places where a format runs, in few words; and each reason with the places it blocks.
 
     Args:
         reasons: for each kernel, "device dtype direction" to a reason, or to "" where it runs.
     """
-    found: dict[str, Places] = {}
+    by_reason: dict[str, Places] = {}
     for kernel, of_kernel in reasons.items():
         for place, reason in of_kernel.items():
-            found.setdefault(reason, {}).setdefault(kernel, []).append(place)
+            by_reason.setdefault(reason, {}).setdefault(kernel, []).append(place)
     every = {kernel: list(of_kernel) for kernel, of_kernel in reasons.items()}
-    runs = _told(found.pop("", {}), every, "{} only")
+    runs = _summary(by_reason.pop("", {}), every, "{} only")
     return runs or ["nothing on this machine"], [
-        ("; ".join(_told(places, every, "{}")), reason) for reason, places in _merged(found).items()
+        ("; ".join(_summary(places, every, "{}")), reason)
+        for reason, places in _merged(by_reason).items()
     ]
 
 
-def _merged(found: dict[str, Places]) -> dict[str, Places]:
-    """Reasons that differ only in the dtype they name, said once."""
+def _merged(by_reason: dict[str, Places]) -> dict[str, Places]:
+    """Merges reasons that differ only in the dtype they name."""
     alike: dict[str, list[str]] = {}
-    for reason, of_reason in found.items():
+    for reason, of_reason in by_reason.items():
         dtypes = {place.split()[1] for of_kernel in of_reason.values() for place in of_kernel}
         alone = dtypes.pop() if len(dtypes) == 1 else "-"
         alike.setdefault(re.sub(rf"\b{alone}\b", "\0", reason), []).append(reason)
@@ -219,7 +220,7 @@ def _merged(found: dict[str, Places]) -> dict[str, Places]:
     for pattern, same in alike.items():
         places: Places = {}
         for reason in same:
-            for kernel, more in found[reason].items():
+            for kernel, more in by_reason[reason].items():
                 places[kernel] = places.get(kernel, []) + more
         every = [place for of_kernel in places.values() for place in of_kernel]
         named = " or ".join(dict.fromkeys(place.split()[1] for place in every))
@@ -227,8 +228,8 @@ def _merged(found: dict[str, Places]) -> dict[str, Places]:
     return merged
 
 
-def _told(places: Places, every: Places, direction: str) -> list[str]:
-    """The places, with kernels that share them said once and named unless all do."""
+def _summary(places: Places, every: Places, direction: str) -> list[str]:
+    """The places in words; kernels with the same places share a clause, unnamed if all do."""
     alike: dict[str, list[str]] = {}
     for kernel, of_kernel in places.items():
         alike.setdefault(_place(of_kernel, every[kernel], direction), []).append(kernel)
@@ -239,7 +240,7 @@ def _told(places: Places, every: Places, direction: str) -> list[str]:
 
 
 def _place(places: list[str], every: list[str], direction: str) -> str:
-    """Places such as "cpu float32 step", with what they share said once."""
+    """Places such as "cpu float32 step" in words, without repetition."""
     directions = list(dict.fromkeys(place.split()[2] for place in every))
     by_device: dict[str, dict[str, list[str]]] = {}  # device: directions, in words: dtypes
     for device, dtype in dict.fromkeys(tuple(place.split()[:2]) for place in every):
@@ -248,7 +249,9 @@ def _place(places: list[str], every: list[str], direction: str) -> str:
             words = "" if there == directions else " " + direction.format(" and ".join(there))
             by_device.setdefault(device, {}).setdefault(words, []).append(dtype)
     by_words: dict[str, list[str]] = {}
-    for device, found in by_device.items():
-        said = ", ".join(f"{' '.join(dtypes)}{words}" for words, dtypes in found.items())
-        by_words.setdefault(said, []).append(device)
+    for device, by_directions in by_device.items():
+        description = ", ".join(
+            f"{' '.join(dtypes)}{words}" for words, dtypes in by_directions.items()
+        )
+        by_words.setdefault(description, []).append(device)
     return "; ".join(f"{' and '.join(devices)} {words}" for words, devices in by_words.items())

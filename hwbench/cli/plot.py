@@ -49,9 +49,9 @@ def plot(
     files.refuse_inputs([out, beside], paths)
     figures.import_matplotlib()
     sheet = Sheet(tuple(panel or ()), _inches(width), title)
-    found = [read_run(path) for path in paths]
-    figures.plot(found, kind, out, sheet, filter_)
-    files.write_text(beside, figures.caption(found, kind, filter_))
+    loaded = [read_run(path) for path in paths]
+    figures.plot(loaded, kind, out, sheet, filter_)
+    files.write_text(beside, figures.caption(loaded, kind, filter_))
     _shared.say(f"The figure is in {out}, the words for its caption in {beside}.")
 
 

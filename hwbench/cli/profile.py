@@ -68,14 +68,14 @@ def profile(
         ],
     }  # fmt: skip
     cases = suites.build(document, name.partition(":")[0]).cases
-    planned, found = _profiled(cases, name, threads, calls, trace)
+    planned, result = _profiled(cases, name, threads, calls, trace)
     if as_json:
-        _shared.say_json(json.dumps({"case": planned.case.id, **msgspec.to_builtins(found)}))
+        _shared.say_json(json.dumps({"case": planned.case.id, **msgspec.to_builtins(result)}))
     else:
-        for part in _shown(planned.case.id, found):
+        for part in _shown(planned.case.id, result):
             _shared.console().print(part, soft_wrap=isinstance(part, str))
-    if found.verdict == "contradicted":
-        raise CasesFailedError(f"{planned.case.label} did not run what it claims: {found.says}.")
+    if result.verdict == "contradicted":
+        raise CasesFailedError(f"{planned.case.label} did not run what it claims: {result.says}.")
 
 
 def _profiled(
@@ -106,21 +106,21 @@ def _profiled(
         worker.close()
 
 
-def _knobs(asked: list[str] | None) -> dict[str, Any]:
+def _knobs(texts: list[str] | None) -> dict[str, Any]:
     """``blocks=16`` as a knob; numbers and truth values are read as such."""
-    found: dict[str, Any] = {}
-    for text in asked or []:
+    knobs: dict[str, Any] = {}
+    for text in texts or []:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise UsageError(f"--knob is NAME=VALUE, such as blocks=16, not {text!r}.")
         try:
-            found[name] = json.loads(value)
+            knobs[name] = json.loads(value)
         except json.JSONDecodeError:
-            found[name] = value
-    return found
+            knobs[name] = value
+    return knobs
 
 
-def _shown(case: str, found: Profile) -> list[RenderableType]:
+def _shown(case: str, result: Profile) -> list[RenderableType]:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -131,14 +131,14 @@ def _shown(case: str, found: Profile) -> list[RenderableType]:
     table.add_column("ran", overflow="fold")
     for head in ("calls", "each", "share"):
         table.add_column(head, justify="right")
-    for row in found.rows[:_MOST_ROWS]:
+    for row in result.rows[:_MOST_ROWS]:
         each = units.seconds(row.seconds / row.calls)
         table.add_row(Text(row.name), str(row.calls), each, units.percent(row.share))
-    hidden = len(found.rows) - _MOST_ROWS
+    hidden = len(result.rows) - _MOST_ROWS
     more = f" {hidden} more are in --json." if hidden > 0 else ""
     return [
-        f"{case}, {found.calls} calls, {units.seconds(found.seconds)} in all",
+        f"{case}, {result.calls} calls, {units.seconds(result.seconds)} in all",
         table,
-        f"{found.verdict}: {found.says}.{more}",
-        f"The trace is in {found.trace}.",
+        f"{result.verdict}: {result.says}.{more}",
+        f"The trace is in {result.trace}.",
     ]

@@ -70,7 +70,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def _is_markdown(format_: str | None, out: Path | None) -> bool:
-    """Whether Markdown is asked for: by --format, else by the ending of the file."""
+    """Whether to write Markdown: by --format, else by the ending of the file."""
     if format_ is None:
         return out is not None and out.suffix.lower() in (".md", ".markdown")
     if format_ not in ("html", "md"):

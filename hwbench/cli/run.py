@@ -85,7 +85,7 @@ def run(
         with progress() as listener:
             fleet.resume(resume, listener)
         return _show({resume: read_run(resume)}, as_json=as_json, print_path=print_path)
-    document, taken = _weights.asked(
+    document, taken = _weights.with_weights(
         suites.read(suite or "linear"),
         weights,
         activations,
@@ -119,7 +119,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Fleet:
-    """The options that say where a run is made."""
+    """The options that choose the machines of a run."""
 
     device: str
     threads: int | None
@@ -175,7 +175,7 @@ class _Fleet:
 
 
 def run_failed(results: list[Any]) -> None:
-    """Raise what makes the exit code 5, if a case failed or nothing could be measured."""
+    """Raise the error of exit code 5, if a case failed or nothing could be measured."""
     from hwbench.records import ANSWERS, Status
 
     failed = {result.case for result in results if result.status not in ANSWERS}

@@ -53,48 +53,48 @@ def selftest(
 
     if kind not in _KINDS:
         raise UnknownNameError("selftest", kind, _KINDS)
-    asked = fraction("--slower", slower) if kind == "ab" else None
+    delay = fraction("--slower", slower) if kind == "ab" else None
     share = fraction("--threshold", threshold)
     if runs is not None:
-        if asked is not None:
+        if delay is not None:
             raise UsageError("--runs goes with aa; ab has to measure, because it delays calls.")
-        told = study.stored(runs, threshold=share)
+        result = study.stored(runs, threshold=share)
     else:
         with progress() as listener:
-            told = study.run(
-                suite, nights, slower=asked, threshold=share, listener=listener, device=device,
+            result = study.run(
+                suite, nights, slower=delay, threshold=share, listener=listener, device=device,
                 out=out, threads=threads, replicates=replicates,
             )  # fmt: skip
     if as_json:
-        _shared.say_json(json.dumps(_plain(told), allow_nan=False))
+        _shared.say_json(json.dumps(_plain(result), allow_nan=False))
         return
-    for line in _lines(told):
+    for line in _lines(result):
         _shared.say(line)
 
 
-def _lines(told: SelfTest) -> list[str]:
+def _lines(result: SelfTest) -> list[str]:
     from hwbench.report.rows import printable
     from hwbench.units import percent
 
-    machine = f"{printable(told.suite)} on {printable(told.machine)}"
+    machine = f"{printable(result.suite)} on {printable(result.machine)}"
     lines = [
-        f"{machine}: {told.cases} cases, {told.nights} runs of {told.replicates} replicates.",
-        f"False nights: {_rate(told.false_nights)}.",
-        f"False cases: {_rate(told.false_cases)}.",
+        f"{machine}: {result.cases} cases, {result.nights} runs of {result.replicates} replicates.",
+        f"False nights: {_rate(result.false_nights)}.",
+        f"False cases: {_rate(result.false_cases)}.",
     ]
-    lines += [f"  {printable(change.case)} ({change.metric})" for change in told.alarms]
+    lines += [f"  {printable(change.case)} ({change.metric})" for change in result.alarms]
     names = {"relative": "relative to dense", "time": "absolute time"}
     lines += [
         f"Smallest slow-down found in 9 nights of 10, {names[sight.metric]}: "
         f"{_size(sight)} (median of {sight.cases} cases), {percent(sight.worst)} at worst "
         f"({printable(sight.worst_case)})."
-        for sight in told.sights
+        for sight in result.sights
     ]
-    if told.slower is not None and told.seen is not None and told.found is not None:
+    if result.slower is not None and result.seen is not None and result.found is not None:
         lines.append(
-            f"A delay of {percent(told.slower)} was seen as {percent(told.seen)} (median), and "
-            f"found in {told.found.events} of {told.found.trials} cases: in more than "
-            f"{percent(told.found.least)} with 95 % confidence."
+            f"A delay of {percent(result.slower)} was seen as {percent(result.seen)} (median), and "
+            f"found in {result.found.events} of {result.found.trials} cases: in more than "
+            f"{percent(result.found.least)} with 95 % confidence."
         )
     return lines
 
@@ -112,26 +112,26 @@ def _rate(rate: Rate) -> str:
     return f"{rate.events} of {rate.trials}, a rate below {percent(rate.most)} with 95 % confidence"
 
 
-def _plain(told: SelfTest) -> dict[str, Any]:
-    def rate(found: Rate | None) -> dict[str, Any] | None:
-        if found is None:
+def _plain(result: SelfTest) -> dict[str, Any]:
+    def rate(value: Rate | None) -> dict[str, Any] | None:
+        if value is None:
             return None
         return {
-            "events": found.events,
-            "trials": found.trials,
-            "at_least": found.least,
-            "at_most": found.most,
+            "events": value.events,
+            "trials": value.trials,
+            "at_least": value.least,
+            "at_most": value.most,
         }
 
     return {
-        "machine": told.machine,
-        "suite": told.suite,
-        "cases": told.cases,
-        "nights": told.nights,
-        "replicates": told.replicates,
-        "false_nights": rate(told.false_nights),
-        "false_cases": rate(told.false_cases),
-        "alarms": [change.case for change in told.alarms],
+        "machine": result.machine,
+        "suite": result.suite,
+        "cases": result.cases,
+        "nights": result.nights,
+        "replicates": result.replicates,
+        "false_nights": rate(result.false_nights),
+        "false_cases": rate(result.false_cases),
+        "alarms": [change.case for change in result.alarms],
         "detectable": {
             sight.metric: {
                 "median": sight.usual,
@@ -139,10 +139,10 @@ def _plain(told: SelfTest) -> dict[str, Any]:
                 "worst": sight.worst,
                 "case": sight.worst_case,
             }
-            for sight in told.sights
+            for sight in result.sights
         },
-        "slower": told.slower,
-        "seen": told.seen,
-        "found": rate(told.found),
-        "runs": [str(path) for path in told.runs],
+        "slower": result.slower,
+        "seen": result.seen,
+        "found": rate(result.found),
+        "runs": [str(path) for path in result.runs],
     }

@@ -36,16 +36,16 @@ def show(
     print_run(path, read_run(path), as_json=as_json, width=_WIDE if wide else 0, sort=sort)
 
 
-def print_run(path: Path, found: Run, *, as_json: bool, width: int = 0, sort: str = "time") -> None:
+def print_run(path: Path, run: Run, *, as_json: bool, width: int = 0, sort: str = "time") -> None:
     """Print a run as a table of at least so many columns with its answer, or its rows as JSON."""
     from hwbench.report.text import rows_json, table
 
     if as_json:
-        _shared.say_json(json.dumps(rows_json(found)))
+        _shared.say_json(json.dumps(rows_json(run)))
         return
     console = _shared.console()
     console.width = max(console.width, width)
-    for part in table(found, console.width, sort):
+    for part in table(run, console.width, sort):
         console.print(part)
     _shared.say()
     _shared.say(f"The run is in {path}. Its page: hwbench report {path}")
