@@ -100,10 +100,10 @@ class Worker:
     def plan(self, request: protocol.PlanRequest) -> protocol.PlanReply:
         """Resolve every case; all mistakes are gathered, not only the first."""
         planned, mistakes = [], []
-        formats: planning.Made = {}
+        resolved: planning.Resolved = {}
         for case in request.cases:
             try:
-                planned.append(planning.planned(case, self.device, formats))
+                planned.append(planning.planned(case, self.device, resolved))
             except HwbenchError as error:
                 mistakes.append(f"{case.label} for {case.out_features}x{case.in_features}: {error}")
         return protocol.PlanReply(

@@ -271,7 +271,7 @@ def test_a_plan_is_judged_as_it_is_converted(decoder: Path, tmp_path: Path) -> N
     told["layers"] = {}
     path.write_text(json.dumps(told))
     assert scored(whole)["score"] < 1e-6
-    assert not layer_error._MADE
+    assert not layer_error._PARTS
     path.write_text("{}")
     assert "is no plan" in str(unsupported(whole))
 

@@ -217,7 +217,7 @@ def test_the_suite_is_planned(device: str) -> None:
     assert len(built.cases) - len(timed) == 8
     assert "52 cases on a CPU. The second is 2 matrices × 4 settings: 8." in TEXTS["suites"]
     assert with_anchors(built.cases) == built.cases
-    made: planning.Made = {}
+    made: planning.Resolved = {}
     planned = [planning.planned(case, Cpu(), made) for case in built.cases]
     assert [each.unsupported for each in planned] == [None] * len(planned)
     rounded = [p for p in planned if p.case.knobs.get("multiple")]

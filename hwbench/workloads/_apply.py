@@ -1,4 +1,4 @@
-"""What ``hwbench choose`` asks a worker of a model: its layers, and a converted copy on disk."""
+"""The worker's part of ``hwbench choose``: a model's layers, and a converted copy on disk."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def layers(model: str) -> list[tuple[str, int, int]]:
     """
     if reason := _reading.unreadable(model):
         raise UsageError(reason)
-    loaded, seen = _reading.read(model)
-    found = {each.name: each for each in _convert.linears(loaded)}
+    loaded, inputs = _reading.read(model)
+    by_name = {each.name: each for each in _convert.linears(loaded)}
     for name in loaded.linears():
-        if found[name].kept:
-            raise UsageError(f"{name} cannot be converted: {found[name].kept}.")
+        if by_name[name].kept:
+            raise UsageError(f"{name} cannot be converted: {by_name[name].kept}.")
     return [
         (name, each.out_features, each.in_features)
         for name, each in loaded.linears().items()
-        if name in seen
+        if name in inputs
     ]
 
 
 def apply(plan: str, out: str) -> str:
-    """Convert the plan's model as it says, and save it, with configuration and tokenizer beside it.
+    """Convert the plan's model, and save it with its configuration and tokenizer.
 
     Returns:
         The folder that it was written to.
@@ -42,20 +42,21 @@ def apply(plan: str, out: str) -> str:
     Raises:
         UsageError: the plan or its model cannot be read, or the folder cannot be written.
     """
-    told = checkpoints.layer_plan(files.named(plan))
-    if reason := _reading.unreadable(told.model):
+    layer_plan = checkpoints.layer_plan(files.named(plan))
+    if reason := _reading.unreadable(layer_plan.model):
         raise UsageError(reason)
-    loaded, seen = _reading.read(told.model, told.text)
-    chosen = [each for each in _convert.planned(loaded, told.entries()) if each.described]
+    loaded, inputs = _reading.read(layer_plan.model, layer_plan.text)
+    chosen = [each for each in _convert.planned(loaded, layer_plan.entries()) if each.described]
     if not chosen:
         raise UsageError(f"{plan} leaves every layer dense; there is nothing to convert.")
-    made = {
-        each.name: _convert.projected(each, seen.get(each.name), told.weighting) for each in chosen
+    replacements = {
+        each.name: _convert.projected(each, inputs.get(each.name), layer_plan.weighting)
+        for each in chosen
     }
-    student = _convert.swapped(loaded, made)
+    student = _convert.swapped(loaded, replacements)
     # The class that users have is the one inside of ours, where there is one.
     save_converted(student.model if isinstance(student, Pretrained) else student, out)
-    source = _reading.folder(told.model)
+    source = _reading.folder(layer_plan.model)
     for pattern in _COPIED:
         for path in source.glob(pattern):
             shutil.copy(path, files.named(out) / path.name)

@@ -42,7 +42,7 @@ class Subject:
     score_name: str | None = None
     # Further quantities that scoring measured, by their names; the workload declares them.
     beside: dict[str, float | list[float]] = field(default_factory=dict)
-    # What the score took, where it is read from a file and not made now.
+    # Seconds of making the score, where it is read from a file and not made now.
     score_seconds: float | None = None
     declared: tuple[Quantity, ...] = ()
     # Reads the case in a fresh process with the system's allocator, or says why it could not.
@@ -97,7 +97,7 @@ class Workload(ABC):
         return merged
 
     def check(self, case: Case) -> None:
-        """Refuse what is a mistake in the case whatever its format.
+        """Refuse a case that is a mistake in every format.
 
         Raises:
             UsageError: an option has no such value, or the shape is none that the workload has.
@@ -105,7 +105,7 @@ class Workload(ABC):
         self.options(case)
 
     def quantity(self, case: Case) -> Quantity | None:
-        """What the score of a case is; None for workloads without one."""
+        """The quantity of a case's score; None for workloads without one."""
         del case
         return self.SCORE
 
@@ -178,7 +178,7 @@ def added(each: Sequence[Cost]) -> Cost:
 
 NONE, ACTIVATIONS, GRAM = "none", "activations", "gram"
 WEIGHTINGS = (NONE, ACTIVATIONS, GRAM)
-"""What a projection sees of a layer's inputs: nothing, the size of each, or all of XᵀX."""
+"""The statistic of a layer's inputs that a projection uses: none, the size of each, or XᵀX."""
 BEST = "best"
 """``gram`` for formats of a given rank, which have a closed form, else ``activations``."""
 
@@ -186,7 +186,7 @@ BEST = "best"
 def project_seeing(
     described: Format, weight: Tensor, activations: Tensor | Seen | None, weighting: str
 ) -> Linear:
-    """The projection of a weight that sees what ``weighting`` says of the inputs, where given."""
+    """Project a weight, using the statistic ``weighting`` of the inputs, where these are given."""
     if activations is None or weighting == NONE:
         return described.project(weight)
     if weighting == ACTIVATIONS or (weighting == BEST and described.OUTPUTS != "rank"):

@@ -47,11 +47,11 @@ class Bert(Embedder):
         places = torch.arange(ids.shape[1], device=ids.device)
         x = e["word_embeddings"](ids) + e["position_embeddings"](places)
         x = e["LayerNorm"](x + e["token_type_embeddings"].weight[0])
-        found = []
+        outputs = []
         for layer in self.encoder["layer"]:
             x = layer(x, mask)
-            found.append(x)
-        return found
+            outputs.append(x)
+        return outputs
 
     def shorten(self, depth: float) -> None:
         layers = self.encoder["layer"]
@@ -72,10 +72,10 @@ class Bert(Embedder):
         from safetensors.torch import load_file
 
         model = cls(models.config(folder), models.pooling(folder))
-        found = load_file(files.regular(folder / "model.safetensors"))
-        ours = _own(found)
-        found = {ours[name]: value for name, value in found.items()}
-        model.load_state_dict({name: found[name].float() for name in model.state_dict()})
+        tensors = load_file(files.regular(folder / "model.safetensors"))
+        ours = _own(tensors)
+        tensors = {ours[name]: value for name, value in tensors.items()}
+        model.load_state_dict({name: tensors[name].float() for name in model.state_dict()})
         return model.eval().requires_grad_(False)
 
     @classmethod
@@ -120,9 +120,9 @@ class _Layer(nn.Module):
             parts[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for name in ("query", "key", "value")
         )
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
         out = self.attention["output"]
-        x = out["LayerNorm"](out["dense"](seen.transpose(1, 2).flatten(2)) + x)
+        x = out["LayerNorm"](out["dense"](attended.transpose(1, 2).flatten(2)) + x)
         inner = F.gelu(self.intermediate["dense"](x))
         return self.output["LayerNorm"](self.output["dense"](inner) + x)
 
@@ -169,11 +169,11 @@ def _own(names: Iterable[str]) -> dict[str, str]:
     known = list(names)
     before = next((n.removesuffix(_WORDS) for n in known if n.endswith(_WORDS)), "")
     old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-    found = {}
+    renamed = {}
     for name in known:
         ours = name.removeprefix(before)
         for ending, today in old.items():
             if ours.endswith(ending):
                 ours = ours.removesuffix(ending) + today
-        found[name] = ours
-    return found
+        renamed[name] = ours
+    return renamed

@@ -25,9 +25,9 @@ from hwbench.workloads import _converted
 
 OTHERS = 3
 """Cases beside this one whose blocks stay."""
-_TOLD = "told"
+_DESCRIPTION = "told"  # the tensor that holds a block's description, as JSON
 _DAMAGED = (OSError, RuntimeError, ValueError, LookupError, TypeError)
-"""What reading raises where a file is damaged, or of a format that has changed."""
+"""The errors of reading a file that is damaged, or that another version wrote."""
 
 Layers = dict[str, Linear]
 """The layers of a block, by their names in the model."""
@@ -37,7 +37,7 @@ class Kept:
     """The blocks of one case.
 
     Args:
-        folder: where they lie; its name stands for all that they follow from.
+        folder: where they lie; its name is made of all that decides their values.
         where: the device of the layers.
     """
 
@@ -45,21 +45,21 @@ class Kept:
         self.folder, self.where = folder, where
         self.possible = checkpoints.no_package("safetensors") is None
         self.earlier = 0.0
-        """Seconds that the blocks took that an earlier try had projected."""
+        """Seconds of projecting the blocks that an earlier try left."""
         others = [each for each in folder.parent.glob("*") if each != folder]
         for other in sorted(others, key=_written)[:-OTHERS]:
             shutil.rmtree(other, ignore_errors=True)
 
     def block(self, name: str, make: Callable[[], Layers]) -> Layers:
-        """The layers of a block: as they are kept, or made now and then kept.
+        """The layers of a block: read from its file, or made now and then kept.
 
         Where the folder cannot be written the layers are made all the same.
         """
         if not self.possible:
             return make()
         file = self.folder / f"{name}.safetensors"
-        if found := self._read(file):
-            return found
+        if kept := self._read(file):
+            return kept
         begun = time.perf_counter()
         layers = make()
         data = _packed(layers, time.perf_counter() - begun)
@@ -77,17 +77,19 @@ class Kept:
 
         try:
             held = load_file(files.regular(file))
-            told = json.loads(held[_TOLD].numpy().tobytes())
-            found = {name: self._layer(name, each, held) for name, each in told["layers"].items()}
-            self.earlier += float(told["seconds"])
+            description = json.loads(held[_DESCRIPTION].numpy().tobytes())
+            layers = {
+                name: self._layer(name, each, held) for name, each in description["layers"].items()
+            }
+            self.earlier += float(description["seconds"])
         except (*_DAMAGED, SafetensorError, UsageError):
             return None
-        return found
+        return layers
 
-    def _layer(self, name: str, told: dict[str, Any], held: Mapping[str, Tensor]) -> Linear:
-        layer = _converted.empty(name, told["made"])
+    def _layer(self, name: str, description: dict[str, Any], held: Mapping[str, Tensor]) -> Linear:
+        layer = _converted.empty(name, description["made"])
         learns = {each: value.requires_grad for each, value in layer.named_parameters()}
-        values = {each: held[f"{name}/{each}"].to(self.where) for each in told["values"]}
+        values = {each: held[f"{name}/{each}"].to(self.where) for each in description["values"]}
         layer.load_state_dict(values, assign=True)
         for each, value in layer.named_parameters():
             value.requires_grad_(learns[each])
@@ -99,17 +101,19 @@ class Kept:
 
 
 def _packed(layers: Layers, seconds: float) -> bytes:
-    """The layers as safetensors, one of whose tensors is JSON and tells of the others."""
+    """The layers as safetensors; one more tensor holds their description, as JSON."""
     from safetensors.torch import save
 
-    tensors, told = {}, {}
+    tensors, descriptions = {}, {}
     for name, layer in layers.items():
         state = layer.state_dict()
-        told[name] = {"made": _converted.described(name, layer), "values": list(state)}
+        descriptions[name] = {"made": _converted.described(name, layer), "values": list(state)}
         for each, value in state.items():
             tensors[f"{name}/{each}"] = value.detach().cpu().contiguous()
-    text = json.dumps({"seconds": seconds, "layers": told}).encode()
-    return bytes(save({**tensors, _TOLD: torch.frombuffer(bytearray(text), dtype=torch.uint8)}))
+    text = json.dumps({"seconds": seconds, "layers": descriptions}).encode()
+    return bytes(
+        save({**tensors, _DESCRIPTION: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    )
 
 
 def _written(folder: Path) -> float:

@@ -16,7 +16,7 @@ from hwbench.errors import MissingPartError, UsageError, shortened
 from hwbench.workloads import _distill, _reading
 
 ROWS = 4096
-_CHARACTERS = 1 << 14  # of a line, of which 128 tokens are read; a tokenizer takes its time for all
+_CHARACTERS = 1 << 14  # of a line: only 128 tokens are used, and tokenizing more would take long
 _TEXTS = 16  # lines that pass through the model at once
 
 
@@ -59,17 +59,17 @@ def capture(
             f"No linear layer matches {shortened(layers)!r}; there are such as "
             f"{', '.join(list(names.values())[:3])}."
         )
-    seen: dict[str, list[Tensor]] = defaultdict(list)
+    captured: dict[str, list[Tensor]] = defaultdict(list)
     held: dict[str, int] = defaultdict(int)
     for start in range(0, len(lines), _TEXTS):
         ids, mask = kind.tokens(folder, lines[start : start + _TEXTS])
-        for ours, found in _distill.activations(loaded, ids, mask).items():
+        for ours, inputs in _distill.activations(loaded, ids, mask).items():
             if ours in wanted and held[ours] < rows:
-                seen[ours].append(found[: rows - held[ours]].float().contiguous().clone())
-                held[ours] += len(seen[ours][-1])
+                captured[ours].append(inputs[: rows - held[ours]].float().contiguous().clone())
+                held[ours] += len(captured[ours][-1])
         if all(held[ours] >= rows for ours in wanted):
             break
-    return _written({wanted[ours]: torch.cat(parts) for ours, parts in seen.items()}, out)
+    return _written({wanted[ours]: torch.cat(parts) for ours, parts in captured.items()}, out)
 
 
 def _lines(texts: Path) -> list[str]:
@@ -90,7 +90,7 @@ def _stored_names(folder: Path, ours: Iterable[str]) -> dict[str, str]:
     other does.
     """
     held = [name for path in sorted(folder.glob("*.safetensors")) for name in tensors.header(path)]
-    found = {}
+    names = {}
     for name in ours:
         weight = f"{name}.weight"
         same = [
@@ -98,17 +98,17 @@ def _stored_names(folder: Path, ours: Iterable[str]) -> dict[str, str]:
             for each in held
             if each == weight or each.endswith(f".{weight}") or weight.endswith(f".{each}")
         ]
-        found[name] = same[0] if len(same) == 1 else weight
-    return found
+        names[name] = same[0] if len(same) == 1 else weight
+    return names
 
 
-def _written(found: dict[str, Tensor], out: Path) -> dict[str, tuple[int, int]]:
+def _written(captured: dict[str, Tensor], out: Path) -> dict[str, tuple[int, int]]:
     from safetensors.torch import save
 
-    for name, values in found.items():
+    for name, values in captured.items():
         if not bool(torch.isfinite(values).all()):
             raise UsageError(f"{shortened(name)} sees numbers that are not finite.")
-    if not found:
+    if not captured:
         raise UsageError("Nothing passes through the layers that are asked for.")
-    files.write(out, save(found))
-    return {name: (values.shape[0], values.shape[1]) for name, values in found.items()}
+    files.write(out, save(captured))
+    return {name: (values.shape[0], values.shape[1]) for name, values in captured.items()}

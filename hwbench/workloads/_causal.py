@@ -10,11 +10,11 @@ from hwbench.workloads._likelihood import WORST, perplexity
 from hwbench.workloads._models import Model
 from hwbench.workloads._transformers import Pretrained
 
-_AT_ONCE = 4  # texts whose logits of two models exist at once
+_AT_ONCE = 4  # texts at a time: the logits of two models exist for each
 
 
 class Causal(Pretrained):
-    """A model that predicts the next token; what it gives are logits, (batch, tokens, vocabulary).
+    """A model that predicts the next token; its outputs are logits, (batch, tokens, vocabulary).
 
     The layer that makes the logits stays as it is: it mostly shares its weight with the embeddings.
     """
@@ -22,10 +22,15 @@ class Causal(Pretrained):
     AUTO = "AutoModelForCausalLM"
 
     def states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        found = self.model.base_model(  # without the logits, which are most of a small model's work
-            input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
+        output = (
+            self.model.base_model(  # without the logits, which are most of a small model's work
+                input_ids=ids,
+                attention_mask=mask.long(),
+                output_hidden_states=True,
+                use_cache=False,
+            )
         )
-        return list(found.hidden_states[1:])
+        return list(output.hidden_states[1:])
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits, (batch, tokens, vocabulary)."""
@@ -52,7 +57,7 @@ class Causal(Pretrained):
     def _diverged(self, student: Model, ids: Tensor, mask: Tensor) -> float:
         total = 0.0
         for some, own in zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True):
-            wanted, found = (F.log_softmax(each(some, own)[own], -1) for each in (self, student))
-            lost = F.kl_div(found, wanted, reduction="sum", log_target=True)
+            wanted, obtained = (F.log_softmax(each(some, own)[own], -1) for each in (self, student))
+            lost = F.kl_div(obtained, wanted, reduction="sum", log_target=True)
             total += float(lost.nan_to_num(WORST, WORST))
         return max(0.0, total / int(mask.sum()))

@@ -39,8 +39,8 @@ _NAMED = 3  # layers that a sentence names of each reason
 
 
 @dataclass(frozen=True)
-class Found:
-    """One linear layer of a model: what becomes of it, or why it stays."""
+class LinearLayer:
+    """One linear layer of a model, with the format that replaces it or the reason it stays."""
 
     name: str
     module: nn.Module
@@ -90,17 +90,17 @@ def convert(
             ``skip`` or ``format`` is of no linear layer.
         UnknownNameError: there is no such format or knob.
     """
-    found = planned(model, format, density, skip, knobs, values=not dry_run)
+    layers = planned(model, format, density, skip, knobs, values=not dry_run)
     if dry_run:
-        return table(found)
-    if left := _left(found):
+        return table(layers)
+    if left := _left(layers):
         warnings.warn(left, stacklevel=2)
-    chosen = [each for each in found if each.described is not None]
+    chosen = [each for each in layers if each.described is not None]
     if not chosen:
-        raise UsageError(_nothing(found))
-    seen = {} if calibration is None else activations(model, calibration, chosen)
-    made = {each.name: projected(each, seen.get(each.name)) for each in chosen}
-    return swapped(model, made)
+        raise UsageError(_nothing(layers))
+    inputs = {} if calibration is None else activations(model, calibration, chosen)
+    replacements = {each.name: projected(each, inputs.get(each.name)) for each in chosen}
+    return swapped(model, replacements)
 
 
 def planned(
@@ -111,7 +111,7 @@ def planned(
     knobs: Mapping[str, Knob] | None = None,
     *,
     values: bool = True,
-) -> list[Found]:
+) -> list[LinearLayer]:
     """Every linear layer of a model, with its format or with why it stays.
 
     Raises:
@@ -137,9 +137,9 @@ def planned(
 
 
 def _settled(
-    each: Found, wanted: Mapping[str, Knob] | None, skip: Sequence[str], *, values: bool
-) -> Found:
-    """One layer with what the plan makes of it."""
+    each: LinearLayer, wanted: Mapping[str, Knob] | None, skip: Sequence[str], *, values: bool
+) -> LinearLayer:
+    """One layer with its format by the plan."""
     if any(fnmatch.fnmatchcase(each.name, pattern) for pattern in skip):
         return _staying(each, "skipped")
     if wanted is None:
@@ -171,18 +171,18 @@ def _settled(
     return replace(each, described=described)
 
 
-def _staying(each: Found, reason: str) -> Found:
+def _staying(each: LinearLayer, reason: str) -> LinearLayer:
     return replace(each, kept=reason)
 
 
 # --- which layers there are -----------------------------------------------------------------------
 
 
-def linears(model: nn.Module) -> list[Found]:
+def linears(model: nn.Module) -> list[LinearLayer]:
     """The linear layers of a model in its order, with why some of them cannot be replaced."""
     shared = _owners(model)
     parents = dict(model.named_modules())
-    found = []
+    layers = []
     for name, module in model.named_modules():
         kind = {base.__name__ for base in type(module).__mro__}
         if not (isinstance(module, nn.Linear) or "Conv1D" in kind) or isinstance(module, nn.Conv1d):
@@ -204,10 +204,12 @@ def linears(model: nn.Module) -> list[Found]:
             kept = f"torch's {type(parent).__name__} reads its weight without calling it"
         elif others := shared[_place(module.weight)] - {name}:
             kept = f"shares its weight with {min(others)}"
-        found.append(Found(name, module, rows, columns, weight.dtype, weight.device, kept=kept))
-    if not found:
+        layers.append(
+            LinearLayer(name, module, rows, columns, weight.dtype, weight.device, kept=kept)
+        )
+    if not layers:
         raise UsageError(f"{type(model).__name__} holds no linear layers.")
-    return found
+    return layers
 
 
 def _owners(model: nn.Module) -> dict[Any, set[str]]:
@@ -219,7 +221,7 @@ def _owners(model: nn.Module) -> dict[Any, set[str]]:
 
 
 def _place(tensor: Any) -> Any:
-    """What two tensors share that are one: the object, or where there is memory, that and shape."""
+    """A key that is equal for shared tensors: memory and shape, or the object without memory."""
     if tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
         return id(tensor)
     return tensor.data_ptr(), tuple(tensor.shape)
@@ -228,14 +230,16 @@ def _place(tensor: Any) -> Any:
 # --- projection -----------------------------------------------------------------------------------
 
 
-def projected(each: Found, seen: Tensor | None = None, weighting: str = ACTIVATIONS) -> Linear:
+def projected(
+    each: LinearLayer, inputs: Tensor | None = None, weighting: str = ACTIVATIONS
+) -> Linear:
     """The layer that stands in for one of the model; ``weighting`` as ``project_seeing`` has it."""
     assert each.described is not None
     parts = weight_and_bias(each.module)
     assert parts is not None
     weight, bias = parts
     with torch.no_grad():
-        layer = project_seeing(each.described, weight, seen, weighting)
+        layer = project_seeing(each.described, weight, inputs, weighting)
     layer.described = each.described
     if bias is not None:
         layer.bias = nn.Parameter(bias.clone())
@@ -243,24 +247,24 @@ def projected(each: Found, seen: Tensor | None = None, weighting: str = ACTIVATI
     return layer.trust_versions().requires_grad_(learns).train(each.module.training)
 
 
-def swapped(model: nn.Module, made: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of the model with these modules in the places of those of their names."""
+def swapped(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of the model, with these modules in place of the ones with their names."""
     modules = dict(model.named_modules())
-    memo: dict[int, Any] = {id(modules[name]): layer for name, layer in made.items()}
+    memo: dict[int, Any] = {id(modules[name]): layer for name, layer in replacements.items()}
     return copy.deepcopy(model, memo)
 
 
 def activations(
-    model: nn.Module, batches: Iterable[Any], chosen: Sequence[Found]
+    model: nn.Module, batches: Iterable[Any], chosen: Sequence[LinearLayer]
 ) -> dict[str, Tensor]:
-    """What these layers see while the model runs the batches: (rows, in_features) by name.
+    """The inputs of these layers while the model runs the batches: (rows, in_features) by name.
 
     Raises:
         UsageError: there are no batches, or the model does not take one.
     """
-    seen: dict[str, list[Tensor]] = defaultdict(list)
+    inputs: dict[str, list[Tensor]] = defaultdict(list)
     hooks = [
-        each.module.register_forward_pre_hook(_keeper(seen, each.name), with_kwargs=True)
+        each.module.register_forward_pre_hook(_keeper(inputs, each.name), with_kwargs=True)
         for each in chosen
     ]
     training, count = [m for m in model.modules() if m.training], 0
@@ -277,11 +281,11 @@ def activations(
             module.training = True
     if not count:
         raise UsageError("calibration holds no batches.")
-    return {name: torch.cat(rows) for name, rows in seen.items()}
+    return {name: torch.cat(rows) for name, rows in inputs.items()}
 
 
 def _called(model: nn.Module, batch: Any) -> None:
-    """Run one batch through the model, as its type asks."""
+    """Run one batch through the model, unpacked by the batch's type."""
     if isinstance(batch, Mapping):
         model(**batch)
     elif isinstance(batch, (tuple, list)):
@@ -296,13 +300,13 @@ def _called(model: nn.Module, batch: Any) -> None:
 
 
 def _keeper(
-    seen: dict[str, list[Tensor]], name: str
+    captured: dict[str, list[Tensor]], name: str
 ) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *named.values())
-        room = ROWS - sum(len(rows) for rows in seen[name])
+        room = ROWS - sum(len(rows) for rows in captured[name])
         if room > 0:
-            seen[name].append(x.detach().reshape(-1, x.shape[-1])[:room])
+            captured[name].append(x.detach().reshape(-1, x.shape[-1])[:room])
 
     return keep
 
@@ -310,12 +314,12 @@ def _keeper(
 # --- words ----------------------------------------------------------------------------------------
 
 
-def table(found: Sequence[Found]) -> pd.DataFrame:
+def table(layers: Sequence[LinearLayer]) -> pd.DataFrame:
     """One row a layer: its shape and format, and bytes before and after, without biases."""
     import pandas as pd
 
     rows = []
-    for each in found:
+    for each in layers:
         dense = each.out_features * each.in_features * each.dtype.itemsize
         described = each.described
         rows.append({
@@ -333,16 +337,16 @@ def table(found: Sequence[Found]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _left(found: Sequence[Found]) -> str | None:
-    """Which layers stay that nobody asked to stay, in a sentence."""
+def _left(layers: Sequence[LinearLayer]) -> str | None:
+    """A sentence that names the layers that stay against the caller's wish; None without any."""
     reasons: dict[str, list[str]] = defaultdict(list)
-    for each in found:
+    for each in layers:
         if each.kept not in ("", "skipped", "not named"):
             reasons[each.kept].append(each.name or type(each.module).__name__)
     if not reasons:
         return None
-    said = [f"{_named(names)} ({why.rstrip('.')})" for why, names in reasons.items()]
-    return f"These layers stay as they are: {'; '.join(said)}."
+    groups = [f"{_named(names)} ({why.rstrip('.')})" for why, names in reasons.items()]
+    return f"These layers stay as they are: {'; '.join(groups)}."
 
 
 def _named(names: Sequence[str]) -> str:
@@ -350,8 +354,8 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _nothing(found: Sequence[Found]) -> str:
-    first = next((each for each in found if each.kept not in ("skipped", "not named")), None)
+def _nothing(layers: Sequence[LinearLayer]) -> str:
+    first = next((each for each in layers if each.kept not in ("skipped", "not named")), None)
     if first is None:
         return "Every linear layer is skipped; nothing is converted."
     name = first.name or "the model"

@@ -78,14 +78,14 @@ def load_converted(folder: str | Path, model: nn.Module) -> nn.Module:
     from safetensors.torch import load_file
 
     path = files.named(folder)
-    told = checkpoints.described(path / DESCRIPTION)
-    if told.get("schema") != SCHEMA:
+    description = checkpoints.described(path / DESCRIPTION)
+    if description.get("schema") != SCHEMA:
         raise UsageError(f"{path / DESCRIPTION} is not of schema {SCHEMA}.")
     try:
         tensors = load_file(files.regular(path / WEIGHTS))
     except (OSError, SafetensorError) as error:
         raise UsageError(f"{path / WEIGHTS} cannot be read: {error}.") from error
-    layers, shared = (_object(told, part, path) for part in ("layers", "shared"))
+    layers, shared = (_object(description, part, path) for part in ("layers", "shared"))
     for name, each in layers.items():
         _put(model, name, empty(name, each, str(path / DESCRIPTION)))
     values = {**tensors, **{alias: tensors[name] for alias, name in shared.items()
@@ -103,20 +103,20 @@ def _need_safetensors() -> None:
 
 
 def described(name: str, layer: Linear) -> dict[str, Any]:
-    """What makes the layer again, but for its values.
+    """The description that makes the layer again, except for its values.
 
     Raises:
         UsageError: no projection made the layer.
     """
-    found = layer.described
-    if found is None:
+    format_ = layer.described
+    if format_ is None:
         raise UsageError(f"{name} is of a format, but no projection made it: its knobs are lost.")
     values = next(t for t in layer.stored_tensors() if t.is_floating_point())
     return {
-        "format": found.name(),
-        "out_features": found.out_features,
-        "in_features": found.in_features,
-        "knobs": found.knobs(),
+        "format": format_.name(),
+        "out_features": format_.out_features,
+        "in_features": format_.in_features,
+        "knobs": format_.knobs(),
         "dtype": str(values.dtype).removeprefix("torch."),
         "bias": layer.bias is not None,
         "trained": next((p.requires_grad for p in layer.parameters()), True),
@@ -138,33 +138,33 @@ def _once(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, shared
 
 
-def _object(told: Mapping[str, Any], part: str, path: Path) -> dict[str, Any]:
-    found = told.get(part)
-    if not isinstance(found, dict):
+def _object(description: Mapping[str, Any], part: str, path: Path) -> dict[str, Any]:
+    value = description.get(part)
+    if not isinstance(value, dict):
         raise UsageError(f"{path / DESCRIPTION} holds no table of {part}.")
-    return found
+    return value
 
 
-def empty(name: str, told: Any, file: str = "The file") -> Linear:
+def empty(name: str, entry: Any, file: str = "The file") -> Linear:
     """A layer of the described format; its values are still to come.
 
     Raises:
         UsageError: the description, of that file, is none.
     """
     where = f"{file} describes {shortened(repr(name))}"
-    if not isinstance(told, dict):
+    if not isinstance(entry, dict):
         raise UsageError(f"{where} by something else than a table.")
-    knobs, dtype = told.get("knobs"), DTYPES.get(str(told.get("dtype")))
-    if not isinstance(knobs, dict) or dtype is None or not isinstance(told.get("format"), str):
+    knobs, dtype = entry.get("knobs"), DTYPES.get(str(entry.get("dtype")))
+    if not isinstance(knobs, dict) or dtype is None or not isinstance(entry.get("format"), str):
         raise UsageError(f"{where} without a format, its knobs and its dtype.")
-    kind = plugins.load("formats", told["format"], Format)
-    found = kind.from_knobs(told.get("out_features"), told.get("in_features"), **knobs)  # type: ignore[arg-type]
+    kind = plugins.load("formats", entry["format"], Format)
+    format_ = kind.from_knobs(entry.get("out_features"), entry.get("in_features"), **knobs)  # type: ignore[arg-type]
     source = torch.Generator().manual_seed(0)
-    layer = found.random(dtype=dtype, generator=source)
-    if told.get("bias"):
-        layer.bias = nn.Parameter(torch.zeros(found.out_features, dtype=dtype))
-    layer.described = found
-    return layer.trust_versions().requires_grad_(bool(told.get("trained", True)))
+    layer = format_.random(dtype=dtype, generator=source)
+    if entry.get("bias"):
+        layer.bias = nn.Parameter(torch.zeros(format_.out_features, dtype=dtype))
+    layer.described = format_
+    return layer.trust_versions().requires_grad_(bool(entry.get("trained", True)))
 
 
 def _put(model: nn.Module, name: str, layer: Linear) -> None:
@@ -174,11 +174,11 @@ def _put(model: nn.Module, name: str, layer: Linear) -> None:
     except AttributeError:
         known = [n for n, each in model.named_modules() if not list(each.children())]
         raise UnknownNameError(f"layer of {type(model).__name__}", name, known) from None
-    found = {each.name: each for each in _convert.linears(model)}.get(name)
-    if found is None or (found.out_features, found.in_features) != (
+    target = {each.name: each for each in _convert.linears(model)}.get(name)
+    if target is None or (target.out_features, target.in_features) != (
         layer.out_features, layer.in_features,
     ):  # fmt: skip
-        has = f"{found.out_features}×{found.in_features}" if found else type(before).__name__
+        has = f"{target.out_features}×{target.in_features}" if target else type(before).__name__
         raise UsageError(
             f"{name} of the model is {has}, where the file has "
             f"{layer.out_features}×{layer.in_features}: it is of another architecture."

@@ -31,24 +31,24 @@ from hwbench.workloads._llama import Llama, encoded
 
 SAME = 1e-3
 """How far the logits of the layers' own kernels may be from those of Ŵ, of their norm."""
-_NEAR = 30.0  # … and where a kernel rounds activations: of what one layer may miss
-_CALLS = 3  # passes of which the median is the latency; the one that is compared comes first
+_NEAR = 30.0  # … and where a kernel rounds activations: times the tolerance of one layer
+_CALLS = 3  # passes; their median is the latency, and the first is the compared one
 
 Project = Callable[[Tensor, Seen | None], Linear]
-"""A weight and what its layer sees → the layer that stands in for it."""
+"""A weight and its layer's inputs → the layer in the format."""
 Sighted = tuple[str, nn.Linear, Seen | None]
-"""A layer of the model by its name, and what its projection sees."""
+"""A layer's name, the layer, and the inputs that its projection uses."""
 
 
 class Sight(NamedTuple):
-    """What projections see: a word of ``WEIGHTINGS``, and how many windows of calibration text."""
+    """The inputs of projections: a word of ``WEIGHTINGS``, and windows of calibration text."""
 
     weighting: str
     windows: int
 
 
 class Kept(NamedTuple):
-    """What is found of each window, and of the model as a whole."""
+    """The quantities of each window, and of the model as a whole."""
 
     nats: list[float]  # mean nats a token
     original_nats: list[float]
@@ -133,7 +133,7 @@ def _exact(file: Path, evaluation: int, where: torch.device) -> list[Tensor]:
 
 
 def _logs(logits: Tensor) -> Tensor:
-    """(tokens, vocabulary) → (tokens − 1, vocabulary): what follows the last token is not there."""
+    """(tokens, vocabulary) → (tokens − 1, vocabulary): no token follows the last one."""
     return F.log_softmax(logits[:-1].float(), -1)
 
 
@@ -142,7 +142,7 @@ def _windows(file: Path, part: str, count: int, where: torch.device) -> Tensor:
 
 
 def _sights(file: Path, sight: Sight, where: torch.device) -> Iterator[Sighted]:
-    """Every layer with what its projection sees; layers in a row that see the same share it."""
+    """Every layer with the inputs of its projection; neighbours with the same inputs share them."""
     original = _original(file, where)
     if sight.weighting == NONE:
         return ((name, linear, None) for name, linear in original.linears().items())
@@ -151,9 +151,9 @@ def _sights(file: Path, sight: Sight, where: torch.device) -> Iterator[Sighted]:
     return _by_rows(original, _windows(file, "calibration", sight.windows, where))
 
 
-def _by_rows(original: Llama, seen: Tensor) -> Iterator[Sighted]:
+def _by_rows(original: Llama, ids: Tensor) -> Iterator[Sighted]:
     shared: Seen | None = None
-    for name, linear, rows in original.visited(seen):
+    for name, linear, rows in original.visited(ids):
         if shared is None or shared.rows is not rows:
             shared = Seen(rows)
         yield name, linear, shared
@@ -170,10 +170,10 @@ def _by_gram(original: Llama, grams: dict[str, Tensor]) -> Iterator[Sighted]:
 @lru_cache(maxsize=1)
 def _grams(file: Path, calibration: int, where: torch.device) -> dict[str, Tensor]:
     """G of every layer by its name, one tensor for layers that see the same: 0.8 GB for SmolLM2."""
-    seen = _windows(file, "calibration", calibration, where)
+    ids = _windows(file, "calibration", calibration, where)
     with torch.no_grad():
-        found = _by_rows(_original(file, where), seen)
-        return {name: shared.gram for name, _, shared in found if shared is not None}
+        sighted = _by_rows(_original(file, where), ids)
+        return {name: shared.gram for name, _, shared in sighted if shared is not None}
 
 
 def _projected(
@@ -190,13 +190,13 @@ def _projected(
 
 
 def _block(project: Project, own: list[Sighted]) -> dict[str, Linear]:
-    return {name: project(linear.weight.detach(), seen) for name, linear, seen in own}
+    return {name: project(linear.weight.detach(), inputs) for name, linear, inputs in own}
 
 
 def _made_dense(model: Llama) -> None:
     """Put a plain linear layer of the same matrix in the place of each projected one."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, Linear)]
-    for name, layer in found:
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, Linear)]
+    for name, layer in layers:
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
         plain.weight = nn.Parameter(layer.to_dense().detach().contiguous(), requires_grad=False)
         model.set_submodule(name, plain)
@@ -207,16 +207,16 @@ def _apart(ours: Tensor, wanted: Tensor) -> float:
     return _own.apart(ours.double() - exact, exact)
 
 
-def _window(exact: Tensor, found: Tensor, ids: Tensor) -> tuple[float, float, float, float]:
+def _window(exact: Tensor, approximate: Tensor, ids: Tensor) -> tuple[float, float, float, float]:
     """Nats of both, the divergence, and the agreement of one window.
 
     Args:
         exact: of the original, as ``_logs`` gives it.
-        found: logits of the student, (tokens, vocabulary).
+        approximate: logits of the student, (tokens, vocabulary).
         ids: (tokens,).
     """
     after = ids[1:].unsqueeze(1)
-    ours = _logs(found)
+    ours = _logs(approximate)
     before, nats = (-float(each.gather(1, after).double().mean()) for each in (exact, ours))
     divergence = float((exact.exp() * (exact - ours)).sum(-1).double().mean())
     same = float((exact.argmax(-1) == ours.argmax(-1)).double().mean())

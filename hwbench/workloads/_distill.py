@@ -35,44 +35,44 @@ def compressed(model: Model, project: Project, activations: Mapping[str, Tensor]
 
     A layer that no activations are given of is projected as it is.
     """
-    found = copy.deepcopy(model)
+    student = copy.deepcopy(model)
     for name, linear in model.linears().items():
-        seen = None if activations is None else activations.get(name)
-        layer = project(linear.weight.detach(), seen)
+        inputs = None if activations is None else activations.get(name)
+        layer = project(linear.weight.detach(), inputs)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone())
-        found.set_submodule(name, layer)
-    return found.requires_grad_(False)
+        student.set_submodule(name, layer)
+    return student.requires_grad_(False)
 
 
 def activations(model: Model, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """What every linear layer sees at the tokens of these texts: (rows, in_features) by name.
+    """The inputs of every linear layer at the tokens of these texts: (rows, in_features) by name.
 
     A layer that sees no tokens, but such things as relative positions, has all that it sees; one
     that nothing passes through is left out.
     """
-    seen: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
     hooks = [
-        linear.register_forward_pre_hook(_keeper(seen, name, mask))
+        linear.register_forward_pre_hook(_keeper(inputs, name, mask))
         for name, linear in model.linears().items()
     ]
     with torch.no_grad():
         model(ids, mask)
     for hook in hooks:
         hook.remove()
-    return seen
+    return inputs
 
 
 def _keeper(
-    seen: dict[str, Tensor], name: str, mask: Tensor
+    captured: dict[str, Tensor], name: str, mask: Tensor
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
         rows = x.reshape(-1, x.shape[-1])
         if x.shape[:-1] in (mask.shape, mask.flatten().shape):
-            seen[name] = rows[mask.flatten()][:ROWS]
+            captured[name] = rows[mask.flatten()][:ROWS]
         else:  # a layer can see tokens in one call and positions in another
-            seen.setdefault(name, rows[:ROWS])
+            captured.setdefault(name, rows[:ROWS])
 
     return keep
 

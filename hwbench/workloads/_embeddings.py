@@ -21,7 +21,7 @@ from hwbench.workloads._models import Model
 
 
 class Embedder(Model):
-    """An encoder; what it gives are sentence embeddings."""
+    """An encoder; its outputs are sentence embeddings."""
 
     pooling: str
     """``mean`` or ``cls``, as ``models.pooling`` reads it."""
@@ -32,14 +32,14 @@ class Embedder(Model):
 
     def apart(self, ours: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
         """One minus the cosine of the embeddings."""
-        found, target = (pooled(each, mask, self.pooling) for each in (ours, wanted))
-        return F.relu(1 - (found * target).sum(-1).mean())
+        embedding, target = (pooled(each, mask, self.pooling) for each in (ours, wanted))
+        return F.relu(1 - (embedding * target).sum(-1).mean())
 
     def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
         """The mean cosine to this model's embeddings, and the agreement of nearest neighbours."""
-        found, wanted = student(ids, mask), self(ids, mask)
-        cosine = float((found.double() * wanted.double()).sum(-1).mean())
-        return cosine, {RETRIEVAL_AGREEMENT.name: agreement(found, wanted)}
+        embeddings, wanted = student(ids, mask), self(ids, mask)
+        cosine = float((embeddings.double() * wanted.double()).sum(-1).mean())
+        return cosine, {RETRIEVAL_AGREEMENT.name: agreement(embeddings, wanted)}
 
     def paired(self, student: Model, ids: Tensor, mask: Tensor) -> dict[str, float | list[float]]:
         """How well the student finds each sentence's partner; no teacher is needed for that."""

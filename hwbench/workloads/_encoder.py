@@ -23,5 +23,5 @@ class Encoder(Pretrained, Embedder):
         self.pooling = models.pooling(folder)
 
     def states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
-        found = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
-        return [*found.hidden_states[1:-1], found.last_hidden_state]
+        output = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+        return [*output.hidden_states[1:-1], output.last_hidden_state]

@@ -21,7 +21,7 @@ _BYTES = 256
 _FILES = {"bin": ("train.bin", "val.bin"), "txt": ("train.txt", "val.txt")}
 _WANTED = "train.bin and val.bin (GPT-2's tokens as uint16) or train.txt and val.txt"
 _SCORED = 2**17  # tokens of the validation file, or all that it has
-_AT_ONCE = 4096  # tokens whose logits exist at once while the score is taken
+_AT_ONCE = 4096  # tokens at a time in scoring: the logits of all of them exist at once
 
 
 class Language(nn.Module):
@@ -57,7 +57,7 @@ class Language(nn.Module):
 
 
 class Tokens(NamedTuple):
-    """Token ids of two files, which stay on the disk; a window of them is what is learned from."""
+    """Token ids of two files, which stay on the disk; training draws windows of them."""
 
     train: NDArray[np.unsignedinteger]
     validation: NDArray[np.unsignedinteger]
@@ -143,7 +143,7 @@ def _ids(folder: Path, name: str) -> NDArray[np.unsignedinteger]:
 
 
 def _strange(folder: Path, name: str) -> str | None:
-    """Whether a file holds what is no token, in words."""
+    """Says that a file holds a number that is no token; None where it does not."""
     facts = (folder / name).stat()
     largest = _largest(folder / name, _dtype(folder), facts.st_size, facts.st_mtime_ns)
     if largest < vocabulary(folder):

@@ -22,7 +22,7 @@ from hwbench.errors import UsageError
 
 
 class Llama(nn.Module):
-    """A decoder; what it gives are logits, (batch, tokens, vocabulary). Padding is on the right."""
+    """A decoder; its outputs are logits, (batch, tokens, vocabulary). Padding is on the right."""
 
     def __init__(self, config: smollm2.Config) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Llama(nn.Module):
         )
 
     def embedded(self, ids: Tensor) -> Tensor:
-        """What the first layer sees, (batch, tokens, hidden)."""
+        """The inputs of the first layer, (batch, tokens, hidden)."""
         return self.model["embed_tokens"](ids)
 
     def logits(self, last: Tensor) -> Tensor:
@@ -46,18 +46,18 @@ class Llama(nn.Module):
     def states(self, ids: Tensor, mask: Tensor) -> list[Tensor]:
         del mask  # no token looks to its right, where all padding is
         x, turned = self.embedded(ids), self._turned(ids.shape[1])
-        found = []
+        outputs = []
         for layer in self.model["layers"]:
             x = layer(x, turned)
-            found.append(x)
-        return found
+            outputs.append(x)
+        return outputs
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Logits, (batch, tokens, vocabulary)."""
         return self.logits(self.states(ids, mask)[-1])
 
     def visited(self, ids: Tensor) -> Iterator[tuple[str, nn.Linear, Tensor]]:
-        """Every linear layer with what it sees at these ids, a block of the model after the other.
+        """Every linear layer with its inputs at these ids, one block of the model after another.
 
         Only the activations of one block exist at once.
 
@@ -70,16 +70,16 @@ class Llama(nn.Module):
         """
         x, turned = self.embedded(ids), self._turned(ids.shape[1])
         for place, block in enumerate(self.model["layers"]):
-            seen: dict[str, Tensor] = {}
+            inputs: dict[str, Tensor] = {}
             own = {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear)}
-            hooks = [m.register_forward_pre_hook(_keeper(seen, n)) for n, m in own.items()]
+            hooks = [m.register_forward_pre_hook(_keeper(inputs, n)) for n, m in own.items()]
             try:
                 x = block(x, turned)
             finally:
                 for hook in hooks:
                     hook.remove()
             for name, linear in own.items():
-                yield f"model.layers.{place}.{name}", linear, seen[name]
+                yield f"model.layers.{place}.{name}", linear, inputs[name]
 
     def shorten(self, blocks: int) -> None:
         """Keep the first blocks alone."""
@@ -112,8 +112,8 @@ class Llama(nn.Module):
     def load(cls, folder: Path) -> Self:
         with torch.device("meta"):
             model = cls(smollm2.config(folder))
-        found = {name: torch.from_numpy(values) for name, values in smollm2.weights(folder)}
-        model.load_state_dict(found, assign=True)
+        tensors = {name: torch.from_numpy(values) for name, values in smollm2.weights(folder)}
+        model.load_state_dict(tensors, assign=True)
         return model.eval().requires_grad_(False)
 
     @classmethod
@@ -128,7 +128,7 @@ class Llama(nn.Module):
 
 @lru_cache(maxsize=4)
 def _shapes(folder: Path) -> tuple[tuple[int, int], ...]:
-    """Of every linear layer; planning asks for them once a case."""
+    """The shape of every linear layer; planning asks for it once per case."""
     with torch.device("meta"):
         model = Llama(smollm2.config(folder))
     return tuple((m.out_features, m.in_features) for m in model.linears().values())
@@ -156,8 +156,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self._attended(self.input_layernorm(x), turned)
-        seen, mlp = self.post_attention_layernorm(x), self.mlp
-        return x + mlp["down_proj"](F.silu(mlp["gate_proj"](seen)) * mlp["up_proj"](seen))
+        normed, mlp = self.post_attention_layernorm(x), self.mlp
+        return x + mlp["down_proj"](F.silu(mlp["gate_proj"](normed)) * mlp["up_proj"](normed))
 
     def _attended(self, x: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = (
@@ -166,8 +166,8 @@ class _Layer(nn.Module):
         )
         share = q.shape[1] // k.shape[1]  # heads that look at the same keys and values
         k, v = (each.repeat_interleave(share, dim=1) for each in (_rotated(k, turned), v))
-        seen = F.scaled_dot_product_attention(_rotated(q, turned), k, v, is_causal=True)
-        return self.self_attn["o_proj"](seen.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(_rotated(q, turned), k, v, is_causal=True)
+        return self.self_attn["o_proj"](attended.transpose(1, 2).flatten(2))
 
 
 def _rotated(x: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
@@ -176,12 +176,14 @@ def _rotated(x: Tensor, turned: tuple[Tensor, Tensor]) -> Tensor:
     return x * turned[0] + torch.cat((-second, first), dim=-1) * turned[1]
 
 
-def _keeper(seen: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _keeper(
+    captured: dict[str, Tensor], name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].detach().flatten(0, -2)
-        last = next(reversed(seen.values()), rows)
+        last = next(reversed(captured.values()), rows)
         same = last.data_ptr() == rows.data_ptr() and last.shape == rows.shape
-        seen[name] = last if same else rows
+        captured[name] = last if same else rows
 
     return keep
 
@@ -199,11 +201,11 @@ def _tokenizer(file: Path) -> Any:
 
     tokens, merges = smollm2.vocabulary(file)
     pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-    found = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
-    found.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    return found
+    return tokenizer

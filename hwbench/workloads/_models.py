@@ -1,4 +1,4 @@
-"""What ``compress`` asks of a trained model, whatever kind it is of."""
+"""The interface of trained models of every kind, for ``compress`` and its siblings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def not_finite(*paths: Path) -> str | None:
 
 
 class Model(nn.Module, ABC):
-    """Token ids and mask of shape (batch, tokens) → what the model is judged by.
+    """Token ids and mask of shape (batch, tokens) → the outputs that the model is judged by.
 
     A class is a way to read models, too: ask ``unreadable`` before anything else of a folder.
     """
@@ -107,10 +107,10 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
-        """The score of a student of this model, and what is found beside it."""
+        """The score of a student of this model, and further quantities beside it."""
 
     def paired(self, student: Model, ids: Tensor, mask: Tensor) -> dict[str, float | list[float]]:
-        """What a student makes of sentences of which every two are a pair, beside its score."""
+        """Further quantities of a student, from sentences in pairs (each with the next one)."""
         del student, ids, mask
         return {}
 

@@ -100,9 +100,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) → the same."""
-        seen = self.norms[0](x)
+        normed = self.norms[0](x)
         q, k, v = (
-            layer(seen).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            layer(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)

@@ -32,23 +32,24 @@ _ROWS = 4096  # rows that are multiplied at once
 def unreadable(options: Mapping[str, Knob], shape: tuple[int, int]) -> str | None:
     """Why the tensors of a case cannot be read, in words; None where they can."""
     try:
-        found = _weight(options)
-        if found.shape != shape:
-            sides = "×".join(map(str, found.shape))
-            return f"{found} is {sides}, and the case {shape[0]}×{shape[1]}."
-        _unchanged(found, str(options["weights_hash"]))
+        weight = _weight(options)
+        if weight.shape != shape:
+            sides = "×".join(map(str, weight.shape))
+            return f"{weight} is {sides}, and the case {shape[0]}×{shape[1]}."
+        _unchanged(weight, str(options["weights_hash"]))
         if options["activations"]:
-            _unchanged(_activations(options, found), str(options["activations_hash"]))
+            _unchanged(_activations(options, weight), str(options["activations_hash"]))
     except UsageError as error:
         return str(error)
     return None
 
 
-def _unchanged(found: Stored, told: str) -> None:
-    """Raise where a tensor is not what the run was asked for; it holds no number that is none."""
-    if (now := tensors.content(found)) != told and told:
+def _unchanged(stored: Stored, recorded: str) -> None:
+    """Raise where a tensor's content differs from the recorded one, or has a NaN or infinity."""
+    if (now := tensors.content(stored)) != recorded and recorded:
         raise UsageError(
-            f"{found} has changed: its content was {told} when the run was asked for and is {now}."
+            f"{stored} has changed: its content was {recorded} when the run was asked for and is "
+            f"{now}."
         )
 
 
@@ -58,7 +59,7 @@ def weight(options: Mapping[str, Knob]) -> Tensor:
 
 
 def activations(options: Mapping[str, Knob]) -> Tensor | None:
-    """What the layer sees, float32, (rows, in_features), on the CPU; None where it is not given."""
+    """The layer's inputs, float32, (rows, in_features), on the CPU; None where not given."""
     if not options["activations"]:
         return None
     return torch.from_numpy(tensors.array(_activations(options, _weight(options))))

@@ -43,9 +43,9 @@ _READERS = (
     "_trained",
 )
 CODE = ("formats/*.py", "data/*.txt", *(f"workloads/{name}.py" for name in _READERS))
-"""What a score follows from, of hwbench's own files."""
+"""The files of hwbench that decide a score."""
 Scores = dict[str, list[float]]
-"""``output_error`` and ``projection_error`` of each layer, and ``seconds``, what they took."""
+"""``output_error`` and ``projection_error`` of each layer, and ``seconds``, the time of both."""
 
 
 def missing() -> str | None:
@@ -66,14 +66,14 @@ def chosen(out_features: int, in_features: int, count: int) -> list[str]:
     kinds = [sorted(names, key=_depth) for names in places.values()]
     if count >= sum(map(len, kinds)):
         return sorted((name for names in kinds for name in names), key=_depth)
-    found: list[str] = []
+    picked: list[str] = []
     for place in range(count):
         names = kinds[place % len(kinds)]
         share = place / (count - 1) if count > 1 else 0.5
-        free = [name for name in names if name not in found]
+        free = [name for name in names if name not in picked]
         wish = share * (len(names) - 1)
-        found.append(min(free or names, key=lambda name: abs(names.index(name) - wish)))
-    return sorted(found, key=_depth)
+        picked.append(min(free or names, key=lambda name: abs(names.index(name) - wish)))
+    return sorted(picked, key=_depth)
 
 
 def _depth(name: str) -> tuple[int, str]:
@@ -103,26 +103,26 @@ def scores(
 def _measured(
     described: Format, names: list[str], weighting: str, device: torch.device, dtype: torch.dtype
 ) -> Scores:
-    found: Scores = {"output_error": [], "projection_error": [], "seconds": []}
+    results: Scores = {"output_error": [], "projection_error": [], "seconds": []}
     for name in names:
         begun = time.perf_counter()
         weight = _trained.linears()[name].to(device, dtype)
         module = name.removesuffix(WEIGHT)
-        seen = None if weighting == NONE else _seen("calibration")[module].to(device)
+        inputs = None if weighting == NONE else _seen("calibration")[module].to(device)
         exact = weight.double()
-        layer = project_seeing(described, weight, seen, weighting)
+        layer = project_seeing(described, weight, inputs, weighting)
         lost = layer.to_dense().detach().double() - exact
         error = _own.apart(lost, exact)
         rows = _seen("held_out")[module].to(device)
-        found["output_error"].append(_own.output_error(lost, exact, rows))
-        found["projection_error"].append(error)
-        found["seconds"].append(time.perf_counter() - begun)
-    return found
+        results["output_error"].append(_own.output_error(lost, exact, rows))
+        results["projection_error"].append(error)
+        results["seconds"].append(time.perf_counter() - begun)
+    return results
 
 
 @lru_cache(maxsize=2)
 def _seen(texts: str) -> dict[str, Tensor]:
-    """What every layer of the packaged model sees at the tokens of these texts, on the CPU."""
+    """The inputs of every layer of the packaged model at the tokens of these texts, on the CPU."""
     folder = _trained.folder()
     lines = _texts.calibration() if texts == "calibration" else _texts.held_out()
     return _distill.activations(Bert.load(folder), *Bert.tokens(folder, lines))
@@ -169,13 +169,13 @@ def code(further: str, patterns: tuple[str, ...]) -> str:
 
 
 def _read(file: Path, count: int) -> Scores | None:
-    """What is kept; None where there is no file, or one that something else has written."""
-    found = environment.kept(file)
+    """Reads the kept scores; None where there is no file, or another program's."""
+    results = environment.kept(file)
     for name in ("output_error", "projection_error", "seconds"):
-        values = found.get(name)
+        values = results.get(name)
         if not isinstance(values, list) or len(values) != count or not all(map(is_amount, values)):
             return None
-    return {name: [float(value) for value in values] for name, values in found.items()}
+    return {name: [float(value) for value in values] for name, values in results.items()}
 
 
 def is_amount(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a case comes to on a device: knobs resolved, costs counted, and why it cannot run."""
+"""Plans a case on a device: resolves its knobs, counts its costs, and says why it cannot run."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def _members(workload: str, format_: str) -> tuple[Workload, type[Format]]:
 
 
 def quantities(workload: str) -> list[Quantity]:
-    """What a workload scores, and what its score finds beside it."""
+    """The quantity that a workload scores, and those that its score brings beside it."""
     member = plugins.load("workloads", workload, Workload)
     return [*([member.SCORE] if member.SCORE else []), *member.QUANTITIES]
 
 
-Made = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
-"""Formats by shape, bytes of a value and knobs, each with what it says whatever the case."""
+Resolved = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
+"""Formats by shape, bytes of a value and knobs, each with its facts that hold in every case."""
 
 
-def planned(case: Case, device: Device, made: Made) -> Planned:
-    """The case with all that a device and a format say of it; ``made`` keeps the formats.
+def planned(case: Case, device: Device, resolved: Resolved) -> Planned:
+    """The case with the facts of its device and format; ``resolved`` keeps the formats.
 
     A share that the format cannot reach is no mistake: the case is unsupported, and says why.
 
@@ -62,7 +62,7 @@ def planned(case: Case, device: Device, made: Made) -> Planned:
         "seeds": workload.seeds(case),
     }
     try:
-        format_, facts = _resolved(case, format_class, device, made)
+        format_, facts = _resolved(case, format_class, device, resolved)
         cost = workload.cost(case, format_)
         facts = {**facts, "density": workload.density(case, format_)}
     except UnreachableError as error:
@@ -72,12 +72,12 @@ def planned(case: Case, device: Device, made: Made) -> Planned:
 
 
 def _resolved(
-    case: Case, format_class: type[Format], device: Device, made: Made
+    case: Case, format_class: type[Format], device: Device, resolved: Resolved
 ) -> tuple[Format, dict[str, Any]]:
-    """The format of the case, and what it says of itself."""
+    """The format of the case, and its facts."""
     out, inputs, item = case.out_features, case.in_features, ITEM_BYTES[case.dtype]
     key = (case.format, out, inputs, item, repr(sorted(case.knobs.items())))
-    if key not in made:
+    if key not in resolved:
         format_ = format_class.from_knobs(out, inputs, item_bytes=item, **case.knobs)
         format_ = format_.on(device.torch_device.type)
         facts: dict[str, Any] = {
@@ -85,12 +85,12 @@ def _resolved(
             "kernel": format_.kernel,
             "density": format_.density(),
         }
-        made[key] = (format_, facts)
-    return made[key]
+        resolved[key] = (format_, facts)
+    return resolved[key]
 
 
 def details(name: str) -> protocol.FormatDetails:
-    """What a format is and where it runs, asked of the format itself; or why it cannot be used."""
+    """The facts of a format and the places where it runs; or why it cannot be used."""
     try:
         format_class = plugins.load("formats", name, Format)
     except UsageError as error:

@@ -25,7 +25,7 @@ CHAPTERS = {
     "calibration": range(6),
     "evaluation": range(6, 12),
     "fitting": range(4),  # of the calibration text …
-    "choosing": range(4, 6),  # … and what constants of projections are chosen on
+    "choosing": range(4, 6),  # … and the text on which constants of projections are chosen
 }
 TOKENS = 256
 """The length of a window. Its first token is not scored."""
@@ -42,7 +42,7 @@ def chapters() -> list[str]:
     if hashlib.sha256(raw).hexdigest() != SHA256:
         raise UsageError("hwbench/data/alice29.txt has been changed; install hwbench again.")
     text = raw.decode("ascii").replace("\r\n", "\n").removesuffix("\x1a")
-    begins = [found.start() for found in re.finditer(r"^ +CHAPTER [IVX]+$", text, re.MULTILINE)]
+    begins = [match.start() for match in re.finditer(r"^ +CHAPTER [IVX]+$", text, re.MULTILINE)]
     return [text[a:b] for a, b in zip(begins, [*begins[1:], len(text)], strict=True)]
 
 
@@ -53,11 +53,11 @@ def passages(part: str, count: int) -> list[str]:
         part: one of ``CHAPTERS``.
         count: how many; none overlaps another.
     """
-    held, found = chapters(), list[str]()
+    held, pieces = chapters(), list[str]()
     for place in CHAPTERS[part]:
-        found += textwrap.wrap(held[place], _LETTERS)
-    picked = {round(step * (len(found) - 1) / max(1, count - 1)) for step in range(count)}
-    return [found[place] for place in sorted(picked)]
+        pieces += textwrap.wrap(held[place], _LETTERS)
+    picked = {round(step * (len(pieces) - 1) / max(1, count - 1)) for step in range(count)}
+    return [pieces[place] for place in sorted(picked)]
 
 
 def windows(encode: Callable[[str], list[int]], part: str, count: int) -> Tensor:
@@ -75,12 +75,12 @@ def windows(encode: Callable[[str], list[int]], part: str, count: int) -> Tensor
         UsageError: the part has fewer.
     """
     held = chapters()
-    found = [
+    all_windows = [
         ids[start : start + TOKENS]
         for ids in (encode(held[place]) for place in CHAPTERS[part])
         for start in range(0, len(ids) - TOKENS + 1, TOKENS)
     ]
-    if count > len(found):
-        raise UsageError(f"The {part} text has {len(found)} windows; {count} are asked for.")
-    picked = torch.linspace(0, len(found) - 1, count).round().int().tolist()
-    return torch.tensor([found[place] for place in picked])
+    if count > len(all_windows):
+        raise UsageError(f"The {part} text has {len(all_windows)} windows; {count} are asked for.")
+    picked = torch.linspace(0, len(all_windows) - 1, count).round().int().tolist()
+    return torch.tensor([all_windows[place] for place in picked])

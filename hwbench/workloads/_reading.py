@@ -1,4 +1,4 @@
-"""The model that a case names: where it lies, which class reads it, and what its layers see."""
+"""The model that a case names: its folder, the class that reads it, and its layers' inputs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def folder(model: str) -> Path:
     return models.folder(model) if model else _trained.folder()
 
 
-def reader(found: Path) -> type[Model]:
+def reader(directory: Path) -> type[Model]:
     """The class that reads the model of this folder."""
-    return _READERS[models.kind(found)]
+    return _READERS[models.kind(directory)]
 
 
 def unreadable(model: str) -> str | None:
@@ -39,13 +39,13 @@ def unreadable(model: str) -> str | None:
     if not model:
         return _trained.missing() or models.no_package("tokenizers")
     try:
-        found = folder(model)
+        directory = folder(model)
     except UsageError as error:  # no such folder or name on this machine
         return str(error)
     return (
-        models.unreadable(found)
-        or models.missing(found)
-        or reader(found).unreadable(found)
+        models.unreadable(directory)
+        or models.missing(directory)
+        or reader(directory).unreadable(directory)
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def drawn(texts: list[str], seed: int) -> list[str]:
 
 
 def read(model: str, text: str = _texts.SENTENCES) -> tuple[Model, dict[str, Tensor]]:
-    """A model in float32 on the CPU, and what each linear layer sees of the calibration texts.
+    """A model in float32 on the CPU, and each linear layer's inputs on the calibration texts.
 
     Args:
         model: as a run stores it.
@@ -74,14 +74,14 @@ def read(model: str, text: str = _texts.SENTENCES) -> tuple[Model, dict[str, Ten
 @lru_cache(maxsize=1)
 def loaded(model: str) -> Model:
     """A model in float32 on the CPU, as a run stores it."""
-    found = folder(model)
-    return reader(found).load(found)
+    directory = folder(model)
+    return reader(directory).load(directory)
 
 
 @lru_cache(maxsize=1)
 def _read(model: str, text: str) -> tuple[Model, dict[str, Tensor]]:
-    found = folder(model)
-    batch = reader(found).tokens(found, _texts.calibration(text))
+    directory = folder(model)
+    batch = reader(directory).tokens(directory, _texts.calibration(text))
     return loaded(model), _distill.activations(loaded(model), *batch)
 
 
@@ -92,7 +92,7 @@ def last_states(model: str, text: str = _texts.SENTENCES) -> tuple[Tensor, Tenso
     Returns:
         Ids, mask, and (tokens that are none of padding, hidden).
     """
-    found = folder(model)
-    ids, mask = reader(found).tokens(found, _texts.judged(text))
+    directory = folder(model)
+    ids, mask = reader(directory).tokens(directory, _texts.judged(text))
     with torch.no_grad():
         return ids, mask, read(model, text)[0].states(ids, mask)[-1][mask]

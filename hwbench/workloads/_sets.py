@@ -16,7 +16,7 @@ from hwbench import files
 _TRAINING = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _TEST = "test_batch.bin"
 _PIXELS = 3 * 32 * 32
-_MOST = 1 << 26  # bytes of a file, of which CIFAR-10 has half
+_MOST = 1 << 26  # bytes of a file, twice those of CIFAR-10
 _AT_ONCE = 1024  # inputs that are scored at once, however many there are
 _SOURCE = "the binary version of https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -68,9 +68,9 @@ def mnist1d() -> Data:
     """
     from mnist1d.data import make_dataset
 
-    made = make_dataset()
-    x, x_test = (torch.tensor(made[name], dtype=torch.float32) for name in ("x", "x_test"))
-    return Data(x, torch.tensor(made["y"]), x_test, torch.tensor(made["y_test"]))
+    dataset = make_dataset()
+    x, x_test = (torch.tensor(dataset[name], dtype=torch.float32) for name in ("x", "x_test"))
+    return Data(x, torch.tensor(dataset["y"]), x_test, torch.tensor(dataset["y_test"]))
 
 
 def no_cifar10(folder: Path) -> str | None:
@@ -118,9 +118,9 @@ def cifar10(folder: Path) -> Data:
 
 
 def _records(path: Path) -> tuple[Tensor, Tensor]:
-    found = torch.from_numpy(np.fromfile(files.regular(path, _MOST), dtype=np.uint8)).view(
+    records = torch.from_numpy(np.fromfile(files.regular(path, _MOST), dtype=np.uint8)).view(
         -1, 1 + _PIXELS
     )
     if reason := _strange(path, path.stat().st_mtime_ns):
         raise ValueError(reason)
-    return found[:, 1:].reshape(-1, 3, 32, 32), found[:, 0].long()
+    return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()

@@ -1,4 +1,4 @@
-"""What a training may learn: a network, its data and its score, by the name of the task."""
+"""The tasks of training: a network, its data and its score, by the name of the task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hwbench.workloads._networks import Make, Perceptron, Photographs, Vision
 
 
 class Settings(NamedTuple):
-    """What a case says of its network and data; a task uses of it what it names."""
+    """A case's settings of network and data; a task uses those that it names."""
 
     width: int
     data: Path = Path()  # the folder; Path() for none
@@ -36,7 +36,7 @@ class Lesson(Protocol):
 
 
 class Task(NamedTuple):
-    """A network, the shapes of its layers in the format, its data, and what its score is."""
+    """A network, the shapes of its layers in the format, its data, and its score's quantity."""
 
     network: Callable[[Settings, Make], nn.Module]
     layers: Callable[[Settings], list[tuple[int, int]]]
@@ -44,7 +44,7 @@ class Task(NamedTuple):
     missing: Callable[[Settings], str | None]  # why there is no data here, in words
     score: Quantity = TEST_ACCURACY
     uses: tuple[str, ...] = ()  # options that mean something, beside those of every task
-    multiple: Callable[[Settings], int] = lambda _: 4  # of which the width must be one
+    multiple: Callable[[Settings], int] = lambda _: 4  # the width must be a multiple of it
 
 
 def _transformer(width: int, depth: int, wider: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ TEXTS = (SENTENCES, PROSE)
 """The packaged sentences, or passages of a book, which are longer."""
 
 _SEEN, _SCORED = 24, 16  # passages of either part of the book
-_EVERY = 3  # of those that are seen, one judges
+_EVERY = 3  # one text of so many judges
 
 
 def calibration(text: str = SENTENCES) -> list[str]:

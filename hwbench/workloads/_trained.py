@@ -38,11 +38,11 @@ def folder() -> Path:
 def sides() -> dict[str, tuple[int, int]]:
     """Out_features and in_features of the encoder's linear layers by name; no weight is read."""
     held = tensors.header(folder() / "model.safetensors")
-    found = {}
+    by_name = {}
     for name in filter(_is_linear, sorted(held)):
         out_features, in_features = held[name].shape
-        found[name] = (out_features, in_features)
-    return found
+        by_name[name] = (out_features, in_features)
+    return by_name
 
 
 @lru_cache(maxsize=1)

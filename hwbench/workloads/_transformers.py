@@ -37,7 +37,7 @@ class Pretrained(Model):
     """The automatic class."""
 
     UNUSED: ClassVar[tuple[str, ...]] = ()
-    """Parts that what is judged does not pass through; they are taken out, and may be absent."""
+    """Parts that the judged outputs do not depend on; they are taken out, and may be absent."""
 
     def __init__(self, model: Any, folder: Path) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class Pretrained(Model):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        model, told = _loaded(cls, folder, str(folder), use_safetensors=True, **_LOCAL)
-        _check_whole(cls, folder, told)
+        model, info = _loaded(cls, folder, str(folder), use_safetensors=True, **_LOCAL)
+        _check_whole(cls, folder, info)
         return cls(model, folder).eval().requires_grad_(False)
 
     @classmethod
@@ -86,8 +86,8 @@ def _unreadable(kind: type[Pretrained], folder: Path) -> str | None:
         if not _shapes(kind, folder):
             return f"{folder} holds a model without linear layers."
         check_tokens(kind, folder, _vocabulary(_blank(kind, folder).config, folder))
-        _, told = _loaded(kind, folder, None, state_dict=_outlines(folder))
-        _check_whole(kind, folder, told)
+        _, info = _loaded(kind, folder, None, state_dict=_outlines(folder))
+        _check_whole(kind, folder, info)
         return quantised(*_weights(folder)) or not_finite(*_weights(folder))
     except UsageError as error:
         return str(error)
@@ -129,7 +129,7 @@ def _shapes(kind: type[Pretrained], folder: Path) -> list[tuple[int, int]]:
 def _loaded(
     kind: type[Pretrained], folder: Path, source: str | None, **arguments: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """The model in float32 from files or a ``state_dict``, and what was absent from them."""
+    """The model in float32 from files or a ``state_dict``, and the names of absent tensors."""
     blank = _blank(kind, folder)
     return type(blank).from_pretrained(
         source,
@@ -145,12 +145,12 @@ def _outlines(folder: Path) -> dict[str, Tensor]:
     """The stored weights by name, in their shapes; one zero stands for all values of each."""
     from safetensors import safe_open
 
-    found = {}
+    tensors = {}
     for path in _weights(folder):
         with safe_open(files.regular(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                found[name] = torch.zeros(()).expand(file.get_slice(name).get_shape())
-    return found
+                tensors[name] = torch.zeros(()).expand(file.get_slice(name).get_shape())
+    return tensors
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -170,7 +170,7 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / each for each in parts]
 
 
-def _check_whole(kind: type[Pretrained], folder: Path, told: dict[str, Any]) -> None:
+def _check_whole(kind: type[Pretrained], folder: Path, info: dict[str, Any]) -> None:
     """Whether every weight was there, in its shape, but for those of unused parts.
 
     Weights that are tied to others, and buffers that are computed, transformers counts as there.
@@ -180,7 +180,7 @@ def _check_whole(kind: type[Pretrained], folder: Path, told: dict[str, Any]) -> 
     """
     absent, other = (
         sorted(name for name in names if name.partition(".")[0] not in kind.UNUSED)
-        for names in (told["missing_keys"], [each[0] for each in told["mismatched_keys"]])
+        for names in (info["missing_keys"], [each[0] for each in info["mismatched_keys"]])
     )
     if not absent and not other:
         return
@@ -225,7 +225,7 @@ def _most_tokens(blank: Any) -> int:
 
 
 def _make_linear(model: nn.Module) -> None:
-    """Put torch's Linear in the place of transformers' Conv1D, whose weight lies transposed."""
+    """Replace transformers' Conv1D, which stores its weight transposed, by torch's Linear."""
     from transformers.pytorch_utils import Conv1D
 
     for name, each in list(model.named_modules()):

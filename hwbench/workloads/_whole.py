@@ -31,7 +31,7 @@ def shorter(depth: float, blocks: int) -> int:
 
 
 def check_depth(case: Case, depth: float) -> None:
-    """Whether a case may drop blocks: what is left of its model is dense.
+    """Whether a case may drop blocks: the rest of its model is dense.
 
     Raises:
         SuiteError: it may not.

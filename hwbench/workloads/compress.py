@@ -33,7 +33,7 @@ from hwbench.workloads._base import (
 )
 from hwbench.workloads._models import Model
 
-_CALLS, _WARM = 5, 2  # forward passes of which the median is the latency, and some before them
+_CALLS, _WARM = 5, 2  # forward passes: their median is the latency; and untimed ones before them
 _LATENCY_BATCH = 16  # sentences of one pass
 _UNHEALED = {
     quantities.EMBEDDING_COSINE: quantities.UNHEALED_SCORE,
@@ -161,14 +161,14 @@ class Compress(Workload):
             return project_seeing(described, weight, activations, weighting).trust_versions()
 
         def score() -> float:
-            seen = None
+            inputs = None
             if weighting != NONE:
-                seen = _distill.activations(original, ids, mask)
+                inputs = _distill.activations(original, ids, mask)
             with torch.no_grad():
                 if plan := self._plan(case):
-                    student = _converted(original, plan, seen or {})
+                    student = _converted(original, plan, inputs or {})
                 else:
-                    student = _distill.compressed(original, project, seen)
+                    student = _distill.compressed(original, project, inputs)
                 if depth < 1:
                     student.shorten(depth)
                 kept, beside = original.judge(student, *texts)
@@ -208,17 +208,18 @@ class Compress(Workload):
         return None
 
     def _plan(self, case: Case) -> models.LayerPlan | None:
-        """What each layer becomes, where the case asks for a plan."""
+        """The case's plan of formats by layer; None without one."""
         path = str(self.options(case)["plan"])
         return models.layer_plan(Path(path)) if path else None
 
 
-def _converted(original: Model, plan: models.LayerPlan, seen: dict[str, Tensor]) -> Model:
+def _converted(original: Model, plan: models.LayerPlan, inputs: dict[str, Tensor]) -> Model:
     """A copy of the model with each layer as the plan has it."""
-    found = [each for each in _convert.planned(original, plan.entries()) if each.described]
-    made = {
-        each.name: _convert.projected(each, seen.get(each.name), plan.weighting) for each in found
+    chosen = [each for each in _convert.planned(original, plan.entries()) if each.described]
+    replacements = {
+        each.name: _convert.projected(each, inputs.get(each.name), plan.weighting)
+        for each in chosen
     }
-    student = _convert.swapped(original, made)
+    student = _convert.swapped(original, replacements)
     assert isinstance(student, Model)
     return student.requires_grad_(False)

@@ -47,7 +47,7 @@ CODE = (
     ),
     "workloads/compress_lm.py",
 )
-"""What a score follows from, of hwbench's own files."""
+"""The files of hwbench that decide a score."""
 MOST = 64
 """Windows of either part of the text."""
 FEWEST = 8
@@ -127,16 +127,16 @@ class CompressLm(Workload):
         subject.score_name = quantities.PERPLEXITY.name
         weighting = str(options["weighting"])
 
-        def project(weight: Tensor, seen: Seen | None) -> Linear:
-            found = layer_format(case, *weight.shape)
-            return project_seeing(found, weight, seen, weighting).trust_versions()
+        def project(weight: Tensor, inputs: Seen | None) -> Linear:
+            described = layer_format(case, *weight.shape)
+            return project_seeing(described, weight, inputs, weighting).trust_versions()
 
         def score() -> float:
             file = self._file(case, described, device)
-            found = _read(file)
-            if found is None:
+            result = _read(file)
+            if result is None:
                 with torch.no_grad():
-                    found = _decoding.kept(
+                    result = _decoding.kept(
                         smollm2.path(),
                         project,
                         Sight(weighting, int(options["calibration"])),
@@ -145,10 +145,10 @@ class CompressLm(Workload):
                         environment.cache_folder() / "projections" / file.stem,
                         float(options["depth"]),
                     )
-                environment.keep(file, found._asdict())
-            subject.score_seconds = found.score_seconds
-            subject.beside |= _beside(found)
-            return of_nats(statistics.fmean(found.nats))
+                environment.keep(file, result._asdict())
+            subject.score_seconds = result.score_seconds
+            subject.beside |= _beside(result)
+            return of_nats(statistics.fmean(result.nats))
 
         subject.score = score
         return subject
@@ -169,34 +169,34 @@ class CompressLm(Workload):
         return _packaged.file_of(facts)
 
 
-def _beside(found: Kept) -> dict[str, float | list[float]]:
+def _beside(result: Kept) -> dict[str, float | list[float]]:
     """The quantities beside the score, by their names."""
-    before, after = (statistics.fmean(each) for each in (found.original_nats, found.nats))
-    ratio = blocks.log_ratio(found.nats, found.original_nats)
+    before, after = (statistics.fmean(each) for each in (result.original_nats, result.nats))
+    ratio = blocks.log_ratio(result.nats, result.original_nats)
     return {
         quantities.ORIGINAL_PERPLEXITY.name: of_nats(before),
         quantities.PERPLEXITY_RATIO.name: of_nats(after - before),
-        quantities.KERNEL_LOGITS_ERROR.name: found.kernel_error,
-        quantities.MODEL_SECONDS.name: found.seconds,
+        quantities.KERNEL_LOGITS_ERROR.name: result.kernel_error,
+        quantities.MODEL_SECONDS.name: result.seconds,
         quantities.PERPLEXITY_RATIO_LOW.name: of_nats(ratio.low),
         quantities.PERPLEXITY_RATIO_HIGH.name: of_nats(ratio.high),
-        quantities.NEXT_TOKEN_DIVERGENCE.name: found.divergence,
-        quantities.TOP1_AGREEMENT.name: found.agreement,
-        quantities.WINDOW_NATS.name: found.nats,
-        **found.sizes,
+        quantities.NEXT_TOKEN_DIVERGENCE.name: result.divergence,
+        quantities.TOP1_AGREEMENT.name: result.agreement,
+        quantities.WINDOW_NATS.name: result.nats,
+        **result.sizes,
     }
 
 
 def _read(file: Path) -> Kept | None:
-    """What is kept; None where there is no file, or one that something else has written."""
-    told = environment.kept(file)
-    if set(told) != set(Kept._fields):
+    """Reads the kept scores; None where there is no file, or another program's."""
+    stored = environment.kept(file)
+    if set(stored) != set(Kept._fields):
         return None
-    windows = [told[name] for name in ("nats", "original_nats", "divergence", "agreement")]
+    windows = [stored[name] for name in ("nats", "original_nats", "divergence", "agreement")]
     if not all(isinstance(each, list) and len(each) >= FEWEST for each in windows):
         return None
-    if not isinstance(told["sizes"], dict) or len({len(each) for each in windows}) > 1:
+    if not isinstance(stored["sizes"], dict) or len({len(each) for each in windows}) > 1:
         return None
-    numbers = [told[name] for name in ("kernel_error", "seconds", "score_seconds")]
-    numbers += [*told["sizes"].values(), *(value for each in windows for value in each)]
-    return Kept(**told) if all(map(_packaged.is_amount, numbers)) else None
+    numbers = [stored[name] for name in ("kernel_error", "seconds", "score_seconds")]
+    numbers += [*stored["sizes"].values(), *(value for each in windows for value in each)]
+    return Kept(**stored) if all(map(_packaged.is_amount, numbers)) else None

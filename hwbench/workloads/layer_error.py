@@ -36,15 +36,15 @@ from hwbench.workloads._models import Model
 
 LAYER, OUTPUT, KL, COSINE = "layer", "output", "kl", "cosine"
 WHOLE = (KL, COSINE)
-"""How groups of layers and whole plans are judged: by what the model gives."""
+"""The ways of judging groups of layers and whole plans, by the model's outputs."""
 
-_ROWS = 2048  # of the activations, every other one: the projection sees the rest
-_AT_ONCE = 4  # texts whose logits exist at once
+_ROWS = 2048  # of every other row of the activations: the projection uses the other half
+_AT_ONCE = 4  # texts at a time: the logits of all of them exist at once
 _WEIGHTINGS = (ACTIVATIONS, BEST)
 
 Part = Tensor | Linear
-"""What stands in for a layer: its matrix, or the layer itself where its kernel rounds what it
-sees, which no matrix tells."""
+"""The stand-in for a layer: its matrix, or the layer itself where its kernel rounds its inputs,
+which no matrix shows."""
 
 
 class LayerError(Workload):
@@ -109,19 +109,19 @@ class LayerError(Workload):
             return 'judged = "cosine" needs an encoder; this model predicts the next token.'
         if options["plan"]:
             return _unfit(Path(str(options["plan"])))
-        loaded, seen = _reading.read(model, str(options["text"]))
-        return _absent(loaded, seen, case, _named(loaded, str(options["layer"])))
+        loaded, inputs = _reading.read(model, str(options["text"]))
+        return _absent(loaded, inputs, case, _named(loaded, str(options["layer"])))
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
         options = self.options(case)
         model, text, name = (str(options[key]) for key in ("model", "text", "layer"))
         quantity = self.quantity(case)
-        loaded, seen = _reading.read(model, text)
+        loaded, inputs = _reading.read(model, text)
         if options["plan"]:
             path = Path(str(options["plan"]))
             return Subject(
                 step=lambda _: None,
-                score=lambda: _lost(model, text, _of_plan(path, loaded, seen)),
+                score=lambda: _lost(model, text, _of_plan(path, loaded, inputs)),
                 score_name=quantity.name,
             )
         names, dtype = _named(loaded, name), DTYPES[case.dtype]
@@ -129,26 +129,26 @@ class LayerError(Workload):
             name: loaded.linears()[name].weight.detach().to(device.torch_device, dtype)
             for name in names
         }
-        rows = {name: seen[name].to(device.torch_device, dtype) for name in names}
+        rows = {name: inputs[name].to(device.torch_device, dtype) for name in names}
         whole = options["judged"] in WHOLE
 
-        def made(name: str) -> Linear:
-            # What is judged by the model's texts is not judged by these rows, and may see all.
-            told = rows[name] if whole else rows[name][0::2]
-            return project_seeing(described, weights[name], told, str(options["weighting"]))
+        def project(name: str) -> Linear:
+            # A judgement by the model's texts does not use these rows, so projecting may use all.
+            sample = rows[name] if whole else rows[name][0::2]
+            return project_seeing(described, weights[name], sample, str(options["weighting"]))
 
         def score() -> float:
             with torch.no_grad():
                 if whole:
-                    return _lost(model, text, {name: _part(made(name)) for name in names})
+                    return _lost(model, text, {name: _part(project(name)) for name in names})
                 (name,) = names
                 if options["judged"] == OUTPUT:
-                    return _moved(model, text, {name: _part(made(name))})
-                told = (model, text, name, case.dtype)
-                return _error(made(name), weights[name], rows[name][1::2][:_ROWS], told)
+                    return _moved(model, text, {name: _part(project(name))})
+                key = (model, text, name, case.dtype)
+                return _error(project(name), weights[name], rows[name][1::2][:_ROWS], key)
 
         return Subject(
-            step=lambda _: made(names[0]),
+            step=lambda _: project(names[0]),
             score=score,
             score_name=quantity.name,
             inputs=[*weights.values(), *rows.values()],
@@ -166,7 +166,9 @@ def _named(loaded: Model, layer: str) -> list[str]:
     return [name for name in checkpoints.group_members(layer) if name in known]
 
 
-def _absent(loaded: Model, seen: Mapping[str, Tensor], case: Case, names: list[str]) -> str | None:
+def _absent(
+    loaded: Model, inputs: Mapping[str, Tensor], case: Case, names: list[str]
+) -> str | None:
     """Why these layers cannot be those of the case, in words; None where they can."""
     linears, wanted = loaded.linears(), str(case.options["layer"])
     if not names:
@@ -174,10 +176,10 @@ def _absent(loaded: Model, seen: Mapping[str, Tensor], case: Case, names: list[s
     if len(names) > 1 and case.options.get("judged") not in WHOLE:
         return f'{wanted} is a group of layers; judged = "kl" (or "cosine") takes groups.'
     for name in names:
-        found = linears[name]
-        if (found.out_features, found.in_features) != (case.out_features, case.in_features):
-            return f"{name} is {found.out_features}×{found.in_features}."
-        if name not in seen:
+        linear = linears[name]
+        if (linear.out_features, linear.in_features) != (case.out_features, case.in_features):
+            return f"{name} is {linear.out_features}×{linear.in_features}."
+        if name not in inputs:
             return f"Nothing passes through {name} in the calibration texts."
     return None
 
@@ -191,47 +193,47 @@ def _unfit(path: Path) -> str | None:
     return None
 
 
-# --- what becomes of the model --------------------------------------------------------------------
+# --- the model with its layers replaced -----------------------------------------------------------
 
-_MADE: dict[tuple[str, ...], Part] = {}  # what stood in for layers in the plan that was judged last
+_PARTS: dict[tuple[str, ...], Part] = {}  # the stand-ins of the plan that was judged last
 
 _NORMS: dict[tuple[str, ...], float] = {}  # of the exact outputs of layers
 
 
 def _part(layer: Linear) -> Part:
-    """What stands in for a layer in the model, which is in float32."""
+    """The stand-in for a layer in the model, which is in float32."""
     return layer if layer.tolerance(torch.float32) > 0 else layer.to_dense().detach()
 
 
-def _error(layer: Linear, weight: Tensor, x: Tensor, told: tuple[str, ...]) -> float:
-    """The relative error of a layer's output at these rows, with what its kernel rounds.
+def _error(layer: Linear, weight: Tensor, x: Tensor, key: tuple[str, ...]) -> float:
+    """The relative error of a layer's output at these rows, with its kernel's rounding.
 
-    ``told`` says which layer it is: the norm of its exact output is the same for every format.
+    ``key`` names the layer: the norm of its exact output is the same for every format.
     """
     part, wide, rows = _part(layer), weight.double(), x.double()
-    if told not in _NORMS:
-        _NORMS[told] = float(torch.linalg.norm(rows @ wide.mT))
+    if key not in _NORMS:
+        _NORMS[key] = float(torch.linalg.norm(rows @ wide.mT))
     if isinstance(part, Tensor):
         lost = rows @ (wide - part.double()).mT
     else:
         lost = part(x).double() - rows @ wide.mT
-    return float(torch.linalg.norm(lost)) / _NORMS[told]
+    return float(torch.linalg.norm(lost)) / _NORMS[key]
 
 
-def _of_plan(path: Path, loaded: Model, seen: Mapping[str, Tensor]) -> dict[str, Part]:
-    """What stands in for each layer of a plan; what the plan before had too is not remade."""
-    told = checkpoints.layer_plan(path)
-    found: dict[tuple[str, ...], Part] = {}
-    for each in _convert.planned(loaded, told.entries()):
+def _of_plan(path: Path, loaded: Model, inputs: Mapping[str, Tensor]) -> dict[str, Part]:
+    """The stand-in for each layer of a plan; those of the plan before are used again."""
+    plan = checkpoints.layer_plan(path)
+    parts: dict[tuple[str, ...], Part] = {}
+    for each in _convert.planned(loaded, plan.entries()):
         if each.described is None:
             continue
-        how = (told.model, told.weighting, told.text, each.name, repr(told.entries()[each.name]))
-        if how not in _MADE:
-            _MADE[how] = _part(_convert.projected(each, seen.get(each.name), told.weighting))
-        found[how] = _MADE[how]
-    _MADE.clear()
-    _MADE.update(found)
-    return {how[3]: part for how, part in found.items()}
+        how = (plan.model, plan.weighting, plan.text, each.name, repr(plan.entries()[each.name]))
+        if how not in _PARTS:
+            _PARTS[how] = _part(_convert.projected(each, inputs.get(each.name), plan.weighting))
+        parts[how] = _PARTS[how]
+    _PARTS.clear()
+    _PARTS.update(parts)
+    return {how[3]: part for how, part in parts.items()}
 
 
 @contextmanager
@@ -264,12 +266,12 @@ def _moved(model: str, text: str, parts: Mapping[str, Part]) -> float:
     loaded, _ = _reading.read(model, text)
     ids, mask, wanted = _reading.last_states(model, text)
     with _changed(loaded, parts):
-        found = loaded.states(ids, mask)[-1][mask]
-    return _own.apart((found - wanted).double(), wanted.double())
+        states = loaded.states(ids, mask)[-1][mask]
+    return _own.apart((states - wanted).double(), wanted.double())
 
 
 def _lost(model: str, text: str, parts: Mapping[str, Part]) -> float:
-    """How far apart the model says that what it gives is with these layers in it.
+    """The distance of the model's outputs with these layers, by the model's own measure.
 
     The mean over the tokens of a model that predicts the next token; else over the texts.
     """
@@ -285,9 +287,9 @@ def _lost(model: str, text: str, parts: Mapping[str, Part]) -> float:
             tokens = int(own.sum())
             before = wanted.new_zeros(*own.shape, wanted.shape[-1])
             before[own] = wanted[begun : begun + tokens]
-            found = loaded.states(ids[some], own)[-1]
+            states = loaded.states(ids[some], own)[-1]
             count = tokens if isinstance(loaded, Causal) else len(some)
-            total += float(loaded.apart(found, before, own)) * count
+            total += float(loaded.apart(states, before, own)) * count
             counted, begun = counted + count, begun + tokens
     mean = total / counted
     # That a format destroys a model is an answer.

@@ -48,7 +48,7 @@ class LinearLayer(Workload):
         call: nn.Module = layer
         if case.mode == "compile":
             with torch.no_grad():
-                layer(x)  # what a layer derives at its first call is not the compiler's to trace
+                layer(x)  # the compiler must not trace the preparation in a layer's first call
             call = torch.compile(layer, dynamic=False)  # type: ignore[assignment]
         subject = _subject(call, layer, x, dy, direction)
         subject.cost = self.cost(case, described)

@@ -35,7 +35,7 @@ ROUNDS = 9
 """How often each time is taken; the median counts."""
 
 _WARM = 2  # passes before them
-_EMPTY = 200  # calls of nothing, of which the median is what taking a time costs
+_EMPTY = 200  # empty calls; their median is the cost of taking a time
 
 
 class ModelPass(Workload):
@@ -138,9 +138,9 @@ def _on(loaded: Model, device: Device, dtype: torch.dtype) -> Model:
 
 def _batch(model: str, length: int) -> tuple[Tensor, Tensor]:
     """Ids and mask of so many tokens of prose in texts of one length, (texts, tokens)."""
-    found = _reading.folder(model)
+    directory = _reading.folder(model)
     text = " ".join(_texts.judged(_texts.PROSE))
-    ids, mask = _reading.reader(found).tokens(found, [text])
+    ids, mask = _reading.reader(directory).tokens(directory, [text])
     most = int(mask.sum())
     width = next(each for each in range(min(length, most), 0, -1) if length % each == 0)
     row = ids[:, :width].expand(length // width, width).contiguous()
@@ -148,20 +148,21 @@ def _batch(model: str, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _planned(original: Model, case: Case, path: Path, tokens: int) -> tuple[Model, Cost]:
-    """A copy of the model with each layer as the plan has it, and what its layers cost."""
-    told = checkpoints.layer_plan(path)
-    _, seen = _reading.read(told.model, told.text)
-    chosen = [each for each in _convert.planned(original, told.entries()) if each.described]
-    made = {
-        each.name: _convert.projected(each, seen.get(each.name), told.weighting) for each in chosen
+    """A copy of the model with each layer in its planned format, and the cost of its layers."""
+    plan = checkpoints.layer_plan(path)
+    _, inputs = _reading.read(plan.model, plan.text)
+    chosen = [each for each in _convert.planned(original, plan.entries()) if each.described]
+    replacements = {
+        each.name: _convert.projected(each, inputs.get(each.name), plan.weighting)
+        for each in chosen
     }
-    student = _convert.swapped(original, made)
+    student = _convert.swapped(original, replacements)
     assert isinstance(student, Model)
     costs = [
         layer_format(replace(case, format=each.format, knobs=each.knobs), *each.shape).cost(
             tokens, ITEM_BYTES[case.dtype], FORWARD
         )
-        for each in told.layers
+        for each in plan.layers
     ]
     return student.requires_grad_(False), added(costs)
 
@@ -233,10 +234,10 @@ def _noting(
     linear: nn.Linear, device: Device, marks: list[tuple[Any, Any]], cost: Cost
 ) -> Callable[[Tensor], Tensor]:
     """The forward pass of a layer between two marks."""
-    whole, made = type(linear).forward, list[Tensor]()
+    whole, outputs = type(linear).forward, list[Tensor]()
 
     def step(x: Tensor) -> None:
-        made[:] = [whole(linear, x)]
+        outputs[:] = [whole(linear, x)]
 
     device.describe(step, cost=cost)
 
@@ -244,7 +245,7 @@ def _noting(
         start = device.mark()
         device.run(step, [x])
         marks.append((start, device.mark()))
-        return made[-1]  # a simulated device runs a step once
+        return outputs[-1]  # a simulated device runs a step once
 
     return forward
 

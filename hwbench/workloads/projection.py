@@ -123,9 +123,9 @@ class Projection(Workload):
         rows = _own.activations(options)
         if rows is not None:
             rows = rows.to(device.torch_device)
-        seen = rows[: len(rows) // 2] if rows is not None else None
+        inputs = rows[: len(rows) // 2] if rows is not None else None
         weighting = str(options["weighting"])
-        project = partial(project_seeing, described, weight, seen, weighting)
+        project = partial(project_seeing, described, weight, inputs, weighting)
         subject = Subject(
             step=lambda _: project(),
             score_name=self.quantity(case).name,
@@ -153,12 +153,12 @@ class Projection(Workload):
 
         def score() -> list[float]:
             with torch.no_grad():
-                found = _packaged.scores(
+                results = _packaged.scores(
                     described, names, weighting, device.torch_device, DTYPES[case.dtype]
                 )
-            subject.beside[PROJECTION_ERROR.name] = found[PROJECTION_ERROR.name]
-            subject.score_seconds = sum(found["seconds"])
-            return found[OUTPUT_ERROR.name]
+            subject.beside[PROJECTION_ERROR.name] = results[PROJECTION_ERROR.name]
+            subject.score_seconds = sum(results["seconds"])
+            return results[OUTPUT_ERROR.name]
 
         subject.score = score
         return subject
@@ -171,8 +171,8 @@ class Projection(Workload):
         if matrix == FILE:
             return _own.weight(options).to(device.torch_device)
         if matrix == TRAINED:
-            found = _trained.weight(case.out_features, case.in_features, seed)
-            return found.to(device.torch_device)
+            weight = _trained.weight(case.out_features, case.in_features, seed)
+            return weight.to(device.torch_device)
         return MATRICES[matrix](case.out_features, case.in_features, generator(device, seed, 4))
 
 
@@ -181,8 +181,8 @@ def _no_weights(case: Case, layers: int) -> str | None:
     if reason := _trained.missing():
         return reason
     shapes = _trained.shapes()
-    if found := len(_packaged.chosen(case.out_features, case.in_features, layers)):
-        few = f"all-MiniLM-L6-v2 has {found} layers of {case.out_features}×{case.in_features}"
-        return f"{few}; {layers} are asked for." if found < layers else None
+    if count := len(_packaged.chosen(case.out_features, case.in_features, layers)):
+        few = f"all-MiniLM-L6-v2 has {count} layers of {case.out_features}×{case.in_features}"
+        return f"{few}; {layers} are asked for." if count < layers else None
     had = ", ".join(f"{rows}×{columns}" for rows, columns in shapes)
     return f"all-MiniLM-L6-v2 has no layer of {case.out_features}×{case.in_features}; it has {had}."

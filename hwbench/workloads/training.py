@@ -128,7 +128,7 @@ class Training(Workload):
 
 @torch.no_grad()
 def _begin(network: nn.Module, source: torch.Generator) -> None:
-    """Draw what is dense from the seed too: layers as torch's own begin, embeddings as GPT-2's.
+    """Draw the dense parts from the seed too: layers as in torch, embeddings as in GPT-2.
 
     What a block adds to what came in is scaled as the block asks.
     """
