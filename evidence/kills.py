@@ -5,9 +5,9 @@
 COUNT runs of the simulated device, each in a process of its own that its workers share, end by
 SIGKILL, SIGTERM or SIGINT after a random part of the time that a whole one takes; then ``--resume``
 goes on. After it each run must be complete, have each case once a replicate, and every whole line
-that was in its file when it was killed. A run that ended before its signal came is not counted, and
-one whose file was not there yet has nothing to go on with. Then eight runs write into one folder at
-once.
+that was in its file when it was killed. Runs that ended before their signal came, and those whose
+file was not there yet, which have nothing to go on with, are told and not counted. Then eight runs
+write into one folder at once.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ COUNT, AT_ONCE = 60, 8
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 INTERRUPTED = 130
 NOT_KILLED = "after its end (not counted)"
+NO_FILE = "before its file was there (not counted)"
 REPLICATES = 3
 SUITE = (
     f'schema = 1\nname = "kills"\n[plan]\nreplicates = {REPLICATES}\nbudget_seconds = 0.01\n'
@@ -123,7 +124,7 @@ def killed(folder: Path, number: int, source: random.Random, seconds: float) -> 
         return NOT_KILLED
     runs = [*(folder / "runs").glob("*.jsonl")] if (folder / "runs").exists() else []
     if not runs:
-        return f"before its file was there, {sent.name}"
+        return NO_FILE
     (path,) = runs
     data = path.read_bytes()
     kept = data[: data.rfind(b"\n") + 1]
@@ -153,6 +154,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("count", type=int, nargs="?", default=COUNT)
     count, source = parser.parse_args().count, random.Random(20261128)
+    # A shell starts what is in the background with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     print(f"{begun}, {platform.platform()}, Python {platform.python_version()}", flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -165,7 +168,7 @@ def main() -> None:
         found: Counter[str] = Counter()
         for number in itertools.count():
             found[killed(folder / str(number), number, source, seconds)] += 1
-            if (done := found.total() - found[NOT_KILLED]) >= count:
+            if (done := found.total() - found[NOT_KILLED] - found[NO_FILE]) >= count:
                 break
             print(f"  {done} of {count}", end="\r", flush=True)
         for words, times in sorted(found.items()):
