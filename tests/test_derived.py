@@ -229,6 +229,25 @@ def test_a_value_is_made_once_for_the_same_tensors(trusting: bool) -> None:
     assert kept.get((second,), build, trusting=trusting) == (5 if trusting else 6)
 
 
+@TRUST
+def test_tensors_that_get_data_from_the_other_mode_are_looked_at(trusting: bool) -> None:
+    """A counter stays with its tensor, as does the lack of one."""
+    kept, outside = Derived[float](), torch.zeros(2)
+    with torch.inference_mode():
+        inside, other = torch.zeros(2), torch.ones(2)
+
+    def value(tensor: Tensor) -> float:
+        return kept.get((tensor,), lambda: float(tensor.sum()), trusting=trusting)
+
+    for tensor, data in ((inside, torch.ones(2)), (outside, other)):
+        assert value(tensor) == 0
+        tensor.data = data
+        assert [value(tensor), value(tensor)] == [2, 2]
+        with torch.inference_mode():
+            tensor.add_(1)
+        assert value(tensor) == 4
+
+
 def test_an_error_while_building_leaves_nothing() -> None:
     kept, tensor = Derived[int](), torch.zeros(2)
     assert kept.get((tensor,), lambda: 1, trusting=True) == 1

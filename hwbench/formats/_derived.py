@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 T = TypeVar("T")
 
@@ -28,13 +29,17 @@ class _Mark(NamedTuple):
     tensor: weakref.ref[Tensor]
     version: int
     address: int
-    layout: tuple[Any, ...]
-    memory: Tensor
+    dtype: torch.dtype
+    shape: torch.Size
+    strides: tuple[int, ...]
     copy: Tensor | None
+    memory: Tensor
 
 
 class Derived(Generic[T]):
     """One value, made from tensors. A copy and a pickle of it are empty."""
+
+    __slots__ = ("_marks", "_value")
 
     def __init__(self) -> None:
         self._marks: list[_Mark] = []
@@ -50,7 +55,8 @@ class Derived(Generic[T]):
     def get(self, sources: Sequence[Tensor], build: Callable[[], T], *, trusting: bool) -> T:
         """The value, made by ``build`` where it was not made from these very tensors.
 
-        While a compiler traces, the value that is there is taken as it is.
+        While a compiler traces, the value that is there is taken as it is. Every small call waits
+        for this one, so that the tensors are looked at here, and not in functions of their own.
 
         Args:
             sources: the tensors that it is made from.
@@ -58,10 +64,28 @@ class Derived(Generic[T]):
             trusting: believe the version counters; the content is otherwise compared.
         """
         value = self._value
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return build() if value is None else value
-        if value is not None and self._same(sources, trusting):
-            return value
+        if value is None or len(sources) != len(self._marks):
+            return self._made(sources, build, trusting)
+        for tensor, mark in zip(sources, self._marks, strict=True):
+            known, version, address, dtype, shape, strides, copied, _ = mark
+            if (
+                known() is not tensor
+                or (version != _UNTRACKED and tensor._version != version)  # noqa: SLF001
+                or tensor.data_ptr() != address
+                or tensor.dtype is not dtype
+                or tensor.shape != shape
+                or tensor.stride() != strides
+            ):
+                return self._made(sources, build, trusting)
+            if trusting and version != _UNTRACKED:
+                continue
+            if copied is None or not _identical(tensor, copied):
+                return self._made(sources, build, trusting)
+        return value
+
+    def _made(self, sources: Sequence[Tensor], build: Callable[[], T], trusting: bool) -> T:
         self.clear()  # before building, so that two large values are never there at once
         with torch.inference_mode(False), torch.no_grad():
             marks = [_mark(tensor, trusting) for tensor in sources]
@@ -70,26 +94,6 @@ class Derived(Generic[T]):
             self._marks, self._value = [mark for mark in marks if mark is not None], value
         return value
 
-    def _same(self, sources: Sequence[Tensor], trusting: bool) -> bool:
-        if len(sources) != len(self._marks):
-            return False
-        return all(
-            mark.tensor() is tensor
-            and mark.version == _version(tensor)
-            and mark.address == tensor.data_ptr()
-            and mark.layout == _layout(tensor)
-            and _unchanged(tensor, mark, trusting)
-            for tensor, mark in zip(sources, self._marks, strict=True)
-        )
-
-
-def _version(tensor: Tensor) -> int:
-    return _UNTRACKED if tensor.is_inference() else tensor._version  # noqa: SLF001
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.shape, tensor.stride()
-
 
 def _mark(tensor: Tensor, trusting: bool) -> _Mark | None:
     """What tells the tensor again; None where it has no memory of its own, as under vmap."""
@@ -97,15 +101,21 @@ def _mark(tensor: Tensor, trusting: bool) -> _Mark | None:
         address = tensor.data_ptr()
     except RuntimeError:
         return None
-    copied = None if trusting and not tensor.is_inference() else tensor.detach().clone()
-    version, layout = _version(tensor), _layout(tensor)
-    return _Mark(weakref.ref(tensor), version, address, layout, tensor.detach(), copied)
+    version = _version(tensor)
+    copied = None if trusting and version != _UNTRACKED else tensor.detach().clone()
+    layout = tensor.dtype, tensor.shape, tensor.stride()
+    return _Mark(weakref.ref(tensor), version, address, *layout, copied, tensor.detach())
 
 
-def _unchanged(tensor: Tensor, mark: _Mark, trusting: bool) -> bool:
-    if mark.copy is None:
-        return trusting
-    return (trusting and mark.version != _UNTRACKED) or _identical(tensor, mark.copy)
+def _version(tensor: Tensor) -> int:
+    """How often the tensor was written to, where that is counted.
+
+    It is not for data made in inference mode, and a tensor made in it never has a counter.
+    """
+    try:
+        return _UNTRACKED if tensor.is_inference() else tensor._version  # noqa: SLF001
+    except RuntimeError:
+        return _UNTRACKED
 
 
 def _identical(one: Tensor, other: Tensor) -> bool:

@@ -46,7 +46,8 @@ class Linear(nn.Module, ABC):
         else:
             y = self.apply_weight(x.reshape(-1, self.in_features))
             y = y.reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None or self.kernel.adds_bias else y + self.bias
+        bias = self.bias
+        return y if bias is None or self.kernel.adds_bias else y + bias
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """The relative error by which its own rounding may miss ``to_dense``, beside the dtype's.

@@ -200,14 +200,15 @@ class Packing:
             UsageError: the kernel cannot pack a weight of that dtype, or on that device.
         """
         layouts = self._layouts.get((weight,), dict, trusting=trusting)
-        if tokens not in layouts:
+        layout = layouts.get(tokens)
+        if layout is None:
             if reason := kernel.refuses(None, weight.device.type, weight.dtype, FORWARD):
                 raise UsageError(reason)
             if len(layouts) == _LAYOUTS_KEPT:
                 del layouts[next(iter(layouts))]
             with torch.inference_mode(False), torch.no_grad():  # it outlives the call
-                layouts[tokens] = kernel.pack(weight.detach().contiguous(), tokens)
-        return layouts[tokens]
+                layout = layouts[tokens] = kernel.pack(weight.detach().contiguous(), tokens)
+        return layout
 
 
 def _mkl() -> Any:
