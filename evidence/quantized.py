@@ -269,6 +269,7 @@ TOKENS = (1, 16, 64, 256, 1024)
 WITHIN, SLACK = 1.05, 2.5e-6  # of a kernel over its bare spelling, or seconds above it
 DYNAMIC = ("linear_dynamic", "int_mm", "onednn")
 WEIGHT_ONLY = {"int8pack": "int8", "int4pack": "int4"}
+SPELT = {"int8pack": "_weight_int8pack_mm", "int4pack": "_weight_int4pack_mm_for_cpu"}
 Call = Callable[[], object]
 
 
@@ -278,6 +279,8 @@ def timed(rounds: int) -> None:
 
     print(f"{environment.cpu_facts()['name']}, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}")  # fmt: skip
+    if reason := onnx_missing():
+        print(f"onnxruntime is unsupported: {reason}")
     loses: dict[str, list[int]] = {}
     for sides, tokens in itertools.product(SIDES, TOKENS):
         turns = max(15, rounds * 64 // max(64, tokens))
@@ -331,8 +334,8 @@ def _dynamic(
     calls = {"F.linear": forward(dense, x), "packed_dense onednn": forward(packed, x)}
     for name, layer in made.items():
         calls |= {name: forward(layer, x), f"{name}, bare": bare(layer, x)}
-    if session := onnx_session(dense.to_dense().detach()):
-        array = x.numpy()
+    if not onnx_missing():
+        session, array = onnx_session(dense.to_dense().detach()), x.numpy()
         calls["onnxruntime"] = lambda: session.run(None, {"x": array})
     return calls
 
@@ -365,7 +368,10 @@ def _say_bare(found: dict[str, float]) -> None:
 
 
 def bare(made: Any, x: Tensor) -> Call:
-    """The operators of a kernel on what it packs, without autograd or a layer around them."""
+    """The operators of a kernel on what it packs, as who has the pieces would spell them.
+
+    There is no layer around them, no autograd, and no look whether the weight has changed.
+    """
     product = _bare(made, x)
 
     def call() -> object:
@@ -378,10 +384,10 @@ def bare(made: Any, x: Tensor) -> Call:
 def _bare(made: Any, x: Tensor) -> Call:
     kernel, scale = made.kernel, made.scale[:, 0].float()
     if kernel.name in WEIGHT_ONLY:
-        parts = kernel.packed(made)
-        return lambda: kernel.multiply(x, parts)
+        widening, parts = getattr(torch, SPELT[kernel.name]), kernel.packed(made)
+        return lambda: widening(x, *parts)
     if kernel.name == "linear_dynamic":
-        packed = kernel._packed(made.codes, made.scale)  # noqa: SLF001
+        _, packed = kernel._packed(made.codes, made.scale)  # noqa: SLF001
         product = torch.ops.quantized.linear_dynamic
         return (
             (lambda: product(x, packed)) if len(x) == 1 else (lambda: _divided(product, x, packed))
@@ -391,7 +397,7 @@ def _bare(made: Any, x: Tensor) -> Call:
 
         def by_int_mm() -> Tensor:
             codes, each = _rounded(x)
-            return (torch._int_mm(codes, turned).float() * each).mul_(scale)  # noqa: SLF001
+            return torch.mul(torch._int_mm(codes, turned), each).mul_(scale)  # noqa: SLF001
 
         return by_int_mm
     packed, scales, zeros = kernel._packed(made)  # noqa: SLF001
@@ -399,7 +405,7 @@ def _bare(made: Any, x: Tensor) -> Call:
     def by_onednn() -> Tensor:
         codes, each = _rounded(x)
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
-            (codes.to(torch.int16) + 128).to(torch.uint8), 1.0, 128, packed, scales, zeros, None,
+            codes.view(torch.uint8).bitwise_xor_(128), 1.0, 128, packed, scales, zeros, None,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return y.mul_(each)
@@ -415,16 +421,19 @@ def _divided(product: Any, x: Tensor, packed: Any) -> Tensor:
 
 def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(1, keepdim=True) / 127
-    return (x * (1 / scale)).round_().to(torch.int8), scale
+    return (x / scale).round_().to(torch.int8), scale
+
+
+def onnx_missing() -> str | None:
+    """Why onnxruntime cannot be timed here, or None where it can; hwbench itself needs neither."""
+    missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
+    if not missing:
+        return None
+    return f"it takes {' and '.join(missing)}, which this environment does not have."
 
 
 def onnx_session(weight: Tensor) -> Any:
-    """A session of onnxruntime with that product in int8, as its own tool makes it, or None.
-
-    It takes onnx and onnxruntime, neither of which hwbench needs.
-    """
-    if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
-        return None
+    """A session of onnxruntime with that product in int8, as its own tool makes it."""
     import onnx
     import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic

@@ -6,6 +6,7 @@ import copy
 import itertools
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -325,14 +326,14 @@ def test_the_notice_of_removal_is_told_once_by_the_page() -> None:
 
 
 def test_a_processor_that_overflows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Saturating:
-        linear_prepack = torch.ops.quantized.linear_prepack
+    def saturating(x: Tensor, packed: Any) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(x, packed).clamp(max=32767 * 0.1)
 
-        @staticmethod
-        def linear_dynamic(x: Tensor, packed: Any) -> Tensor:
-            return torch.ops.quantized.linear_dynamic(x, packed).clamp(max=32767 * 0.1)
-
-    monkeypatch.setattr(_quantized_kernels, "_quantized", lambda: Saturating)
+    operators = SimpleNamespace(
+        linear_prepack=torch.ops.quantized.linear_prepack,
+        linear_dynamic=SimpleNamespace(op=saturating),
+    )
+    monkeypatch.setattr(_quantized_kernels, "_quantized", lambda: operators)
     _quantized_kernels._linear_dynamic_lacks.cache_clear()
     try:
         reason = build(kernel="linear_dynamic").unsupported("cpu", torch.float32, FORWARD)

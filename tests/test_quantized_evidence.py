@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from _evidence import EVIDENCE
 from _evidence import script as evidence_script
 from _formats import drawn, relative
 
@@ -74,3 +76,20 @@ def test_a_bare_spelling_computes_what_the_kernel_does(script: Any, tokens: int)
         x = drawn(tokens, 128).to(dtype)
         found = script.bare(layer, x)()
         assert relative(found, script.forward(layer, x)()) < 2e-2, name
+
+
+def test_a_missing_onnxruntime_is_said_once_and_nothing_else_is_missed(
+    script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kernel's time over its bare spelling is printed with or without it."""
+    for package in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.syspath_prepend(EVIDENCE)
+    monkeypatch.setattr(script, "SIDES", ((64, 128),))
+    monkeypatch.setattr(script, "TOKENS", (1,))
+    script.timed(1)
+    said = capsys.readouterr().out
+    assert said.count("onnxruntime is unsupported: it takes onnx and onnxruntime, which") == 1
+    assert said.count("onnxruntime") == 2
+    for name in (*script.DYNAMIC, *script.WEIGHT_ONLY):
+        assert f"  {name} / its bare spelling = " in said

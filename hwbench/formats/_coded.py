@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -53,19 +52,15 @@ class CodedMap(Linear, Coded):
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("centre", centre)
-        self._sources = ("codes", "scale", *(["centre"] if self.kind.centred else []))
         table = _quantize.nf4_table().to(scale) if self.kind.name == "nf4" else scale.new_empty(0)
         self.register_buffer("table", table)
-        self._derived = Derived[Any]()
+        self.derived = Derived[Any]()
 
     def apply_weight(self, x: Tensor) -> Tensor:
-        return self.coded_product(x)
-
-    def coded_product(self, x: Tensor) -> Tensor:
         """x Ŵᵀ for what the codes stand for."""
         if x.shape[0] == 0:
             return x @ self.coded_dense().mT
-        if torch.is_grad_enabled() and x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
             y: Tensor = _StraightThrough.apply(x, self)  # type: ignore[no-untyped-call]
             return y
         return self.kernel.apply(self, x)
@@ -102,13 +97,15 @@ class CodedMap(Linear, Coded):
         rounded = _quantize.ROUNDING_ERROR if self.dynamic else 0.0
         return max(rounded, self.kernel.rounding(dtype))
 
-    def derived(self, build: Callable[[], Any]) -> Any:
-        held = self._buffers  # a look-up by attribute takes longer than the rest of a small call
-        sources: Any = [held[name] for name in self._sources]
-        return self._derived.get(sources, build, trusting=self.trusting)
+    def operands(self) -> tuple[Tensor, ...]:
+        # The look-up by attribute would come here last of all.
+        held: Any = self._buffers
+        if self.kind.centred:
+            return held["codes"], held["scale"], held["centre"]
+        return held["codes"], held["scale"]
 
     def forget(self) -> None:
-        self._derived.clear()
+        self.derived.clear()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from hwbench.formats._gram import Seen
 
 FP8_LARGEST = 448.0  # of float8_e4m3fn
 _NF4_TAIL = 0.9677083  # the outermost quantile, by which the ends of the table become ±1
+TINY = torch.finfo(torch.float32).tiny  # the least scale, which a token of zeros has
 ROUNDING_ERROR = 3e-2
 """By how much rounded activations may change a product, relatively, for normal activations.
 
@@ -229,9 +230,15 @@ def quantised_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     A single scale for all tokens would be that of the largest; language models have a few values a
     hundred times as large as the rest, beside which everything else would be rounded to zero.
     """
-    wide = in_rows(x.float())
-    scale = largest_of_rows(wide).div_(127).clamp_min_(torch.finfo(torch.float32).tiny)
-    return (wide * scale.reciprocal()).round_().to(torch.int8), scale
+    wide = in_rows(x, torch.float32)
+    scale = largest_of_rows(wide).div_(127).clamp_min_(TINY)
+    return (wide / scale).round_().to(torch.int8), scale
+
+
+def unsigned_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``quantised_tokens``, with 128 added to every code, in uint8."""
+    codes, scale = quantised_tokens(x)
+    return codes.view(torch.uint8).bitwise_xor_(128), scale
 
 
 def largest_of_rows(x: Tensor) -> Tensor:
@@ -242,11 +249,19 @@ def largest_of_rows(x: Tensor) -> Tensor:
     return x.abs().amax(1, keepdim=True)
 
 
-def in_rows(x: Tensor) -> Tensor:
-    """x, (tokens, in), with the strides of rows one after another.
+def in_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x, (tokens, in), in a dtype, with the strides of rows one after another.
 
-    ``contiguous`` takes the stride of a side of one for meaningless, and operators read it.
+    ``contiguous`` takes the stride of a side of one for meaningless, and operators read it. PyTorch
+    is not called where x is so already: small calls notice even what does nothing.
     """
+    if x.dtype != dtype:
+        x = x.to(dtype)
     if x.stride() == (x.shape[1], 1):
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def as_before(y: Tensor, x: Tensor) -> Tensor:
+    """y in the dtype of x."""
+    return y if y.dtype == x.dtype else y.to(x.dtype)

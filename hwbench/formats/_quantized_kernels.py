@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from torch.nn import functional
 
 from hwbench.formats import _quantize
 from hwbench.formats._base import Format, by_direction
+from hwbench.formats._derived import Derived
 from hwbench.formats._kernel import Kernel, Torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 BITS16 = (torch.bfloat16, torch.float16)
 FLOATS = (torch.float32, *BITS16)
@@ -36,12 +34,13 @@ class Coded:
     dynamic: bool
     group: int
     trusting: bool
+    derived: Derived[Any]
     codes: Tensor
     scale: Tensor
     centre: Tensor
 
-    def derived(self, build: Callable[[], Any]) -> Any:
-        """What a kernel made of the codes, made anew where they are not those any more."""
+    def operands(self) -> tuple[Tensor, ...]:
+        """Codes, scales and, where the type has them, centres: all that a product depends on."""
         raise NotImplementedError
 
     def coded_dense(self) -> Tensor:
@@ -126,24 +125,26 @@ class LinearDynamic(Product, of=CodedWeight):
     type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        packed = layer.derived(lambda: self._packed(layer.codes, layer.scale))
-        wide = _quantize.in_rows(x.float())
+        build = lambda: self._packed(layer.codes, layer.scale)  # noqa: E731
+        multiply, packed = layer.derived.get(layer.operands(), build, trusting=layer.trusting)
+        wide = x if x.dtype == torch.float32 else x.float()
         if x.shape[0] == 1:
-            y: Tensor = _quantized().linear_dynamic(wide, packed)
-            return y.to(x.dtype)
-        largest = _quantize.largest_of_rows(wide)
-        largest.clamp_min_(torch.finfo(torch.float32).tiny)
-        y = _quantized().linear_dynamic(wide / largest, packed)
-        return y.mul_(largest).to(x.dtype)
+            y: Tensor = multiply(wide, packed)
+        else:
+            largest = _quantize.largest_of_rows(wide).clamp_min_(_quantize.TINY)
+            y = multiply(wide / largest, packed).mul_(largest)
+        return y if wide is x else y.to(x.dtype)
 
-    def _packed(self, codes: Tensor, scale: Tensor) -> Any:
+    def _packed(self, codes: Tensor, scale: Tensor) -> tuple[Any, Any]:
+        """The operator, and what it takes beside x."""
         zeros = torch.zeros(len(codes), dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=NOTICE)
             weight = torch._make_per_channel_quantized_tensor(  # noqa: SLF001
                 codes, scale[:, 0].double(), zeros, 0
             )
-            return _quantized().linear_prepack(weight, None)
+            packed = _quantized().linear_prepack(weight, None)
+        return _plain(_quantized().linear_dynamic), packed
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         return _linear_dynamic_lacks()
@@ -161,8 +162,8 @@ def _linear_dynamic_lacks() -> str | None:
     codes, x = torch.full((8, 64), 127, dtype=torch.int8), torch.ones(1, 64)
     try:
         kernel = LinearDynamic()
-        packed = kernel._packed(codes, torch.ones(8, 1))  # noqa: SLF001
-        y = _quantized().linear_dynamic(x, packed)
+        multiply, packed = kernel._packed(codes, torch.ones(8, 1))  # noqa: SLF001
+        y = multiply(x, packed)
     except (RuntimeError, AttributeError) as refused:
         said = str(refused).partition("\n")[0].rstrip(".")
         return f"linear_dynamic does not run here, use kernel=int_mm: {said}."
@@ -179,9 +180,10 @@ class IntMm(Product, of=CodedWeight):
     type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        codes, scale = _quantize.quantised_tokens(x)
-        y = torch._int_mm(codes, layer.codes.t())  # noqa: SLF001
-        return (y.float() * scale).mul_(layer.scale[:, 0].float()).to(x.dtype)
+        codes, scale = layer.operands()
+        tokens, each = _quantize.quantised_tokens(x)
+        y = torch._int_mm(tokens, codes.t())  # noqa: SLF001
+        return _quantize.as_before(torch.mul(y, each).mul_(scale.t()), x)
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         if in_features == 1:
@@ -200,14 +202,16 @@ class OneDnn(Product, of=CodedWeight):
     type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        packed, scale_of_rows, zeros = layer.derived(lambda: self._packed(layer))
-        codes, scale = _quantize.quantised_tokens(x)
-        shifted = (codes.to(torch.int16) + 128).to(torch.uint8)
+        build = lambda: self._packed(layer)  # noqa: E731
+        packed, scale_of_rows, zeros = layer.derived.get(
+            layer.operands(), build, trusting=layer.trusting
+        )
+        codes, scale = _quantize.unsigned_tokens(x)
         y: Tensor = _onednn().qlinear_pointwise(
-            shifted, 1.0, 128, packed, scale_of_rows, zeros, None,
+            codes, 1.0, 128, packed, scale_of_rows, zeros, None,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
-        return y.mul_(scale).to(x.dtype)
+        return _quantize.as_before(y.mul_(scale), x)
 
     def _packed(self, layer: Coded) -> tuple[Tensor, Tensor, Tensor]:
         scale = layer.scale[:, 0].float().contiguous()
@@ -221,7 +225,7 @@ class OneDnn(Product, of=CodedWeight):
         return None if there else "onednn does not run here: torch lacks qlinear_pointwise."
 
     def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
-        return 2 * (1 + 2 + 1) * in_features + 2 * 4 * out_features
+        return 2 * (1 + 1) * in_features + 2 * 4 * out_features
 
 
 class InBFloat16(Product, ABC):
@@ -243,8 +247,11 @@ class Widening(InBFloat16, ABC):
     """
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        packed = layer.derived(lambda: self.packed(layer))
-        return self.multiply(_quantize.in_rows(x.bfloat16()), packed).to(x.dtype)
+        build = lambda: self.packed(layer)  # noqa: E731
+        packed = layer.derived.get(layer.operands(), build, trusting=layer.trusting)
+        if x.dtype == torch.bfloat16 and x.is_contiguous():
+            return self.multiply(x, packed)
+        return self.multiply(x.bfloat16().contiguous(), packed).to(x.dtype)
 
     @abstractmethod
     def packed(self, layer: Coded) -> tuple[Any, ...]:
@@ -266,8 +273,7 @@ class Int8Pack(Widening, of=CodedWeight):
         return layer.codes, layer.scale[:, 0].bfloat16().contiguous()
 
     def multiply(self, x: Tensor, packed: tuple[Any, ...]) -> Tensor:
-        y: Tensor = _aten()._weight_int8pack_mm(x, *packed)  # noqa: SLF001
-        return y
+        return torch._weight_int8pack_mm(x, *packed)  # noqa: SLF001
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         if in_features % 16:
@@ -293,8 +299,7 @@ class Int4Pack(Widening, of=CodedWeight):
         return codes, layer.group, scales
 
     def multiply(self, x: Tensor, packed: tuple[Any, ...]) -> Tensor:
-        y: Tensor = _aten()._weight_int4pack_mm_for_cpu(x, *packed)  # noqa: SLF001
-        return y
+        return torch._weight_int4pack_mm_for_cpu(x, *packed)  # noqa: SLF001
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         if out_features % 16:
@@ -316,7 +321,7 @@ class BFloat16(InBFloat16, of=CodedWeight):
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
         weight = layer.codes.view(torch.bfloat16)
-        return functional.linear(x.bfloat16(), weight).to(x.dtype)
+        return _quantize.as_before(functional.linear(x.bfloat16(), weight), x)
 
 
 class Dequantise(Product, of=CodedWeight):
@@ -336,6 +341,14 @@ class Dequantise(Product, of=CodedWeight):
 
     def weight_bytes(self, weights: int, item_bytes: int) -> int:
         return 2 * weights * item_bytes  # written, and read by the product
+
+
+def _plain(operator: Any) -> Any:
+    """An operator of ``torch.ops`` without the Python around it.
+
+    That looks through the arguments of each call for what only PyTorch's compiler makes.
+    """
+    return operator.op
 
 
 def _aten() -> Any:

@@ -12,7 +12,8 @@ output, and hwbench measures and shows it. ``int8pack`` and ``int4pack`` widen t
 product in bfloat16, and ``bfloat16_mm`` is one: in another dtype they round activations to that.
 ``dequantise`` has every type and makes the dense weight in each call, so that it saves bytes and
 gains no time. PyTorch gives a notice that the tensors which ``linear_dynamic`` takes will be
-removed; ``int_mm`` and ``onednn`` do without them.
+removed; ``int_mm`` and ``onednn`` do without them. On CUDA there are ``bfloat16_mm`` and
+``dequantise`` alone: torchao's kernels are not on offer.
 
 The gradient of x is that of the dequantised weight. Codes have no gradient.
 """

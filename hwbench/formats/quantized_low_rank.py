@@ -37,7 +37,7 @@ class _Map(CodedMap):
 
     def apply_weight(self, x: Tensor) -> Tensor:
         z = functional.linear(x, self.right)
-        return torch.addmm(self.coded_product(x), z, self.left.t())
+        return torch.addmm(super().apply_weight(x), z, self.left.t())
 
     def to_dense(self) -> Tensor:
         return self.coded_dense() + self.left @ self.right
