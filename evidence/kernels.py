@@ -54,8 +54,8 @@ def step(made: hwbench.Linear, tokens: int) -> Call:
     return lambda: torch.autograd.grad(made(x), wanted, dy)
 
 
-def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, float]:
-    """Median seconds of each call, visited in shuffled rounds."""
+def sampled(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in every round; a round visits all of them, shuffled."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for turn in range(rounds + 3):
@@ -66,7 +66,12 @@ def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, float]:
             calls[name]()
             if turn >= 3:
                 taken[name].append(time.perf_counter() - begun)
-    return {name: median(values) for name, values in taken.items()}
+    return taken
+
+
+def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, float]:
+    """Median seconds of each call, visited in shuffled rounds."""
+    return {name: median(values) for name, values in sampled(calls, rounds).items()}
 
 
 def compare(title: str, calls: dict[str, Call], rounds: int, *claims: tuple[str, str, str]) -> None:
