@@ -82,7 +82,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seen: Operators) -> None:
     monkeypatch.setattr(two_four_training, "SparseSemiStructuredTensorCUSPARSELT", kind)
     for module in (semi_structured, two_four_training):
         monkeypatch.setattr(module, "_refusal", lambda *_: None)
-    monkeypatch.setattr(_probe, "_asked", lambda *_: None)
+    monkeypatch.setattr(_probe, "_trial", lambda *_: None)
     fused = {name: seen.noted(f"hwbench::{name}", call) for name, call in FUSED.items()}
     stand_in = SimpleNamespace(refusal=lambda _: None, **fused)
     monkeypatch.setattr(_triton, "fused", lambda: stand_in)

@@ -326,9 +326,9 @@ def test_what_it_does_not_multiply_is_not_computed(cls: type[Format]) -> None:
 def built_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty cache, and nothing remembered."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    _native._found.cache_clear()
+    _native._built.cache_clear()
     yield tmp_path / "cache/hwbench/cpp"
-    _native._found.cache_clear()
+    _native._built.cache_clear()
 
 
 class Compiler:
@@ -395,7 +395,7 @@ def test_a_run_without_a_compiler_times_what_it_can_and_says_why_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hwbench: Callable[..., tuple[int, str, str]]
 ) -> None:
     reason = _native.NotBuiltError("there is no C++ compiler; install g++.")
-    monkeypatch.setattr(_native, "_found", lambda: reason)
+    monkeypatch.setattr(_native, "_built", lambda: reason)
     (tmp_path / "native.toml").write_text(WITHOUT)
     asked = ("run", "--suite", str(tmp_path / "native.toml"), "--device", "cpu", "--threads", "1")
     code, out, err = hwbench(*asked, "--out", str(tmp_path / "runs"))

@@ -539,16 +539,16 @@ def test_a_gpu_is_asked_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the processor, in place of a GPU: what runs is taken, what fails or is wrong is told."""
     kind, float32 = type(build("csr", 64, 64, density=0.5)), torch.float32
     for direction in (FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, STEP):
-        assert _probe._asked(kind, "spmm", float32, direction, "cpu") is None
-    failed = _probe._asked(kind, "spmm", torch.bfloat16, FORWARD, "cpu") or ""
+        assert _probe._trial(kind, "spmm", float32, direction, "cpu") is None
+    failed = _probe._trial(kind, "spmm", torch.bfloat16, FORWARD, "cpu") or ""
     assert failed.startswith("kernel=spmm of csr does not run here: ")
     monkeypatch.setitem(_probe.LIMITS, float32, 1e-12)
-    wrong = _probe._asked.__wrapped__(kind, "spmm", float32, FORWARD, "cpu") or ""
+    wrong = _probe._trial.__wrapped__(kind, "spmm", float32, FORWARD, "cpu") or ""
     assert wrong.startswith("kernel=spmm of csr is wrong here: its relative error is ")
     monkeypatch.setattr(
         torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda")
     )
-    monkeypatch.setattr(_probe, "_asked", lambda *asked: f"{asked[1]} on {asked[4]}.")
+    monkeypatch.setattr(_probe, "_trial", lambda *asked: f"{asked[1]} on {asked[4]}.")
     spmm = build("csr", 64, 64, density=0.5, kernel="spmm")
     assert spmm.unsupported("cuda", float32, STEP) == "spmm on cuda."
     assert spmm.unsupported("cpu", float32, STEP) is None

@@ -45,12 +45,12 @@ class Factors(NamedTuple):
     bases_in: Tensor  # (j, r, q)
 
     def rows(self) -> Tensor:
-        """What each block row of W is a combination of: (i, r, j·q)."""
+        """The matrices that each block row of W combines: (i, r, j·q)."""
         mixed = self.couplings.transpose(1, 2).unsqueeze(-1) * self.bases_in.transpose(0, 1)
         return mixed.flatten(2)
 
     def columns(self) -> Tensor:
-        """What each block column of W is a combination of: (j, i·p, r)."""
+        """The matrices that each block column of W combines: (j, i·p, r)."""
         mixed = self.bases_out * self.couplings.transpose(0, 1).unsqueeze(2)
         return mixed.flatten(1, 2)
 
@@ -68,9 +68,9 @@ def fit(weight: Tensor, out_blocks: int, in_blocks: int, rank: int) -> Factors:
     start = _low_rank(target, out_blocks, in_blocks, rank)
     best = start
     if rank < min(target.shape):
-        found = _descend(target, start)
-        if (found.dense() - target).norm() < (start.dense() - target).norm():
-            best = found
+        factors = _descend(target, start)
+        if (factors.dense() - target).norm() < (start.dense() - target).norm():
+            best = factors
     root = scale.sqrt()
     return Factors(best.bases_out * root, best.couplings, best.bases_in * root)
 
@@ -139,8 +139,8 @@ def _sweep(
     bases_in = bases_in + length * _solve(mixed.mT @ mixed, mixed.mT @ by_column, bases_in, damping)
     out_gram, in_gram = bases_out.mT @ bases_out, bases_in @ bases_in.mT
     torch.mul(out_gram.unsqueeze(1), in_gram, out=curvature)
-    seen = (bases_out.mT @ by_row).unflatten(2, (bases_in.shape[0], -1))  # (i, r, j, q)
-    slope = (seen * bases_in.transpose(0, 1)).sum(-1).transpose(1, 2)
+    reduced = (bases_out.mT @ by_row).unflatten(2, (bases_in.shape[0], -1))  # (i, r, j, q)
+    slope = (reduced * bases_in.transpose(0, 1)).sum(-1).transpose(1, 2)
     couplings = couplings + length * _gradient_steps(curvature, slope, couplings, damping)
     return _balanced(Factors(bases_out, couplings, bases_in))
 

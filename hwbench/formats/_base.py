@@ -181,7 +181,7 @@ class Format(ABC):
         return None
 
     def smallest_words(self) -> str:
-        """What a density can reach at least, for ``unreachable``; asked of the smallest setting."""
+        """Name the smallest density, for ``unreachable``; called on the smallest setting."""
         return f"{' and '.join(self.decided_knobs())} 1 has density {self.density():.4g}"
 
     def _parameters_at(self, knob: str, value: int) -> int:
@@ -257,7 +257,7 @@ class Format(ABC):
         return min(needed, self.flops(tokens, direction))
 
     def rate_multipliers(self) -> dict[str, float]:
-        """What to multiply a dense layer's learning rate by, by parameter; 1 where none is named.
+        """Return the factor on a dense layer's learning rate, by parameter; 1 where none is named.
 
         A factor that sees fewer inputs than the layer has may learn faster (Qiu et al., Compute
         Better Spent, 2024, arXiv:2406.06248).
@@ -300,11 +300,7 @@ class Format(ABC):
 
     def knobs(self) -> dict[str, Knob]:
         """Every setting beside the shape; ``type(f)(out_features=…, in_features=…, **knobs)``."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("out_features", "in_features")
-        }
+        return {name: getattr(self, name) for name in self.knob_names()}
 
     @classmethod
     def knob_names(cls) -> list[str]:
@@ -318,15 +314,15 @@ class Format(ABC):
     @classmethod
     def knob_defaults(cls) -> dict[str, Knob | None]:
         """The knobs that need not be given; None where the value follows from shape and knobs."""
-        found: dict[str, Knob | None] = {}
+        defaults: dict[str, Knob | None] = {}
         for field in dataclasses.fields(cls):
             if field.name not in cls.knob_names():
                 continue
             if field.default is not dataclasses.MISSING:
-                found[field.name] = field.default
+                defaults[field.name] = field.default
             elif field.default_factory is not dataclasses.MISSING:
-                found[field.name] = field.default_factory()
-        return {**found, "kernel": cls.KERNELS[0]}
+                defaults[field.name] = field.default_factory()
+        return {**defaults, "kernel": cls.KERNELS[0]}
 
     @classmethod
     def from_knobs(

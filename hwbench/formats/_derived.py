@@ -96,7 +96,7 @@ class Derived(Generic[T]):
 
 
 def _mark(tensor: Tensor, trusting: bool) -> _Mark | None:
-    """What tells the tensor again; None where it has no memory of its own, as under vmap."""
+    """A key that identifies the tensor; None where it has no memory of its own, as under vmap."""
     try:
         address = tensor.data_ptr()
     except RuntimeError:

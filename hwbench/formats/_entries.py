@@ -181,7 +181,7 @@ class GatheredFormat(Format):
         return isinstance(self.implementation, Gather)
 
     def gradient_entries(self) -> int:
-        """Entries of their gradient that the kernel computes: the kept ones, or all."""
+        """The number of entries whose gradient the kernel computes: the kept ones, or all."""
         kernel = self.implementation
         if isinstance(kernel, EntriesKernel):
             return kernel.gradient_entries(self)
@@ -202,7 +202,7 @@ class GatheredFormat(Format):
         return self.out_features * self.in_features
 
     def flops(self, tokens: int, direction: str) -> int:
-        """Those of the chain; the gradient of the entries may be computed at the others too."""
+        """FLOPs of the chain; a kernel may compute the gradient of the other entries too."""
         more = 2 * tokens * (self.gradient_entries() - self.gathered_entries())
         chain = super().flops(tokens, direction)
         return chain + by_direction(direction, forward=0, to_input=0, to_weight=more)
@@ -217,7 +217,7 @@ class EntriesKernel(Kernel):
     """A kernel of a format that keeps single entries, which may compute more of their gradient."""
 
     def gradient_entries(self, described: Any) -> int:
-        """Entries of their gradient that it computes: the kept ones, unless it says otherwise."""
+        """The number of entries whose gradient it computes: the kept ones, unless overridden."""
         kept: int = described.gathered_entries()
         return kept
 
@@ -256,7 +256,7 @@ class EntriesFormat(GatheredFormat, KeptFormat):
 
 
 def picked_bytes(kept: int, computed: int, item_bytes: int, direction: str) -> int:
-    """What it moves to write a dense gradient and to pick the kept entries from it."""
+    """Bytes moved to write a dense gradient and to pick the kept entries from it."""
     if direction in (FORWARD, BACKWARD_INPUT) or computed == kept:
         return 0
     return item_bytes * (computed + kept)

@@ -65,7 +65,7 @@ def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _inputs(x, rows, block, p, tokens, in_features, in_side, row_step, column_step):
-    """Of x (tokens, in_features) the tile (rows, p) of one input group."""
+    """Load the tile (rows, p) of one input group of x (tokens, in_features)."""
     feature = block * in_side + p
     kept = (rows < tokens)[:, None] & ((p < in_side) & (feature < in_features))[None, :]
     return tl.load(x + rows[:, None] * row_step + feature[None, :] * column_step, kept, other=0.0)
@@ -308,7 +308,7 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
 
 @cache
 def refusal(dtype: torch.dtype) -> str | None:
-    """What the build or the device says against these kernels, asked by three small products."""
+    """Try three small products, and say why these kernels cannot run here; None if they can."""
     return tried("A Triton kernel", lambda: all(error < 0.02 for error in _errors(dtype)))
 
 

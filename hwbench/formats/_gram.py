@@ -32,7 +32,7 @@ PLACED, FACTORS, TURNED, EXACT = "placed", "factors", "turned", "exact"
 """How a format is projected by outputs, as its ``OUTPUTS`` says."""
 
 DAMPING = 0.01
-"""What is added to the diagonal of G, of its mean."""
+"""The share of the mean of G's diagonal that is added to the diagonal."""
 
 SWEEPS, STEPS = 8, 4
 """Rounds over all factors at most, and steps of conjugate gradients on each."""
@@ -88,22 +88,22 @@ def moments(rows: Tensor) -> Tensor:
             f"activations must have the shape (samples, inputs), not {tuple(rows.shape)}."
         )
     inputs = rows.shape[1]
-    found = torch.zeros(inputs, inputs, dtype=torch.float64, device=rows.device)
+    gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=rows.device)
     fourth = torch.zeros((), dtype=torch.float64, device=rows.device)
     for some in rows.detach().split(_ROWS):
         wide = some.double()
-        found.addmm_(wide.T, wide)
+        gram.addmm_(wide.T, wide)
         squares = wide.square()
         fourth += squares.sum(1).square().sum() - squares.square().sum()
-    found /= len(rows)
-    if not bool(found.isfinite().all()):
+    gram /= len(rows)
+    if not bool(gram.isfinite().all()):
         raise UsageError("The activations hold numbers that are not finite.")
-    known = found.diagonal().clone()
-    found *= 1 - _doubt(found, float(fourth) / len(rows), len(rows))
-    found.diagonal().copy_(known)
-    mean = float(found.diagonal().mean())
-    found.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
-    return found
+    diagonal = gram.diagonal().clone()
+    gram *= 1 - _doubt(gram, float(fourth) / len(rows), len(rows))
+    gram.diagonal().copy_(diagonal)
+    mean = float(gram.diagonal().mean())
+    gram.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
+    return gram
 
 
 def _doubt(gram: Tensor, fourth: float, rows: int) -> float:
@@ -121,7 +121,7 @@ def _doubt(gram: Tensor, fourth: float, rows: int) -> float:
 
 
 class Seen:
-    """What a layer sees, and what follows from it, each made once: layers may share it.
+    """A layer's inputs and the matrices derived from them, each made once; layers may share it.
 
     Args:
         rows: what the layer sees, (samples, in_features), on the device of the weights.
@@ -132,16 +132,16 @@ class Seen:
 
     @classmethod
     def of(cls, rows: Tensor | Seen, weight: Tensor) -> Seen:
-        """What these rows, or an object that holds them, are to a weight (out, in).
+        """Return the ``Seen`` of these rows for a weight (out, in); one that is given is checked.
 
         Raises:
             UsageError: the rows do not fit.
         """
-        seen = rows if isinstance(rows, Seen) else cls(rows.to(weight.device))
-        inputs, shape = weight.shape[1], tuple(seen.rows.shape)
+        rows_seen = rows if isinstance(rows, Seen) else cls(rows.to(weight.device))
+        inputs, shape = weight.shape[1], tuple(rows_seen.rows.shape)
         if len(shape) != 2 or shape[1] != inputs:
             raise UsageError(f"activations must have the shape (samples, {inputs}), not {shape}.")
-        return seen
+        return rows_seen
 
     @classmethod
     def of_gram(cls, gram: Tensor) -> Seen:
@@ -207,8 +207,8 @@ def _loss(lost: Tensor, gram: Tensor) -> float:
 
 def _of_rank(described: Any, weight: Tensor, seen: Seen) -> Any:
     """The optimum among all matrices of a rank."""
-    found = of_rank(weight.double() @ seen.lower, seen.lower, int(described.knobs()["rank"]))
-    return described.of_factors(*even(*found))
+    factors = of_rank(weight.double() @ seen.lower, seen.lower, int(described.knobs()["rank"]))
+    return described.of_factors(*even(*factors))
 
 
 def of_rank(turned: Tensor, lower: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -253,8 +253,8 @@ def _of_blocks(described: Any, weight: Tensor, seen: Seen) -> Any:
             more = torch.linalg.solve_triangular(root.mT, pull, upper=True, left=False)
             turned = left[:, place] @ (right[:, place] @ root) + more
             left[:, place], right[:, place] = of_rank(turned, root, rank)
-            kept = left[:, place] @ right[:, place]
-            lost[:, here] = (blocks[:, place] - kept).flatten(0, 1)
+            product = left[:, place] @ right[:, place]
+            lost[:, here] = (blocks[:, place] - product).flatten(0, 1)
     return described.of_blocks(*even(left, right))
 
 
@@ -269,8 +269,8 @@ def _best_apart(blocks: Tensor, wide: Tensor, lower: Tensor, rank: int) -> tuple
     """
     sizes = wide.diagonal().view(len(lower), -1).sqrt()
     weighed = (lower, torch.diag_embed(sizes), torch.diag_embed(torch.ones_like(sizes)))
-    found = [of_rank(blocks @ each, each, rank) for each in weighed]
-    left, right = min(found, key=lambda pair: _loss(_rows(blocks - pair[0] @ pair[1]), wide))
+    candidates = [of_rank(blocks @ each, each, rank) for each in weighed]
+    left, right = min(candidates, key=lambda pair: _loss(_rows(blocks - pair[0] @ pair[1]), wide))
     return left.contiguous(), right.contiguous()
 
 
@@ -301,15 +301,15 @@ def _of_entries(described: Any, weight: Tensor, seen: Seen) -> Any:
     gram, inverse, upper, size = map(narrow, (seen.gram, seen.inverse, seen.upper, seen.size))
     if described.OUTPUTS == N_OF_M:
         groups = int(settings.get("n", 2)), int(settings.get("m", 4))
-        found = _pruned.pruned(weight, inverse, upper, n_of_m=groups)
+        pruned = _pruned.pruned(weight, inverse, upper, n_of_m=groups)
     else:
-        found = _pruned.pruned(weight, inverse, upper, nonzeros=described.parameters())
-    least = _loss(weight - found, gram)
+        pruned = _pruned.pruned(weight, inverse, upper, nonzeros=described.parameters())
+    least = _loss(weight - pruned, gram)
     for other in _without_rows(described, weight, size):
         dense = other.to_dense().detach()
         if (loss := _loss(weight - dense, gram)) < least:
-            found, least = dense, loss
-    settled = _pruned.settled(found.double(), weight.double(), seen.gram)
+            pruned, least = dense, loss
+    settled = _pruned.settled(pruned.double(), weight.double(), seen.gram)
     return described.project(settled.to(weight.dtype))
 
 
@@ -334,12 +334,12 @@ def _of_places(described: Any, weight: Tensor, seen: Seen) -> Any:
     """Values at places that ``project`` decides: the better of two choices, and settled there."""
     gram, size = (each.to(weight.dtype) for each in (seen.gram, seen.size))
     best = _least_lost(_without_rows(described, weight, size), weight, gram)
-    found = best.to_dense().detach().double()
+    dense = best.to_dense().detach().double()
     (values,) = _factors(best)
     with torch.no_grad():
         values.fill_(1)
         places = best.to_dense() != 0
-    settled = _pruned.settled(found, weight.double(), seen.gram, places)
+    settled = _pruned.settled(dense, weight.double(), seen.gram, places)
     return described.project(settled.to(weight.dtype))
 
 

@@ -17,7 +17,7 @@ def spectral_std(fan_out: int, fan_in: int) -> float:
 
 
 def column_weights(weight: Tensor, activations: Tensor | None, *, least: float = 0.0) -> Tensor:
-    """What each column of the weight is worth: the root mean square of its input, or one.
+    """Return the weight of each column: the root mean square of its input, or one.
 
     One is every column worth, too, where all inputs are zero.
 
@@ -60,10 +60,10 @@ def truncated(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * vh[..., :rank, :]
 
 
-def solved(gram: Tensor, wanted: Tensor) -> Tensor:
+def solved(gram: Tensor, target: Tensor) -> Tensor:
     """X with (G + ε I) X = the wanted, for positive semi-definite G."""
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
     damping = torch.where(mean > 0, mean * torch.finfo(gram.dtype).eps * 100, 1.0)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor = torch.linalg.cholesky(gram + damping[..., None, None] * eye)
-    return torch.cholesky_solve(wanted, factor)
+    return torch.cholesky_solve(target, factor)

@@ -34,7 +34,7 @@ class Kernel:
     """
 
     name: str = ""
-    """What ``kernel=`` of a suite calls it."""
+    """Its name in ``kernel=`` of a suite."""
 
     operators: ClassVar[str] = ""
     """An operator that a profile must show, by torch's name, as a regular expression from its

@@ -78,14 +78,14 @@ class Library:
     def __init__(self) -> None:
         path = built()
         try:
-            found = ctypes.CDLL(str(path))
+            library = ctypes.CDLL(str(path))
         except OSError as error:
             raise NotBuiltError(f"{path} cannot be loaded: {first_line(error)}.") from error
         for name, arguments in _ARGUMENTS.items():
-            getattr(found, name).argtypes = arguments
-        self.entries, self.two_stage = found.hwbench_entries, found.hwbench_two_stage
-        self.lanes = int(found.hwbench_lanes())
-        self.most_vectors = int(found.hwbench_most_vectors())
+            getattr(library, name).argtypes = arguments
+        self.entries, self.two_stage = library.hwbench_entries, library.hwbench_two_stage
+        self.lanes = int(library.hwbench_lanes())
+        self.most_vectors = int(library.hwbench_most_vectors())
 
 
 def built() -> Path:
@@ -158,13 +158,13 @@ def _compile(command: list[str]) -> None:
             raise NotBuiltError(f"{command[0]} took over {LONGEST} seconds.") from error
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        said = next((line for line in lines if "error" in line.lower()), "".join(lines[-1:]))
-        said = said or f"exit code {done.returncode}"
-        raise NotBuiltError(f"{command[0]} failed: {said.rstrip('.')}.")
+        reason = next((line for line in lines if "error" in line.lower()), "".join(lines[-1:]))
+        reason = reason or f"exit code {done.returncode}"
+        raise NotBuiltError(f"{command[0]} failed: {reason.rstrip('.')}.")
 
 
 @cache
-def _found() -> Library | NotBuiltError:
+def _built() -> Library | NotBuiltError:
     try:
         return Library()
     except NotBuiltError as reason:
@@ -177,10 +177,10 @@ def library() -> Library:
     Raises:
         UsageError: they cannot be.
     """
-    found = _found()
-    if isinstance(found, NotBuiltError):
-        raise UsageError(_sentence(found)) from found
-    return found
+    built = _built()
+    if isinstance(built, NotBuiltError):
+        raise UsageError(_sentence(built)) from built
+    return built
 
 
 def refusal(device: str, dtype: torch.dtype) -> str | None:
@@ -190,8 +190,8 @@ def refusal(device: str, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         return f"A native kernel multiplies float32 and bfloat16 only, not {name}."
-    found = _found()
-    return _sentence(found) if isinstance(found, NotBuiltError) else None
+    built = _built()
+    return _sentence(built) if isinstance(built, NotBuiltError) else None
 
 
 def _sentence(reason: NotBuiltError) -> str:
@@ -259,12 +259,12 @@ def _add_entries(y: Tensor, x: Tensor, values: Tensor, starts: Tensor, columns: 
 def _multiply_entries(
     y: Tensor, x: Tensor, values: Tensor, starts: Tensor, columns: Tensor, *, add: bool
 ) -> None:
-    found, x = library(), _rows(x)
+    native, x = library(), _rows(x)
     values, starts, columns = values.contiguous(), starts.contiguous(), columns.contiguous()
     (tokens, inputs), outputs = x.shape, y.shape[1]
-    vectors, width, parts, threads = _blocks(found, tokens, outputs)
-    scratch = x.new_empty(threads * (inputs + found.lanes) * width, dtype=torch.float32)
-    found.entries(
+    vectors, width, parts, threads = _blocks(native, tokens, outputs)
+    scratch = x.new_empty(threads * (inputs + native.lanes) * width, dtype=torch.float32)
+    native.entries(
         *(_narrow(x), columns.dtype == torch.int64, vectors, x.data_ptr(), x.stride(0)),
         *(values.data_ptr(), starts.data_ptr(), columns.data_ptr(), y.data_ptr()),
         *(tokens, inputs, outputs, add, parts, threads, scratch.data_ptr()),
@@ -278,8 +278,8 @@ def _two_stage(x: Tensor, first: Tensor, second: Tensor, strided: bool) -> Tenso
 def _two_stage_kept(
     x: Tensor, first: Tensor, second: Tensor, strided: bool
 ) -> tuple[Tensor, Tensor]:
-    y, kept = _multiply_two_stage(x, first, second, strided, keep=True)
-    z = kept.permute(1, 2, 0, 3).flatten(2)[..., : x.shape[0]]  # (l, k·t, tokens)
+    y, intermediate = _multiply_two_stage(x, first, second, strided, keep=True)
+    z = intermediate.permute(1, 2, 0, 3).flatten(2)[..., : x.shape[0]]  # (l, k·t, tokens)
     return y, z.to(x.dtype).mT
 
 
@@ -287,24 +287,24 @@ def _multiply_two_stage(
     x: Tensor, first: Tensor, second: Tensor, strided: bool, *, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """y, and (blocks of tokens, l, k · t, tokens of a block) float32, empty where not kept."""
-    found, x, first, second = library(), _rows(x), first.contiguous(), second.contiguous()
+    native, x, first, second = library(), _rows(x), first.contiguous(), second.contiguous()
     (in_blocks, pairs, in_side), (out_blocks, out_side, between) = first.shape, second.shape
     y = x.new_empty(x.shape[0], out_blocks * out_side)
-    vectors, width, parts, threads = _blocks(found, x.shape[0], out_blocks)
+    vectors, width, parts, threads = _blocks(native, x.shape[0], out_blocks)
     groups = -(-out_blocks // parts)
     together = groups if keep else min(groups, max(1, BETWEEN_BYTES // (4 * between * width)))
     blocks = -(-x.shape[0] // width) if keep else 0
-    kept = x.new_empty(blocks, out_blocks, between, width, dtype=torch.float32)
+    intermediate = x.new_empty(blocks, out_blocks, between, width, dtype=torch.float32)
     each = (in_blocks * in_side + (0 if keep else together * between) + groups * out_side) * width
     each += ROWS_AT_ONCE * max(in_side, between)
     scratch = x.new_empty(threads * each, dtype=torch.float32)
-    found.two_stage(
+    native.two_stage(
         *(_narrow(x), vectors, x.data_ptr(), x.stride(0), first.data_ptr(), second.data_ptr()),
         *(y.data_ptr(), x.shape[0], in_blocks, in_side, out_blocks, out_side),
         *(pairs // out_blocks, strided, parts, together, threads),
-        *(kept.data_ptr(), scratch.data_ptr(), each),  # none is kept at address 0
+        *(intermediate.data_ptr(), scratch.data_ptr(), each),  # none is kept at address 0
     )
-    return y, kept
+    return y, intermediate
 
 
 OPERATORS.impl("native_entries", _entries, "CPU")
@@ -346,7 +346,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _blocks(found: Library, tokens: int, outputs: int) -> tuple[int, int, int, int]:
+def _blocks(native: Library, tokens: int, outputs: int) -> tuple[int, int, int, int]:
     """Vectors and tokens of a block, parts of the outputs, and threads.
 
     Blocks are large where every thread has one. Where blocks cannot be shared out evenly, every
@@ -355,9 +355,9 @@ def _blocks(found: Library, tokens: int, outputs: int) -> tuple[int, int, int, i
     """
     threads = torch.get_num_threads()
     vectors = 0 if tokens == 1 else 1
-    while 0 < vectors < found.most_vectors and 2 * vectors * found.lanes * threads <= tokens:
+    while 0 < vectors < native.most_vectors and 2 * vectors * native.lanes * threads <= tokens:
         vectors *= 2
-    width = max(1, vectors * found.lanes)
+    width = max(1, vectors * native.lanes)
     blocks = -(-tokens // width)
     whole = blocks % threads == 0 or blocks >= 4 * threads
     parts = 1 if whole else min(threads, outputs)

@@ -61,17 +61,17 @@ class _ByOneDnn:
 
 
 _by_onednn = _ByOneDnn()
-_chosen = _Chosen()
+_selection = _Chosen()
 
 
 def by_onednn(call: Callable[..., Any], *given: Any) -> Any:
     """What ``call`` returns, its float32 products made by oneDNN; the setting is put back."""
-    before, _chosen.here = _chosen.here, True
+    before, _selection.here = _selection.here, True
     try:
         with _by_onednn:
             return call(*given)
     finally:
-        _chosen.here = before
+        _selection.here = before
 
 
 def remembered(function: F) -> F:
@@ -80,7 +80,7 @@ def remembered(function: F) -> F:
 
     @wraps(forward)
     def first(ctx: Any, *given: Any) -> Any:
-        ctx.onednn = not torch.compiler.is_compiling() and _chosen.here
+        ctx.onednn = not torch.compiler.is_compiling() and _selection.here
         return forward(ctx, *given)
 
     @wraps(backward)
@@ -159,8 +159,8 @@ def _error() -> float:
     worst = 0.0
     for product, left, right in ((torch.bmm, a, b), (torch.mm, a[0], b[0])):
         exact = product(left.double(), right.double())
-        found = by_onednn(product, left, right).double()
-        worst = max(worst, float((found - exact).norm() / exact.norm()))
+        product_ = by_onednn(product, left, right).double()
+        worst = max(worst, float((product_ - exact).norm() / exact.norm()))
     return worst
 
 

@@ -36,17 +36,17 @@ def refusal(format_: Format, dtype: torch.dtype, direction: str) -> str | None:
 
     Without a GPU nothing is known beyond what the format itself tells.
     """
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None or found.type != "cuda":
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or accelerator.type != "cuda":
         return None
-    return _asked(type(format_), format_.kernel, dtype, direction, "cuda")
+    return _trial(type(format_), format_.kernel, dtype, direction, "cuda")
 
 
 @cache
-def _asked(
+def _trial(
     kind: type[Format], kernel: str, dtype: torch.dtype, direction: str, device: str
 ) -> str | None:
-    """What a small product says."""
+    """Try a small product; return its error in a sentence, or None."""
     try:
         example = kind.from_knobs(SIDE, SIDE, kernel=kernel, density=DENSITY)
         source = torch.Generator(device).manual_seed(0)
@@ -70,9 +70,9 @@ def _error(layer: Linear, x: Tensor, dy: Tensor, direction: str) -> float:
     ours, theirs = [layer(x)], [wide @ exact.to_dense().mT]
     inputs = [t for t in (x, *layer.parameters()) if t.requires_grad]
     if inputs:
-        known = [t for t in (wide, *exact.parameters()) if t.requires_grad]
+        parameters = [t for t in (wide, *exact.parameters()) if t.requires_grad]
         ours += torch.autograd.grad(ours[0], inputs, dy)
-        theirs += torch.autograd.grad(theirs[0], known, dy.double())
+        theirs += torch.autograd.grad(theirs[0], parameters, dy.double())
     errors = [
         float((a.detach().double() - b.detach()).norm() / b.detach().norm())
         for a, b in zip(ours, theirs, strict=True)

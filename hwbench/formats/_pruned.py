@@ -44,26 +44,26 @@ def pruned(
     n, m = n_of_m or (0, 0)
     work, inputs = weight.T.contiguous(), weight.shape[1]  # a column of W is a row here
     own = upper.diagonal().unsqueeze(1)
-    kept = torch.ones_like(work, dtype=torch.bool)
+    mask = torch.ones_like(work, dtype=torch.bool)
     if not m:
-        kept = _largest(work.square() / inverse.diagonal().unsqueeze(1), nonzeros)
+        mask = _largest(work.square() / inverse.diagonal().unsqueeze(1), nonzeros)
     width = m * max(1, _COLUMNS // m) if m else _COLUMNS
     for start in range(0, inputs, width):
         stop = min(start + width, inputs)
         if not m:
             score = (work[start:stop] / own[start:stop]).square()
-            kept[start:stop] = _largest(score, int(kept[start:stop].sum()))
+            mask[start:stop] = _largest(score, int(mask[start:stop].sum()))
         dropped = torch.zeros_like(work[start:stop])
         for j in range(start, stop):
             if m and j % m == 0:
                 score = (work[j : j + m] / own[j : j + m]).square()
-                kept[j : j + m] = False
-                kept[j : j + m].scatter_(0, score.topk(n, dim=0).indices, 1)
+                mask[j : j + m] = False
+                mask[j : j + m].scatter_(0, score.topk(n, dim=0).indices, 1)
             lost = dropped[j - start]
-            lost.copy_(work[j] / upper[j, j]).masked_fill_(kept[j], 0)
+            lost.copy_(work[j] / upper[j, j]).masked_fill_(mask[j], 0)
             work[j:stop].addr_(upper[j, j:stop], lost, alpha=-1)
         work[stop:].addmm_(upper[start:stop, stop:].T, dropped, alpha=-1)
-    return torch.where(kept, work, 0).T.contiguous()
+    return torch.where(mask, work, 0).T.contiguous()
 
 
 def _largest(score: Tensor, count: int) -> Tensor:
@@ -73,20 +73,20 @@ def _largest(score: Tensor, count: int) -> Tensor:
     return mask.view(score.shape)
 
 
-def settled(found: Tensor, weight: Tensor, gram: Tensor, places: Tensor | None = None) -> Tensor:
-    """The matrix of the least tr (W − Ŵ) G (W − Ŵ)ᵀ with its entries where ``found`` has them.
+def settled(start: Tensor, weight: Tensor, gram: Tensor, places: Tensor | None = None) -> Tensor:
+    """The matrix of the least tr (W − Ŵ) G (W − Ŵ)ᵀ with its entries where ``start`` has them.
 
-    It is never worse than ``found``.
+    It is never worse than ``start``.
 
     Args:
-        found: where it begins, (out, in), float64: in float32 the directions of ten steps are no
+        start: where it begins, (out, in), float64: in float32 the directions of ten steps are no
             longer conjugate where inputs are correlated, and the error ends 0.1 % higher.
         weight: W, likewise.
         gram: G, (in, in), positive definite.
-        places: a mask of where entries may lie, where these are more than those of ``found``.
+        places: a mask of where entries may lie, where these are more than those of ``start``.
     """
-    here, ease = found != 0 if places is None else places, gram.diagonal()
-    best, lost = found.clone(), weight - found
+    here, ease = start != 0 if places is None else places, gram.diagonal()
+    best, lost = start.clone(), weight - start
     pull = lost @ gram
     loss = float((pull * lost).sum())
     slope = pull * here

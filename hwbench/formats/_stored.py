@@ -89,7 +89,7 @@ def searched(
         try:
             # Half a parameter more outlasts the rounding of the division.
             density = min(1.0, (middle + 0.5) / total)
-            found = kind.for_budget(out_features, in_features, density, **knobs)
+            fitting = kind.for_budget(out_features, in_features, density, **knobs)
         except UnreachableError as error:
             if middle == total:
                 raise _refused(kind, stored, str(error)) from error
@@ -97,12 +97,12 @@ def searched(
         except KnobError as error:  # a mistake, or more entries than an index can count
             refusal, high = refusal or error, middle
         else:
-            if found.stored_bytes(item_bytes) > limit:
-                above, high = found, middle
+            if fitting.stored_bytes(item_bytes) > limit:
+                above, high = fitting, middle
             elif middle == total:
-                return found
+                return fitting
             else:
-                fits, low = found, middle
+                fits, low = fitting, middle
     if fits is not None:
         return fits
     if above is None:
@@ -117,10 +117,10 @@ def allowed(out_features: int, in_features: int, stored: float, item_bytes: int)
 
 
 def unreachable(
-    kind: type[Sized], stored: float, item_bytes: int, known: Iterable[Sized]
+    kind: type[Sized], stored: float, item_bytes: int, settings: Iterable[Sized]
 ) -> UnreachableError:
     """The error that names the nearest of the settings, all of which need more bytes."""
-    least = min(f.stored_bytes(item_bytes) / (f.out_features * f.in_features) for f in known)
+    least = min(f.stored_bytes(item_bytes) / (f.out_features * f.in_features) for f in settings)
     return _refused(
         kind,
         stored,
@@ -134,7 +134,7 @@ def _refused(kind: type[Sized], stored: float, why: str) -> UnreachableError:
 
 def _up(share: float) -> str:
     """Four digits that are not below the share, so that what is named can be asked for."""
-    shown = f"{share:.4g}"
-    if float(shown) >= share:
-        return shown
-    return f"{float(shown) + 10.0 ** (math.floor(math.log10(share)) - 3):.4g}"
+    rounded = f"{share:.4g}"
+    if float(rounded) >= share:
+        return rounded
+    return f"{float(rounded) + 10.0 ** (math.floor(math.log10(share)) - 3):.4g}"

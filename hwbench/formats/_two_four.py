@@ -48,8 +48,8 @@ def packing(*, cutlass: bool = False) -> Iterator[None]:
 
 def parts(packed: Any) -> list[Tensor]:
     """The plain tensors of a packed weight."""
-    found = (getattr(packed, name) for name in _PARTS)
-    return [part for part in found if part is not None]
+    tensors = (getattr(packed, name) for name in _PARTS)
+    return [part for part in tensors if part is not None]
 
 
 def padded(tokens: int) -> int:
@@ -65,7 +65,7 @@ def padding_values(tokens: int, width: int) -> int:
 def fastest_algorithm(packed: Any, x: Tensor) -> int:
     """cuSPARSELt's fastest algorithm for x of (tokens, in_features), found by trying them all."""
     rows = functional.pad(x, (0, 0, 0, padded(x.shape[0]) - x.shape[0]))
-    found: int = torch._cslt_sparse_mm_search(  # noqa: SLF001
+    algorithm: int = torch._cslt_sparse_mm_search(  # noqa: SLF001
         packed.packed, rows.t(), transpose_result=True
     )
-    return found
+    return algorithm

@@ -99,13 +99,13 @@ class Armor(GatheredFormat):
         if "multiple" in knobs:
             raise KnobError("armor has no rank that 'multiple' could round.")
         sides: dict[str, Any] = {"out_features": out_features, "in_features": in_features}
-        given = cls(**sides, **knobs)  # type: ignore[arg-type]
+        with_knobs = cls(**sides, **knobs)  # type: ignore[arg-type]
         blocks = [knobs.pop("block")] if knobs.get("block") else _blocks(out_features, in_features)
         settings = [cls(**sides, block=block, **knobs) for block in blocks]  # type: ignore[arg-type]
         allowed = budget(out_features, in_features, density)
         within = [f for f in settings if f.parameters() <= allowed]
         if not within:
-            least = min(f.density() for f in [*settings, given])
+            least = min(f.density() for f in [*settings, with_knobs])
             raise unreachable(cls.name(), density, f"its smallest blocks have density {least:.4g}")
         return max(within, key=lambda f: f.parameters())
 
@@ -122,7 +122,7 @@ class Armor(GatheredFormat):
         return (self.side * self.in_features, kept, self.side * self.out_features)
 
     def gathered_entries(self) -> int:
-        """Those of S."""
+        """The number of entries of S."""
         return self.out_features * self.in_features // 2
 
     def index_bytes(self) -> int:
@@ -169,17 +169,17 @@ class Armor(GatheredFormat):
             layer = self.project(target, activations=size)
             assert isinstance(layer, _Map)
             starts.append(_Factors.of(layer))
-        found = self._fit(target, gram, min(starts, key=lambda each: each.loss(target, gram)))
-        layer = self._build(found, weight.dtype)
+        fitted = self._fit(target, gram, min(starts, key=lambda each: each.loss(target, gram)))
+        layer = self._build(fitted, weight.dtype)
         layer.described = self
         return layer
 
-    def _build(self, found: _Factors, dtype: torch.dtype) -> _Map:
-        values = found.sparse.gather(1, group_columns(found.positions, 4))
+    def _build(self, factors: _Factors, dtype: torch.dtype) -> _Map:
+        values = factors.sparse.gather(1, group_columns(factors.positions, 4))
         left, values, right = (
-            part.to(dtype).contiguous() for part in (found.left, values, found.right)
+            part.to(dtype).contiguous() for part in (factors.left, values, factors.right)
         )
-        return _Map(self, left, (values, found.positions), right)
+        return _Map(self, left, (values, factors.positions), right)
 
     def _fit(self, target: Tensor, gram: Tensor, start: _Factors) -> _Factors:
         """The best of the rounds from a start, by ‖(W − A S B) G^½‖, and no worse than that."""
@@ -189,12 +189,12 @@ class Armor(GatheredFormat):
             now = _best_left(target, gram, now)
             now = _best_right(target, gram, now)
             now = _better_sparse(target, gram, now)
-            found = now.loss(target, gram)
-            if found < least:
-                best, least = now, found
-            if not found < before * (1 - self.LEAST_GAIN):
+            loss = now.loss(target, gram)
+            if loss < least:
+                best, least = now, loss
+            if not loss < before * (1 - self.LEAST_GAIN):
                 break
-            before = found
+            before = loss
         return best
 
 

@@ -140,7 +140,7 @@ class _Product(torch.autograd.Function):
 def _gradients(
     needed: tuple[bool, ...], saved: tuple[Tensor, ...], dy: Tensor, copy: bool
 ) -> tuple[Tensor | None, ...]:
-    """Those of x and the factors, in the order of ``saved``, where ``needed`` says so."""
+    """Gradients of x and the factors, in the order of ``saved``, where ``needed`` says so."""
     x, bases_out, couplings, bases_in, z, w = saved
     x_needs, out_needs, couplings_need, in_needs = needed
     turn = not copy or _block_matmul.tokens_last(dy, 1)
@@ -229,7 +229,7 @@ class Blast(ByDevice):
         return isinstance(kernel, Batched)
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        """Those of the kernel that multiplies so many tokens."""
+        """Intermediate bytes of the kernel that multiplies so many tokens."""
         kernel = self.implementation
         if not isinstance(kernel, ByTokens):
             return super().intermediate_bytes(tokens, item_bytes, direction)

@@ -139,7 +139,7 @@ class BlockSparseKronecker(GatheredFormat):
         return (self.kept_blocks + self.out_blocks + 1) * INDEX_BYTES[self.index_dtype]
 
     def gathered_entries(self) -> int:
-        """Those of A at the kept blocks."""
+        """The number of entries of A at the kept blocks."""
         return self.kept_blocks * self.rank
 
     def all_entries(self) -> int:
@@ -155,7 +155,7 @@ class BlockSparseKronecker(GatheredFormat):
         return tokens > 0 and isinstance(self.implementation, Formed)
 
     def flops(self, tokens: int, direction: str) -> int:
-        """Those of the chain; or of the kept blocks, once a call, and of products with them."""
+        """FLOPs of the chain; or of making the kept blocks once a call, and multiplying by them."""
         if self.forms(tokens):
             kept = self.kept_blocks * self._size()
             product, forming = 2 * tokens * kept, 2 * self.rank * kept
@@ -207,14 +207,14 @@ class BlockSparseKronecker(GatheredFormat):
         worth = _init.column_weights(work, activations, least=_init.DIVISIBLE).square()
         worth = worth.view(self.in_blocks, in_side)  # (j, v)
         grid = work.view(self.out_blocks, out_side, self.in_blocks, in_side).transpose(1, 2)
-        seen = grid.square() * worth[:, None]
-        flat = _entries.largest(seen.sum((2, 3)).flatten(), self.kept_blocks)
+        energy = grid.square() * worth[:, None]
+        flat = _entries.largest(energy.sum((2, 3)).flatten(), self.kept_blocks)
         left, right = _init.truncated(grid.flatten(0, 1)[flat].flatten(1), self.rank)
         best = flat, left, right.unflatten(1, (out_side, in_side))
         before, (flat, outer, inner) = float("inf"), best
         for _ in range(self.ROUNDS):
             flat, outer, gain = self._best_blocks(grid, worth, inner)
-            missed = float(seen.sum() - gain)
+            missed = float(energy.sum() - gain)
             if not missed < before * (1 - self.LEAST_GAIN):
                 break
             before, best = missed, (flat, outer, inner)
@@ -229,19 +229,19 @@ class BlockSparseKronecker(GatheredFormat):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The blocks that are kept, A at them, and what they take away of the squared error."""
         weighed = inner * worth[:, None, None]  # (j, r, u, v)
-        wanted = torch.einsum("ijuv,jruv->jri", grid, weighed)
+        target = torch.einsum("ijuv,jruv->jri", grid, weighed)
         curvature = weighed.flatten(2) @ inner.flatten(1).mT  # (j, r, r)
-        every = _init.solved(curvature, wanted)
-        gain = (every * wanted).sum(1).mT.flatten()  # (i · j)
+        every = _init.solved(curvature, target)
+        gain = (every * target).sum(1).mT.flatten()  # (i · j)
         flat = _entries.largest(gain, self.kept_blocks)
         return flat, every.permute(2, 0, 1).flatten(0, 1)[flat], gain[flat].sum()
 
     def _best_shared(self, grid: Tensor, worth: Tensor, flat: Tensor, outer: Tensor) -> Tensor:
         """B for the kept blocks and A at them, column by column of a block."""
-        seen = worth[flat % self.in_blocks].mT[..., None] * outer  # (v, kept, r)
+        weighted = worth[flat % self.in_blocks].mT[..., None] * outer  # (v, kept, r)
         blocks = grid.flatten(0, 1)[flat].permute(2, 0, 1)  # (v, kept, u)
-        found = _init.solved(seen.mT @ outer, seen.mT @ blocks)  # (v, r, u)
-        return found.permute(1, 2, 0)
+        inner = _init.solved(weighted.mT @ outer, weighted.mT @ blocks)  # (v, r, u)
+        return inner.permute(1, 2, 0)
 
 
 class Gather(_entries.Gather, of=BlockSparseKronecker):

@@ -79,7 +79,7 @@ class Native(_native_entries.Native, of=Coo):
 
 
 class _Library(EntriesKernel):
-    """What the kernels of torch's COO tensors share: the gradient is the whole dense product."""
+    """The shared part of the kernels of torch's COO tensors: the gradient is the dense product."""
 
     materialises = True
 

@@ -88,7 +88,7 @@ class Native(_native_entries.Native, of=Csr):
 
 
 class _Library(EntriesKernel):
-    """What the kernels of torch's CSR tensors refuse."""
+    """The shared refusals of the kernels of torch's CSR tensors."""
 
     def refuses(
         self, described: Csr, device: str, dtype: torch.dtype, direction: str

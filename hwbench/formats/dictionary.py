@@ -118,7 +118,7 @@ class Dictionary(GatheredFormat):
         return moved + by_direction(direction, forward=read, to_input=read, to_weight=read)
 
     def gathered_entries(self) -> int:
-        """Those of S."""
+        """The number of entries of S that are kept."""
         return self.out_features * self.fan_in
 
     def all_entries(self) -> int:
@@ -183,21 +183,21 @@ class Dictionary(GatheredFormat):
         columns, best, error = self._best(target @ atoms.mT), None, float("inf")
         for _ in range(self.ROUNDS):
             gram = atoms @ atoms.mT
-            seen = target @ atoms.mT
+            products = target @ atoms.mT
             step = 1 / torch.linalg.matrix_norm(gram, 2).clamp_min(torch.finfo(gram.dtype).tiny)
-            moved = sparse + step * (seen - sparse @ gram)
+            moved = sparse + step * (products - sparse @ gram)
             columns = self._best(moved.abs())
             values = moved.gather(1, columns)
-            if len(seen) * self.fan_in**3 <= self.SOLVED:
-                values = _solved(gram, seen, columns)
+            if len(products) * self.fan_in**3 <= self.SOLVED:
+                values = _solved(gram, products, columns)
             sparse = torch.zeros_like(moved).scatter(1, columns, values)
             atoms = _init.solved(sparse.mT @ sparse, sparse.mT @ target)
-            found = float(torch.linalg.matrix_norm(target - sparse @ atoms))
-            if best is None or found < error:
+            loss = float(torch.linalg.matrix_norm(target - sparse @ atoms))
+            if best is None or loss < error:
                 best = values, columns, atoms
-            if not found < error * (1 - self.LEAST_GAIN):
+            if not loss < error * (1 - self.LEAST_GAIN):
                 break
-            error = found
+            error = loss
             size = torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
             size = torch.where(size > 0, size, 1.0)
             atoms, sparse = atoms / size, sparse * size.mT
@@ -213,16 +213,16 @@ def _first(target: Tensor, count: int) -> Tensor:
     return torch.cat([directions, functional.normalize(rows[:more], dim=1)])
 
 
-def _solved(gram: Tensor, seen: Tensor, columns: Tensor) -> Tensor:
+def _solved(gram: Tensor, products: Tensor, columns: Tensor) -> Tensor:
     """The best values at given places: for each row, the atoms' Gram matrix there is solved."""
-    found = torch.empty_like(seen.gather(1, columns))
+    values = torch.empty_like(products.gather(1, columns))
     height = max(1, 2**24 // columns.shape[1] ** 2)  # rows whose matrices are formed at a time
     for rows in torch.arange(len(columns), device=columns.device).split(height):
         places = columns[rows]
         own = gram[places[:, :, None], places[:, None, :]]
-        wanted = seen[rows].gather(1, places)
-        found[rows] = _init.solved(own, wanted[:, :, None]).squeeze(2)
-    return found
+        targets = products[rows].gather(1, places)
+        values[rows] = _init.solved(own, targets[:, :, None]).squeeze(2)
+    return values
 
 
 class GatherAtoms(Gather, of=Dictionary):

@@ -75,7 +75,7 @@ class _Map(PatternMap):
         return self._entries.get(sources, build, trusting=self.trusting)
 
     def values(self) -> Tensor:
-        """What the codes stand for, (groups, group)."""
+        """The values that the codes stand for, (groups, group)."""
         codes = _quantize.unpack(self.codes, _TYPE.bits, self.group)
         found = _quantize.values(_TYPE, codes, None, self.scale.dtype)
         return found * self.scale[:, None] + self.centre[:, None]

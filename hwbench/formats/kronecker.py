@@ -200,7 +200,7 @@ class Kronecker(Format):
         return isinstance(kernel, Cheapest) and kernel.forms(self, tokens)
 
     def flops(self, tokens: int, direction: str) -> int:
-        """Those of the chain; or of W, once a call, and its gradient, and of dense products."""
+        """FLOPs of the chain; or of making W and its gradient once a call, and dense products."""
         if not self.forms(tokens):
             return super().flops(tokens, direction)
         weights = self.out_features * self.in_features
@@ -213,14 +213,14 @@ class Kronecker(Format):
         )
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        """Those of the chain; or of W and its gradient, each written, copied and read."""
+        """Bytes of the chain; or of W and its gradient, each written, copied and read."""
         if not self.forms(tokens):
             return super().intermediate_bytes(tokens, item_bytes, direction)
         weights = item_bytes * self.out_features * self.in_features
         return by_direction(direction, forward=4 * weights, to_input=weights, to_weight=5 * weights)
 
     def needed_flops(self, tokens: int, direction: str) -> int:
-        """Those that are executed: a value is used many times a token."""
+        """The executed FLOPs: a value is used many times a token."""
         return self.flops(tokens, direction)
 
     def intermediate_width(self) -> int:

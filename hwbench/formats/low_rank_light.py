@@ -217,10 +217,10 @@ def _coefficients(basis: Tensor, epsilon: float) -> Tensor:
 def _combine(weight: Tensor, right: Tensor) -> Tensor:
     """The A for which A [I B] is nearest to the weight; [I B] [I B]ᵀ is never below I."""
     rank = right.shape[0]
-    seen = weight[:, :rank] + weight[:, rank:] @ right.mT
+    products = weight[:, :rank] + weight[:, rank:] @ right.mT
     gram = right @ right.mT
     gram.diagonal().add_(1)
-    return torch.cholesky_solve(seen.mT, torch.linalg.cholesky(gram)).mT.contiguous()
+    return torch.cholesky_solve(products.mT, torch.linalg.cholesky(gram)).mT.contiguous()
 
 
 class Addmm(Kernel, of=LowRankLight):

@@ -184,7 +184,7 @@ class LowRankSparse(GatheredFormat):
         return (self.nonzeros + self.out_features + 1) * INDEX_BYTES[self.index_dtype]
 
     def gathered_entries(self) -> int:
-        """Those of S."""
+        """The number of entries of S."""
         return self.nonzeros
 
     def flops(self, tokens: int, direction: str) -> int:

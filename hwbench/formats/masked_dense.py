@@ -41,7 +41,7 @@ class MaskedDense(KeptFormat):
         return self.out_features * self.in_features * item_bytes + self.index_bytes()
 
     def flops(self, tokens: int, direction: str) -> int:
-        """Those of the dense products; the products with the mask do not depend on the tokens."""
+        """FLOPs of the dense products; the products with the mask do not depend on the tokens."""
         dense = self.out_features * self.in_features
         return executed(tokens, dense, dense, direction)
 

@@ -32,7 +32,7 @@ class _Map(Linear, ABC):
         self.kernel = kernel
 
     @abstractmethod
-    def seen(self, x: Tensor) -> Tensor:
+    def reduced(self, x: Tensor) -> Tensor:
         """(tokens, inputs), for x of (tokens, in)."""
 
 
@@ -45,7 +45,7 @@ class _Kept(_Map):
         super().__init__(values, in_features, kernel)
         self.register_buffer("kept", kept.int())
 
-    def seen(self, x: Tensor) -> Tensor:
+    def reduced(self, x: Tensor) -> Tensor:
         return x.index_select(1, self.kept)
 
     def to_dense(self) -> Tensor:
@@ -60,7 +60,7 @@ class _Rotated(_Map):
         super().__init__(values, basis.shape[1], kernel)
         self.basis = nn.Parameter(basis)  # (inputs, in)
 
-    def seen(self, x: Tensor) -> Tensor:
+    def reduced(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.basis)
 
     def to_dense(self) -> Tensor:
@@ -117,12 +117,14 @@ class Narrow(Format):
         values = torch.empty(self.out_features, self.inputs, device=where)
         values.uniform_(-bound, bound, generator=generator)
         if self.rotate:
-            drawn = torch.randn(self.in_features, self.inputs, generator=generator, device=where)
-            basis = torch.linalg.qr(drawn).Q.mT.to(dtype).contiguous()
+            directions = torch.randn(
+                self.in_features, self.inputs, generator=generator, device=where
+            )
+            basis = torch.linalg.qr(directions).Q.mT.to(dtype).contiguous()
             return _Rotated(values.to(dtype), basis, self.implementation)
         order = torch.randperm(self.in_features, generator=generator, device=where)
-        kept = order[: self.inputs].sort().values
-        return _Kept(values.to(dtype), self.in_features, kept, self.implementation)
+        inputs = order[: self.inputs].sort().values
+        return _Kept(values.to(dtype), self.in_features, inputs, self.implementation)
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The columns of the largest norms; with ``rotate`` the first principal directions.
@@ -131,18 +133,18 @@ class Narrow(Format):
         """
         work = working(weight)
         if self.rotate:
-            seen = work if activations is None else activations.detach().to(work)
-            basis = torch.linalg.svd(seen.mT @ seen).Vh[: self.inputs]
+            inputs = work if activations is None else activations.detach().to(work)
+            basis = torch.linalg.svd(inputs.mT @ inputs).Vh[: self.inputs]
             values = (work @ basis.mT).to(weight.dtype).contiguous()
             return _Rotated(values, basis.to(weight.dtype).contiguous(), self.implementation)
         score = (work * column_weights(work, activations)).norm(dim=0)
-        kept = score.argsort(descending=True, stable=True)[: self.inputs].sort().values
-        values = weight.detach()[:, kept].contiguous()
-        return _Kept(values, self.in_features, kept, self.implementation)
+        columns = score.argsort(descending=True, stable=True)[: self.inputs].sort().values
+        values = weight.detach()[:, columns].contiguous()
+        return _Kept(values, self.in_features, columns, self.implementation)
 
 
 class Torch(_kernel.Torch, of=Narrow):
     """A product with the inputs that are kept, or with the coordinates in their directions."""
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
-        return functional.linear(layer.seen(x), layer.weight)
+        return functional.linear(layer.reduced(x), layer.weight)

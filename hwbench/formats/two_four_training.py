@@ -112,7 +112,7 @@ class TwoFourTraining(Format):
         return executed(tokens, self.parameters(), self.out_features * self.in_features, direction)
 
     def needed_flops(self, tokens: int, direction: str) -> int:
-        """Those that are executed: values that are left out are trained as well."""
+        """The executed FLOPs: values that are left out are trained as well."""
         return self.flops(tokens, direction)
 
     def compulsory_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
@@ -174,8 +174,8 @@ def best_tiles(score: Tensor) -> Tensor:
     tiles = score.float().square().view(rows // 4, 4, columns // 4, 4).transpose(1, 2)
     patterns = _patterns_on(score.device)
     flat = tiles.reshape(-1, 16)
-    kept = [patterns[(part @ patterns.t()).argmax(1)] for part in flat.split(TILES_AT_ONCE)]
-    mask = torch.cat(kept).view(rows // 4, columns // 4, 4, 4).transpose(1, 2)
+    best = [patterns[(part @ patterns.t()).argmax(1)] for part in flat.split(TILES_AT_ONCE)]
+    mask = torch.cat(best).view(rows // 4, columns // 4, 4, 4).transpose(1, 2)
     return mask.reshape(rows, columns) > 0
 
 
