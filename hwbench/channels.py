@@ -39,7 +39,7 @@ def line(text: object) -> str:
 
 def inert(text: str) -> str:
     """Text in which no line is a command of a CI system: a blank stands inside its mark."""
-    return _COMMAND.sub(lambda found: " ".join(filter(None, found.groups())), text)
+    return _COMMAND.sub(lambda match: " ".join(filter(None, match.groups())), text)
 
 
 def cell(text: str) -> str:
@@ -77,11 +77,11 @@ def _written(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def _told(text: str, kept: str) -> str:
+def _printable_text(text: str, allowed: str) -> str:
     """Text of several lines for a stream: what lays it out is kept, the rest as ``visible``."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "".join(c if c.isprintable() or c in kept or _blank(c) else _written(c) for c in text)
+    return "".join(c if c.isprintable() or c in allowed or _blank(c) else _written(c) for c in text)
 
 
 def _blank(character: str) -> bool:
@@ -100,9 +100,11 @@ class Guarded:
         """Write text; its length, as the caller gave it."""
         if self._stream.isatty():  # a bar goes back to the begin of its line
             parts = _SEQUENCE.split(text)
-            shown = "".join(p if n % 2 else _told(p, _LAYOUT + "\r") for n, p in enumerate(parts))
+            shown = "".join(
+                p if n % 2 else _printable_text(p, _LAYOUT + "\r") for n, p in enumerate(parts)
+            )
         else:
-            shown = _told(text, _LAYOUT)
+            shown = _printable_text(text, _LAYOUT)
         whole = inert(self._begun + shown)
         self._stream.write(whole[len(self._begun) :])
         self._begun = whole.rpartition("\n")[2]

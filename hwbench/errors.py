@@ -30,7 +30,7 @@ def shortened(text: str, most: int = 100) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, in one line without its full stop; the kind of error where it is silent."""
+    """Return the first line of an error's message without its full stop; its type without one."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
@@ -41,7 +41,7 @@ class HwbenchError(Exception):
 
 
 class UsageError(HwbenchError):
-    """What was asked for cannot be done as asked."""
+    """The request cannot be carried out as it stands."""
 
     exit_code = 2
 
@@ -50,7 +50,7 @@ _OTHER_NAMES = {
     "gpu": "cuda", "nvidia": "cuda",
     "2:4": "semi_structured", "svd": "low_rank", "lora": "low_rank",
 }  # fmt: skip
-"""What some call a member, and its name here."""
+"""Other names of members in the literature, and their names here."""
 
 
 class UnknownNameError(UsageError):

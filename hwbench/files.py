@@ -27,17 +27,17 @@ HEADER_MARK = b'{"line":"header"'
 
 _NO_NAME = "it holds a character that no name can hold"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-"""What a file system answers that knows no hard links."""
+"""The error numbers of a file system without hard links."""
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 
 
-def named(given: str | Path, error: type[UsageError] = UsageError) -> Path:
+def named(name: str | Path, error: type[UsageError] = UsageError) -> Path:
     """The path that a text names, with ``~`` for a home folder; whether it is there is not asked.
 
     Raises:
         UsageError: nothing can have that name; of the kind ``error``.
     """
-    path = Path(given)
+    path = Path(name)
     try:
         path = path.expanduser()
         os.lstat(path)
@@ -51,7 +51,7 @@ def named(given: str | Path, error: type[UsageError] = UsageError) -> Path:
         why = "it is too long"
     else:
         return path
-    raise error(f"{shortened(repr(str(given)))} cannot name a file: {why}.")
+    raise error(f"{shortened(repr(str(name)))} cannot name a file: {why}.")
 
 
 @contextlib.contextmanager
@@ -74,10 +74,10 @@ def _no_name(path: Path) -> OSError:
     return OSError(errno.EINVAL, f"It cannot name a file: {_NO_NAME}", str(path))
 
 
-def _regular(found: os.stat_result, path: Path) -> None:
-    if stat.S_ISDIR(found.st_mode):
+def _regular(status: os.stat_result, path: Path) -> None:
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "It is not a regular file", str(path))
 
 
@@ -196,27 +196,27 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _before(path: Path) -> os.stat_result | None:
-    """What stands where a file is to be written; None for nothing.
+    """Return the status of the file that would be overwritten; None where there is none.
 
     Raises:
         RunFileError: it is a run.
         OSError: it is a folder, or cannot be looked at.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
     except ValueError:
         raise _no_name(path) from None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if stat.S_ISREG(found.st_mode) and os.access(path, os.R_OK):
+    if stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK):
         with opened(path) as file:
             if file.read(len(HEADER_MARK)) == HEADER_MARK:
                 raise RunFileError(
                     f"{path} holds a run, and results are not written over; choose another file."
                 )
-    return found
+    return status
 
 
 def check_replaceable(path: Path, what: str = "") -> None:
@@ -262,8 +262,8 @@ def refuse_inputs(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> Non
         UsageError: an output is one of the inputs.
     """
     written = [each for each in outputs if each is not None and each.is_file()]
-    for given in inputs if written else []:
-        for path in [*given.iterdir()] if given.is_dir() else [given]:
+    for source in inputs if written else []:
+        for path in [*source.iterdir()] if source.is_dir() else [source]:
             for each in written:
                 if path.is_file() and path.samefile(each):
                     raise UsageError(f"{each} is one of the inputs; write to another file.")

@@ -36,8 +36,8 @@ def _external(kind: str) -> dict[str, EntryPoint]:
 
 @cache
 def _own(kind: str) -> frozenset[str]:
-    found = (path.stem for path in _folder(kind).glob("*.py"))
-    return frozenset(name for name in found if not name.startswith("_"))
+    stems = (path.stem for path in _folder(kind).glob("*.py"))
+    return frozenset(name for name in stems if not name.startswith("_"))
 
 
 def names(kind: str) -> list[str]:
@@ -112,8 +112,8 @@ def load(kind: str, name: str, base: type[T]) -> type[T]:
             and not member.__name__.startswith("_")
         ]
     own = [member for member in members if issubclass(member, base)]
-    found = [member for member in own if not inspect.isabstract(member)]
-    if len(found) != 1:
+    concrete = [member for member in own if not inspect.isabstract(member)]
+    if len(concrete) != 1:
         where = point.value if point else f"hwbench/{kind}/{name}.py"
         lacking = "".join(
             f"; {each.__name__} lacks {', '.join(_abstract(each))}"
@@ -122,9 +122,9 @@ def load(kind: str, name: str, base: type[T]) -> type[T]:
         )
         raise UsageError(
             f"{where} must define exactly one public subclass of {base.__name__}; "
-            f"it defines {len(found)}{lacking}."
+            f"it defines {len(concrete)}{lacking}."
         )
-    return found[0]
+    return concrete[0]
 
 
 def _abstract(member: type) -> list[str]:

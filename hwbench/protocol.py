@@ -154,7 +154,7 @@ class HealthRequest(Record, tag="health", tag_field="say"):
 
 
 class Health(Record, kw_only=True):
-    """What only a process on the device can tell of it.
+    """The facts of a device that only a process on it can read.
 
     ``disturbances`` are words; ``spread`` is the 90th percentile of equal samples over the 10th,
     less one; ``flops_per_second`` the rate of the product that was asked for; ``two_four`` has a
@@ -173,7 +173,7 @@ class Health(Record, kw_only=True):
 
 
 class HealthReply(Record, tag="healthy", tag_field="say"):
-    """What a second of equal work showed."""
+    """The result of a second of equal work."""
 
     found: Health
 
@@ -211,7 +211,7 @@ class Profile(Record):
 
 
 class ProfileReply(Record, tag="profiled", tag_field="say"):
-    """What ran in the calls that were profiled."""
+    """The operators and kernels that ran in the profiled calls."""
 
     found: Profile
 
@@ -248,14 +248,14 @@ class ChunkRequest(Record, tag="chunk", tag_field="say"):
 
 
 class Timed(Record):
-    """What the rounds gave for one case."""
+    """The measurements of one case in the rounds."""
 
     measurements: list[Measurement]
     flags: list[str] = []
 
 
 class ChunkReply(Record, tag="chunked", tag_field="say"):
-    """What the rounds gave, by case id, and where the seconds went."""
+    """The measurements of the rounds, by case id, and where the seconds went."""
 
     timed: dict[str, Timed]
     wall_seconds: float = 0.0
@@ -371,11 +371,11 @@ _replies = msgspec.json.Decoder(Reply)
 
 @without_gc()
 def decode_request(line: bytes) -> Request:
-    """What the runner asks."""
+    """Decode a request of the runner."""
     return _requests.decode(line)
 
 
 @without_gc()
 def decode_reply(line: bytes) -> Reply:
-    """What the worker says."""
+    """Decode a reply of the worker."""
     return _replies.decode(line)

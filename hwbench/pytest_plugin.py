@@ -42,8 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the suite be collected, alone unless other paths were named."""
-    asked = config.getoption("hwbench_suite")
-    if asked is None:
+    suite_name = config.getoption("hwbench_suite")
+    if suite_name is None:
         return
     if not config.pluginmanager.has_plugin("benchmark"):
         raise pytest.UsageError(
@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from hwbench.errors import HwbenchError
 
     try:
-        path = Path(suite.read(asked)["source"]).resolve()
+        path = Path(suite.read(suite_name)["source"]).resolve()
     except HwbenchError as error:
         raise pytest.UsageError(str(error)) from error
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -184,10 +184,10 @@ class SuiteFile(pytest.Module):
 
         cases: Any = self.config.pluginmanager.get_plugin("hwbench-cases")
         try:
-            found = cases.plan()
+            planned_cases = cases.plan()
         except HwbenchError as error:
             raise self.CollectError(str(error)) from error
-        for planned in found:
+        for planned in planned_cases:
             test: pytest.Function = pytest.Function.from_parent(
                 self, name=planned.case.id, callobj=cases.test(planned)
             )

@@ -139,7 +139,7 @@ MEASURED = (
     *(MODEL_PARAMETERS, STEP_SECONDS, COUNTED_FLOPS, GRAPH_BREAKS, COMPILED_GRAPHS),
     *(MINOR_FAULTS, SYSTEM_FAULTS, SYSTEM_RELATIVE),
 )
-"""What measurements of a run file hold, in the order of their columns."""
+"""The quantities of a run file's measurements, in the order of their columns."""
 
 # Runs of the workload ``model_pass`` declare these, so that no other table has a column for them.
 LINEAR_SECONDS = _timed("linear_seconds")
@@ -170,7 +170,7 @@ SCORES = (
     *(PROJECTION_ERROR, OUTPUT_ERROR, PERPLEXITY, VALIDATION_LOSS, PSNR, EMBEDDING_COSINE),
     *(EMBEDDING_DISTANCE, PASS_SECONDS, TEST_ACCURACY),
 )
-"""What the quantity ``score`` of a case may be; its measurement names which."""
+"""The scores that the quantity ``score`` of a case may stand for; its measurement names one."""
 
 _BUILT_IN = {each.name: each for each in (*MEASURED, *SCORES)}
 
@@ -194,7 +194,7 @@ def find(name: str, declared: Iterable[Quantity] = (), unit: str = "") -> Quanti
 
 
 def foreign(declared: Iterable[Quantity]) -> list[Quantity]:
-    """What a run file has to declare: each quantity once that hwbench does not declare itself."""
+    """Return the quantities that a run file must declare: those hwbench does not declare itself."""
     return [each for each in {q.name: q for q in declared}.values() if not built_in(each.name)]
 
 

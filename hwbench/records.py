@@ -29,7 +29,7 @@ ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one element of each dtype that a suite may name."""
 
 Knob = bool | int | float | str
-"""What a knob of a format, or an option of a workload, may be."""
+"""The type of a knob of a format, or of an option of a workload."""
 
 
 class Status(StrEnum):
@@ -48,7 +48,7 @@ ANSWERS = (Status.OK, Status.UNSUPPORTED, Status.OUT_OF_MEMORY)
 
 
 class Direction(StrEnum):
-    """What part of a layer's work is timed; ``step`` is forward and backward."""
+    """The part of a layer's work that is timed; ``step`` is forward and backward."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -83,7 +83,7 @@ class Allocator(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What is said of one case when two runs are compared."""
+    """The verdict on one case when two runs are compared."""
 
     REGRESSED = "regressed"
     IMPROVED = "improved"
@@ -265,7 +265,7 @@ class Result(Record):
 
 
 class Reference(Record):
-    """What dense takes in one group on a machine that is quiet."""
+    """The time of dense in one group on a quiet machine."""
 
     seconds: float
     deviation: float = 0.0  # of its replicates on a quiet machine, on logs

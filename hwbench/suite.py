@@ -83,9 +83,9 @@ def read(name_or_path: str) -> dict[str, Any]:
     """
     path = files.named(name_or_path, SuiteError)
     if path.suffix != ".toml" and not path.is_file():
-        known = [*names(), *model_names()]
-        if name_or_path not in known:
-            raise UnknownNameError("suite", name_or_path, known)
+        shipped = [*names(), *model_names()]
+        if name_or_path not in shipped:
+            raise UnknownNameError("suite", name_or_path, shipped)
         path = folder() / f"{name_or_path}.toml"
     try:
         document = tomllib.loads(files.read_text(path))
@@ -96,7 +96,7 @@ def read(name_or_path: str) -> dict[str, Any]:
     except ValueError as error:  # also of TOML, of UTF-8, and of a number with thousands of digits
         raise SuiteError(f"{path} is not valid TOML: {shortened(str(error))}.") from error
     try:
-        _known(document, _TOP, "key")  # before keys of our own are added
+        _check_keys(document, _TOP, "key")  # before keys of our own are added
     except UnknownNameError as error:
         raise SuiteError(f"{path}: {error}") from error
     return {**document, "source": str(path), "merge": False}
@@ -111,12 +111,12 @@ def build(document: Mapping[str, Any], device: str) -> Suite:
     document = dict(document)
     where, merge = str(document.pop("source", "the suite")), document.pop("merge", False)
     try:
-        _known(document, _TOP, "key")
+        _check_keys(document, _TOP, "key")
         if document.get("schema") != SCHEMA:
-            raise SuiteError(f"schema must be {SCHEMA}, not {_shown(document.get('schema'))}.")
+            raise SuiteError(f"schema must be {SCHEMA}, not {_quoted(document.get('schema'))}.")
         name = document.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-            raise SuiteError(f"name must be letters, digits, _ and -, not {_shown(name)}.")
+            raise SuiteError(f"name must be letters, digits, _ and -, not {_quoted(name)}.")
         plan = _plan(document.get("plan", {}))
         blocks = document.get("cases", [])
         if not isinstance(blocks, list) or not blocks:
@@ -137,16 +137,16 @@ def build(document: Mapping[str, Any], device: str) -> Suite:
     return Suite(name=name, about=about, plan=plan, cases=list(once.values()), source=where)
 
 
-def _known(table: object, known: Iterable[str], kind: str) -> None:
+def _check_keys(table: object, allowed: Iterable[str], kind: str) -> None:
     if not isinstance(table, dict):
-        raise SuiteError(f"expected a table, found {_shown(table)}.")
+        raise SuiteError(f"expected a table, found {_quoted(table)}.")
     for key in table:
-        if key not in known:
-            raise UnknownNameError(kind, str(key), known)
+        if key not in allowed:
+            raise UnknownNameError(kind, str(key), allowed)
 
 
 def _plan(table: dict[str, Any]) -> Plan:
-    _known(table, Plan.__struct_fields__, "key of [plan]")
+    _check_keys(table, Plan.__struct_fields__, "key of [plan]")
     try:
         plan = msgspec.convert({**PLAN, **table}, Plan)
     except msgspec.ValidationError as error:
@@ -172,7 +172,7 @@ def _plan(table: dict[str, Any]) -> Plan:
 
 def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     if not isinstance(block, dict):
-        raise SuiteError(f"a [[cases]] block must be a table, not {_shown(block)}.")
+        raise SuiteError(f"a [[cases]] block must be a table, not {_quoted(block)}.")
     workload = block.get("workload")
     if not isinstance(workload, str):
         raise SuiteError("a [[cases]] block needs a workload.")
@@ -181,18 +181,18 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     options = {key: block[key] for key in block if key not in _BLOCK}
     layers = _positive("count", block.get("count", 1), _MOST_LAYERS)
     here = block.get("on", {})
-    _known(here, plugins.names("devices"), "device kind in 'on'")
+    _check_keys(here, plugins.names("devices"), "device kind in 'on'")
     for kind, replaced in here.items():
-        _known(replaced, (*_AXES, "format"), f"axis in on.{kind}")
+        _check_keys(replaced, (*_AXES, "format"), f"axis in on.{kind}")
     only = [plugins.check("devices", str(kind)) for kind in _listed(block.get("only", []))]
     changes = here.get(device, {})
     axes |= {key: value for key, value in changes.items() if key in _AXES}
     formats = _formats(changes.get("format", block.get("format")))
     timed = any(key in axes for key in ("tokens", "direction"))
     exclude = _listed(block.get("exclude", []))
-    known = _knobs(table["format"] for table in (block, *here.values()) if "format" in table)
+    own_knobs = _knobs(table["format"] for table in (block, *here.values()) if "format" in table)
     for rule in exclude:
-        _known(rule, ["format", *_AXES, *options, *known], "key of exclude")
+        _check_keys(rule, ["format", *_AXES, *options, *own_knobs], "key of exclude")
     for key in ("regime", "mode"):
         axes.setdefault(key, getattr(plan, key))
     option_sets = _product(options)
@@ -215,9 +215,9 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
 
 def _lists(axes: Mapping[str, Any], *, timed: bool) -> dict[str, list[Any]]:
     """The checked values of each axis; without tokens or direction: of shape and dtype."""
-    wanted = _AXES if timed else ("shape", "dtype")
+    axes_needed = _AXES if timed else ("shape", "dtype")
     lists = {}
-    for key in wanted:
+    for key in axes_needed:
         value = axes.get(key, _DEFAULTS.get(key))
         if value is None:
             raise SuiteError(f"a [[cases]] block needs {key}.")
@@ -240,7 +240,7 @@ def _multiply(lists: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 def _axis_value(key: str, value: Any) -> Any:
     if key == "shape":
         if not isinstance(value, list) or len(value) != 2:
-            raise SuiteError(f"a shape is [out_features, in_features], not {_shown(value)}.")
+            raise SuiteError(f"a shape is [out_features, in_features], not {_quoted(value)}.")
         return tuple(_positive("shape", side, _MOST_FEATURES) for side in value)
     if key == "tokens":
         return _positive("tokens", value, 2**31)
@@ -249,7 +249,9 @@ def _axis_value(key: str, value: Any) -> Any:
 
 def _positive(key: str, value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise SuiteError(f"{key} must be a whole number between 1 and {most}, not {_shown(value)}.")
+        raise SuiteError(
+            f"{key} must be a whole number between 1 and {most}, not {_quoted(value)}."
+        )
     return value
 
 
@@ -268,7 +270,7 @@ def allocator(name: str) -> str:
     return _choice("allocator", name)
 
 
-def _shown(value: object) -> str:
+def _quoted(value: object) -> str:
     """A value from a file as an error may quote it: escaped, and never long."""
     try:
         return shortened(repr(value))
@@ -283,14 +285,14 @@ def _listed(value: Any) -> list[Any]:
 def _formats(entries: Any) -> list[tuple[str, dict[str, Knob]]]:
     if not isinstance(entries, list) or not entries:
         raise SuiteError("format must be a list such as [{ name = 'dense' }].")
-    found = []
+    formats = []
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise SuiteError(f"a format is a table with a name, not {_shown(entry)}.")
+            raise SuiteError(f"a format is a table with a name, not {_quoted(entry)}.")
         name = plugins.check("formats", entry["name"])
         knobs = {key: value for key, value in entry.items() if key != "name"}
-        found += [(name, _plain(each)) for each in _product(knobs)]
-    return found
+        formats += [(name, _plain(each)) for each in _product(knobs)]
+    return formats
 
 
 def _knobs(entries: Iterable[Any]) -> set[str]:
@@ -314,13 +316,13 @@ def _product(table: Mapping[str, Any]) -> list[dict[str, Knob]]:
             if not isinstance(each, (bool, int, float, str)):
                 raise SuiteError(
                     f"{shortened(key)} must be a number, a word or a list of them, "
-                    f"not {_shown(each)}."
+                    f"not {_quoted(each)}."
                 )
             if isinstance(each, int) and abs(each) >= _TOO_LARGE:
-                raise SuiteError(f"{shortened(key)} is out of range: {_shown(each)}.")
+                raise SuiteError(f"{shortened(key)} is out of range: {_quoted(each)}.")
             if isinstance(each, str) and not (each.isprintable() and len(each) <= _LONGEST_WORD):
                 raise SuiteError(
-                    f"{shortened(key)} must be a short plain word, not {_shown(each)}."
+                    f"{shortened(key)} must be a short plain word, not {_quoted(each)}."
                 )
     lists = [_listed(value) for value in table.values()]
     count = math.prod(map(len, lists))
@@ -362,7 +364,7 @@ def quickened(document: dict[str, Any]) -> dict[str, Any]:
     blocks = []
     for block in document.get("cases", []):
         table = block.get("quick", {})
-        _known(table, [key for key in block if key != "quick"], "key of quick")
+        _check_keys(table, [key for key in block if key != "quick"], "key of quick")
         blocks.append({key: value for key, value in (block | table).items() if key != "quick"})
     return {**document, "cases": blocks}
 
@@ -403,13 +405,13 @@ def override(
                 for axes in here.values():
                     axes.pop(key, None)
         tables = [table for table in (block, *here.values()) if "format" in table]
-        gone = _knobs(table["format"] for table in tables)
+        replaced = _knobs(table["format"] for table in tables)
         own = () if block in controls and len(controls) < len(blocks) else formats
         for table in tables:
             table["format"] = _chosen(table["format"], *shares, own)
-        gone -= _knobs(table["format"] for table in tables)
+        replaced -= _knobs(table["format"] for table in tables)
         rules = _listed(block.get("exclude", []))  # one by a knob that is gone matches nothing
-        block["exclude"] = [r for r in rules if not (isinstance(r, dict) and gone & r.keys())]
+        block["exclude"] = [r for r in rules if not (isinstance(r, dict) and replaced & r.keys())]
         if here:
             block["on"] = here
     return {
@@ -422,8 +424,8 @@ def override(
 def _is_dense(block: Mapping[str, Any]) -> bool:
     """Whether a block asks for dense alone, on every kind of device."""
     tables = [block, *block.get("on", {}).values()]
-    found = [_formats(table["format"]) for table in tables if "format" in table]
-    return bool(found) and all(name == "dense" for each in found for name, _ in each)
+    format_lists = [_formats(table["format"]) for table in tables if "format" in table]
+    return bool(format_lists) and all(name == "dense" for each in format_lists for name, _ in each)
 
 
 def _well_formed(document: Mapping[str, Any]) -> None:
@@ -453,8 +455,8 @@ def _chosen(
         have = {entry.get("name") for entry in entries}
         keep = {"dense", *(plugins.check("formats", each) for each in formats)}
         entries = [entry for entry in entries if entry.get("name") in keep]
-        asked = {name: list(shares)} if shares else {"density": [0.5]}
-        entries += [{"name": each, **asked} for each in formats if each not in have]
+        share = {name: list(shares)} if shares else {"density": [0.5]}
+        entries += [{"name": each, **share} for each in formats if each not in have]
     for entry in entries:
         if shares and any(key in entry for key in SHARES):
             for key in SHARES:
@@ -469,20 +471,20 @@ def select(cases: Sequence[Case], expression: str) -> list[Case]:
     Raises:
         SuiteError: a term is not understood, or no case is left.
     """
-    kept = list(cases)
+    left = list(cases)
     for term in expression.split(","):
         key, sign, pattern = (part.strip() for part in term.partition("="))
         if not (sign and key.isidentifier()):
             part = term.strip()
-            kept = [c for c in kept if part in c.id or fnmatch.fnmatchcase(c.id, f"*{part}*")]
+            left = [c for c in left if part in c.id or fnmatch.fnmatchcase(c.id, f"*{part}*")]
             continue
-        known = {name for case in cases for name in _facts(case)}
-        if key not in known:
-            raise UnknownNameError("key of --filter", key, known)
-        kept = [case for case in kept if fnmatch.fnmatchcase(_word(_facts(case).get(key)), pattern)]
-    if not kept:
+        keys = {name for case in cases for name in _facts(case)}
+        if key not in keys:
+            raise UnknownNameError("key of --filter", key, keys)
+        left = [case for case in left if fnmatch.fnmatchcase(_word(_facts(case).get(key)), pattern)]
+    if not left:
         raise SuiteError(f"--filter {shortened(repr(expression))} leaves no case.")
-    return kept
+    return left
 
 
 def term(key: str, value: Any) -> str:

@@ -72,8 +72,8 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     half = (high - low) / 2
     places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
     # A half width that the value's digits would round to nothing has a digit of its own.
-    said = f"{half:.{places}f}"
-    return f"{significant(value)} ±{said if float(said) else significant(half, 1)}"
+    digits = f"{half:.{places}f}"
+    return f"{significant(value)} ±{digits if float(digits) else significant(half, 1)}"
 
 
 def clock(value: float) -> str:

@@ -117,12 +117,12 @@ class Device(ABC):
         return {}
 
     def disturbance(self, before: Probe, after: Probe, seconds: float) -> list[str]:
-        """What disturbed a block of that many seconds, in words; empty when it was quiet."""
+        """Name what disturbed a block of that many seconds; empty when the machine was quiet."""
         del before, after, seconds
         return []
 
     def state(self) -> dict[str, Any]:
-        """What may differ between runs: clocks, load, temperature."""
+        """Return the state that may differ between runs: clocks, load, temperature."""
         return {}
 
     def settings(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Device(ABC):
         return {"threads": torch.get_num_threads()}
 
     def allocators(self) -> dict[str, str]:
-        """What may become of memory that is freed, by ``records.Allocator``.
+        """Return the ways to treat freed memory, by ``records.Allocator``.
 
         "" stands for what can be had, a sentence says why not; what has no meaning here is absent.
         """

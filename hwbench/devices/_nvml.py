@@ -59,7 +59,7 @@ Reading = float | Reason
 
 
 def retired_package() -> str | None:
-    """What to do about the retired PyPI package ``pynvml``; None where it is not installed."""
+    """Say how to replace the retired PyPI package ``pynvml``; None where it is not installed."""
     try:
         version = metadata.version("pynvml")
     except metadata.PackageNotFoundError:
@@ -159,13 +159,13 @@ class Nvml:
 
     def _fields(self, what: str, scale: float, fields: Iterable[int]) -> dict[int, Reading]:
         """Several field values in one call, each a value or a reason."""
-        wanted = list(fields)
-        answers = self._ask(what, "nvmlDeviceGetFieldValues", arguments=(wanted,))
+        numbers = list(fields)
+        answers = self._ask(what, "nvmlDeviceGetFieldValues", arguments=(numbers,))
         if isinstance(answers, Reason):
-            return dict.fromkeys(wanted, answers)
+            return dict.fromkeys(numbers, answers)
         return {
             field: self._field(what, scale, answer)
-            for field, answer in zip(wanted, answers, strict=True)
+            for field, answer in zip(numbers, answers, strict=True)
         }
 
     def _field(self, what: str, scale: float, answer: Any) -> Reading:
@@ -229,7 +229,7 @@ class Nvml:
         return total
 
     def processes(self) -> list[dict[str, int | None]] | Reason:
-        """What computes on the card: process numbers as the driver sees them, and their bytes."""
+        """Return the processes on the card, by the driver's process number, and their bytes."""
         names = [f"nvmlDeviceGetComputeRunningProcesses{version}" for version in ("_v3", "_v2", "")]
         answer = self._ask("compute processes", *names)
         if isinstance(answer, Reason):
@@ -264,7 +264,7 @@ class Nvml:
             return {"nvml": str(self.missing)}
         power, meaning = self.power_watts()
         bits = self.event_reasons()
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "sm_clock_hertz": self.clock_hertz(),
             "memory_clock_hertz": self.clock_hertz(memory=True),
             "temperature_celsius": self.temperature_celsius(),
@@ -276,21 +276,21 @@ class Nvml:
             **self._neighbours(),
         }
         if retired := retired_package():
-            found["package"] = retired
-        return dict(_plain(found))
+            facts["package"] = retired
+        return dict(_plain(facts))
 
     def _neighbours(self) -> dict[str, Any]:
         processes = self.processes()
         if isinstance(processes, Reason):
             return {"other_processes": processes}
         others = [process for process in processes if process["pid"] != os.getpid()]
-        found: dict[str, Any] = {"other_processes": others}
+        facts: dict[str, Any] = {"other_processes": others}
         if len(others) == len(processes):
-            found["other_processes_note"] = (
+            facts["other_processes_note"] = (
                 "The driver knows this process by another number, or does not show it: one of "
                 "these may be itself, and others may be hidden."
             )
-        return found
+        return facts
 
     def probe(self) -> dict[str, float]:
         """The readings that tell what disturbed a block; what cannot be read is left out."""

@@ -125,11 +125,11 @@ class Cpu(Device):
     def peak_bytes(self, call: Callable[[], object]) -> int:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             call()
-        taken = peak = 0
+        held_bytes = peak = 0
         for event in profiler.profiler.kineto_results.events():
             if event.name() == "[memory]":
-                taken += event.nbytes()
-                peak = max(peak, taken)
+                held_bytes += event.nbytes()
+                peak = max(peak, held_bytes)
         return peak
 
     def matmul_libraries(self, dtype: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
@@ -138,12 +138,12 @@ class Cpu(Device):
         The setting lets oneDNN round float32 to fewer bits, so that what it does has to be tried.
         """
         by_mkl = dtype in ("float32", "float64") and torch.backends.mkl.is_available()
-        found: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        libraries: dict[str, Callable[[], AbstractContextManager[None]]] = {
             "torch.mm (MKL)" if by_mkl else "torch.mm": nullcontext
         }
         if dtype == "float32" and torch.backends.mkldnn.is_available():
-            found["torch.mm (oneDNN)"] = partial(_precision, "medium")
-        return found
+            libraries["torch.mm (oneDNN)"] = partial(_precision, "medium")
+        return libraries
 
     def cache_bytes(self) -> dict[str, int]:
         return environment.cache_totals()

@@ -123,9 +123,9 @@ class Cuda(Device):
             ctypes.CDLL("libcuda.so.1")
         except OSError:
             return "There is no NVIDIA driver here: libcuda.so.1 cannot be loaded."
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if shown is not None:
-            return f"CUDA_VISIBLE_DEVICES={shown!r} shows no NVIDIA device to this process."
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return f"CUDA_VISIBLE_DEVICES={visible!r} shows no NVIDIA device to this process."
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -161,8 +161,8 @@ class Cuda(Device):
             return
         if self._cycles_per_second is None:
             self._cycles_per_second = self._spin_rate()
-        wanted = min(seconds, _PREFILL_LIMIT_SECONDS) * self._cycles_per_second
-        torch.cuda._sleep(int(wanted))  # noqa: SLF001 (no public call occupies a queue for a time)
+        cycles = min(seconds, _PREFILL_LIMIT_SECONDS) * self._cycles_per_second
+        torch.cuda._sleep(int(cycles))  # noqa: SLF001 (no public call occupies a queue for a time)
 
     def occupy(self, seconds: float) -> None:
         self.prefill(seconds)
@@ -291,21 +291,21 @@ class Cuda(Device):
                 "float16_accumulate_float16": (f"{matmul}.allow_fp16_accumulation", True),
             },
         }
-        found: dict[str, Callable[[], AbstractContextManager[None]]] = {dtype: nullcontext}
+        modes: dict[str, Callable[[], AbstractContextManager[None]]] = {dtype: nullcontext}
         for name, (path, value) in ways.get(dtype, {}).items():
-            found[name] = partial(_switched, path, value)
-        return found
+            modes[name] = partial(_switched, path, value)
+        return modes
 
     def matmul_libraries(self, dtype: str) -> dict[str, Callable[[], AbstractContextManager[None]]]:
         """The library that torch is set to use, and the other of cuBLAS and cuBLASLt."""
         del dtype
-        asked = str(torch.backends.cuda.preferred_blas_library()).rpartition(".")[2].lower()
-        first, other = ("cublaslt", "cublas") if asked == "cublaslt" else ("cublas", "cublaslt")
+        preferred = str(torch.backends.cuda.preferred_blas_library()).rpartition(".")[2].lower()
+        first, other = ("cublaslt", "cublas") if preferred == "cublaslt" else ("cublas", "cublaslt")
         names = {"cublas": "torch.mm (cuBLAS)", "cublaslt": "torch.mm (cuBLASLt)"}
-        found: dict[str, Callable[[], AbstractContextManager[None]]] = {names[first]: nullcontext}
+        routes: dict[str, Callable[[], AbstractContextManager[None]]] = {names[first]: nullcontext}
         if torch.backends.cuda.is_built():
-            found[names[other]] = partial(_blas, other)
-        return found
+            routes[names[other]] = partial(_blas, other)
+        return routes
 
     def cache_bytes(self) -> dict[str, int]:
         return {"L2": self._properties.L2_cache_size}
