@@ -124,7 +124,7 @@ SIDE, TOKENS, DENSITIES = 4096, 1024, (0.5, 0.1)
 
 
 def facts() -> list[dict[str, Any]]:
-    """What the formats say of themselves; that of a machine without a GPU, wherever it runs."""
+    """The descriptions of the formats, as on a machine without a GPU, wherever it runs."""
     answer = subprocess.run(
         [sys.executable, "-m", "hwbench", "list", "formats", "--details", "--json"],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},

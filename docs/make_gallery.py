@@ -38,7 +38,7 @@ def name(case: Case) -> str:
 
 
 def drawn(case: Case, exact: torch.Tensor) -> tuple[torch.Tensor, str]:
-    """What the format keeps of the picture, and the words above it."""
+    """The picture that the format keeps, and the words above it."""
     described = plugins.load("formats", case.format, Format).from_knobs(
         case.out_features, case.in_features, **case.knobs
     )

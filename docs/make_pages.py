@@ -104,7 +104,7 @@ def shown(value: object) -> str:
 
 
 def suites() -> list[str]:
-    """What each shipped suite asks, how many cases it has, and where its answer stands."""
+    """The question of each shipped suite, its number of cases, and where its answer stands."""
     rows = []
     for name in suite.names():
         document = suite.read(name)
@@ -155,7 +155,7 @@ def own(kind: str) -> list[str]:
 
 
 def effects() -> list[str]:
-    """What may be scripted on the simulated device."""
+    """The effects that may be scripted on the simulated device."""
     rows = (
         [f"`{field.name}`", _default(field), WORDS["effects"][field.name]]
         for field in msgspec.structs.fields(Effects)
@@ -275,7 +275,7 @@ def example() -> Run:
 
 
 def check() -> dict[str, list[str]]:
-    """What ``check --json`` prints, and one of its changes."""
+    """The keys of ``check --json``, and those of one of its changes."""
     ratio = records.Ratio(value=1.0, low=1.0, high=1.0, counts=(1, 1))
     verdict = records.Verdict.EQUIVALENT
     change = records.Change(case="case", metric="relative", verdict=verdict, ratio=ratio)

@@ -58,12 +58,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        found = [once(asked.threads, Path(name) / str(nth)) for nth in range(asked.times)]
-        everything = [ceilings for _, ceilings in found]
-        print(f"{asked.times} times hwbench ceilings, {asked.threads} threads; last: max / min − 1")
-        print(row("wall", [seconds for seconds, _ in found], "s"))
+        measured = [once(options.threads, Path(name) / str(nth)) for nth in range(options.times)]
+        everything = [ceilings for _, ceilings in measured]
+        print(
+            f"{options.times} times hwbench ceilings, {options.threads} threads; "
+            "last: max / min − 1"
+        )
+        print(row("wall", [seconds for seconds, _ in measured], "s"))
         print(f"{'disturbed':20s}" + "".join(f"{c['disturbed']:14.0%}" for c in everything))
         for dtype in everything[0]["matmul"]:
             rates = [c["matmul"][dtype]["flops_per_second"] for c in everything]
@@ -72,8 +75,8 @@ def main() -> None:
         for moved in ("copy", "triad"):
             print(row(moved, [c[moved]["bytes_per_second"] for c in everything], "B/s"))
         print(row("launch", [c["launch"]["seconds"] for c in everything], "s"))
-        os.environ["XDG_CACHE_HOME"] = str(Path(name) / str(asked.times - 1))
-        path = hwbench.run(LAYERS, device="cpu", out=Path(name), threads=asked.threads)
+        os.environ["XDG_CACHE_HOME"] = str(Path(name) / str(options.times - 1))
+        path = hwbench.run(LAYERS, device="cpu", out=Path(name), threads=options.threads)
         for layer in hwbench.summary(path).to_dict("records"):
             shape = f"{layer['out_features']}x{layer['in_features']}"
             words = f"dense {shape} {layer['dtype']}, {layer['tokens']} tokens"

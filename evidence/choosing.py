@@ -64,13 +64,13 @@ def smollm2(folder: Path) -> str:
     from hwbench.workloads import _llama
 
     file = stored.path()
-    known = transformers.LlamaConfig(
+    config = transformers.LlamaConfig(
         **stored.config(file)._asdict(), tie_word_embeddings=True, bos_token_id=0, eos_token_id=0
     )
-    model = transformers.LlamaForCausalLM(known).eval()
-    told = model.load_state_dict(_llama.Llama.load(file).state_dict(), strict=False)
-    assert told.missing_keys == ["lm_head.weight"]
-    assert not told.unexpected_keys
+    model = transformers.LlamaForCausalLM(config).eval()
+    loading = model.load_state_dict(_llama.Llama.load(file).state_dict(), strict=False)
+    assert loading.missing_keys == ["lm_head.weight"]
+    assert not loading.unexpected_keys
     model.tie_weights()
     model.save_pretrained(folder)
     tokenizer = _llama._tokenizer(file)  # noqa: SLF001
@@ -80,25 +80,25 @@ def smollm2(folder: Path) -> str:
 
 def measured(model: str, question: str, out: Path, replicates: int, threads: int | None) -> Path:
     """The run of all layers in all formats; the one that is there where it is complete."""
-    kept = out / f"{question}.run"
-    if kept.is_file():
-        return Path(kept.read_text(encoding="utf-8"))
-    asked = Question(
+    note = out / f"{question}.run"
+    if note.is_file():
+        return Path(note.read_text(encoding="utf-8"))
+    question_ = Question(
         model=model, formats=FORMATS[question], densities=SHARES[question], replicates=replicates,
         objective=study.KL if model else study.COSINE,
         share="stored" if question == "budgets" else "density",
     )  # fmt: skip
     with progress() as listener:
-        run = study.measure(asked, device="cpu", threads=threads, out=out / "runs",
+        run = study.measure(question_, device="cpu", threads=threads, out=out / "runs",
                             listener=listener)  # fmt: skip
-    kept.write_text(str(run), encoding="utf-8")
+    note.write_text(str(run), encoding="utf-8")
     return run
 
 
-def half_of_int8(run: Path) -> str:
+def half_of_int8(path: Path) -> str:
     """The budget of a time that saves half of what int8 everywhere saves."""
-    found = read_run(run)
-    whole = study.chosen(found, study.Budget("time", 1.0))
+    run = read_run(path)
+    whole = study.chosen(run, study.Budget("time", 1.0))
     alone = _choosing.total(whole.layers, _choosing.uniform(whole.layers, INT8))
     dense = whole.dense.time_seconds + whole.rest_seconds
     share = (alone.time_seconds + whole.rest_seconds) / dense
@@ -106,17 +106,17 @@ def half_of_int8(run: Path) -> str:
     return f"time=-{50 * (1 - share):.1f}%"
 
 
-def of_half_the_weights(run: Path, out: Path, threads: int | None) -> str:
-    """What is lost with int8 in the half of all weights that loses least, and everywhere."""
-    found, layers = read_run(run), []
-    for layer in study.layers_of(found):
+def of_half_the_weights(path: Path, out: Path, threads: int | None) -> str:
+    """The loss with int8 in the half of all weights that loses least, and everywhere."""
+    run, layers = read_run(path), []
+    for layer in study.layers_of(run):
         weights = float(layer.shape[0] * layer.shape[1])
         work = {"dense": weights, INT8: 0.0}  # what a budget of time limits: weights left dense
         options = {k: replace(layer.options[k], time_seconds=each) for k, each in work.items()}
         layers.append(replace(layer, options=options))
     choice = study.choose(layers, study.Budget("time", 0.5))
     with progress() as listener:
-        choice = study.refined(choice, found, out / "half", device="cpu", threads=threads,
+        choice = study.refined(choice, run, out / "half", device="cpu", threads=threads,
                                out=out / "runs", listener=listener)  # fmt: skip
     lost, everywhere = choice.measured[choice.kept], choice.measured[INT8]
     return (
@@ -127,7 +127,7 @@ def of_half_the_weights(run: Path, out: Path, threads: int | None) -> str:
 
 def row(name: str, plan: dict[str, Any]) -> str:
     """A line of the table."""
-    lost, kept, single = plan["measured"], plan["kept"], plan["best_single"]
+    lost, best, single = plan["measured"], plan["kept"], plan["best_single"]
     rest, seconds = plan["rest_seconds"], [plan[k]["time_seconds"] for k in ("predicted", "dense")]
     predicted = (seconds[0] + rest) / (seconds[1] + rest)
     passed = plan.get("passed")
@@ -135,7 +135,7 @@ def row(name: str, plan: dict[str, Any]) -> str:
     labels = {json.dumps(each) for each in plan["layers"].values()}
     everywhere = len(labels) == 1 and len(plan["layers"]) == len(plan["shapes"])
     cells = (
-        name, plan["budget"], f"{lost[kept]:.4g}", single or "none",
+        name, plan["budget"], f"{lost[best]:.4g}", single or "none",
         f"{lost[single]:.4g}" if single else "–", f"{lost[INT8]:.4g}" if INT8 in lost else "–",
         f"{predicted:.1%}", share, single if everywhere else "no",
     )  # fmt: skip
@@ -150,27 +150,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("choosing"), help="plans and runs")
     parser.add_argument("--replicates", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
-    asked = parser.parse_args()
-    out, begun = (asked.out / asked.model).resolve(), time.monotonic()
+    options = parser.parse_args()
+    out, begun = (options.out / options.model).resolve(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    model = smollm2(out / "model") if asked.model == "smollm2" else ""
-    run = measured(model, asked.question, out, asked.replicates, asked.threads)
+    model = smollm2(out / "model") if options.model == "smollm2" else ""
+    run = measured(model, options.question, out, options.replicates, options.threads)
     print(f"layers and groups: {time.monotonic() - begun:.0f} s", flush=True)
-    budgets = BUDGETS.get(asked.question) or (half_of_int8(run),)
-    if asked.question == "codes":
-        print(of_half_the_weights(run, out, asked.threads), flush=True)
+    budgets = BUDGETS.get(options.question) or (half_of_int8(run),)
+    if options.question == "codes":
+        print(of_half_the_weights(run, out, options.threads), flush=True)
     lines = []
     for budget in budgets:
-        begun, path = time.monotonic(), out / f"{asked.question}-{len(lines)}.json"
+        begun, path = time.monotonic(), out / f"{options.question}-{len(lines)}.json"
         command = [sys.executable, "-m", "hwbench", "choose", "--from", str(run), "--device", "cpu",
                    "--budget", budget, "--out", str(path), "--runs", str(out / "runs")]  # fmt: skip
-        threads = ["--threads", str(asked.threads)] if asked.threads else []
-        shown = subprocess.run([*command, *threads], check=False, stdout=subprocess.PIPE, text=True)
-        print(shown.stdout, f"{budget}: {time.monotonic() - begun:.0f} s", sep="\n", flush=True)
-        if shown.returncode:
-            lines.append(f"| {asked.model} | {budget} | cannot be met |" + " – |" * 6)
+        threads = ["--threads", str(options.threads)] if options.threads else []
+        process = subprocess.run(
+            [*command, *threads], check=False, stdout=subprocess.PIPE, text=True
+        )
+        print(process.stdout, f"{budget}: {time.monotonic() - begun:.0f} s", sep="\n", flush=True)
+        if process.returncode:
+            lines.append(f"| {options.model} | {budget} | cannot be met |" + " – |" * 6)
             continue
-        lines.append(row(asked.model, json.loads(path.read_text(encoding="utf-8"))))
+        lines.append(row(options.model, json.loads(path.read_text(encoding="utf-8"))))
     print(HEAD, *lines, sep="\n")
 
 

@@ -91,8 +91,8 @@ while True:
 
 
 @dataclass
-class Found:
-    """What the runs of one suite say together; shares and relative widths are fractions."""
+class Figures:
+    """The counts over the runs of one suite; shares and relative widths are fractions."""
 
     runs: int
     slowed: int  # of them, which are in nothing else
@@ -126,36 +126,38 @@ def _share(values: Sequence[bool]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def evaluate(runs: Sequence[Run], quiet: Sequence[bool]) -> Found:
+def evaluate(runs: Sequence[Run], quiet: Sequence[bool]) -> Figures:
     """Hold every interval to the other runs. ``quiet`` is what doctor said before each run."""
-    told = [slowed(run.header, run.planned, run.results) is not None for run in runs]
-    kept = [(run, calm) for run, calm, slow in zip(runs, quiet, told, strict=True) if not slow]
-    found = Found(runs=len(runs), slowed=sum(told), rows=0)
+    slow_runs = [slowed(run.header, run.planned, run.results) is not None for run in runs]
+    calm_runs = [
+        (run, calm) for run, calm, slow in zip(runs, quiet, slow_runs, strict=True) if not slow
+    ]
+    figures = Figures(runs=len(runs), slowed=sum(slow_runs), rows=0)
     tables = [
         {row["case"]: row for row in summary_rows(run) if row["relative_time"] > 0}
-        for run, _ in kept
+        for run, _ in calm_runs
     ]
     values: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for number, table in enumerate(tables):
         for case, row in table.items():
-            found.rows += 1
+            figures.rows += 1
             sure = math.isfinite(row["relative_low"])
-            found.with_verdict[kept[number][1]].append(sure)
+            figures.with_verdict[calm_runs[number][1]].append(sure)
             if sure:
                 values[case].append((number, row["relative_time"]))
     for case, points in values.items():
         if len(points) > 1:
-            found.spreads.append(stdev([math.log(value) for _, value in points]))
+            figures.spreads.append(stdev([math.log(value) for _, value in points]))
         for number, value in points:
             others = [other for another, other in points if another != number]
             if others:
                 row = tables[number][case]
                 half = (row["relative_high"] - row["relative_low"]) / 2 / value
                 inside = row["relative_low"] <= median(others) <= row["relative_high"]
-                found.held.append((half, inside))
-    _winners([winners(run) for run, _ in kept], found)
-    found.alarms += alarms([run for run, _ in kept])
-    return found
+                figures.held.append((half, inside))
+    _winners([winners(run) for run, _ in calm_runs], figures)
+    figures.alarms += alarms([run for run, _ in calm_runs])
+    return figures
 
 
 def alarms(runs: Sequence[Run]) -> list[bool]:
@@ -170,7 +172,7 @@ def alarms(runs: Sequence[Run]) -> list[bool]:
 
 
 def winners(run: Run) -> dict[tuple[str, float], _answers.Winner]:
-    """What the report says of each group at each density."""
+    """The winner that the report names for each group at each density."""
     answers = [_answers.answer(members) for members in groups(report_rows(run)).values()]
     return {
         (each.title, density): winner
@@ -179,40 +181,40 @@ def winners(run: Run) -> dict[tuple[str, float], _answers.Winner]:
     }
 
 
-def _winners(said: Sequence[dict[tuple[str, float], _answers.Winner]], found: Found) -> None:
+def _winners(named: Sequence[dict[tuple[str, float], _answers.Winner]], figures: Figures) -> None:
     """A winner is contradicted where another run names one with which it is not tied."""
-    for number, run in enumerate(said):
+    for number, run in enumerate(named):
         for key, winner in run.items():
-            found.statements += 1
+            figures.statements += 1
             if winner.name is None:
                 continue
-            found.decided += 1
-            for other in [each[key] for n, each in enumerate(said) if n != number and key in each]:
-                found.looks += 1
+            figures.decided += 1
+            for other in [each[key] for n, each in enumerate(named) if n != number and key in each]:
+                figures.looks += 1
                 if other.name is not None:
-                    found.contradictory += not (
+                    figures.contradictory += not (
                         {winner.name, *winner.tied} & {other.name, *other.tied}
                     )
 
 
-def report(found: Found) -> list[str]:
+def report(figures: Figures) -> list[str]:
     """The figures beside what is asked for, one line each."""
     first = (
-        f"{found.runs} runs, {found.slowed} of them slower throughout and not counted; "
-        f"{found.rows} relative times, {len(found.held)} intervals held to the other runs; "
-        f"{found.looks} looks at a named winner, {found.statements} statements; "
-        f"{len(found.alarms)} comparisons of runs, {sum(found.alarms)} of them regressed"
+        f"{figures.runs} runs, {figures.slowed} of them slower throughout and not counted; "
+        f"{figures.rows} relative times, {len(figures.held)} intervals held to the other runs; "
+        f"{figures.looks} looks at a named winner, {figures.statements} statements; "
+        f"{len(figures.alarms)} comparisons of runs, {sum(figures.alarms)} of them regressed"
     )
     lines = [first]
-    for name, value in found.figures().items():
+    for name, value in figures.figures().items():
         limit = WANTED.get(name, AT_MOST.get(name))
         assert limit is not None
         bound = "at least" if name in WANTED else "at most"
         met = value >= limit if name in WANTED else value <= limit
-        said = "nothing tells it" if math.isnan(value) else "holds" if met else "MISSED"
+        outcome = "nothing tells it" if math.isnan(value) else "holds" if met else "MISSED"
         number = f"{value:.0f}" if name == "contradictory winners" else f"{100 * value:.1f} %"
-        asked = f"{limit:.0f}" if name == "contradictory winners" else f"{100 * limit:.1f} %"
-        lines.append(f"{name:24s}{number:>10s}   {bound} {asked}: {said}")
+        bound_words = f"{limit:.0f}" if name == "contradictory winners" else f"{100 * limit:.1f} %"
+        lines.append(f"{name:24s}{number:>10s}   {bound} {bound_words}: {outcome}")
     return lines
 
 
@@ -227,21 +229,21 @@ def neighbour() -> Iterator[None]:
         process.wait()
 
 
-def make(folder: Path, asked: argparse.Namespace) -> tuple[list[Run], list[bool]]:
+def make(folder: Path, options: argparse.Namespace) -> tuple[list[Run], list[bool]]:
     """The runs, one after another, and whether doctor called the machine quiet before each."""
     runs, quiet = [], []
-    for number in range(asked.runs):
-        time.sleep(asked.rest)
-        checks = doctor.examine(asked.device, asked.threads)
+    for number in range(options.runs):
+        time.sleep(options.rest)
+        checks = doctor.examine(options.device, options.threads)
         bad = [c.key for c in checks if c.key in _QUIET and c.verdict is not doctor.Verdict.FINE]
         begun = time.monotonic()
-        path = hwbench.run(SUITE, device=asked.device, out=folder, threads=asked.threads)
+        path = hwbench.run(SUITE, device=options.device, out=folder, threads=options.threads)
         runs.append(read_run(path))
         quiet.append(not bad)
-        made = len({result.replicate for result in runs[-1].results})
+        replicates = len({result.replicate for result in runs[-1].results})
         words = f"not quiet: {', '.join(bad)}" if bad else "quiet"
         seconds = time.monotonic() - begun
-        print(f"run {number + 1}: {made} replicates, {seconds:.0f} s, {words}", flush=True)
+        print(f"run {number + 1}: {replicates} replicates, {seconds:.0f} s, {words}", flush=True)
     return runs, quiet
 
 
@@ -255,13 +257,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--neighbour", action="store_true")
     parser.add_argument("--out", type=Path, help="keep the runs here")
     parser.add_argument("--read", type=Path, help="read the runs of this folder, and make none")
-    asked = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name, neighbour() if asked.neighbour else nullcontext():
-        if asked.read:
-            runs = [run for run in map(read_run, list_runs(asked.read)) if run.complete]
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name, neighbour() if options.neighbour else nullcontext():
+        if options.read:
+            runs = [run for run in map(read_run, list_runs(options.read)) if run.complete]
             quiet = [False] * len(runs)  # what doctor said then is not known
         else:
-            runs, quiet = make(asked.out or Path(name), asked)
+            runs, quiet = make(options.out or Path(name), options)
     print("\n".join(report(evaluate(runs, quiet))))
 
 

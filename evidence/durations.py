@@ -36,8 +36,8 @@ def main() -> None:
         run = read_run(hwbench.run(document(), device="cpu", out=Path(folder)))
     print("asked        reported     error     quiet blocks   error within 1 %")
     for case, planned in run.planned.items():
-        asked = float(planned.case.options["microseconds"]) * 1e-6
-        found = [
+        seconds_asked = float(planned.case.options["microseconds"]) * 1e-6
+        samples = [
             (value, bad)
             for result in run.results
             if result.case == case
@@ -45,12 +45,12 @@ def main() -> None:
             if m.quantity == "time_seconds"
             for value, bad in zip(m.values, m.disturbed or [False] * len(m.values), strict=True)
         ]
-        quiet = [value for value, bad in found if not bad]
+        quiet = [value for value, bad in samples if not bad]
         reported = median(quiet)
-        error = reported / asked - 1
+        error = reported / seconds_asked - 1
         print(
-            f"{asked * 1e6:7.0f} µs   {reported * 1e6:8.2f} µs   {100 * error:+.2f} %   "
-            f"{len(quiet):4d} of {len(found):4d}   {'yes' if abs(error) <= 0.01 else 'NO'}"
+            f"{seconds_asked * 1e6:7.0f} µs   {reported * 1e6:8.2f} µs   {100 * error:+.2f} %   "
+            f"{len(quiet):4d} of {len(samples):4d}   {'yes' if abs(error) <= 0.01 else 'NO'}"
         )
 
 

@@ -100,7 +100,7 @@ def tried(
 
 @dataclass
 class Tally:
-    """What came of the mutations of one kind so far."""
+    """The outcomes of the mutations of one kind so far."""
 
     tried: int = 0  # their seeds are 0 … tried - 1
     outcomes: dict[str, int] = field(default_factory=dict)
@@ -118,15 +118,15 @@ class Tally:
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
         except (Exception, _HangError) as error:  # noqa: BLE001 (they are what is counted)
             last = traceback.extract_tb(error.__traceback__)[-1]
-            told = f"{type(error).__name__}: {str(error)[:200]} ({last.filename}:{last.lineno})"
-            self.failures.append(f"{kind} {self.tried}: {told}")
+            failure = f"{type(error).__name__}: {str(error)[:200]} ({last.filename}:{last.lineno})"
+            self.failures.append(f"{kind} {self.tried}: {failure}")
             print(f"  failed: {self.failures[-1]}", flush=True)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        taken = time.monotonic() - begun
+        seconds = time.monotonic() - begun
         self.tried += 1
-        self.seconds += taken
-        self.longest = max(self.longest, taken)
+        self.seconds += seconds
+        self.longest = max(self.longest, seconds)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self.peak = max(self.peak, peak)
 
@@ -144,16 +144,16 @@ def kept_structures(count: int, folder: Path, state: Path | None) -> int:
     """Try so many mutations of each kind and print what came of them; the number of failures."""
     tallies = {kind: Tally() for kind in _mutants.KINDS}
     if state is not None and state.exists():
-        found = json.loads(state.read_text("utf-8"))
-        tallies |= {kind: Tally(**told) for kind, told in found.items()}
+        stored = json.loads(state.read_text("utf-8"))
+        tallies |= {kind: Tally(**counts) for kind, counts in stored.items()}
     for kind, tally in tallies.items():
         place = folder / kind
         place.mkdir()
         while tally.tried < count:
             tally.add(kind, place)
             if state is not None and (tally.tried % 50 == 0 or tally.tried == count):
-                kept = {name: asdict(each) for name, each in tallies.items()}
-                files.write_text(state, json.dumps(kept, indent=1))
+                tallies_now = {name: asdict(each) for name, each in tallies.items()}
+                files.write_text(state, json.dumps(tallies_now, indent=1))
         print(tally.told(kind), flush=True)
     return sum(len(t.failures) + (t.peak > MOST_BYTES) for t in tallies.values())
 
@@ -170,16 +170,16 @@ def main() -> None:
     """Try all kinds and fail where any input failed."""
     signal.signal(signal.SIGPROF, _hang)
     signal.signal(signal.SIGALRM, _hang)
-    asked = _arguments()
+    options = _arguments()
     importlib.import_module("torch")  # no input shall be charged with it, or cut it off
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     print(f"{begun}, {platform.platform()}, Python {platform.python_version()}", flush=True)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        if asked.count:
+        if options.count:
             path = Path(folder) / "input.toml"
-            failed += mutilated(path, asked.count)
-        failed += kept_structures(asked.structures, Path(folder), asked.resume)
+            failed += mutilated(path, options.count)
+        failed += kept_structures(options.structures, Path(folder), options.resume)
     raise SystemExit(failed > 0)
 
 

@@ -94,9 +94,9 @@ class Bench:
         if reason := described.unsupported(self.device.kind, self.dtype, "forward"):
             raise LookupError(reason)
         source = torch.Generator(self.device.torch_device).manual_seed(0)
-        made = described.random(dtype=self.dtype, generator=source)
+        layer_ = described.random(dtype=self.dtype, generator=source)
         x = torch.randn(tokens, self.side, generator=source, device=self.device.torch_device)
-        return made.requires_grad_(requires_grad=False), x.to(self.dtype)
+        return layer_.requires_grad_(requires_grad=False), x.to(self.dtype)
 
     def step(self, name: str, tokens: int, **knobs: Any) -> Step:
         """One call of such a layer."""
@@ -110,14 +110,14 @@ def format_of(name: str, side: int, **knobs: Any) -> Format:
 
 def host_seconds(device: Device, step: Step) -> float:
     """The host's time to launch one call into an empty queue."""
-    taken = []
+    samples = []
     for _ in range(HOST_CALLS):
         device.synchronize()
         begun = time.perf_counter()
         step()
-        taken.append(time.perf_counter() - begun)
+        samples.append(time.perf_counter() - begun)
     device.synchronize()
-    return median(taken)
+    return median(samples)
 
 
 def sampled(
@@ -145,8 +145,8 @@ def timed(bench: Bench, step: Step, factor: float = 2.0) -> tuple[float, float]:
     one, _ = sampled(bench.device, step, 1, max(2e-5, 2 * host))
     calls = max(1, min(MOST_CALLS, round(SAMPLE_SECONDS / one)))
     count = max(5, min(40, round(SPENT_SECONDS / (one * calls))))
-    found = [sampled(bench.device, step, calls, factor * host * calls) for _ in range(count)]
-    return median(value for value, _ in found), sum(ahead for _, ahead in found) / count
+    samples = [sampled(bench.device, step, calls, factor * host * calls) for _ in range(count)]
+    return median(value for value, _ in samples), sum(ahead for _, ahead in samples) / count
 
 
 def seconds(bench: Bench, step: Step) -> float:
@@ -154,9 +154,9 @@ def seconds(bench: Bench, step: Step) -> float:
     return timed(bench, step)[0]
 
 
-def error(y: torch.Tensor, made: Linear, x: torch.Tensor) -> float:
+def error(y: torch.Tensor, layer: Linear, x: torch.Tensor) -> float:
     """The relative error against float64."""
-    exact = x.double() @ made.to_dense().double().mT
+    exact = x.double() @ layer.to_dense().double().mT
     return float((y.double() - exact).norm() / exact.norm())
 
 
@@ -173,12 +173,12 @@ def _gaps(bench: Bench, name: str) -> Row:
     kernels = [each for each in kernels_of(name) if not each.startswith("triton")]
     ran, refused, failed = 0, 0, {}
     for kernel, dtype, density, direction in product(kernels, DTYPES, DENSITIES, DIRECTIONS):
-        said = _ran(bench, format_at(name, density, kernel), dtype, direction)
-        ran += said is None
-        refused += said == ""
-        if said:
+        reason = _ran(bench, format_at(name, density, kernel), dtype, direction)
+        ran += reason is None
+        refused += reason == ""
+        if reason:
             words = str(dtype).removeprefix("torch.")
-            failed[f"{kernel} density {density} {words} {direction}"] = said
+            failed[f"{kernel} density {density} {words} {direction}"] = reason
     return {"ran": ran, "unsupported": refused, "failed": failed}
 
 
@@ -203,10 +203,10 @@ def _ran(bench: Bench, described: Format | None, dtype: torch.dtype, direction: 
         return ""
     try:
         source = torch.Generator(device.torch_device).manual_seed(0)
-        made = described.random(dtype=dtype, generator=source)
+        layer = described.random(dtype=dtype, generator=source)
         x = torch.randn(32, GAPS_SIDE, generator=source, device=device.torch_device).to(dtype)
         with torch.set_grad_enabled(training):
-            y = made(x.requires_grad_(training))
+            y = layer(x.requires_grad_(training))
             if training:
                 y.sum().backward()
         device.synchronize()
@@ -294,13 +294,13 @@ def _two_four(bench: Bench, tokens: int) -> Row:
 
     if not bench.gpu:
         return {"said": "not on cpu"}
-    made, x = bench.layer("semi_structured", tokens)
+    layer, x = bench.layer("semi_structured", tokens)
     row: Row = {
         "dense_seconds": seconds(bench, bench.step("dense", tokens)),
-        "hwbench_seconds": seconds(bench, partial(made, x)),
-        "hwbench_error": error(made(x), made, x),
+        "hwbench_seconds": seconds(bench, partial(layer, x)),
+        "hwbench_error": error(layer(x), layer, x),
     }
-    packed = to_sparse_semi_structured(made.to_dense())
+    packed = to_sparse_semi_structured(layer.to_dense())
     multiply = partial(functional.linear, x, packed)
     row["view_seconds"] = seconds(bench, multiply)
     row["copied_seconds"] = seconds(bench, lambda: multiply().contiguous())
@@ -314,15 +314,15 @@ def _best_two_four(bench: Bench, tokens: int) -> Row:
 
     if not bench.gpu:
         return {"said": "not on cpu"}
-    made, x = bench.layer("semi_structured", tokens)
+    layer, x = bench.layer("semi_structured", tokens)
     row: Row = {}
-    packed = to_sparse_semi_structured(made.to_dense())
+    packed = to_sparse_semi_structured(layer.to_dense())
     multiply = partial(functional.linear, x, packed)
     if hasattr(SparseSemiStructuredTensor, "_FUSE_TRANSPOSE"):
         before = SparseSemiStructuredTensor._FUSE_TRANSPOSE  # noqa: SLF001
         SparseSemiStructuredTensor._FUSE_TRANSPOSE = True  # noqa: SLF001
         try:
-            packed = to_sparse_semi_structured(made.to_dense())
+            packed = to_sparse_semi_structured(layer.to_dense())
         finally:
             SparseSemiStructuredTensor._FUSE_TRANSPOSE = before  # noqa: SLF001
         multiply = partial(functional.linear, x, packed)
@@ -332,7 +332,7 @@ def _best_two_four(bench: Bench, tokens: int) -> Row:
     best = torch._cslt_sparse_mm_search(packed.packed, rows.t(), transpose_result=True)  # noqa: SLF001
     packed.alg_id_cusparselt = best
     row |= {"algorithm": best, "searched_seconds": seconds(bench, multiply)}
-    row["searched_error"] = error(multiply(), made, x)
+    row["searched_error"] = error(multiply(), layer, x)
     return row | {"searched_kernels": kernels(bench, multiply, 1)[1]}
 
 
@@ -360,14 +360,14 @@ def _fused(bench: Bench, name: str, density: float, tokens: int) -> Row:
     row["dense_seconds"] = seconds(bench, bench.step("dense", tokens))
     compiled = [each for each in kernels_of(name) if each.startswith("triton")]
     for kernel in ("bmm", *compiled):
-        made, x = bench.layer(name, tokens, density=density, kernel=kernel)
-        row[f"{kernel}_error"] = error(made(x), made, x)
-        row[f"{kernel}_seconds"] = seconds(bench, partial(made, x))
+        layer, x = bench.layer(name, tokens, density=density, kernel=kernel)
+        row[f"{kernel}_error"] = error(layer(x), layer, x)
+        row[f"{kernel}_seconds"] = seconds(bench, partial(layer, x))
     return row
 
 
 def cold(bench: Bench) -> Checks:
-    """What an eviction that reads nothing afterwards would leave to be written back."""
+    """The bytes that an eviction without a later read would leave to be written back."""
     yield "dense, 1 token", partial(_cold, bench)
 
 
@@ -377,8 +377,8 @@ def _cold(bench: Bench) -> Row:
     evictions: dict[str, Step] = {"dirty": lambda: written.add_(1), "clean": device.evict_caches}
     row: Row = {"hot_seconds": seconds(bench, step)}
     for name, before in evictions.items():
-        found = [sampled(device, step, 1, 1e-4, before)[0] for _ in range(30)]
-        row[f"cold_{name}_seconds"] = median(found)
+        samples = [sampled(device, step, 1, 1e-4, before)[0] for _ in range(30)]
+        row[f"cold_{name}_seconds"] = median(samples)
     return row
 
 
@@ -393,8 +393,8 @@ def _probe_cost(bench: Bench) -> Row:
     bench.device.probe()
     begun = time.perf_counter()
     for _ in range(20):
-        found = bench.device.probe()
-    return {"probe_seconds": (time.perf_counter() - begun) / 20, "reads": sorted(found)}
+        counters = bench.device.probe()
+    return {"probe_seconds": (time.perf_counter() - begun) / 20, "reads": sorted(counters)}
 
 
 def _energy_counter(bench: Bench) -> Row:
@@ -421,15 +421,15 @@ def _energy_counter(bench: Bench) -> Row:
 
 def _accused(bench: Bench) -> Row:
     """Equal blocks of the largest product; what is said to have disturbed them."""
-    step, said = bench.step("dense", 2 * bench.many), []
+    step, disturbances = bench.step("dense", 2 * bench.many), []
     for _ in range(BLOCKS):
         before, begun = bench.device.probe(), time.perf_counter()
         while time.perf_counter() - begun < BLOCK_SECONDS:
             sampled(bench.device, step, 2, 0.0)
-        taken = time.perf_counter() - begun
-        said.append(bench.device.disturbance(before, bench.device.probe(), taken))
-    causes = sorted({cause for each in said for cause in each})
-    return {"disturbed": sum(map(bool, said)), "of": BLOCKS, "causes": causes}
+        elapsed = time.perf_counter() - begun
+        disturbances.append(bench.device.disturbance(before, bench.device.probe(), elapsed))
+    causes = sorted({cause for each in disturbances for cause in each})
+    return {"disturbed": sum(map(bool, disturbances)), "of": BLOCKS, "causes": causes}
 
 
 def roof(bench: Bench) -> Checks:
@@ -448,26 +448,26 @@ def _roof(bench: Bench) -> Row:
 
 
 def facts(bench: Bench) -> Checks:
-    """What stands in no run file as well: packages, processors, and nvidia-smi's own words."""
+    """Facts that no run file holds: packages, processors, and nvidia-smi's own words."""
     yield "software", _software
     yield "device", partial(_device, bench)
     yield "nvidia-smi", partial(_smi, bench)
 
 
 def _software() -> Row:
-    found: Row = {"python": sys.version.split()[0], "system": platform.platform()}
+    versions: Row = {"python": sys.version.split()[0], "system": platform.platform()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found | {"cores": len(os.sched_getaffinity(0))}
+            versions[package] = "absent"
+    return versions | {"cores": len(os.sched_getaffinity(0))}
 
 
 def _device(bench: Bench) -> Row:
     device = bench.device
-    told = {"info": device.info(), "state": device.state(), "settings": device.settings()}
-    return told | {"probe": device.probe(), "energy": device.energy_joules()}
+    readings = {"info": device.info(), "state": device.state(), "settings": device.settings()}
+    return readings | {"probe": device.probe(), "energy": device.energy_joules()}
 
 
 def _smi(bench: Bench) -> Row:
@@ -487,8 +487,8 @@ CHECKS: dict[str, Callable[[Bench], Checks]] = {
 
 def titled(name: str, tokens: int, knobs: Row) -> str:
     """A case in words."""
-    said = "".join(f" {key}={value}" for key, value in knobs.items())
-    return f"{name}{said}, {tokens} token{'' if tokens == 1 else 's'}"
+    words = "".join(f" {key}={value}" for key, value in knobs.items())
+    return f"{name}{words}, {tokens} token{'' if tokens == 1 else 's'}"
 
 
 def taken(name: str, check: Callable[[Bench], Checks], bench: Bench) -> Iterator[Row]:
@@ -498,22 +498,22 @@ def taken(name: str, check: Callable[[Bench], Checks], bench: Bench) -> Iterator
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = ask()
+                answer = ask()
         except LookupError as reason:
-            found = {"unsupported": str(reason)}
+            answer = {"unsupported": str(reason)}
         except Exception as wrong:  # noqa: BLE001 (one check that fails is a finding, not the end)
             traceback.print_exc()
-            found = {"failed": f"{type(wrong).__name__}: {first_line(wrong)}"}
-        yield {"check": name, "case": case, **found, "took": round(time.monotonic() - begun, 2)}
+            answer = {"failed": f"{type(wrong).__name__}: {first_line(wrong)}"}
+        yield {"check": name, "case": case, **answer, "took": round(time.monotonic() - begun, 2)}
 
 
 def bench_of(device: str) -> Bench:
     """The device by its name, such as cuda:0; layers are small on a CPU."""
     kind, _, index = device.partition(":")
-    made = plugins.load("devices", kind, Device)(int(index or 0))
-    if made.asynchronous:
-        return Bench(made, 4096, torch.bfloat16, few=16, some=512, many=4096)
-    return Bench(made, 256, torch.float32, few=4, some=16, many=64)
+    device_ = plugins.load("devices", kind, Device)(int(index or 0))
+    if device_.asynchronous:
+        return Bench(device_, 4096, torch.bfloat16, few=16, some=512, many=4096)
+    return Bench(device_, 256, torch.float32, few=4, some=16, many=64)
 
 
 def main() -> None:
@@ -522,15 +522,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", default=",".join(CHECKS))
-    asked = parser.parse_args()
-    known = {**CHECKS, "facts": facts}
-    names = asked.only.split(",")
-    if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"--only takes {', '.join(known)}, not {unknown[0]!r}.")
-    bench = bench_of(asked.device)
-    with asked.out.open("a", encoding="utf-8") as out:
+    options = parser.parse_args()
+    checks = {**CHECKS, "facts": facts}
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in checks]:
+        raise SystemExit(f"--only takes {', '.join(checks)}, not {unknown[0]!r}.")
+    bench = bench_of(options.device)
+    with options.out.open("a", encoding="utf-8") as out:
         for name in names:
-            for row in taken(name, known[name], bench):
+            for row in taken(name, checks[name], bench):
                 print(json.dumps(row, default=str), file=out, flush=True)
                 print(name, row["case"], f"{row['took']} s", flush=True)
 

@@ -22,13 +22,13 @@ _CASES = 2  # cases named of each run
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; a line that was cut off ends it."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:
-            found.append(json.loads(line))
+            rows.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return rows
 
 
 def steps(out: Path) -> list[str]:
@@ -40,43 +40,43 @@ def steps(out: Path) -> list[str]:
 
 
 def doctor(out: Path) -> list[str]:
-    """What speaks against the machine, and the ceilings."""
-    found = []
+    """The doubts of ``hwbench doctor`` about the machine, and the ceilings."""
+    lines = []
     for row in rows_of(out / "facts.jsonl"):
-        said = row.get("said")
-        if row.get("step") == "doctor" and isinstance(said, list):
-            found += [
+        reply = row.get("said")
+        if row.get("step") == "doctor" and isinstance(reply, list):
+            lines += [
                 f"{check['key']:12s} {check['verdict']}: {check['says']}"
-                for check in said
+                for check in reply
                 if check["verdict"] == "doubt" or check["key"] in ("device", "two_four")
             ]
-        if row.get("step") == "ceilings" and isinstance(said, dict):
+        if row.get("step") == "ceilings" and isinstance(reply, dict):
             rates = [
                 f"{dtype} {units.flops_per_second(entry['flops_per_second'])}"
-                for dtype, entry in said["matmul"].items()
+                for dtype, entry in reply["matmul"].items()
             ]
-            copy = units.si(said["copy"]["bytes_per_second"], "B/s")
-            found.append(f"ceilings     {', '.join(rates)}; copy {copy}")
-    return found
+            copy = units.si(reply["copy"]["bytes_per_second"], "B/s")
+            lines.append(f"ceilings     {', '.join(rates)}; copy {copy}")
+    return lines
 
 
 def contract(out: Path) -> list[str]:
     """A line a case, or a format; those that say nothing but that they cannot be asked count."""
-    found, unasked = [], Counter[str]()
+    lines, unasked = [], Counter[str]()
     fused: dict[str, list[str]] = {}
     for row in rows_of(out / "contract.jsonl"):
-        told = {key: value for key, value in row.items() if key not in _DROPPED}
+        facts = {key: value for key, value in row.items() if key not in _DROPPED}
         if row["check"] == "gaps" and "failed" in row and "ran" in row:
-            found += [f"gaps         {row['case']} {c}: {w}" for c, w in row["failed"].items()]
+            lines += [f"gaps         {row['case']} {c}: {w}" for c, w in row["failed"].items()]
         elif "triton_seconds" in row:
             name, _, tokens = row["case"].rpartition(", ")
             fused.setdefault(name, []).append(f"{tokens} {', '.join(_fused(row))}")
-        elif len(told) > 1:
-            found.append(f"{row['check']:12s} {row['case']}: {_words(told)}")
+        elif len(facts) > 1:
+            lines.append(f"{row['check']:12s} {row['case']}: {_words(facts)}")
         else:
-            unasked[f"{row['check']:12s} {_words(told)}"] += 1
-    found += [f"fused        {name}: {'; '.join(said)}" for name, said in fused.items()]
-    return found + [f"{words} ({count} cases)" for words, count in unasked.items()]
+            unasked[f"{row['check']:12s} {_words(facts)}"] += 1
+    lines += [f"fused        {name}: {'; '.join(sentences)}" for name, sentences in fused.items()]
+    return lines + [f"{words} ({count} cases)" for words, count in unasked.items()]
 
 
 def _fused(row: dict[str, Any]) -> list[str]:
@@ -84,19 +84,19 @@ def _fused(row: dict[str, Any]) -> list[str]:
 
     In bfloat16 any of the kernels errs by less than a hundredth.
     """
-    found = []
+    words = []
     for kernel in [key.removesuffix("_error") for key in row if key.endswith("_error")]:
         if kernel == "bmm":
             continue
         over = [row[f"{kernel}_seconds"] / row[f"{other}_seconds"] for other in ("bmm", "dense")]
-        said = "/".join(units.significant(each, 2) for each in over)
+        ratios = "/".join(units.significant(each, 2) for each in over)
         wrong = row[f"{kernel}_error"]
-        found.append(said if wrong < 0.01 else f"{said} WRONG by {wrong:.2g}")
-    return found
+        words.append(ratios if wrong < 0.01 else f"{ratios} WRONG by {wrong:.2g}")
+    return words
 
 
-def _words(told: dict[str, Any]) -> str:
-    return ", ".join(f"{key.removesuffix('_seconds')} {_word(key, told[key])}" for key in told)
+def _words(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{key.removesuffix('_seconds')} {_word(key, facts[key])}" for key in facts)
 
 
 def _word(key: str, value: Any) -> str:
@@ -113,43 +113,43 @@ def tests(out: Path) -> list[str]:
     suites = list(ET.parse(file).getroot().iter("testsuite"))  # noqa: S314 (pytest wrote it)
     names = ("tests", "failures", "errors", "skipped")
     sums = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in names}
-    found = [f"tests        {', '.join(f'{count} {name}' for name, count in sums.items())}"]
+    lines = [f"tests        {', '.join(f'{count} {name}' for name, count in sums.items())}"]
     bad = [
         f"  {case.get('name')}: {(reason.get('message') or '').splitlines()[:1]}"
         for suite in suites
         for case in suite.iter("testcase")
         for reason in (*case.findall("failure"), *case.findall("error"))
     ]
-    return found + bad[:_TESTS] + _more(len(bad) - _TESTS, "failed tests")
+    return lines + bad[:_TESTS] + _more(len(bad) - _TESTS, "failed tests")
 
 
 def runs(out: Path) -> list[str]:
     """Each run: its cases by status, its flags, and what is furthest from dense."""
-    found = []
+    lines = []
     for file in sorted(out.glob("*.jsonl")):
         if file.name in ("facts.jsonl", "contract.jsonl"):
             continue
         try:
             run = read_run(file)
         except HwbenchError as error:
-            found.append(f"{file.stem}: {error}")
+            lines.append(f"{file.stem}: {error}")
             continue
         rows = summary_rows(run)
         statuses = Counter(row["status"] for row in rows)
         flags = Counter(flag for row in rows for flag in row["flags"].split(",") if flag)
-        said = ", ".join(f"{count} {name}" for name, count in statuses.items())
+        counts_words = ", ".join(f"{count} {name}" for name, count in statuses.items())
         flagged = ", ".join(f"{count} {name}" for name, count in flags.items()) or "none"
         whole = "complete" if run.complete else "cut off"
-        found.append(f"{file.stem}: {whole}, {said}; flags: {flagged}")
+        lines.append(f"{file.stem}: {whole}, {counts_words}; flags: {flagged}")
         quick = sorted(
             (row for row in rows if row["relative_time"] > 0), key=lambda row: row["relative_time"]
         )
-        found += [f"  {row['case']}: {row['relative_time']:.3f} of dense" for row in quick[:_CASES]]
+        lines += [f"  {row['case']}: {row['relative_time']:.3f} of dense" for row in quick[:_CASES]]
         failed = Counter(
             row["reason"] for row in rows if row["status"] in ("crashed", "wrong", "timed_out")
         )
-        found += [f"  {count} failed: {reason}" for reason, count in failed.most_common(2)]
-    return found
+        lines += [f"  {count} failed: {reason}" for reason, count in failed.most_common(2)]
+    return lines
 
 
 def _more(count: int, what: str) -> list[str]:
@@ -158,13 +158,13 @@ def _more(count: int, what: str) -> list[str]:
 
 def table(out: Path) -> list[str]:
     """All of it; where that is too long, the contract is what gives way."""
-    shown = [steps(out), doctor(out), contract(out), tests(out), runs(out)]
-    over = sum(map(len, shown)) - MOST_LINES
+    parts = [steps(out), doctor(out), contract(out), tests(out), runs(out)]
+    over = sum(map(len, parts)) - MOST_LINES
     if over > 0:
-        kept = max(0, len(shown[2]) - over - 1)
-        left = len(shown[2]) - kept
-        shown[2] = shown[2][:kept] + _more(left, "lines of contract.jsonl")
-    lines = [line if len(line) <= MOST_COLUMNS else f"{line[: MOST_COLUMNS - 1]}…" for part in shown
+        lines_kept = max(0, len(parts[2]) - over - 1)
+        left = len(parts[2]) - lines_kept
+        parts[2] = parts[2][:lines_kept] + _more(left, "lines of contract.jsonl")
+    lines = [line if len(line) <= MOST_COLUMNS else f"{line[: MOST_COLUMNS - 1]}…" for part in parts
              for line in part]  # fmt: skip
     return lines[-MOST_LINES:]
 

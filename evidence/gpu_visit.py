@@ -34,7 +34,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 CACHE = CHECKOUT / ".gpu-visit"
 NEEDED = ("torch", "numpy", "scipy", "msgspec", "typer", "rich")
-"""What the verbs of a visit import; reports, histories and exports need more and wait."""
+"""The packages that the verbs of a visit import; reports and exports need more, and wait."""
 
 GRACE_SECONDS = 10.0  # from SIGINT to SIGKILL
 TABLE_SECONDS = 8.0  # kept for the table, beside the grace of the last step
@@ -176,11 +176,11 @@ class Visit:
             shrink(file)
         limit = max(TABLE_SECONDS, self.seconds - (time.monotonic() - self.begun))
         try:
-            told = subprocess.run(
+            process = subprocess.run(
                 table, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 env=dict(self.variables), cwd=CHECKOUT, timeout=limit, check=False,
             )  # fmt: skip
-            text = told.stdout.decode(errors="replace")
+            text = process.stdout.decode(errors="replace")
         except subprocess.TimeoutExpired:
             text = (
                 f"The table took longer than {limit:.0f} s; python {' '.join(table[1:])} prints it."
@@ -226,12 +226,12 @@ def descendants(pid: int) -> list[int]:
             # The name before the last bracket may hold anything; the parent is two fields after.
             parent = int(file.read_text(errors="replace").rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(file.parent.name))
-    found, asked = [], [pid]
-    while asked:
-        more = children.get(asked.pop(), [])
-        found += more
-        asked += more
-    return found
+    processes, pending = [], [pid]
+    while pending:
+        more = children.get(pending.pop(), [])
+        processes += more
+        pending += more
+    return processes
 
 
 def join_results(whole: Path, more: Path) -> None:
@@ -263,7 +263,7 @@ def shrink(file: Path) -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the steps of a visit depend on."""
+    """The settings that the steps of a visit depend on."""
 
     device: str
     python: str = sys.executable
@@ -293,13 +293,13 @@ class Asked:
         return (self.python, "-m", "pytest", *usual, *limit, "--junit-xml", "{junit}", *words)
 
 
-def steps(asked: Asked, seconds: float) -> list[Step]:
+def steps(command: Asked, seconds: float) -> list[Step]:
     """The steps of a visit of so many seconds, the most telling first."""
-    return second_visit(asked) if seconds < SHORT_SECONDS else first_visit(asked)
+    return second_visit(command) if seconds < SHORT_SECONDS else first_visit(command)
 
 
-def first_visit(asked: Asked) -> list[Step]:
-    """What a first visit asks: do the numbers hold, and what are they; 480 seconds."""
+def first_visit(command: Asked) -> list[Step]:
+    """The steps of a first visit: whether the numbers hold, and what they are; 480 seconds."""
     layers = ("--suite", "linear", "--format", "low_rank,monarch,semi_structured")
     same = (*layers, "--tokens", "16,4096", "--density", "0.5", "--filter", "direction=forward")
     fused = ("--suite", "llm", "--format", "two_four_training,monarch,btt,blast")
@@ -307,38 +307,39 @@ def first_visit(asked: Asked) -> list[Step]:
     wide = (*wide, "--density", "0.5")
     budget = ("--time-budget", "{budget}")
     verdict = ("--baseline", "{out}/same-1.jsonl", "--json")
-    checked = (asked.python, "-m", "hwbench", "check", "{out}/same-2.jsonl", *verdict)
+    checked = (command.python, "-m", "hwbench", "check", "{out}/same-2.jsonl", *verdict)
     alone, together = cuda_tests()
     return [
-        Step("facts", asked.contract("facts", "facts.jsonl"), 2, 8, 30),
-        Step("doctor", asked.hwbench("doctor", "--json"), 5, 20, 60, said=True),
-        Step("contract", asked.contract(""), 10, 70, 90),
-        Step("ceilings", asked.hwbench("ceilings", "--json"), 10, 30, 50, said=True),
+        Step("facts", command.contract("facts", "facts.jsonl"), 2, 8, 30),
+        Step("doctor", command.hwbench("doctor", "--json"), 5, 20, 60, said=True),
+        Step("contract", command.contract(""), 10, 70, 90),
+        Step("ceilings", command.hwbench("ceilings", "--json"), 10, 30, 50, said=True),
         Step(
-            "linear", asked.run("--suite", "linear", "--replicates", "3", *budget), 20, 110, 130,
+            "linear", command.run("--suite", "linear", "--replicates", "3", *budget), 20, 110, 130,
             elastic=True,
         ),
         Step(
-            "tests", asked.pytest(*_workers(), *together), 10, 50, 80, packages=("pytest",),
+            "tests", command.pytest(*_workers(), *together), 10, 50, 80, packages=("pytest",),
             skip="" if together else "no test is marked cuda",
         ),
-        Step("tests-alone", asked.pytest(*alone), 8, 20, 40, packages=("pytest",)),
-        Step("same-1", asked.run(*same, "--replicates", "3", *budget), 12, 28, 35),
+        Step("tests-alone", command.pytest(*alone), 8, 20, 40, packages=("pytest",)),
+        Step("same-1", command.run(*same, "--replicates", "3", *budget), 12, 28, 35),
         Step(
-            "same-2", asked.run(*same, "--replicates", "3", *budget), 12, 28, 35,
+            "same-2", command.run(*same, "--replicates", "3", *budget), 12, 28, 35,
             wants=("same-1.jsonl",),
         ),
         Step("check", checked, 3, 5, 15, said=True, wants=("same-1.jsonl", "same-2.jsonl")),
         Step(
-            "llm", asked.run(*fused, *wide, "--replicates", "2", *budget), 15, 60, 70, elastic=True
+            "llm", command.run(*fused, *wide, "--replicates", "2", *budget), 15, 60, 70,
+            elastic=True,
         ),
     ]  # fmt: skip
 
 
-def second_visit(asked: Asked) -> list[Step]:
-    """What a short, second visit asks: what failed before, and what the first one left out."""
-    failed = failed_tests(asked.before / "tests.xml") if asked.before else []
-    claimed = ("semi_structured",) if asked.device.startswith("cuda") else ("monarch",)
+def second_visit(command: Asked) -> list[Step]:
+    """The steps of a short, second visit: what failed before, and what the first left out."""
+    failed = failed_tests(command.before / "tests.xml") if command.before else []
+    claimed = ("semi_structured",) if command.device.startswith("cuda") else ("monarch",)
     layer = ("--dtype", "bfloat16", "--shape", "4096x4096", "--tokens", "4096")
     trace = ("--trace", "{out}/trace.json", "--json")
     formats = ("--format", "low_rank,monarch,semi_structured", "--density", "0.5")
@@ -346,16 +347,16 @@ def second_visit(asked: Asked) -> list[Step]:
     energy = ("--suite", "linear", *formats, *forward, "--energy")
     crossing = ("--suite", "crossover", *forward, "--quick", "--time-budget", "{budget}")
     return [
-        Step("facts", asked.contract("facts", "facts.jsonl"), 2, 5, 25),
-        Step("doctor", asked.hwbench("doctor", "--json"), 5, 12, 25, said=True),
+        Step("facts", command.contract("facts", "facts.jsonl"), 2, 5, 25),
+        Step("doctor", command.hwbench("doctor", "--json"), 5, 12, 25, said=True),
         Step(
-            "tests", asked.pytest(*failed), 8, 15, 30, packages=("pytest",),
+            "tests", command.pytest(*failed), 8, 15, 30, packages=("pytest",),
             skip="" if failed else "no earlier visit with failed tests was named",
         ),
-        Step("contract", asked.contract("gaps,prefill,graph,two_four"), 8, 25, 35),
-        Step("crossover", asked.run(*crossing), 10, 30, 35, elastic=True),
-        Step("energy", asked.run(*energy, "--tokens", "4096", "--replicates", "1"), 12, 25, 30),
-        Step("profile", asked.hwbench("profile", "--format", *claimed, *layer, *trace), 5, 12, 20,
+        Step("contract", command.contract("gaps,prefill,graph,two_four"), 8, 25, 35),
+        Step("crossover", command.run(*crossing), 10, 30, 35, elastic=True),
+        Step("energy", command.run(*energy, "--tokens", "4096", "--replicates", "1"), 12, 25, 30),
+        Step("profile", command.hwbench("profile", "--format", *claimed, *layer, *trace), 5, 12, 20,
              said=True),
     ]  # fmt: skip
 
@@ -382,13 +383,13 @@ def failed_tests(results: Path) -> list[str]:
     """The tests that failed, as pytest takes them; none where there is no such file."""
     if not results.exists():
         return []
-    found = []
+    names = []
     for case in ET.parse(results).getroot().iter("testcase"):  # noqa: S314 (a file of our own)
         if case.find("failure") is not None or case.find("error") is not None:
             file = case.get("classname", "").replace(".", "/") + ".py"
             if (CHECKOUT / file).exists():
-                found.append(f"{file}::{case.get('name')}")
-    return found
+                names.append(f"{file}::{case.get('name')}")
+    return names
 
 
 # --- before the first step --------------------------------------------------------------------
@@ -460,8 +461,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     visit = Visit(out, options.seconds, variables)
-    asked = Asked(options.device, before=options.before and options.before.resolve())
-    planned = steps(asked, options.seconds)
+    command = Asked(options.device, before=options.before and options.before.resolve())
+    planned = steps(command, options.seconds)
     if options.only:
         planned = [step for step in planned if step.name in options.only.split(",")]
     well = False
@@ -471,7 +472,7 @@ def main() -> None:
         print("interrupted")
     finally:
         table = str(CHECKOUT / "evidence" / "gpu_table.py")
-        visit.finish((asked.python, table, str(out)))
+        visit.finish((command.python, table, str(out)))
     raise SystemExit(not well)
 
 

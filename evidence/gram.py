@@ -67,26 +67,29 @@ def layers(windows: int, every: int) -> Iterator[Layer]:
     ]
     seen, moments = Seen(torch.zeros(0)), torch.zeros(0)
     last: Tensor | None = None
-    for (name, linear, rows), (_, _, held) in zip(*parts, strict=True):
+    for (name, linear, rows), (_, _, rows_held) in zip(*parts, strict=True):
         if int(name.split(".")[2]) % every:
             continue
         if rows is not last:
-            wide = held.double()
+            wide = rows_held.double()
             last, seen, moments = rows, Seen(rows), wide.T @ wide / len(wide)
         yield Layer(name, linear.weight.detach().double(), seen, moments)
 
 
-def error(lost: Tensor, weight: Tensor, held: Tensor) -> float:
+def error(lost: Tensor, weight: Tensor, moments: Tensor) -> float:
     """‖(W − Ŵ)X‖ / ‖WX‖ by XᵀX."""
-    parts = [float((each @ held * each).sum()) for each in (lost, weight)]
+    parts = [float((each @ moments * each).sum()) for each in (lost, weight)]
     return (parts[0] / parts[1]) ** 0.5
 
 
 def compared(described: Format, layer: Layer, density: float) -> Row:
     """Both projections of one layer."""
-    found = (described.project(layer.weight), described.project_outputs(layer.weight, layer.seen))
+    both = (
+        described.project(layer.weight),
+        described.project_outputs(layer.weight, layer.seen),
+    )
     none, gram = (
-        error(each.to_dense().detach() - layer.weight, layer.weight, layer.held) for each in found
+        error(each.to_dense().detach() - layer.weight, layer.weight, layer.held) for each in both
     )
     return Row(layer.name, described.name(), density, none, gram)
 
@@ -95,12 +98,12 @@ def measured(
     names: Iterable[str], density: float, windows: int, every: int, out: Path
 ) -> list[Row]:
     """The rows of all layers; what ``out`` holds already is not measured again."""
-    held = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    rows = [Row(**each) for each in held]
-    known = {(row.layer, row.format, row.density) for row in rows}
+    stored = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    rows = [Row(**each) for each in stored]
+    done = {(row.layer, row.format, row.density) for row in rows}
     for layer in layers(windows, every):
         for name in names:
-            if (layer.name, name, density) in known:
+            if (layer.name, name, density) in done:
                 continue
             described = hwbench.get_format(name).from_knobs(*layer.weight.shape, density=density)
             with torch.no_grad():
@@ -140,9 +143,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16, help="of either part of the book")
     parser.add_argument("--every", type=int, default=1, help="2 for each second block")
     parser.add_argument("--out", type=Path, default=Path("gram.jsonl"))
-    asked = parser.parse_args()
-    rows = measured(asked.formats, asked.density, asked.windows, asked.every, asked.out)
-    print(table(row for row in rows if row.density == asked.density))
+    options = parser.parse_args()
+    rows = measured(options.formats, options.density, options.windows, options.every, options.out)
+    print(table(row for row in rows if row.density == options.density))
 
 
 if __name__ == "__main__":

@@ -81,17 +81,17 @@ def model_in(name: str, density: float, source: torch.Generator) -> Llama | str:
 def prepared(model: Llama, tokens: int) -> Timed:
     """The layers of a model with what they see at so many tokens."""
     ids = torch.randint(CONFIG.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(1))
-    found = Timed(model, ids)
+    timed = Timed(model, ids)
     hooks = [
         layer.register_forward_pre_hook(
-            lambda layer, inputs: found.layers.append((layer, inputs[0].clone()))
+            lambda layer, inputs: timed.layers.append((layer, inputs[0].clone()))
         )
         for layer in linears(model)
     ]
-    passed(found)
+    passed(timed)
     for hook in hooks:
         hook.remove()
-    return found
+    return timed
 
 
 def linears(model: Llama) -> Iterator[nn.Module]:
@@ -99,26 +99,26 @@ def linears(model: Llama) -> Iterator[nn.Module]:
     return (each for each in model.modules() if isinstance(each, (hwbench.Linear, nn.Linear)))
 
 
-def passed(found: Timed) -> None:
+def passed(timed: Timed) -> None:
     """One pass of the model."""
-    found.model(found.ids, torch.ones_like(found.ids, dtype=torch.bool))
+    timed.model(timed.ids, torch.ones_like(timed.ids, dtype=torch.bool))
 
 
 # --- four ways to time the same layers, and the pass ----------------------------------------------
 
 
-def in_model(found: Timed, hooks_seconds: float) -> float:
+def in_model(timed: Timed, hooks_seconds: float) -> float:
     """Seconds of all linear layers inside one pass."""
     marks: list[float] = []
     hooks = []
-    for layer in linears(found.model):
+    for layer in linears(timed.model):
         hooks.append(layer.register_forward_pre_hook(lambda *_: marks.append(time.perf_counter())))
         hooks.append(layer.register_forward_hook(lambda *_: marks.append(time.perf_counter())))
-    passed(found)
+    passed(timed)
     for hook in hooks:
         hook.remove()
     inside = sum(end - start for start, end in zip(marks[0::2], marks[1::2], strict=True))
-    return inside - hooks_seconds * len(found.layers)
+    return inside - hooks_seconds * len(timed.layers)
 
 
 def of_hooks() -> float:
@@ -138,18 +138,18 @@ def of_hooks() -> float:
     return max(0.0, statistics.median(with_hooks) - statistics.median(bare))
 
 
-def in_turn(found: Timed) -> float:
+def in_turn(timed: Timed) -> float:
     """Seconds of the layers one after another, as the model calls them."""
     start = time.perf_counter()
-    for layer, x in found.layers:
+    for layer, x in timed.layers:
         layer(x)
     return time.perf_counter() - start
 
 
-def hot(found: Timed) -> float:
+def hot(timed: Timed) -> float:
     """Seconds of the layers, each right after a call of its own."""
     total = 0.0
-    for layer, x in found.layers:
+    for layer, x in timed.layers:
         layer(x)
         start = time.perf_counter()
         layer(x)
@@ -157,10 +157,10 @@ def hot(found: Timed) -> float:
     return total
 
 
-def cold(found: Timed, buffer: Tensor) -> float:
+def cold(timed: Timed, buffer: Tensor) -> float:
     """Seconds of the layers, each after a buffer has taken the caches."""
     total = 0.0
-    for layer, x in found.layers:
+    for layer, x in timed.layers:
         buffer.add_(1)
         start = time.perf_counter()
         layer(x)
@@ -168,20 +168,20 @@ def cold(found: Timed, buffer: Tensor) -> float:
     return total
 
 
-def whole(found: Timed) -> float:
+def whole(timed: Timed) -> float:
     """Seconds of one pass."""
     start = time.perf_counter()
-    passed(found)
+    passed(timed)
     return time.perf_counter() - start
 
 
-def rounds(found: Timed, seconds: float, hooks_seconds: float, buffer: Tensor) -> None:
+def rounds(timed: Timed, seconds: float, hooks_seconds: float, buffer: Tensor) -> None:
     """Take all times of a model again and again, in random orders, for so long."""
     ways: dict[str, Callable[[], float]] = {
-        "in model": lambda: in_model(found, hooks_seconds),
-        "in turn": lambda: in_turn(found),
-        "hot": lambda: hot(found),
-        "pass": lambda: whole(found),
+        "in model": lambda: in_model(timed, hooks_seconds),
+        "in turn": lambda: in_turn(timed),
+        "hot": lambda: hot(timed),
+        "pass": lambda: whole(timed),
     }
     order, until = random.Random(0), time.perf_counter() + seconds
     for way in ways.values():
@@ -190,16 +190,16 @@ def rounds(found: Timed, seconds: float, hooks_seconds: float, buffer: Tensor) -
     while done < FEWEST or time.perf_counter() < until:
         for name in order.sample(list(ways), len(ways)):
             # Each begins as after a pass of the model.
-            passed(found)
-            found.seconds[name].append(ways[name]())
+            passed(timed)
+            timed.seconds[name].append(ways[name]())
         if done < COLD_ROUNDS:
-            found.seconds["cold"].append(cold(found, buffer))
+            timed.seconds["cold"].append(cold(timed, buffer))
         done += 1
 
 
-def over(found: Timed, name: str) -> float:
+def over(timed: Timed, name: str) -> float:
     """The median of a time over that in the model of the same round."""
-    pairs = zip(found.seconds[name], found.seconds["in model"], strict=False)
+    pairs = zip(timed.seconds[name], timed.seconds["in model"], strict=False)
     return statistics.median(one / inside for one, inside in pairs)
 
 
@@ -209,10 +209,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=200.0, help="of all rounds together")
     parser.add_argument("--density", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for its own choice")
-    asked = parser.parse_args()
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
-    each = asked.seconds / len(FORMATS) / len(TOKENS)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    each = options.seconds / len(FORMATS) / len(TOKENS)
     hooks_seconds, buffer = of_hooks(), torch.zeros(COLD_BYTES // 4)
     print(f"{torch.get_num_threads()} threads; a pair of hooks takes {1e6 * hooks_seconds:.2f} us")
     print(f"{'format':<16}{'tokens':>7}{'in model':>11}{'in turn':>9}{'hot':>7}{'cold':>7}"
@@ -222,23 +222,23 @@ def main() -> None:
     source = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         for name in FORMATS:
-            model = model_in(name, asked.density, source)
+            model = model_in(name, options.density, source)
             if isinstance(model, str):
                 print(f"{name:<16}not measured: {model}")
                 continue
             for tokens in TOKENS:
-                found = prepared(model, tokens)
-                rounds(found, each, hooks_seconds, buffer)
-                middle = {n: statistics.median(s) for n, s in found.seconds.items()}
+                timed = prepared(model, tokens)
+                rounds(timed, each, hooks_seconds, buffer)
+                middle = {n: statistics.median(s) for n, s in timed.seconds.items()}
                 if name == "dense":
                     rest[tokens] = middle["pass"] - middle["in model"]
                 predicted = (middle["in turn"] + rest[tokens]) / middle["pass"]
-                apart[tokens].append(abs(over(found, "in turn") - 1))
+                apart[tokens].append(abs(over(timed, "in turn") - 1))
                 print(
                     f"{name:<16}{tokens:>7}{1e3 * middle['in model']:>8.2f} ms"
-                    f"{over(found, 'in turn'):>9.3f}{over(found, 'hot'):>7.3f}"
-                    f"{over(found, 'cold'):>7.3f}{predicted:>7.3f}"
-                    f"{len(found.seconds['pass']):>8}",
+                    f"{over(timed, 'in turn'):>9.3f}{over(timed, 'hot'):>7.3f}"
+                    f"{over(timed, 'cold'):>7.3f}{predicted:>7.3f}"
+                    f"{len(timed.seconds['pass']):>8}",
                     flush=True,
                 )
     for tokens, each_apart in apart.items():

@@ -34,29 +34,29 @@ def layer(
     return layer.trust_versions()
 
 
-def forward(made: hwbench.Linear, tokens: int) -> Call:
+def forward(layer_: hwbench.Linear, tokens: int) -> Call:
     """One forward call without autograd."""
-    x = torch.randn(tokens, made.in_features, dtype=next(made.parameters()).dtype)
+    x = torch.randn(tokens, layer_.in_features, dtype=next(layer_.parameters()).dtype)
 
     def call() -> object:
         with torch.no_grad():
-            return made(x)
+            return layer_(x)
 
     return call
 
 
-def step(made: hwbench.Linear, tokens: int) -> Call:
+def step(layer_: hwbench.Linear, tokens: int) -> Call:
     """One forward and backward call with every gradient."""
-    dtype = next(made.parameters()).dtype
-    x = torch.randn(tokens, made.in_features, dtype=dtype, requires_grad=True)
-    dy = torch.randn(tokens, made.out_features, dtype=dtype)
-    wanted = [x, *made.parameters()]
-    return lambda: torch.autograd.grad(made(x), wanted, dy)
+    dtype = next(layer_.parameters()).dtype
+    x = torch.randn(tokens, layer_.in_features, dtype=dtype, requires_grad=True)
+    dy = torch.randn(tokens, layer_.out_features, dtype=dtype)
+    tensors = [x, *layer_.parameters()]
+    return lambda: torch.autograd.grad(layer_(x), tensors, dy)
 
 
 def sampled(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call in every round; a round visits all of them, shuffled."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for turn in range(rounds + 3):
         random.Random(turn).shuffle(order)
@@ -65,8 +65,8 @@ def sampled(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
             begun = time.perf_counter()
             calls[name]()
             if turn >= 3:
-                taken[name].append(time.perf_counter() - begun)
-    return taken
+                seconds[name].append(time.perf_counter() - begun)
+    return seconds
 
 
 def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, float]:
@@ -76,11 +76,11 @@ def interleaved(calls: dict[str, Call], rounds: int) -> dict[str, float]:
 
 def compare(title: str, calls: dict[str, Call], rounds: int, *claims: tuple[str, str, str]) -> None:
     """Print the ratio of each claimed pair, beside what is asked of it."""
-    found = interleaved(calls, rounds)
-    for ours, theirs, asked in claims:
-        ratio = found[ours] / found[theirs]
+    times = interleaved(calls, rounds)
+    for ours, theirs, claim in claims:
+        ratio = times[ours] / times[theirs]
         print(
-            f"{title:34s} {ours:22s} / {theirs:22s} = {ratio:7.4f}  (1/{1 / ratio:6.2f})  {asked}"
+            f"{title:34s} {ours:22s} / {theirs:22s} = {ratio:7.4f}  (1/{1 / ratio:6.2f})  {claim}"
         )
 
 
@@ -90,29 +90,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=["native"], help="this table alone")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     name = environment.cpu_facts()["name"]
-    print(f"{name}, {asked.threads} threads, torch {torch.__version__}")
-    if asked.only:
+    print(f"{name}, {options.threads} threads, torch {torch.__version__}")
+    if options.only:
         for dtype in (torch.float32, torch.bfloat16):
-            _native(dtype, asked.rounds)
+            _native(dtype, options.rounds)
         return
-    alone = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, asked.rounds)
-    _gathers(asked.rounds)
-    _chains(asked.rounds)
+    alone = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, options.rounds)
+    _gathers(options.rounds)
+    _chains(options.rounds)
     for dtype in (torch.float32, torch.bfloat16):
-        _packed(dtype, asked.rounds)
+        _packed(dtype, options.rounds)
     for name in ("monarch", "btt"):
-        _against_spellings(name, asked.rounds)
-    _in_runs(asked.rounds)
-    _formed(asked.rounds)
-    _blast(asked.rounds)
-    _one_token(asked.rounds)
-    _libraries(asked.rounds)
+        _against_spellings(name, options.rounds)
+    _in_runs(options.rounds)
+    _formed(options.rounds)
+    _blast(options.rounds)
+    _one_token(options.rounds)
+    _libraries(options.rounds)
     for dtype in (torch.float32, torch.bfloat16):
-        _native(dtype, asked.rounds)
-    later = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, asked.rounds)
+        _native(dtype, options.rounds)
+    later = interleaved({"btt": forward(layer("btt", density=0.5), 1024)}, options.rounds)
     ratio = later["btt"] / alone["btt"]
     print(f"btt, 1024 tokens, after all the others / before them = {ratio:.4f}  within 3 %")
 
@@ -201,27 +201,33 @@ def _runs_here(name: str, dtype: torch.dtype = torch.float32, **knobs: object) -
 
 def _in_runs(rounds: int) -> None:
     """btt, whose intermediate is made in runs of tokens, against the dense layer."""
-    asked = {"bmm": ("at most 0.95", "at most 1.15"), "onednn": ("at most 0.70", "at most 0.85")}
-    kernels = [k for k in asked if _runs_here("btt", density=0.5, kernel=k)]
+    claimed = {
+        "bmm": ("at most 0.95", "at most 1.15"),
+        "onednn": ("at most 0.70", "at most 0.85"),
+    }
+    kernels = [k for k in claimed if _runs_here("btt", density=0.5, kernel=k)]
     for tokens in (64, 256, 1024):
         for number, (what, call) in enumerate({"forward": forward, "step": step}.items()):
             calls = {f"btt {k}": call(layer("btt", density=0.5, kernel=k), tokens) for k in kernels}
             calls["dense"] = call(layer("dense"), tokens)
             claims = [
-                (f"btt {k}", "dense", asked[k][number] if tokens == 1024 else "") for k in kernels
+                (f"btt {k}", "dense", claimed[k][number] if tokens == 1024 else "") for k in kernels
             ]
             compare(f"btt, {what}, {tokens} tokens", calls, rounds, *claims)
 
 
 def _formed(rounds: int) -> None:
     """kronecker at density 0.5, whose weight is formed in the call, against the dense layer."""
-    for what, call, asked in (("forward", forward, "at most 2.2"), ("step", step, "at most 2.4")):
+    for what, call, claim_ in (
+        ("forward", forward, "at most 2.2"),
+        ("step", step, "at most 2.4"),
+    ):
         for tokens in (1, 16, 64, 256):
             calls = {
                 "kronecker": call(layer("kronecker", density=0.5), tokens),
                 "dense": call(layer("dense"), tokens),
             }
-            claim = ("kronecker", "dense", asked if tokens == 256 else "")
+            claim = ("kronecker", "dense", claim_ if tokens == 256 else "")
             compare(f"kronecker, {what}, {tokens} tokens", calls, rounds, claim)
 
 
@@ -261,14 +267,14 @@ def _one_token(rounds: int) -> None:
 
 def _libraries(rounds: int) -> None:
     """The products by oneDNN against the dense layer, at torch's default and at its best."""
-    asked = {
+    claimed = {
         "low_rank": ("at most 0.27 on AMD", "at most 0.5"),
         "block_dense": ("at most 0.32 on AMD", "at most 0.6"),
         "monarch": ("at most 0.35 on AMD", "at most 0.6"),
         "blast": ("at most 0.45 on AMD", "at most 0.9"),
         "btt": ("", ""),
     }
-    names = [n for n in asked if _runs_here(n, density=0.5, kernel="onednn")]
+    names = [n for n in claimed if _runs_here(n, density=0.5, kernel="onednn")]
     for what, call in {"forward": forward, "step": step}.items():
         calls = {"dense": call(layer("dense"), 256)}
         claims = []
@@ -278,7 +284,7 @@ def _libraries(rounds: int) -> None:
             for kernel in (hwbench.get_format(name).KERNELS[0], "onednn"):
                 key = f"{name} {kernel}"
                 calls[key] = call(layer(name, density=0.5, kernel=kernel), 256)
-                limits = asked[name] if (kernel, what) == ("onednn", "forward") else ("", "")
+                limits = claimed[name] if (kernel, what) == ("onednn", "forward") else ("", "")
                 claims += [
                     (key, yardstick, limit)
                     for yardstick, limit in zip(("dense", "dense at its best"), limits, strict=True)
@@ -294,7 +300,7 @@ def _native(dtype: torch.dtype, rounds: int) -> None:
     dense layer that uses 80 % of it take 0.40 of its time at best; there what is asked of btt holds
     against a dense layer by oneDNN alone.
     """
-    asked = {  # of the default, of the dense layer, and of that by oneDNN, in float32
+    claimed = {  # of the default, of the dense layer, and of that by oneDNN, in float32
         ("csr", 0.1, 256): ("at most 0.70", "", ""),
         ("btt", 0.5, 1024): ("", "at most 0.35", ""),
     }
@@ -304,7 +310,7 @@ def _native(dtype: torch.dtype, rounds: int) -> None:
     at_best = hwbench.get_format("packed_dense").from_knobs(SIDE, SIDE, kernel="onednn")
     what = str(dtype).removeprefix("torch.")
     for tokens, (name, density) in itertools.product((1, 16, 64, 256, 1024), names):
-        limits = asked.get((name, density, tokens), ("", "", ""))
+        limits = claimed.get((name, density, tokens), ("", "", ""))
         default = hwbench.get_format(name).KERNELS[0]
         for way, call in {"forward": forward, "step": step}.items():
             knobs = {"dtype": dtype, "density": density}
@@ -317,16 +323,16 @@ def _native(dtype: torch.dtype, rounds: int) -> None:
                 packed = layer("packed_dense", dtype=dtype, kernel="onednn")
                 calls["dense at its best"] = call(packed, tokens)
             first, *others = calls
-            held = limits if (way, what) == ("forward", "float32") else ("", "", "")
-            claims = [(first, o, limit) for o, limit in zip(others, held, strict=False)]
+            shown_limits = limits if (way, what) == ("forward", "float32") else ("", "", "")
+            claims = [(first, o, limit) for o, limit in zip(others, shown_limits, strict=False)]
             compare(f"{what}, {density}, {way}, {tokens} tokens", calls, rounds, *claims)
 
 
 def _on_cpu(name: str) -> list[str]:
     """The kernels of a format that run on the CPU."""
     kind = hwbench.get_format(name)
-    made = [kind.from_knobs(1024, 1024, density=0.5, kernel=kernel) for kernel in kind.KERNELS]
-    return [f.kernel for f in made if f.unsupported("cpu", torch.float32, "forward") is None]
+    formats = [kind.from_knobs(1024, 1024, density=0.5, kernel=kernel) for kernel in kind.KERNELS]
+    return [f.kernel for f in formats if f.unsupported("cpu", torch.float32, "forward") is None]
 
 
 def _against_spellings(name: str, rounds: int) -> None:

@@ -116,10 +116,10 @@ def killed(folder: Path, number: int, source: random.Random, seconds: float) -> 
     time.sleep(source.uniform(0, 1) * seconds)
     if call.alive():
         os.kill(call.pid, sent)
-    code, said = call.ended()
+    code, output = call.ended()
     # Until the command line has its own handlers, a signal does what Python lets it do.
     expected = {-sent} if sent == signal.SIGKILL else {-sent, INTERRUPTED}
-    assert code in {0, *expected}, f"{number}: {code} by {sent.name}: {said}"
+    assert code in {0, *expected}, f"{number}: {code} by {sent.name}: {output}"
     if code == 0:
         return NOT_KILLED
     runs = [*(folder / "runs").glob("*.jsonl")] if (folder / "runs").exists() else []
@@ -127,11 +127,11 @@ def killed(folder: Path, number: int, source: random.Random, seconds: float) -> 
         return NO_FILE
     (path,) = runs
     data = path.read_bytes()
-    kept = data[: data.rfind(b"\n") + 1]
+    whole_lines = data[: data.rfind(b"\n") + 1]
     before = "when all was measured" if read_run(path).complete else "while it measured"
-    code, said = Call(folder, "--resume", str(path)).ended()
-    assert code == 0, f"{number}: {code} from --resume: {said}"
-    assert path.read_bytes().startswith(kept), f"{path} lost lines that were whole"
+    code, output = Call(folder, "--resume", str(path)).ended()
+    assert code == 0, f"{number}: {code} from --resume: {output}"
+    assert path.read_bytes().startswith(whole_lines), f"{path} lost lines that were whole"
     whole(path)
     return f"{before}, {sent.name}"
 
@@ -141,8 +141,8 @@ def together(folder: Path) -> None:
     folder.mkdir()
     words = asked(folder)
     for call in [Call(folder, *words) for _ in range(AT_ONCE)]:
-        code, said = call.ended()
-        assert code == 0, said
+        code, output = call.ended()
+        assert code == 0, output
     paths = sorted((folder / "runs").iterdir())
     assert len(paths) == AT_ONCE, paths
     for path in paths:
@@ -162,16 +162,16 @@ def main() -> None:
         folder = Path(name)
         (folder / "first").mkdir()
         started = time.monotonic()
-        code, said = Call(folder / "first", *asked(folder / "first")).ended()
-        assert code == 0, said
+        code, output = Call(folder / "first", *asked(folder / "first")).ended()
+        assert code == 0, output
         seconds = time.monotonic() - started
-        found: Counter[str] = Counter()
+        outcomes: Counter[str] = Counter()
         for number in itertools.count():
-            found[killed(folder / str(number), number, source, seconds)] += 1
-            if (done := found.total() - found[NOT_KILLED] - found[NO_FILE]) >= count:
+            outcomes[killed(folder / str(number), number, source, seconds)] += 1
+            if (done := outcomes.total() - outcomes[NOT_KILLED] - outcomes[NO_FILE]) >= count:
                 break
             print(f"  {done} of {count}", end="\r", flush=True)
-        for words, times in sorted(found.items()):
+        for words, times in sorted(outcomes.items()):
             print(f"{words:40s} {times}", flush=True)
         together(folder / "together")
         print(f"{AT_ONCE} at once: {AT_ONCE} complete files")

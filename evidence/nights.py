@@ -91,7 +91,7 @@ def _measured(first: Run, name: str, planned: dict[str, Any], number: int, rest:
 
 
 def sided(run: Run) -> Side:
-    """What a run says of its cases."""
+    """The cases of a run with their values."""
     return side(run.header, run.planned, run.results)
 
 
@@ -132,23 +132,23 @@ def found(runs: list[Run], slow: dict[int, Run]) -> None:
     for night, run in slow.items():
         window = [sided(each) for each in runs[night - gate.WINDOW : night]]
         for against, old in (("five", window), ("one", [sided(runs[night])])):
-            told = gate.judge_cases(old, sided(run), RULE, window=len(old)).changes
+            changes = gate.judge_cases(old, sided(run), RULE, window=len(old)).changes
             for share, name in zip(shares(night).values(), shares(night), strict=True):
                 verdicts = [
                     (each.case, each.verdict is Verdict.REGRESSED)
-                    for each in told
+                    for each in changes
                     if each.case in run.planned and run.planned[each.case].case.format == name
                 ]
                 nights.setdefault((against, share), []).append(any(hit for _, hit in verdicts))
                 for case, hit in verdicts:
                     where = case.replace(name, "…")
                     hits.setdefault((against, share, where), []).append(hit)
-    for (against, share), seen in nights.items():
+    for (against, share), nights_found in nights.items():
         cases = [tried for key, tried in hits.items() if key[:2] == (against, share)]
         each, all_ = sum(map(sum, cases)), sum(map(len, cases))
         print(
             f"{share:.0%} slower, against {against}: the format is found on "
-            f"{sum(seen)} of {len(seen)} nights, {each} of {all_} of its cases"
+            f"{sum(nights_found)} of {len(nights_found)} nights, {each} of {all_} of its cases"
         )
     for (against, share, case), tried in sorted(hits.items()):
         print(f"  {against:4s} {share:4.0%} {sum(tried):3d} of {len(tried):3d}  {case}")
@@ -160,9 +160,9 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=25)
     parser.add_argument("--rest", type=float, default=0.0, help="seconds between the runs")
     parser.add_argument("--out", type=Path, default=Path("runs/nights"))
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    runs, slow = measured(asked.out, asked.nights, asked.rest)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs, slow = measured(options.out, options.nights, options.rest)
     nightly(runs)
     pairs(runs)
     found(runs, slow)

@@ -41,7 +41,7 @@ Rng = np.random.Generator
 
 @dataclass
 class Night:
-    """What a night has in common with itself, on logs."""
+    """The deviations that all replicates of a night share, on logs."""
 
     dense: float = 0.0  # all groups
     cases: Array = field(default_factory=lambda: np.zeros((FORMATS, GROUPS)))  # relative times
@@ -58,7 +58,7 @@ class World:
         return Night()
 
     def dense(self, count: int) -> Array:
-        """What dense takes longer in so many replicates; (count, groups)."""
+        """The logs by which dense takes longer in so many replicates; (count, groups)."""
         return self.rng.normal(0, 0.012, (count, GROUPS))
 
     def noise(self, count: int) -> Array:
@@ -66,7 +66,7 @@ class World:
         return self.rng.normal(0, 0.015, (count, FORMATS, GROUPS))
 
     def drawn(self, count: int) -> tuple[Array, Array]:
-        """Of replicates that follow each other: dense, and relative times."""
+        """Draw the times of dense and the relative times of consecutive replicates."""
         return self.dense(count), self.noise(count)
 
 
@@ -149,7 +149,7 @@ class TwoModes(World):
 
 @dataclass
 class Crazy(World):
-    """Of five replicates in a row one, any, takes 1.2 to 2.5 times as long."""
+    """One replicate of every five in a row, at random, takes 1.2 to 2.5 times as long."""
 
     def noise(self, count: int) -> Array:
         fives = -(-count // 5)
@@ -187,22 +187,22 @@ WORLDS: dict[str, Callable[[Rng], World]] = {
 # From a world to what a run says
 
 
-def side(night: Night, drawn: tuple[Array, Array], slower: Array | float = 0.0) -> Side:
+def side(night: Night, noise: tuple[Array, Array], slower: Array | float = 0.0) -> Side:
     """A run: times and relative times of every case, by the rule of slowed replicates."""
-    dense = np.exp(drawn[0] + night.dense) * SECONDS  # (replicates, groups)
-    relative = np.exp(drawn[1] + night.cases + slower)  # (replicates, formats, groups)
+    dense = np.exp(noise[0] + night.dense) * SECONDS  # (replicates, groups)
+    relative = np.exp(noise[1] + night.cases + slower)  # (replicates, formats, groups)
     numbers = range(len(dense))
     cases = {}
     for group in range(GROUPS):
         seconds = dense[:, group].tolist()
-        kept = _not_slowed(seconds)
+        counted = _not_slowed(seconds)
         times = {"time_seconds": _reading(numbers, seconds)}
         cases[f"linear/dense/{group}"] = Entry("linear", readings=times, format="dense",
                                                group=(group,))  # fmt: skip
         for number in range(FORMATS):
             ratios = relative[:, number, group].tolist()
             readings = {
-                "relative_time": _reading(kept, [ratios[index] for index in kept]),
+                "relative_time": _reading(counted, [ratios[index] for index in counted]),
                 "time_seconds": _reading(
                     numbers, [a * b for a, b in zip(ratios, seconds, strict=True)]
                 ),
@@ -219,16 +219,16 @@ def _not_slowed(dense: Sequence[float]) -> list[int]:
     if reference is None:
         return list(range(len(dense)))
     limit = quiet.limit_seconds(replace(reference, deviation=0.0))
-    kept = [index for index, seconds in enumerate(dense) if seconds <= limit]
-    return kept if len(kept) >= quiet.FEWEST else list(range(len(dense)))
+    counted = [index for index, seconds in enumerate(dense) if seconds <= limit]
+    return counted if len(counted) >= quiet.FEWEST else list(range(len(dense)))
 
 
 def _reading(numbers: Sequence[int], values: Sequence[float]) -> Reading:
     return Reading(dict(zip(numbers, values, strict=True)), WALL)
 
 
-def _only(one: Side, wanted: Sequence[str]) -> Side:
-    return Side({case: one.cases[case] for case in wanted})
+def _only(one: Side, cases: Sequence[str]) -> Side:
+    return Side({case: one.cases[case] for case in cases})
 
 
 @dataclass
@@ -245,19 +245,19 @@ class Tonight:
         """The run of the night."""
         return side(self.night, self.world.drawn(REPLICATES), self.slower)
 
-    def fresh(self, wanted: list[str]) -> Side:
+    def fresh(self, cases: list[str]) -> Side:
         """Fresh replicates of some cases."""
         self.flagged = True
-        return _only(side(self.night, self.world.drawn(FRESH), self.slower), wanted)
+        return _only(side(self.night, self.world.drawn(FRESH), self.slower), cases)
 
-    def pairs(self, wanted: list[str], count: int) -> tuple[Side, Side]:
+    def pairs(self, cases: list[str], count: int) -> tuple[Side, Side]:
         """The revision of the last baseline night and tonight's, in turn; it goes on with more."""
         more = self.world.drawn(2 * (count - len(self.paired[0]) // 2))
         self.paired = tuple(map(np.concatenate, zip(self.paired, more, strict=True)))
         dense, noise = self.paired
         first = side(self.night, (dense[::2], noise[::2]))
         second = side(self.night, (dense[1::2], noise[1::2]), self.slower)
-        return _only(first, wanted), _only(second, wanted)
+        return _only(first, cases), _only(second, cases)
 
 
 # What the gate says
@@ -267,15 +267,15 @@ def judge(
     stored: Sequence[Side], tonight: Tonight, new: Side
 ) -> Iterator[tuple[str, int, set[str]]]:
     """In each way: its name, the exit code, and the cases that regressed."""
-    code, found = 0, set[str]()
+    code, regressed = 0, set[str]()
     for name, way in WAYS.items():
         if way == "fresh" or tonight.flagged:
-            asked = Question(rule=RULE, way=way, again=tonight.fresh, pairs=tonight.pairs)
-            told = judge_night(stored, new, asked)
-            changes = told.judged.changes
-            found = {each.case for each in changes if each.verdict is Verdict.REGRESSED}
-            code = 4 if told.stranger else int(bool(found))
-        yield name, code, found  # where nothing is flagged, all ways are one
+            question = Question(rule=RULE, way=way, again=tonight.fresh, pairs=tonight.pairs)
+            decision = judge_night(stored, new, question)
+            changes = decision.judged.changes
+            regressed = {each.case for each in changes if each.verdict is Verdict.REGRESSED}
+            code = 4 if decision.stranger else int(bool(regressed))
+        yield name, code, regressed  # where nothing is flagged, all ways are one
 
 
 WAYS = {"--confirm": "fresh", "--confirm-by ab": "ab"}
@@ -315,27 +315,27 @@ def simulate(
 ) -> dict[str, Told]:
     """Judge so many nights of a world in each way; on each ``every``-th, slow-downs as well."""
     world, rng = make(np.random.default_rng(seed)), np.random.default_rng(seed + 1)
-    told = {way: Told() for way in WAYS}
+    tallies = {way: Told() for way in WAYS}
     stored: list[Side] = []
     for number in range(BEFORE + nights):
         tonight = Tonight(world, world.night())
         new = tonight.run()
         if number >= BEFORE:
-            _same(told, stored, new, tonight)
+            _same(tallies, stored, new, tonight)
             if number % every == 0:
-                _slowed(told, stored, tonight, rng)
+                _slowed(tallies, stored, tonight, rng)
         stored = [*stored, new][-KNOWN:]
-    return told
+    return tallies
 
 
-def _same(told: dict[str, Told], stored: Sequence[Side], new: Side, tonight: Tonight) -> None:
+def _same(tallies: dict[str, Told], stored: Sequence[Side], new: Side, tonight: Tonight) -> None:
     for way, code, _ in judge(stored, Tonight(tonight.world, tonight.night), new):
-        told[way].nights += 1
-        told[way].false += code == 1
-        told[way].others += code == 4
+        tallies[way].nights += 1
+        tallies[way].false += code == 1
+        tallies[way].others += code == 4
 
 
-def _slowed(told: dict[str, Told], stored: Sequence[Side], tonight: Tonight, rng: Rng) -> None:
+def _slowed(tallies: dict[str, Told], stored: Sequence[Side], tonight: Tonight, rng: Rng) -> None:
     for size, where, slower in slow_downs(rng):
         slow = Tonight(tonight.world, tonight.night, slower)
         new, key = slow.run(), (size, where)
@@ -343,11 +343,11 @@ def _slowed(told: dict[str, Told], stored: Sequence[Side], tonight: Tonight, rng
             f"linear/format{number}/{group}" for number, group in zip(*np.nonzero(slower),
                                                                       strict=True)
         }  # fmt: skip
-        for way, code, found in judge(stored, slow, new):
-            count = told[way].chances
+        for way, code, regressed in judge(stored, slow, new):
+            count = tallies[way].chances
             count[key] = count.get(key, 0) + len(true)
-            hits = told[way].hits
-            hits[key] = hits.get(key, 0) + (len(found & true) if code == 1 else 0)
+            hits = tallies[way].hits
+            hits[key] = hits.get(key, 0) + (len(regressed & true) if code == 1 else 0)
 
 
 def main() -> None:
@@ -356,14 +356,14 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=500, help="nights without a change")
     parser.add_argument("--world", help="only the worlds whose name has this part")
     parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     heads = [f"{size:.0%}, {where}" for size in SIZES for where in WHERE]
-    print(f"| of {asked.nights} nights | | false | exit 4 | {' | '.join(heads)} |")
+    print(f"| of {options.nights} nights | | false | exit 4 | {' | '.join(heads)} |")
     print("|---|---|" + "--:|" * (2 + len(heads)))
     for name, make in WORLDS.items():
-        if asked.world and asked.world not in name:
+        if options.world and options.world not in name:
             continue
-        for way, counts in simulate(make, asked.nights, seed=asked.seed).items():
+        for way, counts in simulate(make, options.nights, seed=options.seed).items():
             print(f"| {name} | `{way}` | {' | '.join(counts.row())} |", flush=True)
 
 

@@ -29,11 +29,11 @@ SCORES = {
 """The quantities that are set against each other, and their headings."""
 HIGHER = ("partner_mrr",)
 FEWEST = 3
-"""Formats that two scores share, below which no agreement is told."""
+"""The fewest formats that two scores must share for an agreement to be reported."""
 
 
 class Kind(NamedTuple):
-    """What is ranked: a format as it was asked for, and what its projection saw."""
+    """A contestant: a format with its knobs, and the inputs that its projection saw."""
 
     format: str
     knobs: str
@@ -56,7 +56,7 @@ def kind(case: Case) -> Kind:
 
 def scores(paths: list[Path]) -> Found:
     """Means over layers, windows, pairs and seeds of every score that the runs hold."""
-    held: dict[str, dict[Kind, list[float]]] = {name: defaultdict(list) for name in SCORES}
+    values_of: dict[str, dict[Kind, list[float]]] = {name: defaultdict(list) for name in SCORES}
     for path in paths:
         run = read_run(path)
         for result in run.results:
@@ -65,9 +65,11 @@ def scores(paths: list[Path]) -> Found:
                 continue
             for measurement in result.measurements:
                 name = measurement.quantity if measurement.quantity != "score" else measurement.note
-                if name in held and (values := measurement.kept()):
-                    held[name][kind(case)].append(fmean(values))
-    means = {name: {key: fmean(each) for key, each in some.items()} for name, some in held.items()}
+                if name in values_of and (values := measurement.kept()):
+                    values_of[name][kind(case)].append(fmean(values))
+    means = {
+        name: {key: fmean(each) for key, each in some.items()} for name, some in values_of.items()
+    }
     return {name: some for name, some in means.items() if some}
 
 
@@ -80,11 +82,11 @@ def places(some: dict[Kind, float], name: str) -> dict[Kind, int]:
     }
 
 
-def table(found: Found) -> str:
+def table(scores_of: Found) -> str:
     """Every kind with its scores and places, by the mean of its places."""
-    orders = {name: places(some, name) for name, some in found.items()}
-    every = {key for some in found.values() for key in some}
-    heads = [SCORES[name] for name in found]
+    orders = {name: places(some, name) for name, some in scores_of.items()}
+    every = {key for some in scores_of.values() for key in some}
+    heads = [SCORES[name] for name in scores_of]
     lines = [f"| format | {' | '.join(heads)} |", "|---|" + "--:|" * len(heads)]
 
     def middle(key: Kind) -> tuple[float, Kind]:
@@ -93,27 +95,27 @@ def table(found: Found) -> str:
     for key in sorted(every, key=middle):
         cells = (
             f"{some[key]:.3g} ({orders[name][key]})" if key in some else "not measured"
-            for name, some in found.items()
+            for name, some in scores_of.items()
         )
         lines.append(f"| {key} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def agreement(found: Found) -> str:
+def agreement(scores_of: Found) -> str:
     """Kendall's τ-b of every two scores, and the pair of formats that they disagree on most."""
     lines = ["| scores | formats | Kendall's τ | farthest apart |", "|---|--:|--:|---|"]
-    for first, second in combinations(found, 2):
-        both = sorted(found[first].keys() & found[second].keys())
+    for first, second in combinations(scores_of, 2):
+        both = sorted(scores_of[first].keys() & scores_of[second].keys())
         heads = f"{SCORES[first]}, {SCORES[second]}"
         if len(both) < FEWEST:
             lines.append(f"| {heads} | {len(both)} | too few | |")
             continue
-        orders = [places({k: found[name][k] for k in both}, name) for name in (first, second)]
+        orders = [places({k: scores_of[name][k] for k in both}, name) for name in (first, second)]
         tau = float(kendalltau(*([order[k] for k in both] for order in orders)).statistic)
         apart = max(both, key=lambda k: abs(orders[0][k] - orders[1][k]))
         where = f"{apart}: {orders[0][apart]} and {orders[1][apart]}"
-        told = "all are level" if math.isnan(tau) else f"{tau:.2f}"
-        lines.append(f"| {heads} | {len(both)} | {told} | {where} |")
+        words = "all are level" if math.isnan(tau) else f"{tau:.2f}"
+        lines.append(f"| {heads} | {len(both)} | {words} | {where} |")
     return "\n".join(lines)
 
 
@@ -121,12 +123,12 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run files, *.jsonl")
-    found = scores(parser.parse_args().runs)
-    if not found:
+    scores_of = scores(parser.parse_args().runs)
+    if not scores_of:
         parser.error(f"The runs hold none of {', '.join(SCORES)}.")
-    print(table(found))
+    print(table(scores_of))
     print()
-    print(agreement(found))
+    print(agreement(scores_of))
 
 
 if __name__ == "__main__":

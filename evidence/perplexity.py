@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
 
 def projection(case: str) -> tuple[Callable[[Tensor, Seen | None], Linear], str]:
-    """What becomes of a layer, and what its projection sees."""
+    """The projection of a layer, and the inputs that it sees."""
     name, *rest = case.split(":")
     density = {"density": float(rest[0])} if rest else {}
     weighting = rest[1] if len(rest) > 1 else WEIGHTINGS[0]
@@ -75,10 +75,10 @@ def transformers_nats(original: Llama, matrices: dict[str, Tensor], windows: Ten
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    told = original.config
+    sizes = original.config
     config = LlamaConfig(
-        **{name: getattr(told, name) for name in told._fields if name != "rope_theta"},
-        rope_parameters={"rope_type": "default", "rope_theta": told.rope_theta},
+        **{name: getattr(sizes, name) for name in sizes._fields if name != "rope_theta"},
+        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config).eval()
@@ -94,21 +94,21 @@ def measured(case: str, windows: int, checked: int) -> Row:
     project, weighting = projection(case)
     file = smollm2.path()
     original = Llama.load(file)
-    kept: list[Tensor] = []
+    dense: list[Tensor] = []
 
     def keeping(weight: Tensor, seen: Seen | None) -> Linear:
         layer = project(weight, seen)
-        kept.append(layer.to_dense().detach())
+        dense.append(layer.to_dense().detach())
         return layer
 
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        found = _decoding.kept(
+        result = _decoding.kept(
             file, keeping, Sight(weighting, 16), windows, Cpu(), Path(folder) / "blocks"
         )
-    matrices: dict[str, Any] = dict(zip(original.linears(), kept, strict=True))
+    matrices: dict[str, Any] = dict(zip(original.linears(), dense, strict=True))
     ids = _prose.windows(partial(encoded, file), "evaluation", windows)[:checked]
     theirs = transformers_nats(original, matrices, ids)
-    ours, before, after = map(fmean, (found.nats[:checked], found.original_nats, found.nats))
+    ours, before, after = map(fmean, (result.nats[:checked], result.original_nats, result.nats))
     return Row(case, math.exp(ours), math.exp(fmean(theirs)), math.exp(after - before))
 
 
@@ -120,14 +120,14 @@ def main() -> None:
     parser.add_argument("--checked", type=int, default=8, help="… of which transformers scores")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("perplexity.jsonl"))
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    held = asked.out.read_text().splitlines() if asked.out.exists() else []
-    rows = {row.case: row for row in (Row(**json.loads(line)) for line in held)}
-    for case in asked.cases:
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    rows = {row.case: row for row in (Row(**json.loads(line)) for line in lines)}
+    for case in options.cases:
         if case not in rows:
-            rows[case] = measured(case, asked.windows, asked.checked)
-            with asked.out.open("a", encoding="utf-8") as file:
+            rows[case] = measured(case, options.windows, options.checked)
+            with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[case]._asdict()) + "\n")
         row = rows[case]
         print(

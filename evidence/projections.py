@@ -31,10 +31,10 @@ def projected(name: str, weight: torch.Tensor, **knobs: object) -> tuple[float, 
     described = hwbench.get_format(name).from_knobs(*weight.shape, **knobs)
     begun = time.perf_counter()
     layer = described.project(weight)
-    taken = time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
     exact = weight.double()
     dense = layer.to_dense().detach().double()
-    return taken, float((dense - exact).norm() / exact.norm())
+    return seconds, float((dense - exact).norm() / exact.norm())
 
 
 def main() -> None:
@@ -48,13 +48,13 @@ def main() -> None:
     rows.append(("blast", {"density": 0.5, "blocks": 16}))
     for name, knobs in rows:
         try:
-            found = [projected(name, weight, **knobs) for weight in weights.values()]
+            results = [projected(name, weight, **knobs) for weight in weights.values()]
         except KnobError as error:
             print(f"{name:18s} {error}")
             continue
         cells = "   ".join(
-            f"{kind} {error:.4f} {taken:6.2f} s"
-            for kind, (taken, error) in zip(KINDS, found, strict=True)
+            f"{kind} {error:.4f} {seconds:6.2f} s"
+            for kind, (seconds, error) in zip(KINDS, results, strict=True)
         )
         print(f"{name:18s} {cells}   {knobs}")
     small = [matrix("gaussian", 96, seed) for seed in range(10)]

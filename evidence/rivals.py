@@ -34,7 +34,7 @@ from scipy import stats
 from hwbench.analysis.compare import Side
 
 Seconds = Sequence[Sequence[float]]
-"""Of one case: its seconds in each stored night, oldest first, and tonight's last; by replicate."""
+"""The seconds of one case by replicate, night by night: the oldest first, tonight's last."""
 
 
 def torch_benchmark(nights: Seconds) -> bool:
@@ -134,7 +134,7 @@ RULES: dict[str, Callable[[Seconds], bool]] = {
 
 
 def seconds(nights: Sequence[Side]) -> Iterator[tuple[str, Seconds]]:
-    """Of each case of the last night: its seconds night by night."""
+    """The seconds of each case of the last night, night by night."""
     for case in nights[-1].cases:
         yield (
             case,
@@ -144,7 +144,7 @@ def seconds(nights: Sequence[Side]) -> Iterator[tuple[str, Seconds]]:
 
 @dataclass
 class Counts:
-    """What came of one rule in one world."""
+    """The counts of one rule in one world."""
 
     false: int = 0
     hits: dict[tuple[float, str], int] = field(default_factory=dict)
@@ -159,12 +159,12 @@ class Counts:
 def told(
     stored: Sequence[Side], new: Side, tonight: Tonight, later: Sequence[Side] = ()
 ) -> Iterator[tuple[str, set[str]]]:
-    """What each rule tells of: its name, and the cases; ``later`` nights are for Otava alone."""
+    """Yield each rule's name and the cases it flags; ``later`` nights are for Otava alone."""
     for name, rule in RULES.items():
         nights = [*stored, new, *(later if rule is otava else ())]
         yield name, {case for case, each in seconds(nights) if rule(each)}
-    for way, code, found in judge(stored, tonight, new):
-        yield f"hwbench `check {way}`", found if code == 1 else set()
+    for way, code, regressed in judge(stored, tonight, new):
+        yield f"hwbench `check {way}`", regressed if code == 1 else set()
 
 
 def simulate(world_name: str, nights: int, every: int = 10, seed: int = 1) -> dict[str, Counts]:
@@ -177,8 +177,8 @@ def simulate(world_name: str, nights: int, every: int = 10, seed: int = 1) -> di
         tonight = Tonight(world, night)
         new = tonight.run()
         if number >= BEFORE:
-            for name, found in told(stored, new, tonight):
-                counts.setdefault(name, Counts()).false += bool(found)
+            for name, regressed in told(stored, new, tonight):
+                counts.setdefault(name, Counts()).false += bool(regressed)
             if number % every == 0:
                 _slowed(counts, stored, world_night=(world, night), rng=rng)
         stored = [*stored, new][-BEFORE:]
@@ -199,8 +199,8 @@ def _slowed(
             for number, group in zip(*np.nonzero(slower), strict=True)
         }
         later = [slow.run(), slow.run()]
-        for name, found in told(stored, slow.run(), slow, later):
-            counts[name].found((size, where), len(found & true), len(true))
+        for name, regressed in told(stored, slow.run(), slow, later):
+            counts[name].found((size, where), len(regressed & true), len(true))
 
 
 def main() -> None:
@@ -210,15 +210,15 @@ def main() -> None:
     parser.add_argument(
         "--worlds", nargs="+", default=["plain", "nights shift by format", "a pool of three hosts"]
     )
-    asked = parser.parse_args()
+    options = parser.parse_args()
     heads = [f"{size:.0%}, {where}" for size in SIZES for where in WHERE]
-    print(f"| world | rule | false nights of {asked.nights} | {' | '.join(heads)} |")
+    print(f"| world | rule | false nights of {options.nights} | {' | '.join(heads)} |")
     print("|---|---|" + "--:|" * (1 + len(heads)))
-    for world in asked.worlds:
-        for name, each in simulate(world, asked.nights).items():
+    for world in options.worlds:
+        for name, each in simulate(world, options.nights).items():
             keys = [(size, where) for size in SIZES for where in WHERE]
-            found = [f"{each.hits[key] / each.chances[key]:.0%}" for key in keys]
-            print(f"| {world} | {name} | {each.false} | {' | '.join(found)} |", flush=True)
+            rates = [f"{each.hits[key] / each.chances[key]:.0%}" for key in keys]
+            print(f"| {world} | {name} | {each.false} | {' | '.join(rates)} |", flush=True)
 
 
 if __name__ == "__main__":

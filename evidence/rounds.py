@@ -72,10 +72,10 @@ def layers(names: tuple[str, ...]) -> Iterator[Layer]:
         model.visited(_prose.windows(partial(encoded, file), part, count))
         for part, count in WINDOWS.items()
     ]
-    for (name, linear, rows), (_, _, held) in zip(*parts, strict=True):
+    for (name, linear, rows), (_, _, rows_held) in zip(*parts, strict=True):
         short = name.removeprefix("model.layers.")
         if short in names:
-            wide = held.double()
+            wide = rows_held.double()
             yield Layer(short, linear.weight.detach(), Seen(rows), wide.T @ wide)
         if int(short.split(".")[0]) > last:
             return
@@ -97,7 +97,7 @@ def tried(layer: Layer, constant: Constant, density: float) -> Iterator[dict[str
             setattr(constant.module, constant.name, count)
             begun = time.process_time()
             try:
-                found = described.project_outputs(layer.weight, layer.seen).to_dense().detach()
+                projected = described.project_outputs(layer.weight, layer.seen).to_dense().detach()
             finally:
                 setattr(constant.module, constant.name, in_force)
             yield {
@@ -107,8 +107,8 @@ def tried(layer: Layer, constant: Constant, density: float) -> Iterator[dict[str
                 "density": density,
                 "count": count,
                 "seconds": time.process_time() - begun,
-                "fitted": error(found, layer.weight, layer.seen.gram),
-                "held": error(found, layer.weight, layer.held),
+                "fitted": error(projected, layer.weight, layer.seen.gram),
+                "held": error(projected, layer.weight, layer.held),
             }
 
 
@@ -126,14 +126,14 @@ def table(rows: list[dict[str, object]]) -> str:
                 some = [r for r in own if r["count"] == count and r["layer"] in base]
                 if not some:
                     continue
-                held, fitted = (
+                held_ratio, fitted = (
                     fmean(float(str(r[key])) / float(str(base[r["layer"]][key])) for r in some)
                     for key in ("held", "fitted")
                 )
                 seconds = sum(float(str(r["seconds"])) for r in some)
                 mark = " (in force)" if count == constant.current else ""
                 lines.append(
-                    f"| {constant.name} | {name} | {count}{mark} | {held:.4f} | {fitted:.4f} "
+                    f"| {constant.name} | {name} | {count}{mark} | {held_ratio:.4f} | {fitted:.4f} "
                     f"| {seconds:.1f} |"
                 )
     return "\n".join(lines)
@@ -147,22 +147,22 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("rounds.jsonl"))
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    held = asked.out.read_text().splitlines() if asked.out.exists() else []
-    rows = [json.loads(line) for line in held]
-    known = {(row["layer"], row["constant"], row["density"]) for row in rows}
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    rows = [json.loads(line) for line in lines]
+    done = {(row["layer"], row["constant"], row["density"]) for row in rows}
     with torch.no_grad():
-        for layer in layers(tuple(asked.layers)):
+        for layer in layers(tuple(options.layers)):
             for constant in CONSTANTS:
-                key = (layer.name, constant.name, asked.density)
-                if constant.name not in asked.constants or key in known:
+                key = (layer.name, constant.name, options.density)
+                if constant.name not in options.constants or key in done:
                     continue
-                found = list(tried(layer, constant, asked.density))
-                rows += found
-                with asked.out.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in found)
-    print(table([row for row in rows if row["density"] == asked.density]))
+                new_rows = list(tried(layer, constant, options.density))
+                rows += new_rows
+                with options.out.open("a", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in new_rows)
+    print(table([row for row in rows if row["density"] == options.density]))
 
 
 if __name__ == "__main__":

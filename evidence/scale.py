@@ -55,16 +55,16 @@ def planned(folder: Path, tokens: int) -> tuple[Path, float]:
     """
     suite = folder / f"scale-{tokens}.toml"
     suite.write_text(SUITE.format(tokens=", ".join(map(str, range(1, tokens + 1)))))
-    found: list[Path] = []
+    paths: list[Path] = []
 
     def stop(progress: Progress) -> None:
-        found.append(progress.path)
+        paths.append(progress.path)
         raise _PlannedError
 
     begun = time.perf_counter()
     with contextlib.suppress(_PlannedError):
         runner.run(str(suite), device="fake", out=folder, threads=1, listener=stop)
-    return found[0], time.perf_counter() - begun
+    return paths[0], time.perf_counter() - begun
 
 
 def stored(path: Path) -> tuple[Path, int, float]:

@@ -66,7 +66,7 @@ def test_layer(benchmark, name):
 )
 
 
-def by_hwbench(folder: Path, asked: argparse.Namespace, each: float) -> dict[str, float]:
+def by_hwbench(folder: Path, options: argparse.Namespace, each: float) -> dict[str, float]:
     """One run of hwbench; the relative times by format."""
     del each  # it sets the time
     document = {
@@ -78,37 +78,37 @@ def by_hwbench(folder: Path, asked: argparse.Namespace, each: float) -> dict[str
                 "workload": "linear",
                 "direction": "forward",
                 "shape": [SIDE, SIDE],
-                "tokens": asked.tokens,
+                "tokens": options.tokens,
                 "format": [{"name": n, "density": d} for n, d in FORMATS.items()],
             }
         ],
     }
-    run = read_run(hwbench.run(document, device="cpu", out=folder, threads=asked.threads))
+    run = read_run(hwbench.run(document, device="cpu", out=folder, threads=options.threads))
     rows = {row["format"]: row["relative_time"] for row in summary_rows(run)}
     return {name: rows[name] for name in FORMATS}
 
 
-def _filled(template: str, each: float, asked: argparse.Namespace) -> str:
+def _filled(template: str, each: float, options: argparse.Namespace) -> str:
     return template.format(
-        threads=asked.threads, formats=repr(FORMATS), side=SIDE, tokens=asked.tokens, each=each
+        threads=options.threads, formats=repr(FORMATS), side=SIDE, tokens=options.tokens, each=each
     )
 
 
-def by_torch(folder: Path, asked: argparse.Namespace, each: float) -> dict[str, float]:
+def by_torch(folder: Path, options: argparse.Namespace, each: float) -> dict[str, float]:
     """One process of torch.utils.benchmark; the ratios of medians by format."""
     del folder
     done = subprocess.run(
-        [sys.executable, "-c", _filled(TORCH, each, asked)],
+        [sys.executable, "-c", _filled(TORCH, each, options)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    return {name: found[name] / found["dense"] for name in FORMATS}
+    seconds = json.loads(done.stdout.strip().splitlines()[-1])
+    return {name: seconds[name] / seconds["dense"] for name in FORMATS}
 
 
-def by_pytest(folder: Path, asked: argparse.Namespace, each: float) -> dict[str, float]:
+def by_pytest(folder: Path, options: argparse.Namespace, each: float) -> dict[str, float]:
     """One process of pytest-benchmark; the ratios of medians by format."""
     test = folder / "test_spread.py"
-    test.write_text(_filled(PYTEST, each, asked))
+    test.write_text(_filled(PYTEST, each, options))
     stored = folder / "stored.json"
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", str(test),
@@ -129,23 +129,23 @@ TOOLS = {
 
 
 def timed(
-    tool: str, folder: Path, asked: argparse.Namespace, each: float
+    tool: str, folder: Path, options: argparse.Namespace, each: float
 ) -> tuple[float, dict[str, float]]:
     """Wall seconds of one run of a tool, its start included, and its ratios."""
     begun = time.monotonic()
-    ratios = TOOLS[tool](folder, asked, each)
+    ratios = TOOLS[tool](folder, options, each)
     return time.monotonic() - begun, ratios
 
 
-def budgets(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
+def budgets(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Seconds a layer with which each tool takes as long as hwbench takes for a run."""
-    wanted = timed("hwbench", folder, asked, 0.0)[0]
-    found = {"hwbench": 0.0}
+    wall = timed("hwbench", folder, options, 0.0)[0]
+    seconds_of = {"hwbench": 0.0}
     for tool in list(TOOLS)[1:]:
-        short, long = (timed(tool, folder, asked, each)[0] for each in PROBES)
+        short, long = (timed(tool, folder, options, each)[0] for each in PROBES)
         slope = (long - short) / (PROBES[1] - PROBES[0])
-        found[tool] = max(0.1, PROBES[0] + (wanted - short) / slope)
-    return found
+        seconds_of[tool] = max(0.1, PROBES[0] + (wall - short) / slope)
+    return seconds_of
 
 
 def main() -> None:
@@ -155,20 +155,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rest", type=float, default=0.0, help="seconds between the runs")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     logs: dict[str, dict[str, list[float]]] = {t: {n: [] for n in FORMATS} for t in TOOLS}
     walls: dict[str, list[float]] = {tool: [] for tool in TOOLS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        each = budgets(folder, asked)
-        for _ in range(asked.runs):
+        each = budgets(folder, options)
+        for _ in range(options.runs):
             for tool in TOOLS:
-                time.sleep(asked.rest)
-                wall, ratios = timed(tool, folder, asked, each[tool])
+                time.sleep(options.rest)
+                wall, ratios = timed(tool, folder, options, each[tool])
                 walls[tool].append(wall)
                 for format_name, value in ratios.items():
                     logs[tool][format_name].append(math.log(value))
-    print(f"spread of the ratio to dense, {asked.runs} runs (sd of logs), {asked.tokens} tokens")
+    print(
+        f"spread of the ratio to dense, {options.runs} runs (sd of logs), {options.tokens} tokens"
+    )
     print(
         f"{'tool':24s}{'wall':>8s}" + "".join(f"{name:>12s}" for name in FORMATS) + "        mean"
     )

@@ -36,30 +36,30 @@ class Case(NamedTuple):
         return sorted(self.times, key=lambda kernel: self.times[kernel])
 
 
-def cases(name: str, asked: argparse.Namespace) -> Iterator[Case]:
+def cases(name: str, options: argparse.Namespace) -> Iterator[Case]:
     """The cases of a format that more than one of the kernels asked for runs, timed."""
     kind = hwbench.get_format(name)
-    offered = [k for k in kind.KERNELS if k in (asked.kernels or kind.KERNELS)]
-    for density in asked.densities:
+    offered = [k for k in kind.KERNELS if k in (options.kernels or kind.KERNELS)]
+    for density in options.densities:
         try:
-            made = [kind.from_knobs(SIDE, SIDE, density=density, kernel=k) for k in offered]
+            formats = [kind.from_knobs(SIDE, SIDE, density=density, kernel=k) for k in offered]
         except KnobError:
             continue
-        for dtype in (getattr(torch, each) for each in asked.dtypes):
-            for direction in asked.directions:
-                able = [f for f in made if f.unsupported("cpu", dtype, direction) is None]
+        for dtype in (getattr(torch, each) for each in options.dtypes):
+            for direction in options.directions:
+                able = [f for f in formats if f.unsupported("cpu", dtype, direction) is None]
                 layers = {f.kernel: layer(f, dtype) for f in able}
-                for tokens in asked.tokens if len(layers) > 1 else ():
+                for tokens in options.tokens if len(layers) > 1 else ():
                     call = DIRECTIONS[direction]
                     calls = {kernel: call(layer, tokens) for kernel, layer in layers.items()}
                     where = f"{direction}, density {density}, {tokens} tokens, {dtype}"
-                    yield Case(where, interleaved(calls, asked.rounds))
+                    yield Case(where, interleaved(calls, options.rounds))
 
 
 def layer(described: Format, dtype: torch.dtype) -> Linear:
     """A layer as the suites time it."""
-    made = described.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
-    return made.trust_versions()
+    layer_ = described.random(dtype=dtype, generator=torch.Generator().manual_seed(0))
+    return layer_.trust_versions()
 
 
 def main() -> None:
@@ -74,29 +74,29 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", help="only these; else all that run here")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--each", action="store_true", help="print every case too")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    for name in asked.formats or plugins.names("formats"):
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.formats or plugins.names("formats"):
         offered = hwbench.get_format(name).KERNELS
         if len(offered) == 1 or hwbench.get_format(name).for_budget(SIDE, SIDE, 0.5).unsupported(
             "cpu", torch.float32, "forward"
         ):
             continue
         won: dict[str, list[tuple[float, str]]] = defaultdict(list)
-        for case in cases(name, asked):
+        for case in cases(name, options):
             first, second = case.fastest()[:2]
             won[first].append((case.times[second] / case.times[first], case.where))
-            if asked.each and offered[0] in case.times:
+            if options.each and offered[0] in case.times:
                 over = case.times[first] / case.times[offered[0]]
-                told = f"{over:.3f} of {offered[0]}" if over < 1 else "the default"
-                print(f"{name:15s} {case.where:52s} {first:13s} {told}", flush=True)
+                words = f"{over:.3f} of {offered[0]}" if over < 1 else "the default"
+                print(f"{name:15s} {case.where:52s} {first:13s} {words}", flush=True)
         total = sum(map(len, won.values()))
         for kernel in offered if total else ():
-            if kernel.startswith("triton") or kernel not in (asked.kernels or offered):
+            if kernel.startswith("triton") or kernel not in (options.kernels or offered):
                 continue  # CUDA only, or not asked for
             best = max(won[kernel], default=None)
-            told = f"; clearest {best[0]:.2f} times before the next: {best[1]}" if best else ""
-            print(f"{name:15s} {kernel:13s} {len(won[kernel]):3d} of {total}{told}", flush=True)
+            words = f"; clearest {best[0]:.2f} times before the next: {best[1]}" if best else ""
+            print(f"{name:15s} {kernel:13s} {len(won[kernel]):3d} of {total}{words}", flush=True)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_a_winner_that_another_run_does_not_know_is_a_contradiction(coverage: Mo
     key = ("group", 0.5)
 
     def counted(*winners: Winner) -> tuple[int, int, int]:
-        found = coverage.Found(runs=len(winners), slowed=0, rows=0)
+        found = coverage.Figures(runs=len(winners), slowed=0, rows=0)
         coverage._winners([{key: winner} for winner in winners], found)
         return found.looks, found.contradictory, found.decided
 
