@@ -99,14 +99,7 @@ def run(
     for sentence in taken:
         _shared.say(sentence, error=True)
     document = _shared.with_data(_shared.with_model(document, model), data)
-    changes: dict[str, Any] = {}
-    if quick:
-        document = suites.quickened(document)
-        changes = runner.smallest(suites.build(document, "cpu").plan)
-    if replicates is not None:
-        changes["replicates"] = replicates
-    if allocator is not None:
-        changes["allocator"] = suites.allocator(allocator)
+    document, changes = _replanned(document, quick, replicates, allocator)
     with progress() as listener:
         paths = fleet.run(runner.Question(
             document=document, out=out, filter=filter_, seed=seed, energy=energy,
@@ -115,6 +108,24 @@ def run(
     runs = {path: read_run(path) for path in paths}
     _show(runs, as_json=as_json, print_path=print_path)
     run_failed([result for run in runs.values() for result in run.results])
+
+
+def _replanned(
+    document: dict[str, Any], quick: bool, replicates: int | None, allocator: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The document, smaller with --quick, and what the options change in its plan."""
+    from hwbench import suite as suites
+    from hwbench.measure import run as runner
+
+    changes: dict[str, Any] = {}
+    if quick:
+        document = suites.quickened(document)
+        changes = runner.smallest(suites.build(document, "cpu").plan)
+    if replicates is not None:
+        changes["replicates"] = replicates
+    if allocator is not None:
+        changes["allocator"] = suites.allocator(allocator)
+    return document, changes
 
 
 @dataclass(frozen=True)

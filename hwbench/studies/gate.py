@@ -24,7 +24,7 @@ from hwbench.analysis.judging import (
     only,
     raised,
 )
-from hwbench.analysis.nights import KNOWN, WAYS, Question, judge_night, match
+from hwbench.analysis.nights import KNOWN, WAYS, NightResult, Question, judge_night, match
 from hwbench.analysis.noise import FEWEST_RUNS
 from hwbench.analysis.outcome import Outcome, cases
 from hwbench.analysis.stats import Rule, median
@@ -96,43 +96,60 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
     with without_gc():
         chosen = choose(baseline, run, max(window, KNOWN))
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
-    mismatch = list(chosen.mismatch)
     question = Question(rule=rule, metric=metric, window=window)
-    with without_gc():
-        sides = [_side(each) for each in chosen.runs]
-        absent = set(run.planned).difference(new.cases)
-        sides = [only(each, set(each.cases) - absent) for each in sides]
-        if way and sides and not mismatch:
-            question = _confirming(way, question, chosen.runs, sides, run, new, listener)
-        try:
-            night = judge_night(sides, new, question)
-        except EnvironmentMismatchError as error:
-            mismatch.append(f"nothing could be confirmed here: {error}")
-            night = judge_night(sides, new, Question(rule=rule, metric=metric, window=window))
+    outcome = _outcome(run, new, chosen, question, way, listener)
+    return replace(outcome, fail_on_undecided=fail_on_undecided, require_sight=require_sight)
+
+
+def _outcome(
+    run: Run, new: Side, chosen: Chosen, question: Question, way: str | None, listener: Listener
+) -> Outcome:
+    """The outcome of a run against the chosen baselines, before the options that fail it."""
+    night, mismatch = _night(run, new, chosen, question, way, listener)
+    threshold, window = question.rule.threshold, question.window
     names = [each.run for each in night.baselines]
     compared = [each for each in chosen.runs if each.header.run in names]
-    mismatch += [night.stranger] if night.stranger else []
     notes = [*_notes(replace(chosen, runs=compared), run, threshold, window), *night.notes]
-    notes += dense_note(night.baselines, new)
-    judged = night.judged
     return Outcome(
         run=run.header.run,
         suite=run.header.suite,
         machine=run.header.machine,
         baseline=names,
-        changes=judged.changes,
+        changes=night.judged.changes,
         measured=sum(entry.status is Status.OK for entry in new.cases.values()),
         threshold=threshold,
         used_threshold=raised(threshold, len(names), window),
-        confirmed=judged.confirmed,
+        confirmed=night.judged.confirmed,
         mismatch=mismatch,
         problem=chosen.problem,
-        notes=notes,
-        fail_on_undecided=fail_on_undecided,
+        notes=[*notes, *dense_note(night.baselines, new)],
         unfinished=None if run.complete else how_far(run),
-        sight=_sight(night.first, new, rule, metric, window),
-        require_sight=require_sight,
+        sight=_sight(night.first, new, question.rule, question.metric, window),
     )
+
+
+def _night(
+    run: Run, new: Side, chosen: Chosen, question: Question, way: str | None, listener: Listener
+) -> tuple[NightResult, list[str]]:
+    """The night of a run as it is judged, and the reasons why it cannot be compared.
+
+    Flagged cases are confirmed by ``way``; where that is not possible on this machine, the night is
+    judged without a confirmation.
+    """
+    mismatch, confirmed = list(chosen.mismatch), question
+    with without_gc():
+        sides = [_side(each) for each in chosen.runs]
+        absent = set(run.planned).difference(new.cases)
+        sides = [only(each, set(each.cases) - absent) for each in sides]
+        if way and sides and not mismatch:
+            confirmed = _confirming(way, question, chosen.runs, sides, run, new, listener)
+        try:
+            night = judge_night(sides, new, confirmed)
+        except EnvironmentMismatchError as error:
+            mismatch.append(f"nothing could be confirmed here: {error}")
+            night = judge_night(sides, new, question)
+    mismatch += [night.stranger] if night.stranger else []
+    return night, mismatch
 
 
 def _confirming(
