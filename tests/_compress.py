@@ -75,12 +75,12 @@ def decoder(folder: Path) -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        known = transformers.LlamaConfig(
+        config = transformers.LlamaConfig(
             hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
             num_key_value_heads=1, max_position_embeddings=64, vocab_size=VOCABULARY,
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
-        model = transformers.LlamaForCausalLM(known)
+        model = transformers.LlamaForCausalLM(config)
         with torch.no_grad():
             for value in model.parameters():
                 value.mul_(4.0)

@@ -49,11 +49,11 @@ WIDE = (torch.float32, torch.float64)
 
 
 def _classes() -> dict[str, type[Format]]:
-    found = {}
+    collected = {}
     for name in plugins.names("formats"):
         with suppress(Exception):  # test_file_is_a_format fails on it, with the reason
-            found[name] = plugins.load("formats", name, Format)
-    return found
+            collected[name] = plugins.load("formats", name, Format)
+    return collected
 
 
 CLASSES = _classes()
@@ -77,10 +77,10 @@ def settings(shapes: Iterable[tuple[int, int]]) -> Iterator[Format]:
 
 def first_of_each(fs: Iterable[Format]) -> list[Format]:
     """One setting of every kernel of every format."""
-    found: dict[tuple[type[Format], str], Format] = {}
+    collected: dict[tuple[type[Format], str], Format] = {}
     for f in fs:
-        found.setdefault((type(f), f.kernel), f)
-    return list(found.values())
+        collected.setdefault((type(f), f.kernel), f)
+    return list(collected.values())
 
 
 def projected(fs: Iterable[Format]) -> list[Any]:
@@ -210,8 +210,8 @@ def wanted(layer: Linear, x: Tensor, direction: str) -> dict[str, Tensor]:
     """Switch gradients on as hwbench does for a direction; what is to be differentiated by."""
     layer.requires_grad_(direction not in (FORWARD, BACKWARD_INPUT))
     x.requires_grad_(direction not in (FORWARD, BACKWARD_WEIGHT))
-    found = {"input": x, **dict(layer.named_parameters())}
-    return {name: tensor for name, tensor in found.items() if tensor.requires_grad}
+    actual = {"input": x, **dict(layer.named_parameters())}
+    return {name: tensor for name, tensor in actual.items() if tensor.requires_grad}
 
 
 def derivatives(y: Tensor, by: dict[str, Tensor], dy: Tensor) -> dict[str, Tensor]:
@@ -393,7 +393,7 @@ def unsaved(layer: Linear, y: Tensor) -> list[str]:
     state and what it derived from that, is none of them.
     """
     own = list(hidden_tensors(list(vars(layer).values())))
-    found, ahead, seen = [], [y.grad_fn], set()
+    collected, ahead, seen = [], [y.grad_fn], set()
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
@@ -406,5 +406,5 @@ def unsaved(layer: Linear, y: Tensor) -> list[str]:
             for name, value in vars(node).items():
                 kept = strided(hidden_tensors([value]))
                 if any(t.untyped_storage().data_ptr() not in known for t in kept):
-                    found.append(f"{type(node).__name__}.{name}")
-    return found
+                    collected.append(f"{type(node).__name__}.{name}")
+    return collected

@@ -151,13 +151,13 @@ def shared_bytes(f: Format, dtype: torch.dtype, tokens: int, capability: int) ->
     """Compile what a forward call would launch; the shared memory of each kernel."""
     from hwbench.formats import _fused
 
-    found: dict[str, int] = {}
+    collected: dict[str, int] = {}
     names = ("_two_stage", "_enter_grouped", "_leave_coupled")
     kernels = {name: getattr(_fused, name) for name in names}
     on, _fused._on = _fused._on, lambda x: nullcontext()
     try:
         for name, kernel in kernels.items():
-            setattr(_fused, name, _Compiler(kernel, capability, found))
+            setattr(_fused, name, _Compiler(kernel, capability, collected))
         layer = f.random(dtype=dtype, generator=generator())
         with torch.no_grad():
             layer(torch.zeros(tokens, f.in_features, dtype=dtype))
@@ -165,7 +165,7 @@ def shared_bytes(f: Format, dtype: torch.dtype, tokens: int, capability: int) ->
         _fused._on = on
         for name, kernel in kernels.items():
             setattr(_fused, name, kernel)
-    return found
+    return collected
 
 
 class _Compiler:

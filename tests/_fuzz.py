@@ -52,14 +52,14 @@ anything = st.recursive(
 
 def places(document: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The keys that lead to every value of a document."""
-    found = [here] if here else []
+    actual = [here] if here else []
     if isinstance(document, dict):
         for key, value in document.items():
-            found += places(value, (*here, key))
+            actual += places(value, (*here, key))
     elif isinstance(document, list):
         for index, value in enumerate(document):
-            found += places(value, (*here, index))
-    return found
+            actual += places(value, (*here, index))
+    return actual
 
 
 def changed(document: Any, place: tuple[Any, ...], value: Any, *, drop: bool) -> Any:
@@ -108,25 +108,25 @@ def run_lines() -> list[bytes]:
 def mutilated(draw: st.DrawFn, data: bytes) -> bytes:
     """The bytes cut off, flipped, doubled or mixed with others."""
     rng = random.Random(draw(st.integers(0, 2**32)))
-    found = bytearray(data)
+    actual = bytearray(data)
     for _ in range(draw(st.integers(1, 6))):
-        at = rng.randrange(len(found) + 1)
+        at = rng.randrange(len(actual) + 1)
         match rng.randrange(5):
             case 0:
-                del found[at:]
-            case 1 if found:
-                found[min(at, len(found) - 1)] ^= 1 << rng.randrange(8)
+                del actual[at:]
+            case 1 if actual:
+                actual[min(at, len(actual) - 1)] ^= 1 << rng.randrange(8)
             case 2:
-                found[at:at] = rng.randbytes(rng.randrange(1, 9))
+                actual[at:at] = rng.randbytes(rng.randrange(1, 9))
             case 3:
-                found[at:at] = found[rng.randrange(len(found) + 1) :][: rng.randrange(200)]
+                actual[at:at] = actual[rng.randrange(len(actual) + 1) :][: rng.randrange(200)]
             case _:
-                found[at:at] = rng.choice(
+                actual[at:at] = rng.choice(
                     [b"[" * 2000, b'{"a":' * 2000, b"\n", b"\x1b[31m", b"9" * 5000]
                 )
-        if not found:
+        if not actual:
             break
-    return bytes(found)
+    return bytes(actual)
 
 
 @st.composite

@@ -43,16 +43,16 @@ _VERBS = (
 
 def edited(document: Any, source: random.Random, *, plain: bool = True) -> Any:
     """A copy with one to three values replaced, swapped, doubled, dropped or put under new keys."""
-    found = json.loads(json.dumps(document))
+    actual = json.loads(json.dumps(document))
     for _ in range(source.randint(1, 3)):
-        places = _fuzz.places(found)
+        places = _fuzz.places(actual)
         if not places:
-            return found
+            return actual
         *way, last = source.choice(places)
-        inner = found
+        inner = actual
         for key in way:
             inner = inner[key]
-        other = found
+        other = actual
         for key in source.choice(places):
             other = other[key]
         match source.randrange(6):
@@ -70,7 +70,7 @@ def edited(document: Any, source: random.Random, *, plain: bool = True) -> Any:
                 inner[source.choice([*_fuzz.NASTY, "schema", "device"])] = inner.pop(last)
             case _:
                 inner[last] = [inner[last]] * source.randint(2, 4)
-    return found
+    return actual
 
 
 @cache
@@ -137,12 +137,12 @@ def benchmark_file(source: random.Random) -> str:
 def cache_file(source: random.Random) -> str:
     """A cache of ceilings, edited: taken where it can be that of a machine, else set aside."""
     rates = {"flops_per_second": 1e11}, {"bytes_per_second": 1e10}, {"seconds": 1e-6}
-    found = {
+    actual = {
         "matmul": {"float32": rates[0], "bfloat16": rates[0]}, "copy": rates[1],
         "launch": rates[2], "disturbed": 0.0, "measured": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     path = Path("ceilings.json")
-    path.write_text(json.dumps(edited(found, source, plain=False)))
+    path.write_text(json.dumps(edited(actual, source, plain=False)))
     taken = ceilings._read(path)
     assert not taken or impossible(taken) is None
     assert taken or not path.exists()
@@ -158,13 +158,13 @@ def _encoder() -> dict[Path, bytes]:
     from hwbench.workloads._bert import Bert
 
     packaged = _trained.folder()
-    found = {p.relative_to(packaged): p.read_bytes() for p in packaged.rglob("*.json")}
+    actual = {p.relative_to(packaged): p.read_bytes() for p in packaged.rglob("*.json")}
     small = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = json.loads(found[Path("config.json")]) | small | {"num_attention_heads": 2}
-    found[Path("config.json")] = json.dumps(config).encode()
+    config = json.loads(actual[Path("config.json")]) | small | {"num_attention_heads": 2}
+    actual[Path("config.json")] = json.dumps(config).encode()
     weights = Bert(config, checkpoints.MEAN).state_dict()
-    found[Path("model.safetensors")] = save({n: v.contiguous() for n, v in weights.items()})
-    return found
+    actual[Path("model.safetensors")] = save({n: v.contiguous() for n, v in weights.items()})
+    return actual
 
 
 def model_folder(source: random.Random) -> str:

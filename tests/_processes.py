@@ -70,14 +70,14 @@ class ProcessCount:
         if not self.counts:
             return
         tests, processes = len(self.counts), sum(self.counts.values())
-        told = f"{tests} tests of the default tier started {processes} processes"
+        words = f"{tests} tests of the default tier started {processes} processes"
         if tests <= MOST:
-            terminalreporter.write_line(f"{told}; at most {MOST} tests may.")
+            terminalreporter.write_line(f"{words}; at most {MOST} tests may.")
         else:
             terminalreporter.section("too many tests start a process", red=True)
             terminalreporter.write_line(
-                f"{told}, more than the {MOST} tests that may: let workers of tests/_inline.py do "
-                "it, or mark the test heavy."
+                f"{words}, more than the {MOST} tests that may: let workers of tests/_inline.py "
+                "do it, or mark the test heavy."
             )
         if tests <= MOST and terminalreporter.verbosity <= 0:
             return

@@ -40,7 +40,7 @@ def unsupported(one: Case) -> str | None:
 def trainable(name: str) -> tuple[Format, Linear]:
     """A format of 64×64, at half density if it can; skips what cannot train on a CPU."""
     kind = plugins.load("formats", name, Format)
-    found = describe(kind, kind.KERNELS[0], (64, 64))
-    if found.unsupported("cpu", torch.float32, STEP):
+    actual = describe(kind, kind.KERNELS[0], (64, 64))
+    if actual.unsupported("cpu", torch.float32, STEP):
         pytest.skip("it cannot train here")
-    return found, found.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    return actual, actual.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))

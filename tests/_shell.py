@@ -61,5 +61,5 @@ def _answer(asked: socket.socket, hwbench: Call) -> None:
         patch.chdir(folder)
         for name, value in environment.items():
             patch.setenv(name, value)
-        told = hwbench(*arguments)
-    asked.sendall(json.dumps(told).encode())
+        outcome = hwbench(*arguments)
+    asked.sendall(json.dumps(outcome).encode())

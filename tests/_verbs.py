@@ -91,8 +91,8 @@ def placed(call: str, beside: Path, run: str) -> list[str]:
         "SUITE": beside / "s.toml", "TEXTS": beside / "texts.txt", "RUN": run,
         "OUT": beside / "out", "MODEL": beside / "model", "PYTHON": sys.executable,
     }  # fmt: skip
-    found = []
+    collected = []
     for word in call.split():
         start = next((name for name in places if word.startswith(name)), "")
-        found.append(f"{places[start]}{word.removeprefix(start)}" if start else word)
-    return found
+        collected.append(f"{places[start]}{word.removeprefix(start)}" if start else word)
+    return collected

@@ -69,23 +69,23 @@ def reading(values: list[float]) -> Reading:
 
 
 def counts(first: np.ndarray, second: np.ndarray) -> dict[Verdict, int]:
-    told = [change.verdict for change in judge_pairs(*sides(first, second), RULE)]
-    return {verdict: told.count(verdict) for verdict in set(told)}
+    changes = [change.verdict for change in judge_pairs(*sides(first, second), RULE)]
+    return {verdict: changes.count(verdict) for verdict in set(changes)}
 
 
 def test_what_both_sides_share_is_no_change_and_what_they_do_not_is_found() -> None:
     rng = np.random.default_rng(1)
-    false, found, equal = 0, 0, 0
+    false, actual, equal = 0, 0, 0
     for _ in range(40):
         drift = rng.normal(0, 0.10, (200, 5))  # shared by the two of a pair
         first = np.exp(drift + rng.normal(0, 0.01, drift.shape))
         same = np.exp(drift + rng.normal(0, 0.01, drift.shape))
-        told = counts(first, same)
-        false += Verdict.REGRESSED in told or Verdict.IMPROVED in told
-        equal += told.get(Verdict.EQUIVALENT, 0)
-        found += counts(first, 1.05 * same).get(Verdict.REGRESSED, 0)
+        result = counts(first, same)
+        false += Verdict.REGRESSED in result or Verdict.IMPROVED in result
+        equal += result.get(Verdict.EQUIVALENT, 0)
+        actual += counts(first, 1.05 * same).get(Verdict.REGRESSED, 0)
     assert false <= 1  # of 40 comparisons of 200 cases
-    assert found >= 0.95 * 40 * 200
+    assert actual >= 0.95 * 40 * 200
     assert equal >= 0.75 * 40 * 200
 
 
@@ -93,9 +93,9 @@ def test_a_case_of_many_needs_more_than_its_own_interval() -> None:
     rng = np.random.default_rng(2)
     first = np.exp(rng.normal(0, 0.02, (400, 5)))
     second = np.exp(rng.normal(0, 0.02, (400, 5)))
-    told = judge_pairs(*sides(first, second), RULE)
-    assert {change.verdict for change in told} <= {Verdict.UNDECIDED, Verdict.EQUIVALENT}
-    assert any("Among so many cases it takes" in str(change.reason) for change in told)
+    changes = judge_pairs(*sides(first, second), RULE)
+    assert {change.verdict for change in changes} <= {Verdict.UNDECIDED, Verdict.EQUIVALENT}
+    assert any("Among so many cases it takes" in str(change.reason) for change in changes)
 
 
 # The command line
@@ -177,11 +177,11 @@ def test_a_revision_is_installed_once_and_its_code_is_what_runs(
     ]
     for header, price in zip(headers, ("1", "2"), strict=True):
         python = str(header.arguments["python"])
-        said = subprocess.run(
+        process = subprocess.run(
             [python, "-c", "import shop, torch; print(shop.PRICE)"],
             capture_output=True, text=True, check=True, cwd=tmp_path,
         )  # fmt: skip
-        assert said.stdout.strip() == price  # with the torch of this interpreter
+        assert process.stdout.strip() == price  # with the torch of this interpreter
     monkeypatch.setattr(_sides, "_make", lambda *_: pytest.fail("it is there already"))
     assert hwbench(*words, "-r", "1")[0] == 0
 
@@ -266,9 +266,9 @@ def test_a_revision_of_hwbench_runs_its_own_worker(
     Path("hwbench/worker.py").write_text("# another one\n")
     git("add", "hwbench")
     git("commit", "-qm", "one")
-    found = _sides.resolve("--a", "HEAD", "shared", tmp_path)
-    assert found.python == sys.executable
-    (path,) = found.paths
+    actual = _sides.resolve("--a", "HEAD", "shared", tmp_path)
+    assert actual.python == sys.executable
+    (path,) = actual.paths
     assert (Path(path) / "hwbench/worker.py").read_text() == "# another one\n"
 
 

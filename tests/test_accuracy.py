@@ -101,10 +101,10 @@ def test_a_shape_that_no_layer_has_is_unsupported_and_the_shapes_are_named() -> 
 
 
 def test_a_seed_takes_another_layer_till_all_were() -> None:
-    found = [_trained.weight(384, 384, seed) for seed in range(24)]
-    assert all(weight.shape == (384, 384) and weight.dtype == torch.float32 for weight in found)
-    assert len({float(weight.norm()) for weight in found}) == 24
-    assert torch.equal(_trained.weight(384, 384, 24), found[0])
+    actual = [_trained.weight(384, 384, seed) for seed in range(24)]
+    assert all(weight.shape == (384, 384) and weight.dtype == torch.float32 for weight in actual)
+    assert len({float(weight.norm()) for weight in actual}) == 24
+    assert torch.equal(_trained.weight(384, 384, 24), actual[0])
 
 
 def test_trained_weights_are_projected(tmp_path: Path) -> None:

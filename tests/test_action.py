@@ -31,8 +31,8 @@ EXAMPLE = ROOT / "docs/examples/nightly-gate.yml"
 
 
 def loaded(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
+    actual: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return actual
 
 
 def steps(path: Path) -> list[dict[str, Any]]:
@@ -49,8 +49,8 @@ def commands(path: Path) -> Iterator[list[str]]:
     """Every call of hwbench in the scripts of a file, without its redirections."""
     for step in steps(path):
         text = step.get("run", "").replace("\\\n", " ")
-        for found in re.findall(r"(?:^|\$\()\s*(hwbench [^\n]*)", text, re.MULTILINE):
-            line = re.split(r" \|\| |\)(?: \|\||$)| > ", found)[0]
+        for each in re.findall(r"(?:^|\$\()\s*(hwbench [^\n]*)", text, re.MULTILINE):
+            line = re.split(r" \|\| |\)(?: \|\||$)| > ", each)[0]
             yield shlex.split(line)[1:]
 
 
@@ -63,9 +63,9 @@ def commands(path: Path) -> Iterator[list[str]]:
     ids=["action", "example"],
 )
 def test_every_command_exists_and_its_flags_parse(path: Path, verbs: list[str]) -> None:
-    found = list(commands(path))
-    assert [words[0] for words in found] == verbs
-    for words in found:
+    actual = list(commands(path))
+    assert [words[0] for words in actual] == verbs
+    for words in actual:
         assert _parsed(words) == words[0]
         if words[0] == "baseline":
             assert words[1] in ("list", "promote")
@@ -139,14 +139,14 @@ class Job:
             step = STEPS[name]
             if name != "Doctor" and not self._holds(step["if"]):
                 continue
-            told = self.folder / "told"
-            told.write_text("")
-            environment = {**os.environ, "GITHUB_OUTPUT": str(told)}
+            result = self.folder / "told"
+            result.write_text("")
+            environment = {**os.environ, "GITHUB_OUTPUT": str(result)}
             environment["GITHUB_STEP_SUMMARY"] = str(self.folder / "summary")
             environment |= {k: self._filled(str(v)) for k, v in step["env"].items()}
             code = _shell.run(step["run"], self.folder, environment, self.hwbench)
             if "id" in step:
-                lines = told.read_text(encoding="utf-8").splitlines()
+                lines = result.read_text(encoding="utf-8").splitlines()
                 self.outputs[step["id"]] = dict(line.split("=", 1) for line in lines)
             if code:
                 return code
@@ -164,8 +164,8 @@ class Job:
 
     def _holds(self, condition: str) -> bool:
         for part in condition.removeprefix("always() && ").split(" && "):
-            name, sign, wanted = part.split(" ")
-            if (self._value(name) == wanted.strip("'")) != (sign == "=="):
+            name, sign, expected = part.split(" ")
+            if (self._value(name) == expected.strip("'")) != (sign == "=="):
                 return False
         return True
 
@@ -233,14 +233,14 @@ def test_a_busy_machine_measures_nothing_and_fails_nobody(
 ) -> None:
     job = Job(tmp_path, lambda *words: (code if words[0] == "doctor" else 70, "", ""))
     job.given["require"] = "quiet"
-    told = tmp_path / "told"
-    told.write_text("")
+    result = tmp_path / "told"
+    result.write_text("")
     given = {
-        **os.environ, "GITHUB_OUTPUT": str(told), "DEVICE": "fake", "REQUIRE": "quiet",
+        **os.environ, "GITHUB_OUTPUT": str(result), "DEVICE": "fake", "REQUIRE": "quiet",
         "HWBENCH_HOME": str(job.home), "OUT": str(tmp_path / "out"),
     }  # fmt: skip
     assert _shell.run(STEPS["Doctor"]["run"], tmp_path, given, job.hwbench) == ends
-    assert ("ready=yes" in told.read_text()) is ready
+    assert ("ready=yes" in result.read_text()) is ready
     assert ("::warning" in capfd.readouterr().out) is (code == 4)
 
 
@@ -249,15 +249,15 @@ def test_a_busy_machine_measures_nothing_and_fails_nobody(
     ("night", "ends"), [("../x", 2), ("a b", 2), ("good", 0), ("good.jsonl", 0)]
 )
 def test_promotion_takes_a_name_and_no_path(tmp_path: Path, night: str, ends: int) -> None:
-    asked: list[tuple[str, ...]] = []
+    arguments: list[tuple[str, ...]] = []
 
     def hwbench(*words: str) -> tuple[int, str, str]:
-        asked.append(words)
+        arguments.append(words)
         return 0, "", ""
 
     (script,) = [step["run"] for step in steps(EXAMPLE) if step.get("name") == "Promote"]
     given = {**os.environ, "NIGHT": night, "HWBENCH_HOME": str(tmp_path / "none")}
     assert _shell.run(script, tmp_path, given, hwbench) == ends
     if not ends:
-        assert asked[0][:2] == ("baseline", "promote")
-        assert asked[0][2].endswith("nights/good.jsonl")
+        assert arguments[0][:2] == ("baseline", "promote")
+        assert arguments[0][2].endswith("nights/good.jsonl")

@@ -43,12 +43,12 @@ SUITE = {
 
 def offers(monkeypatch: pytest.MonkeyPatch, kept: str | None) -> list[str]:
     """Have the simulated device keep memory, or say why not; what it is told, in order."""
-    told: list[str] = []
+    recorded: list[str] = []
     known = {SYSTEM: ""} if kept is None else {SYSTEM: "", KEPT: kept}
     monkeypatch.setattr(Fake, "allocators", lambda self: known)
-    monkeypatch.setattr(Fake, "use_allocator", lambda self, name: told.append(name))
-    monkeypatch.setattr(Fake, "release_memory", lambda self: told.append("released"))
-    return told
+    monkeypatch.setattr(Fake, "use_allocator", lambda self, name: recorded.append(name))
+    monkeypatch.setattr(Fake, "release_memory", lambda self: recorded.append("released"))
+    return recorded
 
 
 def measured(folder: Path, **changes: Any) -> Run:
@@ -70,8 +70,8 @@ def stood(run: Run) -> tuple[str, Any, Any]:
 
 def test_a_suite_keeps_memory_unless_it_says_otherwise_and_a_slip_names_the_nearest() -> None:
     assert suites.build(SUITE, "cpu").plan.allocator == KEPT
-    asked = {**SUITE, "plan": {"allocator": SYSTEM}}
-    assert suites.build(asked, "cpu").plan.allocator == SYSTEM
+    request = {**SUITE, "plan": {"allocator": SYSTEM}}
+    assert suites.build(request, "cpu").plan.allocator == SYSTEM
     with pytest.raises(UnknownNameError, match="kept"):
         suites.allocator("kep")
     with pytest.raises(Exception, match=r"allocator.*sistem.*system"):
@@ -100,37 +100,37 @@ def test_a_run_says_what_its_workers_did(
     asked: str | None,
     says: tuple[str, str | None, str | None],
 ) -> None:
-    told = offers(monkeypatch, offered)
+    result = offers(monkeypatch, offered)
     run = measured(tmp_path, **({"allocator": asked} if asked else {}))
     assert stood(run) == says
-    assert set(told) == {says[0], "released"}
-    assert told[0] == says[0]  # before anything is prepared
+    assert set(result) == {says[0], "released"}
+    assert result[0] == says[0]  # before anything is prepared
     assert (SENTENCE in hwbench("show", str(run.path))[1]) is (says[2] is not None)
 
 
 def test_the_command_line_asks_and_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hwbench: Call
 ) -> None:
-    told = offers(monkeypatch, "")
+    result = offers(monkeypatch, "")
     common = ["run", "-s", "smoke", "-d", "fake", "--quick", "--filter", "format=dense"]
     code, _, err = hwbench(*common, "--allocator", "keep")
     assert code == 2
     assert "kept" in one_sentence(err)
-    assert not told
+    assert not result
     assert hwbench(*common, "--allocator", SYSTEM)[0] == 0
-    assert KEPT not in told
+    assert KEPT not in result
 
 
 def test_a_run_goes_on_only_with_the_allocator_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = offers(monkeypatch, "")
+    result = offers(monkeypatch, "")
     run = measured(tmp_path)
     lines = run.path.read_text().splitlines(keepends=True)
     run.path.write_text("".join(lines[:-3]))  # a result and the footer are lost
-    told.clear()
+    result.clear()
     assert read_run(runner.resume(run.path)).complete
-    assert told[0] == KEPT
+    assert result[0] == KEPT
     run.path.write_text("".join(lines[:-3]))
     offers(monkeypatch, SENTENCE)
     with pytest.raises(RunFileError, match="allocator was 'kept' and is 'system'"):
@@ -188,9 +188,9 @@ def test_nights_with_different_allocators_are_not_comparable(
     mismatch = json.loads(out)["mismatch"]
     assert bool(mismatch) is not same
     if not same:
-        said = f"settings.allocator was '{before or SYSTEM}' and is '{now}'"
-        assert mismatch == [f"{said} (--allocator {before or SYSTEM} measures as before)"]
-        assert said in err
+        words = f"settings.allocator was '{before or SYSTEM}' and is '{now}'"
+        assert mismatch == [f"{words} (--allocator {before or SYSTEM} measures as before)"]
+        assert words in err
 
 
 def test_a_folder_leaves_the_nights_of_the_other_allocator_out(hwbench: Call) -> None:
@@ -198,9 +198,9 @@ def test_a_folder_leaves_the_nights_of_the_other_allocator_out(hwbench: Call) ->
         kept(night(day, KEPT), "nights")
     kept(night(3, None, slower=0.5), "nights")
     code, out, _ = hwbench("check", kept(night(4, KEPT)), "-b", "nights", "--json")
-    told = json.loads(out)
-    assert (code, len(told["baseline"])) == (0, 2)
-    assert any("1 of another machine" in note for note in told["notes"])
+    document = json.loads(out)
+    assert (code, len(document["baseline"])) == (0, 2)
+    assert any("1 of another machine" in note for note in document["notes"])
 
 
 def test_compare_says_in_words_that_it_differs(hwbench: Call) -> None:
@@ -216,18 +216,18 @@ def test_compare_says_in_words_that_it_differs(hwbench: Call) -> None:
 def test_the_processor_keeps_memory_once_and_gives_it_back_when_a_case_closes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(_allocator, "_set", told.append)
-    monkeypatch.setattr(_allocator, "trim", lambda: told.append("trim"))
+    recorded: list[Any] = []
+    monkeypatch.setattr(_allocator, "_set", recorded.append)
+    monkeypatch.setattr(_allocator, "trim", lambda: recorded.append("trim"))
     device = Cpu()
     device.release_memory()  # nothing is kept yet
     device.use_allocator(SYSTEM)
-    assert told == []
+    assert recorded == []
     for _ in range(2):
         device.use_allocator(KEPT)
-    assert told == [((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20))]
+    assert recorded == [((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20))]
     Worker(device).answer(protocol.ForgetRequest())
-    assert told[1:] == ["trim"]
+    assert recorded[1:] == ["trim"]
     with pytest.raises(DeviceError, match="no allocator none"):
         device.use_allocator("none")
 
@@ -290,13 +290,13 @@ class Faulting(Fake):
 def test_what_faults_cost_is_told_and_nothing_else(
     faults: float, seconds: float, ratio: float | None, flagged: bool
 ) -> None:
-    found = allocator.compared(Subject(step=lambda _: None), Faulting(faults, seconds))
-    read = {each.quantity: each for each in found}
+    actual = allocator.compared(Subject(step=lambda _: None), Faulting(faults, seconds))
+    read = {each.quantity: each for each in actual}
     assert read[SYSTEM_FAULTS.name].values == [pytest.approx(faults, abs=0.1)]
     relative = read.get(SYSTEM_RELATIVE.name)
     assert (relative.values if relative else []) == ([pytest.approx(ratio)] if ratio else [])
     assert (relative is not None and relative.note == allocator.DISTURBED) is (seconds == 9e-6)
-    assert allocator.flags(found) == (["system_slower"] if flagged else [])
+    assert allocator.flags(actual) == (["system_slower"] if flagged else [])
 
 
 def reading(note: str | None = None) -> list[Measurement]:

@@ -148,10 +148,10 @@ def test_what_needs_no_torch_and_no_tables_loads_none() -> None:
     """One process does one thing after the other, and is asked what it loaded after each."""
     steps = [f"{code}\nprint({about!r}, {_LOADED})" for about, code in _LIGHT.items()]
     steps.insert(4, "print('members', [m for m in sys.modules if m.startswith('hwbench.formats')])")
-    told = subprocess.check_output(
+    process = subprocess.check_output(
         [sys.executable, "-c", "\n".join(["import sys", *steps])], cwd=ROOT, text=True
     )
-    assert told.splitlines() == [*(f"{about} []" for about in [*list(_LIGHT)[:4], "members"]),
+    assert process.splitlines() == [*(f"{about} []" for about in [*list(_LIGHT)[:4], "members"]),
                                  *(f"{about} []" for about in list(_LIGHT)[4:])]  # fmt: skip
 
 
@@ -193,17 +193,17 @@ def taken_by_place(tree: ast.AST) -> list[int]:
         value: ast.expr
         match node:
             case ast.Subscript(value=value, slice=index) if _name(value) in ("group", "key"):
-                found = _is_place(index)
+                actual = _is_place(index)
             case ast.Starred(value=value):
-                found = _name(value) in ("group", "key")
+                actual = _name(value) in ("group", "key")
             case ast.For(iter=value) | ast.comprehension(iter=value):
                 arguments = value.args if isinstance(value, ast.Call) else [value]
-                found = any(_name(each) == "group" for each in arguments)
+                actual = any(_name(each) == "group" for each in arguments)
             case ast.Assign(targets=[ast.Tuple() | ast.List()], value=value):
-                found = _name(value) == "group"
+                actual = _name(value) == "group"
             case _:
                 continue
-        if found:
+        if actual:
             lines.append(value.lineno)
     return lines
 
@@ -226,23 +226,23 @@ def rows_without_type(tree: ast.Module) -> list[int]:
                 name = _name(target)
             case _:
                 continue
-        said = ast.unparse(annotation)
-        several = isinstance(node, ast.arg) and re.search(r"\[" + _TABLE.pattern, said)
-        if several or (_ROWS.search(name) and _TABLE.search(said)):
+        words = ast.unparse(annotation)
+        several = isinstance(node, ast.arg) and re.search(r"\[" + _TABLE.pattern, words)
+        if several or (_ROWS.search(name) and _TABLE.search(words)):
             lines.append(node.lineno)
     return lines
 
 
 def test_no_group_is_taken_apart_by_places() -> None:
-    found = {path: taken_by_place(ast.parse(path.read_text("utf-8"))) for path in FILES}
-    assert {name: lines for name, lines in found.items() if lines} == {}
+    actual = {path: taken_by_place(ast.parse(path.read_text("utf-8"))) for path in FILES}
+    assert {name: lines for name, lines in actual.items() if lines} == {}
 
 
 def test_no_row_of_the_report_is_a_table_of_strings() -> None:
     paths = sorted((PACKAGE / "report").glob("*.py"))
-    found = {path.name: rows_without_type(ast.parse(path.read_text("utf-8"))) for path in paths}
-    assert "rows.py" in found
-    assert {name: lines for name, lines in found.items() if lines} == {}
+    actual = {path.name: rows_without_type(ast.parse(path.read_text("utf-8"))) for path in paths}
+    assert "rows.py" in actual
+    assert {name: lines for name, lines in actual.items() if lines} == {}
 
 
 @pytest.mark.parametrize(

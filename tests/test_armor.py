@@ -57,15 +57,15 @@ def test_it_is_nearer_than_the_2_4_matrix_that_it_starts_from(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_round_raises_the_error(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
     weight, f, rows = drawn(*shape), build(*shape, block=8), correlated(200, shape[1], seed=2)
-    gram, plain, seen = _gram.moments(rows), [], []
+    gram, plain, recorded = _gram.moments(rows), [], []
     monkeypatch.setattr(Armor, "LEAST_GAIN", 0.0)
     for rounds in (0, 1, 2, 6):
         monkeypatch.setattr(Armor, "ROUNDS", rounds)
         plain.append(relative(f.project(weight).to_dense(), weight))
-        seen.append(outputs(f.project_outputs(weight, rows).to_dense(), weight, gram))
-    for found in (plain, seen):
-        assert found == sorted(found, reverse=True)
-        assert found[-1] < 0.9 * found[0]
+        recorded.append(outputs(f.project_outputs(weight, rows).to_dense(), weight, gram))
+    for each in (plain, recorded):
+        assert each == sorted(each, reverse=True)
+        assert each[-1] < 0.9 * each[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,8 +93,8 @@ def test_by_outputs_it_is_never_worse_than_the_start_of_sparsegpt(
     gram = _gram.moments(rows)
     start = outputs(sparsegpt(weight, rows), weight, gram)
     for block in (4, 16):
-        found = build(*shape, block=block).project_outputs(weight, rows)
-        assert outputs(found.to_dense(), weight, gram) < start
+        projected = build(*shape, block=block).project_outputs(weight, rows)
+        assert outputs(projected.to_dense(), weight, gram) < start
 
 
 def test_blocks_that_turned_a_2_4_matrix_are_undone_in_part() -> None:
@@ -128,11 +128,11 @@ def test_every_step_is_the_best_for_what_is_held() -> None:
 
 def test_activations_lower_the_error_that_the_layer_sees() -> None:
     weight, f = drawn(32, 48), build(block=8)
-    seen = drawn(200, 48, seed=4) * torch.linspace(0.01, 3, 48, dtype=torch.float64)
+    inputs = drawn(200, 48, seed=4) * torch.linspace(0.01, 3, 48, dtype=torch.float64)
     plain, weighed = (
-        f.project(weight, activations=given).to_dense().detach() for given in (None, seen)
+        f.project(weight, activations=given).to_dense().detach() for given in (None, inputs)
     )
-    missed = [float(((weight - each) @ seen.mT).norm()) for each in (plain, weighed)]
+    missed = [float(((weight - each) @ inputs.mT).norm()) for each in (plain, weighed)]
     assert missed[1] < 0.9 * missed[0]
 
 
@@ -194,16 +194,18 @@ def test_what_cannot_be_is_said(
 def test_no_trained_layer_is_worse_than_2_4_by_sparsegpt() -> None:
     """Neither on sentences that it was fitted to nor on held-out ones, there 5 % in the mean."""
     names = [n for shape in TRAINED for n in _packaged.chosen(*shape, 2)]
-    seen, held = (_packaged._seen(texts) for texts in ("calibration", "held_out"))
+    inputs, held = (_packaged._seen(texts) for texts in ("calibration", "held_out"))
     ratios = []
     for name in names:
         weight, module = _trained.linears()[name].double(), name.removesuffix(_packaged.WEIGHT)
-        gram = _gram.moments(seen[module])
-        start = sparsegpt(weight, seen[module])
-        found = build(*weight.shape, block=16).project_outputs(weight, seen[module])
-        assert outputs(found.to_dense(), weight, gram) <= outputs(start, weight, gram), name
+        gram = _gram.moments(inputs[module])
+        start = sparsegpt(weight, inputs[module])
+        projected = build(*weight.shape, block=16).project_outputs(weight, inputs[module])
+        assert outputs(projected.to_dense(), weight, gram) <= outputs(start, weight, gram), name
         rows = held[module].double()
-        missed = [(rows @ (each - weight).mT).norm() for each in (found.to_dense().detach(), start)]
+        missed = [
+            (rows @ (each - weight).mT).norm() for each in (projected.to_dense().detach(), start)
+        ]
         ratios.append(float(missed[0] / missed[1]))
     assert max(ratios) <= 1, ratios
     assert math.prod(ratios) ** (1 / len(ratios)) < 0.95, ratios

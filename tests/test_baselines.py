@@ -32,9 +32,9 @@ def test_baselines_are_kept_by_machine_and_found_again(hwbench: Call) -> None:
             Path(row["path"]).read_bytes() == (Path("runs") / Path(row["path"]).name).read_bytes()
         )
     code, out, _ = hwbench("check", kept(made(9, slower=1.2)), "-b", "baselines", "--json")
-    told = json.loads(out)
+    document = json.loads(out)
     assert code == 1
-    assert [run[6:8] for run in told["baseline"]] == ["01", "02", "03", "04"]
+    assert [run[6:8] for run in document["baseline"]] == ["01", "02", "03", "04"]
     code, out, _ = hwbench("baseline", "prune", "--keep", "2", "--dry-run")
     assert code == 0
     assert len(out.splitlines()) == 2

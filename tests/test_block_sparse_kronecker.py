@@ -42,36 +42,36 @@ def test_blocks_that_are_zero_are_dropped_and_the_rest_is_found(down: int, acros
     f = build(rank=2, out_blocks=down, in_blocks=across, kept_blocks=down * across // 3)
     member = f.random(dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     weight = member.to_dense().detach()
-    found = f.project(weight)
-    assert relative(found.to_dense(), weight) < 1e-6
-    assert torch.equal(found.row_starts, member.row_starts)
-    assert torch.equal(found.columns, member.columns)
+    projected = f.project(weight)
+    assert relative(projected.to_dense(), weight) < 1e-6
+    assert torch.equal(projected.row_starts, member.row_starts)
+    assert torch.equal(projected.columns, member.columns)
 
 
 def test_no_round_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where S follows B, and B what S keeps; with columns of unlike worth too."""
     monkeypatch.setattr(BlockSparseKronecker, "LEAST_GAIN", 0.0)
-    seen = drawn(200, 32, seed=4) * torch.linspace(0.01, 3, 32, dtype=torch.float64)
-    size = seen.square().mean(0).sqrt()
+    inputs = drawn(200, 32, seed=4) * torch.linspace(0.01, 3, 32, dtype=torch.float64)
+    size = inputs.square().mean(0).sqrt()
     weight, f = drawn(24, 32), build(rank=3, out_blocks=6, in_blocks=8)
     plain, weighed = [], []
     for rounds in (1, 2, 4, 16):
         monkeypatch.setattr(BlockSparseKronecker, "ROUNDS", rounds)
         plain.append(error(f, weight))
-        lost = f.project(weight, activations=seen).to_dense().detach() - weight
+        lost = f.project(weight, activations=inputs).to_dense().detach() - weight
         weighed.append(float((lost * size).norm()))
-    for found in (plain, weighed):
-        assert found == sorted(found, reverse=True)
-        assert found[-1] < 0.995 * found[0]
+    for each in (plain, weighed):
+        assert each == sorted(each, reverse=True)
+        assert each[-1] < 0.995 * each[0]
 
 
 def test_activations_lower_the_error_that_the_layer_sees() -> None:
     weight, f = drawn(24, 32), build(rank=3, out_blocks=6, in_blocks=8)
-    seen = drawn(200, 32, seed=4) * torch.linspace(0.01, 3, 32, dtype=torch.float64)
+    inputs = drawn(200, 32, seed=4) * torch.linspace(0.01, 3, 32, dtype=torch.float64)
     plain, weighed = (
-        f.project(weight, activations=given).to_dense().detach() for given in (None, seen)
+        f.project(weight, activations=given).to_dense().detach() for given in (None, inputs)
     )
-    missed = [float(((weight - each) @ seen.mT).norm()) for each in (plain, weighed)]
+    missed = [float(((weight - each) @ inputs.mT).norm()) for each in (plain, weighed)]
     assert missed[1] < 0.9 * missed[0]
 
 

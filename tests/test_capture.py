@@ -30,8 +30,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if request.param == "llama":
-            known = transformers.LlamaConfig(**sizes, bos_token_id=0, eos_token_id=0)
-            model = transformers.LlamaForCausalLM(known)
+            config = transformers.LlamaConfig(**sizes, bos_token_id=0, eos_token_id=0)
+            model = transformers.LlamaForCausalLM(config)
         else:
             model = transformers.BertModel(transformers.BertConfig(**sizes))
         return write(tmp_path_factory.mktemp(request.param), model)
@@ -50,12 +50,12 @@ def test_activations_stand_under_the_names_of_the_weights(
     folder: Path, texts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "acts.safetensors"
-    found = capture(str(folder), texts, out)
+    actual = capture(str(folder), texts, out)
     held, weights = tensors.header(out), tensors.header(folder / "model.safetensors")
     kind = _reading.reader(folder)
     _, mask = kind.tokens(folder, [x for x in texts.read_text().splitlines() if x])
-    assert len(found) == len(kind.shapes(folder))
-    for name, shape in found.items():
+    assert len(actual) == len(kind.shapes(folder))
+    for name, shape in actual.items():
         assert shape == (int(mask.sum()), weights[name].shape[1])
         assert tensors.activations(out, weights[name]) == held[name]
 
@@ -93,13 +93,13 @@ def test_rows_and_layers_are_limited(folder: Path, texts: Path, tmp_path: Path) 
 def test_mistakes_are_said(folder: Path, texts: Path, tmp_path: Path) -> None:
     out, empty = tmp_path / "acts.safetensors", tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    for wanted, arguments in {
+    for expected, arguments in {
         "There is no folder": (str(tmp_path / "nothing"), texts, out),
         "cannot be read": (str(folder), tmp_path / "nothing", out),
         "holds no text": (str(folder), empty, out),
         "Cannot write": (str(folder), texts, empty / "acts.safetensors"),
     }.items():
-        with pytest.raises(UsageError, match=wanted):
+        with pytest.raises(UsageError, match=expected):
             capture(*arguments)
     with pytest.raises(UsageError, match="No linear layer matches"):
         capture(str(folder), texts, out, layers="nothing")
@@ -110,13 +110,13 @@ def test_the_command_writes_what_run_scores_on(
     hwbench: Callable[..., tuple[int, str, str]], folder: Path, texts: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "acts.safetensors"
-    code, shown, _ = hwbench(
+    code, outcome, _ = hwbench(
         *("capture", "--model", str(folder), "--texts", str(texts), "--out", str(out))
     )
     assert code == 0
     name = next(iter(tensors.header(out)))
     weights = folder / "model.safetensors"
-    assert f"--activations {out}" in " ".join(shown.split())
+    assert f"--activations {out}" in " ".join(outcome.split())
     options = {**_own.OPTIONS, "weights": str(weights), "tensor": name, "activations": str(out)}
     rows = _own.activations(options)
     assert rows is not None
@@ -138,7 +138,7 @@ def test_a_line_without_end_is_cut_before_it_is_tokenized(
         return real(path, lines)
 
     monkeypatch.setattr(kind, "tokens", tokens)
-    found = capture(str(folder), texts, tmp_path / "acts.safetensors")
+    actual = capture(str(folder), texts, tmp_path / "acts.safetensors")
     assert {1 << 14, 5000} <= {len(each) for each in given}
     assert max(map(len, given)) == 1 << 14
-    assert found
+    assert actual

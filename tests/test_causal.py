@@ -40,11 +40,11 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-2 of two layers that has seen the calibration text for a few seconds."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        known = transformers.GPT2Config(
+        config = transformers.GPT2Config(
             n_embd=SIDE, n_layer=2, n_head=2, n_positions=64,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **SIZES,
         )  # fmt: skip
-        model = transformers.GPT2LMHeadModel(known)
+        model = transformers.GPT2LMHeadModel(config)
         folder = write(tmp_path_factory.mktemp("gpt2"), model)
         ids, mask = Causal.tokens(folder, _texts.calibration())
         labels = ids.masked_fill(~mask, -100)
@@ -63,11 +63,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of Llama's kind: linear layers without bias, fewer keys than queries."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        known = transformers.LlamaConfig(
+        config = transformers.LlamaConfig(
             hidden_size=SIDE, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
             num_key_value_heads=1, max_position_embeddings=64, **SIZES,
         )  # fmt: skip
-        return write(tmp_path_factory.mktemp("llama"), transformers.LlamaForCausalLM(known))
+        return write(tmp_path_factory.mktemp("llama"), transformers.LlamaForCausalLM(config))
 
 
 def case(folder: Path | str, name: str = "low_rank", density: float = 0.5, **options: Any) -> Case:
@@ -88,8 +88,8 @@ def test_perplexity_is_that_of_transformers_own_loss(
         count += ids.shape[1] - 1
     ids, mask = Causal.tokens(folder, texts)
     assert not mask.all()
-    found = perplexity(Causal.load(folder)(ids, mask), ids, mask)
-    assert found == pytest.approx(math.exp(total / count), rel=1e-5)
+    actual = perplexity(Causal.load(folder)(ids, mask), ids, mask)
+    assert actual == pytest.approx(math.exp(total / count), rel=1e-5)
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
@@ -99,9 +99,9 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large()
 
 def test_dense_keeps_everything(gpt2: Path, llama: Path) -> None:
     for folder in (gpt2, llama):
-        found = scored(case(folder, "dense"))
-        assert found["score"] == pytest.approx(found["original_perplexity"], rel=1e-5)
-        assert found["perplexity_ratio"] == pytest.approx(1, rel=1e-5)
+        values = scored(case(folder, "dense"))
+        assert values["score"] == pytest.approx(values["original_perplexity"], rel=1e-5)
+        assert values["perplexity_ratio"] == pytest.approx(1, rel=1e-5)
     assert scored(case(gpt2, "dense"))["score"] < VOCABULARY / 2  # it has learned something
 
 
@@ -125,9 +125,9 @@ def test_every_linear_layer_but_the_head_is_replaced(gpt2: Path, llama: Path) ->
         assert not [name for name in names if "lm_head" in name]
     attention, output, up, down = (96, 32), (32, 32), (128, 32), (32, 128)
     assert Causal.shapes(gpt2) == [attention, output, up, down] * 2
-    found = Compress().cost(case(gpt2, "dense"), described(case(gpt2, "dense")))
-    assert found is not None
-    assert found.parameters == 2 * 12 * SIDE * SIDE
+    actual = Compress().cost(case(gpt2, "dense"), described(case(gpt2, "dense")))
+    assert actual is not None
+    assert actual.parameters == 2 * 12 * SIDE * SIDE
 
 
 def test_the_command_line_stores_the_model_and_its_score(
@@ -137,9 +137,9 @@ def test_the_command_line_stores_the_model_and_its_score(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(gpt2.parent)
-    asked = ["--suite", "compress", "--model", gpt2.name, "--filter", "weighting=none"]
-    asked += ["--device", "fake", "--format", "low_rank", "--density", "0.15"]
-    code, _, error = hwbench("run", *asked, "--out", str(tmp_path))
+    arguments = ["--suite", "compress", "--model", gpt2.name, "--filter", "weighting=none"]
+    arguments += ["--device", "fake", "--format", "low_rank", "--density", "0.15"]
+    code, _, error = hwbench("run", *arguments, "--out", str(tmp_path))
     assert code == 0, error
     (path,) = tmp_path.glob("*.jsonl")
     assert {p.case.options["model"] for p in read_run(path).planned.values()} == {str(gpt2)}
@@ -193,9 +193,9 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(gpt2: Path, tmp_path: Path
 
 def test_a_model_that_transformers_does_not_know_is_unsupported(gpt2: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(gpt2, tmp_path / "model")
-    told = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     own = {"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
-    (folder / "config.json").write_text(json.dumps(told | own | {"model_type": "mine"}))
+    (folder / "config.json").write_text(json.dumps(config | own | {"model_type": "mine"}))
     (folder / "evil.py").write_text("raise SystemExit('code of a model was run')")
     assert "transformers cannot read" in str(unsupported(case(folder)))
 

@@ -40,10 +40,10 @@ def sweep(*steps: tuple[int, float]) -> list[tuple[float, float]]:
 
 def test_three_levels_are_found_with_their_working_sets() -> None:
     points = sweep((6, 200.0), (6, 90.0), (5, 20.0))
-    found = plateaus(points)
-    assert [level.bytes_per_second for level in found] == [200.0, 90.0, 20.0]
-    assert [level.least_bytes for level in found] == [points[at][0] for at in (0, 6, 12)]
-    assert [level.most_bytes for level in found] == [points[at][0] for at in (5, 11, 16)]
+    plateaus_ = plateaus(points)
+    assert [level.bytes_per_second for level in plateaus_] == [200.0, 90.0, 20.0]
+    assert [level.least_bytes for level in plateaus_] == [points[at][0] for at in (0, 6, 12)]
+    assert [level.most_bytes for level in plateaus_] == [points[at][0] for at in (5, 11, 16)]
 
 
 def test_noise_makes_no_level_and_hides_none() -> None:
@@ -51,27 +51,27 @@ def test_noise_makes_no_level_and_hides_none() -> None:
         (size, rate * (1.0, 0.94, 1.05, 0.97)[number % 4])
         for number, (size, rate) in enumerate(sweep((8, 200.0), (8, 60.0)))
     ]
-    found = plateaus(noisy)
-    assert [level.bytes_per_second for level in found] == [210.0, 63.0]
+    plateaus_ = plateaus(noisy)
+    assert [level.bytes_per_second for level in plateaus_] == [210.0, 63.0]
 
 
 def test_a_slope_is_no_level_and_what_rises_is_the_cost_of_the_call() -> None:
     rising = [(1, 20.0), (1, 40.0), (1, 80.0), (1, 130.0)]
     falling = [(1, 150.0), (1, 110.0), (1, 70.0), (1, 40.0)]
-    found = plateaus(sweep(*rising, (6, 200.0), *falling, (4, 30.0)))
-    assert [level.bytes_per_second for level in found] == [200.0, 30.0]
+    plateaus_ = plateaus(sweep(*rising, (6, 200.0), *falling, (4, 30.0)))
+    assert [level.bytes_per_second for level in plateaus_] == [200.0, 30.0]
 
 
 def test_a_slow_plateau_before_the_fastest_is_no_level() -> None:
-    found = plateaus(sweep((4, 50.0), (5, 200.0), (4, 30.0)))
-    assert [level.bytes_per_second for level in found] == [200.0, 30.0]
+    plateaus_ = plateaus(sweep((4, 50.0), (5, 200.0), (4, 30.0)))
+    assert [level.bytes_per_second for level in plateaus_] == [200.0, 30.0]
 
 
 def test_two_plateaus_of_one_rate_are_one_level() -> None:
     points = sweep((4, 100.0), (1, 60.0), (4, 104.0), (4, 20.0))
-    found = plateaus(points)
-    assert [level.bytes_per_second for level in found] == [104.0, 20.0]
-    assert found[0].least_bytes == points[0][0]
+    plateaus_ = plateaus(points)
+    assert [level.bytes_per_second for level in plateaus_] == [104.0, 20.0]
+    assert plateaus_[0].least_bytes == points[0][0]
 
 
 def test_a_level_is_named_after_the_smallest_cache_that_holds_its_middle() -> None:
@@ -92,10 +92,10 @@ def fake() -> Fake:
 def measured(device: Device, dtypes: list[str], *, full: bool = False) -> dict[str, Any]:
     """The ceilings as the runner gets them, and a run file holds them."""
     reply = protocol.CeilingsReply(ceilings=measure_ceilings(device, dtypes, full=full))
-    told = protocol.decode_reply(protocol.encode(reply))
-    assert isinstance(told, protocol.CeilingsReply)
-    found: dict[str, Any] = msgspec.to_builtins(told.ceilings)
-    return found
+    result = protocol.decode_reply(protocol.encode(reply))
+    assert isinstance(result, protocol.CeilingsReply)
+    actual: dict[str, Any] = msgspec.to_builtins(result.ceilings)
+    return actual
 
 
 def test_the_last_level_of_a_sweep_is_the_memory() -> None:
@@ -103,37 +103,37 @@ def test_the_last_level_of_a_sweep_is_the_memory() -> None:
         protocol.Moved(working_set_bytes=2**each, bytes_per_second=9e10 if each < 18 else 2e10)
         for each in range(14, 24)
     ]
-    found = levels(sweep, {"L2": 2**18})
-    assert [level.name for level in found] == ["L2", "memory"]
-    assert found[-1].working_set_bytes == [2**18, 2**23]
+    actual = levels(sweep, {"L2": 2**18})
+    assert [level.name for level in actual] == ["L2", "memory"]
+    assert actual[-1].working_set_bytes == [2**18, 2**23]
     (alone,) = levels(sweep[-1:], {})  # one working set is no plateau, and the memory all the same
     assert (alone.name, alone.working_set_bytes) == ("memory", [2**23, 2**23])
 
 
 def test_the_short_form_has_what_a_run_needs() -> None:
-    found = measured(fake(), ["float32", "bfloat16"])
-    assert set(found) == {"matmul", "copy", "launch", "disturbed"}
-    assert found["disturbed"] == 0
+    values = measured(fake(), ["float32", "bfloat16"])
+    assert set(values) == {"matmul", "copy", "launch", "disturbed"}
+    assert values["disturbed"] == 0
     rate = 2 * 64**3 / (2 * 64**3 / FLOPS_PER_SECOND + LAUNCH_SECONDS)
     reached = {"flops_per_second": pytest.approx(rate), "shape": [64, 64, 64]}
-    assert found["matmul"]["float32"] == {
+    assert values["matmul"]["float32"] == {
         **reached,
         "library": "torch.mm",
         "libraries": {"torch.mm": reached},
     }
-    assert found["copy"]["bytes_per_second"] == pytest.approx(BYTES_PER_SECOND, rel=0.05)
-    assert found["launch"]["seconds"] == pytest.approx(LAUNCH_SECONDS, rel=1e-3)
-    assert found["launch"]["graph"] == "fake has no graphs."
+    assert values["copy"]["bytes_per_second"] == pytest.approx(BYTES_PER_SECOND, rel=0.05)
+    assert values["launch"]["seconds"] == pytest.approx(LAUNCH_SECONDS, rel=1e-3)
+    assert values["launch"]["graph"] == "fake has no graphs."
 
 
 def test_the_full_form_names_the_best_size_and_keeps_the_sweep() -> None:
-    found = measured(fake(), ["float32"], full=True)
-    sizes = {at["shape"][0]: at["flops_per_second"] for at in found["matmul"]["float32"]["sweep"]}
-    assert sizes[32] < sizes[64] == found["matmul"]["float32"]["flops_per_second"]
+    values = measured(fake(), ["float32"], full=True)
+    sizes = {at["shape"][0]: at["flops_per_second"] for at in values["matmul"]["float32"]["sweep"]}
+    assert sizes[32] < sizes[64] == values["matmul"]["float32"]["flops_per_second"]
     for name, arrays in (("copy", 2), ("triad", 3)):
-        sets = [at["working_set_bytes"] for at in found[name]["sweep"]]
+        sets = [at["working_set_bytes"] for at in values[name]["sweep"]]
         assert sets == sorted(sets)
-        assert found[name]["working_set_bytes"] == sets[-1] <= Fake.copy_bytes
+        assert values[name]["working_set_bytes"] == sets[-1] <= Fake.copy_bytes
         assert all(size % (4 * arrays) == 0 for size in sets)
 
 
@@ -152,8 +152,8 @@ def test_other_precisions_belong_to_the_full_form_and_are_set_back() -> None:
 
     assert list(measured(Two(), ["float32"])["matmul"]) == ["float32"]
     assert switched == []
-    found = measured(Two(), ["float32"], full=True)
-    assert list(found["matmul"]) == ["float32", "float32_other"]
+    values = measured(Two(), ["float32"], full=True)
+    assert list(values["matmul"]) == ["float32", "float32_other"]
     assert switched == len(switched) // 2 * ["on", "off"] != []
 
 
@@ -268,8 +268,8 @@ def test_a_size_that_would_take_all_the_time_is_left_out() -> None:
     class Slow(Fake):
         matmul_sweep = (64, 65536)
 
-    found = measured(Slow(effects={"replicate": 0}), ["float32"], full=True)
-    assert [at["shape"][0] for at in found["matmul"]["float32"]["sweep"]] == [64]
+    values = measured(Slow(effects={"replicate": 0}), ["float32"], full=True)
+    assert [at["shape"][0] for at in values["matmul"]["float32"]["sweep"]] == [64]
 
 
 def test_a_processor_copies_more_than_its_caches_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,14 +358,14 @@ def test_of_two_looks_each_library_keeps_its_better_one(cache: Path) -> None:
 
     class Two(Worker):
         def ask(self, request: Any, expected: Any, timeout_seconds: float) -> Any:
-            found = super().ask(request, expected, timeout_seconds).ceilings
+            actual = super().ask(request, expected, timeout_seconds).ceilings
             best = msgspec.convert(looks.pop(0), protocol.BestProduct)
-            return protocol.CeilingsReply(ceilings=replace(found, matmul={"float32": best}))
+            return protocol.CeilingsReply(ceilings=replace(actual, matmul={"float32": best}))
 
     worker = Two(disturbed=0.8)
     ceilings.of_machine(worker, reply(), 2, {"float32"})
-    found = ceilings.of_machine(worker, reply(), 2, {"float32"})["matmul"]["float32"]
-    assert found == entry(mm=4.0, packed=5.0)
+    actual = ceilings.of_machine(worker, reply(), 2, {"float32"})["matmul"]["float32"]
+    assert actual == entry(mm=4.0, packed=5.0)
 
 
 def test_a_dtype_added_on_a_busy_machine_marks_them_all(cache: Path) -> None:
@@ -382,10 +382,10 @@ def test_without_dtypes_nothing_is_measured(cache: Path) -> None:
 
 def test_the_full_form_takes_the_place_of_what_was_kept(cache: Path) -> None:
     ceilings.of_machine(Worker(), reply(), 2, {"float32"})
-    found = ceilings.measure(Worker(3.0), reply(), 2, ["float32"])
-    assert found["form"] == "full"
+    actual = ceilings.measure(Worker(3.0), reply(), 2, ["float32"])
+    assert actual["form"] == "full"
     after = Worker()
-    assert ceilings.of_machine(after, reply(), 2, {"float32"}) == found
+    assert ceilings.of_machine(after, reply(), 2, {"float32"}) == actual
     assert after.asked == []
 
 
@@ -413,18 +413,18 @@ WHOLE = {
 
 def damaged() -> list[str]:
     """Files that are none, and one that is whole with each of its numbers made impossible."""
-    found = ["", "{", "[]", "{}", '{"matmul": 3}', '{"matmul": {"x": {}}}', "[" * 100_000]
+    actual = ["", "{", "[]", "{}", '{"matmul": 3}', '{"matmul": {"x": {}}}', "[" * 100_000]
     for place in places(WHOLE):
-        found.append(json.dumps(changed(WHOLE, place, None, drop=True)))
+        actual.append(json.dumps(changed(WHOLE, place, None, drop=True)))
         if place[-1] not in ("shape", 0, 1, 2):
             values = ("x", None, True, [], -1.0, 1e308)
-            found += [json.dumps(changed(WHOLE, place, v, drop=False)) for v in values]
+            actual += [json.dumps(changed(WHOLE, place, v, drop=False)) for v in values]
         if str(place[-1]).endswith("second"):
-            found.append(json.dumps(changed(WHOLE, place, 1e-300, drop=False)))
+            actual.append(json.dumps(changed(WHOLE, place, 1e-300, drop=False)))
     whole = [json.dumps(changed(WHOLE, ("matmul", "float32"), None, drop=True))]
     unread = [changed(WHOLE, ("matmul", "float32", "shape", *at), None, drop=True)
               for at in [(), (0,), (1,), (2,)]]  # fmt: skip
-    return [text for text in found if text not in whole + [json.dumps(each) for each in unread]]
+    return [text for text in actual if text not in whole + [json.dumps(each) for each in unread]]
 
 
 @pytest.mark.parametrize("text", damaged(), ids=lambda text: text[:80])
@@ -446,9 +446,9 @@ def test_where_nothing_can_be_kept_the_ceilings_say_so(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    found = ceilings.of_machine(Worker(), reply(), 2, {"float32"})
-    assert found["matmul"]["float32"] == {"flops_per_second": 1.0, "shape": SHAPE}
-    assert "cannot be written" in found["not_kept"]
+    actual = ceilings.of_machine(Worker(), reply(), 2, {"float32"})
+    assert actual["matmul"]["float32"] == {"flops_per_second": 1.0, "shape": SHAPE}
+    assert "cannot be written" in actual["not_kept"]
 
 
 def test_the_folder_follows_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,8 +465,8 @@ def test_the_folder_follows_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_verb_measures_shows_and_keeps(cache: Path, hwbench: Call) -> None:
     code, out, err = hwbench("ceilings", "--device", "fake", "--json")
     assert code == 0, err
-    found = json.loads(out)
-    assert set(found["matmul"]) == {"float32", "bfloat16", "float16", "float64"}
+    document = json.loads(out)
+    assert set(document["matmul"]) == {"float32", "bfloat16", "float16", "float64"}
     code, out, err = hwbench("ceilings", "--device", "fake")
     assert code == 0, err
     for words in ("matrix product", "memory level", "smallest call", f"Kept in {cache}"):

@@ -194,10 +194,10 @@ def test_damaged_and_unfinished_runs_of_a_folder_are_told(hwbench: Call) -> None
     confirming.header = replace(confirming.header, arguments={"confirms": "another"})
     kept(confirming, "nights")
     code, out, _ = hwbench("check", kept(made(9)), "-b", "nights", "--json")
-    told = json.loads(out)
+    document = json.loads(out)
     assert code == 0
-    assert len(told["baseline"]) == 5
-    assert told["notes"] == [
+    assert len(document["baseline"]) == 5
+    assert document["notes"] == [
         "Runs in nights that are left out: 1 cannot be read; 1 damaged; 1 not finished."
     ]
 
@@ -209,14 +209,14 @@ def test_the_window_is_the_last_runs_and_fewer_raise_the_threshold(hwbench: Call
     _, out, _ = hwbench("check", new, "-b", "nights", "--json")
     assert [run[6:8] for run in json.loads(out)["baseline"]] == ["04", "05", "06", "07", "08"]
     _, out, _ = hwbench("check", new, "-b", "nights", "--window", "3", "--json")
-    told = json.loads(out)
-    assert [run[6:8] for run in told["baseline"]] == ["06", "07", "08"]
-    assert told["used_threshold"] == told["threshold"] == 0.03
+    document = json.loads(out)
+    assert [run[6:8] for run in document["baseline"]] == ["06", "07", "08"]
+    assert document["used_threshold"] == document["threshold"] == 0.03
     _, out, _ = hwbench("check", kept(made(3), "later"), "-b", "nights", "--json")
-    told = json.loads(out)
-    assert [run[6:8] for run in told["baseline"]] == ["01", "02"]
-    assert told["used_threshold"] == pytest.approx(0.03 * (1.5 / 1.2) ** 0.5)
-    assert "Against 2 baseline runs instead of 5 the threshold is 3.4 %" in told["notes"][0]
+    document = json.loads(out)
+    assert [run[6:8] for run in document["baseline"]] == ["01", "02"]
+    assert document["used_threshold"] == pytest.approx(0.03 * (1.5 / 1.2) ** 0.5)
+    assert "Against 2 baseline runs instead of 5 the threshold is 3.4 %" in document["notes"][0]
 
 
 def test_another_version_is_told_and_compared(hwbench: Call) -> None:
@@ -258,9 +258,9 @@ def test_one_byte_more_is_a_regression_and_one_less_an_improvement(hwbench: Call
     ):
         new = kept(with_bytes(made(day), peak))
         code, out, _ = hwbench("check", new, "-b", "nights", "--metric", "memory", "--json")
-        told = json.loads(out)
+        document = json.loads(out)
         assert code == expected
-        assert [c["verdict"] for c in told["changes"] if c["ratio"]] == [verdict]
+        assert [c["verdict"] for c in document["changes"] if c["ratio"]] == [verdict]
         assert hwbench("check", new, "-b", "nights")[0] == 0  # by time nothing changed
 
 
@@ -287,9 +287,9 @@ def test_a_worse_score_of_the_same_seeds_is_a_regression(hwbench: Call) -> None:
     for day, worse, expected in ((8, 1.0, 0), (9, 1.1, 1), (10, 0.9, 0)):
         code, out, _ = hwbench("check", kept(seeded(day, worse)), "-b", "nights", "--json")
         assert code == expected
-        (told,) = json.loads(out)["changes"]
-        assert told["metric"] == "score"
-        assert told["ratio"] == pytest.approx(worse)
+        (document,) = json.loads(out)["changes"]
+        assert document["metric"] == "score"
+        assert document["ratio"] == pytest.approx(worse)
 
 
 def test_the_replicates_that_are_named_would_decide(hwbench: Call) -> None:
@@ -327,16 +327,16 @@ def test_what_is_flagged_is_measured_again_with_its_dense(
     (old,), (new,) = Path("old").glob("*.jsonl"), Path("new").glob("*.jsonl")
     check = ["check", str(new), "-b", str(old), "--confirm", "--json"]
     code, out, err = hwbench(*check)
-    told = json.loads(out)
-    assert code == told["exit"] == 1
+    document = json.loads(out)
+    assert code == document["exit"] == 1
     assert one_sentence(err) == "hwbench: Regressed (confirmed): 1 case."
-    assert [c["case"].split("/")[4] for c in told["changes"] if c["confirmed"]] == ["t512"]
+    assert [c["case"].split("/")[4] for c in document["changes"] if c["confirmed"]] == ["t512"]
     again = new.with_name(f"{new.stem}-confirm.jsonl")
-    found = read_run(again)
-    assert {planned.case.format for planned in found.planned.values()} == {"dense", "low_rank"}
-    assert {planned.case.tokens for planned in found.planned.values()} == {512}
-    assert {result.replicate for result in found.results} == {0, 1, 2}
-    seeds = {result.seed for result in found.results}
+    run_ = read_run(again)
+    assert {planned.case.format for planned in run_.planned.values()} == {"dense", "low_rank"}
+    assert {planned.case.tokens for planned in run_.planned.values()} == {512}
+    assert {result.replicate for result in run_.results} == {0, 1, 2}
+    seeds = {result.seed for result in run_.results}
     assert not seeds & {result.seed for result in read_run(new).results}
     before = again.read_bytes()
     assert hwbench(*check)[0] == 1  # no second chance: the confirmation that is there counts
@@ -386,8 +386,8 @@ def test_twenty_thousand_cases_are_checked_in_seconds(hwbench: Call) -> None:
     read = time.process_time() - begun
     begun = time.process_time()
     code, out, _ = hwbench("check", new, "-b", old, "--json")
-    taken = time.process_time() - begun
+    used = time.process_time() - begun
     assert (code, len(json.loads(out)["changes"])) == (0, len(cases))
     # Seconds of the processor, beside those of reading both runs: evidence/scale.py tells seconds
     # of a quiet machine, and this holds on any.
-    assert taken < 6 * read
+    assert used < 6 * read

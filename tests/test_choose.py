@@ -44,30 +44,30 @@ def least(groups: list[list[Option]], budget: float) -> float | None:
 
 @given(_GROUPS, st.integers(0, 3000))
 def test_the_solver_finds_the_least_of_all_choices(groups, budget):
-    found = _knapsack.solve(groups, budget)
-    wanted = least(groups, budget)
-    if found is None:
-        assert wanted is None
+    solution = _knapsack.solve(groups, budget)
+    expected = least(groups, budget)
+    if solution is None:
+        assert expected is None
         return
-    picked = [group[i] for group, i in zip(groups, found.chosen, strict=True)]
+    picked = [group[i] for group, i in zip(groups, solution.chosen, strict=True)]
     assert sum(option.cost for option in picked) <= budget * (1 + 1e-6)
-    assert sum(option.loss for option in picked) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
-    assert found.gap <= 1e-6
+    assert sum(option.loss for option in picked) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert solution.gap <= 1e-6
 
 
 def test_a_budget_that_a_real_model_has_is_solved_to_the_end():
     """Two hundred layers with thirty options each; the gap is proven, and greedy is not better."""
-    drawn = random.Random(3)
+    rng = random.Random(3)
     groups = [
-        [Option(10 * d * (0.8 + 0.4 * drawn.random()), (1 - d) ** 2 * drawn.random())
-         for d in [1.0, *(drawn.random() for _ in range(29))]]
+        [Option(10 * d * (0.8 + 0.4 * rng.random()), (1 - d) ** 2 * rng.random())
+         for d in [1.0, *(rng.random() for _ in range(29))]]
         for _ in range(200)
     ]  # fmt: skip
     budget = 0.5 * sum(group[0].cost for group in groups)
-    found = _knapsack.solve(groups, budget)
-    assert found is not None
-    assert found.gap < 1e-4
-    picked = [group[i] for group, i in zip(groups, found.chosen, strict=True)]
+    solution = _knapsack.solve(groups, budget)
+    assert solution is not None
+    assert solution.gap < 1e-4
+    picked = [group[i] for group, i in zip(groups, solution.chosen, strict=True)]
     assert sum(o.cost for o in picked) <= budget * (1 + 1e-6)
     price = 0.05  # any price of a unit of cost bounds the loss from below
     bound = sum(min(o.loss + price * o.cost for o in group) for group in groups) - price * budget
@@ -113,10 +113,10 @@ def test_what_the_solver_prints_is_not_printed(
     ],
 )
 def test_a_budget_is_a_share_of_what_dense_costs(text, kind, share):
-    found = Budget.parse(text)
-    assert found.kind == kind
-    assert found.share == pytest.approx(share)
-    assert Budget.parse(str(found)) == found
+    actual = Budget.parse(text)
+    assert actual.kind == kind
+    assert actual.share == pytest.approx(share)
+    assert Budget.parse(str(actual)) == actual
 
 
 @pytest.mark.parametrize("text", ["", "50%", "bytes", "bytes=50", "bytes=0%", "bytes=101%",
@@ -143,30 +143,30 @@ LAYERS = [layer("a", 0.3, 0.9), layer("b", 0.1, 0.2)]
 
 
 def test_what_loses_less_is_cut_more():
-    found = choose.choose(LAYERS, Budget("bytes", 0.625))
-    assert found.picked == {"a": "dense", "b": "q"}
-    assert found.planned.loss == pytest.approx(0.2)
-    assert (found.single, found.alone.loss) == ("half", pytest.approx(0.4))
-    assert found.planned.bytes == 125
+    choice = choose.choose(LAYERS, Budget("bytes", 0.625))
+    assert choice.picked == {"a": "dense", "b": "q"}
+    assert choice.planned.loss == pytest.approx(0.2)
+    assert (choice.single, choice.alone.loss) == ("half", pytest.approx(0.4))
+    assert choice.planned.bytes == 125
 
 
 def test_the_plan_is_never_worse_than_the_best_single_format():
-    drawn = random.Random(1)
+    rng = random.Random(1)
     for _ in range(30):
         layers = [
             Layer(str(n), (8, 8), {"dense": costs(4, 100, 0)} | {
-                str(d): costs(4 * drawn.random(), d, drawn.random()) for d in (20, 40, 80)
+                str(d): costs(4 * rng.random(), d, rng.random()) for d in (20, 40, 80)
             })
             for n in range(6)
         ]  # fmt: skip
         for kind, share in itertools.product(("bytes", "time", "params"), (0.5, 0.7, 0.9)):
             try:
-                found = choose.choose(layers, Budget(kind, share))
+                choice = choose.choose(layers, Budget(kind, share))
             except UsageError:
                 continue
-            assert found.planned.of(kind) <= share * found.dense.of(kind) * (1 + 1e-6)
-            if found.alone is not None:
-                assert found.planned.loss <= found.alone.loss * (1 + 1e-6)
+            assert choice.planned.of(kind) <= share * choice.dense.of(kind) * (1 + 1e-6)
+            if choice.alone is not None:
+                assert choice.planned.loss <= choice.alone.loss * (1 + 1e-6)
 
 
 def test_one_format_that_wins_everywhere_is_told():
@@ -208,13 +208,13 @@ def test_a_plan_is_made_applied_and_made_again(
     from hwbench.workloads._bert import Bert
 
     out = tmp_path / "out"
-    code, shown, error = hwbench(*asked, "--budget", "bytes=80%", "--apply", str(out))
+    code, outcome, error = hwbench(*asked, "--budget", "bytes=80%", "--apply", str(out))
     assert code == 0, error
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["predicted"]["bytes"] <= 0.8 * plan["dense"]["bytes"]
     assert plan["gap"] <= 1e-6
-    assert f"The model is in {out}" in shown
-    assert "The whole model: embedding cosine" in shown
+    assert f"The model is in {out}" in outcome
+    assert "The whole model: embedding cosine" in outcome
     import hwbench as package
 
     back = package.load_converted(out, Bert(ENCODER).eval())
@@ -228,9 +228,9 @@ def test_a_plan_is_made_applied_and_made_again(
     assert code == 0, error
     assert json.loads(again)["layers"] == plan["layers"]
     anew = ["--from", plan["run"], "--budget", "bytes=100%", "--out", str(tmp_path / "whole.json")]
-    code, shown, error = hwbench("choose", *anew)
+    code, outcome, error = hwbench("choose", *anew)
     assert code == 0, error
-    assert shown.startswith("One format wins everywhere: dense.")
+    assert outcome.startswith("One format wins everywhere: dense.")
 
 
 def test_the_errors_and_times_of_a_run_are_those_of_its_cases(
@@ -238,8 +238,8 @@ def test_the_errors_and_times_of_a_run_are_those_of_its_cases(
 ) -> None:
     assert hwbench(*asked, "--budget", "bytes=90%", "--objective", "error")[0] == 0
     (path,) = (tmp_path / "runs").glob("*.jsonl")
-    found = read_run(path)
-    layers = choose.layers_of(found)
+    run = read_run(path)
+    layers = choose.layers_of(run)
     assert len(layers) == 6
     for layer in layers:
         assert set(layer.options) == {"dense", "low_rank density=0.5", "low_rank density=0.9"}
@@ -249,7 +249,7 @@ def test_the_errors_and_times_of_a_run_are_those_of_its_cases(
         assert (
             layer.options["low_rank density=0.9"].loss < layer.options["low_rank density=0.5"].loss
         )
-    counts = {p.case.count for p in found.planned.values() if p.case.workload == "linear"}
+    counts = {p.case.count for p in run.planned.values() if p.case.workload == "linear"}
     assert counts == {4, 1}
 
 
@@ -291,8 +291,8 @@ def test_an_encoder_that_is_quantised_is_one_sentence(
     values = load_file(folder / "model.safetensors")
     coded = {n: v.to(torch.int8) if n.endswith("query.weight") else v for n, v in values.items()}
     save_file(coded, folder / "model.safetensors")
-    code, shown, error = hwbench(*asked, "--budget", "bytes=80%")
-    assert code == 2, shown
+    code, outcome, error = hwbench(*asked, "--budget", "bytes=80%")
+    assert code == 2, outcome
     assert "as I8, which is quantised" in error
     assert error.count("\n") == 1
 
@@ -321,9 +321,9 @@ def test_a_file_that_is_no_plan_is_one_sentence(told, words, tmp_path):
 def test_a_plan_that_was_changed_is_told(hwbench: Call, asked: list[str], tmp_path: Path) -> None:
     assert hwbench(*asked, "--budget", "bytes=60%")[0] == 0
     path = tmp_path / "plan.json"
-    told = json.loads(path.read_text())
-    told["layers"].popitem()
-    path.write_text(json.dumps(told))
+    document = json.loads(path.read_text())
+    document["layers"].popitem()
+    path.write_text(json.dumps(document))
     with pytest.raises(UsageError, match="it was changed"):
         choose.again(path)
 
@@ -339,13 +339,13 @@ def test_the_error_of_a_layer_is_that_of_its_output(tiny: Path) -> None:
 
     name = "encoder.layer.0.attention.self.query"
     case = scored_case("layer_error", "low_rank", 16, model=str(tiny), layer=name)
-    model, seen = _reading.read(str(tiny))
-    weight, rows = model.linears()[name].weight.detach(), seen[name]
+    model, inputs = _reading.read(str(tiny))
+    weight, rows = model.linears()[name].weight.detach(), inputs[name]
     near = described(case).project(weight, activations=rows[0::2]).to_dense()
     x = rows[1::2].double()
-    wanted = torch.linalg.norm(x @ (weight - near).double().mT)
-    wanted = float(wanted.detach() / torch.linalg.norm(x @ weight.double().mT))
-    assert scored(case)["score"] == pytest.approx(wanted, rel=1e-5)
+    expected = torch.linalg.norm(x @ (weight - near).double().mT)
+    expected = float(expected.detach() / torch.linalg.norm(x @ weight.double().mT))
+    assert scored(case)["score"] == pytest.approx(expected, rel=1e-5)
     assert unsupported(case) is None
     for layer, words in (("encoder.x", "Unknown layer"), ("encoder.layer.0.output.dense", "16×32")):
         other = scored_case("layer_error", "low_rank", 16, model=str(tiny), layer=layer)
@@ -364,25 +364,25 @@ def test_the_output_is_judged_with_this_layer_alone_changed(tiny: Path) -> None:
     name = "encoder.layer.0.attention.self.value"
     options = {"model": str(tiny), "layer": name, "judged": "output"}
     case = scored_case("layer_error", "low_rank", 16, **options)
-    model, seen = _reading.read(str(tiny))
+    model, inputs = _reading.read(str(tiny))
     before = model.linears()[name].weight.clone()
-    found = scored(case)["score"]
+    values = scored(case)["score"]
     assert torch.equal(model.linears()[name].weight, before)
     assert scored(scored_case("layer_error", "dense", 16, **options))["score"] == 0
     changed = copy.deepcopy(model)
-    near = described(case).project(before, activations=seen[name][0::2])
+    near = described(case).project(before, activations=inputs[name][0::2])
     changed.get_submodule("encoder.layer.0.attention.self").value = near
     near.bias = model.linears()[name].bias
-    ids, mask, wanted = _reading.last_states(str(tiny))
+    ids, mask, expected = _reading.last_states(str(tiny))
     with torch.no_grad():
-        moved = changed.states(ids, mask)[-1][mask] - wanted
-    assert found == pytest.approx(float(moved.norm() / wanted.norm()), rel=1e-3)
+        moved = changed.states(ids, mask)[-1][mask] - expected
+    assert values == pytest.approx(float(moved.norm() / expected.norm()), rel=1e-3)
 
 
 def test_the_objective_stands_in_the_plan(hwbench: Call, asked: list[str], tmp_path: Path) -> None:
-    code, shown, error = hwbench(*asked, "--budget", "bytes=60%", "--objective", "output")
+    code, outcome, error = hwbench(*asked, "--budget", "bytes=60%", "--objective", "output")
     assert code == 0, error
-    assert "the model's relative error" in shown
+    assert "the model's relative error" in outcome
     assert json.loads((tmp_path / "plan.json").read_text())["objective"] == "output"
     choose.again(tmp_path / "plan.json")
 

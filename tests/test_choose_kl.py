@@ -40,15 +40,15 @@ GROUP = "model.model.layers.{0-1}.mlp.up_proj"
 
 def models() -> list[list[_groups.Named]]:
     """Layers of models of many depths: plain, with kinds at some depths only, with odd shapes."""
-    drawn, found = random.Random(4), []
+    rng, collected = random.Random(4), []
     for depth in (1, 2, 5, 12, 31):
         layers: list[_groups.Named] = [("embed.proj", 8, 8)]
         for place in range(depth):
             for kind, side in (("attn.q", 8), ("attn.v", 4), ("mlp.experts.0.up", 16)):
-                if drawn.random() < 0.8:
-                    layers.append((f"m.layers.{place}.{kind}", side * drawn.choice((1, 1, 2)), 8))
-        found.append(layers)
-    return found
+                if rng.random() < 0.8:
+                    layers.append((f"m.layers.{place}.{kind}", side * rng.choice((1, 1, 2)), 8))
+        collected.append(layers)
+    return collected
 
 
 @pytest.mark.parametrize("layers", models(), ids=len)
@@ -79,10 +79,10 @@ def test_a_kind_is_cut_into_parts_of_the_depth() -> None:
 
 
 def grouped_layers(seed: int) -> list[Layer]:
-    drawn = random.Random(seed)
+    rng = random.Random(seed)
     layers = []
     for group in range(4):
-        s, losses = 10 ** drawn.uniform(-3, 1), [drawn.random() for _ in range(4)]
+        s, losses = 10 ** rng.uniform(-3, 1), [rng.random() for _ in range(4)]
         labels = [f"{name} density={d}" for name in ("low_rank", "csr") for d in (0.4, 0.8)]
         options = {
             label: Costs(1.0, 100 * float(label[-3:]), 25, s * loss)
@@ -99,17 +99,17 @@ def grouped_layers(seed: int) -> list[Layer]:
 def test_candidates_meet_the_budget_and_hold_every_format_alone(seed: int) -> None:
     budget = Budget("bytes", 0.8)
     choice = choose.choose(grouped_layers(seed), budget)
-    found = _choosing.candidates(choice)
-    for picked in found.values():
+    candidates = _choosing.candidates(choice)
+    for picked in candidates.values():
         costs = _choosing.total(choice.layers, picked)
         assert costs.bytes <= 0.8 * choice.dense.bytes * (1 + 1e-6)
         for group in range(4):
             assert len({picked[f"{group}.{n}"] for n in range(2)}) == 1
     alone = [
-        set(picked.values()).pop() for picked in found.values() if len({*picked.values()}) == 1
+        set(picked.values()).pop() for picked in candidates.values() if len({*picked.values()}) == 1
     ]
     assert {label.split()[0] for label in alone} == {"low_rank", "csr"}
-    values = list(map(json.dumps, found.values()))
+    values = list(map(json.dumps, candidates.values()))
     assert len(set(values)) == len(values)
 
 
@@ -123,15 +123,15 @@ def test_the_variants_are_believed_as_they_say() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_kept_is_never_worse_than_a_single_format(seed: int) -> None:
     choice = choose.choose(grouped_layers(seed), Budget("bytes", 0.8))
-    every, drawn = _choosing.candidates(choice), random.Random(seed)
-    lost = {name: drawn.random() for name in every}
-    kept = _choosing.decided(choice, lost)
-    assert lost[kept.kept] == min(lost.values())
-    assert kept.picked == every[kept.kept]
+    every, rng = _choosing.candidates(choice), random.Random(seed)
+    lost = {name: rng.random() for name in every}
+    result = _choosing.decided(choice, lost)
+    assert lost[result.kept] == min(lost.values())
+    assert result.picked == every[result.kept]
     singles = {name: lost[name] for name in every if len({*every[name].values()}) == 1}
-    assert kept.single == min(singles, key=singles.__getitem__)
-    lost[kept.single] = 0.0
-    assert _choosing.decided(choice, lost).wins_everywhere == kept.single
+    assert result.single == min(singles, key=singles.__getitem__)
+    lost[result.single] = 0.0
+    assert _choosing.decided(choice, lost).wins_everywhere == result.single
     with pytest.raises(UsageError, match="None of the candidates"):
         _choosing.decided(choice, {"x": 1.0})
 
@@ -158,15 +158,15 @@ def test_a_plan_of_a_decoder_is_measured_against_single_formats_and_made_again(
     hwbench: Call, asked: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "plan.json"
-    code, shown, error = hwbench(*asked, "--budget", "params=80%")
+    code, outcome, error = hwbench(*asked, "--budget", "params=80%")
     assert code == 0, error
     plan = json.loads(path.read_text())
     assert plan["objective"] == "kl"
     assert "low_rank density=0.8" in plan["measured"]
     assert plan["best_single"] == "low_rank density=0.8"
     assert plan["measured"][plan["kept"]] == min(plan["measured"].values())
-    assert f"{plan['kept']}" in shown
-    assert "Whole candidates" in shown
+    assert f"{plan['kept']}" in outcome
+    assert "Whole candidates" in outcome
     assert plan["predicted"]["parameters"] <= 0.8 * plan["dense"]["parameters"] * (1 + 1e-6)
 
     code, again, error = hwbench("choose", "--plan", str(path), "--json")
@@ -189,18 +189,18 @@ def test_a_plan_applied_from_its_file_is_the_model_that_was_measured(
     path, out = tmp_path / "plan.json", tmp_path / "small"
     assert hwbench(*asked, "--budget", "params=90%")[0] == 0
     again = ["choose", "--plan", str(path), "--apply", str(out), "--device", "fake"]
-    code, shown, error = hwbench(*again, "--runs", str(tmp_path / "runs"))
+    code, outcome, error = hwbench(*again, "--runs", str(tmp_path / "runs"))
     assert code == 0, error
-    assert "KL in nats a token" in shown
+    assert "KL in nats a token" in outcome
     plan = json.loads(path.read_text())
     blank = transformers.AutoModelForCausalLM.from_pretrained(decoder).eval()
     small = package.load_converted(out, blank)
     ids, mask, _ = _reading.last_states(str(decoder), "prose")
     loaded = _reading.read(str(decoder), "prose")[0]
     with torch.no_grad():
-        wanted = F.log_softmax(loaded(ids, mask)[mask], -1)
+        expected = F.log_softmax(loaded(ids, mask)[mask], -1)
         ours = F.log_softmax(small(input_ids=ids, attention_mask=mask.long()).logits[mask], -1)
-    exact = float((wanted.exp() * (wanted - ours)).sum(-1).mean())
+    exact = float((expected.exp() * (expected - ours)).sum(-1).mean())
     measured = {f"{value:.3g}" for value in plan["measured"].values()}
     assert f"{exact:.3g}" in measured
 
@@ -238,19 +238,19 @@ def test_the_divergence_of_a_group_is_that_of_the_model_with_its_layers_changed(
     case = scored_case("layer_error", "low_rank", 32, layer=GROUP, **options)
     case = replace(case, out_features=48)
     assert unsupported(case) is None
-    found = scored(case)["score"]
-    loaded, seen = _reading.read(str(decoder), "prose")
+    values = scored(case)["score"]
+    loaded, inputs = _reading.read(str(decoder), "prose")
     ids, mask, _ = _reading.last_states(str(decoder), "prose")
     changed = copy.deepcopy(loaded)
     for name in checkpoints.group_members(GROUP):
         linear = changed.linears()[name]
-        layer = project_seeing(described(case), linear.weight.detach(), seen[name], BEST)
+        layer = project_seeing(described(case), linear.weight.detach(), inputs[name], BEST)
         linear.weight.data = layer.to_dense()
     with torch.no_grad():
-        wanted, ours = (F.log_softmax(each(ids, mask)[mask], -1) for each in (loaded, changed))
-    exact = float((wanted.exp() * (wanted - ours)).sum(-1).mean())
-    assert found == pytest.approx(exact, rel=1e-3)
-    assert found > 1e-4
+        expected, ours = (F.log_softmax(each(ids, mask)[mask], -1) for each in (loaded, changed))
+    exact = float((expected.exp() * (expected - ours)).sum(-1).mean())
+    assert values == pytest.approx(exact, rel=1e-3)
+    assert values > 1e-4
     assert workload(case).quantity(case).name == "next_token_divergence"
 
 
@@ -258,18 +258,18 @@ def test_a_plan_is_judged_as_it_is_converted(decoder: Path, tmp_path: Path) -> N
     layers = {"model.model.layers.1.mlp.down_proj": {"name": "low_rank", "density": 0.5}}
     shapes = {name: [32, 48] for name in layers}
     path = tmp_path / "plan.json"
-    told = {"model": str(decoder), "shapes": shapes, "layers": layers,
+    result = {"model": str(decoder), "shapes": shapes, "layers": layers,
             "weighting": "best", "text": "prose"}  # fmt: skip
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(result))
     options = {"model": str(decoder), "judged": "kl", "weighting": BEST, "text": "prose"}
     whole = scored_case("layer_error", "dense", 32, plan=str(path), **options)
     assert unsupported(whole) is None
-    found = scored(whole)["score"]
+    values = scored(whole)["score"]
     alone = scored_case("layer_error", "low_rank", 32, layer=next(iter(layers)), **options)
     alone = replace(alone, in_features=48)
-    assert found == pytest.approx(scored(alone)["score"], rel=1e-4)
-    told["layers"] = {}
-    path.write_text(json.dumps(told))
+    assert values == pytest.approx(scored(alone)["score"], rel=1e-4)
+    result["layers"] = {}
+    path.write_text(json.dumps(result))
     assert scored(whole)["score"] < 1e-6
     assert not layer_error._PARTS
     path.write_text("{}")
@@ -321,11 +321,11 @@ def test_a_model_that_cannot_be_read_is_one_sentence(
 ) -> None:  # fmt: skip
     folder = tmp_path / "other"
     shutil.copytree(decoder, folder)
-    told = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**told, **changes}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
     asked[asked.index(str(decoder))] = str(folder)
-    code, shown, error = hwbench(*asked, "--budget", "params=80%")
-    assert code == 2, shown
+    code, outcome, error = hwbench(*asked, "--budget", "params=80%")
+    assert code == 2, outcome
     assert words in error
     assert error.count("\n") == 1
 
@@ -350,8 +350,8 @@ def test_weights_that_cannot_be_projected_are_one_sentence(
     for name, value in load_file(folder / "model.safetensors").items():
         values |= spoil(name, value)
     save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
-    code, shown, error = hwbench(*asked, "--budget", "params=80%")
-    assert code == 2, shown
+    code, outcome, error = hwbench(*asked, "--budget", "params=80%")
+    assert code == 2, outcome
     assert words in error
     assert error.count("\n") == 1
 

@@ -66,27 +66,27 @@ def diverged(model: Path, layers: dict[str, dict[str, Any]]) -> float:
     small = package.convert(loaded, format=layers)
     ids, mask, _ = _reading.last_states(str(model), "prose")
     with torch.no_grad():
-        wanted, ours = (F.log_softmax(each(ids, mask)[mask], -1) for each in (loaded, small))
-    return float((wanted.exp() * (wanted - ours)).sum(-1).mean())
+        expected, ours = (F.log_softmax(each(ids, mask)[mask], -1) for each in (loaded, small))
+    return float((expected.exp() * (expected - ours)).sum(-1).mean())
 
 
 def test_what_a_kernel_rounds_of_activations_is_lost_too(decoder: Path, tmp_path: Path) -> None:
     names = checkpoints.group_members(GROUP)
     options = {"judged": "kl", "weighting": BEST, "text": "prose"}
     case = judged(decoder, "quantized", (48, 32), layer=GROUP, **options)
-    found, exact = scored(case)["score"], diverged(decoder, dict.fromkeys(names, INT8))
-    assert found == pytest.approx(exact, rel=0.02)
+    values, exact = scored(case)["score"], diverged(decoder, dict.fromkeys(names, INT8))
+    assert values == pytest.approx(exact, rel=0.02)
     loaded, _ = _reading.read(str(decoder), "prose")
     rounded = package.get_format("quantized").from_knobs(48, 32).on("cpu")
     parts = {n: rounded.project(loaded.linears()[n].weight).to_dense() for n in names}
-    assert layer_error._lost(str(decoder), "prose", parts) < 0.9 * found
-    told = {"model": str(decoder), "shapes": {name: [48, 32] for name in names},
+    assert layer_error._lost(str(decoder), "prose", parts) < 0.9 * values
+    result = {"model": str(decoder), "shapes": {name: [48, 32] for name in names},
             "layers": dict.fromkeys(names, INT8), "weighting": "best",
             "text": "prose"}  # fmt: skip
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(result))
     whole = judged(decoder, "dense", (48, 32), plan=str(path), **options)
-    assert scored(whole)["score"] == pytest.approx(found, rel=1e-6)
+    assert scored(whole)["score"] == pytest.approx(values, rel=1e-6)
     assert all(type(each) is torch.nn.Linear for each in loaded.linears().values())
     assert len(loaded.linears()) == 21
 
@@ -94,14 +94,14 @@ def test_what_a_kernel_rounds_of_activations_is_lost_too(decoder: Path, tmp_path
 @pytest.mark.parametrize("name", ["quantized", "packed_dense"])
 def test_the_error_of_a_layer_is_that_of_the_layer_itself(encoder: Path, name: str) -> None:
     layer = "encoder.layer.0.output.dense"
-    found = scored(judged(encoder, name, (16, 32), layer=layer))["score"]
-    model, seen = _reading.read(str(encoder))
-    weight, x = model.linears()[layer].weight.detach(), seen[layer][1::2]
-    made = package.get_format(name).from_knobs(16, 32).on("cpu").project(weight)
+    values = scored(judged(encoder, name, (16, 32), layer=layer))["score"]
+    model, inputs = _reading.read(str(encoder))
+    weight, x = model.linears()[layer].weight.detach(), inputs[layer][1::2]
+    layer_ = package.get_format(name).from_knobs(16, 32).on("cpu").project(weight)
     exact = x.double() @ weight.double().mT
-    lost = torch.linalg.norm(made(x).detach().double() - exact) / torch.linalg.norm(exact)
-    assert found == pytest.approx(float(lost), rel=1e-4, abs=1e-6)
-    assert (found == 0) == (name == "packed_dense")
+    lost = torch.linalg.norm(layer_(x).detach().double() - exact) / torch.linalg.norm(exact)
+    assert values == pytest.approx(float(lost), rel=1e-4, abs=1e-6)
+    assert (values == 0) == (name == "packed_dense")
 
 
 def test_what_changes_no_weight_is_not_run(decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,20 +132,20 @@ def test_the_loss_of_an_encoder_is_one_minus_the_cosine(encoder: Path) -> None:
                        judged="cosine", weighting=BEST)  # fmt: skip
     case = replace(case, out_features=16)
     assert unsupported(case) is None
-    found = scored(case)["score"]
+    values = scored(case)["score"]
     assert workload(case).quantity(case).name == "embedding_distance"
-    model, seen = _reading.read(str(encoder))
+    model, inputs = _reading.read(str(encoder))
     ids, mask, _ = _reading.last_states(str(encoder))
     near = layer_format(case, 16, 32)
     weight = model.linears()[layer].weight
     kept = weight.detach().clone()
     with torch.no_grad():
-        wanted = model(ids, mask)
-        weight.copy_(near.project_outputs(kept, seen[layer]).to_dense())
+        expected = model(ids, mask)
+        weight.copy_(near.project_outputs(kept, inputs[layer]).to_dense())
         ours = model(ids, mask)
         weight.copy_(kept)
-    assert found == pytest.approx(1 - float((ours * wanted).sum(-1).mean()), rel=1e-3)
-    assert found > 1e-5
+    assert values == pytest.approx(1 - float((ours * expected).sum(-1).mean()), rel=1e-3)
+    assert values > 1e-5
 
 
 def test_each_kind_of_model_is_judged_by_what_it_gives(decoder: Path, encoder: Path) -> None:
@@ -161,16 +161,16 @@ def test_each_kind_of_model_is_judged_by_what_it_gives(decoder: Path, encoder: P
 def test_layers_that_share_a_weight_are_one_sentence(
     hwbench: Call, decoder: Path, place: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, seen = _reading.read(str(decoder))
+    loaded, inputs = _reading.read(str(decoder))
     shared = copy.deepcopy(loaded)
     first, second = (shared.get_submodule(f"model.model.layers.{n}.mlp.up_proj") for n in (0, 2))
     second.weight = first.weight
-    monkeypatch.setattr(_reading, "read", lambda *_: (shared, seen))
+    monkeypatch.setattr(_reading, "read", lambda *_: (shared, inputs))
     code, _, error = hwbench("choose", "--model", str(decoder), *place, "--budget", "bytes=50%")
     assert code == 2
-    told = error.rpartition("hwbench: ")[2]  # transformers tells that it read the model
-    assert "cannot be converted: shares its weight with model.model.layers" in told
-    assert told.count("\n") == 1
+    result = error.rpartition("hwbench: ")[2]  # transformers tells that it read the model
+    assert "cannot be converted: shares its weight with model.model.layers" in result
+    assert result.count("\n") == 1
 
 
 @pytest.fixture
@@ -185,16 +185,16 @@ def test_a_plan_of_an_encoder_is_never_worse_than_a_single_format(
     hwbench: Call, encoder: Path, place: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "DENSITIES", (0.3,))  # beside the share of the budget
-    asked = ["choose", "--model", str(encoder), "--format", "low_rank,csr", *place]
-    code, shown, error = hwbench(*asked, "--budget", "bytes=60%")
+    arguments = ["choose", "--model", str(encoder), "--format", "low_rank,csr", *place]
+    code, outcome, error = hwbench(*arguments, "--budget", "bytes=60%")
     assert code == 0, error
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["objective"] == "cosine"
     assert {"low_rank stored=0.6", "csr stored=0.6"} <= set(plan["measured"])
     assert plan["measured"][plan["kept"]] == min(plan["measured"].values())
     assert plan["predicted"]["bytes"] <= 0.6 * plan["dense"]["bytes"]
-    assert "1 − cosine of embeddings" in shown
-    assert "dense is float32; the formats are csr, low_rank" in shown
+    assert "1 − cosine of embeddings" in outcome
+    assert "dense is float32; the formats are csr, low_rank" in outcome
     code, again, error = hwbench("choose", "--plan", str(tmp_path / "plan.json"), "--json")
     assert code == 0, error
     assert json.loads(again)["layers"] == plan["layers"]
@@ -205,9 +205,9 @@ def test_a_plan_of_an_encoder_is_never_worse_than_a_single_format(
 
 def test_a_budget_of_bytes_asks_for_shares_of_bytes() -> None:
     layers = [("a.0.up", 8, 8), ("a.1.up", 8, 8)]
-    asked = Question(formats=("csr", "quantized"), densities=(0.5, 0.2), share="stored")
-    told = _question.document(asked, layers, ["quantized"])
-    (timed,) = (block for block in told["cases"] if block["workload"] == "linear")
+    question = Question(formats=("csr", "quantized"), densities=(0.5, 0.2), share="stored")
+    result = _question.document(question, layers, ["quantized"])
+    (timed,) = (block for block in result["cases"] if block["workload"] == "linear")
     assert timed["format"] == [
         {"name": "dense"},
         {"name": "csr", "stored": [0.5, 0.2]},
@@ -226,9 +226,9 @@ def test_a_budget_of_bytes_asks_for_shares_of_bytes() -> None:
     ],
 )
 def test_what_has_no_share_is_measured_in_its_own_right(formats, wanted) -> None:
-    asked = Question(formats=formats, densities=(0.9, 0.5), objective="kl")
-    told = _question.document(asked, [("a.0.up", 8, 8)], ["quantized", "packed_dense"])
-    (block,) = (each for each in told["cases"] if each.get("judged") == "kl")
+    question = Question(formats=formats, densities=(0.9, 0.5), objective="kl")
+    result = _question.document(question, [("a.0.up", 8, 8)], ["quantized", "packed_dense"])
+    (block,) = (each for each in result["cases"] if each.get("judged") == "kl")
     assert block["format"] == wanted
 
 
@@ -249,15 +249,15 @@ def passed(model: Path, sides: tuple[int, int], device: Fake, **options: Any) ->
 def test_a_pass_is_its_layers_and_the_rest(decoder: Path) -> None:
     device = Fake(effects={"slow": {"model_pass": 3.0}})
     sides = {(32, 32): 6, (16, 32): 6, (48, 32): 6, (32, 48): 3}
-    found = {shape: passed(decoder, shape, device, length=512) for shape in sides}
+    actual = {shape: passed(decoder, shape, device, length=512) for shape in sides}
     case = judged(decoder, "dense", (32, 32))
     costs = {shape: layer_format(case, *shape).cost(512, 4, FORWARD) for shape in sides}
     for shape, count in sides.items():
-        inside = found[shape][quantities.LINEAR_SECONDS.name]
+        inside = actual[shape][quantities.LINEAR_SECONDS.name]
         assert inside == pytest.approx(count * duration_seconds(costs[shape]))
     every = [costs[shape] for shape, count in sides.items() for _ in range(count)]
-    assert found[32, 32]["score"] == pytest.approx(3 * duration_seconds(added(every)))
-    assert len({each["score"] for each in found.values()}) == 1
+    assert actual[32, 32]["score"] == pytest.approx(3 * duration_seconds(added(every)))
+    assert len({each["score"] for each in actual.values()}) == 1
 
 
 @pytest.mark.parametrize(
@@ -273,10 +273,10 @@ def test_a_pass_has_as_many_tokens_as_asked_for(decoder: Path, length: int, shap
 
 
 def layers_in(seed: int) -> list[Layer]:
-    drawn = random.Random(seed)
+    rng = random.Random(seed)
     return [
         Layer(str(n), (8, 8), {"dense": Costs(1.0, 100, 25, 0)} | {
-            f"csr density={d}": Costs(d * (0.5 + drawn.random()), 100 * d, 25 * d, drawn.random())
+            f"csr density={d}": Costs(d * (0.5 + rng.random()), 100 * d, 25 * d, rng.random())
             for d in (0.2, 0.4, 0.8)
         })
         for n in range(6)
@@ -293,9 +293,9 @@ def test_a_budget_of_time_is_of_the_layers_and_the_rest(seed: int) -> None:
             with pytest.raises(UsageError, match="a pass of the model needs at least"):
                 choose.choose(layers, budget, rest)
             continue
-        found = choose.choose(layers, budget, rest)
-        assert found.planned.time_seconds + rest <= share * (6 + rest) * (1 + 1e-6)
-        for picked in _choosing.candidates(found).values():
+        choice = choose.choose(layers, budget, rest)
+        assert choice.planned.time_seconds + rest <= share * (6 + rest) * (1 + 1e-6)
+        for picked in _choosing.candidates(choice).values():
             spent = _choosing.total(layers, picked).time_seconds + rest
             assert spent <= share * (6 + rest) * (1 + 1e-6)
         same = choose.choose(layers, Budget("bytes", share), rest)
@@ -315,7 +315,7 @@ def test_a_plan_within_a_time_is_passed_and_made_again(
     hwbench: Call, timed: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "plan.json"
-    code, shown, error = hwbench(*timed, "--budget", "time=-20%")
+    code, outcome, error = hwbench(*timed, "--budget", "time=-20%")
     assert code == 0, error
     plan = json.loads(path.read_text())
     assert plan["formats"] == ["low_rank", "quantized"]
@@ -332,8 +332,8 @@ def test_a_plan_within_a_time_is_passed_and_made_again(
     ]
     assert plan["passed"]["planned_seconds"] == pytest.approx(duration_seconds(added(costs)))
     assert plan["passed"]["planned_seconds"] < plan["passed"]["dense_seconds"]
-    assert "time=80% of a pass of 2048 tokens" in shown
-    assert "measured: a pass takes" in shown
+    assert "time=80% of a pass of 2048 tokens" in outcome
+    assert "measured: a pass takes" in outcome
     run = read_run(Path(plan["run"]))
     rows = [row for row in summary_rows(run) if row["workload"] == "model_pass"]
     inside = sum(row[quantities.LINEAR_SECONDS.name] for row in rows)
@@ -374,13 +374,13 @@ def test_a_plan_whose_pass_exceeds_the_budget_is_made_anew(
         return Passed(before, slower * after)
 
     monkeypatch.setattr(choose, "passed", passed)
-    code, shown, error = hwbench(*timed, "--budget", "time=-10%")
+    code, outcome, error = hwbench(*timed, "--budget", "time=-10%")
     assert code == 0, error
     plan = json.loads(path.read_text())
     assert (len(shares) > 1) is corrected
     assert (shares[-1] <= (1 + _choosing.TOLERANCE) * 0.9) is met
     assert ("missed_seconds" in plan) is corrected
-    assert ("makes up for" in shown) is corrected
+    assert ("makes up for" in outcome) is corrected
     code, again, error = hwbench("choose", "--plan", str(path), "--json")
     assert code == 0, error
     assert json.loads(again)["layers"] == plan["layers"]

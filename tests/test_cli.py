@@ -182,9 +182,9 @@ def test_a_format_is_listed_by_name_with_why_its_kernel_is_the_default(hwbench):
     assert [line for line in out.splitlines() if line[:1].strip()] == [
         "csr", "semi_structured", "bsr",
     ]  # fmt: skip
-    said = " ".join(out.split())
-    assert "default gather; on this CPU it runs in more dtypes or directions than native" in said
-    assert "default cusparselt, which does not run on this CPU" in said
+    words = " ".join(out.split())
+    assert "default gather; on this CPU it runs in more dtypes or directions than native" in words
+    assert "default cusparselt, which does not run on this CPU" in words
     code, out, _ = hwbench("list", "formats", "csr", "--json")
     assert [row["name"] for row in json.loads(out)] == ["csr"]
     assert hwbench("list", "formats", "csrr")[0] == 2
@@ -239,12 +239,12 @@ def test_failed_cases_are_exit_5_and_the_rest_is_shown(hwbench, tiny, tmp_path, 
 def test_a_density_out_of_reach_alone_is_exit_5_and_says_what_can_be_reached(hwbench):
     only = TINY[TINY.rindex("[[cases]]") :].replace("0.5", "0.05")
     Path("only.toml").write_text(f'schema = 1\nname = "only"\n{only}')
-    code, shown, error = hwbench("run", "--suite", "only.toml", "--device", "fake")
+    code, outcome, error = hwbench("run", "--suite", "only.toml", "--device", "fake")
     assert (code, error.splitlines()[-1]) == (
         5, "hwbench: Nothing could be measured; the reasons are listed above."
     )  # fmt: skip
-    assert "unsupported: low_rank cannot reach density 0.05; rank 1 has density 0.125." in shown
-    assert re.search(r"low_rank +\(0\.05\) .* unsupported", shown)
+    assert "unsupported: low_rank cannot reach density 0.05; rank 1 has density 0.125." in outcome
+    assert re.search(r"low_rank +\(0\.05\) .* unsupported", outcome)
 
 
 def test_a_bug_is_exit_70_and_never_1(hwbench, monkeypatch):

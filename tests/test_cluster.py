@@ -156,8 +156,8 @@ def test_equal_devices_share_one_run_and_other_kinds_have_their_own(tmp_path: Pa
             self.kind = "RTX4090"
 
     question = runner.Question(document=document(2), out=tmp_path)
-    found = [Frail("one"), Frail("two"), Other()]
-    paths = fleet.Fleet(lambda: found).run(question)
+    actual = [Frail("one"), Frail("two"), Other()]
+    paths = fleet.Fleet(lambda: actual).run(question)
     runs = [whole(path, 2) for path in paths]
     assert [run.header.arguments["cluster"] for run in runs] == ["A100", "RTX4090"]
     assert set(runs[0].footer.state["seats"].values()) == {"one", "two"}
@@ -182,15 +182,15 @@ def test_a_list_of_local_devices_needs_no_cluster(tmp_path: Path, hwbench: Call)
 
 
 def test_a_device_that_cannot_be_planned_for_leaves_no_run_of_the_others(tmp_path: Path):
-    asked = document(1)
+    request = document(1)
     bad = {"format": [{"name": "dense"}, {"name": "low_rank", "rank": 99}]}
-    asked["cases"][0]["on"] = {"cpu": bad}
-    question = runner.Question(document=asked, out=tmp_path)
-    found = fleet.local_seats(["fake", "cpu"], 1)
+    request["cases"][0]["on"] = {"cpu": bad}
+    question = runner.Question(document=request, out=tmp_path)
+    actual = fleet.local_seats(["fake", "cpu"], 1)
     with pytest.raises(UsageError, match="low_rank rank=99"):
-        fleet.Fleet(lambda: found).run(question)
+        fleet.Fleet(lambda: actual).run(question)
     assert list(tmp_path.iterdir()) == []
-    for seat in found:
+    for seat in actual:
         with pytest.raises(SeatLostError):
             seat.start()
 
@@ -207,10 +207,10 @@ def test_the_address_given_is_all_that_is_spoken_to(monkeypatch: pytest.MonkeyPa
     """Ray joins a cluster where it is given an address, and starts one where it is given none."""
     from hwbench.measure.transports.ray import Cluster
 
-    asked: list[dict[str, Any]] = []
+    arguments: list[dict[str, Any]] = []
 
     def init(**how: Any) -> None:
-        asked.append(how)
+        arguments.append(how)
         raise ConnectionError("nobody answers")
 
     stub = types.SimpleNamespace(init=init, is_initialized=lambda: False)
@@ -218,7 +218,11 @@ def test_the_address_given_is_all_that_is_spoken_to(monkeypatch: pytest.MonkeyPa
     for address in ("auto", "ray://10.0.0.7:10001", "10.0.0.7:6379"):
         with pytest.raises(UsageError, match="no Ray cluster"):
             Cluster(address)
-    assert [each["address"] for each in asked] == ["auto", "ray://10.0.0.7:10001", "10.0.0.7:6379"]
+    assert [each["address"] for each in arguments] == [
+        "auto",
+        "ray://10.0.0.7:10001",
+        "10.0.0.7:6379",
+    ]
 
 
 def command(tmp_path: Path, *options: str) -> list[str]:
@@ -281,11 +285,11 @@ def test_two_kinds_of_device_are_measured_into_two_runs(nodes: Any, tmp_path: Pa
     assert {run.header.arguments["cluster"] for run in runs} == {"A100", "RTX4090"}
     assert all(run.complete for run in runs)
     assert [len(run.results) for run in runs] == [len(run.planned) for run in runs]
-    asked = [*made[:3], "doctor", "--cluster", nodes.address, "--device", "cpu"]
-    told = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (told.returncode, told.stderr) == (0, "")
-    assert "A100 0 of" in told.stdout
-    assert "RTX4090 0 of" in told.stdout
+    arguments = [*made[:3], "doctor", "--cluster", nodes.address, "--device", "cpu"]
+    process = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "A100 0 of" in process.stdout
+    assert "RTX4090 0 of" in process.stdout
     compare = [*made[:3], "compare", *(str(run.path) for run in runs)]
     compared = subprocess.run(compare, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (compared.returncode, compared.stderr) == (0, "")
@@ -345,12 +349,12 @@ def test_the_last_node_of_a_kind_is_named_as_missing_and_the_run_resumed(
 
 
 def test_unequal_devices_are_named_before_minutes_are_spent(tmp_path: Path):
-    found = nodes_study.examine([Frail("one"), Frail("two"), Frail("gone", 0)])
-    assert [bool(node.missed) for node in found] == [False, False, True]
-    assert nodes_study.unequal(found) == []
-    other = replace(found[1], facts={**found[1].facts, "torch": "1.0"})
-    (said,) = nodes_study.unequal([found[0], other])
-    assert "two is not equal to one: torch is '1.0'" in said
-    nodes_study.demand(found, [])
+    actual = nodes_study.examine([Frail("one"), Frail("two"), Frail("gone", 0)])
+    assert [bool(node.missed) for node in actual] == [False, False, True]
+    assert nodes_study.unequal(actual) == []
+    other = replace(actual[1], facts={**actual[1].facts, "torch": "1.0"})
+    (words,) = nodes_study.unequal([actual[0], other])
+    assert "two is not equal to one: torch is '1.0'" in words
+    nodes_study.demand(actual, [])
     with pytest.raises(EnvironmentMismatchError, match="gone"):
-        nodes_study.demand(found, ["steady"])
+        nodes_study.demand(actual, ["steady"])

@@ -80,7 +80,7 @@ def change(old: Entry | None, new: Entry | None, **options: Any) -> Change:
 
 
 def with_more(one: Entry, *others: Entry) -> Entry:
-    readings = {name: found for each in (one, *others) for name, found in each.readings.items()}
+    readings = {name: actual for each in (one, *others) for name, actual in each.readings.items()}
     return replace(one, readings=readings)
 
 
@@ -103,7 +103,7 @@ def header(**fingerprint: Any) -> Header:
 
 
 def result(replicate: int, blocks: Iterable[float] = (), status: Status = Status.OK) -> Result:
-    found = [
+    actual = [
         Measurement(quantity="time_seconds", unit="s", values=list(blocks), contract="wall"),
         Measurement(quantity="peak_bytes", unit="B", values=[100.0]),
     ]
@@ -113,7 +113,7 @@ def result(replicate: int, blocks: Iterable[float] = (), status: Status = Status
         seed=40 + replicate,
         status=status,
         reason=None if status is Status.OK else "because",
-        measurements=found if status is Status.OK else [],
+        measurements=actual if status is Status.OK else [],
     )
 
 
@@ -122,19 +122,19 @@ def line(**fields: Any) -> PlannedLine:
 
 
 def test_a_side_holds_one_value_a_replicate() -> None:
-    found = side(
+    actual = side(
         header(name="Example"),
         [line(revision=3, kernel="torch", resolved={"rank": 8})],
         [result(0, [1.0, 2.0, 9.0]), result(1, [3.0, 4.0]), result(2, status=Status.TIMED_OUT)],
     )
-    told = found.cases[CASE.id]
+    told = actual.cases[CASE.id]
     assert told.readings["time_seconds"] == Reading({0: 2.0, 1: 3.5}, frozenset(["wall"]))
     assert told.readings["peak_bytes"].values == {0: 100.0, 1: 100.0}
     assert (told.status, told.reason) == (Status.TIMED_OUT, "because")
     assert told.seeds == {0: 40, 1: 41}
     assert (told.revision, told.kernel, told.resolved) == (3, "torch", {"rank": 8})
-    assert found.facts == {"name": "Example", "settings": {"threads": 2}}
-    assert found.run == "a-run"
+    assert actual.facts == {"name": "Example", "settings": {"threads": 2}}
+    assert actual.run == "a-run"
 
 
 def test_the_gravest_end_speaks_for_the_case() -> None:
@@ -144,9 +144,9 @@ def test_the_gravest_end_speaks_for_the_case() -> None:
 
 
 def test_a_case_measured_again_counts_once() -> None:
-    found = side(header(), [line()], [result(0, status=Status.CRASHED), result(0, [2.0])])
-    assert found.cases[CASE.id].status is Status.OK
-    assert found.cases[CASE.id].readings["time_seconds"].values == {0: 2.0}
+    actual = side(header(), [line()], [result(0, status=Status.CRASHED), result(0, [2.0])])
+    assert actual.cases[CASE.id].status is Status.OK
+    assert actual.cases[CASE.id].readings["time_seconds"].values == {0: 2.0}
 
 
 def test_a_planned_case_without_results_is_absent_unless_unsupported() -> None:
@@ -162,10 +162,10 @@ def test_a_planned_case_without_results_is_absent_unless_unsupported() -> None:
 @pytest.mark.parametrize("status", [Status.WRONG, Status.CRASHED, Status.TIMED_OUT])
 @pytest.mark.parametrize("old", [None, entry(), failed(Status.CRASHED)])
 def test_a_failure_in_the_new_run_is_invalid(status: Status, old: Entry | None) -> None:
-    told = change(old, entry(status=status, reason="row 3"))
-    assert told.verdict is Verdict.INVALID
-    assert told.ratio is None
-    assert told.reason == f"{status.value.replace('_', ' ')}: row 3"
+    change_ = change(old, entry(status=status, reason="row 3"))
+    assert change_.verdict is Verdict.INVALID
+    assert change_.ratio is None
+    assert change_.reason == f"{status.value.replace('_', ' ')}: row 3"
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,12 @@ def test_a_failure_in_the_new_run_is_invalid(status: Status, old: Entry | None) 
 def test_every_pair_of_ends_has_a_verdict(
     old: Entry | None, new: Entry | None, expected: Verdict
 ) -> None:
-    told = change(old, new)
-    assert told.verdict is expected
-    assert (told.case, told.metric) == ("case", "auto" if told.metric == "auto" else "time")
+    change_ = change(old, new)
+    assert change_.verdict is expected
+    assert (change_.case, change_.metric) == (
+        "case",
+        "auto" if change_.metric == "auto" else "time",
+    )
 
 
 @pytest.mark.parametrize("status", [Status.UNSUPPORTED, Status.OUT_OF_MEMORY])
@@ -213,24 +216,24 @@ def test_the_same_answer_twice_is_no_change(status: Status) -> None:
 
 
 def test_what_the_baseline_said_is_told() -> None:
-    told = change(failed(Status.UNSUPPORTED, "no kernel"), entry())
-    assert told.reason == "Before: unsupported: no kernel"
+    change_ = change(failed(Status.UNSUPPORTED, "no kernel"), entry())
+    assert change_.reason == "Before: unsupported: no kernel"
 
 
 def test_cases_come_in_the_order_of_the_new_run() -> None:
     old = Side({name: entry() for name in "dcba"})
     new = Side({name: entry() for name in "bca"})
-    assert [told.case for told in compare([old], [new])] == ["b", "c", "a", "d"]
+    assert [changes.case for changes in compare([old], [new])] == ["b", "c", "a", "d"]
 
 
 # What is comparable
 
 
 def test_two_contracts_are_never_compared() -> None:
-    told = change(entry(contract="event"), entry(SLOWER, contract="graph"))
-    assert told.verdict is Verdict.INCOMPARABLE
-    assert told.ratio is None
-    assert told.reason == "The timing contracts event and graph are not comparable."
+    change_ = change(entry(contract="event"), entry(SLOWER, contract="graph"))
+    assert change_.verdict is Verdict.INCOMPARABLE
+    assert change_.ratio is None
+    assert change_.reason == "The timing contracts event and graph are not comparable."
 
 
 def test_a_contract_that_changed_inside_the_new_run_is_not_compared() -> None:
@@ -242,26 +245,28 @@ def test_a_contract_that_changed_inside_the_new_run_is_not_compared() -> None:
 
 
 def test_two_revisions_are_never_compared() -> None:
-    told = change(entry(revision=1), entry(revision=2))
-    assert told.verdict is Verdict.INCOMPARABLE
-    assert told.reason == "Revisions 1 and 2 of the format differ."
+    change_ = change(entry(revision=1), entry(revision=2))
+    assert change_.verdict is Verdict.INCOMPARABLE
+    assert change_.reason == "Revisions 1 and 2 of the format differ."
 
 
 def test_baseline_runs_that_are_unlike_are_left_out_and_told() -> None:
     old = [run(entry(SLOWER, revision=1)), run(entry(revision=2)), run(entry(revision=2))]
-    told = only(compare(old, [run(entry(revision=2))]))
-    assert told.verdict is Verdict.EQUIVALENT
-    assert told.ratio is not None
-    assert told.ratio.counts == (10, 5)
-    assert told.reason == ("1 of 3 baseline runs left out: Revisions 1 and 2 of the format differ.")
+    change_ = only(compare(old, [run(entry(revision=2))]))
+    assert change_.verdict is Verdict.EQUIVALENT
+    assert change_.ratio is not None
+    assert change_.ratio.counts == (10, 5)
+    assert change_.reason == (
+        "1 of 3 baseline runs left out: Revisions 1 and 2 of the format differ."
+    )
 
 
 def test_another_kernel_or_setting_is_told_beside_the_verdict() -> None:
-    told = change(
+    change_ = change(
         entry(kernel="torch", resolved={"rank": 8}), entry(kernel="triton", resolved={"rank": 9})
     )
-    assert told.verdict is Verdict.EQUIVALENT
-    assert told.reason == "The kernel was torch and is triton. The rank was 8 and is 9."
+    assert change_.verdict is Verdict.EQUIVALENT
+    assert change_.reason == "The kernel was torch and is triton. The rank was 8 and is 9."
 
 
 @pytest.mark.parametrize(
@@ -282,7 +287,7 @@ def test_another_kernel_or_setting_is_told_beside_the_verdict() -> None:
 )
 def test_what_a_difference_of_fingerprints_means(facts: dict[str, Any], expected: Severity) -> None:
     old, new = run(entry()), run(entry(), **facts)
-    assert [found.severity for found in differences(old.facts, new.facts)] == [expected]
+    assert [each.severity for each in differences(old.facts, new.facts)] == [expected]
     blocked = only(compare([old], [new])).verdict is Verdict.INCOMPARABLE
     assert blocked == (expected is Severity.FATAL)
     assert only(compare([old], [new], across_machines=True)).verdict is Verdict.EQUIVALENT
@@ -302,7 +307,7 @@ def test_what_is_no_difference_of_fingerprints(facts: dict[str, Any]) -> None:
 
 def test_the_fatal_differences_are_the_reason() -> None:
     old, new = run(entry()), run(entry(), threads=4, torch="2.14.0", a_new_fact=True)
-    assert [str(found) for found in differences(old.facts, new.facts)] == [
+    assert [str(each) for each in differences(old.facts, new.facts)] == [
         "threads was 2 and is 4",
         "a_new_fact was None and is True",
         "torch was '2.13.0' and is '2.14.0'",
@@ -321,18 +326,18 @@ def test_a_failure_is_told_even_where_machines_differ() -> None:
 def test_auto_takes_the_relative_time_where_both_have_it() -> None:
     both = with_more(entry(), entry(STEADY, "relative_time"))
     slower_machine = with_more(entry(SLOWER), entry(STEADY, "relative_time"))
-    told = change(both, slower_machine)
-    assert (told.metric, told.verdict) == ("relative", Verdict.EQUIVALENT)
-    told = change(both, slower_machine, metric="time")
-    assert (told.metric, told.verdict) == ("time", Verdict.REGRESSED)
+    change_ = change(both, slower_machine)
+    assert (change_.metric, change_.verdict) == ("relative", Verdict.EQUIVALENT)
+    change_ = change(both, slower_machine, metric="time")
+    assert (change_.metric, change_.verdict) == ("time", Verdict.REGRESSED)
     assert change(both, entry(SLOWER)).metric == "time"  # dense, or a run without an anchor
     assert change(entry(STEADY, "score"), entry(STEADY, "score")).metric == "score"
 
 
 def test_a_metric_that_one_run_lacks_is_incomparable_and_one_that_both_lack_is_left_out() -> None:
-    told = change(entry(), entry(STEADY, "relative_time"))
-    assert told.verdict is Verdict.INCOMPARABLE
-    assert told.reason == "Only one of the runs has values of it."
+    change_ = change(entry(), entry(STEADY, "relative_time"))
+    assert change_.verdict is Verdict.INCOMPARABLE
+    assert change_.reason == "Only one of the runs has values of it."
     assert compare([run(entry())], [run(entry())], metric="score") == []
 
 
@@ -353,27 +358,29 @@ def test_an_unknown_metric_is_a_mistake() -> None:
     ],
 )
 def test_any_growth_of_memory_counts(old: list[float], new: list[float], expected: Verdict) -> None:
-    told = change(entry(old, "peak_bytes", None), entry(new, "peak_bytes", None), metric="memory")
-    assert (told.metric, told.verdict) == ("memory", expected)
+    change_ = change(
+        entry(old, "peak_bytes", None), entry(new, "peak_bytes", None), metric="memory"
+    )
+    assert (change_.metric, change_.verdict) == ("memory", expected)
 
 
 def test_growth_of_either_kind_of_memory_counts() -> None:
     old = with_more(entry([1000.0], "peak_bytes"), entry([400.0], "saved_bytes"))
     new = with_more(entry([900.0], "peak_bytes"), entry([500.0], "saved_bytes"))
-    told = change(old, new, metric="memory")
-    assert told.verdict is Verdict.REGRESSED
-    assert told.ratio is not None
-    assert told.ratio.value == told.ratio.low == told.ratio.high == 1.25
-    assert told.reason == (
+    change_ = change(old, new, metric="memory")
+    assert change_.verdict is Verdict.REGRESSED
+    assert change_.ratio is not None
+    assert change_.ratio.value == change_.ratio.low == change_.ratio.high == 1.25
+    assert change_.reason == (
         "peak_bytes was 1.00 kB and is 900 B. saved_bytes was 400 B and is 500 B."
     )
 
 
 def test_less_memory_is_told_against_the_least_there_was() -> None:
     old, new = entry([900.0, 1000.0], "peak_bytes"), entry([450.0], "peak_bytes")
-    told = change(old, new, metric="memory")
-    assert told.ratio is not None
-    assert (told.verdict, told.ratio.value) == (Verdict.IMPROVED, 0.5)
+    change_ = change(old, new, metric="memory")
+    assert change_.ratio is not None
+    assert (change_.verdict, change_.ratio.value) == (Verdict.IMPROVED, 0.5)
 
 
 def scored(values: Sequence[float], first_seed: int = 0) -> Entry:
@@ -394,9 +401,9 @@ def test_scores_are_compared_seed_by_seed() -> None:
 def test_a_seed_counts_once_however_many_runs_repeated_it() -> None:
     before = (0.10, 0.15, 0.22, 0.30, 0.41)
     five = [run(scored(before))] * 5
-    told = only(compare(five, [run(scored(before[::-1], first_seed=9))]))
-    assert told.ratio is not None
-    assert told.ratio.counts == (5, 5)
+    change_ = only(compare(five, [run(scored(before[::-1], first_seed=9))]))
+    assert change_.ratio is not None
+    assert change_.ratio.counts == (5, 5)
 
 
 def test_a_score_may_be_better_when_it_is_higher() -> None:
@@ -410,9 +417,9 @@ def test_a_score_may_be_better_when_it_is_higher() -> None:
 def test_the_score_of_one_seed_is_exact() -> None:
     assert change(scored([0.2]), scored([0.2])).verdict is Verdict.EQUIVALENT
     assert change(scored([0.2]), scored([0.2001])).verdict is Verdict.EQUIVALENT
-    told = change(scored([0.2]), scored([0.3]))
-    assert told.verdict is Verdict.REGRESSED
-    assert told.reason == "One seed: its score is exact, and compared as it is."
+    change_ = change(scored([0.2]), scored([0.3]))
+    assert change_.verdict is Verdict.REGRESSED
+    assert change_.reason == "One seed: its score is exact, and compared as it is."
     assert change(scored([0.3]), scored([0.2])).verdict is Verdict.IMPROVED
 
 
@@ -429,10 +436,10 @@ def test_a_relative_time_is_worth_its_share_of_the_time() -> None:
 
 def test_undecided_says_what_is_missing() -> None:
     noisy = (0.95, 1.0, 1.05, 1.1, 0.9)
-    told = change(entry(noisy), entry(tuple(reversed(noisy))))
-    assert told.verdict is Verdict.UNDECIDED
-    assert told.replicates_needed is not None
-    assert told.replicates_needed > 5
+    change_ = change(entry(noisy), entry(tuple(reversed(noisy))))
+    assert change_.verdict is Verdict.UNDECIDED
+    assert change_.replicates_needed is not None
+    assert change_.replicates_needed > 5
     single = change(entry([1.0]), entry([1.2]))
     assert single.verdict is Verdict.UNDECIDED
     assert single.reason == "One replicate on each side tells no spread."
@@ -442,9 +449,9 @@ def test_undecided_says_what_is_missing() -> None:
 
 
 def test_runs_of_a_baseline_are_one_sample_of_replicates() -> None:
-    told = only(compare([run(entry())] * 5, [run(entry())]))
-    assert told.ratio is not None
-    assert told.ratio.counts == (25, 5)
+    change_ = only(compare([run(entry())] * 5, [run(entry())]))
+    assert change_.ratio is not None
+    assert change_.ratio.counts == (25, 5)
 
 
 def test_pairs_are_replicates_of_the_same_number() -> None:
@@ -454,10 +461,10 @@ def test_pairs_are_replicates_of_the_same_number() -> None:
     slower[9] = 100.0  # its partner crashed
     new = replace(entry(), readings={"time_seconds": Reading(slower)})
     assert change(old, new).verdict is Verdict.UNDECIDED
-    told = change(old, new, paired=True)
-    assert told.verdict is Verdict.REGRESSED
-    assert told.ratio is not None
-    assert told.ratio.counts == (6, 6)
+    change_ = change(old, new, paired=True)
+    assert change_.verdict is Verdict.REGRESSED
+    assert change_.ratio is not None
+    assert change_.ratio.counts == (6, 6)
 
 
 def simulated(rng: np.random.Generator, blocks: int) -> list[Result]:
@@ -472,8 +479,10 @@ def test_calls_are_never_pooled() -> None:
     alarms, pooled = 0, 0
     for _ in range(trials):
         old, new = simulated(rng, 12), simulated(rng, 12)
-        told = only(compare([side(header(), [line()], old)], [side(header(), [line()], new)], rule))
-        alarms += told.verdict in (Verdict.REGRESSED, Verdict.IMPROVED)
+        change_ = only(
+            compare([side(header(), [line()], old)], [side(header(), [line()], new)], rule)
+        )
+        alarms += change_.verdict in (Verdict.REGRESSED, Verdict.IMPROVED)
         calls = [
             [v for one in results for v in one.values("time_seconds")] for results in (old, new)
         ]
@@ -488,6 +497,6 @@ def test_the_table_lists_no_fact_twice() -> None:
 
 
 def test_a_growth_from_nothing_is_without_measure() -> None:
-    told = change(entry([0.0], "saved_bytes"), entry([8.0], "saved_bytes"), metric="memory")
-    assert told.ratio is not None
-    assert told.ratio.value == math.inf
+    change_ = change(entry([0.0], "saved_bytes"), entry([8.0], "saved_bytes"), metric="memory")
+    assert change_.ratio is not None
+    assert change_.ratio.value == math.inf

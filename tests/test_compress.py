@@ -56,9 +56,9 @@ def case(folder: Path | str, name: str = "low_rank", **options: Any) -> Case:
 
 def test_the_packaged_encoder_gives_the_reference_embedding() -> None:
     folder = _trained.folder()
-    found = Bert.load(folder)(*Bert.tokens(folder, _texts.held_out()[:1]))
-    assert found[0, :6].tolist() == pytest.approx(REFERENCE, abs=2e-6)
-    assert float(found.norm()) == pytest.approx(1)
+    actual = Bert.load(folder)(*Bert.tokens(folder, _texts.held_out()[:1]))
+    assert actual[0, :6].tolist() == pytest.approx(REFERENCE, abs=2e-6)
+    assert float(actual.norm()) == pytest.approx(1)
 
 
 def test_sentences_that_mean_the_same_are_nearest() -> None:
@@ -82,28 +82,28 @@ def test_texts_are_not_shared() -> None:
 
 
 def test_dense_keeps_everything(tiny: Path) -> None:
-    found = scored(case(tiny, "dense"))
-    assert found["score"] == pytest.approx(1, abs=1e-6)
-    assert found["retrieval_agreement"] == 1
-    assert found["model_parameters"] == sum(p.numel() for p in Bert(CONFIG).parameters())
-    assert found["model_seconds"] > 0
+    values = scored(case(tiny, "dense"))
+    assert values["score"] == pytest.approx(1, abs=1e-6)
+    assert values["retrieval_agreement"] == 1
+    assert values["model_parameters"] == sum(p.numel() for p in Bert(CONFIG).parameters())
+    assert values["model_seconds"] > 0
 
 
 @pytest.mark.parametrize("name", ["dense", "low_rank"])
 def test_partners_are_found_on_all_held_out_sentences(tiny: Path, name: str) -> None:
-    found, other = (scored(case(tiny, name), seed) for seed in (0, 1))
+    actual, other = (scored(case(tiny, name), seed) for seed in (0, 1))
     texts = _texts.held_out()
     for quantity in ("partner_top1", "partner_mrr", "centred_lead"):
-        assert found[quantity] == other[quantity]  # a seed draws none of them
-    assert found["partner_mrr_low"] < found["partner_mrr"] < found["partner_mrr_high"] <= 1
-    assert found["centred_lead_low"] < found["centred_lead"] < found["centred_lead_high"]
+        assert actual[quantity] == other[quantity]  # a seed draws none of them
+    assert actual["partner_mrr_low"] < actual["partner_mrr"] < actual["partner_mrr_high"] <= 1
+    assert actual["centred_lead_low"] < actual["centred_lead"] < actual["centred_lead_high"]
     if name == "dense":
         embeddings = Bert.load(tiny)(*Bert.tokens(tiny, texts)).double()
         alike = (embeddings @ embeddings.T).fill_diagonal_(-2)
         places = alike.argsort(1, descending=True).tolist()
         ranks = [row.index(i ^ 1) + 1 for i, row in enumerate(places)]
-        assert found["partner_top1"] == pytest.approx(sum(r == 1 for r in ranks) / len(ranks))
-        assert found["partner_mrr"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks))
+        assert actual["partner_top1"] == pytest.approx(sum(r == 1 for r in ranks) / len(ranks))
+        assert actual["partner_mrr"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks))
 
 
 def test_an_embedding_that_is_the_same_for_all_finds_nobody() -> None:
@@ -130,15 +130,15 @@ def test_a_seed_draws_its_texts_and_says_the_same_twice(tiny: Path) -> None:
 
 
 def test_healing_brings_back_what_projection_lost(tiny: Path) -> None:
-    found = scored(case(tiny, heal=60))
-    assert found["unhealed_score"] == pytest.approx(scored(case(tiny))["score"])
-    assert found["score"] > found["unhealed_score"] + 0.01
+    values = scored(case(tiny, heal=60))
+    assert values["unhealed_score"] == pytest.approx(scored(case(tiny))["score"])
+    assert values["score"] > values["unhealed_score"] + 0.01
 
 
 def test_where_nothing_was_lost_healing_breaks_nothing(tiny: Path) -> None:
-    found = scored(case(tiny, "dense", heal=5))
-    assert found["score"] == pytest.approx(found["unhealed_score"], abs=1e-6)
-    assert found["score"] == pytest.approx(1, abs=1e-6)
+    values = scored(case(tiny, "dense", heal=5))
+    assert values["score"] == pytest.approx(values["unhealed_score"], abs=1e-6)
+    assert values["score"] == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_where_nothing_was_lost_healing_breaks_nothing(tiny: Path) -> None:
     ],
 )
 def test_healing_helps_formats_of_every_kind(tiny: Path, name: str) -> None:
-    found = scored(case(tiny, name, heal=60, weighting="activations"))
-    assert found["score"] > found["unhealed_score"]
+    values = scored(case(tiny, name, heal=60, weighting="activations"))
+    assert values["score"] > values["unhealed_score"]
 
 
 def test_a_parameter_learns_at_the_rate_at_which_it_moves_the_matrix() -> None:
@@ -200,14 +200,14 @@ def test_agreement_counts_shared_neighbours() -> None:
 def test_a_smaller_dense_model_is_the_first_layers_and_counts_them_alone(tiny: Path) -> None:
     whole, half = case(tiny, "dense"), case(tiny, "dense", depth=0.5)
     original = Bert.load(tiny)
-    found, all_of_it = scored(half), scored(whole)
+    values, all_of_it = scored(half), scored(whole)
     shorter = Bert.load(tiny)
     shorter.encoder["layer"] = shorter.encoder["layer"][: len(original.encoder["layer"]) // 2]
     ids, mask = Bert.tokens(tiny, _reading.drawn(_texts.held_out(), 0))
-    wanted, _ = original.judge(shorter, ids, mask)
-    assert found["score"] == pytest.approx(wanted)
-    assert found["score"] < all_of_it["score"]
-    assert found["model_parameters"] < all_of_it["model_parameters"]
+    expected, _ = original.judge(shorter, ids, mask)
+    assert values["score"] == pytest.approx(expected)
+    assert values["score"] < all_of_it["score"]
+    assert values["model_parameters"] < all_of_it["model_parameters"]
     planned = _planning.planned(half, Cpu(0), {})
     assert planned.density == pytest.approx(0.5)
 
@@ -222,10 +222,10 @@ def test_depth_is_for_dense_models_of_known_blocks(tiny: Path) -> None:
 def test_cost_is_that_of_all_layers(tiny: Path) -> None:
     one = case(tiny)
     described = plugins.load("formats", "low_rank", Format).from_knobs(16, 16, density=0.5)
-    found = Compress().cost(one, described)
-    assert found is not None
+    actual = Compress().cost(one, described)
+    assert actual is not None
     layer = 4 * 4 * (16 + 16) + 2 * 5 * (16 + 32)  # ranks 4 and 5 at density one half
-    assert found.parameters == 2 * layer
+    assert actual.parameters == 2 * layer
 
 
 def test_what_cannot_be_read_is_unsupported_with_the_reason(tiny: Path, tmp_path: Path) -> None:

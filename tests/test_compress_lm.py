@@ -62,8 +62,8 @@ def test_intervals_over_few_skewed_blocks_hold_their_level() -> None:
     rng, inside = np.random.default_rng(2), 0
     zero = [0.0] * 32
     for _ in range(200):
-        found = blocks.log_ratio(rng.exponential(1.0, 32).tolist(), zero)
-        inside += found.low <= 1.0 <= found.high
+        actual = blocks.log_ratio(rng.exponential(1.0, 32).tolist(), zero)
+        inside += actual.low <= 1.0 <= actual.high
     assert 180 <= inside <= 199
 
 
@@ -90,11 +90,11 @@ def test_twelve_chapters_of_which_no_text_is_in_both_parts() -> None:
 
 
 def test_windows_are_spread_and_do_not_overlap() -> None:
-    found = _prose.windows(encode, "evaluation", 8)
-    assert found.shape == (8, _prose.TOKENS)
+    actual = _prose.windows(encode, "evaluation", 8)
+    assert actual.shape == (8, _prose.TOKENS)
     whole = _prose.windows(encode, "evaluation", 40)
-    assert torch.equal(found[0], whole[0])
-    assert torch.equal(found[-1], whole[-1])
+    assert torch.equal(actual[0], whole[0])
+    assert torch.equal(actual[-1], whole[-1])
     assert len({tuple(row.tolist()) for row in whole}) == 40
     with pytest.raises(UsageError, match="are asked for"):
         _prose.windows(encode, "evaluation", 100_000)
@@ -138,45 +138,49 @@ def case(name: str = "csr", density: float | None = 0.5, **options: Any) -> Case
 
 
 def test_dense_loses_nothing_and_its_perplexity_is_that_of_the_model(small: Llama) -> None:
-    found = scored(case("dense", None))
+    values = scored(case("dense", None))
     ids = _prose.windows(encode, "evaluation", WINDOWS)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    wanted = perplexity(small(ids, mask), ids, mask)
-    assert found["score"] == pytest.approx(wanted, rel=1e-5)
-    assert found["original_perplexity"] == pytest.approx(wanted, rel=1e-5)
-    assert found["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
-    assert found["top1_agreement"] == 1
-    assert found["next_token_divergence"] == pytest.approx(0, abs=1e-5)
-    assert found["kernel_logits_error"] < 1e-6
+    expected = perplexity(small(ids, mask), ids, mask)
+    assert values["score"] == pytest.approx(expected, rel=1e-5)
+    assert values["original_perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert values["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
+    assert values["top1_agreement"] == 1
+    assert values["next_token_divergence"] == pytest.approx(0, abs=1e-5)
+    assert values["kernel_logits_error"] < 1e-6
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", ["csr", "low_rank", "n_m", "monarch"])
 @pytest.mark.parametrize("weighting", ["none", "activations", "gram"])
 def test_what_is_found_of_a_format(name: str, weighting: str) -> None:
-    found = scored(case(name, weighting=weighting))
-    assert found["perplexity_ratio"] == pytest.approx(found["score"] / found["original_perplexity"])
-    low, high = found["perplexity_ratio_low"], found["perplexity_ratio_high"]
-    assert low < found["perplexity_ratio"] < high
-    assert found["next_token_divergence"] > 1e-3
-    assert 0 <= found["top1_agreement"] < 1
-    assert found["kernel_logits_error"] < _decoding.SAME
-    assert found["model_seconds"] > 0
+    values = scored(case(name, weighting=weighting))
+    assert values["perplexity_ratio"] == pytest.approx(
+        values["score"] / values["original_perplexity"]
+    )
+    low, high = values["perplexity_ratio_low"], values["perplexity_ratio_high"]
+    assert low < values["perplexity_ratio"] < high
+    assert values["next_token_divergence"] > 1e-3
+    assert 0 <= values["top1_agreement"] < 1
+    assert values["kernel_logits_error"] < _decoding.SAME
+    assert values["model_seconds"] > 0
 
 
 def test_a_smaller_dense_model_is_the_first_blocks_and_counts_them_alone(small: Llama) -> None:
     one = case("dense", None, depth=0.5)
-    found = scored(one)
+    values = scored(one)
     ids = _prose.windows(encode, "evaluation", WINDOWS)
     mask = torch.ones_like(ids, dtype=torch.bool)
     states = small.states(ids, mask)
     assert len(states) == CONFIG.num_hidden_layers == 2
-    assert found["score"] == pytest.approx(perplexity(small.logits(states[0]), ids, mask), rel=1e-5)
+    assert values["score"] == pytest.approx(
+        perplexity(small.logits(states[0]), ids, mask), rel=1e-5
+    )
     whole = scored(case("dense", None))
-    assert found["original_perplexity"] == pytest.approx(whole["score"], rel=1e-5)
+    assert values["original_perplexity"] == pytest.approx(whole["score"], rel=1e-5)
     inner = sum(each.weight.numel() for each in small.linears().values())
     norms = 2 * CONFIG.hidden_size
-    lost = whole["model_parameters"] - found["model_parameters"]
+    lost = whole["model_parameters"] - values["model_parameters"]
     assert lost == inner / 2 + norms
     planned = _planning.planned(one, Cpu(0), {})
     assert planned.density == 0.5
@@ -195,11 +199,11 @@ def test_projections_that_see_the_text_diverge_less() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_layers_that_see_the_same_share_its_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = [], _gram.moments
-    monkeypatch.setattr(_gram, "moments", lambda rows: made.append(rows.shape) or real(rows))
+    created, real = [], _gram.moments
+    monkeypatch.setattr(_gram, "moments", lambda rows: created.append(rows.shape) or real(rows))
     scored(case("low_rank", 0.8, weighting="gram"))
     # Of the seven layers of a block, q, k and v see the same, and so do gate and up.
-    assert len(made) == 4 * CONFIG.num_hidden_layers
+    assert len(created) == 4 * CONFIG.num_hidden_layers
 
 
 def test_the_windows_of_the_original_run_once(
@@ -214,11 +218,11 @@ def test_the_windows_of_the_original_run_once(
 
 @pytest.mark.usefixtures("small")
 def test_the_calibration_text_is_seen_once_by_all_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, real = [], _gram.moments
-    monkeypatch.setattr(_gram, "moments", lambda rows: made.append(rows.shape) or real(rows))
+    created, real = [], _gram.moments
+    monkeypatch.setattr(_gram, "moments", lambda rows: created.append(rows.shape) or real(rows))
     for name in ("csr", "low_rank", "monarch"):
         scored(case(name, 0.8, weighting="gram"))
-    assert len(made) == 4 * CONFIG.num_hidden_layers
+    assert len(created) == 4 * CONFIG.num_hidden_layers
 
 
 def test_a_projection_that_sees_nothing_runs_no_calibration(
@@ -245,12 +249,12 @@ def test_what_was_projected_before_a_cut_is_not_projected_again(
     weighting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = scored(case("low_rank", weighting=weighting, windows=9))
-    made, real = [], compress_lm.project_seeing
+    created, real = [], compress_lm.project_seeing
 
     def until(*given: Any, cut: int) -> Linear:
-        if len(made) == cut:
+        if len(created) == cut:
             raise KeyboardInterrupt
-        made.append(given[1].shape)
+        created.append(given[1].shape)
         return real(*given)
 
     # Seven layers make a block: the cut is in the middle of the second.
@@ -258,15 +262,15 @@ def test_what_was_projected_before_a_cut_is_not_projected_again(
     with pytest.raises(KeyboardInterrupt):
         scored(case("low_rank", weighting=weighting))
     assert kept_blocks(tmp_path) == ["0.safetensors"]
-    made.clear()
+    created.clear()
     monkeypatch.setattr(compress_lm, "project_seeing", partial(until, cut=-1))
-    found = scored(case("low_rank", weighting=weighting))
-    assert len(made) == 7 * (CONFIG.num_hidden_layers - 1)
+    values = scored(case("low_rank", weighting=weighting))
+    assert len(created) == 7 * (CONFIG.num_hidden_layers - 1)
     assert kept_blocks(tmp_path) == []
     monkeypatch.setattr(compress_lm, "project_seeing", real)
     (tmp_path / "hwbench" / "scores").rename(tmp_path / "away")
     again = scored(case("low_rank", weighting=weighting))
-    assert found["score"] == again["score"] != whole["score"]
+    assert values["score"] == again["score"] != whole["score"]
 
 
 def small_formats() -> list[Format]:
@@ -279,9 +283,9 @@ def test_a_kept_block_is_the_block_that_was_made(kind: Format, tmp_path: Path) -
     layers = {"model.layers.0.a": kind.project(weight).trust_versions().requires_grad_(False)}
     _blocks.Kept(tmp_path / "x", torch.device("cpu")).block("0", lambda: layers)
     held = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
-    found = held.block("0", lambda: pytest.fail("it was projected again"))
+    actual = held.block("0", lambda: pytest.fail("it was projected again"))
     assert held.earlier > 0
-    (ours,), (theirs,) = layers.values(), found.values()
+    (ours,), (theirs,) = layers.values(), actual.values()
     assert type(ours) is type(theirs)
     assert torch.equal(ours.to_dense(), theirs.to_dense())
     assert ours.described == theirs.described
@@ -291,19 +295,19 @@ def test_a_kept_block_is_the_block_that_was_made(kind: Format, tmp_path: Path) -
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04 and no more"])
 def test_a_damaged_block_is_projected_again(damage: bytes, tmp_path: Path) -> None:
-    made = []
+    created = []
 
     def make() -> dict[str, Linear]:
-        made.append(1)
+        created.append(1)
         return {"a": CLASSES["csr"].from_knobs(8, 8, density=0.5).project(torch.eye(8))}
 
     for _ in range(2):
         held = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
         held.block("0", make)
-    assert len(made) == 1
+    assert len(created) == 1
     (tmp_path / "x" / "0.safetensors").write_bytes(damage)
     held.block("0", make)
-    assert len(made) == 2
+    assert len(created) == 2
 
 
 def test_blocks_of_cases_that_nobody_came_back_to_are_removed(tmp_path: Path) -> None:
@@ -404,9 +408,9 @@ def test_collapse_begins_above_ten() -> None:
 
 @pytest.mark.parametrize("name", ["compress_lm", "compress_lm_full"])
 def test_the_suites_can_be_read(name: str) -> None:
-    found = suites.build(suites.read(name), "cpu").cases
-    assert len(found) == (12 if name == "compress_lm" else 31)
-    assert {each.workload for each in found} == {"compress_lm"}
+    readings = suites.build(suites.read(name), "cpu").cases
+    assert len(readings) == (12 if name == "compress_lm" else 31)
+    assert {each.workload for each in readings} == {"compress_lm"}
 
 
 @pytest.mark.heavy
@@ -432,13 +436,13 @@ WIDE = smollm2.Config(60, 128, 256, 2, 4, 2, 64, 1e-5, 10000.0)
 
 def cases_of_both() -> list[Case]:
     """Every case of both suites at the width of a small model, each once."""
-    found: dict[str, Case] = {}
+    collected: dict[str, Case] = {}
     for name in ("compress_lm", "compress_lm_full"):
         for each in suites.build(suites.read(name), "cpu").cases:
             few = {**each.options, "windows": WINDOWS, "calibration": CALIBRATION}
             one = replace(each, out_features=128, in_features=128, options=few)
-            found[one.id] = one
-    return list(found.values())
+            collected[one.id] = one
+    return list(collected.values())
 
 
 @pytest.mark.heavy
@@ -446,7 +450,7 @@ def cases_of_both() -> list[Case]:
 @pytest.mark.parametrize("one", cases_of_both(), ids=lambda one: one.id)
 def test_every_case_of_the_suites_runs_on_a_small_model(small: Llama, one: Case) -> None:
     assert _planning.planned(one, Cpu(0), {}).unsupported is None
-    found = scored(one)
-    assert math.isfinite(found["score"])
-    assert found["perplexity_ratio"] > 0
+    values = scored(one)
+    assert math.isfinite(values["score"])
+    assert values["perplexity_ratio"] > 0
     assert small.config is WIDE

@@ -66,8 +66,8 @@ class Nights:
         """Exit code, verdicts by case, and what was said of the outcome."""
         way = ["--confirm-by", "ab"]
         code, out, err = self.call("check", str(run), "-b", "nights", *way, *words, "--json")
-        told = json.loads(out) if out else {}
-        return code, {each["case"]: each for each in told.get("changes", [])}, err
+        document = json.loads(out) if out else {}
+        return code, {each["case"]: each for each in document.get("changes", [])}, err
 
 
 @pytest.fixture
@@ -84,13 +84,13 @@ def test_code_that_slowed_a_case_is_confirmed_in_pairs(nights: Nights) -> None:
     nights.night(OLD)
     nights.code[NEW] = SLOW
     run = nights.night(NEW, out="new")
-    code, found, err = nights.check(run)
+    code, actual, err = nights.check(run)
     assert code == 1
     assert one_sentence(err) == "hwbench: Regressed (confirmed): 1 case."
-    (case,) = slowed(found)
+    (case,) = slowed(actual)
     assert "t512" in case
-    assert found[case]["confirmed"] is True
-    assert "Confirmed in 10 pairs of both revisions" in found[case]["reason"]
+    assert actual[case]["confirmed"] is True
+    assert "Confirmed in 10 pairs of both revisions" in actual[case]["reason"]
     pairs = [run.with_name(f"{run.stem}-pairs-1-{name}.jsonl") for name in "ab"]
     told = [read_run(path) for path in pairs]
     assert [each.header.environment.state["commit"] for each in told] == [OLD, NEW]
@@ -110,10 +110,10 @@ def test_a_machine_that_slowed_it_tonight_is_not(nights: Nights) -> None:
     nights.night(OLD)
     nights.machine = SLOW
     run = nights.night(NEW, out="new")
-    code, found, _ = nights.check(run)
+    code, actual, _ = nights.check(run)
     assert code == 0
-    (case,) = [case for case, each in found.items() if "pairs" in (each["reason"] or "")]
-    assert "Not confirmed in 10 pairs of both revisions (3" in found[case]["reason"]
+    (case,) = [case for case, each in actual.items() if "pairs" in (each["reason"] or "")]
+    assert "Not confirmed in 10 pairs of both revisions (3" in actual[case]["reason"]
     again = nights.call("check", str(run), "-b", "nights", "--confirm")[0]
     assert again == 1
 
@@ -125,9 +125,9 @@ def test_nothing_is_measured_where_nothing_is_flagged_or_no_code_changed(nights:
     slow = nights.night(OLD, out="new")
     started = len(nights.workers.started)
     assert nights.check(same)[0] == 0
-    code, found, _ = nights.check(slow)
+    code, actual, _ = nights.check(slow)
     assert code == 0
-    assert any("no code changed" in (each["reason"] or "") for each in found.values())
+    assert any("no code changed" in (each["reason"] or "") for each in actual.values())
     assert len(nights.workers.started) == started
     assert len(list(Path("new").glob("*.jsonl"))) == 2
 

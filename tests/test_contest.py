@@ -40,70 +40,72 @@ def fastest(entrants: list[Entrant]) -> Entrant:
 
 def outcomes(entrants: list[Entrant]) -> dict[str, Outcome]:
     best = fastest(entrants)
-    found = standings(best, [each for each in entrants if each is not best])
-    return {each.rival: each.outcome for each in found}
+    standing = standings(best, [each for each in entrants if each is not best])
+    return {each.rival: each.outcome for each in standing}
 
 
 def test_what_a_replicate_does_to_both_is_no_doubt() -> None:
     """Intervals of the two overlap by far; their quotient is the same in every replicate."""
     fast = entrant("fast", 1.0, 1.2, 0.9, 1.1)
     slow = entrant("slow", 1.051, 1.261, 0.946, 1.154)
-    (found,) = standings(fast, [slow])
-    assert found.outcome is Outcome.SLOWER
-    assert found.ratio.value == pytest.approx(1.05, rel=2e-3)
-    assert found.ratio.low > 1.04
+    (standing,) = standings(fast, [slow])
+    assert standing.outcome is Outcome.SLOWER
+    assert standing.ratio.value == pytest.approx(1.05, rel=2e-3)
+    assert standing.ratio.low > 1.04
 
 
 def test_only_common_replicates_are_set_against_each_other() -> None:
     fast = Entrant("fast", {0: 1.0, 1: 1.01, 2: 9.0})
     slow = Entrant("slow", {0: 1.1, 1: 1.11, 3: 0.1})
-    (found,) = standings(fast, [slow])
-    assert found.ratio.value == pytest.approx(1.1, rel=2e-3)
+    (standing,) = standings(fast, [slow])
+    assert standing.ratio.value == pytest.approx(1.1, rel=2e-3)
 
 
 def test_within_three_per_cent_is_tied_where_that_is_proved() -> None:
     fast = entrant("fast", 1.0, 1.1, 0.95, 1.05)
     same = entrant("same", 1.004, 1.098, 0.955, 1.049)
-    (found,) = standings(fast, [same])
-    assert found.outcome is Outcome.TIED
+    (standing,) = standings(fast, [same])
+    assert standing.outcome is Outcome.TIED
     noisy = entrant("noisy", 1.06, 1.05, 0.9, 1.1)
-    (found,) = standings(fast, [noisy])
-    assert found.outcome is Outcome.UNDECIDED
+    (standing,) = standings(fast, [noisy])
+    assert standing.outcome is Outcome.UNDECIDED
 
 
 def test_a_rival_that_was_measured_badly_is_named_and_undoes_nothing() -> None:
     fast, slow = entrant("fast", 0.50, 0.51, 0.50, 0.50), entrant("slow", 0.6, 0.61, 0.6, 0.6)
     spiked = entrant("btt", 0.9, 0.91, 2.5, 0.92)
-    found = standings(fast, [slow, spiked])
-    assert [each.outcome for each in found] == [Outcome.SLOWER, Outcome.BADLY]
+    standing = standings(fast, [slow, spiked])
+    assert [each.outcome for each in standing] == [Outcome.SLOWER, Outcome.BADLY]
     never = Entrant("never", {})
-    found = standings(fast, [slow, never])
-    assert [each.outcome for each in found] == [Outcome.SLOWER, Outcome.BADLY]
+    standing = standings(fast, [slow, never])
+    assert [each.outcome for each in standing] == [Outcome.SLOWER, Outcome.BADLY]
 
 
 def test_one_replicate_decides_nothing() -> None:
-    (found,) = standings(entrant("fast", 1.0), [entrant("slow", 2.0)])
-    assert found.outcome is Outcome.UNDECIDED
+    (standing,) = standings(entrant("fast", 1.0), [entrant("slow", 2.0)])
+    assert standing.outcome is Outcome.UNDECIDED
 
 
 def test_the_spread_between_runs_of_both_is_added() -> None:
     fast, slow = entrant("fast", 1.0, 1.001, 1.0), entrant("slow", 1.02, 1.021, 1.02)
     assert outcomes([fast, slow])["slow"] is Outcome.SLOWER
     night = (0.02**2, 10.0)
-    (found,) = standings(Entrant("fast", fast.values, night), [Entrant("slow", slow.values, night)])
-    assert found.outcome is Outcome.UNDECIDED
+    (standing,) = standings(
+        Entrant("fast", fast.values, night), [Entrant("slow", slow.values, night)]
+    )
+    assert standing.outcome is Outcome.UNDECIDED
 
 
 @pytest.mark.parametrize("rivals", [1, 7])
 def test_equal_formats_are_hardly_ever_told_apart(rivals: int) -> None:
     """However many rivals there are: a wrong winner in at most 5 % of groups."""
     rng = random.Random(rivals)
-    told = 0
+    result = 0
     for _ in range(400):
         names = {f"format{n}": 1.0 for n in range(rivals + 1)}
-        found = outcomes(simulated(names, rng, own=0.015, shared=0.05))
-        told += any(each is Outcome.SLOWER for each in found.values())
-    assert told <= 0.07 * 400
+        actual = outcomes(simulated(names, rng, own=0.015, shared=0.05))
+        result += any(each is Outcome.SLOWER for each in actual.values())
+    assert result <= 0.07 * 400
 
 
 def test_a_format_that_is_slower_is_told_from_the_best_beside_others() -> None:
@@ -124,6 +126,6 @@ def test_a_tie_is_proved_wrongly_in_at_most_one_of_twenty() -> None:
     for _ in range(400):
         entrants = simulated({"fast": 1.0, "near": 1.031}, rng, own=0.01, shared=0.05)
         fast, near = entrants
-        (found,) = standings(fast, [near])
-        tied += found.outcome is Outcome.TIED
+        (standing,) = standings(fast, [near])
+        tied += standing.outcome is Outcome.TIED
     assert tied <= 0.07 * 400

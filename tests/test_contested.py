@@ -74,10 +74,10 @@ def made(run: Run) -> dict[str, int]:
 
 
 def undecided(run: Run) -> list[str]:
-    found = decision.settings(numbered(report_rows(run)))
+    actual = decision.settings(numbered(report_rows(run)))
     return [
         rival.name
-        for setting in found
+        for setting in actual
         for level in setting.levels
         if (best := setting.best(level.limit))
         for rival in setting.close(best, level.limit)
@@ -146,11 +146,11 @@ def test_a_run_that_was_cut_off_among_them_goes_on(
     lines = run.path.read_bytes().splitlines(keepends=True)
     cut = next(number for number, line in enumerate(lines) if b'"replicate":5' in line) + 1
     run.path.write_bytes(b"".join(lines[:cut]))
-    found = read_run(runner.resume(run.path))
-    assert found.complete
-    assert set(Counter((r.case, r.replicate) for r in found.results).values()) == {1}
+    run_ = read_run(runner.resume(run.path))
+    assert run_.complete
+    assert set(Counter((r.case, r.replicate) for r in run_.results).values()) == {1}
     before = read_run(run.path).results
-    assert found.results[: len(before)] == before
+    assert run_.results[: len(before)] == before
 
 
 def test_a_confirmation_has_no_answer_of_its_own(
@@ -171,12 +171,12 @@ def test_who_is_contested_is_who_the_answer_calls_undecided(
     script = {**CLOSE, "slow": {"rank=2": apart, "rank=3": 1.3 * apart}}
     monkeypatch.setenv("HWBENCH_FAKE", json.dumps(script))
     run = read_run(runner.run(document(), device="fake", out=tmp_path, threads=1))
-    said: set[str] = set()
+    words: set[str] = set()
     for setting in decision.settings(numbered(report_rows(run))):
         for level in setting.levels:
             if (best := setting.best(level.limit)) is None or best.row.format == "dense":
                 continue
             rivals = [each for each in setting.close(best, level.limit)
                       if each.row.format != "dense"]  # fmt: skip
-            said |= {each.row.case for each in [best, *rivals]} if rivals else set()
-    assert contested(run) == said
+            words |= {each.row.case for each in [best, *rivals]} if rivals else set()
+    assert contested(run) == words

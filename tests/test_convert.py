@@ -40,12 +40,12 @@ def unrounded(name: str) -> dict[str, Any]:
     """Those, with the first kernel that runs here and rounds no activations."""
     kind = plugins.load("formats", name, Format)
     for kernel in kind.KERNELS:
-        found = {**options(name), "kernel": kernel}
-        f = kind.from_knobs(64, 64, **found)
+        actual = {**options(name), "kernel": kernel}
+        f = kind.from_knobs(64, 64, **actual)
         if f.unsupported("cpu", torch.float32, FORWARD) is None:
             layer = f.random(dtype=torch.float32, generator=torch.Generator().manual_seed(0))
             if layer.tolerance(torch.float32) == 0:
-                return found
+                return actual
     raise AssertionError(f"every kernel of {name} rounds activations")
 
 
@@ -86,7 +86,7 @@ def converted(model: nn.Module, **arguments: Any) -> Any:
 
 def densified(model: nn.Module) -> nn.Module:
     """The model with each converted layer as a dense one of the matrix that it stands for."""
-    found = copy.deepcopy(model)
+    actual = copy.deepcopy(model)
     for name, layer in model.named_modules():
         if isinstance(layer, Linear):
             dense = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
@@ -94,8 +94,8 @@ def densified(model: nn.Module) -> nn.Module:
             if layer.bias is not None:
                 dense.bias = nn.Parameter(layer.bias.detach())
             parent, _, last = name.rpartition(".")
-            setattr(found.get_submodule(parent), last, dense)
-    return found
+            setattr(actual.get_submodule(parent), last, dense)
+    return actual
 
 
 def llama() -> Any:
@@ -134,24 +134,24 @@ def gpt2() -> Any:
 )
 def test_logits_are_those_of_the_projected_dense_weights(name, make):
     model = make()
-    made = converted(model, format=name, **unrounded(name))
-    assert any(isinstance(each, Linear) for each in made.modules())
+    new_model = converted(model, format=name, **unrounded(name))
+    assert any(isinstance(each, Linear) for each in new_model.modules())
     with torch.no_grad():
-        ours, wanted = made(IDS).logits, densified(made)(IDS).logits
-        assert float((ours - wanted).abs().max()) < 1e-4
+        ours, expected = new_model(IDS).logits, densified(new_model)(IDS).logits
+        assert float((ours - expected).abs().max()) < 1e-4
         assert not torch.equal(ours, model(IDS).logits) or name in ("dense", "packed_dense")
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_every_layer_rounds_no_more_than_it_says(name):
-    made, seen = converted(small(), format=name, **options(name)), {}
-    layers = [each for each in made.modules() if isinstance(each, Linear)]
+    new_model, recorded = converted(small(), format=name, **options(name)), {}
+    layers = [each for each in new_model.modules() if isinstance(each, Linear)]
     for each in layers:
-        each.register_forward_hook(lambda layer, given, y: seen.update({layer: (given[0], y)}))
+        each.register_forward_hook(lambda layer, given, y: recorded.update({layer: (given[0], y)}))
     with torch.no_grad():
-        made(IDS)
-        assert list(seen) == layers
-        for layer, (x, y) in seen.items():
+        new_model(IDS)
+        assert list(recorded) == layers
+        for layer, (x, y) in recorded.items():
             exact = nn.functional.linear(x, layer.to_dense(), layer.bias)
             assert float((y - exact).norm() / exact.norm()) <= 1e-5 + layer.tolerance(y.dtype)
 
@@ -165,29 +165,29 @@ def test_what_cannot_run_here_is_one_sentence(name):
 
 @pytest.mark.parametrize("name", HERE)
 def test_saved_and_loaded_gives_the_same_outputs(name, tmp_path):
-    made = converted(small(), format=name, **options(name))
-    hwbench.save_converted(made, tmp_path / "kept")
+    new_model = converted(small(), format=name, **options(name))
+    hwbench.save_converted(new_model, tmp_path / "kept")
     with torch.device("meta"):
         blank = Small().eval()
     back = hwbench.load_converted(tmp_path / "kept", blank)
     with torch.no_grad():
-        assert torch.equal(back(IDS), made(IDS))
+        assert torch.equal(back(IDS), new_model(IDS))
     assert back.head.weight is back.tokens.weight
-    assert [n for n, p in back.named_parameters()] == [n for n, p in made.named_parameters()]
+    assert [n for n, p in back.named_parameters()] == [n for n, p in new_model.named_parameters()]
     assert all(
         a.requires_grad == b.requires_grad
-        for a, b in zip(back.parameters(), made.parameters(), strict=True)
+        for a, b in zip(back.parameters(), new_model.parameters(), strict=True)
     )
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_a_loaded_model_generates_the_same_tokens(make, tmp_path):
-    made = converted(make(), format="low_rank", density=0.5)
-    hwbench.save_converted(made, tmp_path)
+    new_model = converted(make(), format="low_rank", density=0.5)
+    hwbench.save_converted(new_model, tmp_path)
     back = hwbench.load_converted(tmp_path, make())
     ours, theirs = (
         each.generate(IDS, max_new_tokens=5, do_sample=False, pad_token_id=0)
-        for each in (made, back)
+        for each in (new_model, back)
     )
     assert torch.equal(ours, theirs)
     assert ours.shape[1] > IDS.shape[1]
@@ -195,18 +195,18 @@ def test_a_loaded_model_generates_the_same_tokens(make, tmp_path):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_converted_model_learns(name):
-    made = converted(small(), format=name, **options(name)).train()
-    before = {n: p.detach().clone() for n, p in made.named_parameters()}
-    optimizer = torch.optim.SGD(made.parameters(), lr=1e-3)
+    new_model = converted(small(), format=name, **options(name)).train()
+    before = {n: p.detach().clone() for n, p in new_model.named_parameters()}
+    optimizer = torch.optim.SGD(new_model.parameters(), lr=1e-3)
     losses, after = [], (IDS.flatten() + 1) % 40
     for _ in range(3):
-        loss = nn.functional.cross_entropy(made(IDS).flatten(0, 1), after)
+        loss = nn.functional.cross_entropy(new_model(IDS).flatten(0, 1), after)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
-    moved = [n for n, p in made.named_parameters() if not torch.equal(p, before[n])]
+    moved = [n for n, p in new_model.named_parameters() if not torch.equal(p, before[n])]
     assert any(n.startswith("up.") for n in moved)
     assert "up.bias" in moved
 
@@ -215,41 +215,41 @@ def test_a_converted_model_learns(name):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("name", ["low_rank", "monarch", "blast", "csr", "bsr"])
 def test_a_converted_model_is_traced_by_the_compiler(name):
-    made = converted(small(), format=name, density=0.5)
+    new_model = converted(small(), format=name, density=0.5)
     with torch.no_grad():
-        wanted = made(IDS)
-        ours = torch.compile(made, backend="aot_eager")(IDS)
-    assert float((ours - wanted).abs().max()) < 1e-5
+        expected = new_model(IDS)
+        ours = torch.compile(new_model, backend="aot_eager")(IDS)
+    assert float((ours - expected).abs().max()) < 1e-5
 
 
 def test_biases_dtypes_modes_and_gradients_are_kept_and_the_model_is_left_alone():
     model = small().to(torch.bfloat16).train()
     model.up.requires_grad_(False)
     kept = copy.deepcopy(model.state_dict())
-    made = converted(model, format="low_rank", density=0.5)
-    assert torch.equal(made.up.bias, model.up.bias)
-    assert made.up.bias is not model.up.bias
-    assert made.down.bias is None
-    assert made.up.left.dtype == torch.bfloat16
-    assert made.up.training
-    assert not any(p.requires_grad for p in made.up.parameters())
-    assert all(p.requires_grad for p in made.down.parameters())
+    new_model = converted(model, format="low_rank", density=0.5)
+    assert torch.equal(new_model.up.bias, model.up.bias)
+    assert new_model.up.bias is not model.up.bias
+    assert new_model.down.bias is None
+    assert new_model.up.left.dtype == torch.bfloat16
+    assert new_model.up.training
+    assert not any(p.requires_grad for p in new_model.up.parameters())
+    assert all(p.requires_grad for p in new_model.down.parameters())
     assert isinstance(model.up, nn.Linear)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
-    assert made.tokens.weight is made.head.weight
-    assert made.tokens.weight is not model.tokens.weight
+    assert new_model.tokens.weight is new_model.head.weight
+    assert new_model.tokens.weight is not model.tokens.weight
 
 
 def test_activations_of_calibration_change_the_projection():
     batches = [IDS, (IDS,), {"ids": IDS}]
     plain = converted(small(), format="low_rank", density=0.3)
     model = small().train()
-    told = converted(model, format="low_rank", density=0.3, calibration=batches)
+    result = converted(model, format="low_rank", density=0.3, calibration=batches)
     assert model.training
-    assert not torch.equal(plain.up.to_dense(), told.up.to_dense())
-    seen = _convert.activations(model, batches, _convert.planned(model, "dense"))
-    assert seen["up"].shape == (36, 64)
-    assert torch.equal(seen["up"][:12], model.tokens(IDS).flatten(0, 1))
+    assert not torch.equal(plain.up.to_dense(), result.up.to_dense())
+    inputs = _convert.activations(model, batches, _convert.planned(model, "dense"))
+    assert inputs["up"].shape == (36, 64)
+    assert torch.equal(inputs["up"][:12], model.tokens(IDS).flatten(0, 1))
 
 
 # --- what stays -----------------------------------------------------------------------------------
@@ -257,23 +257,23 @@ def test_activations_of_calibration_change_the_projection():
 
 def test_a_tied_layer_stays_and_is_named():
     with pytest.warns(UserWarning, match=r"head \(shares its weight with tokens\)"):
-        made = hwbench.convert(small(), format="low_rank", density=0.5)
-    assert type(made.head) is nn.Linear
+        new_model = hwbench.convert(small(), format="low_rank", density=0.5)
+    assert type(new_model.head) is nn.Linear
 
 
 def test_what_is_skipped_stays_without_a_word():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = hwbench.convert(small(), format="low_rank", density=0.5, skip=["head", "d*"])
-    assert type(made.down) is nn.Linear
-    assert isinstance(made.up, Linear)
+        new_model = hwbench.convert(small(), format="low_rank", density=0.5, skip=["head", "d*"])
+    assert type(new_model.down) is nn.Linear
+    assert isinstance(new_model.up, Linear)
 
 
 def test_a_layer_that_does_not_fit_stays_and_is_named():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 1))
     with pytest.warns(UserWarning, match=r"1 \(low_rank cannot reach density 0.1"):
-        made = hwbench.convert(model, format="low_rank", density=0.1)
-    assert type(made[1]) is nn.Linear
+        new_model = hwbench.convert(model, format="low_rank", density=0.1)
+    assert type(new_model[1]) is nn.Linear
 
 
 class Own(nn.Linear):
@@ -298,34 +298,34 @@ def test_layers_that_are_read_or_act_otherwise_stay():
     assert "forward pass of its own" in why["own"]
     assert "MultiheadAttention reads" in why["attention.out_proj"]
     assert "TransformerEncoderLayer reads" in why["encoder.linear1"]
-    made = converted(model, format="low_rank", density=0.9)
+    new_model = converted(model, format="low_rank", density=0.9)
     x = torch.ones(2, 3, 8)
-    assert torch.equal(made["encoder"](x), model["encoder"](x))
+    assert torch.equal(new_model["encoder"](x), model["encoder"](x))
 
 
 def test_a_dry_run_counts_bytes_also_of_what_has_no_values():
     with torch.device("meta"):
         model = Small()
-    found = hwbench.convert(model, format="low_rank", density=0.5, dry_run=True).set_index("layer")
-    assert found.loc["up", "dense_bytes"] == 4 * 96 * 64
-    assert found.loc["up", "bytes"] == 4 * found.loc["up", "knobs"]["rank"] * (96 + 64)
-    assert found.loc["head", "bytes"] == found.loc["head", "dense_bytes"]
+    actual = hwbench.convert(model, format="low_rank", density=0.5, dry_run=True).set_index("layer")
+    assert actual.loc["up", "dense_bytes"] == 4 * 96 * 64
+    assert actual.loc["up", "bytes"] == 4 * actual.loc["up", "knobs"]["rank"] * (96 + 64)
+    assert actual.loc["head", "bytes"] == actual.loc["head", "dense_bytes"]
     assert isinstance(model.up, nn.Linear)
-    made = converted(small(), format="low_rank", density=0.5)
-    stored = sum(t.nbytes for t in made.up.stored_tensors())
-    assert stored == found.loc["up", "bytes"]
+    new_model = converted(small(), format="low_rank", density=0.5)
+    stored = sum(t.nbytes for t in new_model.up.stored_tensors())
+    assert stored == actual.loc["up", "bytes"]
 
 
 def test_each_layer_can_have_a_format_of_its_own(tmp_path):
     plan = {"up": {"name": "low_rank", "rank": 3}, "down": {"name": "monarch", "density": 0.5}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        made = hwbench.convert(small(), format=plan)
-    assert made.up.described.knobs()["rank"] == 3
-    assert made.down.described.name() == "monarch"
-    hwbench.save_converted(made, tmp_path)
+        new_model = hwbench.convert(small(), format=plan)
+    assert new_model.up.described.knobs()["rank"] == 3
+    assert new_model.down.described.name() == "monarch"
+    hwbench.save_converted(new_model, tmp_path)
     back = hwbench.load_converted(tmp_path, Small().eval())
-    assert torch.equal(back(IDS), made(IDS))
+    assert torch.equal(back(IDS), new_model(IDS))
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -371,9 +371,9 @@ def test_models_that_cannot_be_converted_are_one_sentence():
 def test_project_takes_a_layer_and_keeps_its_bias(name):
     layer = nn.Linear(64, 96)
     described = hwbench.get_format(name).from_knobs(96, 64, **options(name))
-    made = described.project(layer)
-    assert torch.equal(made.bias, layer.bias)
-    assert torch.equal(made.to_dense(), described.project(layer.weight.detach()).to_dense())
+    layer_ = described.project(layer)
+    assert torch.equal(layer_.bias, layer.bias)
+    assert torch.equal(layer_.to_dense(), described.project(layer.weight.detach()).to_dense())
     assert described.project(nn.Linear(64, 96, bias=False)).bias is None
 
 

@@ -66,9 +66,9 @@ def test_a_run_that_was_slow_throughout_is_told_and_not_counted(
     quiet = [{"seed": seed, "noise": 0.001} for seed in range(3)]
     slow = {"seed": 9, "noise": 0.001, "slow": {"dense": 1.19, "low_rank": 1.4, "csr": 1.2}}
     runs = simulate(coverage, tmp_path, monkeypatch, [*quiet, slow])
-    found = coverage.evaluate(runs, [True] * 4)
-    assert (found.runs, found.slowed, found.rows) == (4, 1, 3 * 16)
-    assert "4 runs, 1 of them slower throughout" in coverage.report(found)[0]
+    figures = coverage.evaluate(runs, [True] * 4)
+    assert (figures.runs, figures.slowed, figures.rows) == (4, 1, 3 * 16)
+    assert "4 runs, 1 of them slower throughout" in coverage.report(figures)[0]
 
 
 def test_what_moves_from_run_to_run_is_found(
@@ -91,9 +91,9 @@ def test_a_winner_that_another_run_does_not_know_is_a_contradiction(coverage: Mo
     key = ("group", 0.5)
 
     def counted(*winners: Winner) -> tuple[int, int, int]:
-        found = coverage.Figures(runs=len(winners), slowed=0, rows=0)
-        coverage._winners([{key: winner} for winner in winners], found)
-        return found.looks, found.contradictory, found.decided
+        figures = coverage.Figures(runs=len(winners), slowed=0, rows=0)
+        coverage._winners([{key: winner} for winner in winners], figures)
+        return figures.looks, figures.contradictory, figures.decided
 
     open_one = Winner(None, 0.5, "btt")
     assert counted(Winner("btt"), Winner("btt"), open_one) == (4, 0, 2)

@@ -32,8 +32,8 @@ TRUST = pytest.mark.parametrize("trusting", [False, True], ids=["compared", "tru
 
 
 def layer_of(f: Format, seed: int = 0, *, trusting: bool = False) -> Linear:
-    made = f.random(dtype=torch.float32, generator=generator(seed)).requires_grad_(False)
-    return made.trust_versions() if trusting else made
+    layer = f.random(dtype=torch.float32, generator=generator(seed)).requires_grad_(False)
+    return layer.trust_versions() if trusting else layer
 
 
 def assert_right(layer: Linear, call: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -211,12 +211,12 @@ def test_a_layer_made_in_inference_mode_is_compared(f: Format) -> None:
 
 @TRUST
 def test_a_value_is_made_once_for_the_same_tensors(trusting: bool) -> None:
-    made: list[int] = []
+    created: list[int] = []
     kept, first, second = Derived[int](), torch.arange(4.0), torch.tensor([float("nan"), -0.0])
 
     def build() -> int:
-        made.append(1)
-        return len(made)
+        created.append(1)
+        return len(created)
 
     for _ in range(3):
         assert kept.get((first, second), build, trusting=trusting) == 1
@@ -295,8 +295,8 @@ def test_a_packed_2_to_4_weight_is_that_of_the_layer(kernel: str, trusting: bool
         pytest.skip(reason)
 
     def layer_on_it(seed: int) -> Linear:
-        made = f.random(dtype=torch.float16, generator=torch.Generator("cuda").manual_seed(seed))
-        return made.requires_grad_(False)
+        layer_ = f.random(dtype=torch.float16, generator=torch.Generator("cuda").manual_seed(seed))
+        return layer_.requires_grad_(False)
 
     def assert_its_product(layer: Linear, state: dict[str, Tensor] | None = None) -> None:
         x = torch.randn(32, 128, generator=generator()).to("cuda", torch.float16)

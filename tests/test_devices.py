@@ -34,9 +34,9 @@ def test_marks_of_the_processor_are_in_order_and_measure_a_wait() -> None:
 
 
 def test_the_processor_calls_the_step_once_a_state() -> None:
-    seen: list[int] = []
-    Cpu().run(seen.append, [1, 2, 3])
-    assert seen == [1, 2, 3]
+    recorded: list[int] = []
+    Cpu().run(recorded.append, [1, 2, 3])
+    assert recorded == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("tokens", "out"), [(8, 16), (128, 256)])
@@ -67,18 +67,18 @@ def test_eviction_writes_twice_the_last_level_cache_then_reads_as_much_that_nobo
     assert written is not None
     for buffer in (written, read):
         assert buffer.nbytes >= 2 * max(environment.cpu_caches().values(), default=1)
-    told: list[str] = []
+    recorded: list[str] = []
     for name in ("add_", "sum"):
         real = getattr(torch.Tensor, name)
 
         def call(self: torch.Tensor, *given: Any, real: Any = real) -> Any:
-            told.append("read" if self is read else "written")
+            recorded.append("read" if self is read else "written")
             return real(self, *given)
 
         monkeypatch.setattr(torch.Tensor, name, call)
     device.evict_caches()
     assert device._evict is written
-    assert told == ["written", "read"]
+    assert recorded == ["written", "read"]
     assert written.min() == written.max() == 3.0
     assert read.min() == read.max() == 1.0
 
@@ -155,15 +155,15 @@ def test_what_is_told_of_a_step_is_kept_until_it_is_told_anew() -> None:
 
 
 def test_a_step_is_real_once_and_simulated_after_that() -> None:
-    device, seen = Fake(effects={}), []
+    device, recorded = Fake(effects={}), []
     step, other = (
-        (lambda state: seen.append(("a", state))),
-        (lambda state: seen.append(("b", state))),
+        (lambda state: recorded.append(("a", state))),
+        (lambda state: recorded.append(("b", state))),
     )
     device.run(step, [1, 2, 3])
     device.run(step, [4])
     device.run(other, [5])
-    assert seen == [("a", 1), ("b", 5)]
+    assert recorded == [("a", 1), ("b", 5)]
     assert device.now_seconds == 5e-5
 
 
@@ -180,10 +180,10 @@ def test_a_step_that_fails_fails_every_time_and_takes_no_time() -> None:
 
 
 def test_memory_of_the_simulated_machine_is_constant_and_its_call_is_real() -> None:
-    device, seen = Fake(effects={}), []
-    assert device.peak_bytes(lambda: seen.append(1)) == fake.PEAK_BYTES
+    device, recorded = Fake(effects={}), []
+    assert device.peak_bytes(lambda: recorded.append(1)) == fake.PEAK_BYTES
     assert device.free_bytes() == fake.FREE_BYTES
-    assert seen == [1]
+    assert recorded == [1]
 
 
 # --- the simulated machine: effects ------------------------------------------------------------
@@ -229,19 +229,19 @@ def test_replicate_noise_is_drawn_once_a_process() -> None:
 
 
 def test_the_process_is_its_number_unless_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    collected = []
     for number in (11, 12, 11):
         monkeypatch.setattr(fake.os, "getpid", lambda number=number: number)
-        found += times(Fake(effects={"replicate_noise": 0.1}), 1)
-    assert found[0] == found[2] != found[1]
+        collected += times(Fake(effects={"replicate_noise": 0.1}), 1)
+    assert collected[0] == collected[2] != collected[1]
 
 
 def test_case_noise_is_drawn_once_a_case_in_a_process() -> None:
     device = scripted(case_noise=0.1)
     a, b = step_of(), step_of()
-    found = [timed(device, step, case=case) for step, case in 2 * [(a, "a"), (b, "b")]]
-    assert found[0] == found[2] != found[1] == found[3]
-    assert timed(scripted(case_noise=0.1, replicate=1), a, case="a") != found[0]
+    actual = [timed(device, step, case=case) for step, case in 2 * [(a, "a"), (b, "b")]]
+    assert actual[0] == actual[2] != actual[1] == actual[3]
+    assert timed(scripted(case_noise=0.1, replicate=1), a, case="a") != actual[0]
 
 
 def test_drift_compounds_with_simulated_time() -> None:

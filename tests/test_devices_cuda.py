@@ -91,11 +91,11 @@ def test_a_torch_that_cannot_occupy_the_queue_is_refused(monkeypatch: pytest.Mon
 def test_switches_are_recorded_by_each_name_and_reasons_where_torch_refuses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = {name: cuda._setting(path) for name, path in cuda._SETTINGS.items()}
-    assert told["threads"] == torch.get_num_threads()
-    assert told["matmul.allow_tf32"] is torch.backends.cuda.matmul.allow_tf32
-    assert told["float32_matmul_precision"] in ("highest", "high", "medium")
-    assert "not in this PyTorch" not in told.values()
+    result = {name: cuda._setting(path) for name, path in cuda._SETTINGS.items()}
+    assert result["threads"] == torch.get_num_threads()
+    assert result["matmul.allow_tf32"] is torch.backends.cuda.matmul.allow_tf32
+    assert result["float32_matmul_precision"] in ("highest", "high", "medium")
+    assert "not in this PyTorch" not in result.values()
 
     def mixed() -> str:
         raise RuntimeError("mix of the legacy and new APIs.\nmore")
@@ -110,24 +110,24 @@ def test_switches_are_recorded_by_each_name_and_reasons_where_torch_refuses(
 def test_products_go_through_both_libraries_and_the_setting_is_put_back(
     monkeypatch: pytest.MonkeyPatch, set_to: str, other: str
 ) -> None:
-    asked: list[str] = [f"_BlasBackend.{set_to}"]
+    arguments: list[str] = [f"_BlasBackend.{set_to}"]
 
     def preferred(library: str | None = None) -> str:
-        asked.extend([library] if library else [])
-        return asked[-1]
+        arguments.extend([library] if library else [])
+        return arguments[-1]
 
     monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", preferred)
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     device: Cuda = object.__new__(Cuda)
-    found = device.matmul_libraries("float32")
-    first, second = found
+    actual = device.matmul_libraries("float32")
+    first, second = actual
     assert first.lower() == f"torch.mm ({set_to.lower()})"
     assert second.lower() == f"torch.mm ({other})"
-    with found[first]():
-        assert len(asked) == 1
-    with found[second]():
-        assert asked[-1] == other
-    assert asked[-1] == f"_BlasBackend.{set_to}"
+    with actual[first]():
+        assert len(arguments) == 1
+    with actual[second]():
+        assert arguments[-1] == other
+    assert arguments[-1] == f"_BlasBackend.{set_to}"
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
     assert list(device.matmul_libraries("float32")) == [first]
 
@@ -313,17 +313,17 @@ def test_a_captured_call_is_replayed(device: Cuda) -> None:
 def test_a_captured_step_with_its_backward_pass_is_replayed(device: Cuda) -> None:
     x = torch.randn(4, 8, device=device.torch_device)
     weight = torch.randn(6, 8, device=device.torch_device, requires_grad=True)
-    found = torch.zeros(6, 8, device=device.torch_device)
+    actual = torch.zeros(6, 8, device=device.torch_device)
 
     def step() -> None:
         y = torch.nn.functional.linear(x, weight)
-        found.copy_(torch.autograd.grad(y, weight, torch.ones_like(y))[0])
+        actual.copy_(torch.autograd.grad(y, weight, torch.ones_like(y))[0])
 
     replay = device.capture(step)
     assert not isinstance(replay, str), replay
     x.fill_(2.0)
     replay()
-    assert torch.equal(found, torch.full_like(found, 8.0))
+    assert torch.equal(actual, torch.full_like(actual, 8.0))
 
 
 def _waits_for_a_value(x: torch.Tensor) -> Any:

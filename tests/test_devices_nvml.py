@@ -94,9 +94,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
                 if callable(answer):
                     return answer(*arguments)
                 if isinstance(answer, dict):
-                    wanted = arguments[-1]
+                    expected = arguments[-1]
                     return (
-                        [answer[i] for i in wanted] if isinstance(wanted, list) else answer[wanted]
+                        [answer[i] for i in expected]
+                        if isinstance(expected, list)
+                        else answer[expected]
                     )
                 return answer
 
@@ -197,7 +199,9 @@ def test_every_function_asked_for_exists_in_the_package() -> None:
         "HwPowerBrakeSlowdown": "power brake",
         "DisplayClockSetting": "display clocks",
     }
-    bits = {getattr(pynvml, f"nvmlClocksEventReason{name}"): said for name, said in reasons.items()}
+    bits = {
+        getattr(pynvml, f"nvmlClocksEventReason{name}"): words for name, words in reasons.items()
+    }
     assert bits == _nvml.REASONS
     counters = {
         pynvml.NVML_FI_DEV_PERF_POLICY_POWER: "power_cap",
@@ -334,9 +338,9 @@ def test_what_is_not_permitted_has_a_reason_and_no_number(
     install: Install, reading: str, names: tuple[str, ...]
 ) -> None:
     install(failing=dict.fromkeys(names, 4), without=("nvmlDeviceGetComputeRunningProcesses_v2",))
-    found = getattr(Nvml(UUID), reading)()
-    assert isinstance(found, Reason)
-    assert found.startswith(("NVML does not tell the", "The installed nvidia-ml-py cannot ask"))
+    actual = getattr(Nvml(UUID), reading)()
+    assert isinstance(actual, Reason)
+    assert actual.startswith(("NVML does not tell the", "The installed nvidia-ml-py cannot ask"))
 
 
 def test_power_falls_back_to_the_average_field(install: Install) -> None:
@@ -348,11 +352,11 @@ def test_a_counter_that_is_absent_is_left_out_of_the_probe(install: Install) -> 
     absent = {**FIELDS, 269: field(0, failed=3), 270: field(1, kind=7)}
     install(nvmlDeviceGetFieldValues=absent)
     device = Nvml(UUID)
-    told = device.throttled_seconds()
+    result = device.throttled_seconds()
     assert (
-        told["sw_thermal_seconds"] == "NVML does not tell the throttling counters: Not Supported."
+        result["sw_thermal_seconds"] == "NVML does not tell the throttling counters: Not Supported."
     )
-    assert isinstance(told["hw_thermal_seconds"], Reason)
+    assert isinstance(result["hw_thermal_seconds"], Reason)
     assert "sw_thermal_seconds" not in device.probe()
     assert "hw_thermal_seconds" not in device.probe()
     assert device.probe()["thermal_seconds"] == 1.0

@@ -96,10 +96,10 @@ def test_a_worker_whose_device_is_lost_is_replaced(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def measure(*arguments: Any) -> Any:
-        found = measured(*arguments)
+        values = measured(*arguments)
         if when == "in the rounds":
             monkeypatch.setattr(device, "synchronize", lost)
-        return found
+        return values
 
     measured = worker.latency.measure
     monkeypatch.setattr(worker.latency, "measure", measure)

@@ -55,13 +55,13 @@ def test_both_factors_are_the_best_for_the_other(shape: tuple[int, int]) -> None
 @pytest.mark.parametrize("solved", [0, 2**29])
 def test_no_round_raises_the_error(monkeypatch: pytest.MonkeyPatch, solved: int) -> None:
     monkeypatch.setattr(Dictionary, "SOLVED", solved)
-    weight, f, found = drawn(40, 32), build(40, 32, atoms=16), []
+    weight, f, collected = drawn(40, 32), build(40, 32, atoms=16), []
     monkeypatch.setattr(Dictionary, "LEAST_GAIN", 0.0)
     for rounds in (1, 2, 4, 8, 32):
         monkeypatch.setattr(Dictionary, "ROUNDS", rounds)
-        found.append(error(f, weight))
-    assert found == sorted(found, reverse=True)
-    assert found[-1] < 0.97 * found[0]
+        collected.append(error(f, weight))
+    assert collected == sorted(collected, reverse=True)
+    assert collected[-1] < 0.97 * collected[0]
 
 
 def test_rows_of_several_subspaces_are_nearer_than_to_one_of_low_rank() -> None:
@@ -79,11 +79,11 @@ def test_more_atoms_than_inputs_are_learnt() -> None:
 
 def test_activations_lower_the_error_that_the_layer_sees() -> None:
     weight, f = drawn(24, 32), build(atoms=8)
-    seen = drawn(200, 32, seed=4) * torch.linspace(0.01, 3, 32, dtype=torch.float64)
+    inputs = drawn(200, 32, seed=4) * torch.linspace(0.01, 3, 32, dtype=torch.float64)
     plain, weighed = (
-        f.project(weight, activations=given).to_dense().detach() for given in (None, seen)
+        f.project(weight, activations=given).to_dense().detach() for given in (None, inputs)
     )
-    missed = [float(((weight - each) @ seen.mT).norm()) for each in (plain, weighed)]
+    missed = [float(((weight - each) @ inputs.mT).norm()) for each in (plain, weighed)]
     assert missed[1] < 0.9 * missed[0]
 
 
@@ -98,14 +98,14 @@ def test_by_outputs_it_is_nearer_than_low_rank_at_equal_values(
     shape: tuple[int, int], density: float
 ) -> None:
     """On rows that no projection saw."""
-    weight, told, held = drawn(*shape), *(correlated(600, shape[1], seed=s) for s in (2, 3))
-    found = []
+    weight, result, held = drawn(*shape), *(correlated(600, shape[1], seed=s) for s in (2, 3))
+    collected = []
     for kind in (Dictionary, LowRank):
         f = kind.from_knobs(*shape, density=density)
-        layer = f.project_outputs(weight, told)
+        layer = f.project_outputs(weight, result)
         assert f.density() <= density
-        found.append(float(((layer.to_dense().detach() - weight) @ held.mT).norm()))
-    assert found[0] < 0.95 * found[1]
+        collected.append(float(((layer.to_dense().detach() - weight) @ held.mT).norm()))
+    assert collected[0] < 0.95 * collected[1]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

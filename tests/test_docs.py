@@ -30,9 +30,9 @@ TOKENS, ITEM = 7, 4
 
 
 def _section(name: str) -> str:
-    found = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    assert found, f"{name} has no section. {STALE}"
-    return found[1]
+    match = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert match, f"{name} has no section. {STALE}"
+    return match[1]
 
 
 # --- formats -----------------------------------------------------------------------------------

@@ -77,21 +77,21 @@ def test_every_key_that_can_be_required_is_checked_once_and_in_order() -> None:
 
 
 def test_a_quiet_processor_is_fine_but_for_what_it_does_not_have() -> None:
-    found = told(CPU, CPU_STATE)
-    assert {key for key, check in found.items() if check.verdict is not Verdict.FINE} == {
+    actual = told(CPU, CPU_STATE)
+    assert {key for key, check in actual.items() if check.verdict is not Verdict.FINE} == {
         *("peak", "power", "two_four")
     }
-    assert "L2 1.00 MB" in found["device"].says
-    assert found["two_four"].says == "no kernel."
+    assert "L2 1.00 MB" in actual["device"].says
+    assert actual["two_four"].says == "no kernel."
 
 
 def test_a_quiet_gpu_is_fine() -> None:
-    found = told(GPU, GPU_STATE, two_four={"cusparselt": "", "cutlass": "no kernel."})
-    assert {check.verdict for check in found.values()} == {Verdict.FINE}
-    assert found["two_four"].says == "ran with cusparselt"
-    assert "cusparselt not in this PyTorch" in found["libraries"].says
-    assert "NVIDIA A100-SXM4-80GB in peaks.toml" in found["peak"].says
-    assert "80 W of 400 W" in found["power"].says
+    actual = told(GPU, GPU_STATE, two_four={"cusparselt": "", "cutlass": "no kernel."})
+    assert {check.verdict for check in actual.values()} == {Verdict.FINE}
+    assert actual["two_four"].says == "ran with cusparselt"
+    assert "cusparselt not in this PyTorch" in actual["libraries"].says
+    assert "NVIDIA A100-SXM4-80GB in peaks.toml" in actual["peak"].says
+    assert "80 W of 400 W" in actual["power"].says
 
 
 def products(**rates: float) -> dict[str, Any]:
@@ -123,10 +123,10 @@ def products(**rates: float) -> dict[str, Any]:
 def test_it_is_told_what_part_of_the_device_a_linear_layer_reaches(
     kept: dict[str, Any] | None, name: str, verdict: Verdict, words: list[str]
 ) -> None:
-    found = told({**CPU, "name": name}, CPU_STATE, kept=kept)["linear"]
-    assert found.verdict is verdict
-    assert all(each in found.says for each in words), found.says
-    assert ("AVX2" in found.says) == ("AVX2 path" in words)
+    actual = told({**CPU, "name": name}, CPU_STATE, kept=kept)["linear"]
+    assert actual.verdict is verdict
+    assert all(each in actual.says for each in words), actual.says
+    assert ("AVX2" in actual.says) == ("AVX2 path" in words)
 
 
 @pytest.mark.parametrize(
@@ -179,20 +179,20 @@ def test_a_quota_of_whole_cores_is_fine(
 
 
 def test_the_gate_passes_what_is_fine_and_names_what_is_not() -> None:
-    found = list(told(CPU, CPU_STATE, disturbances=["noise"]).values())
-    demand(found, ["load", "timer"])
+    actual = list(told(CPU, CPU_STATE, disturbances=["noise"]).values())
+    demand(actual, ["load", "timer"])
     with pytest.raises(EnvironmentMismatchError, match="quiet: noise in .* two_four: no kernel"):
-        demand(found, ["load", "quiet", "two_four"])
+        demand(actual, ["load", "quiet", "two_four"])
     with pytest.raises(UnknownNameError, match="did you mean 'two_four'"):
-        demand(found, ["twofour"])
+        demand(actual, ["twofour"])
 
 
 def test_the_work_is_sampled_on_the_device_and_its_disturbances_are_told() -> None:
-    found = _health.examine(Fake(effects={"replicate": 0, "disturb_probability": 1.0}))
-    assert found.disturbances == ["a scripted disturbance"]
-    assert found.spread == pytest.approx(0.0)
-    assert set(found.two_four) == {"cusparselt", "cusparselt_searched", "cutlass"}
-    assert all(found.two_four.values())
+    actual = _health.examine(Fake(effects={"replicate": 0, "disturb_probability": 1.0}))
+    assert actual.disturbances == ["a scripted disturbance"]
+    assert actual.spread == pytest.approx(0.0)
+    assert set(actual.two_four) == {"cusparselt", "cusparselt_searched", "cutlass"}
+    assert all(actual.two_four.values())
     noisy = _health.examine(Fake(effects={"replicate": 0, "noise": 0.3}))
     assert noisy.spread > 0.3
 

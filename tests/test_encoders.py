@@ -66,21 +66,21 @@ LAYERS = {"albert": 1 + 6, "electra": 1 + 2 * 6, "modernbert": 2 * 4, "nomic_ber
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A random encoder of a type, with weights large enough that they matter."""
-    found: dict[str, Path] = {}
+    collected: dict[str, Path] = {}
 
     def build(kind: str) -> Path:
-        if kind not in found:
+        if kind not in collected:
             name, options = TYPES[kind]
-            known = getattr(transformers, f"{name}Config")(**options)
+            config = getattr(transformers, f"{name}Config")(**options)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                model = transformers.AutoModel.from_config(known)
+                model = transformers.AutoModel.from_config(config)
                 for each in model.modules():
                     if isinstance(each, torch.nn.Linear | torch.nn.Embedding):
                         torch.nn.init.normal_(each.weight, std=0.3)
             folder = tmp_path_factory.mktemp("model") / kind
-            found[kind] = write(folder, model, "<s> $A </s>")
-        return found[kind]
+            collected[kind] = write(folder, model, "<s> $A </s>")
+        return collected[kind]
 
     return build
 
@@ -114,17 +114,17 @@ def test_embeddings_are_those_of_the_automatic_class(
     assert models.kind(folder) == models.ENCODER
     assert unsupported(case(folder)) is None
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
-    wanted = []
+    expected = []
     for text in texts:  # one at a time, so that nothing is padded
         ids, _ = Encoder.tokens(folder, [text])
         with torch.no_grad():
             last = model(input_ids=ids).last_hidden_state[0]
-        wanted.append(torch.nn.functional.normalize(last.mean(0), dim=-1))
+        expected.append(torch.nn.functional.normalize(last.mean(0), dim=-1))
     ids, mask = Encoder.tokens(folder, texts)
     assert not mask.all()
-    found = Encoder.load(folder)(ids, mask)
-    torch.testing.assert_close(found, torch.stack(wanted), atol=1e-5, rtol=0)
-    assert (found[0] - found[1]).norm() > 0.01  # … and they tell texts apart
+    actual = Encoder.load(folder)(ids, mask)
+    torch.testing.assert_close(actual, torch.stack(expected), atol=1e-5, rtol=0)
+    assert (actual[0] - actual[1]).norm() > 0.01  # … and they tell texts apart
 
 
 @pytest.mark.heavy  # of 90 MB
@@ -147,9 +147,9 @@ def test_every_linear_layer_is_replaced_but_the_pooler(
     ]
     layer = described(case("", "low_rank"))
     ids, mask = Encoder.tokens(built(kind), _texts.calibration()[:8])
-    seen = _distill.activations(model, ids, mask)
-    assert set(seen) == set(model.linears())
-    rows = {len(each) for each in seen.values()}
+    inputs = _distill.activations(model, ids, mask)
+    assert set(inputs) == set(model.linears())
+    rows = {len(each) for each in inputs.values()}
     assert rows == {int(mask.sum())}
 
     def project(weight: torch.Tensor, activations: torch.Tensor | None) -> Linear:
@@ -159,7 +159,7 @@ def test_every_linear_layer_is_replaced_but_the_pooler(
             .project(weight, activations=activations)
         )
 
-    student = _distill.compressed(model, project, seen)
+    student = _distill.compressed(model, project, inputs)
     assert not [each for each in student.modules() if isinstance(each, torch.nn.Linear)]
     assert not torch.allclose(student(ids, mask), model(ids, mask), atol=1e-3)
 
@@ -185,9 +185,9 @@ def test_activations_weigh_the_columns_and_healing_brings_some_back(folder: Path
 
 def test_cost_is_that_of_all_layers(built: Callable[[str], Path]) -> None:
     one = case(built("distilbert"), "dense")
-    found = Compress().cost(one, described(one))
-    assert found is not None
-    assert found.parameters == 2 * (4 * SIDE * SIDE + 2 * SIDE * INNER)
+    actual = Compress().cost(one, described(one))
+    assert actual is not None
+    assert actual.parameters == 2 * (4 * SIDE * SIDE + 2 * SIDE * INNER)
 
 
 def test_a_text_is_cut_to_the_places_there_are(built: Callable[[str], Path]) -> None:
@@ -214,12 +214,12 @@ def test_the_first_token_stands_for_the_text_where_the_folder_says_so(
 def test_a_bert_that_is_not_as_published_is_read_by_transformers(
     built: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    known = transformers.BertConfig(**USUAL, hidden_act="relu")
-    folder = write(tmp_path / "relu", transformers.BertModel(known))
+    config = transformers.BertConfig(**USUAL, hidden_act="relu")
+    folder = write(tmp_path / "relu", transformers.BertModel(config))
     assert models.kind(folder) == models.ENCODER
     assert scored(case(folder, "dense"))["score"] == pytest.approx(1, abs=1e-6)
-    told = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(told | {"hidden_act": "gelu"}))
+    result = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(result | {"hidden_act": "gelu"}))
     assert models.kind(folder) == models.BERT
 
 
@@ -247,11 +247,11 @@ def test_a_pooler_may_be_absent_and_nothing_else(
 def test_a_head_may_be_absent_only_where_it_is_tied(tmp_path: Path) -> None:
     options = {"n_embd": SIDE, "n_layer": 1, "n_head": 2, "n_positions": PLACES}
     for tied in (True, False):
-        known = transformers.GPT2Config(
+        config = transformers.GPT2Config(
             vocab_size=VOCABULARY, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0,
             **options,
         )  # fmt: skip
-        whole = write(tmp_path / f"tied-{tied}", transformers.GPT2LMHeadModel(known))
+        whole = write(tmp_path / f"tied-{tied}", transformers.GPT2LMHeadModel(config))
         assert unsupported(case(whole)) is None
         if not tied:
             lacking = without(whole, tmp_path / "no-head", "lm_head.weight")
@@ -293,10 +293,10 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path, name: str) -> None:
         "T5": {"d_kv": 16, "d_ff": INNER, "num_layers": 1, "num_heads": 2},
         "Bart": {"encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": PLACES},
     }
-    known = getattr(transformers, f"{name}Config")(
+    config = getattr(transformers, f"{name}Config")(
         vocab_size=VOCABULARY, d_model=SIDE, **sizes[name]
     )
-    folder = write(tmp_path, transformers.AutoModelForSeq2SeqLM.from_config(known))
+    folder = write(tmp_path, transformers.AutoModelForSeq2SeqLM.from_config(config))
     assert f"an encoder-decoder of type '{name.lower()}'" in str(unsupported(case(folder)))
 
 
@@ -306,15 +306,15 @@ def test_the_command_line_scores_an_encoder_and_refuses_before_it_measures(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["run", "--suite", "compress", "--device", "fake", "--filter", "weighting=none"]
-    asked += ["--format", "low_rank", "--density", "0.15", "--out", str(tmp_path / "runs")]
+    arguments = ["run", "--suite", "compress", "--device", "fake", "--filter", "weighting=none"]
+    arguments += ["--format", "low_rank", "--density", "0.15", "--out", str(tmp_path / "runs")]
     lacking = without(built("mpnet"), tmp_path / "lacking", "encoder.layer.0.attention.attn.q.bias")
     capsys.readouterr()  # what transformers printed while the model was written
-    code, _, error = hwbench(*asked, "--model", str(lacking))
+    code, _, error = hwbench(*arguments, "--model", str(lacking))
     assert (code, error.count("\n")) == (2, 1)
     assert "lack encoder.layer.0.attention.attn.q.bias." in error
     assert not (tmp_path / "runs").exists()
-    code, _, error = hwbench(*asked, "--model", str(built("mpnet")))
+    code, _, error = hwbench(*arguments, "--model", str(built("mpnet")))
     assert code == 0, error
     (path,) = (tmp_path / "runs").glob("*.jsonl")
     assert {p.case.options["model"] for p in read_run(path).planned.values()} == {

@@ -29,12 +29,12 @@ def test_the_contracts_of_our_own_devices() -> None:
 
 def _present() -> dict[str, type[Device]]:
     """The devices of this machine; those of CUDA have tests of their own."""
-    found = {}
+    collected = {}
     for name in plugins.names("devices"):
         with suppress(Exception):  # the test above fails on it, with the reason
             if name != "cuda" and (kind := plugins.load("devices", name, Device)).count():
-                found[name] = kind
-    return found
+                collected[name] = kind
+    return collected
 
 
 each_device = pytest.mark.parametrize(
@@ -45,8 +45,8 @@ each_device = pytest.mark.parametrize(
 @each_device
 def test_what_is_told_of_a_device_can_be_stored(make: Callable[[], Device]) -> None:
     device = make()
-    told = [device.info(), device.state(), device.settings(), device.probe()]
-    assert json.loads(msgspec.json.encode(told)) == told
+    result = [device.info(), device.state(), device.settings(), device.probe()]
+    assert json.loads(msgspec.json.encode(result)) == result
     assert device.info()["name"]
     assert device.info() == make().info()
     assert isinstance(device.capture(lambda: None), str) or callable(device.capture(lambda: None))
@@ -55,9 +55,9 @@ def test_what_is_told_of_a_device_can_be_stored(make: Callable[[], Device]) -> N
 
 @each_device
 def test_run_calls_the_step_with_a_state(make: Callable[[], Device]) -> None:
-    seen: list[int] = []
-    make().run(seen.append, [3])
-    assert seen == [3]
+    recorded: list[int] = []
+    make().run(recorded.append, [3])
+    assert recorded == [3]
 
 
 @each_device

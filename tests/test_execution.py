@@ -51,9 +51,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
         header=run.header, planned=run.planned, writer=RunWriter.create(tmp_path, run.header, []),
         listener=lambda progress: notes.append(progress.note), done=set(),
     )  # fmt: skip
-    found = Work.of(state, None)
-    found.notes = notes  # type: ignore[attr-defined]
-    yield found
+    actual = Work.of(state, None)
+    actual.notes = notes  # type: ignore[attr-defined]
+    yield actual
     state.writer.close()
 
 

@@ -116,16 +116,16 @@ def test_two_runs_into_one_folder_are_two_files(out: Path):
 
 
 def test_a_run_that_is_being_written_is_not_resumed(out: Path, hwbench: Call, workers: Workers):
-    told = []
+    recorded = []
 
     def meanwhile() -> BaseException:
         (path,) = out.glob("*.jsonl")
-        told.append(hwbench("run", "--resume", str(path)))
+        recorded.append(hwbench("run", "--resume", str(path)))
         return KeyboardInterrupt()
 
     workers.act_out(meanwhile, request=protocol.ChunkRequest, after=1)
     assert begun(out, hwbench)[0] == 130
-    ((code, _, error),) = told
+    ((code, _, error),) = recorded
     assert code == 2
     assert "is being written by another process" in error
     (path,) = out.glob("*.jsonl")
@@ -289,10 +289,10 @@ def test_formats_that_break_the_rules_of_a_worker(tmp_path: Path, monkeypatch, h
     assert code == 5, error
     (path,) = (tmp_path / "runs").glob("*.jsonl")
     run = read_run(path)
-    found = {run.planned[r.case].case.format: r for r in run.results}
-    assert {name: r.status for name, r in found.items() if name != "dense"} == MISBEHAVE
-    assert found["dense"].status is Status.OK
+    actual = {run.planned[r.case].case.format: r for r in run.results}
+    assert {name: r.status for name, r in actual.items() if name != "dense"} == MISBEHAVE
+    assert actual["dense"].status is Status.OK
     late = "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert found["raiseslate"].reason == late
-    assert "default dtype from torch.float32 to torch.float64" in found["settings"].reason
-    assert "threads from 1 to 3" in found["settings"].reason
+    assert actual["raiseslate"].reason == late
+    assert "default dtype from torch.float32 to torch.float64" in actual["settings"].reason
+    assert "threads from 1 to 3" in actual["settings"].reason

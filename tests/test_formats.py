@@ -518,14 +518,14 @@ def test_flops_are_those_of_the_operators(f: Format) -> None:
         observe(Watch(), layer, x, dy, direction)  # what is built once is no part of a call
         observe(watch := Watch(), layer, x, dy, direction)
         assert not watch.unknown
-        said = f.flops(tokens, direction)
-        assert watch.flops <= said <= watch.flops + 2 * watch.multiplied, direction
+        words = f.flops(tokens, direction)
+        assert watch.flops <= words <= watch.flops + 2 * watch.multiplied, direction
         if watch.misread:
             continue
         observe(counter := FlopCounterMode(display=False), layer, x, dy, direction)
         assert counter.get_total_flops() == watch.flops
         if direction == FORWARD and not watch.multiplied:
-            assert_fvcore(said, layer, x)
+            assert_fvcore(words, layer, x)
 
 
 def assert_fvcore(expected: int, layer: Linear, x: Tensor) -> None:
@@ -609,8 +609,8 @@ def test_projection_beats_zero_and_random_members(f: Format) -> None:
 
 @each("f", projected(ONE))
 def test_projection_improves_with_the_budget(f: Format) -> None:
-    found = {g.parameters(): error(g, matrix(f)) for _, g in budgets(f)}
-    errors = [found[parameters] for parameters in sorted(found)]
+    actual = {g.parameters(): error(g, matrix(f)) for _, g in budgets(f)}
+    errors = [actual[parameters] for parameters in sorted(actual)]
     for small, large in itertools.pairwise(errors):
         assert large <= small * SLACK + 1e-6
     assert len(errors) <= 1 or errors[-1] < errors[0]
@@ -657,9 +657,9 @@ def test_projection_may_be_told_what_the_layer_sees(f: Format) -> None:
     """The error that nearly uncorrelated activations see does not grow when they are given."""
     weight, seen = matrix(f).float(), torch.logspace(-1, 1, f.in_features)
     activations = (normal(2048, f.in_features, seed=7) * seen).to(home(f))
-    plain, told = (f.project(weight.to(home(f)), activations=a) for a in (None, activations))
+    plain, result = (f.project(weight.to(home(f)), activations=a) for a in (None, activations))
     errors = [
         float(((weight - layer.to_dense().detach().float()) @ activations.float().mT).norm())
-        for layer in (plain, told)
+        for layer in (plain, result)
     ]
     assert errors[1] <= errors[0] * SLACK

@@ -151,8 +151,8 @@ def test_what_is_written_is_what_is_said(interpreter: ProcessPoolExecutor, f: Fo
     y = f.out_features
     if f in GROUPED:  # the second product is as in ``bmm``: y is cut where it was padded
         y = f.out_blocks * _sizes.side(y, f.out_blocks)
-    said = f.intermediate_width() + f.copied_width() + y
-    assert interpreter.submit(_fused.written, f, tokens).result() == tokens * said
+    words = f.intermediate_width() + f.copied_width() + y
+    assert interpreter.submit(_fused.written, f, tokens).result() == tokens * words
 
 
 @needs_interpreter
@@ -170,24 +170,24 @@ def test_a_device_is_asked_by_small_products(interpreter: ProcessPoolExecutor) -
 @pytest.mark.heavy
 def test_kernels_fit_devices_that_are_not_here(tmp_path: Path) -> None:
     layers = (btt(4096, 4096, 16), monarch(4096, 4096, 256), blast(4096, 4096, 1016, 4, 4))
-    asked = [(f, torch.bfloat16, 4096, 90) for f in layers]
-    asked += [(layers[1], torch.float32, 4096, 80), (layers[2], torch.float16, 16, 120)]
+    arguments = [(f, torch.bfloat16, 4096, 90) for f in layers]
+    arguments += [(layers[1], torch.float32, 4096, 80), (layers[2], torch.float16, 16, 120)]
     with _fused.process(TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0") as process:
-        for case in asked:
-            found = process.submit(_fused.shared_bytes, *case).result()
-            assert len(found) == 1
-            assert all(0 < shared <= _fused.SHARED_BYTES for shared in found.values()), found
+        for case in arguments:
+            actual = process.submit(_fused.shared_bytes, *case).result()
+            assert len(actual) == 1
+            assert all(0 < shared <= _fused.SHARED_BYTES for shared in actual.values()), actual
 
 
 def launched(name: str) -> list[tuple[Format, torch.dtype, int, int]]:
     """What a suite launches forward on CUDA by Triton kernels: format, dtype, tokens, 9.0."""
-    found = {}
+    collected = {}
     for case in suite.build(suite.read(name), "cuda").cases:
         kind = plugins.load("formats", case.format, Format)
         if str(case.knobs.get("kernel")).startswith("triton") and case.tokens:
             f = kind.from_knobs(case.out_features, case.in_features, **case.knobs)
-            found[f, case.dtype, case.tokens] = (f, DTYPE_NAMES[case.dtype], case.tokens, 90)
-    return list(found.values())
+            collected[f, case.dtype, case.tokens] = (f, DTYPE_NAMES[case.dtype], case.tokens, 90)
+    return list(collected.values())
 
 
 @needs_triton
@@ -199,9 +199,9 @@ def test_every_launch_of_the_suite_llm_compiles_and_fits(tmp_path: Path) -> None
     }
     with _fused.process(TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0") as process:
         for case in asked:
-            found = process.submit(_fused.shared_bytes, *case).result()
-            assert len(found) == 1
-            assert all(0 < shared <= _fused.SHARED_BYTES for shared in found.values()), case
+            actual = process.submit(_fused.shared_bytes, *case).result()
+            assert len(actual) == 1
+            assert all(0 < shared <= _fused.SHARED_BYTES for shared in actual.values()), case
 
 
 # --- what is said ------------------------------------------------------------------------------
@@ -209,8 +209,8 @@ def test_every_launch_of_the_suite_llm_compiles_and_fits(tmp_path: Path) -> None
 
 def test_the_tests_ask_for_a_triton_that_interprets() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    (asked,) = [each for each in project["optional-dependencies"]["dev"] if "triton" in each]
-    least = re.match(r"triton>=([\d.]+),", asked)
+    (arguments,) = [each for each in project["optional-dependencies"]["dev"] if "triton" in each]
+    least = re.match(r"triton>=([\d.]+),", arguments)
     assert least is not None
     assert TorchVersion(least[1]) >= _fused.INTERPRETS
 

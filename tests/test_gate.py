@@ -101,10 +101,10 @@ def simulate(
         judged = judge_cases(
             history[number - runs : number], new, RULE, again=again if confirm else None
         )
-        found = Counter(change.verdict for change in judged.changes)
-        total.false_nights += found[Verdict.REGRESSED] > 0
-        total.regressed += found[Verdict.REGRESSED]
-        total.equivalent += found[Verdict.EQUIVALENT]
+        counts = Counter(change.verdict for change in judged.changes)
+        total.false_nights += counts[Verdict.REGRESSED] > 0
+        total.regressed += counts[Verdict.REGRESSED]
+        total.equivalent += counts[Verdict.EQUIVALENT]
     return total
 
 
@@ -122,9 +122,9 @@ def entry(values: Sequence[float], quantity: str = "relative_time", **fields: An
 
 @pytest.mark.parametrize("nights", [50, pytest.param(200, marks=pytest.mark.heavy)])
 def test_one_night_in_a_hundred_at_most_fails_without_a_reason(nights: int) -> None:
-    told = simulate(nights)
-    assert told.false_nights <= nights // 100  # of nights of 200 cases
-    assert told.flagged > 0  # the confirmation had something to do
+    result = simulate(nights)
+    assert result.false_nights <= nights // 100  # of nights of 200 cases
+    assert result.flagged > 0  # the confirmation had something to do
 
 
 @pytest.mark.parametrize("nights", [5, pytest.param(25, marks=pytest.mark.heavy)])
@@ -157,8 +157,8 @@ def test_noise_of_other_shapes_costs_power_and_not_nights(
 @pytest.mark.parametrize("what", ["own_night", "same_night"])
 @pytest.mark.parametrize("sd", [0.01, 0.02])
 def test_nights_that_differ_do_not_fail(what: str, sd: float) -> None:
-    told = simulate(60, noise=gaussian(0.01), **{what: sd})
-    assert told.false_nights <= 2
+    result = simulate(60, noise=gaussian(0.01), **{what: sd})
+    assert result.false_nights <= 2
 
 
 def test_replicates_alone_would_take_a_night_for_a_change() -> None:
@@ -190,10 +190,10 @@ def test_a_short_baseline_is_paid_for_with_power(runs: int) -> None:
 
 
 def test_the_threshold_rises_when_runs_are_missing() -> None:
-    asked = [raised(0.03, runs) for runs in range(1, 7)]
-    assert asked == sorted(asked, reverse=True)
-    assert asked[0] == pytest.approx(0.03 * math.sqrt(2 / 1.2))
-    assert asked[4] == asked[5] == 0.03
+    arguments = [raised(0.03, runs) for runs in range(1, 7)]
+    assert arguments == sorted(arguments, reverse=True)
+    assert arguments[0] == pytest.approx(0.03 * math.sqrt(2 / 1.2))
+    assert arguments[4] == arguments[5] == 0.03
     assert raised(0.03, 1, window=1) == 0.03
 
 
@@ -234,26 +234,26 @@ def verdicts(changes: Sequence[Change]) -> dict[str, Verdict]:
 def test_only_flagged_cases_are_measured_again_and_only_fresh_values_count() -> None:
     old = runs_of(same=entry(STEADY), slow=entry(STEADY), luck=entry(STEADY))
     new = Side({"same": entry(STEADY), "slow": entry(steady(1.2)), "luck": entry(steady(1.2))})
-    asked: list[list[str]] = []
+    arguments: list[list[str]] = []
 
     def again(wanted: list[str]) -> Side:
-        asked.append(wanted)
+        arguments.append(wanted)
         return Side({"slow": entry(steady(1.1) * 2), "luck": entry(steady() * 2)})
 
     judged = judge_cases(old, new, RULE, again=again)
-    assert asked == [["slow", "luck"]]
-    told = {change.case: change for change in judged.changes}
+    assert arguments == [["slow", "luck"]]
+    result = {change.case: change for change in judged.changes}
     assert verdicts(judged.changes) == {
         "same": Verdict.EQUIVALENT,
         "slow": Verdict.REGRESSED,
         "luck": Verdict.EQUIVALENT,
     }
     assert judged.confirmed == {"slow"}
-    assert told["slow"].ratio is not None
-    assert told["slow"].ratio.value == pytest.approx(1.1, rel=1e-3)
-    assert told["slow"].ratio.counts == (25, 10)
-    assert told["slow"].reason == "Confirmed in 10 fresh replicates (20.0 % at first)."
-    assert told["luck"].reason == "Not confirmed in 10 fresh replicates (20.0 % at first)."
+    assert result["slow"].ratio is not None
+    assert result["slow"].ratio.value == pytest.approx(1.1, rel=1e-3)
+    assert result["slow"].ratio.counts == (25, 10)
+    assert result["slow"].reason == "Confirmed in 10 fresh replicates (20.0 % at first)."
+    assert result["luck"].reason == "Not confirmed in 10 fresh replicates (20.0 % at first)."
 
 
 def test_nothing_is_measured_again_when_nothing_is_flagged() -> None:
@@ -280,9 +280,9 @@ def test_without_a_confirmation_the_verdict_says_so() -> None:
     ],
 )
 def test_a_confirmation_may_end_in_other_ways(fresh: Entry | None, expected: Verdict) -> None:
-    found = Side({} if fresh is None else {"a": fresh})
+    actual = Side({} if fresh is None else {"a": fresh})
     judged = judge_cases(
-        runs_of(a=entry(STEADY)), Side({"a": entry(steady(1.3))}), RULE, again=lambda _: found
+        runs_of(a=entry(STEADY)), Side({"a": entry(steady(1.3))}), RULE, again=lambda _: actual
     )
     assert verdicts(judged.changes) == {"a": expected}
 
@@ -320,17 +320,17 @@ def test_bytes_and_scores_are_not_measured_again() -> None:
 
 def test_a_case_that_moves_from_run_to_run_is_not_proven_equal() -> None:
     moved = [Side({"a": entry(steady(factor))}) for factor in (0.95, 1.05, 1.0, 0.94, 1.06)]
-    told = judge_cases(moved, Side({"a": entry(steady())}), RULE).changes[0]
+    change_ = judge_cases(moved, Side({"a": entry(steady())}), RULE).changes[0]
     assert compare(moved, [Side({"a": entry(steady())})], RULE)[0].verdict is not Verdict.REGRESSED
-    assert told.verdict is Verdict.UNDECIDED
+    assert change_.verdict is Verdict.UNDECIDED
     slower = judge_cases(moved, Side({"a": entry(steady(1.1))}), RULE).changes[0]
     assert slower.verdict is Verdict.UNDECIDED
     assert "to tell a change from what runs of this case differ by" in str(slower.reason)
 
 
 def test_one_value_on_each_side_decides_nothing() -> None:
-    told = judge_cases([Side({"a": entry([1.0])})], Side({"a": entry([2.0])}), RULE)
-    assert verdicts(told.changes) == {"a": Verdict.UNDECIDED}
+    judged = judge_cases([Side({"a": entry([1.0])})], Side({"a": entry([2.0])}), RULE)
+    assert verdicts(judged.changes) == {"a": Verdict.UNDECIDED}
 
 
 def test_a_time_of_zero_decides_nothing() -> None:
@@ -350,9 +350,9 @@ def test_the_noise_between_and_inside_runs_is_told_apart() -> None:
         [(rng.normal(0, nights) + rng.normal(0, inner, 5)).tolist() for _ in range(runs + 1)]
         for _ in range(500)
     ]
-    found = noises([each[:-1] for each in samples], [each[-1] for each in samples])
-    within = np.sqrt(np.mean([noise.within[0] for noise in found]))
-    between = np.sqrt(np.mean([noise.between[0] for noise in found]))
+    actual = noises([each[:-1] for each in samples], [each[-1] for each in samples])
+    within = np.sqrt(np.mean([noise.within[0] for noise in actual]))
+    between = np.sqrt(np.mean([noise.between[0] for noise in actual]))
     assert within == pytest.approx(inner, rel=0.05)
     assert between == pytest.approx(nights, rel=0.05)
 
@@ -362,9 +362,9 @@ def test_the_bound_is_passed_as_often_as_it_says(chance: float) -> None:
     rng = np.random.default_rng(6)
     shape = (3000, 6, 5)
     values = rng.normal(0, 0.02, (*shape[:2], 1)) + rng.normal(0, 0.01, shape)
-    found = noises(values[:, :-1].tolist(), values[:, -1].tolist())
+    actual = noises(values[:, :-1].tolist(), values[:, -1].tolist())
     changes = values[:, -1].mean(axis=1) - values[:, :-1].mean(axis=(1, 2))
-    bounds = np.array([noise.bound(5, chance) for noise in found])
+    bounds = np.array([noise.bound(5, chance) for noise in actual])
     assert np.mean(changes > bounds) == pytest.approx(chance, rel=0.3)
 
 
@@ -379,8 +379,8 @@ def test_noise_that_cannot_be_known_is_without_bound() -> None:
 
 
 def change(verdict: Verdict, ratio: float | None = None, case: str = "a", **fields: Any) -> Change:
-    told = None if ratio is None else Ratio(value=ratio, low=ratio, high=ratio, counts=(5, 5))
-    return Change(case=case, metric="time", verdict=verdict, ratio=told, **fields)
+    result = None if ratio is None else Ratio(value=ratio, low=ratio, high=ratio, counts=(5, 5))
+    return Change(case=case, metric="time", verdict=verdict, ratio=result, **fields)
 
 
 def outcome(*found: Verdict, **fields: Any) -> Outcome:
@@ -421,11 +421,11 @@ def test_the_first_of_5_4_6_1_3_that_applies(told: Outcome, code: int) -> None:
 
 
 def test_the_worst_come_first() -> None:
-    told = [
+    result = [
         change(SAME, 1.0), change(SLOW, 1.1), change(OPEN, 1.02), change(SLOW, 1.3), change(BAD),
         change(SLOW, None), change(Verdict.IMPROVED, 0.5),
     ]  # fmt: skip
-    shown = [(each.verdict, each.ratio and each.ratio.value) for each in worst_first(told)]
+    shown = [(each.verdict, each.ratio and each.ratio.value) for each in worst_first(result)]
     assert shown == [
         (BAD, None), (SLOW, None), (SLOW, 1.3), (SLOW, 1.1), (OPEN, 1.02),
         (Verdict.IMPROVED, 0.5), (SAME, 1.0),

@@ -36,10 +36,10 @@ def test_dense_that_rose_with_a_format_makes_no_improvement_of_the_others(hwbenc
     before = nights()
     tonight = scaled(dense_by(night(9), 1.3), 1.3, TIMES, "linear/forward/csr")
     code, out, _ = hwbench("check", kept(tonight), "-b", before, "--json")
-    told = json.loads(out)
+    document = json.loads(out)
     assert code == 1  # dense itself, by its seconds
-    assert "improved" not in {change["verdict"] for change in told["changes"]}
-    assert any("Dense itself took" in note for note in told["notes"])
+    assert "improved" not in {change["verdict"] for change in document["changes"]}
+    assert any("Dense itself took" in note for note in document["notes"])
 
 
 @pytest.mark.parametrize("stored", [5, 12])
@@ -152,10 +152,10 @@ def test_one_night_copied_five_times_is_one_night(hwbench: Call) -> None:
     for number in range(4):
         shutil.copy(path, path.with_name(f"2026010{number + 2}-000000-linear-cpu-copy.jsonl"))
     _, out, _ = hwbench("check", kept(made(9)), "-b", "nights", "--json")
-    told = json.loads(out)
-    assert told["baseline"] == [made(1).header.run]
-    assert "4 the same run again" in " ".join(told["notes"])
-    assert "Against 1 baseline run instead of 5" in " ".join(told["notes"])
+    document = json.loads(out)
+    assert document["baseline"] == [made(1).header.run]
+    assert "4 the same run again" in " ".join(document["notes"])
+    assert "Against 1 baseline run instead of 5" in " ".join(document["notes"])
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.2, False), (0.4, False), (0.6, True), (1.0, True)])

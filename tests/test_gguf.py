@@ -80,13 +80,13 @@ def test_blocks_are_read_as_the_package_reads_them(
     path = write(**{"first": numbers(IN), UP: (exact, kind)})
     stored = tensors.matrix(path, UP)
     (read,) = (each for each in gguf.GGUFReader(path).tensors if each.name == UP)
-    wanted = gguf.quants.dequantize(read.data, read.tensor_type)
-    found = tensors.array(stored)
-    assert np.array_equal(found, wanted)
-    assert np.abs(found - exact).max() < 0.5
+    expected = gguf.quants.dequantize(read.data, read.tensor_type)
+    actual = tensors.array(stored)
+    assert np.array_equal(actual, expected)
+    assert np.abs(actual - exact).max() < 0.5
     hashed = tensors.checked(stored)
     monkeypatch.setattr(tensors, "_CHUNK", 100)  # in pieces
-    assert np.array_equal(tensors.array(stored), wanted)
+    assert np.array_equal(tensors.array(stored), expected)
     assert tensors.checked(stored) == hashed
 
 
@@ -98,8 +98,8 @@ def test_rows_of_q_and_k_of_a_llama_are_put_back(
     path = write(architecture, **exact)
     heads = {Q: HEADS, K: 1} if architecture == "llama" else {}
     for name, values in exact.items():
-        wanted = smollm2.halves(values, heads[name]) if name in heads else values
-        assert np.array_equal(tensors.array(tensors.matrix(path, name)), wanted)
+        expected = smollm2.halves(values, heads[name]) if name in heads else values
+        assert np.array_equal(tensors.array(tensors.matrix(path, name)), expected)
 
 
 def test_patterns_take_the_matrices_alone(write: Callable[..., Path]) -> None:
@@ -115,8 +115,8 @@ def test_a_layer_is_scored_by_its_numbers(write: Callable[..., Path]) -> None:
     one = replace(one, out_features=OUT)
     weight = torch.from_numpy(tensors.array(tensors.matrix(path, UP)))
     lost = described(one).project(weight).to_dense().detach() - weight
-    wanted = torch.linalg.norm(lost) / torch.linalg.norm(weight)
-    assert scored(one)["score"] == pytest.approx(float(wanted), rel=1e-5)
+    expected = torch.linalg.norm(lost) / torch.linalg.norm(weight)
+    assert scored(one)["score"] == pytest.approx(float(expected), rel=1e-5)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -135,12 +135,12 @@ def test_without_the_package_one_line_says_what_to_install(
 
 def test_names_and_kinds_that_do_not_serve_are_said(write: Callable[..., Path]) -> None:
     path = write(**{UP: numbers(OUT, IN), "ids": np.ones((2, 3), np.int32), "norm": numbers(IN)})
-    for name, said in (
+    for name, words in (
         ("up", "the nearest are"),
         ("ids", "holds whole numbers"),
         ("norm", "a matrix has two sides"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=words):
             tensors.matrix(path, name)
     bad = numbers(OUT, IN)
     bad[3, 4] = np.nan
@@ -155,10 +155,10 @@ def test_a_file_that_is_cut_off_anywhere_is_refused_in_one_sentence(
     whole, cut = path.read_bytes(), tmp_path / "cut.gguf"
     for length in (*range(4, 400, 7), len(whole) // 2, len(whole) - 1):
         cut.write_bytes(whole[:length])
-        with pytest.raises(UsageError) as told:
+        with pytest.raises(UsageError) as caught:
             tensors.matrix(cut, UP)
-        assert str(told.value).count("\n") == 0
-        assert "cut off" in str(told.value) or "damaged" in str(told.value)
+        assert str(caught.value).count("\n") == 0
+        assert "cut off" in str(caught.value) or "damaged" in str(caught.value)
 
 
 def test_a_damaged_header_ends_in_a_sentence_or_in_tensors_of_the_file(

@@ -10,8 +10,8 @@ FILES = files()
 
 @pytest.mark.parametrize("name", FILES)
 def test_output_is_as_before(name: str) -> None:
-    told = difference(name, FILES[name]())
-    assert not told, f"{told}\nIf this change is meant: python tests/golden/make.py"
+    result = difference(name, FILES[name]())
+    assert not result, f"{result}\nIf this change is meant: python tests/golden/make.py"
 
 
 def test_every_expected_file_is_made() -> None:

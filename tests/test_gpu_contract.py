@@ -148,8 +148,8 @@ def test_a_graph_is_measured_or_the_reason_is_told(bench: Any) -> None:
 
 def test_an_unknown_check_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = gpu_contract.__file__
-    asked = [path, "--out", str(tmp_path / "c.jsonl"), "--device", "cpu", "--only", "gap"]
-    monkeypatch.setattr(sys, "argv", asked)
+    arguments = [path, "--out", str(tmp_path / "c.jsonl"), "--device", "cpu", "--only", "gap"]
+    monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit, match="--only takes gaps, .*, not 'gap'"):
         runpy.run_path(str(path), run_name="__main__")
 
@@ -186,8 +186,8 @@ def out(tmp_path: Path) -> Path:
     ]  # fmt: skip
     prefill = {"check": "prefill", "case": "dense, 1 token", "host_seconds": 8e-6, "x1_ahead": 0.5}
     more = [{**prefill, "case": f"case {number}"} for number in range(80)]
-    told = lines(gaps, *fused, prefill, *more)
-    (tmp_path / "contract.jsonl").write_text(told + '{"check": "cut o')
+    result = lines(gaps, *fused, prefill, *more)
+    (tmp_path / "contract.jsonl").write_text(result + '{"check": "cut o')
     (tmp_path / "tests.xml").write_text(FAILED)
     cases = [linear_case("dense", None), linear_case("btt", 0.5), linear_case("low_rank", 0.5)]
     written(run_of(cases), tmp_path, "linear")
@@ -197,10 +197,10 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_the_table_says_all_of_it_within_its_lines(out: Path) -> None:
-    found = gpu_table.table(out)
-    assert len(found) <= gpu_table.MOST_LINES
-    assert max(map(len, found)) <= gpu_table.MOST_COLUMNS
-    text = "\n".join(found)
+    actual = gpu_table.table(out)
+    assert len(actual) <= gpu_table.MOST_LINES
+    assert max(map(len, actual)) <= gpu_table.MOST_COLUMNS
+    text = "\n".join(actual)
     for words in (
         "ended well   facts 8.0 s, doctor 20.0 s",
         "ceilings     killed after 60.0 s of 50",

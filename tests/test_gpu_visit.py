@@ -93,8 +93,8 @@ def test_a_step_that_hangs_is_killed_with_its_workers_and_the_rest_stands(visit:
     assert not alive(int((visit.out / "pid").read_text()))
     assert "before it failed" in (visit.out / "visit.log").read_text()
     facts = (visit.out / "facts.jsonl").read_text().splitlines()
-    said = [json.loads(line).get("said") for line in facts]
-    assert said == [{"a": 1}, None, None, [2]]
+    words = [json.loads(line).get("said") for line in facts]
+    assert words == [{"a": 1}, None, None, [2]]
 
 
 @pytest.mark.heavy
@@ -158,11 +158,11 @@ def test_an_interrupted_visit_ends_its_step_and_keeps_what_is_there(visit: Any) 
 @pytest.mark.parametrize("seconds", [480, 150])
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_the_steps_fit_into_their_visit(seconds: float, device: str) -> None:
-    found = gpu_visit.steps(gpu_visit.Asked(device), seconds)
+    actual = gpu_visit.steps(gpu_visit.Asked(device), seconds)
     reserve = gpu_visit.GRACE_SECONDS + gpu_visit.TABLE_SECONDS
-    assert sum(step.expects for step in found) + reserve <= seconds
-    assert all(0 < step.needs <= step.expects <= step.limit for step in found)
-    assert len({step.name for step in found}) == len(found)
+    assert sum(step.expects for step in actual) + reserve <= seconds
+    assert all(0 < step.needs <= step.expects <= step.limit for step in actual)
+    assert len({step.name for step in actual}) == len(actual)
 
 
 @pytest.mark.parametrize("seconds", [pytest.param(480, marks=pytest.mark.heavy), 150])

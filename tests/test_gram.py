@@ -95,14 +95,14 @@ def test_the_layer_has_the_dtype_of_the_weight(dtype: torch.dtype) -> None:
         assert {p.dtype for p in layer.parameters()} == {dtype}
         plain = described.project(exact)
         assert type(layer) is type(plain)
-        for found, wanted in zip(layer.stored_tensors(), plain.stored_tensors(), strict=True):
-            assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        for actual, expected in zip(layer.stored_tensors(), plain.stored_tensors(), strict=True):
+            assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
 
 
 def test_a_weight_of_full_rank_rows_that_say_nothing_is_projected_as_it_is() -> None:
     described, exact = describe(CLASSES["low_rank"], "torch", (OUT, IN)), weight()
-    found = described.project_outputs(exact, torch.zeros(3, IN)).to_dense()
-    assert torch.allclose(found, described.project(exact).to_dense())
+    dense = described.project_outputs(exact, torch.zeros(3, IN)).to_dense()
+    assert torch.allclose(dense, described.project(exact).to_dense())
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -112,15 +112,15 @@ def test_low_rank_is_the_optimum(turned: bool) -> None:
         exact = exact[:40]
     lower = torch.linalg.cholesky(gram)
     left, right = _gram.of_rank(exact @ lower, lower, 10)
-    found = left @ right
-    assert int(torch.linalg.matrix_rank(found, atol=1e-8)) == 10
+    actual = left @ right
+    assert int(torch.linalg.matrix_rank(actual, atol=1e-8)) == 10
     values, vectors = torch.linalg.eigh(gram)
     root = (vectors * values.sqrt()) @ vectors.T
     left = torch.linalg.svdvals(exact @ root)[10:]
-    lost = found - exact
+    lost = actual - exact
     assert float((lost @ gram * lost).sum()) == pytest.approx(float(left.square().sum()))
     # Nothing near it is better: the gradient has no part that keeps the rank.
-    u, _, vh = torch.linalg.svd(found)
+    u, _, vh = torch.linalg.svd(actual)
     slope = lost @ gram
     outside = u[:, 10:].T @ slope @ vh[10:].T
     assert float(torch.linalg.norm(slope)) == pytest.approx(float(torch.linalg.norm(outside)))
@@ -133,9 +133,9 @@ def masks() -> list[tuple[str, dict[str, object]]]:
 @pytest.mark.parametrize(("name", "asked"), masks(), ids=[name for name, _ in masks()])
 def test_what_is_dropped_is_made_up_for(name: str, asked: dict[str, object]) -> None:
     exact, rows, held = weight(), seen(1), seen(2)
-    given = _gram.Seen(rows)
-    found = _pruned.pruned(exact, given.inverse, given.upper, **asked)  # type: ignore[arg-type]
-    kept = found != 0
+    inputs = _gram.Seen(rows)
+    actual = _pruned.pruned(exact, inputs.inverse, inputs.upper, **asked)  # type: ignore[arg-type]
+    kept = actual != 0
     assert int(kept.sum()) == OUT * IN // 2
     if name == "2 of 4":
         assert bool((kept.view(OUT, -1, 4).sum(-1) == 2).all())
@@ -144,19 +144,19 @@ def test_what_is_dropped_is_made_up_for(name: str, asked: dict[str, object]) -> 
         described = dataclasses.replace(described, n=2, m=4)  # type: ignore[call-arg]
     wanda = described.project(exact, activations=rows).to_dense()
     same = torch.where(kept, exact, 0)
-    assert error(found, exact, held) < 0.7 * error(same, exact, held)
-    assert error(found, exact, held) < 0.9 * error(wanda, exact, held)
+    assert error(actual, exact, held) < 0.7 * error(same, exact, held)
+    assert error(actual, exact, held) < 0.9 * error(wanda, exact, held)
 
 
 def test_one_dropped_entry_is_made_up_for_exactly() -> None:
-    exact, given = numbers(1, 6), _gram.Seen(seen(1, inputs=6))
-    gram, found = given.gram, _pruned.pruned(exact, given.inverse, given.upper, nonzeros=5)
-    (gone,) = (found == 0).nonzero()[:, 1].tolist()
+    exact, inputs = numbers(1, 6), _gram.Seen(seen(1, inputs=6))
+    gram, actual = inputs.gram, _pruned.pruned(exact, inputs.inverse, inputs.upper, nonzeros=5)
+    (gone,) = (actual == 0).nonzero()[:, 1].tolist()
     others = [j for j in range(6) if j > gone]  # the columns that follow
     a, b = gram[others][:, others], gram[others][:, [gone]]
-    wanted = exact[0, others] + torch.linalg.solve(a, b)[:, 0] * exact[0, gone]
-    assert torch.allclose(found[0, others], wanted)
-    assert torch.equal(found[0, :gone], exact[0, :gone])
+    expected = exact[0, others] + torch.linalg.solve(a, b)[:, 0] * exact[0, gone]
+    assert torch.allclose(actual[0, others], expected)
+    assert torch.equal(actual[0, :gone], exact[0, :gone])
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
@@ -168,9 +168,9 @@ def test_kept_entries_settle_where_their_rows_lose_least(
     exact, gram = weight(), _gram.moments(seen(1))
     mask = torch.rand(OUT, IN, generator=torch.Generator().manual_seed(0)) < share
     mask[3] = False  # a row may keep nothing
-    found = _pruned.settled(torch.where(mask, exact, 0), exact, gram)
-    assert torch.equal(found != 0, mask)
-    slope = ((found - exact) @ gram)[mask]
+    actual = _pruned.settled(torch.where(mask, exact, 0), exact, gram)
+    assert torch.equal(actual != 0, mask)
+    slope = ((actual - exact) @ gram)[mask]
     assert float(slope.abs().max()) < 1e-6 * float((exact @ gram).abs().max())
 
 
@@ -187,10 +187,10 @@ def test_settling_never_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def blocked() -> list[Format]:
     """Formats of blocks of low rank, of sizes that the blocks divide and do not."""
-    asked = {"out_blocks": 3, "blocks": 5, "rank": 3, "order": "strided"}
+    request = {"out_blocks": 3, "blocks": 5, "rank": 3, "order": "strided"}
     return [
         *(each for each in formats() if each.OUTPUTS == _gram.BLOCKS),
-        CLASSES["monarch"](out_features=OUT, in_features=IN, **asked),
+        CLASSES["monarch"](out_features=OUT, in_features=IN, **request),
         CLASSES["block_dense"](out_features=OUT, in_features=IN, blocks=5, rank=4),
     ]
 
@@ -199,12 +199,12 @@ def blocked() -> list[Format]:
 def test_blocks_that_know_of_each_other_lose_less_at_each_round(
     described: Format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact, given, before = weight(), _gram.Seen(seen(1)), float("inf")
-    plain = loss(described.project(exact).to_dense(), exact, given.gram)
+    exact, inputs, before = weight(), _gram.Seen(seen(1)), float("inf")
+    plain = loss(described.project(exact).to_dense(), exact, inputs.gram)
     for rounds in (0, 1, 2, 8):
         monkeypatch.setattr(_gram, "ROUNDS", rounds)
-        layer = _gram.nearest(described, exact, given)
-        after = loss(layer.to_dense(), exact, given.gram)
+        layer = _gram.nearest(described, exact, inputs)
+        after = loss(layer.to_dense(), exact, inputs.gram)
         assert after < before
         assert after <= plain
         before = after
@@ -214,25 +214,25 @@ def test_blocks_that_know_of_each_other_lose_less_at_each_round(
 
 
 def test_layers_that_see_the_same_share_what_follows_from_it() -> None:
-    given = _gram.Seen(seen(1))
+    inputs = _gram.Seen(seen(1))
     for name in ("low_rank", "csr", "monarch", "kronecker"):
         described = describe(CLASSES[name], CLASSES[name].KERNELS[0], (OUT, IN))
-        shared = described.project_outputs(weight(), given).to_dense()
+        shared = described.project_outputs(weight(), inputs).to_dense()
         assert torch.equal(shared, described.project_outputs(weight(), seen(1)).to_dense())
-    assert given.upper is given.upper
+    assert inputs.upper is inputs.upper
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_moments_are_summed_in_float64(dtype: torch.dtype) -> None:
     rows = (seen(3, rows=9000, inputs=5) + 30).to(dtype)
     wide = rows.double()
-    wanted = wide.T @ wide / len(rows)
-    wanted.diagonal().add_(_gram.DAMPING * wanted.diagonal().mean())
-    found = _gram.moments(rows)
-    assert found.dtype == torch.float64
-    assert torch.allclose(found.diagonal(), wanted.diagonal(), rtol=1e-12)
+    expected = wide.T @ wide / len(rows)
+    expected.diagonal().add_(_gram.DAMPING * expected.diagonal().mean())
+    actual = _gram.moments(rows)
+    assert actual.dtype == torch.float64
+    assert torch.allclose(actual.diagonal(), expected.diagonal(), rtol=1e-12)
     beside = ~torch.eye(5, dtype=torch.bool)
-    share = found[beside] / wanted[beside]  # shrunk, by one factor
+    share = actual[beside] / expected[beside]  # shrunk, by one factor
     assert torch.allclose(share, share[0].expand_as(share), rtol=1e-12)
     assert 0.999 < float(share[0]) < 1
 
@@ -259,8 +259,8 @@ def wrong() -> Iterable[tuple[Tensor, str]]:
 
 def test_rows_that_do_not_fit_are_refused() -> None:
     described = describe(CLASSES["low_rank"], "torch", (OUT, IN))
-    for rows, said in wrong():
-        with pytest.raises(UsageError, match=said):
+    for rows, words in wrong():
+        with pytest.raises(UsageError, match=words):
             described.project_outputs(weight(), rows)
 
 

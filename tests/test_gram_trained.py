@@ -55,8 +55,8 @@ def test_what_is_kept_is_not_measured_again(
     assert script.measured(["low_rank"], 0.5, 1, 1, out) == first
     plain = hwbench.get_format("low_rank").from_knobs(6, 8, density=0.5).project(weight)
     lost, exact = plain.to_dense().detach() - weight, rows[20:] @ weight.T
-    wanted = torch.linalg.norm(rows[20:] @ lost.T) / torch.linalg.norm(exact)
-    assert first[0].none == pytest.approx(float(wanted))
+    expected = torch.linalg.norm(rows[20:] @ lost.T) / torch.linalg.norm(exact)
+    assert first[0].none == pytest.approx(float(expected))
 
 
 @needs_minilm
@@ -64,12 +64,12 @@ def test_what_is_kept_is_not_measured_again(
 @pytest.mark.parametrize("shape", [(384, 384), (1536, 384), (384, 1536)])
 def test_layers_of_a_sentence_encoder_lose_less(script: Any, shape: tuple[int, int]) -> None:
     (name,) = _packaged.chosen(*shape, 1)
-    seen, held = (
+    inputs, held = (
         _packaged._seen(part)[name.removesuffix(".weight")] for part in ("calibration", "held_out")
     )
     wide = held.double()
     weight = _trained.linears()[name].double()
-    layer = script.Layer(name, weight, Seen(seen), wide.T @ wide)
+    layer = script.Layer(name, weight, Seen(inputs), wide.T @ wide)
     for format_name in QUICK:
         described = hwbench.get_format(format_name).from_knobs(*shape, density=0.5)
         assert script.compared(described, layer, 0.5).ratio() < 1, format_name
@@ -78,10 +78,10 @@ def test_layers_of_a_sentence_encoder_lose_less(script: Any, shape: tuple[int, i
 @needs_smollm2
 @pytest.mark.heavy
 def test_layers_of_a_decoder_lose_less(script: Any, tmp_path: Path) -> None:
-    found = script.measured(QUICK, 0.5, 4, 15, tmp_path / "gram.jsonl")
-    assert len(found) == 14 * len(QUICK)  # the layers of the first and the sixteenth block
+    actual = script.measured(QUICK, 0.5, 4, 15, tmp_path / "gram.jsonl")
+    assert len(actual) == 14 * len(QUICK)  # the layers of the first and the sixteenth block
     for name in QUICK:
-        rows = [each for each in found if each.format == name]
+        rows = [each for each in actual if each.format == name]
         lower = sum(each.gram < each.none for each in rows) / len(rows)
         worst = max(rows, key=script.Row.ratio)
         assert worst.ratio() < (1 if name.startswith("low_rank") else WORST), worst

@@ -57,8 +57,8 @@ def scored(name: str, score: float, **columns: Any) -> dict[str, Any]:
 
 
 def only(timing: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> Joined:
-    (found,) = join(timing, accuracy)
-    return found
+    (actual,) = join(timing, accuracy)
+    return actual
 
 
 def names(joined: Joined) -> list[str]:
@@ -72,9 +72,9 @@ ERRORS = [scored("btt", 0.1), scored("low_rank", 0.3), scored("coo", 0.2)]
 def test_pairs_have_format_knobs_and_density_in_common() -> None:
     timing = [*FOUR, timed("btt", 0.4, knobs={"density": 0.25})]
     accuracy = [*ERRORS, scored("btt", 0.6, knobs={"density": 0.1})]
-    found = only(timing, accuracy)
-    assert names(found) == ["low_rank density=0.5", "btt density=0.5", "coo density=0.5"]
-    assert {(each.row["label"], each.reason) for each in found.alone} == {
+    actual = only(timing, accuracy)
+    assert names(actual) == ["low_rank density=0.5", "btt density=0.5", "coo density=0.5"]
+    assert {(each.row["label"], each.reason) for each in actual.alone} == {
         ("btt density=0.25", "timed, but not scored with these knobs"),
         ("btt density=0.1", "scored, but not among these timed cases"),
     }
@@ -83,11 +83,11 @@ def test_pairs_have_format_knobs_and_density_in_common() -> None:
 def test_what_did_not_run_is_listed_with_its_reason() -> None:
     slow = timed("low_rank", NAN, status="out_of_memory", reason="48 GB")
     unscored = scored("btt", NAN, status="unsupported", reason="no weights here")
-    found = only(
+    actual = only(
         [timed("dense", 1.0), timed("btt", 0.5), slow], [unscored, scored("low_rank", 0.1)]
     )
-    assert found.pairs == []
-    assert [each.reason for each in found.alone] == [
+    assert actual.pairs == []
+    assert [each.reason for each in actual.alone] == [
         "not scored: unsupported (no weights here)",
         "not timed: out of memory (48 GB)",
     ]
@@ -95,19 +95,19 @@ def test_what_did_not_run_is_listed_with_its_reason() -> None:
 
 def test_nothing_is_lost_of_a_whole_run() -> None:
     rows = summary_rows(run_of(questions()))
-    for found in join(rows, rows):
-        told = [*(pair.timed for pair in found.pairs), *(each.row for each in found.alone)]
-        group = [r for r in rows if all(r[k] == found.timed[k] for k in ("direction", "tokens"))]
+    for one in join(rows, rows):
+        result = [*(pair.timed for pair in one.pairs), *(each.row for each in one.alone)]
+        group = [r for r in rows if all(r[k] == one.timed[k] for k in ("direction", "tokens"))]
         others = [r["label"] for r in group if r["format"] != "dense"]
-        assert sorted({r["label"] for r in told}) == sorted(set(others))
+        assert sorted({r["label"] for r in result}) == sorted(set(others))
 
 
 def test_a_knob_that_only_times_is_set_aside_and_named() -> None:
     fast = timed("btt", 0.4, knobs={"density": 0.5, "kernel": "einsum", "multiple": 8})
     slow = timed("btt", 0.6, knobs={"density": 0.5, "kernel": "bmm"})
     named = scored("btt", 0.2, knobs={"density": 0.5, "kernel": "bmm"})
-    found = only([fast, slow], [scored("btt", 0.1), named])
-    assert [(pair.score, pair.aside) for pair in found.pairs] == [(0.1, ("kernel", "multiple")),
+    actual = only([fast, slow], [scored("btt", 0.1), named])
+    assert [(pair.score, pair.aside) for pair in actual.pairs] == [(0.1, ("kernel", "multiple")),
                                                                   (0.2, ())]  # fmt: skip
 
 
@@ -121,8 +121,8 @@ def test_of_several_scored_shapes_the_same_is_taken_else_the_nearest(
              (("dense", None), ("btt", 0.5))]  # fmt: skip
     cases += [projection_case("btt", 0.5, shape=(s, s)) for s in (64, 512, 1024)]
     rows = summary_rows(run_of(cases))
-    found = only(rows, rows)
-    assert found.shapes == (f"{sides[0]}×{sides[1]} float32", f"{taken} float32")
+    actual = only(rows, rows)
+    assert actual.shapes == (f"{sides[0]}×{sides[1]} float32", f"{taken} float32")
 
 
 def test_each_experiment_and_each_timed_group_is_joined() -> None:
@@ -135,38 +135,38 @@ def test_each_experiment_and_each_timed_group_is_joined() -> None:
 
 def test_machines_are_not_mixed() -> None:
     timing = [timed("btt", 0.5, run=name) for name in ("a", "b")]
-    assert [len(found.pairs) for found in join(timing, [scored("btt", 0.1)])] == [1, 1]
+    assert [len(each.pairs) for each in join(timing, [scored("btt", 0.1)])] == [1, 1]
 
 
 def test_the_front_goes_from_the_best_score_to_the_fastest() -> None:
-    found = only(FOUR, ERRORS)
-    assert [pair.name.split()[0] for pair in found.front] == ["btt", "low_rank"]
+    actual = only(FOUR, ERRORS)
+    assert [pair.name.split()[0] for pair in actual.front] == ["btt", "low_rank"]
     higher = [{**each, "better": "higher"} for each in ERRORS]
-    found = only(FOUR, higher)
-    assert [pair.name.split()[0] for pair in found.front] == ["low_rank"]
+    actual = only(FOUR, higher)
+    assert [pair.name.split()[0] for pair in actual.front] == ["low_rank"]
 
 
 def test_the_table_names_the_fastest_that_keeps_the_bound() -> None:
-    found = table(only(FOUR, ERRORS), [0.5, 0.25, 0.1, 0.05])
-    assert [(each["bound"], each["format"], each["time_seconds"]) for each in found] == [
+    actual = table(only(FOUR, ERRORS), [0.5, 0.25, 0.1, 0.05])
+    assert [(each["bound"], each["format"], each["time_seconds"]) for each in actual] == [
         (0.05, "dense", 2.0),
         (0.1, "btt density=0.5", 1.6),
         (0.25, "btt density=0.5", 1.6),
         (0.5, "low_rank density=0.5", 1.0),
     ]
-    assert {each["dense_seconds"] for each in found} == {2.0}
-    assert [each["verdict"] for each in found] == ["dense", "faster", "faster", "faster"]
+    assert {each["dense_seconds"] for each in actual} == {2.0}
+    assert [each["verdict"] for each in actual] == ["dense", "faster", "faster", "faster"]
 
 
 def test_without_bounds_the_table_has_a_line_where_the_answer_changes() -> None:
-    found = best_within(only(FOUR, ERRORS))
-    assert [choice.bound for choice in found] == [0.0, 0.1, 0.3]
+    actual = best_within(only(FOUR, ERRORS))
+    assert [choice.bound for choice in actual] == [0.0, 0.1, 0.3]
 
 
 def test_a_score_to_reach_is_a_bound_from_below() -> None:
     kept = [{**each, "better": "higher", "score_name": "cosine"} for each in ERRORS]
-    found = table(only(FOUR, kept), [0.2, 0.9])
-    assert [(each["bound"], each["format"]) for each in found] == [
+    actual = table(only(FOUR, kept), [0.2, 0.9])
+    assert [(each["bound"], each["format"]) for each in actual] == [
         (0.9, None),  # dense was not scored: nothing is said of it
         (0.2, "low_rank density=0.5"),
     ]

@@ -110,9 +110,9 @@ def test_a_later_token_changes_nothing_before_it() -> None:
 def test_it_learns_more_than_how_often_each_letter_stands(texts: Path, name: str) -> None:
     entropy = unigram_entropy((texts / "val.txt").read_bytes())
     one = case(name, data=str(texts), steps=150, batch=16, rate=1e-2)
-    found = scored(one)
-    assert 0 < found["score"] < 0.8 * entropy
-    assert found["step_seconds"] > 0
+    values = scored(one)
+    assert 0 < values["score"] < 0.8 * entropy
+    assert values["step_seconds"] > 0
     untrained = scored(replace(one, options={**one.options, "steps": 1}))["score"]
     assert untrained > entropy
 
@@ -153,8 +153,8 @@ def test_token_files_have_gpt2s_vocabulary_and_go_before_text(texts: Path) -> No
     assert _language.vocabulary(texts) == 256
     assert _language.vocabulary(tokens(texts, [0, 50256] * 20, [3] * 40)) == 50257
     assert reason(data=str(texts)) == "None"
-    found = scored(case(data=str(texts), steps=2, batch=2))["score"]
-    assert found == pytest.approx(math.log(50257), rel=0.05)
+    values = scored(case(data=str(texts), steps=2, batch=2))["score"]
+    assert values == pytest.approx(math.log(50257), rel=0.05)
 
 
 def test_what_is_missing_damaged_or_too_short_is_said(tmp_path: Path) -> None:
@@ -188,15 +188,15 @@ def test_options_that_do_not_fit_are_said() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_layers_that_are_counted_are_those_that_are_made(task: str, texts: Path) -> None:
-    made: list[tuple[int, int]] = []
+    created: list[tuple[int, int]] = []
 
     def make(out_features: int, in_features: int) -> nn.Module:
-        made.append((out_features, in_features))
+        created.append((out_features, in_features))
         return nn.Linear(in_features, out_features)
 
     settings = Settings(24, texts, depth=3, heads=2)
     TASKS[task].network(settings, make)
-    assert TASKS[task].layers(settings) == made
+    assert TASKS[task].layers(settings) == created
 
 
 @pytest.mark.parametrize("name", plugins.names("formats"))

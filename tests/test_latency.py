@@ -28,22 +28,22 @@ def subject(device: Fake, flops: int) -> Subject:
 
 
 def members(device: Fake, count: int = 3) -> tuple[list[latency.Member], latency.Member]:
-    found = [
+    actual = [
         latency.Member(id=f"m{i}", subject=subject(device, 10**8 * (i + 1))) for i in range(count)
     ]
-    return found, latency.Member(id="dense", subject=subject(device, 4 * 10**8))
+    return actual, latency.Member(id="dense", subject=subject(device, 4 * 10**8))
 
 
 def measured(device: Fake, plan: Plan = PLAN, seed: int = 0, **kwargs):
-    found, anchor = members(device)
-    result = latency.measure(found, anchor, device, plan, random.Random(seed), **kwargs)
-    return found, anchor, result
+    members_, anchor = members(device)
+    result = latency.measure(members_, anchor, device, plan, random.Random(seed), **kwargs)
+    return members_, anchor, result
 
 
 def test_durations_are_reported_exactly():
     device = Fake()
-    found, anchor, result = measured(device)
-    for member in [*found, anchor]:
+    values, anchor, result = measured(device)
+    for member in [*values, anchor]:
         time = result[member.id][0]
         assert time.quantity == "time_seconds"
         assert time.contract == "wall"
@@ -53,13 +53,15 @@ def test_durations_are_reported_exactly():
 
 
 def test_relative_time_is_taken_against_the_dense_blocks_around_each_block():
-    found, anchor, _ = measured(
+    values, anchor, _ = measured(
         Fake(effects={"replicate": 0, "seed": 1, "noise": 0.1, "drift": 0.5}),
         Plan(budget_seconds=0.2),
     )
     anchors = anchor.times()
-    assert len(anchors) == max(max(m.rounds) for m in found) + 2  # one before, one after each round
-    for member in found:
+    assert (
+        len(anchors) == max(max(m.rounds) for m in values) + 2
+    )  # one before, one after each round
+    for member in values:
         expected = [
             t / (anchors[r] * anchors[r + 1]) ** 0.5
             for t, r in zip(member.times(), member.rounds, strict=True)
@@ -78,15 +80,15 @@ def test_relative_time_cancels_a_drift_that_the_absolute_time_shows():
 def test_every_round_visits_every_member_once_in_a_new_order():
     device = Fake(effects={"replicate": 0, "seed": 3, "noise": 0.3})
     order: list[str] = []
-    found, anchor = members(device, 5)
-    for member in [*found, anchor]:
+    members_, anchor = members(device, 5)
+    for member in [*members_, anchor]:
         inner = member.subject.states
         member.subject.states = (  # type: ignore[method-assign]
             lambda calls, inner=inner, name=member.id: (order.append(name), inner(calls))[1]
         )
-    latency.measure(found, anchor, device, PLAN, random.Random(0))
+    latency.measure(members_, anchor, device, PLAN, random.Random(0))
     visits = [n for i, n in enumerate(order) if i == 0 or n != order[i - 1]]
-    visits = visits[visits.index("dense", len(found)) :]  # after the warm-up
+    visits = visits[visits.index("dense", len(members_)) :]  # after the warm-up
     rounds = " ".join(visits).split("dense")[1:4]
     assert all(sorted(r.split()) == [f"m{i}" for i in range(5)] for r in rounds)
     assert len({tuple(r.split()) for r in rounds}) > 1
@@ -94,21 +96,21 @@ def test_every_round_visits_every_member_once_in_a_new_order():
 
 def test_a_quiet_case_stops_at_the_asked_precision():
     _, _, result = measured(Fake())
-    assert {m.stopped for found in result.values() for m in found} == {"precision"}
-    assert all(len(found[0].values) >= latency.MINIMUM_BLOCKS for found in result.values())
+    assert {m.stopped for each in result.values() for m in each} == {"precision"}
+    assert all(len(each[0].values) >= latency.MINIMUM_BLOCKS for each in result.values())
 
 
 def test_a_noisy_case_stops_at_its_budget():
     plan = Plan(budget_seconds=0.05, relative_width=1e-6)
     _, _, result = measured(Fake(effects={"replicate": 0, "seed": 2, "noise": 0.5}), plan)
-    assert {m.stopped for found in result.values() for m in found} <= {"budget", "rounds"}
+    assert {m.stopped for each in result.values() for m in each} <= {"budget", "rounds"}
     assert result["m0"][0].stopped == "budget"
     assert len(result["m0"][0].values) >= latency.BUDGET_BLOCKS
 
 
 def test_a_deadline_still_gives_every_case_a_block():
     _, _, result = measured(Fake(), deadline=0.0)
-    assert all(len(found[0].values) >= 1 for found in result.values())
+    assert all(len(each[0].values) >= 1 for each in result.values())
     assert result["m0"][0].stopped == "deadline"
 
 
@@ -123,9 +125,9 @@ def test_two_modes_are_not_declared_precise_too_early():
 
 def test_disturbed_blocks_are_repeated_then_flagged():
     calm = measured(Fake())[2]
-    assert all(found[0].disturbed is None for found in calm.values())
+    assert all(values[0].disturbed is None for values in calm.values())
     script = {"replicate": 0, "seed": 1, "disturb_probability": 0.2}
-    some = [found[0] for found in measured(Fake(effects=script))[2].values()]
+    some = [values[0] for values in measured(Fake(effects=script))[2].values()]
     assert any(m.disturbed for m in some)
     for m in some:
         bad = sum(m.disturbed or [])
@@ -133,8 +135,8 @@ def test_disturbed_blocks_are_repeated_then_flagged():
         assert len(m.values) - bad >= latency.MINIMUM_BLOCKS or len(m.values) >= most
         mostly = 2 * bad > len(m.values)  # then all of them count
         assert len(m.kept()) == len(m.values) - (0 if mostly else bad)
-    found, _, result = measured(Fake(effects={"disturb_probability": 1.0}))
-    assert all("disturbed" in member.flags for member in found)
+    values, _, result = measured(Fake(effects={"disturb_probability": 1.0}))
+    assert all("disturbed" in member.flags for member in values)
     assert result["m0"][0].note == "a scripted disturbance"
 
 
@@ -199,8 +201,8 @@ def test_the_median_block_is_not_moved_by_a_spike():
     device = Fake(
         effects={"replicate": 0, "seed": 4, "spikes": {"probability": 0.05, "factor": 20}}
     )
-    found, _, result = measured(device)
-    expected = device.step_seconds(found[0].subject.step)
+    values, _, result = measured(device)
+    expected = device.step_seconds(values[0].subject.step)
     assert median(result["m0"][0].values) == pytest.approx(expected)
 
 
@@ -249,11 +251,15 @@ def test_a_case_that_the_host_cannot_feed_is_also_replayed_as_a_graph():
 
 def test_a_block_of_a_launch_bound_case_counts_the_time_of_the_host():
     device, plan = _Queue(), Plan(budget_seconds=0.4)
-    found = calibrate(
+    calibration = calibrate(
         device, subject(device, 10**6), plan.budget_seconds
     )  # 15 µs, and 200 µs to launch
-    assert found.calls > 1
-    block = found.samples * found.calls * (found.estimate_seconds + found.enqueue_seconds)
+    assert calibration.calls > 1
+    block = (
+        calibration.samples
+        * calibration.calls
+        * (calibration.estimate_seconds + calibration.enqueue_seconds)
+    )
     assert block <= 2 * plan.budget_seconds / BLOCKS
 
 
@@ -277,11 +283,11 @@ def test_a_graph_that_fails_leaves_the_times_that_were_taken():
 
     device.capture = lambda call: replay  # type: ignore[method-assign]
     short = latency.Member(id="short", subject=subject(device, 10**6))
-    found = latency.measure([short], None, device, PLAN, random.Random(0))["short"]
-    assert found[0].quantity == "time_seconds"
-    assert found[0].values
-    wanted = "Its graph failed: CUDA error: an illegal memory access was encountered."
-    assert (found[-1].quantity, found[-1].note) == ("graph_seconds", wanted)
+    measurements = latency.measure([short], None, device, PLAN, random.Random(0))["short"]
+    assert measurements[0].quantity == "time_seconds"
+    assert measurements[0].values
+    expected = "Its graph failed: CUDA error: an illegal memory access was encountered."
+    assert (measurements[-1].quantity, measurements[-1].note) == ("graph_seconds", expected)
 
 
 def test_a_graph_that_cannot_be_captured_leaves_its_reason():

@@ -56,8 +56,8 @@ def file(tmp_path: Path) -> Path:
     gguf = pytest.importorskip("gguf")
     from tokenizers import pre_tokenizers
 
-    found = tmp_path / "small.gguf"
-    writer = gguf.GGUFWriter(found, "llama")
+    actual = tmp_path / "small.gguf"
+    writer = gguf.GGUFWriter(actual, "llama")
     writer.add_block_count(CONFIG.num_hidden_layers)
     writer.add_embedding_length(CONFIG.hidden_size)
     writer.add_feed_forward_length(CONFIG.intermediate_size)
@@ -87,7 +87,7 @@ def file(tmp_path: Path) -> Path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return found
+    return actual
 
 
 def test_the_halves_of_a_head_are_put_back() -> None:
@@ -100,11 +100,11 @@ def test_the_halves_of_a_head_are_put_back() -> None:
 def test_a_file_is_read_as_the_model_that_was_written(file: Path) -> None:
     assert smollm2.config(file) == CONFIG._replace(rms_norm_eps=pytest.approx(1e-5))
     assert Llama.unreadable(file) is None
-    found, wanted = Llama.load(file), made()
-    for name, value in wanted.state_dict().items():
-        assert torch.equal(found.state_dict()[name], value), name
+    actual, expected = Llama.load(file), made()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(actual.state_dict()[name], value), name
     assert Llama.shapes(file) == [
-        (m.out_features, m.in_features) for m in wanted.linears().values()
+        (m.out_features, m.in_features) for m in expected.linears().values()
     ]
 
 
@@ -120,8 +120,8 @@ def test_the_shapes_of_a_file_are_made_once(file: Path, monkeypatch: pytest.Monk
 
 def test_tokens_are_merged_and_every_digit_stands_alone(file: Path) -> None:
     words = smollm2.vocabulary(file)[0]
-    told = [words[i] for i in _llama.encoded(file, "aba 12 abc")]
-    assert told == ["aba", "Ġ", "1", "2", "Ġ", "ab", "c"]
+    result = [words[i] for i in _llama.encoded(file, "aba 12 abc")]
+    assert result == ["aba", "Ġ", "1", "2", "Ġ", "ab", "c"]
 
 
 def test_what_is_no_such_file_is_said(tmp_path: Path) -> None:
@@ -147,9 +147,9 @@ def test_without_a_package_the_line_that_installs_it_is_said(
 def theirs(model: Llama) -> torch.nn.Module:
     """transformers' own Llama with the same weights."""
     transformers = pytest.importorskip("transformers")
-    told = model.config._asdict()
-    turned = {"rope_type": "default", "rope_theta": told.pop("rope_theta")}
-    config = transformers.LlamaConfig(**told, rope_parameters=turned, tie_word_embeddings=True)
+    result = model.config._asdict()
+    turned = {"rope_type": "default", "rope_theta": result.pop("rope_theta")}
+    config = transformers.LlamaConfig(**result, rope_parameters=turned, tie_word_embeddings=True)
     other = transformers.LlamaForCausalLM(config).eval()
     missing, unexpected = other.load_state_dict(model.state_dict(), strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])
@@ -161,8 +161,11 @@ def test_logits_are_those_of_transformers() -> None:
     model = made()
     ids = torch.randint(60, (3, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours, wanted = model(ids, torch.ones_like(ids, dtype=torch.bool)), theirs(model)(ids).logits
-    assert torch.allclose(ours, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+        ours, expected = (
+            model(ids, torch.ones_like(ids, dtype=torch.bool)),
+            theirs(model)(ids).logits,
+        )
+    assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_padding_on_the_right_changes_nothing() -> None:
@@ -177,17 +180,17 @@ def test_padding_on_the_right_changes_nothing() -> None:
 def test_every_layer_is_visited_with_what_it_sees() -> None:
     model = made()
     ids = torch.randint(60, (2, 9), generator=torch.Generator().manual_seed(1))
-    seen: dict[str, torch.Tensor] = {}
+    recorded: dict[str, torch.Tensor] = {}
     for name, linear in model.linears().items():
         linear.register_forward_hook(
-            lambda _, inputs, __, name=name: seen.update({name: inputs[0].flatten(0, 1)})
+            lambda _, inputs, __, name=name: recorded.update({name: inputs[0].flatten(0, 1)})
         )
     model(ids, torch.ones_like(ids, dtype=torch.bool))
-    wanted, visited = dict(seen), list(model.visited(ids))
+    expected, visited = dict(recorded), list(model.visited(ids))
     assert [name for name, _, _ in visited] == list(model.linears())
     for name, linear, rows in visited:
         assert linear is model.linears()[name]
-        assert torch.equal(rows, wanted[name])
+        assert torch.equal(rows, expected[name])
 
 
 @pytest.mark.heavy
@@ -202,6 +205,9 @@ def _same_perplexity(ours: Llama, other: torch.nn.Module) -> None:
     ids = torch.tensor([_llama.encoded(smollm2.path(), text)])
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
-        found, wanted = perplexity(ours(ids, mask), ids, mask), float(other(ids, labels=ids).loss)
-    assert found == pytest.approx(np.exp(wanted), rel=1e-4)
-    assert found < 40
+        actual, expected = (
+            perplexity(ours(ids, mask), ids, mask),
+            float(other(ids, labels=ids).loss),
+        )
+    assert actual == pytest.approx(np.exp(expected), rel=1e-4)
+    assert actual < 40

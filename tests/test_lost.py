@@ -42,17 +42,17 @@ def test_it_is_never_worse_than_either_part() -> None:
 
 
 def test_no_round_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight, f, found = drawn(OUT, IN), build(rank=4, nonzeros=OUT * 6), []
+    weight, f, collected = drawn(OUT, IN), build(rank=4, nonzeros=OUT * 6), []
     for rounds in (0, 1, 2, 4, 16):
         monkeypatch.setattr(LowRankSparse, "ROUNDS", rounds)
-        found.append(relative(f.project(weight).to_dense(), weight))
-    assert found == sorted(found, reverse=True)
-    assert found[-1] < 0.99 * found[0]
+        collected.append(relative(f.project(weight).to_dense(), weight))
+    assert collected == sorted(collected, reverse=True)
+    assert collected[-1] < 0.99 * collected[0]
 
 
 def test_activations_decide_which_columns_stay() -> None:
-    seen = drawn(200, IN, seed=4) * torch.where(torch.arange(IN) < 4, 100.0, 1.0)
-    layer = build(rank=1, nonzeros=OUT * 4).project(drawn(OUT, IN), activations=seen)
+    inputs = drawn(200, IN, seed=4) * torch.where(torch.arange(IN) < 4, 100.0, 1.0)
+    layer = build(rank=1, nonzeros=OUT * 4).project(drawn(OUT, IN), activations=inputs)
     assert layer.kept.tolist() == [0, 1, 2, 3]
 
 

@@ -55,12 +55,12 @@ def test_a_large_file_is_refused_in_a_sentence(
     try:
         with pytest.raises(UsageError) as refusal:
             READERS[reader](path)
-        taken = tracemalloc.get_traced_memory()[1]
+        used = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert str(refusal.value).endswith(".")
     assert "\n" not in str(refusal.value)
-    assert taken < 1 << 20
+    assert used < 1 << 20
     words = "It is larger than" if how == "holes" else "Its values would fill the memory"
     assert words in str(refusal.value) or reader == "tensors"
     assert list(tmp_path.iterdir()) == [path]
@@ -103,12 +103,12 @@ def test_no_document_takes_more_memory_than_its_signs_say(parser: str, what: str
     data = MANY[what]
     tracemalloc.start()
     try:
-        found = PARSERS[parser](data)
-        taken = tracemalloc.get_traced_memory()[1]
+        actual = PARSERS[parser](data)
+        used = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert found
-    assert taken + len(data) <= files.memory(data)
+    assert actual
+    assert used + len(data) <= files.memory(data)
 
 
 def test_a_run_as_large_as_any_is_read() -> None:

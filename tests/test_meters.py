@@ -36,22 +36,22 @@ def readings(meter, made, device=None) -> dict[str, list[float]]:
 
 
 def test_memory_of_a_dense_step_is_exact():
-    found = readings(memory.Memory(), subject("dense"))
-    assert found["saved_bytes"] == [8 * 48 * 4]  # x; the weight is the layer's own
-    assert found["gradient_bytes"] == [(8 * 48 + 32 * 48) * 4]
-    assert found["peak_bytes"][0] >= found["gradient_bytes"][0] + 8 * 32 * 4
+    readings_ = readings(memory.Memory(), subject("dense"))
+    assert readings_["saved_bytes"] == [8 * 48 * 4]  # x; the weight is the layer's own
+    assert readings_["gradient_bytes"] == [(8 * 48 + 32 * 48) * 4]
+    assert readings_["peak_bytes"][0] >= readings_["gradient_bytes"][0] + 8 * 32 * 4
 
 
 def test_memory_of_a_chain_counts_its_intermediate():
-    found = readings(memory.Memory(), subject("low_rank", rank=4))
-    assert found["saved_bytes"] == [(8 * 48 + 8 * 4) * 4]  # x, and x Bᵀ
-    assert found["gradient_bytes"] == [(8 * 48 + 4 * (32 + 48)) * 4]
+    readings_ = readings(memory.Memory(), subject("low_rank", rank=4))
+    assert readings_["saved_bytes"] == [(8 * 48 + 8 * 4) * 4]  # x, and x Bᵀ
+    assert readings_["gradient_bytes"] == [(8 * 48 + 4 * (32 + 48)) * 4]
 
 
 def test_a_forward_pass_saves_nothing_and_peaks_at_its_output():
-    found = readings(memory.Memory(), subject("dense", "forward"))
-    assert "saved_bytes" not in found
-    assert found["peak_bytes"] == [8 * 32 * 4]
+    readings_ = readings(memory.Memory(), subject("dense", "forward"))
+    assert "saved_bytes" not in readings_
+    assert readings_["peak_bytes"] == [8 * 32 * 4]
 
 
 def test_flops_are_torchs_own_count_where_torch_counts_right():
@@ -102,8 +102,8 @@ def _short_window(monkeypatch):
 
 def test_energy_is_the_counters_difference_over_the_calls():
     device = _Counter([100.0, 101.0, 103.0])
-    (found,) = energy.Energy().read(subject("dense", "forward"), device)
-    assert found.values == [pytest.approx(2.0 / found.calls)]
+    (readings_,) = energy.Energy().read(subject("dense", "forward"), device)
+    assert readings_.values == [pytest.approx(2.0 / readings_.calls)]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_energy_is_the_counters_difference_over_the_calls():
     ],
 )
 def test_energy_that_cannot_be_read_has_a_reason_and_no_value(counter, words):
-    (found,) = energy.Energy().read(subject("dense", "forward"), _Counter(counter))
-    assert found.values == []
-    assert words in found.note
+    (readings_,) = energy.Energy().read(subject("dense", "forward"), _Counter(counter))
+    assert readings_.values == []
+    assert words in readings_.note
 
 
 def compiled(call: Callable[[Tensor], Tensor], sizes: Iterable[int]) -> Subject:
@@ -143,8 +143,8 @@ def test_many_functions_of_the_same_code_are_all_compiled():
 
     for add in range(20):  # torch's own limit is eight
         made = compiled(partial(one, add=add), itertools.repeat(3))
-        found = readings(compile_meter.Compile(), made)
-        assert found["compiled_graphs"] == [1.0]
+        readings_ = readings(compile_meter.Compile(), made)
+        assert readings_["compiled_graphs"] == [1.0]
     subjects = [compiled(partial(one, add=add), itertools.repeat(3)) for add in range(20, 40)]
     before = _compiling.compiled()
     for made in subjects:

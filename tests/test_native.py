@@ -104,8 +104,8 @@ def at_the_end(values: Tensor) -> Tensor:
     memory = mmap.mmap(-1, readable + mmap.PAGESIZE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + readable), mmap.PAGESIZE, 0) == 0
-    found = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=readable - size)
-    return found.view(values.dtype).view(values.shape).copy_(values)
+    actual = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=readable - size)
+    return actual.view(values.dtype).view(values.shape).copy_(values)
 
 
 @HERE
@@ -127,8 +127,8 @@ def test_nothing_beyond_an_operand_is_read(cls: type[Format], dtype: torch.dtype
 @HERE
 def test_the_threads_are_those_of_torch_for_every_size(threads: int) -> None:
     for tokens, outputs in itertools.product((0, 1, 2, 40, 1000), (1, 2, 64)):
-        vectors, width, parts, found = _native._blocks(_native.library(), tokens, outputs)
-        assert found == threads
+        vectors, width, parts, actual = _native._blocks(_native.library(), tokens, outputs)
+        assert actual == threads
         assert 1 <= parts <= outputs
         assert width == max(1, vectors * _native.library().lanes)
 
@@ -165,13 +165,13 @@ def test_only_what_is_asked_for_is_differentiated(cls: type[Format]) -> None:
     leaves = [normal(35, 24).requires_grad_(), *layer.parameters()]
     dy = normal(35, 40, seed=3)
     everything = torch.autograd.grad(layer(leaves[0]), leaves, dy)
-    for wanted in list(itertools.product([False, True], repeat=len(leaves)))[1:]:
-        for leaf, need in zip(leaves, wanted, strict=True):
+    for expected_ in list(itertools.product([False, True], repeat=len(leaves)))[1:]:
+        for leaf, need in zip(leaves, expected_, strict=True):
             leaf.requires_grad_(need)
-        by = list(itertools.compress(leaves, wanted))
+        by = list(itertools.compress(leaves, expected_))
         ours = torch.autograd.grad(layer(leaves[0]), by, dy)
-        for found, expected in zip(ours, itertools.compress(everything, wanted), strict=True):
-            assert_near(found, expected, torch.float32)
+        for actual, expected in zip(ours, itertools.compress(everything, expected_), strict=True):
+            assert_near(actual, expected, torch.float32)
 
 
 @HERE
@@ -253,7 +253,7 @@ def test_a_step_keeps_what_lies_between_unless_it_is_large(
     f = described(cls, (40, 24), density=0.5)
     layer, x, dy = random_layer(f), normal(50, 24), normal(50, 40, seed=3)
     made, kept, executed = 2 * 50 * f.products()[0], [], []
-    wanted = [x.requires_grad_(), *layer.parameters()]
+    expected = [x.requires_grad_(), *layer.parameters()]
     for limit in (2**20, 100):
         for name in ("WHOLE_VALUES", "RUN_VALUES"):
             monkeypatch.setattr(_block_matmul, name, limit)
@@ -261,12 +261,12 @@ def test_a_step_keeps_what_lies_between_unless_it_is_large(
         saved = [t for t in y.grad_fn.saved_tensors if t is not None]  # type: ignore[union-attr]
         kept.append(len(saved))
         executed.append(f.flops(50, STEP))
-        for found, right in zip(
-            torch.autograd.grad(y, wanted, dy),
-            torch.autograd.grad(x @ layer.to_dense().mT, wanted, dy),
+        for actual, right in zip(
+            torch.autograd.grad(y, expected, dy),
+            torch.autograd.grad(x @ layer.to_dense().mT, expected, dy),
             strict=True,
         ):
-            assert_near(found, right, torch.float32)
+            assert_near(actual, right, torch.float32)
     assert kept == [4, 3]
     assert executed == [3 * f.flops(50, FORWARD), 3 * f.flops(50, FORWARD) + made]
 
@@ -397,8 +397,16 @@ def test_a_run_without_a_compiler_times_what_it_can_and_says_why_once(
     reason = _native.NotBuiltError("there is no C++ compiler; install g++.")
     monkeypatch.setattr(_native, "_built", lambda: reason)
     (tmp_path / "native.toml").write_text(WITHOUT)
-    asked = ("run", "--suite", str(tmp_path / "native.toml"), "--device", "cpu", "--threads", "1")
-    code, out, err = hwbench(*asked, "--out", str(tmp_path / "runs"))
+    arguments = (
+        "run",
+        "--suite",
+        str(tmp_path / "native.toml"),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    )
+    code, out, err = hwbench(*arguments, "--out", str(tmp_path / "runs"))
     assert code == 0, err
     (path,) = (tmp_path / "runs").glob("*.jsonl")
     statuses = {r.case: r.status for r in read_run(path).results if r.case.startswith("linear")}
@@ -412,10 +420,10 @@ def test_a_run_without_a_compiler_times_what_it_can_and_says_why_once(
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     built_anew: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = (
+    words = (
         "In file included from x:\nlanes.h:3:1: error: no such header.\nmore\nlanes.h: error: 2\n"
     )
-    Compiler(monkeypatch, said, code=1)
+    Compiler(monkeypatch, words, code=1)
     reason = str(_native.refusal("cpu", torch.float32))
     assert_sentence(reason)
     assert reason.endswith("failed: lanes.h:3:1: error: no such header.")

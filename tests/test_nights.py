@@ -106,24 +106,24 @@ def test_a_kind_of_night_that_the_last_twenty_lack_is_looked_for_before_them() -
 def test_fewer_than_three_near_nights_make_another_machine(near: int) -> None:
     machine = Machine()
     stored = machine.nights(12) + machine.nights(near, dense=1.19)
-    told = told_of(stored, machine.night(1.19, {"btt": 1.3}))
-    assert bool(told.stranger) == (near < 3)
-    if told.stranger:
-        assert "another machine tonight, and the first night of its kind" in told.stranger
-        assert not regressed(told.judged.changes)
+    decision = told_of(stored, machine.night(1.19, {"btt": 1.3}))
+    assert bool(decision.stranger) == (near < 3)
+    if decision.stranger:
+        assert "another machine tonight, and the first night of its kind" in decision.stranger
+        assert not regressed(decision.judged.changes)
         words = f"as long as in {near} of the last {12 + near} nights only" if near else "more time"
-        assert words in told.stranger
+        assert words in decision.stranger
     else:
-        assert cases_of("btt") <= regressed(told.judged.changes)
+        assert cases_of("btt") <= regressed(decision.judged.changes)
 
 
 @pytest.mark.parametrize("stored", [1, 2, 3, 5, 9])
 def test_few_stored_nights_are_taken_as_they_come(stored: int) -> None:
     machine = Machine()
     nights = machine.nights(stored)
-    found = match(nights, machine.night(1.3))
-    assert not found.stranger
-    assert list(found.nights) == list(range(stored))[-5:]
+    actual = match(nights, machine.night(1.3))
+    assert not actual.stranger
+    assert list(actual.nights) == list(range(stored))[-5:]
     assert stored < FEWEST_STORED
 
 
@@ -149,8 +149,8 @@ def test_bytes_and_scores_are_compared_with_the_latest_nights_whatever_dense_did
         return Side({**one.cases, "s": Entry("image", readings=score, seeds={0: 0})})
 
     stored = [night(1.0, old) for _ in range(8)] + [night(1.1, late) for _ in range(5)]
-    told = told_of(stored, night(1.0, late))
-    (score,) = [each for each in told.judged.changes if each.case == "s"]
+    decision = told_of(stored, night(1.0, late))
+    (score,) = [each for each in decision.judged.changes if each.case == "s"]
     assert score.verdict is Verdict.EQUIVALENT
 
 
@@ -167,10 +167,10 @@ def test_dense_that_moved_with_the_software_is_no_other_machine(
     # Dense became faster, and with it every relative time rose: the formats are as they were.
     same = {"dense": 0.8, "slower": dict.fromkeys(FORMATS, 1.25), "facts": new}
     nights = machine.nights(stored, facts=old) + machine.nights(later, **same)
-    told = told_of(nights, machine.night(**same))
-    assert told.stranger is None
-    assert not regressed(told.judged.changes)
-    assert f"{key} was '1' and is '2'" in " ".join(told.notes)
+    decision = told_of(nights, machine.night(**same))
+    assert decision.stranger is None
+    assert not regressed(decision.judged.changes)
+    assert f"{key} was '1' and is '2'" in " ".join(decision.notes)
 
 
 def test_the_same_software_with_such_a_dense_is_another_machine() -> None:
@@ -183,14 +183,14 @@ def test_a_case_that_slowed_as_dense_did_is_told_by_its_own_seconds() -> None:
     machine = Machine()
     stored = machine.nights(5, facts={"torch": "1"})
     others = {name: 1 / 1.3 for name in FORMATS if name != "btt"}
-    told = told_of(stored, machine.night(1.3, others, facts={"torch": "2"}))
-    found = {each.case: each for each in told.judged.changes}
-    assert cases_of("btt") <= regressed(told.judged.changes)
-    assert "By its own seconds" in str(found["btt/0"].reason)
-    assert found["btt/0"].metric == "time"
-    assert not cases_of("csr") & regressed(told.judged.changes)
-    assert all(found[case].verdict is Verdict.UNDECIDED for case in cases_of("csr"))
-    assert "dense moved, not the format" in str(found["csr/0"].reason)
+    decision = told_of(stored, machine.night(1.3, others, facts={"torch": "2"}))
+    actual = {each.case: each for each in decision.judged.changes}
+    assert cases_of("btt") <= regressed(decision.judged.changes)
+    assert "By its own seconds" in str(actual["btt/0"].reason)
+    assert actual["btt/0"].metric == "time"
+    assert not cases_of("csr") & regressed(decision.judged.changes)
+    assert all(actual[case].verdict is Verdict.UNDECIDED for case in cases_of("csr"))
+    assert "dense moved, not the format" in str(actual["csr/0"].reason)
 
 
 def test_what_regressed_by_its_seconds_is_confirmed_by_them() -> None:
@@ -198,14 +198,14 @@ def test_what_regressed_by_its_seconds_is_confirmed_by_them() -> None:
     stored = machine.nights(5, facts={"torch": "1"})
     others = {name: 1 / 1.3 for name in FORMATS if name != "btt"}
     new = machine.night(1.3, others, facts={"torch": "2"})
-    for dense, found in ((1.3, cases_of("btt")), (1.0, set())):
+    for dense, one in ((1.3, cases_of("btt")), (1.0, set())):
 
         def again(wanted: list[str], dense: float = dense) -> Side:
             fresh = machine.night(dense, others, facts={"torch": "2"}, replicates=10)
             return Side({case: fresh.cases[case] for case in wanted}, fresh.facts)
 
-        told = told_of(stored, new, way="fresh", again=again)
-        assert {each for each in regressed(told.judged.changes) if "dense" not in each} == found
+        decision = told_of(stored, new, way="fresh", again=again)
+        assert {each for each in regressed(decision.judged.changes) if "dense" not in each} == one
 
 
 # --- the machine, or a change -------------------------------------------------------------------
@@ -216,12 +216,14 @@ def test_three_formats_at_once_look_like_the_machine(count: int) -> None:
     machine = Machine(3)
     stored = machine.nights(12)
     slower = dict.fromkeys(FORMATS[:count], 1.12)
-    told = told_of(stored, machine.night(slower=slower))
-    assert bool(told.stranger) == (count >= 3)
-    assert bool(regressed(told.judged.changes)) == (count < 3)
+    decision = told_of(stored, machine.night(slower=slower))
+    assert bool(decision.stranger) == (count >= 3)
+    assert bool(regressed(decision.judged.changes)) == (count < 3)
     if count >= 3:
-        assert "it looks like the machine, and the next night or --confirm-by ab" in told.stranger
-        assert all(name in told.stranger for name in slower)
+        assert (
+            "it looks like the machine, and the next night or --confirm-by ab" in decision.stranger
+        )
+        assert all(name in decision.stranger for name in slower)
 
 
 def test_two_nights_that_say_the_same_are_a_regression() -> None:
@@ -229,10 +231,10 @@ def test_two_nights_that_say_the_same_are_a_regression() -> None:
     stored = machine.nights(12)
     slower = dict.fromkeys(FORMATS[:4], 1.12)
     stored.append(machine.night(slower=slower))
-    told = told_of(stored, machine.night(slower=slower))
-    assert told.stranger is None
-    assert set().union(*map(cases_of, slower)) <= regressed(told.judged.changes)
-    assert "the night before says the same" in " ".join(told.notes)
+    decision = told_of(stored, machine.night(slower=slower))
+    assert decision.stranger is None
+    assert set().union(*map(cases_of, slower)) <= regressed(decision.judged.changes)
+    assert "the night before says the same" in " ".join(decision.notes)
     # Other formats, or the other way: it is another state of the machine.
     other = told_of(
         stored, machine.night(slower={FORMATS[4]: 1.12, **dict.fromkeys(FORMATS[:2], 1.12)})
@@ -266,34 +268,34 @@ def test_pairs_decide_even_where_all_formats_moved() -> None:
     stored = machine.nights(12)
     slower = dict.fromkeys(FORMATS, 1.12)
     new = machine.night(slower=slower)
-    for code, found in ((1.0, set()), (1.12, cases_of("btt"))):
+    for code, each in ((1.0, set()), (1.12, cases_of("btt"))):
 
         def pairs(wanted: list[str], count: int, code: float = code) -> tuple[Side, Side]:
             first = machine.night(slower=slower, replicates=count)
             second = machine.night(slower=slower, own={"btt": code}, replicates=count)
             return first, second
 
-        told = told_of(stored, new, way="ab", pairs=pairs)
-        assert told.stranger is None
-        assert regressed(told.judged.changes) == found
-        assert told.judged.confirmed == found
+        decision = told_of(stored, new, way="ab", pairs=pairs)
+        assert decision.stranger is None
+        assert regressed(decision.judged.changes) == each
+        assert decision.judged.confirmed == each
 
 
 def test_twenty_pairs_are_made_where_ten_scatter() -> None:
     machine = Machine(7)
-    asked: list[tuple[list[str], int]] = []
+    arguments: list[tuple[list[str], int]] = []
 
     def pairs(wanted: list[str], count: int) -> tuple[Side, Side]:
-        asked.append((wanted, count))
+        arguments.append((wanted, count))
         wide = machine.rng.normal
         first = machine.night(replicates=count, noise=lambda n: wide(0, 0.05, n))
         return first, machine.night(replicates=count, noise=lambda n: wide(0, 0.05, n))
 
     stored = machine.nights(12)
-    told = told_of(stored, machine.night(slower={"btt": 1.12}), way="ab", pairs=pairs)
-    assert [count for _, count in asked] == [10, 20]
-    assert set(asked[1][0]) <= set(asked[0][0]) == cases_of("btt")
-    assert not regressed(told.judged.changes)
+    decision = told_of(stored, machine.night(slower={"btt": 1.12}), way="ab", pairs=pairs)
+    assert [count for _, count in arguments] == [10, 20]
+    assert set(arguments[1][0]) <= set(arguments[0][0]) == cases_of("btt")
+    assert not regressed(decision.judged.changes)
 
 
 def test_the_night_before_confirms_or_does_not() -> None:
@@ -335,21 +337,21 @@ def test_one_crazy_replicate_in_five_does_not_make_the_spread(runs: int) -> None
 @pytest.mark.parametrize("size", [1.05, 1.10])
 def test_one_crazy_replicate_in_five_hides_no_slow_down_and_makes_none(size: float) -> None:
     rng = np.random.default_rng(2)
-    found = false = 0
+    actual = false = 0
     nights = 6
     for _ in range(nights):
         runs = np.exp(np.stack([crazy(rng, 40, 5) for _ in range(7)]))
         stored = [plain(run) for run in runs[:5]]
         for factor, place in ((size, 5), (1.0, 6)):
             fresh = np.exp(crazy(rng, 40, 10)) * factor
-            told = judge_cases(
+            judged = judge_cases(
                 stored, plain(runs[place] * factor), RULE,
                 again=lambda wanted, fresh=fresh: plain(fresh),
             )  # fmt: skip
-            hits = len(regressed(told.changes))
-            found, false = (found + hits, false) if factor > 1 else (found, false + hits)
+            hits = len(regressed(judged.changes))
+            actual, false = (actual + hits, false) if factor > 1 else (actual, false + hits)
     assert false == 0
-    assert found >= (0.95 if size > 1.06 else 0.5) * nights * 40
+    assert actual >= (0.95 if size > 1.06 else 0.5) * nights * 40
 
 
 def plain(values: np.ndarray) -> Side:
@@ -361,8 +363,8 @@ def plain(values: np.ndarray) -> Side:
 def test_pairs_with_crazy_replicates_are_told_by_their_median() -> None:
     rng = np.random.default_rng(3)
     same = [np.exp(crazy(rng, 30, 20)) for _ in range(2)]
-    told = judge_pairs(plain(same[0]), plain(same[1]), RULE)
-    assert not regressed(told)
+    changes = judge_pairs(plain(same[0]), plain(same[1]), RULE)
+    assert not regressed(changes)
     slow = judge_pairs(plain(same[0]), plain(same[1] * 1.2), RULE)
     assert len(regressed(slow)) >= 27
     assert any("the median of the pairs decides" in str(each.reason) for each in slow)
@@ -377,9 +379,11 @@ def test_a_mode_of_some_processes_is_not_taken_for_a_change() -> None:
     new = rng.normal(0.08, 0.005, (40, 5))
     fresh = rng.normal(0.08, 0.005, (40, 10))
     fresh[:, :2] -= 0.08
-    told = judge_cases(stored, plain(np.exp(new)), RULE, again=lambda wanted: plain(np.exp(fresh)))
-    assert not regressed(told.changes)
-    assert any("fastest replicates are as fast as before" in str(c.reason) for c in told.changes)
+    judged = judge_cases(
+        stored, plain(np.exp(new)), RULE, again=lambda wanted: plain(np.exp(fresh))
+    )
+    assert not regressed(judged.changes)
+    assert any("fastest replicates are as fast as before" in str(c.reason) for c in judged.changes)
     code = judge_cases(
         stored, plain(np.exp(new)), RULE,
         again=lambda wanted: plain(np.exp(rng.normal(0.08, 0.005, (40, 10)))),
@@ -396,8 +400,8 @@ def test_how_nights_differ_is_told_format_by_format() -> None:
     new = rng.normal(0, 0.005, (60, 5))
 
     def between(named: list[str] | None) -> np.ndarray:
-        found = noises(runs.tolist(), new.tolist(), named)
-        return np.sqrt([each.between[0] for each in found])
+        actual = noises(runs.tolist(), new.tolist(), named)
+        return np.sqrt([each.between[0] for each in actual])
 
     assert np.max(between(kinds)[:40]) < 0.006
     assert np.median(between(kinds)[40:]) == pytest.approx(0.02, rel=0.35)

@@ -35,11 +35,11 @@ SLOWER = (
 )
 def test_pairs_fail_no_night_and_find_what_is_slower(simulated: Any, world: str) -> None:
     nights = 10 if world in QUICK else 40
-    told = simulated.simulate(simulated.WORLDS[world], nights)["--confirm-by ab"]
-    assert told.nights == nights
-    assert told.false <= nights // 40
+    result = simulated.simulate(simulated.WORLDS[world], nights)["--confirm-by ab"]
+    assert result.nights == nights
+    assert result.false <= nights // 40
     key = (simulated.SIZES[0], simulated.WHERE[0])
-    assert told.hits[key] >= (0.5 if told.others == 0 else 0.0) * told.chances[key]
+    assert result.hits[key] >= (0.5 if result.others == 0 else 0.0) * result.chances[key]
 
 
 def test_every_world_is_tried(simulated: Any) -> None:

@@ -73,14 +73,14 @@ ELSEWHERE = {
 
 def test_every_text_that_a_public_function_takes_is_tried() -> None:
     functions = [getattr(hwbench, name) for name in hwbench.__all__]
-    found = {
+    actual = {
         (function.__name__, name)
         for function in functions
         if inspect.isfunction(function)
         for name, parameter in inspect.signature(function).parameters.items()
         if "str" in str(parameter.annotation)
     }
-    assert found == {*CALLS, *ELSEWHERE}
+    assert actual == {*CALLS, *ELSEWHERE}
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def test_odd_text_is_taken_or_refused_in_words(
         try:
             call(text)
         except HwbenchError as refusal:
-            told = visible(str(refusal))
-            assert told.strip(), what
-            assert told[-1] in ".?", what
-            assert len(told) < 1000 + len(text), what
+            result = visible(str(refusal))
+            assert result.strip(), what
+            assert result[-1] in ".?", what
+            assert len(result) < 1000 + len(text), what
 
 
 def trained_on(data: str) -> object:

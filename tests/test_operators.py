@@ -72,7 +72,7 @@ Asked = dict[str, dict[tuple[str, str], str]]
 
 
 def asked(cases: Iterator[Case]) -> Asked:
-    found: Asked = {version: {} for version in VERSIONS}
+    actual: Asked = {version: {} for version in VERSIONS}
     layers: dict[tuple[Format, str], Linear] = {}
     with pytest.MonkeyPatch.context() as patch:
         pretend(patch, seen := Operators())
@@ -84,8 +84,8 @@ def asked(cases: Iterator[Case]) -> Asked:
             for version, tokens in itertools.product(VERSIONS, TOKENS):
                 patch.setattr(_versions, "VERSION", TorchVersion(version))
                 for pair in operators(layers[f, dtype], tokens, direction, seen):
-                    found[version].setdefault(pair, f"{direction} of {f} in {dtype}")
-    return found
+                    actual[version].setdefault(pair, f"{direction} of {f} in {dtype}")
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_the_table_holds_nothing_that_no_format_asks_for(
     of_suites: Asked, of_others: Asked
 ) -> None:
     """Else it would look like knowledge, and nothing would ever hold it against anything."""
-    every = {pair for found in (of_suites, of_others) for pairs in found.values() for pair in pairs}
+    every = {pair for each in (of_suites, of_others) for pairs in each.values() for pair in pairs}
     assert every == known()
 
 

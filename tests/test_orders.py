@@ -24,8 +24,8 @@ def measured(workload: str, quantity: str, values: dict[str, list[float]], note:
     """A run with one quantity of each format."""
     run = run_of([scored_case(workload, name, 64, weighting="gram") for name in values])
     for place, each in enumerate(run.results):
-        found = values[run.planned[each.case].case.format]
-        one = Measurement(quantity=quantity, unit="", values=found, note=note or None)
+        actual = values[run.planned[each.case].case.format]
+        one = Measurement(quantity=quantity, unit="", values=actual, note=note or None)
         run.results[place] = replace(each, status=Status.OK, reason=None, measurements=[one])
     return run
 

@@ -147,12 +147,14 @@ def test_the_code_is_that_of_the_verdict(
         out = stream(room)
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", error)
-        found = cli._code()
-        told = error.getvalue()
-        assert "a bug" not in told
+        actual = cli._code()
+        result = error.getvalue()
+        assert "a bug" not in result
         lost = isinstance(out, Cut) and out.room < 0 and stream is full
-        assert found == (code or (2 if lost else 0)), (room, told)
-        assert ("Not all of the output could be written: No space left on device." in told) == lost
+        assert actual == (code or (2 if lost else 0)), (room, result)
+        assert (
+            "Not all of the output could be written: No space left on device." in result
+        ) == lost
         assert sys.stdout is out
 
 
@@ -193,13 +195,13 @@ def test_signs_that_an_encoding_lacks_are_written_with_others():
 
 
 def test_json_means_the_same_in_an_encoding_that_lacks_signs(monkeypatch: pytest.MonkeyPatch):
-    said = {"name": "1.2× 3 µs 中 😀 \udcff", "##[error]": "::x"}
+    words = {"name": "1.2× 3 µs 中 😀 \udcff", "##[error]": "::x"}
     for stream in (ascii_only(0), eastern(0), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")):
         monkeypatch.setattr(sys, "stdout", stream)
         with _streams.steady(), guarded():
-            _shared.say_json(json.dumps(said, ensure_ascii=False))
+            _shared.say_json(json.dumps(words, ensure_ascii=False))
         stream.flush()
-        assert json.loads(stream.buffer.getvalue()) == said  # type: ignore[attr-defined]
+        assert json.loads(stream.buffer.getvalue()) == words  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("written", ["junit", "markdown", "json-out"])
@@ -257,16 +259,16 @@ def test_every_verb_of_the_parser_ends_as_it_does_with_its_output(
         error = io.StringIO()
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", error)
-        found = cli._code()
+        actual = cli._code()
         assert "a bug" not in error.getvalue()
-        return found
+        return actual
 
-    wanted = code(io.StringIO())
+    expected = code(io.StringIO())
     for stream in STREAMS:
         out = stream(200)
-        found = code(out)
+        actual = code(out)
         lost = isinstance(out, Cut) and out.room < 0 and stream is full
-        assert found == (wanted or (2 if lost else 0)), stream
+        assert actual == (expected or (2 if lost else 0)), stream
 
 
 @pytest.mark.heavy
@@ -276,9 +278,9 @@ def test_a_call_of_every_verb_ends_as_it_does_with_its_output(
 ):
     """With what it needs: the code is that of a call whose output is read, or 2 for a full one."""
     monkeypatch.chdir(tmp_path)
-    found = {}
+    collected = {}
     for stream in (lambda _: io.StringIO(), gone, full, none, ascii_only):
-        beside = tmp_path / f"{len(found)}"
+        beside = tmp_path / f"{len(collected)}"
         beside.mkdir()
         run = kept(made(1, CASES), beside)
         monkeypatch.setattr(sys, "argv", ["hwbench", *placed(call, beside, run)])
@@ -286,8 +288,8 @@ def test_a_call_of_every_verb_ends_as_it_does_with_its_output(
         out = stream(0)
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", error)
-        found[stream] = cli._code()
+        collected[stream] = cli._code()
         assert "a bug" not in error.getvalue(), error.getvalue()
-    first, *others = found.values()
+    first, *others = collected.values()
     assert first in (0, 1, 3, 4, 5, 6), error.getvalue()
     assert set(others) <= {first, first or 2}

@@ -110,9 +110,9 @@ def test_an_absent_compiler_is_unsupported(monkeypatch: pytest.MonkeyPatch, word
         raise RuntimeError(words)
 
     monkeypatch.setattr(worker, "_prepared", fail)
-    found = worker.solo(protocol.SoloRequest(planned=planned, replicate=0, seed=0)).result
-    assert found.status is Status.UNSUPPORTED
-    assert "install g++" in str(found.reason)
+    actual = worker.solo(protocol.SoloRequest(planned=planned, replicate=0, seed=0)).result
+    assert actual.status is Status.UNSUPPORTED
+    assert "install g++" in str(actual.reason)
 
 
 # --- checkpoints -------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ PREFIXES = ("", "bert.", "model.", "0.auto_model.", "module.bert.")
     ],
 )
 def test_names_of_published_checkpoints_are_understood(bert: Path, before: str, old: bool) -> None:
-    wanted = _bert.Bert.load(bert).state_dict()
+    expected = _bert.Bert.load(bert).state_dict()
 
     def named(name: str) -> str:
         if old:
@@ -156,8 +156,8 @@ def test_names_of_published_checkpoints_are_understood(bert: Path, before: str, 
 
     rename(bert, named)
     assert _bert.Bert.unreadable(bert) is None
-    found = _bert.Bert.load(bert).state_dict()
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    actual = _bert.Bert.load(bert).state_dict()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_an_index_names_files_of_its_folder_alone(tmp_path: Path) -> None:
 def test_every_perplexity_is_an_answer(scale: float) -> None:
     logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)) * scale
     ids = torch.arange(10).reshape(2, 5) % 7
-    found = perplexity(logits, ids, torch.ones(2, 5, dtype=torch.bool))
-    assert 1 <= found <= WORST
+    actual = perplexity(logits, ids, torch.ones(2, 5, dtype=torch.bool))
+    assert 1 <= actual <= WORST
     assert math.isfinite(WORST * WORST)
 
 

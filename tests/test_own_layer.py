@@ -192,15 +192,15 @@ def refused(hwbench: Call, folder: Path, *asked: str) -> str:
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(
     hwbench: Call, tmp_path: Path, kind: str
 ) -> None:
-    raw, said = HOSTILE[kind]
+    raw, words = HOSTILE[kind]
     bad, good = tmp_path / "bad.safetensors", tmp_path / "good.safetensors"
     bad.write_bytes(raw)
     save_file({"w": numbers(3, 2)}, good)
-    assert said in refused(hwbench, tmp_path, "--weights", str(bad))
+    assert words in refused(hwbench, tmp_path, "--weights", str(bad))
     if kind == "no tensor at all":
-        said = "it holds none"
-    assert said in refused(hwbench, tmp_path, "--weights", f"{bad}:w")
-    assert said in refused(hwbench, tmp_path, "--weights", str(good), "--activations", str(bad))
+        words = "it holds none"
+    assert words in refused(hwbench, tmp_path, "--weights", f"{bad}:w")
+    assert words in refused(hwbench, tmp_path, "--weights", str(good), "--activations", str(bad))
 
 
 def test_a_pickle_is_not_loaded(hwbench: Call, tmp_path: Path, file: Path) -> None:
@@ -231,10 +231,10 @@ def places(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_a_place_without_a_file_is_refused(hwbench: Call, tmp_path: Path) -> None:
-    for place, said in places(tmp_path):
+    for place, words in places(tmp_path):
         code, _, err = hwbench("run", "--weights", place, *FAST)
         assert code == 2, (place, err)
-        assert said in err
+        assert words in err
         assert len(err.strip().splitlines()) == 1
 
 
@@ -264,10 +264,10 @@ def wrong(file: Path, seen: Path) -> Iterator[tuple[list[str], str]]:
 
 
 def test_what_does_not_fit_is_one_sentence(hwbench: Call, file: Path, seen: Path) -> None:
-    for asked, said in wrong(file, seen):
+    for asked, words in wrong(file, seen):
         code, out, err = hwbench("run", *asked, *FAST)
         assert (code, out) == (2, ""), (asked, err)
-        assert said in err
+        assert words in err
         assert len(err.strip().splitlines()) == 1, err
 
 
@@ -289,13 +289,13 @@ def test_the_errors_are_those_of_the_matrix_and_of_the_held_out_rows(
     from safetensors.torch import load_file
 
     one = own(file, UP, "low_rank", activations=str(seen), activations_tensor=UP)
-    found = scored(one)
+    values = scored(one)
     weight, rows = load_file(file)[UP].float(), load_file(seen)[UP]
     lost = (described(one).project(weight).to_dense().detach() - weight).double()
     held = rows[ROWS // 2 :].double().T
     output = torch.linalg.norm(lost @ held) / torch.linalg.norm(weight.double() @ held)
-    assert found["score"] == pytest.approx(float(output), rel=1e-6)
-    assert found["projection_error"] == pytest.approx(
+    assert values["score"] == pytest.approx(float(output), rel=1e-6)
+    assert values["projection_error"] == pytest.approx(
         float(torch.linalg.norm(lost) / torch.linalg.norm(weight.double())), rel=1e-6
     )
 
@@ -348,9 +348,9 @@ def mistakes() -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def test_options_that_contradict_each_other_are_mistakes() -> None:
-    for options, said in mistakes():
+    for options, words in mistakes():
         one = scored_case("projection", "csr", 8, **options)
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=words):
             workload(one).check(one)
 
 
@@ -402,23 +402,23 @@ def test_the_page_answers_for_the_layer(hwbench: Call, file: Path, seen: Path) -
     assert f"Projection of {UP} of model.safetensors, 96×64, float32" in out
     assert f"{UP} of model.safetensors: stored in bfloat16, scored in float32; output error" in out
     assert "synthetic" not in out
-    found = read_run(path)
-    rows = html._rows([found], [""])
+    run_ = read_run(path)
+    rows = html._rows([run_], [""])
     joins = _trade.joins(rows)
     for each in joins:
         assert each.shapes == ("96×64 float32", "96×64 float32")
         assert each.score_name == "output_error"
     first = _questions.questions(rows, joins)[0]
     assert first.asked == "Which format should this layer use?"
-    said = plain(first.sentences[0])
-    assert said.startswith(f"{UP} of model.safetensors, forward, 96×64, 8 tokens, float32. ")
+    words = plain(first.sentences[0])
+    assert words.startswith(f"{UP} of model.safetensors, forward, 96×64, 8 tokens, float32. ")
     (low_rank,) = [r for r in rows if r.format == "low_rank" and r.score_name]
     assert low_rank.value("projection_error") > 0
-    assert f"low_rank density=0.5 (output error {low_rank.score:.3f}, " in said
-    page = html.render([found])
-    assert said.split(". ")[0].split(",")[0] in page
+    assert f"low_rank density=0.5 (output error {low_rank.score:.3f}, " in words
+    page = html.render([run_])
+    assert words.split(". ")[0].split(",")[0] in page
     assert SYNTHETIC not in page
-    options = [p.case.options for p in found.planned.values() if p.case.workload == "projection"]
+    options = [p.case.options for p in run_.planned.values() if p.case.workload == "projection"]
     assert all(o["weights"] == str(file.resolve()) and o["tensor"] == UP for o in options)
     assert all(o["weights_hash"] and o["activations_hash"] for o in options)
 

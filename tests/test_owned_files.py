@@ -74,15 +74,15 @@ def _opens(call: ast.Call) -> str | None:
         case ast.Attribute(value=ast.Name(id="files")):
             return None
         case ast.Attribute(value=ast.Name(id=module), attr=name) if (module, name) in MODULES:
-            found = name
+            actual = name
         case ast.Attribute(attr=name) | ast.Name(id=name) if name in OPENERS:
-            found = name
+            actual = name
         case _:
             return None
     match call.args:
         case [ast.Call(func=ast.Attribute(value=ast.Name(id="files"), attr="regular")), *_]:
             return None
-    return found
+    return actual
 
 
 def _opening(path: Path) -> Iterator[str]:
@@ -101,8 +101,8 @@ def _opening(path: Path) -> Iterator[str]:
 
 def test_every_file_is_opened_by_one_module_but_for_these() -> None:
     own = PACKAGE / "files.py"
-    found = {each for path in PACKAGE.rglob("*.py") if path != own for each in _opening(path)}
-    assert found == set(EXCEPTIONS)
+    actual = {each for path in PACKAGE.rglob("*.py") if path != own for each in _opening(path)}
+    assert actual == set(EXCEPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_a_file_of_data_that_is_none_is_named_before_it_is_read(
         return  # only windows of it are read
     (tmp_path / name).unlink()
     odd(tmp_path / name)
-    said = _sets.no_cifar10(tmp_path) if pictures else _language.no_tokens(tmp_path, 8)
-    assert said is not None
-    assert name in said
+    words = _sets.no_cifar10(tmp_path) if pictures else _language.no_tokens(tmp_path, 8)
+    assert words is not None
+    assert name in words
 
 
 def pointer(folder: Path) -> None:
@@ -231,10 +231,10 @@ def test_a_known_cause_is_told_in_our_words(
     model: Path, change: Callable[[Path], None], words: str
 ) -> None:
     change(model)
-    said = checkpoints.unreadable(model)
-    assert said is not None
-    assert words in said
-    assert said.count(". ") == 0
+    result = checkpoints.unreadable(model)
+    assert result is not None
+    assert words in result
+    assert result.count(". ") == 0
 
 
 # --- what is written ---------------------------------------------------------------------------

@@ -51,15 +51,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Mapping[str, Mapping[str, torch.Tensor]]:
     """Made activations in place of those of the model, which take seconds."""
     source = torch.Generator().manual_seed(0)
-    found = {
+    actual = {
         texts: {
             name.removesuffix(".weight"): torch.randn(50, weight.shape[1], generator=source)
             for name, weight in _trained.linears().items()
         }
         for texts in ("calibration", "held_out")
     }
-    monkeypatch.setattr(_packaged, "_seen", found.__getitem__)
-    return found
+    monkeypatch.setattr(_packaged, "_seen", actual.__getitem__)
+    return actual
 
 
 # --- which layers ------------------------------------------------------------------------------
@@ -99,8 +99,8 @@ def test_options_that_mean_nothing_are_mistakes(options: dict[str, Any]) -> None
 @pytest.mark.parametrize("weighting", ["none", "activations", "gram"])
 def test_every_layer_has_its_own_errors(seen: Any, weighting: str) -> None:
     one = packaged("low_rank", weighting=weighting)
-    found = measured(one)
-    assert found["score"].note == "output_error"
+    values = measured(one)
+    assert values["score"].note == "output_error"
     names = _packaged.chosen(384, 384, COUNT)
     for place, name in enumerate(names):
         weight, module = _trained.linears()[name], name.removesuffix(".weight")
@@ -113,9 +113,9 @@ def test_every_layer_has_its_own_errors(seen: Any, weighting: str) -> None:
         lost = layer.to_dense().detach() - weight
         rows = seen["held_out"][module]
         output = torch.linalg.norm(rows @ lost.T) / torch.linalg.norm(rows @ weight.T)
-        assert found["score"].values[place] == pytest.approx(float(output), rel=1e-4)
+        assert values["score"].values[place] == pytest.approx(float(output), rel=1e-4)
         error = torch.linalg.norm(lost) / torch.linalg.norm(weight)
-        assert found["projection_error"].values[place] == pytest.approx(float(error), rel=1e-4)
+        assert values["projection_error"].values[place] == pytest.approx(float(error), rel=1e-4)
 
 
 @pytest.mark.heavy
@@ -243,12 +243,12 @@ def test_without_the_package_a_made_matrix_stands_in_and_is_called_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = replace(packaged(), options={"matrix": "power_law"})
-    wanted = measured(made)
+    expected = measured(made)
     monkeypatch.setattr(_packaged, "missing", lambda: "The package is not installed.")
     assert unsupported(packaged()) is None
-    found = measured(packaged())
-    assert found["score"].values == wanted["score"].values
-    assert found["score"].note == "projection_error"
+    values = measured(packaged())
+    assert values["score"].values == expected["score"].values
+    assert values["score"].note == "projection_error"
     absent, there = row("projection_error"), row("output_error")
     assert _whose.SYNTHETIC in _whose.noted(absent)
     assert "hwbench-torch[models]" in _whose.noted(absent)

@@ -100,14 +100,14 @@ def done(environment: dict[str, str], *words: str, cwd: Path = ROOT) -> str:
 @pytest.mark.processes
 @pytest.mark.heavy
 def test_format_and_device_keep_every_promise(elsewhere: dict[str, str]) -> None:
-    told = done(
+    result = done(
         elsewhere, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_formats.py",
         "tests/test_every_device.py", "-k", "tied_inputs or cpu_time",
     )  # fmt: skip
-    passed = re.search(r"(\d+) passed", told)
+    passed = re.search(r"(\d+) passed", result)
     assert passed
-    assert int(passed[1]) > 80, told
-    assert not re.search(r"\d+ (failed|skipped|xfailed)", told), told
+    assert int(passed[1]) > 80, result
+    assert not re.search(r"\d+ (failed|skipped|xfailed)", result), result
 
 
 def test_a_run_uses_all_of_them(
@@ -117,7 +117,7 @@ def test_a_run_uses_all_of_them(
     monkeypatch.syspath_prepend(elsewhere["PYTHONPATH"].partition(os.pathsep)[0])
     plugins._external.cache_clear()
     try:
-        code, told, err = hwbench(
+        code, outcome, err = hwbench(
             "run", "--suite", "mine.toml", "--device", "cpu_time", "--threads", "1",
             "--format", "tied_inputs,low_rank", "--density", "0.5,0.25", "--json",
         )  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_run_uses_all_of_them(
     assert set(shown["residual"]) == {0.0}
     assert all(map(math.isnan, shown["spectral_error"]))
     columns = set(package.summary(path).columns) - {"label"}
-    assert columns <= set(json.loads(told)[0])
+    assert columns <= set(json.loads(outcome)[0])
 
 
 def test_a_kernel_of_one_class_is_listed_planned_and_held_to_the_promises(
@@ -152,11 +152,11 @@ def test_a_kernel_of_one_class_is_listed_planned_and_held_to_the_promises(
     )
     plugins._external.cache_clear()
     try:
-        code, told, err = hwbench("list", "formats", "--details", "--json")
+        code, outcome, err = hwbench("list", "formats", "--details", "--json")
         assert (code, err) == (0, "")
-        (listed,) = [each for each in json.loads(told) if each["name"] == "tied_inputs"]
-        code, told, err = hwbench("run", "--suite", "mine.toml", "--device", "cpu", "--json")
-        assert (code, err) == (0, ""), told
+        (listed,) = [each for each in json.loads(outcome) if each["name"] == "tied_inputs"]
+        code, outcome, err = hwbench("run", "--suite", "mine.toml", "--device", "cpu", "--json")
+        assert (code, err) == (0, ""), outcome
         monkeypatch.setattr(_formats, "CLASSES", _formats._classes())
         tried = [f for f in _formats.settings(_formats.SHAPES) if f.kernel == "scatter"]
     finally:
@@ -177,16 +177,16 @@ def test_a_kernel_of_one_class_is_listed_planned_and_held_to_the_promises(
 def _read_as_shown(path: Path) -> dict[str, list[float]]:
     """The shares of zeros that the blocks which read a run print, by workload."""
     printed: list[Any] = []
-    told: dict[str, Any] = {"path": path, "print": printed.append}
-    exec(READING, told)
+    result: dict[str, Any] = {"path": path, "print": printed.append}
+    exec(READING, result)
     (frame,) = printed
-    found: dict[str, list[float]] = {}
+    collected: dict[str, list[float]] = {}
     for case, share in zip(frame["case"], frame["zero_share"], strict=True):
-        found.setdefault(re.match(r"\w+", case)[0], []).append(share)
-    exec(LOADING, told)
-    assert len(told["rows"]) == len(told["run"].results)
-    assert len(told["best"]) == len(told["run"].planned)
-    return found
+        collected.setdefault(re.match(r"\w+", case)[0], []).append(share)
+    exec(LOADING, result)
+    assert len(result["rows"]) == len(result["run"].results)
+    assert len(result["best"]) == len(result["run"].planned)
+    return collected
 
 
 def test_words_for_formats_toml_hold(elsewhere: dict[str, str]) -> None:
@@ -245,8 +245,8 @@ def test_tables_are_those_of_the_code(page: Path) -> None:
 
 
 def test_every_table_stands_on_a_page() -> None:
-    shown = re.findall(r"^<!-- begin (\w+): ", "\n".join(TEXTS.values()), re.MULTILINE)
-    assert sorted(shown) == sorted(make_pages.tables())
+    text = re.findall(r"^<!-- begin (\w+): ", "\n".join(TEXTS.values()), re.MULTILINE)
+    assert sorted(text) == sorted(make_pages.tables())
 
 
 def test_every_test_of_formats_is_explained() -> None:
@@ -326,9 +326,9 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_each_of_twenty_questions_names_the_page_that_answers_it() -> None:
-    asked = re.findall(r"^(\d+)\. ([^?\n]+\?)\s+\[[^]]+" + LINK, TEXTS["questions"], re.MULTILINE)
-    assert [int(number) for number, *_ in asked] == list(range(1, 21))
-    assert len({question for _, question, *_ in asked}) == 20
+    matches = re.findall(r"^(\d+)\. ([^?\n]+\?)\s+\[[^]]+" + LINK, TEXTS["questions"], re.MULTILINE)
+    assert [int(number) for number, *_ in matches] == list(range(1, 21))
+    assert len({question for _, question, *_ in matches}) == 20
 
 
 def test_the_tour_is_short_enough_to_read_at_a_sitting() -> None:
@@ -344,5 +344,5 @@ def test_a_reader_ignores_fields_that_it_does_not_know(tmp_path: Path) -> None:
     written = [{**msgspec.to_builtins(line), "of tomorrow": 1} for line in lines]
     path = tmp_path / "run.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")
-    found = read_run(path)
-    assert (found.planned, found.results) == (run.planned, run.results)
+    run_ = read_run(path)
+    assert (run_.planned, run_.results) == (run.planned, run.results)

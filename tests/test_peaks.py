@@ -174,31 +174,31 @@ def test_there_are_enough_names() -> None:
 def test_a_real_name_finds_its_own_row(
     name: str, multiprocessors: int, memory: int, row: str
 ) -> None:
-    found = find(name, multiprocessors, memory)
-    assert isinstance(found, Peak), found
-    assert found.name == row
-    assert found.exact
+    peak = find(name, multiprocessors, memory)
+    assert isinstance(peak, Peak), peak
+    assert peak.name == row
+    assert peak.exact
 
 
 @pytest.mark.parametrize(("name", "multiprocessors", "memory", "why"), REFUSED)
 def test_what_is_not_known_is_said_and_never_assumed(
     name: str, multiprocessors: int, memory: int, why: str
 ) -> None:
-    found = find(name, multiprocessors, memory)
-    assert isinstance(found, str)
-    assert why in found
+    peak = find(name, multiprocessors, memory)
+    assert isinstance(peak, str)
+    assert why in peak
 
 
 def test_a_longer_name_is_found_by_its_beginning_and_says_so() -> None:
-    found = find("NVIDIA GeForce RTX 4070 Ti SUPER OC", 66, 16_376 * 2**20)
-    assert isinstance(found, Peak)
-    assert (found.name, found.exact) == ("NVIDIA GeForce RTX 4070 Ti SUPER", False)
+    peak = find("NVIDIA GeForce RTX 4070 Ti SUPER OC", 66, 16_376 * 2**20)
+    assert isinstance(peak, Peak)
+    assert (peak.name, peak.exact) == ("NVIDIA GeForce RTX 4070 Ti SUPER", False)
 
 
 def test_facts_of_a_run_are_enough_and_a_slice_is_told_by_nvml() -> None:
     facts = {"name": "NVIDIA A100-SXM4-80GB", "multiprocessors": 108, "memory_bytes": 85 * 10**9}
-    found = peaks.of_device(facts)
-    assert isinstance(found, Peak)
+    peak = peaks.of_device(facts)
+    assert isinstance(peak, Peak)
     assert "slice" in str(peaks.of_device({**facts, "mig": True}))
     assert "not known" in str(peaks.of_device({**facts, "memory_bytes": "hidden"}))
     for other in (None, {}, {"name": "AMD EPYC", "cores": 2}):

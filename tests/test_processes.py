@@ -90,7 +90,7 @@ def children(pid: int) -> list[int]:
 
 def listening(*pids: int) -> list[str]:
     """Where these processes wait for connections, as the kernel lists it."""
-    found = []
+    collected = []
     for pid in pids:
         links = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
         for kind in ("tcp", "tcp6"):
@@ -98,8 +98,8 @@ def listening(*pids: int) -> list[str]:
             for row in table.read_text().splitlines()[1:] if table.exists() else []:
                 _, address, _, state = row.split()[:4]
                 if state == "0A" and Path(f"socket:[{row.split()[9]}]") in links:
-                    found.append(address)
-    return found
+                    collected.append(address)
+    return collected
 
 
 def whole(path: Path) -> Run:
@@ -126,8 +126,8 @@ def test_a_worker_says_hello_answers_and_ends() -> None:
     try:
         assert (worker.hello.protocol, worker.hello.version) == (protocol.PROTOCOL, package())
         assert worker.hello.pid != os.getpid()
-        told = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 60)
-        assert told.fingerprint["device"]["name"] == "simulated machine"
+        result = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 60)
+        assert result.fingerprint["device"]["name"] == "simulated machine"
         with pytest.raises(UsageError):
             worker.ask(protocol.DescribeRequest(names=["nothing"]), protocol.DescribeReply, 60)
         worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60)  # it is still there
@@ -153,13 +153,15 @@ def test_a_worker_that_keeps_memory_faults_no_more_and_has_a_process_of_its_own_
     small = replace(large, out_features=32, in_features=32, tokens=4)
     worker = LocalSeat("cpu", 1).start()
     try:
-        told = worker.ask(protocol.PlanRequest(cases=[small, large]), protocol.PlanReply, 60)
-        assert told.allocators == {"system": "", "kept": ""}
-        alone = protocol.SoloRequest(planned=told.planned[0], replicate=0, seed=0, allocator="kept")
+        result = worker.ask(protocol.PlanRequest(cases=[small, large]), protocol.PlanReply, 60)
+        assert result.allocators == {"system": "", "kept": ""}
+        alone = protocol.SoloRequest(
+            planned=result.planned[0], replicate=0, seed=0, allocator="kept"
+        )
         read = worker.ask(alone, protocol.SoloReply, 60).result
         rounds = protocol.ChunkRequest(
-            members=told.planned[1:], anchor=None, plan=Plan(budget_seconds=1.0, allocator="kept"),
-            replicate=0, seed=0,
+            members=result.planned[1:], anchor=None, replicate=0, seed=0,
+            plan=Plan(budget_seconds=1.0, allocator="kept"),
         )  # fmt: skip
         timed = worker.ask(rounds, protocol.ChunkReply, 60).timed[large.id]
     finally:
@@ -189,12 +191,12 @@ def test_processes_of_their_own_answer_die_and_are_replaced() -> None:
         second = own.ask(b"two")
         assert first is not None
         assert second is not None
-        said = [line.split() for line in (first, second)]
-        assert [words[0] for words in said] == [b"one", b"two"]
-        assert said[0][1] == said[1][1] != str(os.getpid()).encode()  # the same server
-        assert said[0][2] != said[1][2]  # another process each
-        os.kill(int(said[0][1]), signal.SIGKILL)
-        os.waitpid(int(said[0][1]), 0)
+        result = [line.split() for line in (first, second)]
+        assert [words[0] for words in result] == [b"one", b"two"]
+        assert result[0][1] == result[1][1] != str(os.getpid()).encode()  # the same server
+        assert result[0][2] != result[1][2]  # another process each
+        os.kill(int(result[0][1]), signal.SIGKILL)
+        os.waitpid(int(result[0][1]), 0)
         assert own.ask(b"nobody") is None
     finally:
         own.close()
@@ -234,7 +236,7 @@ def test_formats_that_take_their_worker_with_them(
     site = tmp_path / "site"
     site.mkdir()
     install(site, monkeypatch)
-    asked = {
+    request = {
         "schema": 1,
         "name": "faults",
         "plan": {"replicates": 1, "budget_seconds": 0.05, "timeout_seconds": 30.0},
@@ -244,28 +246,28 @@ def test_formats_that_take_their_worker_with_them(
         ],
     }  # fmt: skip
     try:
-        run = read_run(runner.run(asked, device="cpu", out=tmp_path, threads=1))
+        run = read_run(runner.run(request, device="cpu", out=tmp_path, threads=1))
     finally:
         uninstall()
     assert run.complete
-    found = {run.planned[r.case].case.format: r for r in run.results}
-    assert len(found) == len(run.results) == len(names)
+    actual = {run.planned[r.case].case.format: r for r in run.results}
+    assert len(actual) == len(run.results) == len(names)
     for name, (status, words) in names.items():
-        assert found[name].status is status, name
-        assert words is None or words in str(found[name].reason), name
-        assert bool(found[name].values("time_seconds")) == (status is Status.OK)
+        assert actual[name].status is status, name
+        assert words is None or words in str(actual[name].reason), name
+        assert bool(actual[name].values("time_seconds")) == (status is Status.OK)
 
 
 def test_a_worker_finds_the_interpreter_and_the_paths_that_it_is_given(tmp_path: Path) -> None:
-    python, told = tmp_path / "python", tmp_path / "told"
-    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH" > {told}\nexec {sys.executable} "$@"\n')
+    python, result = tmp_path / "python", tmp_path / "told"
+    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH" > {result}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     worker = LocalWorker("fake", 1, str(python), [str(ROOT), "elsewhere"])
     try:
         assert worker.ask(protocol.ForgetRequest(), protocol.ForgetReply, 60).free_bytes > 0
     finally:
         worker.close()
-    assert told.read_text() == f"{ROOT}{os.pathsep}elsewhere\n"
+    assert result.read_text() == f"{ROOT}{os.pathsep}elsewhere\n"
 
 
 def test_a_run_of_real_workers_is_that_of_workers_in_this_process(
@@ -276,7 +278,7 @@ def test_a_run_of_real_workers_is_that_of_workers_in_this_process(
     monkeypatch.setenv("HWBENCH_FAKE", json.dumps(script))
     formats = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}, {"name": "csr"}]
     formats[-1]["density"] = 0.5
-    asked = {
+    request = {
         "schema": 1,
         "name": "same",
         "plan": {"replicates": 1, "budget_seconds": 10.0},  # precision ends it
@@ -286,9 +288,9 @@ def test_a_run_of_real_workers_is_that_of_workers_in_this_process(
             {"workload": "projection", "shape": [16, 16], "format": [formats[1]]},
         ],
     }  # fmt: skip
-    real = read_run(runner.run(asked, device="fake", out=tmp_path / "real", threads=1))
+    real = read_run(runner.run(request, device="fake", out=tmp_path / "real", threads=1))
     monkeypatch.setattr("hwbench.measure.transports.local.LocalWorker", Workers())
-    inline = read_run(runner.run(asked, device="fake", out=tmp_path / "inline", threads=1))
+    inline = read_run(runner.run(request, device="fake", out=tmp_path / "inline", threads=1))
     assert real.planned == inline.planned
     assert len(real.results) == 4 * 4 + 2
     timed = ("first_call_seconds", "compile_seconds")
@@ -365,8 +367,8 @@ def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
 def test_who_listens_is_seen() -> None:
     before = listening(os.getpid())
     with socket.create_server(("127.0.0.1", 0)) as server:
-        (found,) = set(listening(os.getpid())) - set(before)
-        assert int(found.rpartition(":")[2], 16) == server.getsockname()[1]
+        (actual,) = set(listening(os.getpid())) - set(before)
+        assert int(actual.rpartition(":")[2], 16) == server.getsockname()[1]
 
 
 @pytest.mark.parametrize("results", [1, *(pytest.param(n, marks=HEAVY) for n in (0, 13))])
@@ -409,12 +411,12 @@ def test_a_full_disk_loses_nothing_that_was_written(
 
 
 def test_the_command_is_there_and_output_that_nobody_reads_is_not_an_error() -> None:
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "hwbench", "run", "--suite", "smoke", "--device", "fake:7"],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
-    assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr.startswith("hwbench: ")
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith("hwbench: ")
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(

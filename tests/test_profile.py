@@ -66,12 +66,12 @@ def test_a_case_has_a_table_a_trace_and_a_verdict(hwbench: Call, direction: str)
     words = ("--format", "monarch", "--density", "0.5", "--shape", "64x64", "--tokens", "8")
     code, out, err = hwbench(*PROFILE, *words, "--direction", direction, "--calls", "4", "--json")
     assert code == 0, err
-    found = json.loads(out)
-    assert found["verdict"] == "confirmed"
-    rows = {row["name"]: row for row in found["rows"]}
+    document = json.loads(out)
+    assert document["verdict"] == "confirmed"
+    rows = {row["name"]: row for row in document["rows"]}
     assert rows["aten::bmm"]["calls"] % 4 == 0
-    assert sum(row["share"] for row in found["rows"]) == pytest.approx(1.0)
-    events = json.loads(Path(found["trace"]).read_text(encoding="utf-8"))["traceEvents"]
+    assert sum(row["share"] for row in document["rows"]) == pytest.approx(1.0)
+    events = json.loads(Path(document["trace"]).read_text(encoding="utf-8"))["traceEvents"]
     assert "aten::bmm" in {event.get("name") for event in events}
 
 

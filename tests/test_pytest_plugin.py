@@ -65,14 +65,14 @@ def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("cpuinfo.get_cpu_info", dict)  # it starts a dozen programs
 
     def call(*arguments: str) -> Ran:
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        result = io.StringIO()
+        with contextlib.redirect_stdout(result), contextlib.redirect_stderr(result):
             try:
                 code = int(pytest.main([*PLUGINS, "--import-mode=importlib", *arguments]))
             except PerformanceRegression as error:  # with which a process ends
-                told.write(f"{error}\n")
+                result.write(f"{error}\n")
                 code = 1
-        return Ran(code, told.getvalue())
+        return Ran(code, result.getvalue())
 
     return call
 
@@ -118,20 +118,25 @@ def test_cases_are_tests_that_save_and_compare_and_fail(
     assert "4 passed, 2 skipped" in done.stdout  # timed cases only, and no test of the folder
     assert "unsupported: 2:4 kernels exist for CUDA" in done.stdout
     (first,) = Path(".benchmarks").rglob("0001_first.json")
-    told = json.loads(first.read_text())
-    names = [each["name"] for each in told["benchmarks"]]
-    assert names == [each["fullname"].removeprefix("tiny.toml::") for each in told["benchmarks"]]
+    document = json.loads(first.read_text())
+    names = [each["name"] for each in document["benchmarks"]]
+    assert names == [
+        each["fullname"].removeprefix("tiny.toml::") for each in document["benchmarks"]
+    ]
     assert [name.split("/")[1:3] for name in names] == [
         ["forward", "dense"],
         ["forward", "low_rank[density=0.5]"],
         ["backward", "dense"],
         ["backward", "low_rank[density=0.5]"],
     ]
-    assert {each["group"].split("/")[1] for each in told["benchmarks"]} == {"forward", "backward"}
+    assert {each["group"].split("/")[1] for each in document["benchmarks"]} == {
+        "forward",
+        "backward",
+    }
 
-    fast = told | {"benchmarks": [_scaled(each, 1e-3) for each in told["benchmarks"]]}
+    fast = document | {"benchmarks": [_scaled(each, 1e-3) for each in document["benchmarks"]]}
     first.with_name("0002_fast.json").write_text(json.dumps(fast))
-    slow = told | {"benchmarks": [_scaled(each, 1e3) for each in told["benchmarks"]]}
+    slow = document | {"benchmarks": [_scaled(each, 1e3) for each in document["benchmarks"]]}
     first.with_name("0003_slow.json").write_text(json.dumps(slow))
     failing = ("--benchmark-compare-fail", "median:50%")
     done = tests(*suite, *failing, "--benchmark-compare", "0002")
@@ -235,8 +240,8 @@ def test_a_wrong_format_fails_and_is_not_timed(
     assert done.returncode == 1
     assert "wrong: Its relative error against float64 is" in done.stdout
     assert "2 failed, 4 passed" in done.stdout
-    told = json.loads(Path("out.json").read_text())
-    assert not any("/wrong/" in each["name"] for each in told["benchmarks"])
+    document = json.loads(Path("out.json").read_text())
+    assert not any("/wrong/" in each["name"] for each in document["benchmarks"])
     assert Status.WRONG in {r.status for r in pytest_benchmark.read(Path("out.json")).results}
 
 
@@ -361,14 +366,14 @@ def test_pytest_benchmark_compares_exported_files(
 
 def test_an_exported_file_has_what_other_tools_read() -> None:
     """Of each benchmark github-action-benchmark and Bencher read name, times and their spread."""
-    told = pytest_benchmark.document(made(1))
-    assert {"machine_info", "commit_info", "benchmarks", "datetime", "version"} <= set(told)
-    assert told["machine_info"]["name"] == FACTS["name"]
-    for each in told["benchmarks"]:
+    result = pytest_benchmark.document(made(1))
+    assert {"machine_info", "commit_info", "benchmarks", "datetime", "version"} <= set(result)
+    assert result["machine_info"]["name"] == FACTS["name"]
+    for each in result["benchmarks"]:
         assert isinstance(each["fullname"], str)
         stats = each["stats"]
         assert stats["min"] <= stats["median"] <= stats["max"]
         assert stats["ops"] == pytest.approx(1 / stats["mean"])
         assert stats["rounds"] == 5 == len(stats["data"])
         assert stats["stddev"] > 0
-    json.dumps(told, allow_nan=False)
+    json.dumps(result, allow_nan=False)

@@ -67,9 +67,9 @@ def terminal(run: Run) -> str:
 
 
 def page_data(page: str) -> dict[str, Any]:
-    found = re.search(r'id="hw-data"[^>]*>(.*?)</script>', page, re.DOTALL)
-    assert found
-    return dict(json.loads(found[1]))
+    match = re.search(r'id="hw-data"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert match
+    return dict(json.loads(match[1]))
 
 
 # --- another package's quantity is seen by every reader -----------------------------------------

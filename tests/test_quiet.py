@@ -113,9 +113,9 @@ def test_the_reference_is_the_least_second_fastest_of_the_last_runs() -> None:
     assert runs[2] is None
     known = [each for each in runs if each]
     assert [each.seconds for each in known] == [1.0, 0.99]
-    found = of_machine(known)
-    assert found is not None
-    assert (found.seconds, found.runs) == (0.99, 2)
+    actual = of_machine(known)
+    assert actual is not None
+    assert (actual.seconds, actual.runs) == (0.99, 2)
     later = of_machine([Reference(seconds=0.1, runs=1), *20 * known[:1]])
     assert later is not None
     assert later.seconds == 1.0, "what 20 runs never reached again is forgotten"
@@ -140,13 +140,13 @@ def test_a_slowed_half_does_not_widen_what_counts_as_quiet() -> None:
 
 def two_states(seed: int) -> list[Result]:
     """Ten replicates; when a neighbour runs, dense takes 1.25 times and the format 1.7 times."""
-    rng, found, busy = random.Random(seed), [], False
+    rng, collected, busy = random.Random(seed), [], False
     for number in range(10):
         busy = busy if rng.random() < 0.6 else not busy
         dense = (1.25 if busy else 1.0) * rng.lognormvariate(0, 0.01)
         ratio = (0.5 * 1.7 / 1.25 if busy else 0.5) * rng.lognormvariate(0, 0.005)
-        found.append(result(number, dense, ratio))
-    return found
+        collected.append(result(number, dense, ratio))
+    return collected
 
 
 def of_case(results: list[Result]) -> Any:
@@ -194,10 +194,10 @@ def test_a_run_that_was_slow_throughout_says_so_and_one_that_was_not_does_not() 
     assert slowed(run_.header, run_.planned, run_.results) is None, "nothing is known of it"
     quiet = Reference(seconds=1.0, runs=5)
     run_.header = replace(run_.header, references={run_.planned[case].case.among: quiet})
-    found = slowed(run_.header, run_.planned, run_.results)
-    assert found is not None
-    assert (found.groups, found.of, found.cases) == (1, 1, 1)
-    assert "dense took 1.20 times" in str(found) or "dense took 1.19 times" in str(found)
+    actual = slowed(run_.header, run_.planned, run_.results)
+    assert actual is not None
+    assert (actual.groups, actual.of, actual.cases) == (1, 1, 1)
+    assert "dense took 1.20 times" in str(actual) or "dense took 1.19 times" in str(actual)
     run_.results = [replace(each, case=case) for each in run(1.19, 1.0, 1.01, 1.2)]
     assert slowed(run_.header, run_.planned, run_.results) is None
 

@@ -195,9 +195,9 @@ def test_distinct_cases_have_distinct_ids(case: Case, data: st.DataObject) -> No
 
 @given(st.lists(CASES, max_size=20))
 def test_ids_collide_for_equal_cases_only(cases: list[Case]) -> None:
-    found: dict[str, Case] = {}
+    collected: dict[str, Case] = {}
     for case in cases:
-        assert found.setdefault(case.id, case) == case
+        assert collected.setdefault(case.id, case) == case
 
 
 @given(CASES, CASES)

@@ -52,10 +52,10 @@ def simulate(folder: Path, monkeypatch: pytest.MonkeyPatch, effects: Any, **plan
 
 
 def replicates(run: Run) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = defaultdict(list)
+    collected: dict[str, list[int]] = defaultdict(list)
     for result in run.results:
-        found[result.case].append(result.replicate)
-    return {case: sorted(each) for case, each in found.items()}
+        collected[result.case].append(result.replicate)
+    return {case: sorted(each) for case, each in collected.items()}
 
 
 RESTLESS = {"seed": 4, "replicate_noise": 0.08}
@@ -154,14 +154,14 @@ def test_a_run_that_was_cut_off_among_further_replicates_goes_on(
     cut = run.path.with_name(f"{run.header.run}.jsonl")
     cut.write_bytes(b"".join(lines[: last[1]]))
     assert len(results) > last[1] - results[0]
-    found = read_run(runner.resume(cut))
-    assert found.complete
-    for made in replicates(found).values():
+    run_ = read_run(runner.resume(cut))
+    assert run_.complete
+    for made in replicates(run_).values():
         assert made == list(range(len(made)))
-    count = counted(found.header, found.planned, found.results)
-    for case, planned in found.planned.items():
+    count = counted(run_.header, run_.planned, run_.results)
+    for case, planned in run_.planned.items():
         if planned.seeds is None:
-            assert len(count[case].quiet) >= 4 or len(replicates(found)[case]) == 12
+            assert len(count[case].quiet) >= 4 or len(replicates(run_)[case]) == 12
 
 
 def test_a_finished_run_is_remembered_and_the_next_one_is_held_to_it(
@@ -174,10 +174,10 @@ def test_a_finished_run_is_remembered_and_the_next_one_is_held_to_it(
     assert second.header.references.keys() == groups
     assert {each.runs for each in second.header.references.values()} == {1}
     slow = simulate(tmp_path, monkeypatch, {"seed": 1, "slow": {"": 1.2}})
-    told = slowed(slow.header, slow.planned, slow.results)
-    assert told is not None
-    assert told.groups == told.of == 2
-    assert told.factor == pytest.approx(1.2, rel=0.01)
+    result = slowed(slow.header, slow.planned, slow.results)
+    assert result is not None
+    assert result.groups == result.of == 2
+    assert result.factor == pytest.approx(1.2, rel=0.01)
     assert max(map(len, replicates(slow).values())) == 12, "it waited for a quiet machine"
     for row in summary_rows(slow):
         if row["workload"] == "linear":
@@ -187,10 +187,10 @@ def test_a_finished_run_is_remembered_and_the_next_one_is_held_to_it(
     first_line = str(text.table(slow)[0])
     assert first_line.startswith("The machine was slower during this whole run: dense took 1.2")
     assert str(text.table(second)[0]).startswith("quiet on simulated machine")
-    said = render([slow])
-    assert "The machine was slower during this whole run" in said
-    assert "the fastest is" not in said
-    assert "is the fastest" not in said
+    words = render([slow])
+    assert "The machine was slower during this whole run" in words
+    assert "the fastest is" not in words
+    assert "is the fastest" not in words
     after = simulate(tmp_path, monkeypatch, {"seed": 1})
     assert slowed(after.header, after.planned, after.results) is None
     for group, reference in after.header.references.items():

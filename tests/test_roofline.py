@@ -104,14 +104,14 @@ def test_a_case_that_clearly_exceeds_the_roof_raises_it_and_it_says_so(
     fastest: float, roof_after: float
 ) -> None:
     measured = replace(ROOF, library="MKL")
-    found = raised(measured, [("slow", 1e11), ("packed", fastest), ("no time", 0.0)])
-    assert found.flops_per_second == roof_after
-    assert found.bytes_per_second == measured.bytes_per_second
+    actual = raised(measured, [("slow", 1e11), ("packed", fastest), ("no time", 0.0)])
+    assert actual.flops_per_second == roof_after
+    assert actual.bytes_per_second == measured.bytes_per_second
     if roof_after == 1e12:
-        assert found is measured
-        assert found.note is None
+        assert actual is measured
+        assert actual.note is None
         return
-    note = str(found.note)
+    note = str(actual.note)
     for words in ("packed executed 1.06 TFLOP/s", "the 1.00 TFLOP/s", "by MKL", "raised"):
         assert words in note
     assert raised(measured, []) is measured
@@ -271,8 +271,8 @@ def gpu(dtype: str, clock: float | None = 1.2e9) -> dict[str, object]:
 
 
 def test_a_processor_has_its_measured_roof_and_its_caches() -> None:
-    found, why = lines(FULL, of({"name": "EPYC", "cores": 2}), "float32")
-    assert [(each.source, each.label) for each in found] == [
+    roof_lines, why = lines(FULL, of({"name": "EPYC", "cores": 2}), "float32")
+    assert [(each.source, each.label) for each in roof_lines] == [
         ("measured", "measured"),
         ("cache", "L3"),
     ]
@@ -280,10 +280,10 @@ def test_a_processor_has_its_measured_roof_and_its_caches() -> None:
 
 
 def test_a_known_gpu_has_three() -> None:
-    found, why = lines(gpu("bfloat16"), of(A100), "bfloat16")
+    roof_lines, why = lines(gpu("bfloat16"), of(A100), "bfloat16")
     assert why == ""
-    assert [each.source for each in found] == ["measured", "datasheet", "formula"]
-    measured, datasheet, formula = found
+    assert [each.source for each in roof_lines] == ["measured", "datasheet", "formula"]
+    measured, datasheet, formula = roof_lines
     assert measured.flops_per_second == 2.5e14
     assert datasheet.flops_per_second == pytest.approx(3.12e14)
     assert datasheet.bytes_per_second == pytest.approx(2.039e12)
@@ -293,21 +293,21 @@ def test_a_known_gpu_has_three() -> None:
 
 
 def test_without_a_clock_there_is_no_formula_and_it_is_said() -> None:
-    found, why = lines(gpu("bfloat16", None), of(A100), "bfloat16")
-    assert [each.source for each in found] == ["measured", "datasheet"]
+    roof_lines, why = lines(gpu("bfloat16", None), of(A100), "bfloat16")
+    assert [each.source for each in roof_lines] == ["measured", "datasheet"]
     assert "clock was not read" in why
 
 
 def test_an_unknown_variant_keeps_its_measured_roof() -> None:
-    found, why = lines(gpu("bfloat16"), of({**A100, "multiprocessors": 124}), "bfloat16")
-    assert [each.source for each in found] == ["measured"]
+    roof_lines, why = lines(gpu("bfloat16"), of({**A100, "multiprocessors": 124}), "bfloat16")
+    assert [each.source for each in roof_lines] == ["measured"]
     assert "unknown variant" in why
 
 
 def test_a_dtype_that_the_card_emulates_has_no_peak() -> None:
     v100 = {"name": "Tesla V100-SXM2-16GB", "multiprocessors": 80, "memory_bytes": 16_945_512_448}
-    found, why = lines(gpu("bfloat16"), of(v100), "bfloat16")
-    assert [each.source for each in found] == ["measured"]
+    roof_lines, why = lines(gpu("bfloat16"), of(v100), "bfloat16")
+    assert [each.source for each in roof_lines] == ["measured"]
     assert "no figure of bfloat16" in why
 
 

@@ -47,21 +47,21 @@ def document(formats: list[str], **changes):
 
 
 def test_a_run_is_complete_and_every_result_stands_once(tmp_path: Path):
-    asked = document(["dense"])
-    asked["cases"][0]["format"].append({"name": "low_rank", "density": [0.5, 0.25]})
-    asked["cases"].append(
+    request = document(["dense"])
+    request["cases"][0]["format"].append({"name": "low_rank", "density": [0.5, 0.25]})
+    request["cases"].append(
         {"workload": "projection", "shape": [8, 8], "seeds": 3,
          "format": [{"name": "low_rank", "rank": 2}]}
     )  # fmt: skip
-    told = []
-    path = runner.run(asked, device="fake", out=tmp_path, threads=1, listener=told.append)
+    recorded = []
+    path = runner.run(request, device="fake", out=tmp_path, threads=1, listener=recorded.append)
     run = read_run(path)
     assert run.complete
     pairs = Counter((r.case, r.replicate) for r in run.results)
     assert set(pairs.values()) == {1}
     assert len(pairs) == 3 * 2 + 3  # two replicates of what is timed, three seeds of what is scored
     assert {r.status for r in run.results} == {Status.OK}
-    assert told[-1].done == told[-1].total == len(pairs)
+    assert recorded[-1].done == recorded[-1].total == len(pairs)
     frame = load_run(path)
     assert set(
         "case format kernel knobs workload out_features in_features tokens dtype direction regime "
@@ -80,19 +80,19 @@ def test_a_run_is_complete_and_every_result_stands_once(tmp_path: Path):
 
 
 def test_dense_is_added_as_the_yardstick_where_it_was_not_asked_for(tmp_path: Path):
-    asked = document([])
-    asked["cases"][0]["format"] = [{"name": "low_rank", "rank": 2}]
-    run = read_run(runner.run(asked, device="fake", out=tmp_path, threads=1, replicates=1))
+    request = document([])
+    request["cases"][0]["format"] = [{"name": "low_rank", "rank": 2}]
+    run = read_run(runner.run(request, device="fake", out=tmp_path, threads=1, replicates=1))
     assert {planned.case.format for planned in run.planned.values()} == {"dense", "low_rank"}
 
 
 def test_the_same_seed_makes_the_same_data_and_another_does_not(tmp_path: Path):
-    asked = document(["dense"])
-    asked["cases"] = [
+    request = document(["dense"])
+    request["cases"] = [
         {"workload": "projection", "shape": [8, 8], "format": [{"name": "low_rank", "rank": 2}]}
     ]
     scores = [
-        read_run(runner.run(asked, device="fake", out=tmp_path, threads=1, seed=seed))
+        read_run(runner.run(request, device="fake", out=tmp_path, threads=1, seed=seed))
         .results[0]
         .values("score")
         for seed in (1, 1, 2)
@@ -166,11 +166,11 @@ def test_a_case_that_takes_its_worker_with_it_takes_no_other(
 def test_dense_is_timed_where_all_beside_it_die_in_the_rounds(
     tmp_path: Path, workers: Workers, budget: float | None
 ):
-    asked = document(["dense"])
-    asked["cases"][0]["format"] += [{"name": "low_rank", "rank": [1, 2]}]
+    request = document(["dense"])
+    request["cases"][0]["format"] += [{"name": "low_rank", "rank": [1, 2]}]
     workers.act_out(died("exit code 3"), request=CHUNK, case="low_rank", times=99)
     run = read_run(
-        runner.run(asked, device="fake", out=tmp_path, threads=1, time_budget_seconds=budget)
+        runner.run(request, device="fake", out=tmp_path, threads=1, time_budget_seconds=budget)
     )
     assert run.complete
     ended = {(run.planned[r.case].case.format, r.status) for r in run.results}
@@ -192,10 +192,10 @@ def test_another_package_adds_a_format_to_list_run_and_report(tmp_path: Path, fa
 
 
 def test_a_run_cut_off_at_any_line_is_resumed_without_measuring_twice(tmp_path: Path):
-    asked = document(["dense"])
-    asked["cases"][0] |= {"tokens": [1, 2], "direction": ["forward", "step"]}
-    asked["cases"][0]["format"].append({"name": "low_rank", "rank": [1, 2]})
-    path = runner.run(asked, device="fake", out=tmp_path, threads=1)
+    request = document(["dense"])
+    request["cases"][0] |= {"tokens": [1, 2], "direction": ["forward", "step"]}
+    request["cases"][0]["format"].append({"name": "low_rank", "rank": [1, 2]})
+    path = runner.run(request, device="fake", out=tmp_path, threads=1)
     lines = path.read_bytes().splitlines(keepends=True)
     plan, every = 1 + 12, 2 * 12  # a header and twelve cases; as many results a replicate
     assert len(lines) == plan + every + 1
@@ -215,11 +215,11 @@ def test_a_run_cut_off_at_any_line_is_resumed_without_measuring_twice(tmp_path: 
 
 
 def test_a_run_that_is_interrupted_keeps_what_it_has(tmp_path: Path, workers: Workers):
-    asked = document(["dense"])
-    asked["cases"][0]["tokens"] = [1, 2, 3]
+    request = document(["dense"])
+    request["cases"][0]["tokens"] = [1, 2, 3]
     workers.act_out(KeyboardInterrupt, request=CHUNK, after=2)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(asked, device="fake", out=tmp_path, threads=1)
+        runner.run(request, device="fake", out=tmp_path, threads=1)
     (path,) = tmp_path.glob("*.jsonl")
     before = read_run(path)
     assert (before.complete, len(before.results)) == (False, 2)
@@ -240,30 +240,30 @@ def test_a_run_of_another_machine_is_not_resumed(tmp_path: Path):
 
 
 def test_mistakes_of_the_planner_are_usage_errors(tmp_path: Path):
-    asked = document(["dense"])
-    asked["cases"][0]["format"] = [
+    request = document(["dense"])
+    request["cases"][0]["format"] = [
         {"name": "low_rank", "rnak": 3},
         {"name": "low_rank", "rank": 99},
     ]
     with pytest.raises(SuiteError) as caught:
-        runner.run(asked, device="fake", out=tmp_path, threads=1)
+        runner.run(request, device="fake", out=tmp_path, threads=1)
     assert "did you mean 'rank'?" in str(caught.value)
     assert "between 1 and 16" in str(caught.value)
     assert not list(tmp_path.glob("*.jsonl"))  # nothing is written for a mistake
-    asked = document(["dense"]) | {"name": "x"}
-    asked["cases"][0]["colour"] = "red"
+    request = document(["dense"]) | {"name": "x"}
+    request["cases"][0]["colour"] = "red"
     with pytest.raises(SuiteError, match="Unknown option of workload linear 'colour'"):
-        runner.run(asked, device="fake", out=tmp_path, threads=1)
+        runner.run(request, device="fake", out=tmp_path, threads=1)
 
 
 def test_a_density_out_of_reach_forbids_no_other_case(tmp_path: Path):
-    asked = document(["dense"], replicates=2)
-    asked["cases"][0]["shape"] = [[16, 16], [64, 64]]
-    asked["cases"][0]["format"] = [
+    request = document(["dense"], replicates=2)
+    request["cases"][0]["shape"] = [[16, 16], [64, 64]]
+    request["cases"][0]["format"] = [
         {"name": "dense", "density": 0.5},
         {"name": "low_rank", "density": [0.5, 0.05]},
     ]
-    path = runner.run(asked, device="fake", out=tmp_path, threads=1)
+    path = runner.run(request, device="fake", out=tmp_path, threads=1)
     run = read_run(path)
     case = "linear/forward/{}/16x16/t4/float32/hot/eager/fake".format
     short, dense = case("low_rank[density=0.05]"), case("dense[density=0.5]")
@@ -291,10 +291,10 @@ def test_a_density_out_of_reach_forbids_no_other_case(tmp_path: Path):
 
 @pytest.mark.parametrize("knobs", [{"density": 1.5}, {"density": 0.05, "multiple": 0}])
 def test_a_mistake_in_a_sweep_is_no_density_out_of_reach(tmp_path: Path, knobs):
-    asked = document(["dense"])
-    asked["cases"][0]["format"].append({"name": "low_rank", **knobs})
+    request = document(["dense"])
+    request["cases"][0]["format"].append({"name": "low_rank", **knobs})
     with pytest.raises(SuiteError, match="density must be above|multiple must be a whole"):
-        runner.run(asked, device="fake", out=tmp_path, threads=1)
+        runner.run(request, device="fake", out=tmp_path, threads=1)
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -305,9 +305,9 @@ def test_a_device_that_is_not_there_is_a_sentence(tmp_path: Path):
 
 
 def test_a_huge_layer_is_out_of_memory_and_not_a_killed_machine(tmp_path: Path):
-    asked = document(["dense"])
-    asked["cases"][0]["shape"] = [2**23, 2**23]
-    run = read_run(runner.run(asked, device="cpu", out=tmp_path, threads=1, replicates=1))
+    request = document(["dense"])
+    request["cases"][0]["shape"] = [2**23, 2**23]
+    run = read_run(runner.run(request, device="cpu", out=tmp_path, threads=1, replicates=1))
     assert [r.status for r in run.results] == [Status.OUT_OF_MEMORY]
     assert "are free" in str(run.results[0].reason)
 
@@ -315,13 +315,13 @@ def test_a_huge_layer_is_out_of_memory_and_not_a_killed_machine(tmp_path: Path):
 def test_a_time_budget_returns_every_case(
     tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ):
-    asked = document(["dense"], replicates=50)
-    asked["cases"][0]["format"].append({"name": "low_rank", "rank": [1, 2, 3]})
-    asked["cases"][0]["tokens"] = [1, 2, 3]
+    request = document(["dense"], replicates=50)
+    request["cases"][0]["format"].append({"name": "low_rank", "rank": [1, 2, 3]})
+    request["cases"][0]["tokens"] = [1, 2, 3]
     real = time.monotonic
     # the start of each worker seems to take a hundred seconds
     monkeypatch.setattr(time, "monotonic", lambda: real() + 100 * len(workers.started))
-    path = runner.run(asked, device="fake", out=tmp_path, threads=1, time_budget_seconds=950)
+    path = runner.run(request, device="fake", out=tmp_path, threads=1, time_budget_seconds=950)
     run = read_run(path)
     assert run.complete
     assert {r.case for r in run.results} == set(run.planned)

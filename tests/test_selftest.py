@@ -75,13 +75,13 @@ def test_a_rate_states_its_bound() -> None:
 
 
 def test_nights_without_a_change_are_checked_against_those_before(machine: dict[str, Any]) -> None:
-    told = selftest.run("any", 12)
-    assert told.nights == 12
-    assert told.false_nights == Rate(0, 11)  # the first has nothing before it
-    assert told.false_cases == Rate(0, 11 * len(CASES))
-    assert told.found is told.seen is told.slower is None
-    assert len(told.runs) == 12
-    sights = {sight.metric: sight for sight in told.sights}
+    result = selftest.run("any", 12)
+    assert result.nights == 12
+    assert result.false_nights == Rate(0, 11)  # the first has nothing before it
+    assert result.false_cases == Rate(0, 11 * len(CASES))
+    assert result.found is result.seen is result.slower is None
+    assert len(result.runs) == 12
+    sights = {sight.metric: sight for sight in result.sights}
     assert sights["relative"].cases == 2  # dense has absolute time only
     assert sights["time"].cases == 3
     assert 0.03 < sights["relative"].usual < sights["time"].usual  # as noisy as they were made
@@ -92,21 +92,21 @@ def test_nights_without_a_change_are_checked_against_those_before(machine: dict[
 
 def test_a_false_alarm_is_counted_and_named(machine: dict[str, Any]) -> None:
     machine["jumps"] = {"first-night-12"}
-    told = selftest.run("any", 12)
-    assert told.false_nights == Rate(1, 11)
-    assert 1 <= told.false_cases.events == len(told.alarms) <= len(CASES)
+    result = selftest.run("any", 12)
+    assert result.false_nights == Rate(1, 11)
+    assert 1 <= result.false_cases.events == len(result.alarms) <= len(CASES)
 
 
 def test_a_known_delay_is_a_share_of_each_formats_time(machine: dict[str, Any]) -> None:
     machine["slower"] = 0.2
-    told = selftest.run("any", 8, slower=0.2)
-    assert told.slower == 0.2
-    assert told.seen == pytest.approx(0.2, abs=0.03)
-    assert told.found is not None
-    assert told.found.trials == 7 * 2  # dense is the yardstick, and is not delayed
-    assert told.found.events >= 6
-    assert told.false_nights == Rate(0, 7)  # the delayed nights are nobody's baseline
-    first = read_run(told.runs[0])
+    result = selftest.run("any", 8, slower=0.2)
+    assert result.slower == 0.2
+    assert result.seen == pytest.approx(0.2, abs=0.03)
+    assert result.found is not None
+    assert result.found.trials == 7 * 2  # dense is the yardstick, and is not delayed
+    assert result.found.events >= 6
+    assert result.false_nights == Rate(0, 7)  # the delayed nights are nobody's baseline
+    first = read_run(result.runs[0])
     times = {r.case: r.values("time_seconds")[0] for r in first.results if r.replicate == 2}
     for case, delay in machine["delays"].items():
         dense = "/dense/" in case
@@ -153,15 +153,15 @@ def test_stored_runs_of_identical_code_are_checked_like_nights(
     machine: dict[str, Any], tmp_path: Path
 ) -> None:
     machine["slower"] = 0.2
-    told = selftest.run("any", 12, slower=0.2)
-    for path, run in [(path, read_run(path)) for path in told.runs]:
+    result = selftest.run("any", 12, slower=0.2)
+    for path, run in [(path, read_run(path)) for path in result.runs]:
         if "-slow-" in path.name:  # the made-up machine does not say so in their headers
             path.unlink()
         else:
             assert run.complete
     again = selftest.stored(tmp_path)
     assert again.nights == 12
-    assert again.false_nights == told.false_nights
+    assert again.false_nights == result.false_nights
     assert {s.metric for s in again.sights} == {"relative", "time"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="needs 2 finished runs"):
@@ -211,14 +211,14 @@ def test_a_delay_on_the_simulated_machine_is_seen_as_it_is(hwbench, monkeypatch)
         "--slower", "10%", "--json",
     )  # fmt: skip
     assert code == 0
-    told = json.loads(out)
-    assert told["seen"] == pytest.approx(0.10, abs=0.002)
-    assert told["found"]["trials"] == 1
-    assert told["false_nights"]["events"] == 0
-    assert (told["nights"], told["replicates"]) == (2, 2)
+    document = json.loads(out)
+    assert document["seen"] == pytest.approx(0.10, abs=0.002)
+    assert document["found"]["trials"] == 1
+    assert document["false_nights"]["events"] == 0
+    assert (document["nights"], document["replicates"]) == (2, 2)
     (slow,) = Path("runs/selftest").glob("*-slow-2.jsonl")
     delays = {p.case.format: p.added_seconds for p in read_run(slow).planned.values()}
     assert delays["dense"] == 0.0 < delays["low_rank"]
-    first, _, last = told["runs"]
+    first, _, last = document["runs"]
     code, out, _ = hwbench("check", last, "-b", "runs/selftest", "--json")
     assert json.loads(out)["baseline"] == [Path(first).stem]  # what was delayed is no baseline

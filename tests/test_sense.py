@@ -33,8 +33,8 @@ def _read(path: Path) -> str:
 
 
 def lines_of(path: Path) -> Lines:
-    found: Lines = json.loads(_read(path))
-    return found
+    document: Lines = json.loads(_read(path))
+    return document
 
 
 def _at(lines: Lines, kind: str) -> list[int]:
@@ -197,8 +197,8 @@ def _through_the_verbs(hwbench: Any, path: Path, edit: Any) -> None:
         (["compare", "bad.jsonl", str(path)], 2),
         (["run", "--resume", "bad.jsonl"], 2),
     ]:
-        found, _, err = hwbench(*arguments)
-        assert found == code, (arguments, found, err)
+        outcome, _, err = hwbench(*arguments)
+        assert outcome == code, (arguments, outcome, err)
         assert "a bug" not in err
     assert bad.read_bytes() == before
     assert not Path("rows.csv").exists()

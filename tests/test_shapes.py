@@ -97,11 +97,11 @@ def test_a_shipped_suite_is_what_shapes_derives(name):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_model_s_suite_has_each_layer_with_its_count(name, device):
     built = suite.build(suite.read(name), device)
-    asked = {(c.out_features, c.in_features, c.count, c.tokens) for c in built.cases}
+    request = {(c.out_features, c.in_features, c.count, c.tokens) for c in built.cases}
     for layer in found(built.name):
         for tokens in layer.tokens.values():
             for each in tokens:
-                assert (layer.out_features, layer.in_features, layer.count, each) in asked
+                assert (layer.out_features, layer.in_features, layer.count, each) in request
     steps = {case.tokens for case in built.cases if case.direction == "step"}
     assert steps == {t for layer in found(built.name) for t in layer.tokens["train"]}
 
@@ -188,12 +188,12 @@ def test_the_shapes_are_those_of_the_modules_that_transformers_builds(kind):
     kwargs = {k: v for k, v in config.items() if k != "model_type"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        known = transformers.AutoConfig.for_model(config["model_type"], **kwargs)
+        result = transformers.AutoConfig.for_model(config["model_type"], **kwargs)
         automatic = {
             "vit": "AutoModel", "bert": "AutoModel", "whisper": "AutoModelForSpeechSeq2Seq",
         }.get(kind, "AutoModelForCausalLM")  # fmt: skip
         with torch.device("meta"):
-            model = getattr(transformers, automatic).from_config(known)
+            model = getattr(transformers, automatic).from_config(result)
     left_out = ("compressor", "indexer", "pooler", "router", "gate.weight")
     built = Counter(
         tuple(module.weight.shape)
@@ -232,14 +232,14 @@ def test_a_configuration_that_says_too_little_is_one_sentence(config, words, tmp
 def test_every_value_that_is_asked_for_is_named_when_it_is_wrong(name):
     """Each whole number of a configuration either plays no part or is refused when it is a word."""
     whole = [key for key, value in told(name).items() if isinstance(value, int)]
-    said = {}
+    recorded = {}
     for key in whole:
         try:
             _architectures.layers({**told(name), key: "many"})
         except UsageError as error:
-            said[key] = str(error)
-    assert said or "text_config" in told(name)
-    assert all(key in sentence for key, sentence in said.items())
+            recorded[key] = str(error)
+    assert recorded or "text_config" in told(name)
+    assert all(key in sentence for key, sentence in recorded.items())
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "nowhere.json", "/nowhere/config.json"])
@@ -280,8 +280,8 @@ def test_a_count_is_no_part_of_the_question_and_is_left_out_where_it_is_one():
 
 
 def test_another_shape_has_no_count():
-    asked = suite.override(suite.read("models/minilm_l6"), shape=[[8, 8]])
-    assert {case.count for case in suite.build(asked, "cpu").cases} == {1}
+    request = suite.override(suite.read("models/minilm_l6"), shape=[[8, 8]])
+    assert {case.count for case in suite.build(request, "cpu").cases} == {1}
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -289,16 +289,16 @@ def test_another_shape_has_no_count():
 
 def test_the_command_prints_a_suite_or_writes_it(hwbench, tmp_path):
     config = str(CONFIGS / "smollm2_135m.json")
-    code, shown, error = hwbench("shapes", config, "--regime", "decode")
+    code, outcome, error = hwbench("shapes", config, "--regime", "decode")
     assert (code, error) == (0, "")
-    (tmp_path / "mine.toml").write_text(shown, encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(outcome, encoding="utf-8")
     built = suite.build(suite.read(str(tmp_path / "mine.toml")), "cpu")
     assert {(case.tokens, case.direction) for case in built.cases} == {
         (1, "forward"), (8, "forward"), (64, "forward"),
     }  # fmt: skip
-    code, shown, _ = hwbench("shapes", config, "--out", str(tmp_path / "whole.toml"))
+    code, outcome, _ = hwbench("shapes", config, "--out", str(tmp_path / "whole.toml"))
     assert code == 0
-    assert "hwbench run --suite" in shown
+    assert "hwbench run --suite" in outcome
     assert (tmp_path / "whole.toml").read_text(encoding="utf-8") == shapes.of("smollm2_135m")
 
 

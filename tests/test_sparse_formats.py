@@ -64,9 +64,9 @@ def assert_equals_dense(layer: Linear, tokens: int, dtype: torch.dtype, limit: f
     assert relative(y, reference) < limit
     mine = torch.autograd.grad(y, [ours, *layer.parameters()], dy)
     right = torch.autograd.grad(reference, [wide, *exact.parameters()], dy.double())
-    for gradient, wanted in zip(mine, right, strict=True):
+    for gradient, expected in zip(mine, right, strict=True):
         assert gradient.dtype == dtype
-        assert relative(gradient, wanted) < limit
+        assert relative(gradient, expected) < limit
 
 
 # --- projection -------------------------------------------------------------------------------
@@ -132,9 +132,9 @@ def test_a_knob_that_must_divide_is_told_all_that_do(
 ) -> None:
     f = build("bsr", 512, 768, kept_blocks=1, block_columns=48)
     f.check_divides("block_columns", 768)
-    with pytest.raises(KnobError) as told:
+    with pytest.raises(KnobError) as caught:
         f.check_divides("block_columns", *sizes)
-    assert str(told.value) == f"block_columns=48 of bsr must divide {divides}; possible: {fit}."
+    assert str(caught.value) == f"block_columns=48 of bsr must divide {divides}; possible: {fit}."
 
 
 @pytest.mark.parametrize("name", ["csr", "condensed", "semi_structured", "bsr", "low_rank_sparse"])
@@ -143,8 +143,8 @@ def test_activations_move_the_choice_to_the_columns_that_matter(name: str) -> No
     weight, seen = normal(128, 128), torch.ones(128)
     seen[slice(64) if name == "bsr" else slice(0, None, 2)] = 20.0  # a block sees 32 columns
     activations = normal(4096, 128, seed=2) * seen
-    plain, told = (f.project(weight, activations=a).to_dense() for a in (None, activations))
-    missed = [float(((weight - d.detach()) * seen).norm()) for d in (plain, told)]
+    plain, result = (f.project(weight, activations=a).to_dense() for a in (None, activations))
+    missed = [float(((weight - d.detach()) * seen).norm()) for d in (plain, result)]
     assert missed[1] < 0.9 * missed[0]
 
 
@@ -327,10 +327,10 @@ def test_either_gradient_is_right_and_counted(name: str, gradient: str) -> None:
     same = auto.on("cuda" if gradient == "dense" else "cpu")
     assert same == f
     kept = 300 if name == "low_rank_sparse" else f.parameters()
-    wanted = 33 * 72 if gradient == "dense" else kept
+    expected = 33 * 72 if gradient == "dense" else kept
     for tokens in (1, 9):
         extra = f.flops(tokens, BACKWARD_WEIGHT) - auto.flops(tokens, BACKWARD_WEIGHT)
-        assert extra == 2 * tokens * (wanted - kept)
+        assert extra == 2 * tokens * (expected - kept)
     moved = f.cost(9, 2, STEP).intermediate_bytes - auto.cost(9, 2, STEP).intermediate_bytes
     assert moved == (2 * (33 * 72 + kept) if gradient == "dense" else 0)
 
@@ -378,18 +378,18 @@ def test_a_layer_leaves_its_gradient_to_the_device(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a layer does with ``auto`` is what its format says of that kind of device."""
-    seen: list[tuple[str, bool]] = []
+    recorded: list[tuple[str, bool]] = []
     chosen = _gather.dense_gradient
 
     def note(gradient: str, device: str, *sizes: int) -> bool:
-        seen.append((device, chosen(gradient, device, *sizes)))
-        return seen[-1][1]
+        recorded.append((device, chosen(gradient, device, *sizes)))
+        return recorded[-1][1]
 
     monkeypatch.setattr(_gather, "dense_gradient", note)
     layer = made(build(name, 33, 72, **GATHERED[name]))
     layer(normal(2, 72))
     layer.to("meta")(normal(2, 72).to("meta"))
-    assert seen == [("cpu", False), ("meta", True)]
+    assert recorded == [("cpu", False), ("meta", True)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -73,9 +73,9 @@ def test_few_values_get_the_t_interval_on_logs(count: int) -> None:
     data = lognormal(np.random.default_rng(count), 0.1, count)
     logs = np.log(data)
     oracle = scipy.stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    found = stats.estimate(data)
-    assert (found.low, found.high) == pytest.approx((np.exp(oracle.low), np.exp(oracle.high)))
-    assert found.value == pytest.approx(np.exp(logs.mean()))
+    estimate = stats.estimate(data)
+    assert (estimate.low, estimate.high) == pytest.approx((np.exp(oracle.low), np.exp(oracle.high)))
+    assert estimate.value == pytest.approx(np.exp(logs.mean()))
 
 
 @pytest.mark.parametrize(("count", "level"), [(6, 0.95), (7, 0.9), (8, 0.99), (15, 0.95)])
@@ -83,15 +83,15 @@ def test_the_signed_rank_interval_is_what_wilcoxon_does_not_reject(
     count: int, level: float
 ) -> None:
     data = lognormal(np.random.default_rng(count), 0.1, count)
-    found = stats.estimate(data, level)
+    estimate = stats.estimate(data, level)
 
     def p_value(value: float) -> float:
         return float(scipy.stats.wilcoxon(np.log(data) - math.log(value), method="exact").pvalue)
 
-    for end, inward in ((found.low, 1 + 1e-9), (found.high, 1 - 1e-9)):
+    for end, inward in ((estimate.low, 1 + 1e-9), (estimate.high, 1 - 1e-9)):
         assert p_value(end * inward) > 1 - level
         assert p_value(end / inward) <= 1 - level
-    assert p_value(found.value * (1 + 1e-9)) > 0.9
+    assert p_value(estimate.value * (1 + 1e-9)) > 0.9
 
 
 def test_five_values_get_hodges_lehmann_with_a_t_interval() -> None:
@@ -99,9 +99,9 @@ def test_five_values_get_hodges_lehmann_with_a_t_interval() -> None:
     logs = np.log(data)
     averages = [(a + b) / 2 for i, a in enumerate(logs) for b in logs[i:]]
     oracle = scipy.stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    found = stats.estimate(data)
-    assert found.value == pytest.approx(np.exp(np.median(averages)))
-    assert (found.low, found.high) == pytest.approx((np.exp(oracle.low), np.exp(oracle.high)))
+    estimate = stats.estimate(data)
+    assert estimate.value == pytest.approx(np.exp(np.median(averages)))
+    assert (estimate.low, estimate.high) == pytest.approx((np.exp(oracle.low), np.exp(oracle.high)))
     ranked = stats.estimate(data, level=0.9375)  # what the ranks of five values can do
     assert (ranked.low, ranked.high) == pytest.approx((1.0, 1.9))
 
@@ -111,9 +111,9 @@ def test_few_on_a_side_get_welchs_interval_on_logs(counts: tuple[int, int]) -> N
     rng = np.random.default_rng(sum(counts))
     a, b = lognormal(rng, 0.05, counts[0]), lognormal(rng, 0.02, counts[1], 1.1)
     oracle = scipy.stats.ttest_ind(np.log(b), np.log(a), equal_var=False).confidence_interval(0.95)
-    found = stats.ratio(a, b)
-    assert (found.low, found.high) == pytest.approx((np.exp(oracle.low), np.exp(oracle.high)))
-    assert found.counts == counts
+    ratio = stats.ratio(a, b)
+    assert (ratio.low, ratio.high) == pytest.approx((np.exp(oracle.low), np.exp(oracle.high)))
+    assert ratio.counts == counts
 
 
 @pytest.mark.parametrize(
@@ -124,15 +124,15 @@ def test_the_shift_interval_is_what_mann_whitney_does_not_reject(
 ) -> None:
     rng = np.random.default_rng(sum(counts))
     a, b = lognormal(rng, 0.05, counts[0]), lognormal(rng, 0.05, counts[1], 1.1)
-    found = stats.ratio(a, b, level)
+    ratio = stats.ratio(a, b, level)
 
     def p_value(factor: float) -> float:
         return float(scipy.stats.mannwhitneyu(b, np.array(a) * factor, method="exact").pvalue)
 
-    for end, inward in ((found.low, 1 + 1e-9), (found.high, 1 - 1e-9)):
+    for end, inward in ((ratio.low, 1 + 1e-9), (ratio.high, 1 - 1e-9)):
         assert p_value(end * inward) > 1 - level
         assert p_value(end / inward) <= 1 - level
-    assert found.value == pytest.approx(np.exp(np.median(np.subtract.outer(np.log(b), np.log(a)))))
+    assert ratio.value == pytest.approx(np.exp(np.median(np.subtract.outer(np.log(b), np.log(a)))))
 
 
 def test_large_samples_use_normal_ranks_close_to_the_exact_ones(
@@ -185,8 +185,8 @@ def test_nothing_is_not_a_value() -> None:
 
 
 def test_exact_values_stay_exact() -> None:
-    found = stats.estimate([4097.0] * 3)
-    assert (found.value, found.low, found.high) == (4097.0, 4097.0, 4097.0)
+    estimate = stats.estimate([4097.0] * 3)
+    assert (estimate.value, estimate.low, estimate.high) == (4097.0, 4097.0, 4097.0)
     same = stats.judge([4097.0] * 3, [4097.0] * 3)
     assert (same.ratio.value, same.verdict) == (1.0, Verdict.EQUIVALENT)
 
@@ -194,15 +194,15 @@ def test_exact_values_stay_exact() -> None:
 def test_an_error_of_zero_is_estimated_on_the_linear_scale() -> None:
     data = [0.0, 0.2, 0.1]
     oracle = scipy.stats.ttest_1samp(data, 0).confidence_interval(0.95)
-    found = stats.estimate(data)
-    assert found.value == pytest.approx(0.1)
-    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high))
+    estimate = stats.estimate(data)
+    assert estimate.value == pytest.approx(0.1)
+    assert (estimate.low, estimate.high) == pytest.approx((oracle.low, oracle.high))
 
 
 def test_a_ratio_with_zeros_is_the_shift_over_the_baselines_size() -> None:
-    found = stats.ratio([-2.0, -2.1, -1.9], [-2.5, -2.6, -2.4])
-    assert found.value == pytest.approx(0.75)  # 0.5 lower than −2
-    assert found.high < 1
+    ratio = stats.ratio([-2.0, -2.1, -1.9], [-2.5, -2.6, -2.4])
+    assert ratio.value == pytest.approx(0.75)  # 0.5 lower than −2
+    assert ratio.high < 1
     assert stats.ratio([0.0, 0.0], [0.0, 0.0]).value == 1.0
     grown = stats.judge([0.0, 0.0, 0.0], [0.1, 0.11, 0.12])
     assert (grown.ratio.value, grown.verdict) == (math.inf, Verdict.REGRESSED)
@@ -227,8 +227,8 @@ ALLOWED = 3 * math.sqrt(0.05 * 0.95 / TRIALS)
 @pytest.mark.parametrize("count", [2, 4, 5, 6, 9])
 def test_an_estimates_interval_covers(count: int) -> None:
     rng = np.random.default_rng(count)
-    found = [stats.estimate(lognormal(rng, 0.05, count)) for _ in range(TRIALS)]
-    covered = sum(between(1.0, each.low, each.high) for each in found) / TRIALS
+    outcomes = [stats.estimate(lognormal(rng, 0.05, count)) for _ in range(TRIALS)]
+    covered = sum(between(1.0, each.low, each.high) for each in outcomes) / TRIALS
     assert covered >= 0.95 - ALLOWED
     assert covered <= 0.985  # and is not wide for nothing
 
@@ -238,8 +238,8 @@ def test_a_ratios_interval_covers(counts: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(counts))
     covered = 0
     for _ in range(TRIALS):
-        found = stats.ratio(lognormal(rng, 0.05, counts[0]), lognormal(rng, 0.05, counts[1], 1.2))
-        covered += between(1.2, found.low, found.high)
+        ratio = stats.ratio(lognormal(rng, 0.05, counts[0]), lognormal(rng, 0.05, counts[1], 1.2))
+        covered += between(1.2, ratio.low, ratio.high)
     assert covered / TRIALS >= 0.95 - ALLOWED
     assert covered / TRIALS <= 0.99
 
@@ -308,21 +308,21 @@ def campaign(
 @pytest.mark.parametrize("paired", [False, True])
 def test_identical_code_is_rarely_told_apart(name: str, count: int, paired: bool) -> None:
     rng, trials = np.random.default_rng(1), 400
-    found = [
+    outcomes = [
         stats.judge(*campaign(NOISES[name], rng, count), BARE, paired=paired).verdict
         for _ in range(trials)
     ]
-    alarms = sum(verdict in MIRROR for verdict in found) / trials
+    alarms = sum(verdict in MIRROR for verdict in outcomes) / trials
     assert alarms <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
 
 
 @pytest.mark.parametrize("name", NOISES)
 def test_a_slow_down_well_above_the_noise_is_found(name: str) -> None:
     rng, trials = np.random.default_rng(2), 200
-    found = [stats.judge(*campaign(NOISES[name], rng, 7, 0.25)).verdict for _ in range(trials)]
-    assert found.count(Verdict.REGRESSED) >= 0.95 * trials
-    assert Verdict.IMPROVED not in found
-    assert Verdict.EQUIVALENT not in found
+    outcomes = [stats.judge(*campaign(NOISES[name], rng, 7, 0.25)).verdict for _ in range(trials)]
+    assert outcomes.count(Verdict.REGRESSED) >= 0.95 * trials
+    assert Verdict.IMPROVED not in outcomes
+    assert Verdict.EQUIVALENT not in outcomes
 
 
 # Verdicts
@@ -363,8 +363,8 @@ def test_equivalence_is_tested_at_the_lower_level() -> None:
     for _ in range(50):
         a, b = lognormal(rng, 0.018, 6), lognormal(rng, 0.018, 6)
         whole = stats.ratio(a, b)
-        found = stats.judge(a, b)
-        if found.verdict is Verdict.EQUIVALENT:
+        judgement = stats.judge(a, b)
+        if judgement.verdict is Verdict.EQUIVALENT:
             tested = stats.ratio(a, b, 0.9)
             assert 1 / 1.03 < tested.low <= tested.high < 1.03
             wider += not (whole.low > 1 / 1.03 and whole.high < 1.03)
@@ -373,11 +373,13 @@ def test_equivalence_is_tested_at_the_lower_level() -> None:
 
 def test_a_true_change_at_the_margin_is_rarely_called_equivalent() -> None:
     rng, trials = np.random.default_rng(9), 1000
-    found = [
+    outcomes = [
         stats.judge(lognormal(rng, 0.01, 5), lognormal(rng, 0.01, 5, 1.03)).verdict
         for _ in range(trials)
     ]
-    assert found.count(Verdict.EQUIVALENT) <= (0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)) * trials
+    assert (
+        outcomes.count(Verdict.EQUIVALENT) <= (0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)) * trials
+    )
 
 
 # Planning
@@ -387,21 +389,21 @@ def test_a_true_change_at_the_margin_is_rarely_called_equivalent() -> None:
 def test_the_smallest_detectable_change_is_found_in_nine_of_ten_trials(count: int) -> None:
     rng, trials, noise = np.random.default_rng(count), 800, 0.02
     change = power.smallest_detectable(noise, count)
-    found = 0
+    actual = 0
     for _ in range(trials):
         a, b = lognormal(rng, noise, count), lognormal(rng, noise, count, 1 + change)
-        found += stats.ratio(a, b).low > 1
-    assert found / trials == pytest.approx(0.9, abs=3 * math.sqrt(0.09 / trials) + 0.01)
+        actual += stats.ratio(a, b).low > 1
+    assert actual / trials == pytest.approx(0.9, abs=3 * math.sqrt(0.09 / trials) + 0.01)
 
 
 def test_with_a_threshold_the_estimate_has_to_pass_it_too() -> None:
     rng, trials, noise = np.random.default_rng(5), 800, 0.01
     change = power.smallest_detectable(noise, 8, threshold=0.03)
-    found = [
+    outcomes = [
         stats.judge(lognormal(rng, noise, 8), lognormal(rng, noise, 8, 1 + change)).verdict
         for _ in range(trials)
     ]
-    assert found.count(Verdict.REGRESSED) / trials == pytest.approx(0.9, abs=0.04)
+    assert outcomes.count(Verdict.REGRESSED) / trials == pytest.approx(0.9, abs=0.04)
     assert change > power.smallest_detectable(noise, 8)
 
 
@@ -429,11 +431,11 @@ def test_what_cannot_be_planned() -> None:
 
 def test_undecided_says_how_many_replicates_are_needed() -> None:
     a, b = [1.00, 1.03, 0.98, 1.01, 0.97], [1.02, 0.99, 1.05, 1.00, 1.04]
-    found = stats.judge(a, b)
-    assert found.verdict is Verdict.UNDECIDED
-    assert found.replicates_needed == power.replicates_needed(stats.spread(a, b), 0.03)
-    assert found.replicates_needed is not None
-    assert found.replicates_needed > 5
+    judgement = stats.judge(a, b)
+    assert judgement.verdict is Verdict.UNDECIDED
+    assert judgement.replicates_needed == power.replicates_needed(stats.spread(a, b), 0.03)
+    assert judgement.replicates_needed is not None
+    assert judgement.replicates_needed > 5
     paired = stats.judge(a, b, paired=True)
     noise = stats.spread([y / x for x, y in zip(a, b, strict=True)]) / math.sqrt(2)
     assert paired.replicates_needed == power.replicates_needed(noise, 0.03)
@@ -458,10 +460,10 @@ def test_the_spread_is_pooled_over_the_sides() -> None:
 
 @given(values)
 def test_an_estimate_lies_in_its_interval(data: list[float]) -> None:
-    found = stats.estimate(data)
-    assert min(data) * (1 - 1e-12) <= found.value <= max(data) * (1 + 1e-12)
+    estimate = stats.estimate(data)
+    assert min(data) * (1 - 1e-12) <= estimate.value <= max(data) * (1 + 1e-12)
     if len(data) > 1:
-        assert found.low <= found.value <= found.high
+        assert estimate.low <= estimate.value <= estimate.high
 
 
 @given(several, several, st.floats(1e-9, 1e9), st.randoms())
@@ -489,12 +491,12 @@ def test_exchanged_sides_give_the_inverse_ratio(a: list[float], b: list[float]) 
 def test_exchanged_sides_get_the_mirrored_verdict(
     a: list[float], b: list[float], better: str
 ) -> None:
-    told = partial(stats.judge, better=better)
+    result = partial(stats.judge, better=better)
     equivalence = stats.ratio(a, b, 0.9)
     edges = (1 / 1.03, 1.0, 1.03)
     for end in (*_ends(stats.ratio(a, b)), *_ends(equivalence)):
         assume(all(abs(end / edge - 1) > 1e-9 for edge in edges) or a == b)
-    there, back = told(a, b), told(b, a)
+    there, back = result(a, b), result(b, a)
     assert back.verdict is MIRROR.get(there.verdict, there.verdict)
     assert back.replicates_needed == there.replicates_needed
 

@@ -35,14 +35,14 @@ class Padded(LowRank):
 
 def reachable(cls: type[Format], shape: tuple[int, int], kernel: str) -> list[Format]:
     """Everything that the format can be at some density, found one parameter at a time."""
-    found: dict[Format, None] = {}
+    collected: dict[Format, None] = {}
     total = shape[0] * shape[1]
     for parameters in range(1, total + 1):
         with suppress(KnobError):
-            found[cls.for_budget(*shape, min(1.0, (parameters + 0.5) / total), kernel=kernel)] = (
-                None
-            )
-    return list(found)
+            collected[
+                cls.for_budget(*shape, min(1.0, (parameters + 0.5) / total), kernel=kernel)
+            ] = None
+    return list(collected)
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,12 @@ def test_a_model_s_layers_are_resolved_in_the_dtype_of_the_case() -> None:
 
 
 def test_what_cannot_be_reached_is_unsupported_in_words() -> None:
-    found = planned(format="semi_structured", knobs={"stored": 0.25})
-    assert found.unsupported is not None
-    assert found.unsupported.startswith("semi_structured cannot be stored in 0.25 of dense's bytes")
-    assert found.cost is None
+    actual = planned(format="semi_structured", knobs={"stored": 0.25})
+    assert actual.unsupported is not None
+    assert actual.unsupported.startswith(
+        "semi_structured cannot be stored in 0.25 of dense's bytes"
+    )
+    assert actual.cost is None
 
 
 @pytest.mark.parametrize(
@@ -191,12 +193,12 @@ def knobs_of(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_stored_takes_the_place_of_a_density() -> None:
-    asked = suite.override(DOCUMENT, stored=[0.5, 0.25], formats=["low_rank", "csr"])
-    assert knobs_of(asked) == [
+    request = suite.override(DOCUMENT, stored=[0.5, 0.25], formats=["low_rank", "csr"])
+    assert knobs_of(request) == [
         ("dense", {}),
         *[(name, {"stored": s}) for name in ("low_rank", "csr") for s in (0.5, 0.25)],
     ]
-    again = suite.override(asked, density=[0.1])
+    again = suite.override(request, density=[0.1])
     assert knobs_of(again)[1:] == [("low_rank", {"density": 0.1}), ("csr", {"density": 0.1})]
 
 

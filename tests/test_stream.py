@@ -67,9 +67,11 @@ def measured(
 
     monkeypatch.setattr(latency, "_rounds", later)
     *members, anchor = [latency.Member(id=name, subject=each) for name, each in subjects.items()]
-    found = latency.measure(members, anchor, device, PLAN, random.Random(0))
+    measurements = latency.measure(members, anchor, device, PLAN, random.Random(0))
     everyone = {member.id: member for member in [*members, anchor]}
-    return everyone, {case: {each.quantity: each for each in read} for case, read in found.items()}
+    return everyone, {
+        case: {each.quantity: each for each in read} for case, read in measurements.items()
+    }
 
 
 def long(stream: Stream) -> Subject:
@@ -98,14 +100,14 @@ def test_a_time_is_the_devices_whatever_the_host_does(
     _, stream = runtime
     seconds, launch = CASES[name]
     subjects = {"case": stream.kernels(seconds, launch), "dense": long(stream)}
-    members, found = measured(runtime, monkeypatch, subjects, HOSTS[host])
+    members, values = measured(runtime, monkeypatch, subjects, HOSTS[host])
     for case, true in (("case", seconds), ("dense", 1e-3)):
         assert "starved" not in members[case].flags
-        time = found[case]["time_seconds"]
+        time = values[case]["time_seconds"]
         assert time.kept() == pytest.approx([true] * len(time.kept()), rel=0.01)
-    ratio = found["case"]["relative_time"].kept()
+    ratio = values["case"]["relative_time"].kept()
     assert ratio == pytest.approx([seconds / 1e-3] * len(ratio), rel=0.02)
-    assert found["case"]["host_seconds"].values == [pytest.approx(launch, rel=0.01)]
+    assert values["case"]["host_seconds"].values == [pytest.approx(launch, rel=0.01)]
     assert ("launch_bound" in members["case"].flags) is (launch >= 0.9 * seconds)
 
 
@@ -114,17 +116,17 @@ def test_a_case_whose_host_falls_behind_has_no_time_and_a_reason(
 ) -> None:
     _, stream = runtime
     subjects = {"case": stream.kernels(5 * US, 60 * US), "dense": long(stream)}
-    members, found = measured(runtime, monkeypatch, subjects, lambda: 6.0)
+    members, values = measured(runtime, monkeypatch, subjects, lambda: 6.0)
     assert members["case"].flags == {"launch_bound", "starved"}
     for quantity in ("time_seconds", "relative_time"):
-        empty = found["case"][quantity]
+        empty = values["case"][quantity]
         assert empty.kept() == []
         assert empty.samples is None
         assert "The host fell behind the device in" in (empty.note or "")
-    graph = found["case"]["graph_seconds"]  # the way to a number that is left
+    graph = values["case"]["graph_seconds"]  # the way to a number that is left
     assert graph.values == pytest.approx([5 * US] * len(graph.values), rel=0.01)
     assert members["dense"].flags == set()
-    assert found["dense"]["time_seconds"].values
+    assert values["dense"]["time_seconds"].values
 
 
 def test_a_starved_dense_leaves_the_others_their_times_but_no_relative_time(
@@ -132,13 +134,13 @@ def test_a_starved_dense_leaves_the_others_their_times_but_no_relative_time(
 ) -> None:
     _, stream = runtime
     subjects = {"case": long(stream), "dense": stream.kernels(5 * US, 60 * US)}
-    members, found = measured(runtime, monkeypatch, subjects, lambda: 6.0)
+    members, values = measured(runtime, monkeypatch, subjects, lambda: 6.0)
     assert "starved" in members["dense"].flags
-    assert "relative_time" not in found["dense"]
-    time = found["case"]["time_seconds"]
+    assert "relative_time" not in values["dense"]
+    time = values["case"]["time_seconds"]
     assert time.values == pytest.approx([1e-3] * len(time.values), rel=0.01)
-    assert found["case"]["relative_time"].values == []
-    assert found["case"]["relative_time"].note == latency.NO_ANCHOR
+    assert values["case"]["relative_time"].values == []
+    assert values["case"]["relative_time"].note == latency.NO_ANCHOR
 
 
 def test_a_starved_case_is_replayed_even_where_it_was_not_launch_bound(
@@ -146,9 +148,9 @@ def test_a_starved_case_is_replayed_even_where_it_was_not_launch_bound(
 ) -> None:
     _, stream = runtime
     subjects = {"case": stream.kernels(100 * US, 50 * US), "dense": long(stream)}
-    members, found = measured(runtime, monkeypatch, subjects, lambda: 9.0)
+    members, values = measured(runtime, monkeypatch, subjects, lambda: 9.0)
     assert members["case"].flags == {"starved"}
-    assert found["case"]["graph_seconds"].values
+    assert values["case"]["graph_seconds"].values
 
 
 def test_a_sample_that_fell_behind_is_taken_again_with_the_queue_filled_twice_as_long(
@@ -206,8 +208,8 @@ def test_a_sample_has_no_more_kernels_than_the_queue_holds(
     _, stream = runtime
     seconds = max(42 * US, 0.2 * US * kernels)
     subjects = {"case": stream.kernels(seconds, 4 * US * kernels, kernels), "dense": long(stream)}
-    members, found = measured(runtime, monkeypatch, subjects)
-    time = found["case"]["time_seconds"]
+    members, values = measured(runtime, monkeypatch, subjects)
+    time = values["case"]["time_seconds"]
     assert ("starved" in members["case"].flags) is starved
     assert bool(time.kept()) is not starved
     assert time.kept() == pytest.approx([seconds] * len(time.kept()), rel=0.01)
@@ -222,10 +224,10 @@ def test_a_host_that_becomes_slow_during_warm_up_is_timed_again(
     device.prefill(1e-3)
     begun = stream.now
     stream.slowness = lambda: 9.0 if stream.now - begun > 1e-3 else 1.0
-    found = calibrate(device, subject, 0.2)
-    assert found.enqueue_seconds == pytest.approx(9 * 60 * US, rel=0.01)
-    assert found.estimate_seconds == pytest.approx(5 * US, rel=0.01)
-    assert found.calls in (100, 101)
+    calibration = calibrate(device, subject, 0.2)
+    assert calibration.enqueue_seconds == pytest.approx(9 * 60 * US, rel=0.01)
+    assert calibration.estimate_seconds == pytest.approx(5 * US, rel=0.01)
+    assert calibration.calls in (100, 101)
 
 
 def test_a_host_that_stays_too_slow_is_no_reason_for_samples_that_the_timer_does_not_resolve(
@@ -234,8 +236,8 @@ def test_a_host_that_stays_too_slow_is_no_reason_for_samples_that_the_timer_does
     device, stream = runtime
     subject = stream.kernels(5 * US, 60 * US)
     monkeypatch.setattr(device, "ahead", lambda start: False)
-    found = calibrate(device, subject, 0.2)
-    assert found.calls * 5 * US >= 4e-4
+    calibration = calibrate(device, subject, 0.2)
+    assert calibration.calls * 5 * US >= 4e-4
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -252,9 +254,9 @@ def test_warm_up_settles_on_what_the_device_does(runtime: tuple[Cuda, Stream], n
 
     device.run = changing  # type: ignore[method-assign]
     stream.slowness = lambda: factor[0]
-    found: Calibration = calibrate(device, stream.kernels(seconds, launch), 0.2)
-    assert found.steady
-    assert found.estimate_seconds == pytest.approx(seconds, rel=0.01)
+    calibration: Calibration = calibrate(device, stream.kernels(seconds, launch), 0.2)
+    assert calibration.steady
+    assert calibration.estimate_seconds == pytest.approx(seconds, rel=0.01)
 
 
 # --- graphs ------------------------------------------------------------------------------------
@@ -267,8 +269,8 @@ def test_a_call_in_a_graph_does_not_pay_for_the_launch_of_the_graph(
     _, stream = runtime
     seconds, launch = CASES[name]
     subjects = {"case": stream.kernels(seconds, launch), "dense": long(stream)}
-    _, found = measured(runtime, monkeypatch, subjects, lambda: 1.2)
-    graph = found["case"]["graph_seconds"]
+    _, values = measured(runtime, monkeypatch, subjects, lambda: 1.2)
+    graph = values["case"]["graph_seconds"]
     assert graph.note is None
     assert graph.values == pytest.approx([seconds] * len(graph.values), rel=0.01)
     assert (graph.calls or 0) > 1
@@ -280,9 +282,9 @@ def test_a_graph_that_the_host_cannot_launch_in_time_has_a_reason(
     device, stream = runtime
     member = latency.Member(id="case", subject=stream.kernels(5 * US, 60 * US), calls=3200)
     stream.slowness = iter([1.0] * 300 + [99.0] * 10**7).__next__
-    found = latency.graph_seconds(member, device)
-    assert found.values == []
-    assert found.note == "The host fell behind the device even when it launched graphs."
+    actual = latency.graph_seconds(member, device)
+    assert actual.values == []
+    assert actual.note == "The host fell behind the device even when it launched graphs."
 
 
 # --- energy ------------------------------------------------------------------------------------
@@ -297,9 +299,9 @@ def test_energy_is_that_of_the_calls_alone(
     monkeypatch.setattr(energy, "WINDOW_SECONDS", 0.3)
     if warm:  # a card that has just woken up takes its time to reach its clock
         stream.hertz = lambda at: HERTZ if at > 0.7 else HERTZ / 1.25
-    (found,) = energy.Energy().read(stream.kernels(seconds, 4 * US), device)
-    assert found.values == [pytest.approx(WATTS * seconds, rel=0.01)]
-    assert found.note is None
+    (readings,) = energy.Energy().read(stream.kernels(seconds, 4 * US), device)
+    assert readings.values == [pytest.approx(WATTS * seconds, rel=0.01)]
+    assert readings.note is None
 
 
 def test_energy_of_a_call_that_the_host_cannot_feed_says_that_idle_power_is_in_it(
@@ -307,9 +309,9 @@ def test_energy_of_a_call_that_the_host_cannot_feed_says_that_idle_power_is_in_i
 ) -> None:
     device, stream = runtime
     monkeypatch.setattr(energy, "WINDOW_SECONDS", 0.3)
-    (found,) = energy.Energy().read(stream.kernels(12 * US, 70 * US), device)
-    assert found.values == [pytest.approx(WATTS * 12 * US + IDLE_WATTS * 58 * US, rel=0.01)]
-    assert found.note == energy.NOT_FED.format(host="70.0 µs", device="12.0 µs")
+    (readings,) = energy.Energy().read(stream.kernels(12 * US, 70 * US), device)
+    assert readings.values == [pytest.approx(WATTS * 12 * US + IDLE_WATTS * 58 * US, rel=0.01)]
+    assert readings.note == energy.NOT_FED.format(host="70.0 µs", device="12.0 µs")
 
 
 def test_energy_of_a_call_that_is_prepared_says_that_this_is_in_it(
@@ -319,9 +321,9 @@ def test_energy_of_a_call_that_is_prepared_says_that_this_is_in_it(
     monkeypatch.setattr(energy, "WINDOW_SECONDS", 0.3)
     subject = stream.kernels(100 * US, 4 * US)
     subject.before = lambda: stream.launch(50 * US, 4 * US)
-    (found,) = energy.Energy().read(subject, device)
-    assert found.values == [pytest.approx(WATTS * 150 * US, rel=0.01)]
-    assert found.note == energy.PREPARED
+    (readings,) = energy.Energy().read(subject, device)
+    assert readings.values == [pytest.approx(WATTS * 150 * US, rel=0.01)]
+    assert readings.note == energy.PREPARED
 
 
 # --- disturbance -------------------------------------------------------------------------------
@@ -378,17 +380,17 @@ def test_the_launch_ceiling_is_the_devices_and_fits_in_its_queue(
 
     def calibrated(*arguments: Any) -> float:
         stream.slowness = lambda: 1.0
-        found = enqueue(*arguments)
+        actual = enqueue(*arguments)
         stream.slowness = lambda: slowness
-        return found
+        return actual
 
     monkeypatch.setattr(_ceilings, "enqueue_seconds", calibrated)
-    found = _ceilings._launch(device)
+    actual = _ceilings._launch(device)
     assert max(queued) <= MOST_QUEUED
-    assert found.seconds == pytest.approx(1.5 * US, rel=0.01)
-    assert found.host_seconds == pytest.approx(5 * US, rel=0.01)
-    assert found.graph_seconds == pytest.approx(1.5 * US + GRAPH_SECONDS, rel=0.01)
-    assert found.graph_kernel_seconds == pytest.approx(1.5 * US, rel=0.02)
+    assert actual.seconds == pytest.approx(1.5 * US, rel=0.01)
+    assert actual.host_seconds == pytest.approx(5 * US, rel=0.01)
+    assert actual.graph_seconds == pytest.approx(1.5 * US + GRAPH_SECONDS, rel=0.01)
+    assert actual.graph_kernel_seconds == pytest.approx(1.5 * US, rel=0.02)
 
 
 def test_a_visit_in_which_the_host_fell_behind_counts_as_disturbed(

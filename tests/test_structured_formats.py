@@ -60,8 +60,8 @@ def test_golden_ranks(
 
 
 def test_golden_btt_parameters() -> None:
-    found = [Btt.for_budget(*row[:3]).parameters() for row in GOLDEN_RANKS]
-    assert found == [258048, 129024, 1105920, 524288, 65536, 8388608, 4194304]
+    actual = [Btt.for_budget(*row[:3]).parameters() for row in GOLDEN_RANKS]
+    assert actual == [258048, 129024, 1105920, 524288, 65536, 8388608, 4194304]
 
 
 GOLDEN_COSTS = [  # P, GFLOP, and megabytes: fused, with intermediates, fused backward
@@ -406,11 +406,11 @@ def test_only_what_is_asked_for_is_differentiated(f: Format) -> None:
     x, dy = drawn(35, f.in_features), drawn(35, f.out_features, seed=2)
     everything = gradients(layer, x, dy)[1:]
     leaves = [x, *layer.parameters()]
-    for wanted in list(itertools.product([False, True], repeat=len(leaves)))[1:]:
-        for leaf, need in zip(leaves, wanted, strict=True):
+    for expected_ in list(itertools.product([False, True], repeat=len(leaves)))[1:]:
+        for leaf, need in zip(leaves, expected_, strict=True):
             leaf.requires_grad_(need)
-        by = [leaf for leaf, need in zip(leaves, wanted, strict=True) if need]
-        expected = [g for g, need in zip(everything, wanted, strict=True) if need]
+        by = [leaf for leaf, need in zip(leaves, expected_, strict=True) if need]
+        expected = [g for g, need in zip(everything, expected_, strict=True) if need]
         for ours, reference in zip(torch.autograd.grad(layer(x), by, dy), expected, strict=True):
             assert torch.equal(ours, reference)
 

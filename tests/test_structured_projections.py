@@ -130,8 +130,8 @@ def test_activations_weigh_the_columns(f: Format) -> None:
     """The error that independent inputs see is that of the projection of the weighed columns."""
     weight, size = drawn(37, 53), torch.logspace(-1, 1, 53, dtype=torch.float64)
     signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    told = f.project(weight, activations=signs * size).to_dense()
-    seen = relative(told * size, weight * size)
+    result = f.project(weight, activations=signs * size).to_dense()
+    seen = relative(result * size, weight * size)
     assert seen == pytest.approx(error(f, weight * size), rel=1e-6)
     assert seen < 0.98 * relative(f.project(weight).to_dense() * size, weight * size)
 

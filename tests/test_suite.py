@@ -157,7 +157,7 @@ def test_shipped_suites_load_and_name_only_known_things(name, device):
 
 
 def test_the_command_line_replaces_axes_densities_and_formats():
-    asked = suite.override(
+    request = suite.override(
         suite.read("linear"),
         shape=[[64, 32]],
         tokens=[7],
@@ -166,7 +166,7 @@ def test_the_command_line_replaces_axes_densities_and_formats():
         formats=["low_rank"],
     )
     for kind in ("cpu", "cuda"):
-        timed = [c for c in suite.build(asked, kind).cases if c.tokens]
+        timed = [c for c in suite.build(request, kind).cases if c.tokens]
         assert {(c.out_features, c.in_features, c.tokens, c.dtype) for c in timed} == {
             (64, 32, 7, "bfloat16")
         }
@@ -183,10 +183,10 @@ def test_an_axis_that_is_misspelt_is_refused(misspelt):
 @pytest.mark.parametrize("shipped", suite.names())
 def test_any_format_can_be_asked_of_any_suite(shipped):
     for name in plugins.names("formats"):
-        asked = suite.override(suite.read(shipped), formats=[name])
+        request = suite.override(suite.read(shipped), formats=[name])
         for kind in ("cpu", "cuda"):
-            found = {case.format for case in suite.build(asked, kind).cases}
-            assert name in found, f"{name} on {kind}"
+            actual = {case.format for case in suite.build(request, kind).cases}
+            assert name in actual, f"{name} on {kind}"
 
 
 def test_a_block_of_dense_alone_beside_others_stays_what_it_is():
@@ -195,9 +195,9 @@ def test_a_block_of_dense_alone_beside_others_stays_what_it_is():
         {**document()["cases"][0], "format": [{"name": "dense"}]},
     )
     both = {**document(), "cases": [mixed, control]}
-    asked = suite.override(both, formats=["monarch"], density=[0.25])
-    assert [entry["name"] for entry in asked["cases"][1]["format"]] == ["dense"]
-    assert "monarch" in [entry["name"] for entry in asked["cases"][0]["format"]]
+    request = suite.override(both, formats=["monarch"], density=[0.25])
+    assert [entry["name"] for entry in request["cases"][1]["format"]] == ["dense"]
+    assert "monarch" in [entry["name"] for entry in request["cases"][0]["format"]]
     alone = suite.override({**document(), "cases": [control]}, formats=["monarch"])
     assert [entry["name"] for entry in alone["cases"][0]["format"]] == ["dense", "monarch"]
 
@@ -205,8 +205,8 @@ def test_a_block_of_dense_alone_beside_others_stays_what_it_is():
 def test_an_exclusion_by_a_knob_that_is_gone_goes_with_it():
     rules = [{"rank": 1}, {"tokens": 1}]
     formats = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}]
-    asked = suite.override(document(format=formats, exclude=rules), formats=["dense"])
-    assert asked["cases"][0]["exclude"] == [{"tokens": 1}]
+    request = suite.override(document(format=formats, exclude=rules), formats=["dense"])
+    assert request["cases"][0]["exclude"] == [{"tokens": 1}]
     with pytest.raises(SuiteError, match="'rnk'"):
         suite.build(document(format=formats, exclude=[{"rnk": 1}]), "cpu")
 

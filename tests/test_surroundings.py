@@ -163,17 +163,17 @@ def test_ab_measures_the_revisions_and_not_the_folder_that_it_is_given_in(
         git("commit", "-qm", about)
     (tmp_path / "worker").mkdir()
     _sides.worker_folder(tmp_path / "worker")
-    found = []
+    collected = []
     for revision_ in ("HEAD~1", "HEAD"):
         origin = _sides.resolve("--a", revision_, "shared", tmp_path / "worker")
         worker = LocalWorker("cpu", 1, origin.python, origin.paths)
         try:
             asked = protocol.DescribeRequest(names=["outside"])
-            (told,) = worker.ask(asked, protocol.DescribeReply, 60.0).formats
+            (result,) = worker.ask(asked, protocol.DescribeReply, 60.0).formats
         finally:
             worker.close()
-        found.append(told.summary)
-    assert found == ["The first one.", "The second one."]
+        collected.append(result.summary)
+    assert collected == ["The first one.", "The second one."]
 
 
 # --- git ---------------------------------------------------------------------------------------
@@ -232,25 +232,25 @@ def test_git_executes_nothing_that_a_repository_names(repository: Path) -> None:
     assert revision.commit() == {"commit": head, "dirty": True}
     assert not trace.exists(), trace.read_text()
     git("config", "filter.a=b.clean", str(program))
-    told = revision.commit()
-    assert told["commit"] == head
-    assert "cannot be turned off" in told["git"]
+    result = revision.commit()
+    assert result["commit"] == head
+    assert "cannot be turned off" in result["git"]
     assert not trace.exists(), trace.read_text()
 
 
 @pytest.mark.heavy
 def test_what_git_says_of_a_folder_of_somebody_else_is_told(repository: Path, monkeypatch) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    told = revision.commit()
-    assert set(told) == {"git"}
-    assert told["git"].startswith("detected dubious ownership")
-    assert "safe.directory" in told["git"]
+    result = revision.commit()
+    assert set(result) == {"git"}
+    assert result["git"].startswith("detected dubious ownership")
+    assert "safe.directory" in result["git"]
     with pytest.raises(UsageError, match="git says: detected dubious ownership"):
         _sides.resolve("--a", "HEAD", "shared", repository)
     monkeypatch.setenv("GITHUB_SHA", SHA)
-    told = revision.commit()
-    assert (told["commit"], told["commit_from"]) == (SHA, "GITHUB_SHA")
-    assert told["git"].startswith("detected dubious ownership")
+    result = revision.commit()
+    assert (result["commit"], result["commit_from"]) == (SHA, "GITHUB_SHA")
+    assert result["git"].startswith("detected dubious ownership")
 
 
 @pytest.mark.parametrize("variable", revision.CI_VARIABLES)
@@ -276,10 +276,10 @@ def test_the_revision_of_a_ci_job_stands_in_for_one_that_git_does_not_give(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr(revision, "git", refuses)
-    told = revision.commit()
-    assert told.get("commit") == (SHA if taken else None)
-    assert told.get("commit_from") == (variable if taken else None)
-    assert told.get("git") == (None if error.absent else str(error))
+    result = revision.commit()
+    assert result.get("commit") == (SHA if taken else None)
+    assert result.get("commit_from") == (variable if taken else None)
+    assert result.get("git") == (None if error.absent else str(error))
 
 
 # --- threads -----------------------------------------------------------------------------------

@@ -40,9 +40,9 @@ def test_six_faults_in_each_area_are_kept() -> None:
     assert set(areas) == {"scheduling", "resume", "gate", "statistics", "formats"}
     assert min(areas.values()) == 6
     for patch in PATCHES:
-        told = mutations.header(patch)
-        assert {"Undoes", "Seeds"} & set(told), patch.name
-        for word in told["Tests"].split():
+        result = mutations.header(patch)
+        assert {"Undoes", "Seeds"} & set(result), patch.name
+        for word in result["Tests"].split():
             assert not word.endswith(".py") or (ROOT / word).exists(), f"{patch.name}: {word}"
 
 

@@ -44,9 +44,9 @@ TRAINED = [
 
 @pytest.mark.parametrize(("task", "least", "name"), TRAINED)
 def test_a_short_training_is_better_than_chance(task: str, least: float, name: str) -> None:
-    found = scored(case(name, task=task))
-    assert least < found["score"] <= 1
-    assert found["step_seconds"] > 0
+    values = scored(case(name, task=task))
+    assert least < values["score"] <= 1
+    assert values["step_seconds"] > 0
 
 
 def test_a_seed_repeats_itself_and_another_differs() -> None:
@@ -67,8 +67,8 @@ def test_the_rates_of_btt_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("name", plugins.names("formats"))
 def test_rates_are_named_after_parameters(name: str) -> None:
-    found, layer = trainable(name)
-    assert set(found.rate_multipliers()) <= {each for each, _ in layer.named_parameters()}
+    actual, layer = trainable(name)
+    assert set(actual.rate_multipliers()) <= {each for each, _ in layer.named_parameters()}
 
 
 @pytest.fixture
@@ -85,11 +85,11 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_cifar10_is_read_and_learned(photographs: Path) -> None:
-    found = _sets.cifar10(photographs)
-    assert found.x.shape == (200, 3, 32, 32)
-    assert found.x_test.shape == (40, 3, 32, 32)
-    assert found.y[:12].tolist() == [*range(10), 0, 1]
-    assert torch.equal(found.x[3, 1].long() // 25, torch.full((32, 32), 3))
+    actual = _sets.cifar10(photographs)
+    assert actual.x.shape == (200, 3, 32, 32)
+    assert actual.x_test.shape == (40, 3, 32, 32)
+    assert actual.y[:12].tolist() == [*range(10), 0, 1]
+    assert torch.equal(actual.x[3, 1].long() // 25, torch.full((32, 32), 3))
     one = case("low_rank", task="cifar10", data=str(photographs), steps=60, batch=32)
     assert Training().unsupported(one, described(one), Cpu(0)) is None
     assert scored(one)["score"] > 0.3
@@ -97,12 +97,12 @@ def test_a_folder_of_cifar10_is_read_and_learned(photographs: Path) -> None:
 
 def test_a_picture_is_cut_into_patches_of_all_channels() -> None:
     network = Vision(4, nn.Linear, side=4, channels=2, patch=2, depth=0)
-    seen: list[Tensor] = []
-    network.embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    recorded: list[Tensor] = []
+    network.embed.register_forward_pre_hook(lambda _, inputs: recorded.append(inputs[0]))
     x = torch.arange(32.0).reshape(1, 2, 4, 4)
     network(x)
-    assert seen[0].shape == (1, 4, 8)
-    assert seen[0][0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]  # above right, both channels
+    assert recorded[0].shape == (1, 4, 8)
+    assert recorded[0][0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]  # above right, both channels
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

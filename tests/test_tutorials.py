@@ -26,9 +26,9 @@ def blocks(page: str) -> list[str]:
 def run(page: str, **replaced: str) -> dict[str, Any]:
     """What the names of a page hold after its last block."""
     held: dict[str, Any] = {}
-    found = blocks(page)
-    assert len(found) >= 3
-    for block in found:
+    actual = blocks(page)
+    assert len(actual) >= 3
+    for block in actual:
         for before, after in replaced.items():
             block = block.replace(before, after)  # noqa: PLW2901 (each block is changed alone)
         exec(compile(block, page, "exec"), held)

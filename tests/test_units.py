@@ -109,8 +109,8 @@ def test_interval(estimate: tuple[float | None, float | None, float | None], tex
 @given(st.floats(1e-3, 1e3), st.floats(1e-12, 0.1))
 def test_no_interval_is_printed_as_certain(value: float, share: float) -> None:
     half = value * share
-    said = units.interval(value, value - half, value + half).partition("±")[2]
-    assert float(said) > 0
+    words = units.interval(value, value - half, value + half).partition("±")[2]
+    assert float(words) > 0
 
 
 @given(FINITE, FINITE, FINITE)

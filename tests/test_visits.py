@@ -124,8 +124,8 @@ def test_a_graph_that_the_budget_has_no_room_for_is_named(monkeypatch):
     worker = Worker(Fake())
     member = latency.Member(id="x", subject=worker._prepared(planned(), 1))
     plan = Plan(budget_seconds=0.001)
-    found = latency.measure([member], None, worker.device, plan, random.Random(1), 0.0)
-    (graph,) = [m for m in found["x"] if m.quantity == "graph_seconds"]
+    measurements = latency.measure([member], None, worker.device, plan, random.Random(1), 0.0)
+    (graph,) = [m for m in measurements["x"] if m.quantity == "graph_seconds"]
     assert graph.values == []
     assert graph.note == "The time budget ended before it was read."
 
