@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -192,14 +193,18 @@ class GatheredFormat(Format):
             return self
         return dataclasses.replace(self, gradient="dense" if self.dense_on(device) else "sampled")
 
+    def sparse_sides(self) -> tuple[int, int]:
+        """Rows and columns of the matrix whose entries are gathered: those of W, here."""
+        return self.out_features, self.in_features
+
     def dense_on(self, device: str) -> bool:
         """Whether a gather takes the gradient from a dense product on that kind of device."""
-        sides = (self.out_features, self.in_features)
+        sides = self.sparse_sides()
         return _gather.dense_gradient(self.gradient, device, self.gathered_entries(), *sides)
 
     def all_entries(self) -> int:
-        """The number of entries of W."""
-        return self.out_features * self.in_features
+        """The number of entries of that matrix, the zeros too."""
+        return math.prod(self.sparse_sides())
 
     def flops(self, tokens: int, direction: str) -> int:
         """FLOPs of the chain; a kernel may compute the gradient of the other entries too."""

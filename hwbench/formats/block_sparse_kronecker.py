@@ -142,13 +142,9 @@ class BlockSparseKronecker(GatheredFormat):
         """The number of entries of A at the kept blocks."""
         return self.kept_blocks * self.rank
 
-    def all_entries(self) -> int:
-        """The number of entries of all A, the zeros too."""
-        return self.out_blocks * self.in_blocks * self.rank
-
-    def dense_on(self, device: str) -> bool:
-        sides = (self.out_blocks, self.in_blocks * self.rank)
-        return _gather.dense_gradient(self.gradient, device, self.gathered_entries(), *sides)
+    def sparse_sides(self) -> tuple[int, int]:
+        """Rows and columns of all A, side by side."""
+        return self.out_blocks, self.in_blocks * self.rank
 
     def forms(self, tokens: int) -> bool:
         """Whether the kernel forms the kept blocks for so many tokens."""

@@ -121,13 +121,9 @@ class Dictionary(GatheredFormat):
         """The number of entries of S that are kept."""
         return self.out_features * self.fan_in
 
-    def all_entries(self) -> int:
-        """The number of entries of S, the zeros too."""
-        return self.out_features * self.atoms
-
-    def dense_on(self, device: str) -> bool:
-        sides = (self.out_features, self.atoms)
-        return _gather.dense_gradient(self.gradient, device, self.gathered_entries(), *sides)
+    def sparse_sides(self) -> tuple[int, int]:
+        """Rows and columns of S."""
+        return self.out_features, self.atoms
 
     def intermediate_width(self) -> int:
         return self.atoms
