@@ -144,11 +144,11 @@ def words() -> dict[str, dict[str, Any]]:
 
 def built_in() -> list[str]:
     """The formats of this repository, in the order of the page."""
-    known = words()
+    words_of = words()
     own = [
         n for n in plugins.names("formats") if (HERE.parent / f"hwbench/formats/{n}.py").exists()
     ]
-    return sorted(own, key=lambda name: (known.get(name, {}).get("order", 99), name))
+    return sorted(own, key=lambda name: (words_of.get(name, {}).get("order", 99), name))
 
 
 # --- the page ----------------------------------------------------------------------------------
@@ -157,8 +157,8 @@ def built_in() -> list[str]:
 def page(details: Iterable[dict[str, Any]]) -> str:
     """The text of docs/formats.md."""
     of = {each["name"]: each for each in details}
-    known, names = words(), built_in()
-    sections = [_section(of[name], known.get(name, {})) for name in names]
+    words_of, names = words(), built_in()
+    sections = [_section(of[name], words_of.get(name, {})) for name in names]
     return "\n".join([INTRODUCTION.format(dense=DENSE_GRADIENT_DENSITY), _table(names), *sections])
 
 
@@ -177,24 +177,24 @@ def _relative(name: str, density: float) -> list[str]:
         ours = _described(name, SIDE, 1.0 if name == "dense" else density)
     except KnobError:
         return ["—"] * 3
-    found = []
+    ratios = []
     for tokens, quantity in ((TOKENS, "flops"), (1, "bytes"), (TOKENS, "bytes")):
         costs = [f.cost(tokens, 2, FORWARD) for f in (ours, dense)]
         a, b = (
             c.flops if quantity == "flops" else c.compulsory_bytes + c.intermediate_bytes
             for c in costs
         )
-        found.append(f"{a / b:.3g}" if a < 10 * b else f"{a / b:.0f}")
-    return found
+        ratios.append(f"{a / b:.3g}" if a < 10 * b else f"{a / b:.0f}")
+    return ratios
 
 
 def _described(name: str, side: int, density: float, **knobs: Any) -> Format:
     return plugins.load("formats", name, Format).from_knobs(side, side, density=density, **knobs)
 
 
-def _section(fact: dict[str, Any], known: dict[str, Any]) -> str:
+def _section(fact: dict[str, Any], words_of: dict[str, Any]) -> str:
     name = fact["name"]
-    maths = [known["maths"], ""] if known else []
+    maths = [words_of["maths"], ""] if words_of else []
     lines = [
         f"## {name}",
         "",
@@ -204,15 +204,15 @@ def _section(fact: dict[str, Any], known: dict[str, Any]) -> str:
         "",
         *maths,
         *_markdown(fact["description"]),
-        *_costs(known),
+        *_costs(words_of),
         "| knob | default | what it is |",
         "|---|---|---|",
         *(_knob_row(knob, fact) for knob in fact["knobs"]),
         "",
         *_places(fact),
     ]
-    if known:
-        lines += [f"**When it wins.** {known['wins']}", ""]
+    if words_of:
+        lines += [f"**When it wins.** {words_of['wins']}", ""]
     if fact["paper"]:
         lines += [f"**Paper.** {_linked(fact['paper'])}.", ""]
     return "\n".join(lines)
@@ -222,8 +222,8 @@ def _markdown(description: str) -> list[str]:
     return [description.replace("``", "`"), ""] if description else []
 
 
-def _costs(known: dict[str, Any]) -> list[str]:
-    if not known:
+def _costs(words_of: dict[str, Any]) -> list[str]:
+    if not words_of:
         return []
     rows = [
         ("parameters P", "parameters"),
@@ -236,9 +236,11 @@ def _costs(known: dict[str, Any]) -> list[str]:
     ]
     found = []
     for label, key in rows:
-        note = f" ({known[f'{key}_note']})" if f"{key}_note" in known else ""
-        if known[key] != "0":
-            formula = known[key] if known["index"] != "0" else known[key].removesuffix(" + I")
+        note = f" ({words_of[f'{key}_note']})" if f"{key}_note" in words_of else ""
+        if words_of[key] != "0":
+            formula = (
+                words_of[key] if words_of["index"] != "0" else words_of[key].removesuffix(" + I")
+            )
             found.append(f"| {label} | {formula}{note} |")
     return ["| cost | |", "|---|---|", *found, ""]
 

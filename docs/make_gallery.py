@@ -52,9 +52,9 @@ def main() -> None:
     """Draw the photograph and what is left of it, best first."""
     own = cases()
     exact = grey(PICTURE, own[0].out_features, own[0].in_features)
-    found = [drawn(case, exact) for case in own]
-    found.sort(key=lambda each: -psnr(exact, each[0]))
-    panels = [(exact, f"the photograph\n{exact.shape[0]}×{exact.shape[1]} values"), *found]
+    panels_of = [drawn(case, exact) for case in own]
+    panels_of.sort(key=lambda each: -psnr(exact, each[0]))
+    panels = [(exact, f"the photograph\n{exact.shape[0]}×{exact.shape[1]} values"), *panels_of]
     rows = -(-len(panels) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(12, 2.95 * rows), layout="constrained")
     for axis in axes.flat:

@@ -48,9 +48,9 @@ def filled(text: str) -> str:
     """The text of a page with every table of it written anew."""
     for name, lines in tables().items():
         begin, end = f"<!-- begin {name}: {NOTE} -->", f"<!-- end {name} -->"
-        found = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
+        pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
         whole = "\n".join([begin, "", *lines, "", end])
-        text = found.sub(lambda _, whole=whole: whole, text)
+        text = pattern.sub(lambda _, whole=whole: whole, text)
     return text
 
 
@@ -136,10 +136,10 @@ def options() -> list[str]:
     """The options of each workload with their defaults."""
     rows = []
     for name in own("workloads"):
-        given = plugins.load("workloads", name, Workload).OPTIONS
-        if not given:
+        own_options = plugins.load("workloads", name, Workload).OPTIONS
+        if not own_options:
             rows.append([f"`{name}`", "none", "", ""])
-        for option, default in given.items():
+        for option, default in own_options.items():
             words = WORDS["options"][name][option]
             rows.append([f"`{name}`", f"`{option}`", shown(default), words])
     return table(["workload", "option", "default", "meaning"], rows)
@@ -176,8 +176,8 @@ def fields(record: type[records.Record]) -> list[str]:
 
 
 def _default(field: Any) -> str:
-    made = field.default_factory
-    return shown(field.default if made is msgspec.NODEFAULT else made())
+    factory = field.default_factory
+    return shown(field.default if factory is msgspec.NODEFAULT else factory())
 
 
 def _written(record: type, name: str) -> str:
@@ -217,12 +217,12 @@ def quantities() -> list[str]:
 
 def columns() -> dict[str, list[str]]:
     """The columns of ``load_run``, and those that ``summary`` has beside them."""
-    found = example()
-    (row,), (one,) = frames.replicate_rows(found), frames.summary_rows(found)
+    run = example()
+    (row,), (one,) = frames.replicate_rows(run), frames.summary_rows(run)
     new = {name: value for name, value in one.items() if name not in row}
     gone = ", ".join(f"`{name}`" for name in row if name not in one)
-    made = {"load_run": _columns(row), "summary": _columns(new)}
-    return {**made, "only_load_run": [f"Columns of `load_run` that `summary` has not: {gone}."]}
+    tables = {"load_run": _columns(row), "summary": _columns(new)}
+    return {**tables, "only_load_run": [f"Columns of `load_run` that `summary` has not: {gone}."]}
 
 
 def _columns(row: dict[str, Any]) -> list[str]:
@@ -279,11 +279,13 @@ def check() -> dict[str, list[str]]:
     ratio = records.Ratio(value=1.0, low=1.0, high=1.0, counts=(1, 1))
     verdict = records.Verdict.EQUIVALENT
     change = records.Change(case="case", metric="relative", verdict=verdict, ratio=ratio)
-    told = outcome.plain(outcome.Outcome(run="run", suite="suite", machine="", changes=[change]))
+    document = outcome.plain(
+        outcome.Outcome(run="run", suite="suite", machine="", changes=[change])
+    )
     heads = ["key", "meaning"]
     return {
-        "check": table(heads, listed("check", told)),
-        "changes": table(heads, listed("changes", told["changes"][0])),
+        "check": table(heads, listed("check", document)),
+        "changes": table(heads, listed("changes", document["changes"][0])),
     }
 
 

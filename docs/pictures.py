@@ -71,15 +71,15 @@ def chain(name: str, spec: Format, layer: Linear) -> list[Part] | None:
     maker = CHAINS.get(name)
     if maker is None:
         return None
-    found = maker(spec, layer)
+    parts = maker(spec, layer)
     product = None
-    for part in found:
+    for part in parts:
         if part.value is not None:
             product = part.value if product is None else product @ part.value
     assert product is not None
     if not torch.allclose(product, layer.to_dense(), atol=1e-5):
         raise AssertionError(f"The picture of {name} does not multiply to its weight.")
-    return found
+    return parts
 
 
 def _whole(value: Tensor, hue: int, label: str, caption: str) -> Part:
@@ -308,8 +308,8 @@ def _stored_picture(name: str, spec: Format, layer: Any) -> str:
         dense = entries
     drawing.row([*first, Part(sign="←"), _vector("x", spec.in_features)], 15.0)
     named = [*layer.named_parameters(), *layer.named_buffers()]
-    shown = [(n, t) for n, t in named if n not in ("bias", "left", "right")]
-    drawing.stored(_stored(n, t, dense, hues) for n, t in shown)
+    stored = [(n, t) for n, t in named if n not in ("bias", "left", "right")]
+    drawing.stored(_stored(n, t, dense, hues) for n, t in stored)
     return drawing.svg(f"{name}: {_title(spec)}")
 
 
@@ -331,10 +331,10 @@ def _stored(name: str, tensor: Tensor, dense: Tensor, hues: Tensor) -> Part:
         return Part(-flat.long(), label=label, caption=caption)
     if not tensor.is_floating_point():
         return Part(torch.zeros(flat.shape).long(), label=label, caption=caption, text=flat)
-    found = torch.full(flat.shape, -1)
+    places = torch.full(flat.shape, -1)
     for place in (dense != 0).nonzero().tolist():
-        found[(flat - dense[place[0], place[1]]).abs() < 1e-6] = hues[place[0], place[1]]
-    return Part(found, label=label, caption=caption)
+        places[(flat - dense[place[0], place[1]]).abs() < 1e-6] = hues[place[0], place[1]]
+    return Part(places, label=label, caption=caption)
 
 
 # --- how it is drawn ---------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Tally:
 
     def told(self, kind: str) -> str:
         """One line of counts."""
-        counts = ", ".join(f"{name} {found}" for name, found in sorted(self.outcomes.items()))
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(self.outcomes.items()))
         return (
             f"{kind:26s} {self.tried:6d} inputs: {counts}; {len(self.failures)} failed; "
             f"{self.seconds:.0f} s, the longest {self.longest:.1f} s; "

@@ -123,12 +123,12 @@ class Visit:
         }
         command = [_filled(part, places) for part in step.command]
         folder.mkdir(parents=True, exist_ok=True)
-        said = folder / "said.json"
+        output = folder / "said.json"
         begun = time.monotonic()
         with (self.out / "visit.log").open("ab") as log:
             log.write(f"\n== {step.name}: {' '.join(command)}\n".encode())
             log.flush()
-            with said.open("wb") as spoken:
+            with output.open("wb") as spoken:
                 process = subprocess.Popen(
                     command, stdin=subprocess.DEVNULL, stdout=spoken if step.said else log,
                     stderr=log, env=dict(self.variables), cwd=CHECKOUT, start_new_session=True,
@@ -139,7 +139,7 @@ class Visit:
                     _kill(process)
         self._keep(step.name, folder)
         seconds = time.monotonic() - begun
-        self._note(step, f"{ended} after {seconds:.1f} s of {allowed:.0f}", said)
+        self._note(step, f"{ended} after {seconds:.1f} s of {allowed:.0f}", output)
         shutil.rmtree(folder)
         return ended == "exit 0"
 
@@ -151,10 +151,10 @@ class Visit:
         if results.exists():
             join_results(self.out / "tests.xml", results)
 
-    def _note(self, step: Step, words: str, said: Path | None = None) -> None:
+    def _note(self, step: Step, words: str, output: Path | None = None) -> None:
         """One line of the log and of the facts; what the step said on its standard output."""
         facts: dict[str, object] = {"step": step.name, "ended": words}
-        text = said.read_text(encoding="utf-8", errors="replace") if said and step.said else ""
+        text = output.read_text(encoding="utf-8", errors="replace") if output and step.said else ""
         if text:
             try:
                 facts["said"] = json.loads(text)

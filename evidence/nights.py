@@ -121,8 +121,8 @@ def pairs(runs: list[Run]) -> None:
         compared += len(timed)
         wrong += sum(each.verdict is Verdict.REGRESSED for each in timed)
         verdicts.update(each.verdict.value for each in timed)
-    told = ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
-    print(f"identical pairs: {wrong} of {compared} comparisons regressed ({told})")
+    counts = ", ".join(f"{count} {name}" for name, count in verdicts.most_common())
+    print(f"identical pairs: {wrong} of {compared} comparisons regressed ({counts})")
 
 
 def found(runs: list[Run], slow: dict[int, Run]) -> None:

@@ -282,7 +282,7 @@ WAYS = {"--confirm": "fresh", "--confirm-by ab": "ab"}
 
 
 @dataclass
-class Told:
+class Tallies:
     """Counts of one world and one way."""
 
     nights: int = 0
@@ -293,11 +293,11 @@ class Told:
 
     def row(self) -> list[str]:
         """The cells of its row."""
-        found = [
+        rates = [
             f"{self.hits[key] / self.chances[key]:.0%}" if self.chances.get(key) else "–"
             for key in ((size, where) for size in SIZES for where in WHERE)
         ]
-        return [str(self.false), str(self.others), *found]
+        return [str(self.false), str(self.others), *rates]
 
 
 def slow_downs(rng: Rng) -> Iterator[tuple[float, str, Array]]:
@@ -312,10 +312,10 @@ def slow_downs(rng: Rng) -> Iterator[tuple[float, str, Array]]:
 
 def simulate(
     make: Callable[[Rng], World], nights: int, *, seed: int = 1, every: int = 10
-) -> dict[str, Told]:
+) -> dict[str, Tallies]:
     """Judge so many nights of a world in each way; on each ``every``-th, slow-downs as well."""
     world, rng = make(np.random.default_rng(seed)), np.random.default_rng(seed + 1)
-    tallies = {way: Told() for way in WAYS}
+    tallies = {way: Tallies() for way in WAYS}
     stored: list[Side] = []
     for number in range(BEFORE + nights):
         tonight = Tonight(world, world.night())
@@ -328,14 +328,16 @@ def simulate(
     return tallies
 
 
-def _same(tallies: dict[str, Told], stored: Sequence[Side], new: Side, tonight: Tonight) -> None:
+def _same(tallies: dict[str, Tallies], stored: Sequence[Side], new: Side, tonight: Tonight) -> None:
     for way, code, _ in judge(stored, Tonight(tonight.world, tonight.night), new):
         tallies[way].nights += 1
         tallies[way].false += code == 1
         tallies[way].others += code == 4
 
 
-def _slowed(tallies: dict[str, Told], stored: Sequence[Side], tonight: Tonight, rng: Rng) -> None:
+def _slowed(
+    tallies: dict[str, Tallies], stored: Sequence[Side], tonight: Tonight, rng: Rng
+) -> None:
     for size, where, slower in slow_downs(rng):
         slow = Tonight(tonight.world, tonight.night, slower)
         new, key = slow.run(), (size, where)

@@ -100,12 +100,12 @@ class Guarded:
         """Write text; its length, as the caller gave it."""
         if self._stream.isatty():  # a bar goes back to the begin of its line
             parts = _SEQUENCE.split(text)
-            shown = "".join(
+            printed = "".join(
                 p if n % 2 else _printable_text(p, _LAYOUT + "\r") for n, p in enumerate(parts)
             )
         else:
-            shown = _printable_text(text, _LAYOUT)
-        whole = inert(self._begun + shown)
+            printed = _printable_text(text, _LAYOUT)
+        whole = inert(self._begun + printed)
         self._stream.write(whole[len(self._begun) :])
         self._begun = whole.rpartition("\n")[2]
         return len(text)

@@ -173,8 +173,8 @@ class Format(ABC):
         value = bisect.bisect_right(
             range(1, largest + 1), allowed, key=lambda value: smallest._parameters_at(knob, value)
         )
-        found: dict[str, Any] = {knob: round_down(value, multiple)}
-        return dataclasses.replace(smallest, **found)
+        setting: dict[str, Any] = {knob: round_down(value, multiple)}
+        return dataclasses.replace(smallest, **setting)
 
     def largest_setting(self) -> int | None:
         """The largest value of the knob that a density decides; None where nothing bounds it."""

@@ -67,17 +67,17 @@ def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 def _inputs(x, rows, block, p, tokens, in_features, in_side, row_step, column_step):
     """Load the tile (rows, p) of one input group of x (tokens, in_features)."""
     feature = block * in_side + p
-    kept = (rows < tokens)[:, None] & ((p < in_side) & (feature < in_features))[None, :]
-    return tl.load(x + rows[:, None] * row_step + feature[None, :] * column_step, kept, other=0.0)
+    mask = (rows < tokens)[:, None] & ((p < in_side) & (feature < in_features))[None, :]
+    return tl.load(x + rows[:, None] * row_step + feature[None, :] * column_step, mask, other=0.0)
 
 
 @triton.jit
 def _outputs(y, tile, rows, s, group, tokens, out_features, out_side, group_step, s_step):
     """Write a tile (rows, s): feature group · group_step + s · s_step of y, of out_features."""
     feature = group * group_step + s * s_step
-    kept = (rows < tokens)[:, None] & ((s < out_side) & (feature < out_features))[None, :]
+    mask = (rows < tokens)[:, None] & ((s < out_side) & (feature < out_features))[None, :]
     where = y + rows[:, None] * out_features + feature[None, :]
-    tl.store(where, tile.to(y.dtype.element_ty), kept)
+    tl.store(where, tile.to(y.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -103,16 +103,16 @@ def _two_stage(
             more = ()
             for n in tl.static_range(TOGETHER):
                 row = (block * out_blocks + group + n) * rank + lane
-                kept = (p < in_side)[:, None] & ((lane < rank) & (group + n < out_blocks))[None, :]
-                factor = tl.load(first + row[None, :] * in_side + p[:, None], kept, other=0.0)
+                mask = (p < in_side)[:, None] & ((lane < rank) & (group + n < out_blocks))[None, :]
+                factor = tl.load(first + row[None, :] * in_side + p[:, None], mask, other=0.0)
                 more = more + (_add_product(part, factor, z[n]),)
             z = more
         more = ()
         for n in tl.static_range(TOGETHER):
             row = (group + n).to(tl.int64) * out_side + s
-            kept = ((lane < rank) & (group + n < out_blocks))[:, None] & (s < out_side)[None, :]
+            mask = ((lane < rank) & (group + n < out_blocks))[:, None] & (s < out_side)[None, :]
             column = (block * rank + lane)[:, None]
-            factor = tl.load(second + row[None, :] * (in_blocks * rank) + column, kept, other=0.0)
+            factor = tl.load(second + row[None, :] * (in_blocks * rank) + column, mask, other=0.0)
             narrow = z[n].to(x.dtype.element_ty)
             more = more + (_add_product(narrow, factor, sums[n]),)
         sums = more
@@ -137,13 +137,13 @@ def _enter_grouped(
         p = start + tl.arange(0, INNER).to(tl.int64)
         part = _inputs(x, rows, block, p, tokens, in_features, in_side, row_step, column_step)
         row = (block * columns + column).to(tl.int64)
-        kept = (p < in_side)[:, None] & (column < columns)[None, :]
-        factor = tl.load(first + row[None, :] * in_side + p[:, None], kept, other=0.0)
+        mask = (p < in_side)[:, None] & (column < columns)[None, :]
+        factor = tl.load(first + row[None, :] * in_side + p[:, None], mask, other=0.0)
         total = _add_product(part, factor, total)
     group, entry = column // rank, block * rank + column % rank
     where = group.to(tl.int64) * group_step + entry.to(tl.int64) * entry_step
-    kept = (rows < tokens)[:, None] & (column < columns)[None, :]
-    tl.store(z + rows[:, None] * token_step + where[None, :], total.to(z.dtype.element_ty), kept)
+    mask = (rows < tokens)[:, None] & (column < columns)[None, :]
+    tl.store(z + rows[:, None] * token_step + where[None, :], total.to(z.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -171,8 +171,8 @@ def _leave_coupled(
                 where = couplings + (group * BLOCKS + block) * RANK + lane
                 w += part.to(tl.float32) * tl.load(where, there, other=0.0).to(tl.float32)[None, :]
         row = group.to(tl.int64) * out_side + s
-        kept = (lane < RANK)[:, None] & (s < out_side)[None, :]
-        factor = tl.load(bases + row[None, :] * RANK + lane[:, None], kept, other=0.0)
+        mask = (lane < RANK)[:, None] & (s < out_side)[None, :]
+        factor = tl.load(bases + row[None, :] * RANK + lane[:, None], mask, other=0.0)
         total = _add_product(w.to(z.dtype.element_ty), factor, total)
     _outputs(y, total, rows, s, group, tokens, out_features, out_side, out_side, 1)
 

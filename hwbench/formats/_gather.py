@@ -176,20 +176,20 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, pattern: Pattern, dense: bool) -> Tensor:
         values_need = ctx.needs_input_grad[1]
         y, turned = _forward(x, values, pattern, keep=values_need and not dense)
-        seen = [x] if values_need and dense else turned
-        ctx.save_for_backward(values, *seen)
+        saved_inputs = [x] if values_need and dense else turned
+        ctx.save_for_backward(values, *saved_inputs)
         ctx.pattern, ctx.dense = pattern, dense
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        values, *seen = ctx.saved_tensors
+        values, *saved_inputs = ctx.saved_tensors
         x_needs, values_need = ctx.needs_input_grad[:2]
         sampled = values_need and not ctx.dense
-        dx, dvalues = _backward(dy, values, ctx.pattern, x_needs, seen if sampled else None)
+        dx, dvalues = _backward(dy, values, ctx.pattern, x_needs, saved_inputs if sampled else None)
         if values_need and ctx.dense:
-            dvalues = _blocked(dy, seen[0], ctx.pattern)
+            dvalues = _blocked(dy, saved_inputs[0], ctx.pattern)
         return dx, dvalues, None, None
 
 
@@ -230,11 +230,11 @@ def _backward(
 
 def _blocked(dy: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
     """The gradient of the values, (nonzeros,), from blocks of rows of the dense gradient."""
-    taken = x.new_empty(pattern.columns.numel())
+    values = x.new_empty(pattern.columns.numel())
     for rows, entries in pattern.blocks:
         block = dy[:, rows].t() @ x
-        torch.index_select(block.view(-1), 0, pattern.places[entries], out=taken[entries])
-    return taken
+        torch.index_select(block.view(-1), 0, pattern.places[entries], out=values[entries])
+    return values
 
 
 class _Sampled:

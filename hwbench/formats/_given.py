@@ -23,8 +23,8 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
         return None
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
-    kept = bias.detach() if isinstance(bias, Tensor) else None
-    return (weight.detach() if conv is None else weight.detach().t()), kept
+    detached = bias.detach() if isinstance(bias, Tensor) else None
+    return (weight.detach() if conv is None else weight.detach().t()), detached
 
 
 def checked(project: Callable[..., Any]) -> Callable[..., Any]:

@@ -121,8 +121,8 @@ def _compiler() -> list[str]:
     for name, *options in filter(None, named):
         if os.sep in name and not Path(name).is_absolute():
             continue
-        if found := shutil.which(name, path=os.pathsep.join(folders)):
-            return [found, *options]
+        if path := shutil.which(name, path=os.pathsep.join(folders)):
+            return [path, *options]
     raise NotBuiltError(
         "there is no C++ compiler; install g++ (on Debian: apt install g++), or name one in CXX."
     )

@@ -64,12 +64,12 @@ _by_onednn = _ByOneDnn()
 _selection = _Chosen()
 
 
-def by_onednn(call: Callable[..., Any], *given: Any) -> Any:
+def by_onednn(call: Callable[..., Any], *arguments: Any) -> Any:
     """What ``call`` returns, its float32 products made by oneDNN; the setting is put back."""
     before, _selection.here = _selection.here, True
     try:
         with _by_onednn:
-            return call(*given)
+            return call(*arguments)
     finally:
         _selection.here = before
 
@@ -79,13 +79,13 @@ def remembered(function: F) -> F:
     forward, backward = function.forward, function.backward
 
     @wraps(forward)
-    def first(ctx: Any, *given: Any) -> Any:
+    def first(ctx: Any, *arguments: Any) -> Any:
         ctx.onednn = not torch.compiler.is_compiling() and _selection.here
-        return forward(ctx, *given)
+        return forward(ctx, *arguments)
 
     @wraps(backward)
-    def second(ctx: Any, *given: Any) -> Any:
-        return by_onednn(backward, ctx, *given) if ctx.onednn else backward(ctx, *given)
+    def second(ctx: Any, *arguments: Any) -> Any:
+        return by_onednn(backward, ctx, *arguments) if ctx.onednn else backward(ctx, *arguments)
 
     function.forward, function.backward = staticmethod(first), staticmethod(second)  # type: ignore[method-assign]
     return function
@@ -164,7 +164,7 @@ def _error() -> float:
     return worst
 
 
-def _demanded(call: Callable[..., Any], *given: Any) -> Any:
+def _demanded(call: Callable[..., Any], *arguments: Any) -> Any:
     """``by_onednn`` in float32 on a CPU.
 
     Raises:
@@ -172,7 +172,7 @@ def _demanded(call: Callable[..., Any], *given: Any) -> Any:
     """
     if reason := _refusal_here():
         raise UsageError(reason)
-    return by_onednn(call, *given)
+    return by_onednn(call, *arguments)
 
 
 # beside what is compiled, as the compiler reads settings when it compiles

@@ -194,7 +194,7 @@ class TwoStage(ByDevice):
         """Inputs of the layer over those of the factor, shared by two factors."""
         grid = self.grid()
         inputs = {"first": grid.in_side, "second": grid.in_blocks * self.rank}
-        return {name: self.in_features / seen / 2 for name, seen in inputs.items()}
+        return {name: self.in_features / width / 2 for name, width in inputs.items()}
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """The nearest member: the blocks decouple, and each has its truncated decomposition."""
@@ -261,8 +261,8 @@ class Bmm(_Chain, _kernel.Bmm, of=TwoStage):
         """x and a factor are read again, and the intermediate is written and copied again."""
         if not self.makes_again(described, tokens):
             return 0
-        made = described.in_features + 3 * self.intermediate_width(described)
-        return tokens * made + described.stages()[0]
+        width = described.in_features + 3 * self.intermediate_width(described)
+        return tokens * width + described.stages()[0]
 
 
 class OneDnn(_onednn.OneDnn, Bmm, of=TwoStage):
@@ -292,8 +292,8 @@ class Native(_native.Native, of=TwoStage):
 
     def recomputed_values(self, described: TwoStage, tokens: int) -> int:
         """What ``bmm`` moves to make it again; one that is kept is written, and laid out anew."""
-        kept = 3 * tokens * Bmm().intermediate_width(described)
-        return Bmm().recomputed_values(described, tokens) or kept
+        moved = 3 * tokens * Bmm().intermediate_width(described)
+        return Bmm().recomputed_values(described, tokens) or moved
 
 
 class Einsum(_Chain, _kernel.Einsum, of=TwoStage):
@@ -384,5 +384,5 @@ class TritonFused(Triton, of=TwoStage):
 
     def recomputed_values(self, described: TwoStage, tokens: int) -> int:
         """x and a factor are read, and the intermediate is written."""
-        made = described.in_features + super().intermediate_width(described)
-        return tokens * made + described.stages()[0]
+        width = described.in_features + super().intermediate_width(described)
+        return tokens * width + described.stages()[0]

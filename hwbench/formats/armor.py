@@ -32,8 +32,8 @@ from hwbench.records import Knob
 class _Map(EntriesMap):
     codes: Tensor  # (ceil(out · in / 8),) uint8: each kept value's position among four, two bits
 
-    def __init__(self, spec: Armor, left: Tensor, kept: tuple[Tensor, Tensor], right: Tensor):
-        values, positions = kept
+    def __init__(self, spec: Armor, left: Tensor, sparse: tuple[Tensor, Tensor], right: Tensor):
+        values, positions = sparse
         super().__init__(spec.out_features, spec.in_features, values)  # (out, in / 2)
         self.kernel, self.gradient = spec.implementation, spec.gradient
         self.left = nn.Parameter(left)  # A: (out / block, block, block)
@@ -144,9 +144,9 @@ class Armor(GatheredFormat):
         values = torch.empty(shape[0], shape[1] // 2, device=where)
         bound = (shape[1] / 2) ** -0.5
         values.uniform_(-bound, bound, generator=generator)
-        kept = values.to(dtype), best_in_groups(order, 2, 4)
+        sparse = values.to(dtype), best_in_groups(order, 2, 4)
         left, right = (_identity(size, self.side, values).to(dtype) for size in shape)
-        return _Map(self, left, kept, right)
+        return _Map(self, left, sparse, right)
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
         """From the two largest of every four, in turns: the best A, the best B, a better S.
@@ -292,9 +292,9 @@ def _best_left(target: Tensor, gram: Tensor, now: _Factors) -> _Factors:
     """The blocks of A, each the least squares solution for its outputs."""
     rows = (len(now.left), -1)
     mixed = _across(now.sparse, now.right)
-    seen = _seen(mixed, gram).unflatten(0, rows).mT
-    slope = now.missed(target).unflatten(0, rows) @ seen
-    step = _solve(mixed.unflatten(0, rows) @ seen, slope.mT)
+    weighed = _seen(mixed, gram).unflatten(0, rows).mT
+    slope = now.missed(target).unflatten(0, rows) @ weighed
+    step = _solve(mixed.unflatten(0, rows) @ weighed, slope.mT)
     return now._replace(left=now.left + step.mT)
 
 
@@ -306,13 +306,13 @@ def _best_right(target: Tensor, gram: Tensor, now: _Factors) -> _Factors:
     if gram.dim() == 1:  # the weights of the columns cancel
         slope = mixed.mT @ missed.unflatten(1, (count, side)).transpose(0, 1)
         return now._replace(right=now.right + _solve(curvature, slope))
-    right, seen = now.right.clone(), missed @ gram
+    right, weighed = now.right.clone(), missed @ gram
     for number, columns in enumerate(torch.arange(len(gram), device=gram.device).split(side)):
         own = torch.linalg.cholesky(gram[columns][:, columns])
-        slope = torch.cholesky_solve((mixed[number].mT @ seen[:, columns]).mT, own).mT
+        slope = torch.cholesky_solve((mixed[number].mT @ weighed[:, columns]).mT, own).mT
         step = _solve(curvature[number], slope)
         right[number] += step
-        seen -= mixed[number] @ (step @ gram[columns])
+        weighed -= mixed[number] @ (step @ gram[columns])
     return now._replace(right=right)
 
 
@@ -343,10 +343,10 @@ def _better_sparse(target: Tensor, gram: Tensor, now: _Factors) -> _Factors:
         for group in range(width // 4):
             of = slice(4 * group, 4 * group + 4)
             values = sparse[row, ..., of]
-            wanted = inner[..., of] / steep + values @ curvature[:, of, of]
-            best, found = pairs.best(group, wanted)
-            inner -= steep * ((found - values) @ curvature[:, of])
-            sparse[row, ..., of] = found
+            target_values = inner[..., of] / steep + values @ curvature[:, of, of]
+            best, values_best = pairs.best(group, target_values)
+            inner -= steep * ((values_best - values) @ curvature[:, of])
+            sparse[row, ..., of] = values_best
             places[row, ..., group] = best
         moved = (sparse[row] - before) @ curvature
         slope[row + 1 :] -= steepness[:, row + 1 :, row].mT[:, None, :, None] * moved
@@ -361,17 +361,17 @@ class _Pairs(NamedTuple):
     places: Tensor  # (6, 2)
     inverse: Tensor  # (parts, groups, 4, 6 · 4): by a pair the inverse of its curvature, else zeros
 
-    def best(self, group: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def best(self, group: int, target: Tensor) -> tuple[Tensor, Tensor]:
         """The pair that lowers the error most, (parts, rows), and its values, (parts, rows, 4).
 
         Args:
             group: which four columns of each part.
-            wanted: (parts, rows, 4), the curvature times the best four values.
+            target: (parts, rows, 4), the curvature times the best four values.
         """
-        values = (wanted @ self.inverse[:, group]).unflatten(2, (6, 4))
-        best = (values * wanted.unsqueeze(2)).sum(-1).argmax(-1)
-        chosen = best[..., None, None].expand(*best.shape, 1, 4)
-        return best, values.gather(2, chosen).squeeze(2)
+        values = (target @ self.inverse[:, group]).unflatten(2, (6, 4))
+        best = (values * target.unsqueeze(2)).sum(-1).argmax(-1)
+        places = best[..., None, None].expand(*best.shape, 1, 4)
+        return best, values.gather(2, places).squeeze(2)
 
 
 def _pairs(curvature: Tensor) -> _Pairs:

@@ -233,8 +233,8 @@ class Blast(ByDevice):
         kernel = self.implementation
         if not isinstance(kernel, ByTokens):
             return super().intermediate_bytes(tokens, item_bytes, direction)
-        chosen = dataclasses.replace(self, kernel=kernel.chosen(tokens, self.device).name)
-        return chosen.intermediate_bytes(tokens, item_bytes, direction)
+        of_kernel = dataclasses.replace(self, kernel=kernel.chosen(tokens, self.device).name)
+        return of_kernel.intermediate_bytes(tokens, item_bytes, direction)
 
     def padded(self) -> tuple[int, int]:
         """Both sizes as they are stored."""

@@ -160,8 +160,8 @@ class LowRankLight(Format):
         right.normal_(std=self.rank**-0.5, generator=generator)
         pivots = None
         if self.columns == PIVOTED:
-            drawn = torch.randperm(self.in_features, generator=generator, device=device)
-            pivots = _pivots(drawn[: self.rank])
+            permutation = torch.randperm(self.in_features, generator=generator, device=device)
+            pivots = _pivots(permutation[: self.rank])
         return _Map(left.to(dtype), right.to(dtype), pivots, self.implementation)
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
@@ -231,9 +231,9 @@ class Addmm(Kernel, of=LowRankLight):
     adds_bias = True
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
-        given = (x, layer.left, layer.right)
-        tensors = given if layer.bias is None else (*given, layer.bias)
+        operands = (x, layer.left, layer.right)
+        tensors = operands if layer.bias is None else (*operands, layer.bias)
         if _block_matmul.needs_grad(*tensors):
-            y: Tensor = _Product.apply(*given, layer.bias, layer.order())  # type: ignore[no-untyped-call]
+            y: Tensor = _Product.apply(*operands, layer.bias, layer.order())  # type: ignore[no-untyped-call]
             return y
-        return _product(*given, layer.bias, layer.order())[0]
+        return _product(*operands, layer.bias, layer.order())[0]

@@ -56,14 +56,14 @@ class _Columns(Linear):
     kept: Tensor  # (columns,), ascending
 
     def __init__(
-        self, spec: LowRankSparse, left: Tensor, right: Tensor, kept: Tensor, values: Tensor
+        self, spec: LowRankSparse, left: Tensor, right: Tensor, columns: Tensor, values: Tensor
     ) -> None:
         super().__init__(spec.out_features, spec.in_features)
         self.kernel = spec.implementation
         self.values = nn.Parameter(values)  # (out, columns)
         self.left = nn.Parameter(left)  # (out, rank)
         self.right = nn.Parameter(right)  # (rank, in)
-        self.register_buffer("kept", kept.to(getattr(torch, spec.index_dtype)))
+        self.register_buffer("kept", columns.to(getattr(torch, spec.index_dtype)))
 
     def to_dense(self) -> Tensor:
         empty = self.values.new_zeros(self.out_features, self.in_features)
@@ -97,8 +97,8 @@ class LowRankSparse(GatheredFormat):
 
     def __post_init__(self) -> None:
         if self.sparse is None:
-            kept = "columns" if self.kernel == Columns.name else "entries"
-            object.__setattr__(self, "sparse", kept)
+            sparse = "columns" if self.kernel == Columns.name else "entries"
+            object.__setattr__(self, "sparse", sparse)
         check_choice(self, "sparse", ("entries", "columns"))
         if self.kernel == "" and self.whole:
             object.__setattr__(self, "kernel", Columns.name)
@@ -239,21 +239,21 @@ class LowRankSparse(GatheredFormat):
         if self.whole:  # columns that stand out would be the first directions of A B
             outstanding = largest(target.square().sum(0), self.nonzeros // self.unit)
             starts.append(target.index_fill(1, outstanding, 0))
-        found = [self._in_turns(target, rest) for rest in starts]
-        left, right, places, _ = min(found, key=lambda each: each[3])
+        splits = [self._in_turns(target, rest) for rest in starts]
+        left, right, places, _ = min(splits, key=lambda each: each[3])
         return left, right, places
 
     def _in_turns(self, target: Tensor, rest: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         """As ``_alternate``, from the best A B for ``rest``, and the error."""
         basis = torch.linalg.svd(rest, full_matrices=False).Vh[: self.rank].mT
-        left, places, taken, error = self._split(target, rest, basis)
+        left, places, sparse, error = self._split(target, rest, basis)
         for _ in range(self.ROUNDS):
-            rest = target - taken
+            rest = target - sparse
             moved = torch.linalg.qr(rest.mT @ (rest @ basis)).Q
             split = self._split(target, rest, moved)
             if split[3] >= error * (1 - self.LEAST_GAIN):
                 break
-            (left, places, taken, error), basis = split, moved
+            (left, places, sparse, error), basis = split, moved
         return left, basis.mT, places, error
 
     def _split(
@@ -267,8 +267,8 @@ class LowRankSparse(GatheredFormat):
         gap = target - left @ basis.mT
         if self.whole:
             places = largest(gap.square().sum(0), self.nonzeros // self.unit)
-            taken = torch.zeros_like(gap).index_copy(1, places, target[:, places])
-            return left, places, taken, float(gap.index_fill(1, places, 0).norm())
+            sparse = torch.zeros_like(gap).index_copy(1, places, target[:, places])
+            return left, places, sparse, float(gap.index_fill(1, places, 0).norm())
         flat = gap.flatten()
         places = largest(flat.abs(), self.nonzeros)
         entries = torch.zeros_like(flat).index_copy(0, places, flat[places])

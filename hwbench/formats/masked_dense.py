@@ -60,8 +60,8 @@ class MaskedDense(KeptFormat):
     def build(self, flat: Tensor, weight: Tensor) -> Linear:
         mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device)
         mask[flat] = True
-        kept = weight.clone(memory_format=torch.contiguous_format)
-        return _Map(kept, mask.view(weight.shape), self.implementation)
+        copy = weight.clone(memory_format=torch.contiguous_format)
+        return _Map(copy, mask.view(weight.shape), self.implementation)
 
 
 class Torch(_kernel.Torch, of=MaskedDense):

@@ -42,8 +42,10 @@ class _Map(EntriesMap):
         self.register_buffer("positions", positions)
 
     def starts(self) -> Tensor:
-        rows, kept = self.values.shape
-        return torch.arange(0, rows * kept + 1, kept, dtype=torch.int32, device=self.values.device)
+        rows, width = self.values.shape
+        return torch.arange(
+            0, rows * width + 1, width, dtype=torch.int32, device=self.values.device
+        )
 
     def places(self) -> Tensor:
         if self.positions.dtype == torch.int32:

@@ -296,7 +296,7 @@ def _refusal(kernel: Pruning, dtype: torch.dtype) -> str | None:
         assert x.grad is not None
         assert layer.weight.grad is not None
         dweight = (dy.t() @ x) * (dense != 0)
-        wanted = ((y, x @ dense.t()), (x.grad, dy @ dense), (layer.weight.grad, dweight))
-        return all(float((a - b).detach().norm() / b.norm()) < 0.02 for a, b in wanted)
+        pairs = ((y, x @ dense.t()), (x.grad, dy @ dense), (layer.weight.grad, dweight))
+        return all(float((a - b).detach().norm() / b.norm()) < 0.02 for a, b in pairs)
 
     return tried(f"kernel={kernel.name} of two_four_training", right)
