@@ -21,7 +21,7 @@ from hwbench.studies._choosing import Passed
 
 DENSE: Mapping[str, Knob] = {"name": "dense"}
 MODEL_SECONDS = 3600.0
-"""What a case of a whole model may take."""
+"""The time limit of a case of a whole model."""
 
 _APPLY_SECONDS = 3600.0
 
@@ -33,7 +33,7 @@ def single_path(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Whole:
-    """What a whole model was measured to do."""
+    """The measurements of a whole model."""
 
     score: float
     score_name: str
@@ -61,31 +61,31 @@ def measured(
     Raises:
         CasesFailedError: one of them could not be measured.
     """
-    told = checkpoints.layer_plan(plan)
-    side = told.layers[0].shape
+    layer_plan = checkpoints.layer_plan(plan)
+    side = layer_plan.layers[0].shape
     paths = {"dense": "", "plan": str(plan.resolve())}
     if single:
         paths["single"] = str(single_path(plan).resolve())
-    asked = {
+    document = {
         "schema": 1, "name": "chosen",
         "about": "A model as it was, as planned, and in the best single format",
         "plan": {"timeout_seconds": MODEL_SECONDS},
-        "cases": [{"workload": "compress", "weighting": "activations", "model": told.model,
-                   "plan": list(paths.values()), "text": told.text, "seeds": 2, "shape": list(side),
-                   "dtype": "float32", "format": [dict(DENSE)]}],
+        "cases": [{"workload": "compress", "weighting": "activations", "model": layer_plan.model,
+                   "plan": list(paths.values()), "text": layer_plan.text, "seeds": 2,
+                   "shape": list(side), "dtype": "float32", "format": [dict(DENSE)]}],
     }  # fmt: skip
-    run = runner.run(asked, device=device, threads=threads, out=out, listener=listener)
+    run = runner.run(document, device=device, threads=threads, out=out, listener=listener)
     rows = {json.loads(r["options"])["plan"]: r for r in summary_rows(read_run(run))}
-    found = {}
+    wholes = {}
     for name, path in paths.items():
         row = rows[path]
         if row["status"] != "ok":
             raise CasesFailedError(f"The model ({name}) could not be measured: {row['reason']}")
-        found[name] = Whole(
+        wholes[name] = Whole(
             row["score"], row["score_name"], row["better"], row["model_seconds"],
             row["model_bytes"], row["retrieval_agreement"], row["next_token_divergence"],
         )  # fmt: skip
-    return found
+    return wholes
 
 
 def passed(
@@ -102,15 +102,15 @@ def passed(
     Raises:
         CasesFailedError: it could not be measured.
     """
-    told = checkpoints.layer_plan(plan)
-    asked = {
+    layer_plan = checkpoints.layer_plan(plan)
+    document = {
         "schema": 1, "name": "passed", "about": "A pass of a model as planned and as it was",
         "plan": {"timeout_seconds": MODEL_SECONDS},
-        "cases": [{"workload": "model_pass", "model": told.model, "plan": str(plan.resolve()),
-                   "length": tokens, "shape": list(told.layers[0].shape), "dtype": "float32",
+        "cases": [{"workload": "model_pass", "model": layer_plan.model, "plan": str(plan.resolve()),
+                   "length": tokens, "shape": list(layer_plan.layers[0].shape), "dtype": "float32",
                    "format": [dict(DENSE)]}],
     }  # fmt: skip
-    run = runner.run(asked, device=device, threads=threads, out=out, listener=listener)
+    run = runner.run(document, device=device, threads=threads, out=out, listener=listener)
     (row,) = summary_rows(read_run(run))
     if row["status"] != "ok":
         raise CasesFailedError(f"A pass of the planned model was not measured: {row['reason']}")

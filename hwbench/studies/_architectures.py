@@ -92,23 +92,23 @@ def layers(settings: Mapping[str, Any], where: str = "config.json") -> list[Laye
 
 def _merged(unmerged: list[Layer]) -> list[Layer]:
     """Layers of the same shape, tokens and storage as one, with their counts added."""
-    kept: dict[Any, Layer] = {}
+    by_sides: dict[Any, Layer] = {}
     for each in unmerged:
         key = (
             each.out_features, each.in_features, repr(sorted(each.tokens.items())),
             repr(each.shipped),
         )  # fmt: skip
-        if key in kept:
-            before = kept[key]
-            kept[key] = replace(
+        if key in by_sides:
+            before = by_sides[key]
+            by_sides[key] = replace(
                 before,
                 names=before.names + each.names,
                 count=before.count + each.count,
                 note=before.note or each.note,
             )
         else:
-            kept[key] = each
-    return list(kept.values())
+            by_sides[key] = each
+    return list(by_sides.values())
 
 
 # --- decoders of text -----------------------------------------------------------------------------
@@ -155,18 +155,18 @@ def _gemma3(c: Config) -> list[Layer]:
 
 
 def _experts(
-    hidden: int, inner: int, *, depth: int, used: int, held: int, fused: bool = False
+    hidden: int, inner: int, *, depth: int, used: int, experts: int, fused: bool = False
 ) -> list[Layer]:
     """The experts that one token is sent to, in all layers that have some, and the router.
 
     Many tokens count as if all took the same experts: the FLOPs are those of any routing, the bytes
     the least.
     """
-    note = f"{used} of {held} experts a token, all tokens the same"
+    note = f"{used} of {experts} experts a token, all tokens the same"
     names = ["gate_up_proj"] if fused else ["gate_proj", "up_proj"]
     width = 2 * inner if fused else inner
     return [
-        Layer(("router",), held, hidden, depth),
+        Layer(("router",), experts, hidden, depth),
         Layer(
             tuple(f"experts.{name}" for name in names),
             width, hidden, len(names) * used * depth, note=note,
@@ -186,7 +186,7 @@ def _qwen3_moe(c: Config) -> list[Layer]:
     if sparse:
         parts += _experts(
             hidden, c.size("moe_intermediate_size"), depth=sparse,
-            used=c.size("num_experts_per_tok"), held=c.size("num_experts"),
+            used=c.size("num_experts_per_tok"), experts=c.size("num_experts"),
         )  # fmt: skip
     return [*parts, _head(c)]
 
@@ -195,7 +195,7 @@ def _gpt_oss(c: Config) -> list[Layer]:
     hidden, depth = c.size("hidden_size"), c.size("num_hidden_layers")
     experts = _experts(
         hidden, c.size("intermediate_size"), depth=depth, used=c.size("num_experts_per_tok"),
-        held=c.size("num_local_experts"), fused=True,
+        experts=c.size("num_local_experts"), fused=True,
     )  # fmt: skip
     return [*_attention(c), *experts, _head(c)]
 
@@ -240,7 +240,7 @@ def _deepseek_v3(c: Config) -> list[Layer]:
     if depth > dense:
         parts += _experts(
             hidden, wide, depth=depth - dense, used=c.size("num_experts_per_tok"),
-            held=c.size("n_routed_experts"),
+            experts=c.size("n_routed_experts"),
         )  # fmt: skip
         shared = wide * c.size("n_shared_experts")
         parts += _gated(hidden, shared, depth - dense, "shared_experts.")
@@ -266,7 +266,7 @@ def _deepseek_v4(c: Config) -> list[Layer]:
         Layer(("o_a_proj · o_b_proj",), hidden, heads * side, depth, shipped=outputs),
         *_experts(
             hidden, wide, depth=depth, used=c.size("num_experts_per_tok"),
-            held=c.size("n_routed_experts"),
+            experts=c.size("n_routed_experts"),
         ),
         *_gated(hidden, wide * c.size("n_shared_experts"), depth, "shared_experts."),
         _head(c),

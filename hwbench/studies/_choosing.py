@@ -15,7 +15,7 @@ VARIANTS = {"half": (0.5, 1.0), "error": (0.0, 1.0), "steep": (1.0, 1.5)}
 """Other beliefs in what is lost: the power of the sensitivity, and that of the squared error."""
 
 TOLERANCE = 0.02
-"""Of a budget of time: a measured pass that exceeds it by more is planned anew."""
+"""A plan is made anew if its measured pass exceeds a budget of time by more than this share."""
 
 _KINDS = ("bytes", "time", "params")
 _BUDGET = re.compile(r"(\w+)\s*=\s*([-−]?)\s*(\d+(?:\.\d+)?)\s*%")
@@ -23,7 +23,7 @@ _BUDGET = re.compile(r"(\w+)\s*=\s*([-−]?)\s*(\d+(?:\.\d+)?)\s*%")
 
 @dataclass(frozen=True)
 class Budget:
-    """What a model may cost, as a share of what it costs dense.
+    """The cost that a model may have, as a share of its dense cost.
 
     Bytes and parameters are those of all linear layers together; the time is that of a whole pass.
     """
@@ -58,7 +58,7 @@ class Budget:
         return f"{self.kind}={100 * self.share:g}%"
 
     def limit(self, dense: Costs, rest_seconds: float = 0.0, missed_seconds: float = 0.0) -> float:
-        """What all linear layers together may cost, of their costs and of the rest of a pass.
+        """Return the cost that all linear layers may have, given dense's and that of the rest.
 
         ``missed_seconds`` is by how much measured passes of earlier plans exceeded the budget.
         """
@@ -69,7 +69,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Costs:
-    """What layers cost, and what is lost."""
+    """The costs and the loss of layers."""
 
     time_seconds: float
     bytes: float
@@ -102,7 +102,7 @@ class Passed:
 
     @property
     def share(self) -> float:
-        """What the planned pass takes of dense's."""
+        """The time of the planned pass over that of the dense one."""
         return self.planned_seconds / self.dense_seconds
 
 
@@ -126,7 +126,7 @@ class Choice:
 
     @property
     def limit(self) -> float:
-        """What all linear layers together may cost."""
+        """The cost that all linear layers together may have."""
         return self.budget.limit(self.dense, self.rest_seconds, self.missed_seconds)
 
     @property
@@ -167,31 +167,31 @@ def choose(
     together = list(_grouped(layers).values())
     labels = [sorted(set.intersection(*(set(each.options) for each in own))) for own in together]
     groups = [
-        [_option(own, label, budget.kind) for label in known]
-        for own, known in zip(together, labels, strict=True)
+        [_option(own, label, budget.kind) for label in own_labels]
+        for own, own_labels in zip(together, labels, strict=True)
     ]
     dense = total(layers, dict.fromkeys((layer.name for layer in layers), "dense"))
     limit = budget.limit(dense, rest_seconds, missed_seconds)
-    found = _knapsack.solve(groups, limit) if limit > 0 else None
-    if found is None:
+    solution = _knapsack.solve(groups, limit) if limit > 0 else None
+    if solution is None:
         raise UsageError(_unmet(budget, _knapsack.cheapest(groups), dense, rest_seconds))
-    chosen = {
-        layer.name: known[index]
-        for own, known, index in zip(together, labels, found.chosen, strict=True)
+    label_of = {
+        layer.name: own_labels[index]
+        for own, own_labels, index in zip(together, labels, solution.chosen, strict=True)
         for layer in own
     }
-    picked = {layer.name: chosen[layer.name] for layer in layers}
+    picked = {layer.name: label_of[layer.name] for layer in layers}
     single = best_single(layers, budget.kind, limit)
     alone = total(layers, uniform(layers, single)) if single else None
     planned = total(layers, picked)
     return Choice(
-        budget, picked, planned, dense, single, alone, found.gap, list(layers), rest_seconds,
+        budget, picked, planned, dense, single, alone, solution.gap, list(layers), rest_seconds,
         missed_seconds=missed_seconds,
     )  # fmt: skip
 
 
 def _unmet(budget: Budget, least: float, dense: Costs, rest_seconds: float) -> str:
-    """What a budget that cannot be met could be, in words."""
+    """Name the smallest budget that can be met."""
     who, what = "the linear layers need", f"their {budget.kind}"
     if budget.kind == "time" and rest_seconds:
         who, what = "a pass of the model needs", "its time"
@@ -230,10 +230,10 @@ def best_single(
 
 def _grouped(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
     """The layers of each group; a layer without one is a group of its own."""
-    found: dict[str, list[Layer]] = {}
+    by_group: dict[str, list[Layer]] = {}
     for layer in layers:
-        found.setdefault(layer.group or layer.name, []).append(layer)
-    return found
+        by_group.setdefault(layer.group or layer.name, []).append(layer)
+    return by_group
 
 
 def _option(layers: Sequence[Layer], label: str, kind: str) -> Option:
@@ -248,21 +248,22 @@ def candidates(choice: Choice) -> dict[str, dict[str, str]]:
     of groups, or take a large error for more than its square. Of each format the uniform candidate
     that loses least within the budget is there, so that none of them is better than what is kept.
     """
-    found = {"plan": choice.picked}
+    labels_of = {"plan": choice.picked}
     for name, (trust, power) in VARIANTS.items():
         layers = [_believed(layer, trust, power) for layer in choice.layers]
         variant = choose(layers, choice.budget, choice.rest_seconds, choice.missed_seconds)
-        found[name] = variant.picked
+        labels_of[name] = variant.picked
     labels = {label for layer in choice.layers for label in layer.options}
     for format_ in sorted({label.split()[0] for label in labels}):
         own = [label for label in labels if label.split()[0] == format_]
         if single := best_single(choice.layers, choice.budget.kind, choice.limit, own):
-            found[single] = uniform(choice.layers, single)
-    kept: dict[str, dict[str, str]] = {}
-    for name, picked in reversed(found.items()):  # of two that are one the single format has a name
-        if picked not in kept.values():
-            kept[name] = picked
-    return dict(reversed(kept.items()))
+            labels_of[single] = uniform(choice.layers, single)
+    distinct: dict[str, dict[str, str]] = {}
+    # Of two candidates that are equal, the single format gives the name: it comes later.
+    for name, picked in reversed(labels_of.items()):
+        if picked not in distinct.values():
+            distinct[name] = picked
+    return dict(reversed(distinct.items()))
 
 
 def _believed(layer: Layer, trust: float, power: float) -> Layer:
@@ -282,25 +283,25 @@ def decided(choice: Choice, measured: Mapping[str, float]) -> Choice:
         UsageError: no candidate was measured.
     """
     every = candidates(choice)
-    known = [name for name in every if name in measured]
-    if not known:
+    measured_names = [name for name in every if name in measured]
+    if not measured_names:
         raise UsageError("None of the candidates of this budget was measured; choose anew.")
-    kept = min(known, key=lambda name: measured[name])
-    singles = [name for name in known if name not in ("plan", *VARIANTS)]
+    best = min(measured_names, key=lambda name: measured[name])
+    singles = [name for name in measured_names if name not in ("plan", *VARIANTS)]
     single = min(singles, key=lambda name: measured[name], default=None)
     return replace(
         choice,
-        picked=every[kept],
-        planned=total(choice.layers, every[kept]),
+        picked=every[best],
+        planned=total(choice.layers, every[best]),
         single=single,
         alone=total(choice.layers, every[single]) if single else None,
         measured=dict(measured),
-        kept=kept,
+        kept=best,
     )
 
 
 def total(layers: Sequence[Layer], picked: Mapping[str, str]) -> Costs:
-    """What the layers cost and lose together, each as its candidate."""
+    """Return the summed costs and losses of the layers, each as its candidate."""
     each = [layer.options[picked[layer.name]] for layer in layers]
     parts = ("time_seconds", "bytes", "parameters", "loss")
     return Costs(*(math.fsum(getattr(costs, part) for costs in each) for part in parts))

@@ -23,7 +23,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """Of one layer its own, else such as ``layers.{0-4}.mlp.up_proj``."""
+        """The name of its only layer, else one such as ``layers.{0-4}.mlp.up_proj``."""
         first, last = self.members[0], self.members[-1]
         depths = checkpoints.depth(first), checkpoints.depth(last)
         if len(self.members) == 1 or depths[0] is None or depths[1] is None:
@@ -44,23 +44,23 @@ def grouped(layers: Sequence[Named], depths: int = DEPTHS) -> list[Group]:
     """
     places = [place for name, *_ in layers if (place := checkpoints.depth(name)) is not None]
     first, count = min(places, default=0), max(places, default=0) - min(places, default=0) + 1
-    found: list[Group] = []
+    groups: list[Group] = []
     last: dict[str, tuple[int, int, int]] = {}  # of a kind: its depth, its part, its group
     for name, *shape in layers:
         place, sides = checkpoints.depth(name), (shape[0], shape[1])
         if place is None:
-            found.append(Group((name,), sides))
+            groups.append(Group((name,), sides))
             continue
         kind, part = checkpoints.group_of(name, 0, 0), (place - first) * depths // count
         before = last.get(kind)
-        if before and before[:2] == (place - 1, part) and found[before[2]].shape == sides:
+        if before and before[:2] == (place - 1, part) and groups[before[2]].shape == sides:
             index = before[2]
-            found[index] = Group((*found[index].members, name), sides)
+            groups[index] = Group((*groups[index].members, name), sides)
         else:
-            index = len(found)
-            found.append(Group((name,), sides))
+            index = len(groups)
+            groups.append(Group((name,), sides))
         last[kind] = (place, part, index)
-    return found
+    return groups
 
 
 def of_name(name: str) -> tuple[str, ...]:

@@ -49,22 +49,22 @@ def solve(groups: Sequence[Sequence[Option]], budget: float) -> Solution | None:
     """
     if cheapest(groups) > budget * (1 + _OVER):
         return None
-    kept = [undominated(options) for options in groups]
-    costs = np.array([g[i].cost for g, own in zip(groups, kept, strict=True) for i in own])
-    losses = np.array([g[i].loss for g, own in zip(groups, kept, strict=True) for i in own])
-    picked, gap = _milp(costs, losses, [len(own) for own in kept], budget)
-    chosen = []
+    useful = [undominated(options) for options in groups]
+    costs = np.array([g[i].cost for g, own in zip(groups, useful, strict=True) for i in own])
+    losses = np.array([g[i].loss for g, own in zip(groups, useful, strict=True) for i in own])
+    picked, gap = _milp(costs, losses, [len(own) for own in useful], budget)
+    indices = []
     start = 0
-    for own in kept:
-        chosen.append(own[int(np.argmax(picked[start : start + len(own)]))])
+    for own in useful:
+        indices.append(own[int(np.argmax(picked[start : start + len(own)]))])
         start += len(own)
-    return Solution(tuple(chosen), gap)
+    return Solution(tuple(indices), gap)
 
 
 def _milp(
     costs: np.ndarray, losses: np.ndarray, sizes: Sequence[int], budget: float
 ) -> tuple[np.ndarray, float]:
-    """Which options are taken, as zeros and ones, and the gap."""
+    """Return the choice of options as zeros and ones, and the proven gap."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
@@ -74,7 +74,7 @@ def _milp(
     scale = max(budget, float(costs.max()), np.finfo(float).tiny)
     most = max(float(losses.max()), np.finfo(float).tiny)
     with _silent():
-        found = milp(
+        solution = milp(
             losses / most,
             integrality=np.ones(len(owner)),
             bounds=Bounds(0, 1),
@@ -84,9 +84,9 @@ def _milp(
             ],
             options={"mip_rel_gap": 0.0},
         )
-    if found.x is None:
-        raise HwbenchError(f"The solver gave up: {found.message}")
-    return np.asarray(found.x), float(found.mip_gap or 0.0)
+    if solution.x is None:
+        raise HwbenchError(f"The solver gave up: {solution.message}")
+    return np.asarray(solution.x), float(solution.mip_gap or 0.0)
 
 
 @contextmanager
@@ -95,23 +95,23 @@ def _silent() -> Iterator[None]:
     sys.stdout.flush()
     libc = ctypes.CDLL(None)
     libc.fflush(None)
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
         yield
     finally:
         # What the library's own buffer holds still goes nowhere.
         libc.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved, 1)
+        os.close(saved)
         os.close(nowhere)
 
 
 def undominated(options: Sequence[Option]) -> list[int]:
     """The options of a group that no other beats in both, by rising cost and falling loss."""
     order = sorted(range(len(options)), key=lambda i: (options[i].cost, options[i].loss, i))
-    kept: list[int] = []
+    indices: list[int] = []
     for index in order:
-        if not kept or options[index].loss < options[kept[-1]].loss:
-            kept.append(index)
-    return kept
+        if not indices or options[index].loss < options[indices[-1]].loss:
+            indices.append(index)
+    return indices

@@ -20,7 +20,7 @@ from hwbench.studies._choosing import Costs, Layer
 from hwbench.studies._question import WHOLE
 
 LEAST = 1e-12
-"""What a group does at least: one that does less than rounding does something."""
+"""The least loss of a group: a smaller one that was measured is rounding."""
 
 Row = Mapping[str, Any]
 Shape = tuple[int, int]
@@ -35,13 +35,13 @@ class Pass:
 
     @property
     def rest_seconds(self) -> float:
-        """Of embeddings, attention, norms, and whatever else is no layer that is chosen for."""
+        """Seconds of embeddings, attention, norms, and all else that no format is chosen for."""
         return max(0.0, self.seconds - math.fsum(self.inside.values()))
 
 
 @dataclass(frozen=True)
 class _Lost:
-    """What layers and groups lost when measured, by their name and the label of the candidate.
+    """The measured losses of layers and groups, by name and label of the candidate.
 
     ``errors`` are squared and relative, ``groups`` what the whole model lost, ``asked`` the
     candidates in which a group was to be measured; ``shared`` are the candidates that were asked
@@ -54,25 +54,25 @@ class _Lost:
     shared: set[str]
 
 
-def pass_of(found: Run) -> Pass | None:
+def pass_of(run: Run) -> Pass | None:
     """The pass of the model that a run measured; None where an older version made the run.
 
     Raises:
         CasesFailedError: it could not be measured.
     """
-    asked = [each.case for each in found.planned.values() if each.case.workload == "model_pass"]
-    if not asked:
+    pass_cases = [each.case for each in run.planned.values() if each.case.workload == "model_pass"]
+    if not pass_cases:
         return None
-    names = {case.id for case in asked}
-    for result in found.results:
+    names = {case.id for case in pass_cases}
+    for result in run.results:
         if result.case in names and result.status is not Status.OK:
             raise CasesFailedError(f"A pass of the model was not measured: {result.reason}")
-    rows = [row for row in summary_rows(found) if row["workload"] == "model_pass"]
+    rows = [row for row in summary_rows(run) if row["workload"] == "model_pass"]
     inside = {(row["out_features"], row["in_features"]): row[LINEAR_SECONDS.name] for row in rows}
     return Pass(median(float(row["score"]) for row in rows), inside)
 
 
-def layers_of(found: Run) -> list[Layer]:
+def layers_of(run: Run) -> list[Layer]:
     """Each layer of a run with the candidates that were timed and judged of it.
 
     Seconds are those inside a pass of the model: what a dense layer of the shape takes there, times
@@ -82,16 +82,16 @@ def layers_of(found: Run) -> list[Layer]:
         UsageError: it is another run.
         CasesFailedError: dense was not measured of a layer, or a group not at all.
     """
-    rows = [row for row in summary_rows(found) if row["status"] == "ok"]
+    rows = [row for row in summary_rows(run) if row["status"] == "ok"]
     timed: dict[Shape, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if row["workload"] == "linear":
             timed[row["out_features"], row["in_features"]][row["label"]] = row
-    layers = _asked_of(found)
+    layers = _scored_layers(run)
     if not layers or not timed:
-        raise UsageError(f"{found.path} is no run of hwbench choose.")
-    lost, seconds = _lost_of(found, rows), _seconds_of(found, [bare for bare, _ in layers])
-    made = []
+        raise UsageError(f"{run.path} is no run of hwbench choose.")
+    lost, seconds = _read_losses(run, rows), _seconds_of(run, [bare for bare, _ in layers])
+    layers_with_costs = []
     for bare, judged in layers:
         layer, losses = _losses(bare, judged, lost)
         own = timed[layer.shape]
@@ -101,28 +101,28 @@ def layers_of(found: Run) -> list[Layer]:
                 layer.options[label] = costs
         if "dense" not in layer.options:
             raise CasesFailedError(f"dense was not measured of {judged}; choose cannot go on.")
-        made.append(layer)
-    return made
+        layers_with_costs.append(layer)
+    return layers_with_costs
 
 
-def _seconds_of(found: Run, layers: Sequence[Layer]) -> dict[Shape, float]:
-    """What one dense layer of each shape takes in a pass; empty where that was not measured."""
-    whole = pass_of(found)
+def _seconds_of(run: Run, layers: Sequence[Layer]) -> dict[Shape, float]:
+    """Return the seconds of one dense layer of each shape in a pass; empty if not measured."""
+    whole = pass_of(run)
     if whole is None:
         return {}
     count = defaultdict[Shape, int](int)
     for layer in layers:
         count[layer.shape] += 1
     return {
-        shape: taken / count[shape]
-        for shape, taken in whole.inside.items()
-        if taken > 0 and count[shape]
+        shape: seconds / count[shape]
+        for shape, seconds in whole.inside.items()
+        if seconds > 0 and count[shape]
     }
 
 
-def _asked_of(found: Run) -> list[tuple[Layer, str]]:
+def _scored_layers(run: Run) -> list[tuple[Layer, str]]:
     """The layers that a run asked for, each with the one that its error was taken of."""
-    cases = [planned.case for planned in found.planned.values()]
+    cases = [planned.case for planned in run.planned.values()]
     scored = [case for case in cases if case.workload == "layer_error"]
     names = dict.fromkeys(
         (str(case.options["layer"]), _shape(case), is_whole(case)) for case in scored
@@ -146,9 +146,9 @@ def is_whole(case: Case) -> bool:
     return case.options.get("judged") in WHOLE
 
 
-def _lost_of(found: Run, rows: Sequence[Row]) -> _Lost:
+def _read_losses(run: Run, rows: Sequence[Row]) -> _Lost:
     lost = _Lost({}, defaultdict(dict), defaultdict(list), set())
-    for planned in found.planned.values():
+    for planned in run.planned.values():
         case = planned.case
         if not {"density", "stored"}.isdisjoint(case.knobs):
             lost.shared.add(case.label)
@@ -189,19 +189,19 @@ def _losses(bare: Layer, judged: str, lost: _Lost) -> tuple[Layer, dict[str, flo
 
 
 def _sensitivity(group: str, lost: _Lost, errors: Mapping[str, float]) -> float:
-    """What a unit of the squared error of a group loses of the whole model.
+    """Return the loss of the whole model for each unit of the squared error of a group.
 
-    It is told by the candidate with a share where one was asked for, else by one without.
+    A candidate with a share of dense decides it where one was asked for, else one without.
 
     Raises:
         CasesFailedError: it was not measured.
     """
-    asked, measured = lost.asked[group], lost.groups.get(group, {})
-    shared = [label for label in asked if label in lost.shared]
-    for label in shared or asked:
+    labels, measured = lost.asked[group], lost.groups.get(group, {})
+    shared = [label for label in labels if label in lost.shared]
+    for label in shared or labels:
         if label in measured and errors.get(label, 0.0) > 0:
             return max(measured[label], LEAST) / errors[label]
-    if not shared and any(label in measured for label in asked):
+    if not shared and any(label in measured for label in labels):
         return LEAST  # nothing that was measured loses anything
     raise CasesFailedError(
         f"What {group} does to the whole model was not measured; choose cannot go on."

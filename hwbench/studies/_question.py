@@ -34,7 +34,7 @@ SUITE = "choose"
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a model.
+    """The request of ``hwbench choose``: a model, and how to measure it.
 
     ``densities`` are shares of what dense has: of its parameters, or, where ``share`` is "stored",
     of its bytes.
@@ -51,7 +51,7 @@ class Question:
 
 
 def document(
-    asked: Question, layers: Sequence[tuple[str, int, int]], fixed: Sequence[str] = ()
+    question: Question, layers: Sequence[tuple[str, int, int]], fixed: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The suite that times each distinct shape and a pass of the model, and judges each layer.
 
@@ -59,63 +59,64 @@ def document(
     """
     shapes = Counter((rows, columns) for _, rows, columns in layers)
     formats: list[dict[str, Any]] = [dict(DENSE)]
-    for name in dict.fromkeys(asked.formats):
+    for name in dict.fromkeys(question.formats):
         if name == "dense":
             continue
         if name in fixed:
             formats.append({"name": name})
-        if name not in fixed or asked.share == "stored":
-            formats.append({"name": name, asked.share: list(asked.densities)})
+        if name not in fixed or question.share == "stored":
+            formats.append({"name": name, question.share: list(question.densities)})
     timed = [
-        {"workload": "linear", "shape": list(shape), "count": count, "tokens": asked.tokens,
-         "direction": "forward", "dtype": asked.dtype, "format": formats}
+        {"workload": "linear", "shape": list(shape), "count": count, "tokens": question.tokens,
+         "direction": "forward", "dtype": question.dtype, "format": formats}
         for shape, count in shapes.items()
     ]  # fmt: skip
     whole = {
-        "workload": "model_pass", "model": asked.model, "length": asked.tokens,
-        "shape": [list(shape) for shape in shapes], "dtype": asked.dtype, "format": [dict(DENSE)],
+        "workload": "model_pass", "model": question.model, "length": question.tokens,
+        "shape": [list(shape) for shape in shapes], "dtype": question.dtype,
+        "format": [dict(DENSE)],
     }  # fmt: skip
     about = "Each layer of a model in each format: its time, and the error of its output"
     return {
         "schema": 1, "name": SUITE, "about": about, "plan": {"timeout_seconds": _CASE_SECONDS},
-        "cases": [*timed, whole, *_judged(asked, layers, formats)],
+        "cases": [*timed, whole, *_judged(question, layers, formats)],
     }  # fmt: skip
 
 
 def _judged(
-    asked: Question, layers: Sequence[_groups.Named], formats: list[dict[str, Any]]
+    question: Question, layers: Sequence[_groups.Named], formats: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The blocks that judge layers in each format and, for whole models, groups in some."""
-    shared = {"workload": "layer_error", "dtype": asked.dtype, "model": asked.model}
-    if asked.objective not in WHOLE:
+    shared = {"workload": "layer_error", "dtype": question.dtype, "model": question.model}
+    if question.objective not in WHOLE:
         for shape in dict.fromkeys((rows, columns) for _, rows, columns in layers):
             own = [name for name, *sides in layers if tuple(sides) == shape]
             yield {**shared, "shape": list(shape), "format": formats, "layer": own,
-                   "judged": OBJECTIVES[asked.objective]}  # fmt: skip
+                   "judged": OBJECTIVES[question.objective]}  # fmt: skip
         return
-    shared |= how(asked.objective)
+    shared |= how(question.objective)
     groups = _groups.grouped(layers)
     for shape in dict.fromkeys(group.shape for group in groups):
         some = [group for group in groups if group.shape == shape]
         block = {**shared, "shape": list(shape)}
         yield {**block, "format": formats, "layer": [group.middle for group in some],
                "judged": "layer"}  # fmt: skip
-        yield {**block, "format": _references(asked, formats), "judged": asked.objective,
+        yield {**block, "format": _references(question, formats), "judged": question.objective,
                "layer": [group.name for group in some]}  # fmt: skip
 
 
-def _references(asked: Question, formats: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _references(question: Question, formats: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The candidates in which what groups do is measured: one with a share, and all without.
 
     What is lost at other shares follows from it and the errors of layers; that a format without
     one, such as codes, loses is of another kind.
     """
-    shared = next((each for each in formats if asked.share in each), None)
-    own = [each for each in formats if asked.share not in each and each["name"] != DENSE["name"]]
+    shared = next((each for each in formats if question.share in each), None)
+    own = [each for each in formats if question.share not in each and each["name"] != DENSE["name"]]
     if shared is None:
         return own or [dict(DENSE)]
-    nearest = min(asked.densities, key=lambda each: abs(each - _REFERENCE))
-    return [{**shared, asked.share: nearest}, *own]
+    nearest = min(question.densities, key=lambda each: abs(each - _REFERENCE))
+    return [{**shared, question.share: nearest}, *own]
 
 
 def how(objective: str) -> dict[str, str]:
@@ -125,7 +126,7 @@ def how(objective: str) -> dict[str, str]:
 
 
 def measure(
-    asked: Question,
+    question: Question,
     *,
     device: str = "auto",
     threads: int | None = None,
@@ -139,13 +140,13 @@ def measure(
     """
     from hwbench import plugins
 
-    named, formats = runner.resolve_device(device), [*asked.formats]
+    named, formats = runner.resolve_device(device), [*question.formats]
     for name in formats:
         plugins.check("formats", name)
-    layers, fixed = _facts(asked.model, formats, named, threads)
+    layers, fixed = _facts(question.model, formats, named, threads)
     return runner.run(
-        document(asked, layers, fixed), device=named, threads=threads, out=out, listener=listener,
-        replicates=asked.replicates,
+        document(question, layers, fixed), device=named, threads=threads, out=out,
+        listener=listener, replicates=question.replicates,
     )  # fmt: skip
 
 
@@ -155,10 +156,10 @@ def _facts(
     """The layers of the model, and those of the formats that have no density."""
     worker = LocalSeat(device, runner.usable_threads(threads)).start()
     try:
-        wanted = protocol.LayersRequest(model=model)
-        layers = worker.ask(wanted, protocol.LayersReply, _LAYERS_SECONDS).layers
+        request = protocol.LayersRequest(model=model)
+        layers = worker.ask(request, protocol.LayersReply, _LAYERS_SECONDS).layers
         question = protocol.DescribeRequest(names=formats)
-        told = worker.ask(question, protocol.DescribeReply, _LAYERS_SECONDS).formats
+        details = worker.ask(question, protocol.DescribeReply, _LAYERS_SECONDS).formats
     finally:
         worker.close()
-    return layers, [each.name for each in told if set(each.knobs) <= set(each.defaults)]
+    return layers, [each.name for each in details if set(each.knobs) <= set(each.defaults)]

@@ -84,18 +84,18 @@ def choose(path: Path, run: Run, window: int) -> Chosen:
 
 
 def fatal(baseline: Header, new: Header) -> list[str]:
-    """What makes two runs' machines incomparable, in words."""
+    """Name the differences that make the machines of two runs incomparable."""
     return [str(each) for each in _differences(baseline, new) if each.severity is Severity.FATAL]
 
 
 def warnings(runs: Sequence[Run], new: Header) -> list[str]:
-    """What else differs between the baseline's machine and the run's, and may be a reason."""
+    """Name the other differences of the machines that may explain a change."""
     differing = (each for run in runs for each in _differences(run.header, new))
     return list(dict.fromkeys(str(each) for each in differing if each.severity is Severity.WARN))
 
 
 def plans(runs: Sequence[Run], new: Header) -> list[str]:
-    """What the runs of a baseline were planned otherwise, or seeded, in words."""
+    """Name the differences of the runs' plans and seeds."""
     sentences = [
         f"{name} was {before!r} and is {now!r}"
         for run in runs
@@ -171,7 +171,7 @@ def _unsuitable(header: Header, new: Header) -> str | None:
 
 
 def purpose(header: Header) -> str | None:
-    """What a run was made for, where that was no night's measure; None where it was."""
+    """Name the purpose of a run that is no nightly measurement; None where it is one."""
     if CONFIRMS in header.arguments:
         return "measured cases of another run again"
     if SLOWER in header.arguments:

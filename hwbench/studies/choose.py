@@ -74,11 +74,11 @@ __all__ = [
 SCHEMA = 1
 
 
-def chosen(found: Run, budget: Budget, missed_seconds: float = 0.0) -> Choice:
+def chosen(run: Run, budget: Budget, missed_seconds: float = 0.0) -> Choice:
     """The plan of a run under a budget, as it adds up.
 
     Args:
-        found: the run of all layers.
+        run: the run of all layers.
         budget: what the model may cost.
         missed_seconds: by how much measured passes of earlier plans exceeded a budget of time.
 
@@ -86,10 +86,10 @@ def chosen(found: Run, budget: Budget, missed_seconds: float = 0.0) -> Choice:
         UsageError: it is another run, or the budget cannot be met.
         CasesFailedError: what it needs was not measured.
     """
-    layers, whole = layers_of(found), pass_of(found)
+    layers, whole = layers_of(run), pass_of(run)
     if whole is None and budget.kind == "time":
         raise UsageError(
-            f"{found.path} holds no pass of the model, which a budget of time is a share of: an "
+            f"{run.path} holds no pass of the model, which a budget of time is a share of: an "
             "older version made it; choose anew without --from."
         )
     return choose(layers, budget, whole.rest_seconds if whole else 0.0, missed_seconds)
@@ -98,18 +98,18 @@ def chosen(found: Run, budget: Budget, missed_seconds: float = 0.0) -> Choice:
 # --- the plan's file ------------------------------------------------------------------------------
 
 
-def described(choice: Choice, found: Run, picked: Mapping[str, str]) -> dict[str, Any]:
+def described(choice: Choice, run: Run, picked: Mapping[str, str]) -> dict[str, Any]:
     """A plan as its file has it; ``layers`` is what ``hwbench.convert`` takes as its format."""
-    entries, case = _entries(found), _timed(found)
+    entries, case = _entries(run), _timed(run)
     return {
         "schema": SCHEMA,
-        "model": _model(found),
+        "model": _model(run),
         "budget": str(choice.budget),
-        "objective": objective(found),
+        "objective": objective(run),
         "tokens": case.tokens,
         "dtype": case.dtype,
-        "machine": found.header.machine,
-        "run": str(found.path.resolve()),
+        "machine": run.header.machine,
+        "run": str(run.path.resolve()),
         "solver": "scipy.optimize.milp (HiGHS)",
         "gap": choice.gap,
         "shapes": {layer.name: list(layer.shape) for layer in choice.layers},
@@ -117,59 +117,59 @@ def described(choice: Choice, found: Run, picked: Mapping[str, str]) -> dict[str
         "predicted": vars(total(choice.layers, picked)),
         "dense": vars(choice.dense),
         "rest_seconds": choice.rest_seconds,
-        "formats": sorted({p.case.format for p in found.planned.values()} - {DENSE["name"]}),
+        "formats": sorted({p.case.format for p in run.planned.values()} - {DENSE["name"]}),
         "best_single": choice.single,
-        **how(objective(found)),
+        **how(objective(run)),
         **({"kept": choice.kept, "measured": choice.measured} if choice.measured else {}),
         **({"passed": vars(choice.passed)} if choice.passed else {}),
         **({"missed_seconds": choice.missed_seconds} if choice.missed_seconds else {}),
     }
 
 
-def _timed(found: Run) -> Case:
+def _timed(run: Run) -> Case:
     """One of the layers that a run timed."""
-    return next(p.case for p in found.planned.values() if p.case.workload == "linear")
+    return next(p.case for p in run.planned.values() if p.case.workload == "linear")
 
 
-def tokens(found: Run) -> int:
+def tokens(run: Run) -> int:
     """How many tokens at once a run timed layers, and a pass of the model, with."""
-    return int(_timed(found).tokens or 1)
+    return int(_timed(run).tokens or 1)
 
 
-def _entries(found: Run) -> dict[str, dict[str, Knob]]:
+def _entries(run: Run) -> dict[str, dict[str, Knob]]:
     """The table of a format and its knobs by the label of its cases."""
-    cases = [planned.case for planned in found.planned.values()]
+    cases = [planned.case for planned in run.planned.values()]
     return {case.label: {"name": case.format, **case.knobs} for case in cases}
 
 
-def _model(found: Run) -> str:
-    return str(_scored(found).get("model", ""))
+def _model(run: Run) -> str:
+    return str(_scored(run).get("model", ""))
 
 
-def objective(found: Run) -> str:
-    """What the errors of a run are of."""
-    cases = [planned.case for planned in found.planned.values()]
-    whole = next((case.options for case in cases if is_whole(case)), _scored(found))
+def objective(run: Run) -> str:
+    """Return the objective by which a run judged its layers."""
+    cases = [planned.case for planned in run.planned.values()]
+    whole = next((case.options for case in cases if is_whole(case)), _scored(run))
     judged = whole.get("judged", "layer")
     return next(name for name, where in OBJECTIVES.items() if where == judged)
 
 
-def _scored(found: Run) -> Mapping[str, Knob]:
-    cases = (planned.case for planned in found.planned.values())
+def _scored(run: Run) -> Mapping[str, Knob]:
+    cases = (planned.case for planned in run.planned.values())
     return next(case.options for case in cases if case.workload == "layer_error")
 
 
-def write(choice: Choice, found: Run, path: Path) -> None:
+def write(choice: Choice, run: Run, path: Path) -> None:
     """Write the plan, and beside it, as ``…-single.json``, the best single format as one.
 
     Raises:
         RunFileError: the file cannot be written, or holds a run.
     """
-    told = described(choice, found, choice.picked)
-    files.write_text(path, json.dumps(told, indent=1) + "\n", "the plan ")
+    document = described(choice, run, choice.picked)
+    files.write_text(path, json.dumps(document, indent=1) + "\n", "the plan ")
     if choice.single:
-        told = described(choice, found, uniform(choice.layers, choice.single))
-        files.write_text(single_path(path), json.dumps(told, indent=1) + "\n", "the plan ")
+        document = described(choice, run, uniform(choice.layers, choice.single))
+        files.write_text(single_path(path), json.dumps(document, indent=1) + "\n", "the plan ")
 
 
 def check_outputs(model: str, plan: Path) -> None:
@@ -192,51 +192,51 @@ def again(path: Path) -> tuple[Choice, Run]:
         UsageError: the file is no plan, or another plan comes out.
         RunFileError: the run cannot be read.
     """
-    told = checkpoints.described(path)
+    document = checkpoints.described(path)
     checkpoints.layer_plan(path)
-    if told.get("schema") != SCHEMA or not isinstance(told.get("run"), str):
+    if document.get("schema") != SCHEMA or not isinstance(document.get("run"), str):
         raise UsageError(f"{path} is no plan of this version of hwbench choose.")
-    found = read_run(Path(told["run"]))
-    missed = told.get("missed_seconds", 0.0)
+    run = read_run(Path(document["run"]))
+    missed = document.get("missed_seconds", 0.0)
     if not isinstance(missed, (int, float)) or not 0 <= missed < math.inf:
         raise UsageError(f"{path} holds something else than the seconds that a pass missed by.")
-    choice = chosen(found, Budget.parse(str(told.get("budget"))), missed)
-    if "measured" in told:
-        choice = decided(choice, _measured_of(told, path))
-    if "passed" in told:
-        choice = replace(choice, passed=_passed_of(told, path))
-    made = described(choice, found, choice.picked)
-    if made["layers"] != told["layers"]:
+    choice = chosen(run, Budget.parse(str(document.get("budget"))), missed)
+    if "measured" in document:
+        choice = decided(choice, _measured_of(document, path))
+    if "passed" in document:
+        choice = replace(choice, passed=_passed_of(document, path))
+    described_again = described(choice, run, choice.picked)
+    if described_again["layers"] != document["layers"]:
         raise UsageError(
-            f"{path} is not what its run gives under the budget {told['budget']}: it was changed, "
-            "or the run was; choose anew with --from."
+            f"{path} is not what its run gives under the budget {document['budget']}: it was "
+            "changed, or the run was; choose anew with --from."
         )
-    return choice, found
+    return choice, run
 
 
-def _measured_of(told: Mapping[str, Any], path: Path) -> dict[str, float]:
-    """What a plan's file says was measured of whole candidates.
+def _measured_of(document: Mapping[str, Any], path: Path) -> dict[str, float]:
+    """Return the measured losses of whole candidates in a plan's file.
 
     Raises:
         UsageError: it is no table of numbers.
     """
-    found = told["measured"]
-    if not isinstance(found, dict) or not found:
+    measured = document["measured"]
+    if not isinstance(measured, dict) or not measured:
         raise UsageError(f"{path} says of no candidate what was measured.")
-    if not all(isinstance(each, (int, float)) and each >= 0 for each in found.values()):
+    if not all(isinstance(each, (int, float)) and each >= 0 for each in measured.values()):
         raise UsageError(f"{path} holds something else than a divergence for a candidate.")
-    return {str(name): float(each) for name, each in found.items()}
+    return {str(name): float(each) for name, each in measured.items()}
 
 
-def _passed_of(told: Mapping[str, Any], path: Path) -> Passed:
-    """What a plan's file says that a pass was measured to take.
+def _passed_of(document: Mapping[str, Any], path: Path) -> Passed:
+    """Return the measured seconds of a pass in a plan's file.
 
     Raises:
         UsageError: it is no time.
     """
-    found = told["passed"]
+    passed = document["passed"]
     try:
-        times = [float(found[name]) for name in ("dense_seconds", "planned_seconds")]
+        times = [float(passed[name]) for name in ("dense_seconds", "planned_seconds")]
     except (KeyError, TypeError, ValueError):
         times = []
     if not times or not all(0 < each < math.inf for each in times):
@@ -249,7 +249,7 @@ def _passed_of(told: Mapping[str, Any], path: Path) -> Passed:
 
 def refined(
     choice: Choice,
-    found: Run,
+    run: Run,
     folder: Path,
     *,
     device: str = "auto",
@@ -261,7 +261,7 @@ def refined(
 
     Args:
         choice: the plan as it was added up.
-        found: the run that it was made from.
+        run: the run that it was made from.
         folder: where the candidates are written, each as a plan; it is made.
         device: where they are measured.
         threads: of a CPU.
@@ -272,18 +272,18 @@ def refined(
         CasesFailedError: none could be measured.
         UsageError: the folder cannot be written.
     """
-    paths = _written(choice, found, folder)
-    asked = {
+    paths = _written(choice, run, folder)
+    document = {
         "schema": 1, "name": "candidates",
         "about": "Whole models that are worth a measurement: how far what they give is from before",
         "plan": {"timeout_seconds": MODEL_SECONDS},
-        "cases": [{"workload": "layer_error", "judged": OBJECTIVES[objective(found)],
-                   "model": _model(found), "plan": list(paths), **how(objective(found)),
+        "cases": [{"workload": "layer_error", "judged": OBJECTIVES[objective(run)],
+                   "model": _model(run), "plan": list(paths), **how(objective(run)),
                    "shape": list(choice.layers[0].shape), "dtype": "float32",
                    "format": [dict(DENSE)]}],
     }  # fmt: skip
-    run = runner.run(asked, device=device, threads=threads, out=out, listener=listener)
-    rows = summary_rows(read_run(run))
+    path = runner.run(document, device=device, threads=threads, out=out, listener=listener)
+    rows = summary_rows(read_run(path))
     lost = {
         paths[json.loads(row["options"])["plan"]]: float(row["score"])
         for row in rows
@@ -294,15 +294,15 @@ def refined(
     return decided(choice, lost)
 
 
-def _written(choice: Choice, found: Run, folder: Path) -> dict[str, str]:
+def _written(choice: Choice, run: Run, folder: Path) -> dict[str, str]:
     """The names of the candidates by the files that they were written to, each as a plan."""
     paths = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, picked in candidates(choice).items():
             path = folder.resolve() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
-            told = json.dumps(described(choice, found, picked), indent=1) + "\n"
-            files.write_text(path, told, "the plan ")
+            text = json.dumps(described(choice, run, picked), indent=1) + "\n"
+            files.write_text(path, text, "the plan ")
             paths[str(path)] = name
     except OSError as error:
         raise UsageError(f"Cannot write to {folder}: {error.strerror}.") from error

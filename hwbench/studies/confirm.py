@@ -92,19 +92,21 @@ class InPairs:
             RunFileError: a run cannot be written, or read.
             UsageError: a revision cannot be installed, or does not start.
         """
-        wanted = _with_dense(self.new, cases)
+        planned = _with_dense(self.new, cases)
         more = count - self.count
-        runs = [read_run(path) for path in self._paths(wanted, more)]
-        for kept, run in zip(self.results, runs, strict=True):
-            kept += [replace(each, replicate=self.count + each.replicate) for each in run.results]
+        runs = [read_run(path) for path in self._paths(planned, more)]
+        for results, run in zip(self.results, runs, strict=True):
+            results += [
+                replace(each, replicate=self.count + each.replicate) for each in run.results
+            ]
         self.count = count
         first, second = (
-            side(run.header, run.planned, kept)
-            for run, kept in zip(runs, self.results, strict=True)
+            side(run.header, run.planned, results)
+            for run, results in zip(runs, self.results, strict=True)
         )
         return first, second
 
-    def _paths(self, wanted: dict[str, Any], pairs: int) -> tuple[Path, Path]:
+    def _paths(self, planned: dict[str, Any], pairs: int) -> tuple[Path, Path]:
         """The two files of the cases: those that are there, or new ones."""
         commits = revisions(self.old, self.new)
         folder, name = self.new.path.parent, self.new.header.run
@@ -116,7 +118,7 @@ class InPairs:
             if number not in self.used and not there:
                 break
             if number not in self.used and all(
-                _holds(path, wanted, name, commits, pairs) for path in paths
+                _holds(path, planned, name, commits, pairs) for path in paths
             ):
                 self.used.add(number)
                 return paths
@@ -138,7 +140,9 @@ class InPairs:
             accept=self._accept,
         )
         plan = replace(header.plan, replicates=pairs)
-        suite = Suite(name=header.suite, about=header.about, plan=plan, cases=list(wanted.values()))
+        suite = Suite(
+            name=header.suite, about=header.about, plan=plan, cases=list(planned.values())
+        )
         return ab.measured_in_pairs(suite, commits, how)[0]
 
     def _accept(self, here: Header) -> None:

@@ -104,21 +104,21 @@ class Reading:
 def ask(worker: ceilings.Asked, threads: int) -> tuple[protocol.PlanReply, Reading]:
     """Ask a worker for the facts and the health of its device."""
     plan = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, _SECONDS)
-    kept = ceilings.kept(plan, threads).get("matmul", {}).get("float32")
-    plain = plain_product(kept)[1] if kept else None
+    stored = ceilings.kept(plan, threads).get("matmul", {}).get("float32")
+    plain = plain_product(stored)[1] if stored else None
     request = protocol.HealthRequest(side=plain["shape"][0] if plain else 0)
     health = worker.ask(request, protocol.HealthReply, _SECONDS).found
     rate = health.flops_per_second
     share = rate / plain["flops_per_second"] if plain and rate is not None else None
-    return plan, Reading(health, share, kept)
+    return plan, Reading(health, share, stored)
 
 
-def plain_product(kept: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def plain_product(stored: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The library that ``torch.mm`` and ``F.linear`` use by default, and its measured product.
 
     It is the first library of the kept ceilings.
     """
-    libraries = kept.get("libraries") or {kept.get("library", "torch.mm"): kept}
+    libraries = stored.get("libraries") or {stored.get("library", "torch.mm"): stored}
     return next(iter(libraries.items()))
 
 
@@ -292,20 +292,20 @@ def _speed(share: float | None) -> Check:
     return Check("speed", Verdict.FINE if _SLOW <= share <= _OUTDATED else Verdict.DOUBT, message)
 
 
-def _linear(kept: Mapping[str, Any] | None, device: Mapping[str, Any]) -> Check:
+def _linear(stored: Mapping[str, Any] | None, device: Mapping[str, Any]) -> Check:
     """Checks the rate of ``F.linear`` against the fastest library's float32 product."""
-    if not kept:
+    if not stored:
         message = "no ceiling is kept, so it is not known what F.linear could reach; see ceilings"
         return Check("linear", Verdict.ABSENT, message)
-    name, plain = plain_product(kept)
-    share = plain["flops_per_second"] / kept["flops_per_second"]
+    name, plain = plain_product(stored)
+    share = plain["flops_per_second"] / stored["flops_per_second"]
     rate = units.flops_per_second(plain["flops_per_second"])
     if share >= _PART:
         message = f"F.linear reaches {units.percent(share, 0)} of the best float32 product, {rate}"
         return Check("linear", Verdict.FINE, f"{message} by {name}")
     message = (
         f"F.linear reaches {units.percent(share, 0)} of this device in float32: {rate} by {name}, "
-        f"where {kept['library']} reaches {units.flops_per_second(kept['flops_per_second'])}"
+        f"where {stored['library']} reaches {units.flops_per_second(stored['flops_per_second'])}"
     )
     if "MKL" in name and str(device.get("name", "")).startswith("AMD"):
         message += "; MKL computes by its AVX2 path on AMD's processors"

@@ -94,22 +94,22 @@ def check(  # noqa: PLR0913 (each is an option of the command line)
         new = _side(run)
     check_metric(metric, [new])
     with without_gc():
-        chosen = choose(baseline, run, max(window, KNOWN))
+        baselines = choose(baseline, run, max(window, KNOWN))
     rule = Rule(threshold=threshold, margin=threshold, floor=FLOOR_SECONDS)
     question = Question(rule=rule, metric=metric, window=window)
-    outcome = _outcome(run, new, chosen, question, way, listener)
+    outcome = _outcome(run, new, baselines, question, way, listener)
     return replace(outcome, fail_on_undecided=fail_on_undecided, require_sight=require_sight)
 
 
 def _outcome(
-    run: Run, new: Side, chosen: Chosen, question: Question, way: str | None, listener: Listener
+    run: Run, new: Side, baselines: Chosen, question: Question, way: str | None, listener: Listener
 ) -> Outcome:
     """The outcome of a run against the chosen baselines, before the options that fail it."""
-    night, mismatch = _night(run, new, chosen, question, way, listener)
+    night, mismatch = _night(run, new, baselines, question, way, listener)
     threshold, window = question.rule.threshold, question.window
     names = [each.run for each in night.baselines]
-    compared = [each for each in chosen.runs if each.header.run in names]
-    notes = [*_notes(replace(chosen, runs=compared), run, threshold, window), *night.notes]
+    compared = [each for each in baselines.runs if each.header.run in names]
+    notes = [*_notes(replace(baselines, runs=compared), run, threshold, window), *night.notes]
     return Outcome(
         run=run.header.run,
         suite=run.header.suite,
@@ -121,7 +121,7 @@ def _outcome(
         used_threshold=raised(threshold, len(names), window),
         confirmed=night.judged.confirmed,
         mismatch=mismatch,
-        problem=chosen.problem,
+        problem=baselines.problem,
         notes=[*notes, *dense_note(night.baselines, new)],
         unfinished=None if run.complete else how_far(run),
         sight=_sight(night.first, new, question.rule, question.metric, window),
@@ -129,20 +129,20 @@ def _outcome(
 
 
 def _night(
-    run: Run, new: Side, chosen: Chosen, question: Question, way: str | None, listener: Listener
+    run: Run, new: Side, baselines: Chosen, question: Question, way: str | None, listener: Listener
 ) -> tuple[NightResult, list[str]]:
     """The night of a run as it is judged, and the reasons why it cannot be compared.
 
     Flagged cases are confirmed by ``way``; where that is not possible on this machine, the night is
     judged without a confirmation.
     """
-    mismatch, confirmed = list(chosen.mismatch), question
+    mismatch, confirmed = list(baselines.mismatch), question
     with without_gc():
-        sides = [_side(each) for each in chosen.runs]
+        sides = [_side(each) for each in baselines.runs]
         absent = set(run.planned).difference(new.cases)
         sides = [only(each, set(each.cases) - absent) for each in sides]
         if way and sides and not mismatch:
-            confirmed = _confirming(way, question, chosen.runs, sides, run, new, listener)
+            confirmed = _confirming(way, question, baselines.runs, sides, run, new, listener)
         try:
             night = judge_night(sides, new, confirmed)
         except EnvironmentMismatchError as error:
@@ -197,8 +197,8 @@ def _sight(
             else {}
         )
         by_case = {**sizes, **by_case}  # relative first, as auto has it
-    known = [size for size in by_case.values() if not math.isnan(size)]
-    return (median(known), max(known)) if known else None
+    finite = [size for size in by_case.values() if not math.isnan(size)]
+    return (median(finite), max(finite)) if finite else None
 
 
 def how_far(run: Run) -> str:
@@ -232,10 +232,10 @@ def _side(run: Run) -> Side:
     return side(run.header, run.planned, run.results)
 
 
-def _notes(chosen: Chosen, run: Run, threshold: float, window: int) -> list[str]:
-    """What limits the outcome, in sentences."""
-    notes, count = list(chosen.notes), len(chosen.runs)
-    if 0 < count < window and not chosen.mismatch:
+def _notes(baselines: Chosen, run: Run, threshold: float, window: int) -> list[str]:
+    """Return the sentences that say what limits the outcome."""
+    notes, count = list(baselines.notes), len(baselines.runs)
+    if 0 < count < window and not baselines.mismatch:
         used = units.percent(raised(threshold, count, window))
         runs = "1 baseline run" if count == 1 else f"{count} baseline runs"
         notes.append(
@@ -244,8 +244,8 @@ def _notes(chosen: Chosen, run: Run, threshold: float, window: int) -> list[str]
         )
         if count < FEWEST_RUNS:
             notes.append("How much runs of this machine differ by itself is not known yet.")
-    notes += [f"Not the same as before: {each}." for each in warnings(chosen.runs, run.header)]
-    if different := plans(chosen.runs, run.header):
+    notes += [f"Not the same as before: {each}." for each in warnings(baselines.runs, run.header)]
+    if different := plans(baselines.runs, run.header):
         notes.append(f"Not measured as before: {'; '.join(different)}.")
     return [*notes, *_disturbed(run)]
 

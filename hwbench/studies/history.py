@@ -136,24 +136,24 @@ def _runs(folder: Path, suite: str | None, left_out: Counter[str]) -> Iterator[R
 def _side(run: Run, cases: str | None) -> Side:
     """The run's entries of the selected cases."""
     whole = side(run.header, run.planned, run.results)
-    kept = {
+    selected = {
         case: entry
         for case, entry in whole.cases.items()
         if cases is None or cases in case or fnmatch.fnmatchcase(case, cases)
     }
-    return replace(whole, cases=kept)
+    return replace(whole, cases=selected)
 
 
 def _history(runs: Sequence[_Read], *, metric: str, threshold: float) -> History:
     """One suite on one machine."""
     ids = dict.fromkeys(case for read in runs for case in read.entries)
     plain = [_series(runs, case, metric) for case in ids]
-    kept = [each for each in plain if each is not None]
-    timed = [each.values for each in kept if each.metric in TIMED]
+    present = [each for each in plain if each is not None]
+    timed = [each.values for each in present if each.metric in TIMED]
     share = correlation(timed)
     series = [
-        _stepped(each, runs, threshold, len(kept), share if each.metric in TIMED else 0.0)
-        for each in kept
+        _stepped(each, runs, threshold, len(present), share if each.metric in TIMED else 0.0)
+        for each in present
     ]
     last = runs[-1].header
     return History(
@@ -176,7 +176,7 @@ def _history(runs: Sequence[_Read], *, metric: str, threshold: float) -> History
 
 def _series(runs: Sequence[_Read], case: str, metric: str) -> Series | None:
     """The values of a case, in the runs comparable with the last run that has the case."""
-    known = [
+    measured = [
         (number, read.entries[case])
         for number, read in enumerate(runs)
         if case in read.entries and worked(read.entries[case])
@@ -184,8 +184,8 @@ def _series(runs: Sequence[_Read], case: str, metric: str) -> Series | None:
     metrics = AUTO if metric == "auto" else (metric,)
     for name in metrics:
         for quantity in quantities_of(name):
-            having = [(n, e) for n, e in known if quantity in e.readings]
-            if not having or 2 * len(having) < len(known):
+            having = [(n, e) for n, e in measured if quantity in e.readings]
+            if not having or 2 * len(having) < len(measured):
                 continue
             last = having[-1][1]
             alike = [(n, e) for n, e in having if unlike(e, [last], quantity) is None]
@@ -202,14 +202,16 @@ def _value(reading: Reading) -> float:
 
 
 def _stepped(
-    plain: Series, runs: Sequence[_Read], threshold: float, count: int, kept: float
+    plain: Series, runs: Sequence[_Read], threshold: float, count: int, correlated: float
 ) -> Series:
     """Adds change points to the series; the run file says which direction of a score is better."""
     last = runs[plain.runs[-1]].entries[plain.case]
     (name, *_) = quantities_of(plain.metric)
     declared = quantities.find(name, runs[plain.runs[-1]].side.declared)
     better = last.better if declared is quantities.SCORE else declared.better
-    steps = change_points(plain.values, floor=threshold, series=count, better=better, kept=kept)
+    steps = change_points(
+        plain.values, floor=threshold, series=count, better=better, kept=correlated
+    )
     return Series(plain.case, plain.metric, plain.runs, plain.values, steps, plain.left_out)
 
 

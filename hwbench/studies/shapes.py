@@ -61,10 +61,10 @@ def _read(model: str) -> tuple[str, dict[str, Any], str]:
     except (UsageError, MissingPartError) as error:
         if path.suffix == ".json" or model.startswith((".", "/", "~")):
             raise UsageError(f"There is no file or folder {shortened(repr(model))}.") from error
-        known = ", ".join(name.removeprefix("models/") for name in suite.model_names())
+        shipped = ", ".join(name.removeprefix("models/") for name in suite.model_names())
         raise UsageError(
             f"{shortened(repr(model))} is no config.json, no folder with one, and not in the "
-            f"Hub's cache; suites are shipped of {known}."
+            f"Hub's cache; suites are shipped of {shipped}."
         ) from error
     name = model.partition("@")[0].rpartition("/")[2] if not path.is_dir() else path.resolve().name
     return _word(name), checkpoints.config(folder), str(folder / "config.json")

@@ -59,7 +59,7 @@ def _text(text: str) -> str:
 
 
 def words(run: Run) -> str:
-    """What to say with a contribution, as Markdown: the machine, and what was measured on it."""
+    """Return the text of a contribution, as Markdown: the machine, and the suite measured on it."""
     header, facts = run.header, run.header.environment.fingerprint
     device, host = facts.get("device", {}), facts.get("host", {})
     memory = device.get("memory_bytes")
