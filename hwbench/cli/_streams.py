@@ -73,19 +73,19 @@ class Steady(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"a text stream takes text, not {type(text).__name__}")
         if self._under is not None:
-            with self._kept():
+            with self._storing_reason():
                 self._under.write(_encodable(text, self.encoding))
         return len(text)
 
     def flush(self) -> None:
         """Hand on the written text."""
         if self._under is not None:
-            with self._kept():
+            with self._storing_reason():
                 self._under.flush()
 
     @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Stop writing at the first error, and keep its reason; a reader may go when it likes."""
+    def _storing_reason(self) -> Iterator[None]:
+        """Stop writing at the first error and store its reason; a closed pipe is no error."""
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: the stream was closed

@@ -21,7 +21,7 @@ _LONGEST = 400  # characters of a word in a suite
 def named_tensors(
     weights: str | None, activations: Path | None
 ) -> list[tuple[Stored, Stored | None]]:
-    """The tensors that the command line names, each with its activations; none without --weights.
+    """Return the tensors that --weights names, each with its activations; none without --weights.
 
     Raises:
         UsageError: a file or a tensor cannot be used; the sentence says what is there.
@@ -34,13 +34,13 @@ def named_tensors(
     pairs: list[tuple[Stored, Stored | None]] = []
     for weight in tensors.matrices(path, pattern):
         inputs = tensors.activations(activations, weight) if activations else None
-        _fits(weight, inputs)
-        _short(weight, inputs)
+        _check_memory(weight, inputs)
+        _check_words(weight, inputs)
         pairs.append((weight, inputs))
     return pairs
 
 
-def _fits(weight: Stored, inputs: Stored | None) -> None:
+def _check_memory(weight: Stored, inputs: Stored | None) -> None:
     needed = weight.elements * _NEEDED_BYTES + (4 * inputs.elements if inputs else 0)
     if needed > (left := environment.memory_available_bytes()):
         raise UsageError(
@@ -49,7 +49,7 @@ def _fits(weight: Stored, inputs: Stored | None) -> None:
         )
 
 
-def _short(weight: Stored, inputs: Stored | None) -> None:
+def _check_words(weight: Stored, inputs: Stored | None) -> None:
     for stored in (weight, *([inputs] if inputs else [])):
         for word in (str(stored.path), stored.name):
             if len(word) > _LONGEST or not word.isprintable():
@@ -89,7 +89,7 @@ def scored(document: dict[str, Any], pairs: list[tuple[Stored, Stored | None]]) 
 
     Args:
         document: as ``suite.override`` returns it, with ``shapes`` as its shapes.
-        pairs: as ``found`` returns them; none changes nothing.
+        pairs: as ``named_tensors`` returns them; an empty list changes nothing.
 
     Raises:
         SuiteError: the suite has neither linear layers nor projections.
@@ -166,8 +166,8 @@ def _projection(layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _formats(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = [{k: v for k, v in entry.items() if k != "kernel"} for entry in entries]
-    return [entry for entry in kept if entry.get("name") != "dense"]
+    without_kernels = [{k: v for k, v in entry.items() if k != "kernel"} for entry in entries]
+    return [entry for entry in without_kernels if entry.get("name") != "dense"]
 
 
 def with_weights(

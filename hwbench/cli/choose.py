@@ -27,13 +27,13 @@ _WHOLE = {
     "kl": ("nats a token from the original on calibration texts (KL)", "KL"),
     "cosine": ("1 − cosine of embeddings to the original's on calibration texts", "1 − cosine"),
 }
-"""Of objectives that whole candidates are measured by: what that is, and its short name."""
+"""By objective that needs whole candidates: the name of the loss, and its short form."""
 _CORRECTIONS = 2
-"""So often a plan is made anew whose measured pass exceeds a budget of time."""
+"""How often a plan is made anew because its measured pass exceeded the budget of time."""
 
 
 class _Place(NamedTuple):
-    """Where something is measured, as the functions of the study are asked."""
+    """Where the study measures: the arguments that its functions share."""
 
     device: str
     threads: int | None
@@ -77,79 +77,79 @@ def choose(
     if plan is not None:
         if budget or from_ or model:
             raise UsageError("--plan has its model, its run and its budget; give it alone.")
-        choice, found = study.again(plan)
+        choice, run = study.again(plan)
     else:
-        limit = _limit(budget, from_, model, objective)
+        limit = _checked_budget(budget, from_, model, objective)
         study.check_outputs(model or "", out)
         if from_ is None:
-            asked = _asked(model, tokens, format_, density, replicates, objective, limit)
+            question = _question(model, tokens, format_, density, replicates, objective, limit)
             with progress() as listener:
-                from_ = study.measure(asked, **place._asdict(), listener=listener)
-        choice, found = _chosen(from_, limit, out, place)
+                from_ = study.measure(question, **place._asdict(), listener=listener)
+        choice, run = _written_plan(from_, limit, out, place)
         plan = out
-    wholes = _applied(choice, plan, apply, place) if apply is not None else {}
+    wholes = _measured_and_written(choice, plan, apply, place) if apply is not None else {}
     if as_json:
-        told = {**study.described(choice, found, choice.picked)}
+        described = {**study.described(choice, run, choice.picked)}
         measured = {name: vars(whole) for name, whole in wholes.items()}
-        _shared.say_json(json.dumps({**told, "plan": str(plan), "measured": measured}))
+        _shared.say_json(json.dumps({**described, "plan": str(plan), "measured": measured}))
         return
-    for line in _shown(choice, found, plan, wholes, apply):
+    for line in _plan_lines(choice, run, plan, wholes, apply):
         _shared.say(line)
 
 
-def _limit(
+def _checked_budget(
     budget: str | None, from_: Path | None, model: str | None, objective: str | None
 ) -> Budget:
-    """The budget that a plan is to be made for, with what may stand beside it."""
+    """Return the budget, after a check of the options that exclude each other."""
     from hwbench.studies import choose as study
 
     if budget is None:
         raise UsageError("--budget is needed: bytes=50%, params=50% or time=-30%.")
     limit = study.Budget.parse(budget)
     if from_ is not None and (model or objective):
-        given = "model" if model else "objective"
-        raise UsageError(f"--from has its {given}; leave --{given} out.")
+        option = "model" if model else "objective"
+        raise UsageError(f"--from has its {option}; leave --{option} out.")
     return limit
 
 
-def _chosen(run: Path, limit: Budget, out: Path, place: _Place) -> tuple[Choice, Run]:
+def _written_plan(path: Path, limit: Budget, out: Path, place: _Place) -> tuple[Choice, Run]:
     """The plan of a run, written; a plan whose pass exceeds a budget of time is made anew."""
     from hwbench.store import read_run
     from hwbench.studies import choose as study
 
-    found = read_run(run)
-    choice = _planned(study.chosen(found, limit), found, out, place)
+    run = read_run(path)
+    choice = _with_measurements(study.chosen(run, limit), run, out, place)
     for _ in range(_CORRECTIONS):
         if not choice.excess_seconds:
             break
         missed = choice.missed_seconds + choice.excess_seconds
         try:
-            tighter = study.chosen(found, limit, missed)
+            tighter = study.chosen(run, limit, missed)
         except UsageError:
             break  # no plan takes less; the last one says by how much it exceeds the budget
-        choice = _planned(tighter, found, out, place)
-    return choice, found
+        choice = _with_measurements(tighter, run, out, place)
+    return choice, run
 
 
-def _planned(choice: Choice, found: Run, out: Path, place: _Place) -> Choice:
+def _with_measurements(choice: Choice, run: Run, out: Path, place: _Place) -> Choice:
     """The choice, written, with what is measured of whole models: their losses, and a pass."""
     from hwbench.studies import choose as study
 
-    if study.objective(found) in study.WHOLE:
+    if study.objective(run) in study.WHOLE:
         with progress() as listener:
             choice = study.refined(
-                choice, found, _candidates(out), **place._asdict(), listener=listener
+                choice, run, _candidates(out), **place._asdict(), listener=listener
             )
-    study.write(choice, found, out)
+    study.write(choice, run, out)
     if choice.budget.kind == "time":
         with progress() as listener:
-            passed = study.passed(out, study.tokens(found), **place._asdict(), listener=listener)
+            passed = study.passed(out, study.tokens(run), **place._asdict(), listener=listener)
         choice = replace(choice, passed=passed)
-        study.write(choice, found, out)
+        study.write(choice, run, out)
     return choice
 
 
-def _asked(
+def _question(
     model: str | None,
     tokens: int,
     formats: list[str] | None,
@@ -196,38 +196,39 @@ def _candidates(out: Path) -> Path:
     return out.with_name(f"{out.stem}-candidates")
 
 
-def _applied(choice: Choice, plan: Path, out: Path, place: _Place) -> dict[str, Whole]:
+def _measured_and_written(choice: Choice, plan: Path, out: Path, place: _Place) -> dict[str, Whole]:
     """Measure the whole models, and write the one that keeps more."""
     from hwbench.studies import choose as study
 
     single = choice.single is not None and choice.wins_everywhere is None
     with progress() as listener:
         wholes = study.measured(plan, single=single, **place._asdict(), listener=listener)
-    chosen = plan
+    best = plan
     if single and study.better(wholes["single"], wholes["plan"]):
-        chosen = study.single_path(plan)
-    study.apply(chosen, out, device=place.device, threads=place.threads)
+        best = study.single_path(plan)
+    study.apply(best, out, device=place.device, threads=place.threads)
     return wholes
 
 
-def _shown(
-    choice: Choice, found: Run, plan: Path, wholes: dict[str, Whole], out: Path | None
+def _plan_lines(
+    choice: Choice, run: Run, plan: Path, wholes: dict[str, Whole], out: Path | None
 ) -> list[str]:
-    """The plan in lines: what comes out first, then layer by layer."""
+    """Return the lines of a plan: the summary first, then one line a layer."""
     from hwbench.studies import choose as study
 
-    told = study.objective(found)
+    objective = study.objective(run)
+    quick = objective == "error"
     lines = []
     if label := choice.wins_everywhere:
         lines.append(f"One format wins everywhere: {label}.")
-    lines += _costs_lines(choice, found)
-    lines += _measured_lines(choice, told) if choice.measured else []
+    lines += _costs_lines(choice, run)
+    lines += _measured_lines(choice, objective) if choice.measured else []
     lines += [
         "",
-        f"error: the root mean square over the layers of {_OF[told]}."
-        if told not in _WHOLE
-        else f"loss: {_OF[told]}; {_WHOLE[told][1]}: measured of the whole model.",
-        *(["It is quick to find and can mislead; --apply measures the model."] * (told == "error")),
+        f"error: the root mean square over the layers of {_OF[objective]}."
+        if objective not in _WHOLE
+        else f"loss: {_OF[objective]}; {_WHOLE[objective][1]}: measured of the whole model.",
+        *(["It is quick to find and can mislead; --apply measures the model."] if quick else []),
         f"best single: {choice.single or 'no format meets the budget alone'}.",
         f"The solver (scipy.optimize.milp) proved a gap of {choice.gap:.2g}.",
         "",
@@ -239,23 +240,23 @@ def _shown(
     if wholes:
         lines += _whole_lines(wholes)
         lines.append(f"The model is in {out}.")
-    lines.append(f"The plan is in {plan}, made from {found.path}.")
+    lines.append(f"The plan is in {plan}, made from {run.path}.")
     return lines
 
 
-def _costs_lines(choice: Choice, found: Run) -> list[str]:
-    """What dense, the plan and the best single format cost and lose, and what a pass takes."""
+def _costs_lines(choice: Choice, run: Run) -> list[str]:
+    """Return the table of costs and losses of dense, the plan and the best single format."""
     from hwbench import units
     from hwbench.studies import choose as study
 
-    whole = study.objective(found) in study.WHOLE
+    whole = study.objective(run) in study.WHOLE
     head = "loss" if whole else "error"
-    told = study.described(choice, found, choice.picked)
+    described = study.described(choice, run, choice.picked)
     lines = [
-        f"{choice.budget} of {len(choice.layers)} linear layers on {found.header.machine}"
+        f"{choice.budget} of {len(choice.layers)} linear layers on {run.header.machine}"
         if choice.budget.kind != "time"
-        else f"{choice.budget} of a pass of {told['tokens']} tokens on {found.header.machine}",
-        f"dense is {told['dtype']}; the formats are {', '.join(told['formats'])}",
+        else f"{choice.budget} of a pass of {described['tokens']} tokens on {run.header.machine}",
+        f"dense is {described['dtype']}; the formats are {', '.join(described['formats'])}",
         "",
         f"{'':<12}{'pass':>10}{'linear':>10}{'bytes':>10}{'parameters':>12}{head:>8}",
     ]
@@ -279,15 +280,15 @@ def _costs_lines(choice: Choice, found: Run) -> list[str]:
 
 
 def _passed_line(choice: Choice, passed: Passed) -> str:
-    """What a pass as planned was measured to take, and whether that is the budget."""
+    """Say how long a pass as planned took, and whether that is within the budget."""
     from hwbench import units
 
-    share, asked = passed.share, choice.budget.share
-    verdict = "within it" if share <= asked else f"{share / asked - 1:.1%} above it"
+    share, budget = passed.share, choice.budget.share
+    verdict = "within it" if share <= budget else f"{share / budget - 1:.1%} above it"
     line = (
         f"measured: a pass takes {units.seconds(passed.planned_seconds)} as planned and "
         f"{units.seconds(passed.dense_seconds)} as it was, {share:.1%} of it; the budget is "
-        f"{asked:.1%}, and that is {verdict}."
+        f"{budget:.1%}, and that is {verdict}."
     )
     if choice.missed_seconds:
         missed = units.seconds(choice.missed_seconds)
@@ -297,11 +298,11 @@ def _passed_line(choice: Choice, passed: Passed) -> str:
     return line
 
 
-def _measured_lines(choice: Choice, told: str) -> list[str]:
-    """What whole candidates were measured to lose, the least first."""
+def _measured_lines(choice: Choice, objective: str) -> list[str]:
+    """Return the measured losses of whole candidates, the least first."""
     ranked = sorted(choice.measured.items(), key=lambda pair: pair[1])
     width = max(map(len, choice.measured))
-    lines = ["", f"Whole candidates, by {_WHOLE[told][0]}"]
+    lines = ["", f"Whole candidates, by {_WHOLE[objective][0]}"]
     lines += [
         f"{name:<{width}}{lost:>10.4g}{'  kept' if name == choice.kept else ''}"
         for name, lost in ranked

@@ -175,7 +175,7 @@ def _why_default(each: FormatDetails) -> str:
 
 
 def _knobs(each: FormatDetails) -> str:
-    """Those that must be given, or a share of dense; then those with a value of their own."""
+    """Name the knobs that must be given (or a share of dense), then those with a default."""
     required = " and ".join(knob for knob in each.knobs if knob not in each.defaults)
     free = [
         f"{knob}=auto" if value is None else f"{knob}={value}"

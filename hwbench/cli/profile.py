@@ -72,7 +72,7 @@ def profile(
     if as_json:
         _shared.say_json(json.dumps({"case": planned.case.id, **msgspec.to_builtins(result)}))
     else:
-        for part in _shown(planned.case.id, result):
+        for part in _report(planned.case.id, result):
             _shared.console().print(part, soft_wrap=isinstance(part, str))
     if result.verdict == "contradicted":
         raise CasesFailedError(f"{planned.case.label} did not run what it claims: {result.says}.")
@@ -120,7 +120,7 @@ def _knobs(texts: list[str] | None) -> dict[str, Any]:
     return knobs
 
 
-def _shown(case: str, result: Profile) -> list[RenderableType]:
+def _report(case: str, result: Profile) -> list[RenderableType]:
     from rich import box
     from rich.table import Table
     from rich.text import Text

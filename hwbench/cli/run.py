@@ -85,7 +85,7 @@ def run(
         with progress() as listener:
             fleet.resume(resume, listener)
         return _show({resume: read_run(resume)}, as_json=as_json, print_path=print_path)
-    document, taken = _weights.with_weights(
+    document, sentences = _weights.with_weights(
         suites.read(suite or "linear"),
         weights,
         activations,
@@ -96,7 +96,7 @@ def run(
         stored=_shared.numbers("--stored", stored, float),
         formats=_shared.listed(format_),
     )
-    for sentence in taken:
+    for sentence in sentences:
         _shared.say(sentence, error=True)
     document = _shared.with_data(_shared.with_model(document, model), data)
     document, changes = _replanned(document, quick, replicates, allocator)
@@ -153,7 +153,7 @@ class _Fleet:
             from hwbench.measure import run as runner
 
             return [runner.answer(question, self.device, self.threads, self.budget)]
-        with self._found(question.listener) as fleet:
+        with self._connected(question.listener) as fleet:
             return fleet.run(question)
 
     def resume(self, path: Path, listener: Listener) -> None:
@@ -162,11 +162,11 @@ class _Fleet:
 
             runner.resume(path, time_budget_seconds=self.budget, listener=listener)
             return
-        with self._found(listener) as fleet:
+        with self._connected(listener) as fleet:
             fleet.resume(path)
 
     @contextlib.contextmanager
-    def _found(self, listener: Listener) -> Iterator[Fleet]:
+    def _connected(self, listener: Listener) -> Iterator[Fleet]:
         from hwbench.measure.fleet import Fleet, local_seats
         from hwbench.measure.transports.ray import Cluster
 
