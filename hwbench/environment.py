@@ -59,7 +59,7 @@ def cpu_facts() -> dict[str, Any]:
     text = _read(_PROC / "cpuinfo") or ""
     fields: dict[str, str] = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = set(fields.get("flags", fields.get("Features", "")).split())
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", *_ARM_SETS)
+    names = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile", *_ARM_SETS)
     named = _arm_name(text) or fields.get("model name")
     return {
         "name": named or platform.processor() or platform.machine(),
@@ -68,7 +68,7 @@ def cpu_facts() -> dict[str, Any]:
         "stepping": fields.get("stepping", fields.get("CPU revision")),
         "cores": usable_cores(),
         "caches_bytes": cpu_caches(),
-        "instruction_sets": [flag for flag in wanted if flag in flags],
+        "instruction_sets": [flag for flag in names if flag in flags],
         "memory_bytes": memory_total_bytes(),
     }
 
@@ -165,15 +165,15 @@ def pin(cores: str) -> None:
     """
     if not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", cores):
         raise UsageError(f"{cores!r} is no list of cores such as 0-3,8.")
-    wanted: set[int] = set()
+    numbers: set[int] = set()
     for part in cores.split(","):
         first, _, last = part.partition("-")
-        wanted.update(range(int(first), int(last or first) + 1))
-    if not wanted or not wanted <= _allowed_cores():
+        numbers.update(range(int(first), int(last or first) + 1))
+    if not numbers or not numbers <= _allowed_cores():
         raise UsageError(f"The cores {cores} are not all among those allowed here, {core_list()}.")
     if not hasattr(os, "sched_setaffinity"):
         raise UsageError("This system cannot keep a process on some cores.")
-    os.sched_setaffinity(0, wanted)
+    os.sched_setaffinity(0, numbers)
 
 
 def usable_cores() -> int:
@@ -347,10 +347,10 @@ def nvidia_devices() -> int:
     present = sum(1 for path in _DEV.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
     if not present and (_DEV / "dxg").exists():  # Linux in Windows: one node for all makers
         present = int(any(_WSL_DRIVER.glob("libcuda.so*")))
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return present
-    named = [part.strip() for part in shown.split(",")]
+    named = [part.strip() for part in visible.split(",")]
     valid = next((i for i, part in enumerate(named) if part in ("", "-1")), len(named))
     return min(present, valid)  # CUDA stops at the first name that is none
 

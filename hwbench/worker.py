@@ -162,13 +162,13 @@ class Worker:
         if result.status is Status.WRONG:
             self.live.pop(case.id, None)
             return protocol.SoloReply(result=result, free_bytes=self._free())
-        held = subject.nbytes()
-        if held + sum(s.nbytes() for s in self.live.values()) < _KEPT_SHARE * self._free():
+        bytes_held = subject.nbytes()
+        if bytes_held + sum(s.nbytes() for s in self.live.values()) < _KEPT_SHARE * self._free():
             self.live[case.id] = subject
         self.device.release_memory()
         return protocol.SoloReply(
             result=result,
-            held_bytes=held,
+            held_bytes=bytes_held,
             free_bytes=self._free(),
             call_seconds=max(result.values(quantities.FIRST_CALL.name), default=0.0),
         )
@@ -180,8 +180,8 @@ class Worker:
 
     def chunk(self, request: protocol.ChunkRequest) -> protocol.ChunkReply:
         """Time the cases of one chunk in rounds around the anchor."""
-        wanted = [*request.members, *([request.anchor] if request.anchor else [])]
-        keep = {planned.case.id for planned in wanted}
+        cases = [*request.members, *([request.anchor] if request.anchor else [])]
+        keep = {planned.case.id for planned in cases}
         self.live = {case: subject for case, subject in self.live.items() if case in keep}
         self.device.use_allocator(request.plan.allocator)
         self.device.release_memory()
@@ -191,7 +191,7 @@ class Worker:
                 subject=self._prepared(planned, request.seed),
                 regime=planned.case.regime or Regime.HOT,
             )
-            for planned in wanted
+            for planned in cases
         ]
         anchor = members.pop() if request.anchor else None
         begun = time.monotonic()

@@ -97,7 +97,7 @@ class Joined:
 
     @property
     def score_name(self) -> str:
-        """What the score is, such as ``projection_error``."""
+        """The name of the score, such as ``projection_error``."""
         return str(self.scored.get("score_name") or "score")
 
 
@@ -310,8 +310,8 @@ def _differing(row: Row, partner: Row) -> tuple[str, ...]:
 def _text(written: str, *, bare: bool = False) -> str:
     """Knobs in one order; bare of those that are set aside where nothing else fits."""
     knobs = json.loads(written)
-    kept = {name: value for name, value in knobs.items() if not (bare and name in _ASIDE)}
-    return json.dumps(kept, sort_keys=True)
+    stated = {name: value for name, value in knobs.items() if not (bare and name in _ASIDE)}
+    return json.dumps(stated, sort_keys=True)
 
 
 # Who is the fastest
@@ -321,10 +321,10 @@ def _exact(joined: Joined) -> list[Pair]:
     """Dense with nothing lost, where that has a score and dense was timed but not scored."""
     scored = any(pair.timed["format"] == DENSE for pair in joined.pairs)
     declared = joined.scored.get("score_quantity") or quantities.find(joined.score_name)
-    kept = declared.lossless
-    if joined.dense is None or scored or kept is None:
+    lossless = declared.lossless
+    if joined.dense is None or scored or lossless is None:
         return []
-    exact = {**joined.scored, "score": kept, "score_low": kept, "score_high": kept}
+    exact = {**joined.scored, "score": lossless, "score_low": lossless, "score_high": lossless}
     return [Pair(joined.dense, exact | {"format": DENSE, "label": DENSE, "knobs": "{}"})]
 
 
@@ -334,11 +334,11 @@ def _fits(pair: Pair, densest: float | None) -> bool:
 
 
 def _choice(bound: float, candidates: Iterable[Pair], sign: float) -> Choice:
-    kept = sorted((p for p in candidates if sign * p.score <= sign * bound), key=_order)
-    if not kept:
+    accurate = sorted((p for p in candidates if sign * p.score <= sign * bound), key=_order)
+    if not accurate:
         return Choice(bound, None)
-    best = kept[0]
-    return Choice(bound, best, [p for p in kept[1:] if _overlap(best, p)], _verdict(best))
+    best = accurate[0]
+    return Choice(bound, best, [p for p in accurate[1:] if _overlap(best, p)], _verdict(best))
 
 
 def _verdict(pair: Pair) -> str:

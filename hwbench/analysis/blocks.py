@@ -74,10 +74,10 @@ def difference(ours: Sequence[float], theirs: Sequence[float], level: float = 0.
     if not math.isfinite(middle) or float(np.ptp(lost)) == 0:
         return Estimate(value=middle, low=middle, high=middle, count=len(lost), level=level)
     source = np.random.default_rng(0)
-    drawn = lost[source.integers(len(lost), size=(DRAWS, len(lost)))]
-    errors = drawn.std(axis=1, ddof=1)
+    resampled = lost[source.integers(len(lost), size=(DRAWS, len(lost)))]
+    errors = resampled.std(axis=1, ddof=1)
     whole = errors > 0  # a draw of one block alone has no error
-    scaled = (drawn.mean(axis=1)[whole] - middle) / errors[whole]
+    scaled = (resampled.mean(axis=1)[whole] - middle) / errors[whole]
     below, above = np.quantile(scaled, [(1 - level) / 2, (1 + level) / 2])
     error = float(lost.std(ddof=1))
     return Estimate(

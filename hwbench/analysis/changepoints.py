@@ -114,7 +114,7 @@ def change_points(
     smooth = _without_spikes(logs)
     chance = CHANCE * (1 - kept) ** 2 / max(1, series)
     tested = _Tested(math.log1p(floor), chance, kept)
-    cuts = _kept(logs, _candidates(logs, smooth), tested)
+    cuts = _confirmed_cuts(logs, _candidates(logs, smooth), tested)
     edges = [0, *cuts, len(logs)]
     steps = []
     for before, at, after in zip(edges, edges[1:], edges[2:], strict=False):
@@ -133,7 +133,7 @@ def _without_spikes(logs: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Tested:
-    """What a cut is held against."""
+    """The limits against which a cut is tested."""
 
     floor: float  # the smallest change that counts, on logs
     chance: float  # of a change anywhere in noise
@@ -188,7 +188,7 @@ def _candidates(logs: Sequence[float], smooth: Sequence[float]) -> list[int]:
     return [int(index) for index in ends[:-1]]
 
 
-def _kept(logs: Sequence[float], cuts: Sequence[int], tested: _Tested) -> list[int]:
+def _confirmed_cuts(logs: Sequence[float], cuts: Sequence[int], tested: _Tested) -> list[int]:
     """The cuts that count; the weakest is taken away until all do."""
     edges = [0, *cuts, len(logs)]
 

@@ -26,8 +26,8 @@ def unstructured(density: float) -> float:
     if density in (0, 1):
         return 1.0 - density
     t = -float(ndtri(density / 2))
-    kept = density + 2 * t * math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
-    return math.sqrt(max(0.0, 1 - kept))
+    energy = density + 2 * t * math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+    return math.sqrt(max(0.0, 1 - energy))
 
 
 def n_of_m(n: int, m: int) -> float:

@@ -109,10 +109,10 @@ def check_metric(
         UnknownNameError: there is no such metric.
     """
     built_in = [*quantities.METRICS, *(each.name for each in quantities.MEASURED)]
-    held = {name for one in sides for entry in one.cases.values() for name in entry.readings}
-    held |= {each.name for each in declared}
-    if metric not in ("auto", *built_in, *held):
-        own = sorted(held.difference(built_in))
+    measured = {name for one in sides for entry in one.cases.values() for name in entry.readings}
+    measured |= {each.name for each in declared}
+    if metric not in ("auto", *built_in, *measured):
+        own = sorted(measured.difference(built_in))
         raise UnknownNameError("metric", metric, [*quantities.METRICS, "auto", *own])
 
 
@@ -137,9 +137,9 @@ def side(
         by_case[result.case][result.replicate] = result
     count = counted(header, planned, [each for of in by_case.values() for each in of.values()])
     cases = {
-        case: _entry(known, list(by_case[case].values()), count.get(case))
-        for case, known in planned.items()
-        if case in by_case or known.unsupported is not None
+        case: _entry(case_plan, list(by_case[case].values()), count.get(case))
+        for case, case_plan in planned.items()
+        if case in by_case or case_plan.unsupported is not None
     }
     return Side(
         cases=cases,
@@ -234,9 +234,9 @@ def compare(
         before = [one.cases[case] for one in baseline if case in one.cases]
         after = [one.cases[case] for one in new if case in one.cases]
         if ended := _by_status(before, after):
-            known = (name for name in metrics if _has([*before, *after], name))
-            shown = next(known, metric)
-            changes.append(Change(case=case, metric=shown, verdict=ended[0], reason=ended[1]))
+            measured = (name for name in metrics if _has([*before, *after], name))
+            named = next(measured, metric)
+            changes.append(Change(case=case, metric=named, verdict=ended[0], reason=ended[1]))
         elif change := _by_value(case, [old for old in before if worked(old)], after, settings):
             changes.append(change)
     return changes

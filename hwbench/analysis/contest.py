@@ -28,14 +28,14 @@ BADLY = 1.5
 """A quotient whose interval is wider than this factor was not measured well enough."""
 
 CHANCE = 0.05
-"""That any rival is wrongly told from the best; and that a tie is wrongly proved."""
+"""The probability that any rival is called slower wrongly; and that a tie is proved wrongly."""
 
 _FEWEST = 2  # common replicates
 _UNKNOWN: Variance = (math.nan, 0.0)
 
 
 class Outcome(StrEnum):
-    """What is said of a rival against the best."""
+    """The verdict on one rival of the best."""
 
     SLOWER = "slower"  # the best is faster beyond doubt
     TIED = "tied"
@@ -64,7 +64,7 @@ class Standing:
 def standings(
     best: Entrant, rivals: Sequence[Entrant], pool: Sequence[Entrant] = (), among: int = 0
 ) -> list[Standing]:
-    """What is said of each rival against the best, in their order.
+    """Return the verdict on each rival of the best, in their order.
 
     Args:
         best: the one that may be named.
@@ -75,10 +75,10 @@ def standings(
     quotients = [_quotients(best, rival) for rival in rivals]
     names = {best.name, *(rival.name for rival in rivals)}
     others = [_quotients(best, each) for each in pool if each.name not in names]
-    drawn = moderated([_variance(each) for each in (*quotients, *others)])
+    variances = moderated([_variance(each) for each in (*quotients, *others)])
     return [
         _standing(best, rival, logs, within, max(among, len(rivals)))
-        for rival, logs, within in zip(rivals, quotients, drawn, strict=False)
+        for rival, logs, within in zip(rivals, quotients, variances, strict=False)
     ]
 
 

@@ -49,10 +49,10 @@ def contested(run: Run) -> set[str]:
         losses[group].append((_losses(joined), _limits(run, joined)))
     open_cases: set[str] = set()
     for group, members in groups.items():
-        for known, limits in losses.get(group) or [({}, [0.0])]:
+        for limits_by, limits in losses.get(group) or [({}, [0.0])]:
             for limit in (*limits, math.inf):
                 open_cases |= _undecided(
-                    [row for row in members if _keeps(row, known, limit)], members, values
+                    [row for row in members if _keeps(row, limits_by, limit)], members, values
                 )
     return open_cases
 
@@ -77,12 +77,12 @@ def _keeps(row: Mapping[str, Any], losses: Mapping[str, float], limit: float) ->
 
 
 def _undecided(
-    kept: Iterable[Mapping[str, Any]],
+    rows: Iterable[Mapping[str, Any]],
     members: Iterable[Mapping[str, Any]],
     values: Mapping[str, Mapping[int, float]],
 ) -> set[str]:
-    """The fastest of ``kept`` and the rivals that may be as fast; empty without such rivals."""
-    timed = [row for row in kept if row["relative_time"] > 0]
+    """The fastest of ``rows`` and the rivals that may be as fast; empty without such rivals."""
+    timed = [row for row in rows if row["relative_time"] > 0]
     if not timed:
         return set()
     best = min(timed, key=lambda row: float(row["relative_time"]))

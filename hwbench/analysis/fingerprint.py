@@ -15,7 +15,7 @@ from hwbench.records import Allocator, Environment
 
 
 class Severity(StrEnum):
-    """What a difference between two fingerprints means for a comparison."""
+    """The effect of a difference between two fingerprints on a comparison."""
 
     FATAL = "fatal"  # other hardware, limits or settings: times cannot be compared
     WARN = "warn"  # may explain a change, and may be just what is under test
@@ -50,7 +50,7 @@ most; an environment variable (upper case) that is not set is a setting like ano
 same within 2 %, because kernels keep more or less of it for themselves."""
 
 _UNRECORDED = {"allocator": Allocator.SYSTEM.value}
-"""What a fact was where a run does not record it: there was nothing else then."""
+"""The value of a fact that a run does not record: no other value existed when it was made."""
 
 _ADVICE = {"allocator": "--allocator {} measures as before"}
 """How a new run is made in which a fact is as it was; ``{}`` stands for that."""
@@ -108,7 +108,7 @@ def flat(
 
 
 def severity(path: tuple[str, ...]) -> Severity:
-    """What a difference in the fact means to which these keys lead."""
+    """Return how severe a difference in the fact under these keys is."""
     listed = (FINGERPRINT[key] for key in reversed(path) if key in FINGERPRINT)
     return next(listed, Severity.FATAL if path[0] == "device" else Severity.WARN)
 

@@ -306,15 +306,15 @@ def _drawn_together(
         nights = between(run, name)
         spreads = [nights.get(case, _UNKNOWN) for case in cases]
         quiet = [each for each in samples if not count.get(cases[each], _ALL).never]
-        drawn = estimates([samples[each] for each in quiet], [spreads[each] for each in quiet])
-        intervals = dict(zip(quiet, drawn, strict=True))
+        estimated = estimates([samples[each] for each in quiet], [spreads[each] for each in quiet])
+        intervals = dict(zip(quiet, estimated, strict=True))
         for number, values in samples.items():
-            known = intervals.get(number)
-            value = known.value if known else estimate(values).value
+            interval = intervals.get(number)
+            value = interval.value if interval else estimate(values).value
             rows[number] |= {
                 columns.get(name, name): value,
-                f"{_BOUNDED[name]}_low": known.low if known else math.nan,
-                f"{_BOUNDED[name]}_high": known.high if known else math.nan,
+                f"{_BOUNDED[name]}_low": interval.low if interval else math.nan,
+                f"{_BOUNDED[name]}_high": interval.high if interval else math.nan,
             }
     return rows
 

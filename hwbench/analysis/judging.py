@@ -166,7 +166,7 @@ def look(
         ]
     if own_seconds and metric == "auto":
         changes = _by_seconds(changes, compare(baselines, [new], used, metric="time"))
-    known = _known(changes, baselines, new)
+    noise_of = _known(changes, baselines, new)
     moved = {each.case: _by_dense(each, baselines, new, used) for each in changes}
     by_case = {each.case: moved[each.case] or each for each in changes}
     return Look(
@@ -174,9 +174,9 @@ def look(
         rule=used,
         metric=metric,
         changes=by_case,
-        settled={case: _settled(each, known, used) for case, each in by_case.items()},
-        flagged={case: each for case, each in by_case.items() if _flagged(each, known)},
-        known=known,
+        settled={case: _settled(each, noise_of, used) for case, each in by_case.items()},
+        flagged={case: each for case, each in by_case.items() if _flagged(each, noise_of)},
+        known=noise_of,
     )
 
 
@@ -190,8 +190,8 @@ def confirmed(first: Look, fresh: Side) -> Judged:
         }
         timed = [case for case, each in flagged.items() if each.metric == "time"]
         if other := [case for case in timed if later[case].metric == "relative"]:
-            kept = [only(one, other) for one in before]
-            changes = compare(kept, [only(now, other)], first.rule, metric="time")
+            baselines_by_time = [only(one, other) for one in before]
+            changes = compare(baselines_by_time, [only(now, other)], first.rule, metric="time")
             later |= {each.case: each for each in changes}
         for case, change in flagged.items():
             settled[case] = _confirmed(change, later[case], first, now)
@@ -226,11 +226,11 @@ def detectable(
     """
     used = dataclasses.replace(rule, threshold=raised(rule.threshold, len(baselines), window))
     compared = list(changes) or compare(baselines, [new], used, metric=metric)
-    known = _known(compared, baselines, new)
+    noise_of = _known(compared, baselines, new)
     sizes = {}
-    for case, here in known.items():
+    for case, here in noise_of.items():
         passed = max(
-            math.log1p(used.threshold), here.noise.bound(here.replicates, _chance(len(known)))
+            math.log1p(used.threshold), here.noise.bound(here.replicates, _chance(len(noise_of)))
         )
         scatter = math.sqrt(here.noise.error(here.replicates)[0])
         sizes[case] = math.expm1(passed + normal_quantile(power) * scatter)
@@ -244,8 +244,8 @@ def _chance(cases: int) -> float:
 
 def only(one: Side, cases: Collection[str]) -> Side:
     """The side with these cases alone."""
-    kept = {case: one.cases[case] for case in cases if case in one.cases}
-    return dataclasses.replace(one, cases=kept)
+    selected = {case: one.cases[case] for case in cases if case in one.cases}
+    return dataclasses.replace(one, cases=selected)
 
 
 def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[str, _Known]:
@@ -349,13 +349,13 @@ def dense_note(baselines: Sequence[Side], new: Side) -> list[str]:
     return [sentence]
 
 
-def _flagged(change: Change, known: Mapping[str, _Known]) -> bool:
+def _flagged(change: Change, noise_of: Mapping[str, _Known]) -> bool:
     """Whether a case is worth measuring again: it regressed by more than noise explains."""
     if change.verdict is not Verdict.REGRESSED or change.metric in _EXACT:
         return False
     if change.ratio is None:
         return True  # it ran out of memory
-    here = known.get(change.case)
+    here = noise_of.get(change.case)
     if here is None:
         return False
     return math.log(change.ratio.value) > here.noise.bound(here.replicates, FLAG_LEVEL)
@@ -363,19 +363,19 @@ def _flagged(change: Change, known: Mapping[str, _Known]) -> bool:
 
 def _settled(
     change: Change,
-    known: Mapping[str, _Known],
+    noise_of: Mapping[str, _Known],
     rule: Rule,
     fresh: Sequence[float] | None = None,
 ) -> Change:
     """The verdict that remains after allowing for the noise between runs."""
     if change.ratio is None or change.metric not in TIMED:
         return change
-    here = known.get(change.case)
+    here = noise_of.get(change.case)
     if here is None:
         return undecided(change, "Values that are not above zero tell nothing.")
     count, size = len(fresh or ()) or here.replicates, abs(math.log(change.ratio.value))
     if change.verdict in (Verdict.REGRESSED, Verdict.IMPROVED):
-        needed = here.noise.bound(count, _chance(len(known)))
+        needed = here.noise.bound(count, _chance(len(noise_of)))
         if not (size > needed or (math.isinf(needed) and enormous(change.ratio))):
             shown = units.percent(math.expm1(needed)) if math.isfinite(needed) else "more"
             return undecided(

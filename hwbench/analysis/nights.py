@@ -128,8 +128,8 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     near = [place for place in order if away[place][0] <= limit]
     if len(near) < min(FEWEST_RUNS, window):
         earlier = range(max(0, len(stored) - KNOWN), places[0])
-        known = [p for p in earlier if _apart(_dense(stored[p]), tonight)[0] <= limit]
-        near += known[::-1]
+        comparable = [p for p in earlier if _apart(_dense(stored[p]), tonight)[0] <= limit]
+        near += comparable[::-1]
     if len(near) >= min(FEWEST_RUNS, window):
         return Matched(sorted(near[:window]))
     return Matched(places[-window:], stranger=_strange(near, len(places), min(away.values())[1]))
@@ -260,8 +260,8 @@ def _look(stored: Sequence[Side], new: Side, question: Question, nights: Matched
 def _dense_moved(baselines: Sequence[Side], new: Side) -> bool:
     tonight = _dense(new)
     moves = [_apart(_dense(one), tonight)[1] for one in baselines]
-    known = [move for move in moves if not math.isnan(move)]
-    return bool(known) and abs(median(known)) > math.log1p(DENSE_MOVED)
+    finite = [move for move in moves if not math.isnan(move)]
+    return bool(finite) and abs(median(finite)) > math.log1p(DENSE_MOVED)
 
 
 def formats_moved(first: Look, new: Side) -> dict[str, int]:

@@ -118,15 +118,15 @@ def estimates(
 
     One value, or one that is not above zero, is estimated by itself (``stats.estimate``).
     """
-    drawn = [
+    repeated = [
         position
         for position, values in enumerate(samples)
         if len(values) > 1 and all(0 < value < math.inf for value in values)
     ]
-    logs = {position: [math.log(value) for value in samples[position]] for position in drawn}
-    inner = moderated([(variance(logs[each]), len(logs[each]) - 1.0) for each in drawn])
+    logs = {position: [math.log(value) for value in samples[position]] for position in repeated}
+    inner = moderated([(variance(logs[each]), len(logs[each]) - 1.0) for each in repeated])
     results = [estimate(values, level) for values in samples]
-    for position, within in zip(drawn, inner, strict=True):
+    for position, within in zip(repeated, inner, strict=True):
         between = nights[position] if nights else (math.nan, 0.0)
         total, freedom = _of_value(within, between, len(logs[position]))
         half = student(freedom, level) * math.sqrt(total) if total else 0.0
@@ -222,10 +222,10 @@ def moderated(variances: Sequence[Variance]) -> list[Variance]:
 
     An unknown variance gets the usual value.
     """
-    known = [(value, freedom) for value, freedom in variances if freedom > 0]
-    if not known:
+    usable = [(value, freedom) for value, freedom in variances if freedom > 0]
+    if not usable:
         return list(variances)
-    usual, weight = _prior(known)
+    usual, weight = _prior(usable)
     return [
         ((weight * usual + freedom * value) / (weight + freedom), weight + freedom)
         if freedom > 0
@@ -234,15 +234,15 @@ def moderated(variances: Sequence[Variance]) -> list[Variance]:
     ]
 
 
-def _prior(known: Sequence[Variance]) -> Variance:
+def _prior(variances: Sequence[Variance]) -> Variance:
     """The usual variance, and how many degrees of freedom it is worth."""
-    middle = statistics.median(value for value, _ in known)
-    if len(known) == 1 or middle == 0:
+    middle = statistics.median(value for value, _ in variances)
+    if len(variances) == 1 or middle == 0:
         return middle, 0.0
     import numpy as np
     from scipy import special
 
-    values, freedoms = (np.array(column) for column in zip(*known, strict=True))
+    values, freedoms = (np.array(column) for column in zip(*variances, strict=True))
     half = freedoms / 2
     logs = np.log(np.maximum(values, 1e-5 * middle)) - special.digamma(half) + np.log(half)
     # The zeta function of Hurwitz at 2 is the trigamma function.

@@ -82,10 +82,10 @@ def find(
     if mig or _SLICE.search(name):
         return f"{name} is a slice of a card; what a slice reaches is no datasheet's figure."
     plain = _plain(name)
-    known = [key for key in table() if plain == key or plain.startswith(f"{key} ")]
-    if not known:
+    matches = [key for key in table() if plain == key or plain.startswith(f"{key} ")]
+    if not matches:
         return f"{name} is not in peaks.toml."
-    key = max(known, key=len)
+    key = max(matches, key=len)
     peak = table()[key]
     if multiprocessors is None or memory_bytes is None:
         return f"{name}: multiprocessors and memory are not known, so its peak is not either."

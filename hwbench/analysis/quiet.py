@@ -62,12 +62,12 @@ class Counted:
 
     def of(self, values: Mapping[int, float]) -> list[float]:
         """The values of the quiet replicates; all of them where too few are."""
-        kept = [value for replicate, value in values.items() if replicate in self.quiet]
-        return list(values.values()) if self.never or not kept else kept
+        quiet_values = [value for replicate, value in values.items() if replicate in self.quiet]
+        return list(values.values()) if self.never or not quiet_values else quiet_values
 
 
 def of_run(seconds: Iterable[float]) -> Reference | None:
-    """What one run says of a group: its second fastest replicate; None below two.
+    """The reference of a group by one run: its second fastest replicate; None below two.
 
     The deviation is that of the faster half, which a slowed half does not touch.
     """
@@ -103,8 +103,8 @@ def dense_by_group(
     planned: Mapping[str, Planned], results: Iterable[Result]
 ) -> dict[str, dict[int, float]]:
     """Dense's seconds by group and replicate: the median around all cases of the group."""
-    known = [result for result in results if result.case in planned]
-    return _by_group(planned, [(each, _dense(planned[each.case], each)) for each in known])
+    usable = [result for result in results if result.case in planned]
+    return _by_group(planned, [(each, _dense(planned[each.case], each)) for each in usable])
 
 
 def _by_group(
@@ -133,13 +133,15 @@ def references(header: Header, by_group: Mapping[str, Mapping[int, float]]) -> d
     """
     known = {}
     for group, seconds in by_group.items():
-        own, kept = of_run(seconds.values()), header.references.get(group)
-        if own and kept:
+        own, stored = of_run(seconds.values()), header.references.get(group)
+        if own and stored:
             known[group] = Reference(
-                seconds=min(own.seconds, kept.seconds), deviation=kept.deviation, runs=kept.runs
+                seconds=min(own.seconds, stored.seconds),
+                deviation=stored.deviation,
+                runs=stored.runs,
             )
-        elif kept:
-            known[group] = kept
+        elif stored:
+            known[group] = stored
         elif own:
             known[group] = replace(own, deviation=0.0)
     return known
@@ -236,7 +238,7 @@ class Slowed:
 def slowed(
     header: Header, planned: Mapping[str, Planned], results: Iterable[Result]
 ) -> Slowed | None:
-    """What is said of a run in which the machine was never quiet for more than half of the cases.
+    """A note on a run in which the machine was never quiet for more than half of the cases.
 
     None where it was quiet often enough, or nothing is known of the machine.
     """

@@ -262,16 +262,16 @@ def lines(
     if peak.bytes_per_second is None:
         return roofs, f"No bandwidth of {peak.name} with a source was found."
     clock = _rate(_entry(ceilings, "matmul", dtype), "sm_clock_hertz")
-    drawn = [("datasheet", "datasheet", peak.flops_per_second(how))]
+    rates = [("datasheet", "datasheet", peak.flops_per_second(how))]
     if clock is not None:
         label = f"formula at {clock / 1e6:.0f} MHz"
-        drawn.append(("formula", label, peak.formula(how, clock)))
+        rates.append(("formula", label, peak.formula(how, clock)))
     roofs += [
         Line(source=source, label=label, flops_per_second=rate,
              bytes_per_second=peak.bytes_per_second)
-        for source, label, rate in drawn if rate is not None
+        for source, label, rate in rates if rate is not None
     ]  # fmt: skip
-    missing = [label for _, label, rate in drawn if rate is None]
+    missing = [label for _, label, rate in rates if rate is None]
     if missing:
         return roofs, f"{peak.name} has no figure of {how} for: {', '.join(missing)}."
     return roofs, "" if clock else "The clock was not read while the ceiling was measured."

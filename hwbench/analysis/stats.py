@@ -196,12 +196,12 @@ def _welch(first: list[float], second: list[float], level: float) -> Interval:
     centre = statistics.fmean(second) - statistics.fmean(first)
     if len(first) == len(second) == 1:
         return centre, math.nan, math.nan
-    known = [side if len(side) > 1 else other for side, other in ((first, second), (second, first))]
-    a, b = (variance(k) / len(s) for k, s in zip(known, (first, second), strict=True))
+    sides = [side if len(side) > 1 else other for side, other in ((first, second), (second, first))]
+    a, b = (variance(k) / len(s) for k, s in zip(sides, (first, second), strict=True))
     if a + b == 0:
         return centre, centre, centre
     if 1 in (len(first), len(second)):  # one spread for both sides: Student
-        freedom = len(known[0]) - 1.0
+        freedom = len(sides[0]) - 1.0
     else:
         share = a / (a + b)
         freedom = 1 / (share**2 / (len(first) - 1) + (1 - share) ** 2 / (len(second) - 1))
@@ -224,7 +224,7 @@ _DEFAULT = Rule()
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is said of two samples, and on what grounds."""
+    """The verdict on two samples, with the ratio that it rests on."""
 
     verdict: Verdict
     ratio: Ratio

@@ -22,7 +22,7 @@ MEAN, CLS = "mean", "cls"
 
 WEIGHTS = "model.safetensors"
 CONVERTED = "hwbench.json"
-"""What stands beside the weights of a model that hwbench converted."""
+"""The file that stands beside the weights of a model that hwbench converted."""
 
 _POOLING = "1_Pooling/config.json"  # where sentence-transformers says how tokens are pooled
 _ADAPTER = "adapter_config.json"  # of peft
@@ -128,7 +128,7 @@ def check_free(directory: Path) -> None:
 
 
 class PlannedLayer(NamedTuple):
-    """What one layer of a model becomes."""
+    """The format that a plan gives one layer of a model."""
 
     name: str
     format: str
@@ -137,7 +137,7 @@ class PlannedLayer(NamedTuple):
 
 
 class LayerPlan(NamedTuple):
-    """What each linear layer of a model becomes; those that stay dense are there too.
+    """The format of each linear layer of a model; layers that stay dense are listed too.
 
     The layers are projected by ``weighting``, a statistic of their inputs on the texts ``text``.
     """
@@ -174,11 +174,13 @@ def layer_plan(path: Path) -> LayerPlan:
         knobs = {key: value for key, value in entry.items() if key != "name"}
         layers.append(PlannedLayer(name, entry["name"], knobs, (sides[0], sides[1])))
     how = {}
-    for key, known in (("weighting", ("activations", "best")), ("text", ("sentences", "prose"))):
-        how[key] = document.get(key, known[0])
-        if how[key] not in known:
+    for key, choices in (("weighting", ("activations", "best")), ("text", ("sentences", "prose"))):
+        how[key] = document.get(key, choices[0])
+        if how[key] not in choices:
             what = shortened(repr(how[key]))
-            raise UsageError(f"{path} asks for the {key} {what}; {' and '.join(known)} are known.")
+            raise UsageError(
+                f"{path} asks for the {key} {what}; {' and '.join(choices)} are known."
+            )
     return LayerPlan(model, layers, how["weighting"], how["text"])
 
 
@@ -188,7 +190,7 @@ def group_of(name: str, first: int, last: int) -> str:
 
 
 def depth(name: str) -> int | None:
-    """Where a layer stands in its model, by the first number in its name; None without one."""
+    """Return the depth of a layer: the first number in its name; None without one."""
     number = _DEPTH.search(name)
     return int(number["place"]) if number else None
 
@@ -222,7 +224,7 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def kind(directory: Path) -> str:
-    """How a model is read.
+    """Return the kind of a model, which says how it is read.
 
     Returns:
         ``causal`` where config.json names an architecture that predicts the next token; ``bert``
@@ -325,8 +327,8 @@ def _odd(directory: Path) -> str | None:
 
 def _no_weights(directory: Path) -> str | None:
     """Says which file of weights is missing; None where there is one."""
-    wanted = (WEIGHTS, f"{WEIGHTS}.index.json")
-    if any((directory / name).is_file() for name in wanted):
+    accepted = (WEIGHTS, f"{WEIGHTS}.index.json")
+    if any((directory / name).is_file() for name in accepted):
         return None
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     instead = f"; {others[0]} would be read under that name" if others else ""

@@ -45,8 +45,8 @@ class Entry(NamedTuple):
 class _Bytes:
     """A file that is read from its beginning, and never past its end."""
 
-    def __init__(self, file: BinaryIO, size: int, shown: str) -> None:
-        self.file, self.left, self.shown = file, size, shown
+    def __init__(self, file: BinaryIO, size: int, printed: str) -> None:
+        self.file, self.left, self.printed = file, size, printed
 
     def take(self, count: int) -> bytes:
         self.skip(count, move=False)
@@ -54,7 +54,7 @@ class _Bytes:
 
     def skip(self, count: int, *, move: bool = True) -> None:
         if count > self.left:
-            raise UsageError(f"{self.shown} is cut off: its header ends after the file does.")
+            raise UsageError(f"{self.printed} is cut off: its header ends after the file does.")
         self.left -= count
         if move:
             self.file.seek(count, 1)
@@ -73,28 +73,28 @@ def header(path: Path, size: int) -> list[Entry]:
         MissingPartError: the package ``gguf`` is not installed.
         UsageError: the file is damaged, or of another version.
     """
-    shown = shortened(str(path))
+    printed = shortened(str(path))
     if importlib.util.find_spec("gguf") is None:
-        raise MissingPartError(f"{shown} is a GGUF file; {INSTALL} brings what reads it.")
+        raise MissingPartError(f"{printed} is a GGUF file; {INSTALL} brings what reads it.")
     with files.opened(path) as file:
-        read = _Bytes(file, size, shown)
+        read = _Bytes(file, size, printed)
         read.skip(len(MAGIC))
         if (version := read.number("I")) not in _VERSIONS:
-            raise UsageError(f"{shown} is a GGUF file of version {version}; 2 and 3 are read.")
+            raise UsageError(f"{printed} is a GGUF file of version {version}; 2 and 3 are read.")
         tensors, pairs = read.number("Q"), read.number("Q")
-        known = dict(_pair(read) for _ in range(_held(read, pairs, 12)))
+        metadata = dict(_pair(read) for _ in range(_held(read, pairs, 12)))
         entries = [_table(read) for _ in range(_held(read, tensors, 24))]
-        step = known.get("general.alignment", _ALIGNMENT)
+        step = metadata.get("general.alignment", _ALIGNMENT)
         if not (type(step) is int and step > 0):
-            raise UsageError(f"{shown} is damaged: its alignment is no number of bytes.")
+            raise UsageError(f"{printed} is damaged: its alignment is no number of bytes.")
         begin = -(-(size - read.left) // step) * step
-    return [_entry(shown, known, entry, begin, size) for entry in entries]
+    return [_entry(printed, metadata, entry, begin, size) for entry in entries]
 
 
 def _held(read: _Bytes, count: int, least: int) -> int:
     """A count that the rest of the file can hold, at so many bytes each at least."""
     if count * least > read.left:
-        raise UsageError(f"{read.shown} is damaged: it counts more entries than it can hold.")
+        raise UsageError(f"{read.printed} is damaged: it counts more entries than it can hold.")
     return count
 
 
@@ -117,20 +117,24 @@ def _value(read: _Bytes, kind: int) -> Any:
             for _ in range(_held(read, count, 8)):
                 read.skip(read.number("Q"))
             return None
-    raise UsageError(f"{read.shown} is damaged: its metadata hold a value of no known type.")
+    raise UsageError(f"{read.printed} is damaged: its metadata hold a value of no known type.")
 
 
 def _table(read: _Bytes) -> tuple[str, list[int], int, int]:
     """Name, sides (the fastest first), type and offset of a tensor."""
     name, count = read.text(), read.number("I")
     if count > _SIDES:
-        raise UsageError(f"{read.shown} is damaged: {shortened(name)!r} has {count} sides.")
+        raise UsageError(f"{read.printed} is damaged: {shortened(name)!r} has {count} sides.")
     sides = [read.number("Q") for _ in range(count)]
     return name, sides, read.number("I"), read.number("Q")
 
 
 def _entry(
-    shown: str, known: dict[str, Any], entry: tuple[str, list[int], int, int], begin: int, size: int
+    printed: str,
+    metadata: dict[str, Any],
+    entry: tuple[str, list[int], int, int],
+    begin: int,
+    size: int,
 ) -> Entry:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -139,28 +143,28 @@ def _entry(
         kind = GGMLQuantizationType(number)
     except ValueError:
         raise UsageError(
-            f"{shown} holds {shortened(name)!r} in type {number}, which the installed gguf does "
+            f"{printed} holds {shortened(name)!r} in type {number}, which the installed gguf does "
             "not know."
         ) from None
     numbers, nbytes = GGML_QUANT_SIZES[kind]
     elements, shape = math.prod(sides), tuple(reversed(sides))
     if sides and sides[0] % numbers:
         raise UsageError(
-            f"{shown} is damaged: the rows of {shortened(name)!r} are no whole blocks."
+            f"{printed} is damaged: the rows of {shortened(name)!r} are no whole blocks."
         )
     if begin + offset + elements // numbers * nbytes > size:
-        raise UsageError(f"{shown} is cut off: {shortened(name)!r} ends after the file does.")
+        raise UsageError(f"{printed} is cut off: {shortened(name)!r} ends after the file does.")
     block = (0, 0) if kind.name in _PLAIN else (numbers, nbytes)
-    return Entry(name, kind.name, shape, begin + offset, block, _heads(known, name, shape))
+    return Entry(name, kind.name, shape, begin + offset, block, _heads(metadata, name, shape))
 
 
-def _heads(known: dict[str, Any], name: str, shape: tuple[int, ...]) -> int:
+def _heads(metadata: dict[str, Any], name: str, shape: tuple[int, ...]) -> int:
     """The number of heads of a Llama's q or k tensor; 0 for any other tensor."""
     parts = name.split(".")
     key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(parts[-2] if parts[1:] else "")
-    if known.get("general.architecture") != "llama" or key is None or parts[-1] != "weight":
+    if metadata.get("general.architecture") != "llama" or key is None or parts[-1] != "weight":
         return 0
-    heads = known.get(f"llama.attention.{key}", known.get("llama.attention.head_count"))
+    heads = metadata.get(f"llama.attention.{key}", metadata.get("llama.attention.head_count"))
     if type(heads) is not int or heads < 1 or len(shape) != 2 or shape[0] % (2 * heads):
         return 0
     return heads

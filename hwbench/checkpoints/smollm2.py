@@ -42,7 +42,7 @@ _CHUNK = 2**24  # bytes that are hashed at once
 
 
 class Config(NamedTuple):
-    """What the file says of the model, by the names of Hugging Face's config.json."""
+    """Return the sizes of the model, by the names of Hugging Face's config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -85,7 +85,7 @@ def _files() -> list[Path]:
 
 
 def config(file: Path) -> Config:
-    """What a GGUF file of a Llama says of it.
+    """The sizes of a Llama, read from its GGUF file.
 
     Raises:
         UsageError: it is no GGUF file, or that of another kind of model.
@@ -112,8 +112,8 @@ def weights(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """
     from gguf.quants import dequantize
 
-    known = config(file)
-    heads = {"q_proj": known.num_attention_heads, "k_proj": known.num_key_value_heads}
+    sizes = config(file)
+    heads = {"q_proj": sizes.num_attention_heads, "k_proj": sizes.num_key_value_heads}
     for tensor in _reader(file).tensors:
         name = _named(file, tensor.name)
         # A copy: what is not quantised lies in the file, which is only read.
@@ -163,7 +163,7 @@ def _content(file: Path, size: int, changed: int) -> str:
 
 
 def _named(file: Path, name: str) -> str:
-    """What Hugging Face's layout calls a tensor."""
+    """Return the name of a tensor in Hugging Face's layout."""
     if name in _WHOLE:
         return _WHOLE[name]
     parts = name.split(".")

@@ -64,7 +64,7 @@ class Stored:
 
     @property
     def dtype(self) -> str:
-        """What torch calls its type, such as ``bfloat16``."""
+        """The name of its type in torch, such as ``bfloat16``."""
         return _READ[self.kind][1] if self.kind in _READ else self.kind
 
     @property
@@ -124,19 +124,19 @@ def header(path: Path) -> Mapping[str, Stored]:
 @lru_cache(maxsize=16)
 def _header(path: Path, size: int, changed: int) -> Mapping[str, Stored]:
     del changed  # it is part of the key alone
-    shown = shortened(str(path))
+    printed = shortened(str(path))
     with files.opened(path) as file:
         first = file.read(64)
         if not first:
-            raise UsageError(f"{shown} is empty.")
+            raise UsageError(f"{printed} is empty.")
         if first.startswith(gguf_file.MAGIC):
             entries = gguf_file.header(path, size)
             return {each.name: Stored(path, *each) for each in entries}
         for magic, what in _MAGIC:
             if first.startswith(magic) and not _plausible(first, size):
-                raise UsageError(f"{shown} {what}.")
+                raise UsageError(f"{printed} {what}.")
         if not _plausible(first, size):
-            raise UsageError(f"{shown} is neither a safetensors nor a GGUF file.")
+            raise UsageError(f"{printed} is neither a safetensors nor a GGUF file.")
         length = struct.unpack("<Q", first[:8])[0]
         file.seek(8)
         header = file.read(length)
@@ -146,7 +146,7 @@ def _header(path: Path, size: int, changed: int) -> Mapping[str, Stored]:
     except (ValueError, RecursionError):
         table = None
     if not isinstance(table, dict):
-        raise UsageError(f"{shown} is no safetensors file: its header is no JSON object.")
+        raise UsageError(f"{printed} is no safetensors file: its header is no JSON object.")
     table.pop("__metadata__", None)
     return {name: _stored(path, name, entry, 8 + length, size) for name, entry in table.items()}
 
@@ -161,18 +161,18 @@ def _plausible(first: bytes, size: int) -> bool:
 
 def _stored(path: Path, name: str, entry: Any, begin: int, size: int) -> Stored:
     """One entry of the header, held against the size of the file."""
-    shown = shortened(str(path))
+    printed = shortened(str(path))
     entry = entry if isinstance(entry, dict) else {}
     kind, shape, ends = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (isinstance(kind, str) and _sizes(shape) and _sizes(ends) and len(ends) == 2):
-        raise UsageError(f"{shown} is damaged: its header does not describe {shortened(name)!r}.")
+        raise UsageError(f"{printed} is damaged: its header does not describe {shortened(name)!r}.")
     item = np.dtype(_READ[kind][0]).itemsize if kind in _READ else _OTHER.get(kind)
     if item is not None and ends[1] - ends[0] != item * math.prod(shape):
         raise UsageError(
-            f"{shown} is damaged: the bytes of {shortened(name)!r} are not those of its shape."
+            f"{printed} is damaged: the bytes of {shortened(name)!r} are not those of its shape."
         )
     if begin + ends[1] > size:
-        raise UsageError(f"{shown} is cut off: {shortened(name)!r} ends after the file does.")
+        raise UsageError(f"{printed} is cut off: {shortened(name)!r} ends after the file does.")
     return Stored(path, name, kind, tuple(shape), begin + ends[0])
 
 
@@ -189,27 +189,28 @@ def matrices(path: Path, pattern: str | None) -> list[Stored]:
     Raises:
         UsageError: there are none, or more than ``MOST``, or the file cannot be read.
     """
-    held = header(path)
-    if pattern in held:
-        return [_matrix(held[str(pattern)])]
-    usable = [each for each in held.values() if not _unusable(each)]
+    stored = header(path)
+    if pattern in stored:
+        return [_matrix(stored[str(pattern)])]
+    usable = [each for each in stored.values() if not _unusable(each)]
     if pattern is None:
         if len(usable) == 1:
             return usable
         raise UsageError(
             f"{shortened(str(path))} holds {_count(len(usable))}; "
-            + (f"name one as FILE:TENSOR, {_some(usable)}." if usable else f"{_some(held)}.")
+            + (f"name one as FILE:TENSOR, {_some(usable)}." if usable else f"{_some(stored)}.")
         )
-    matching = [name for name in held if fnmatch.fnmatchcase(name, pattern)]
+    matching = [name for name in stored if fnmatch.fnmatchcase(name, pattern)]
     matched = [each for each in usable if each.name in matching]
     if not matching:
         raise UsageError(
-            f"{shortened(str(path))} has no tensor {shortened(pattern)!r}; {_near(pattern, held)}."
+            f"{shortened(str(path))} has no tensor {shortened(pattern)!r}; "
+            f"{_near(pattern, stored)}."
         )
     if not matched:
         raise UsageError(
             f"{shortened(pattern)!r} matches {len(matching)} tensors of {shortened(str(path))}, "
-            f"and none is a matrix of floating-point numbers: {_unusable(held[matching[0]])}."
+            f"and none is a matrix of floating-point numbers: {_unusable(stored[matching[0]])}."
         )
     if len(matched) > MOST:
         raise UsageError(
@@ -225,17 +226,17 @@ def matrix(path: Path, name: str) -> Stored:
     Raises:
         UsageError: there is none, it is no matrix, or the file cannot be read.
     """
-    held = header(path)
-    if name not in held:
+    tensors = header(path)
+    if name not in tensors:
         raise UsageError(
-            f"{shortened(str(path))} has no tensor {shortened(name)!r}; {_near(name, held)}."
+            f"{shortened(str(path))} has no tensor {shortened(name)!r}; {_near(name, tensors)}."
         )
-    return _matrix(held[name])
+    return _matrix(tensors[name])
 
 
-def _near(name: str, held: Mapping[str, Stored]) -> str:
+def _near(name: str, names: Mapping[str, Stored]) -> str:
     """The names of a file that are nearest to a name, in words."""
-    near = difflib.get_close_matches(name, held, n=3, cutoff=0.3) or sorted(held)[:3]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or sorted(names)[:3]
     return f"the nearest are {_list(near)}" if near else "it holds none"
 
 
@@ -245,13 +246,13 @@ def activations(path: Path, weight: Stored) -> Stored:
     Raises:
         UsageError: there are none, they have another width, or the file cannot be read.
     """
-    held = header(path)
-    if weight.name not in held and len(held) != 1:
+    tensors = header(path)
+    if weight.name not in tensors and len(tensors) != 1:
         raise UsageError(
             f"{shortened(str(path))} holds no activations of {shortened(weight.name)!r}; "
-            f"{_near(weight.name, held)}."
+            f"{_near(weight.name, tensors)}."
         )
-    stored = _matrix(held.get(weight.name) or next(iter(held.values())))
+    stored = _matrix(tensors.get(weight.name) or next(iter(tensors.values())))
     rows, width = stored.shape
     if width != weight.shape[1]:
         raise UsageError(
@@ -379,13 +380,13 @@ def _count(number: int) -> str:
     return f"{number} {'matrix' if number == 1 else 'matrices'} of floating-point numbers"
 
 
-def _some(held: Mapping[str, Stored] | list[Stored]) -> str:
+def _some(tensors: Mapping[str, Stored] | list[Stored]) -> str:
     """A few of the names that a file holds."""
-    if not held:
+    if not tensors:
         return "it is empty"
-    if isinstance(held, list):
-        return f"such as {_list([each.name for each in held[:3]])}, or a pattern"
-    return _unusable(next(iter(held.values()))) or ""
+    if isinstance(tensors, list):
+        return f"such as {_list([each.name for each in tensors[:3]])}, or a pattern"
+    return _unusable(next(iter(tensors.values()))) or ""
 
 
 def _list(names: list[str]) -> str:

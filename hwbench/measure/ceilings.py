@@ -68,17 +68,17 @@ def of_machine(
 ) -> dict[str, Any]:
     """The ceilings of these dtypes; those not kept yet are measured and kept."""
     file = path(reply, threads)
-    kept = _read(file)
-    known = set(kept.get("matmul", {}))
-    wanted = set(dtypes) | known if busy(kept) else set(dtypes) - known
-    if not dtypes or not wanted:
-        return kept if dtypes else {}
-    measured = _measured(worker, protocol.CeilingsRequest(dtypes=sorted(wanted)))
-    return keep(file, _higher(kept, measured) if kept else measured)
+    stored = _read(file)
+    stored_dtypes = set(stored.get("matmul", {}))
+    missing = set(dtypes) | stored_dtypes if busy(stored) else set(dtypes) - stored_dtypes
+    if not dtypes or not missing:
+        return stored if dtypes else {}
+    measured = _measured(worker, protocol.CeilingsRequest(dtypes=sorted(missing)))
+    return keep(file, _higher(stored, measured) if stored else measured)
 
 
 def kept(reply: protocol.PlanReply, threads: int) -> dict[str, Any]:
-    """The ceilings that are kept of this machine; empty where none are."""
+    """Return the stored ceilings of this machine; empty where there are none."""
     return _read(path(reply, threads))
 
 
@@ -109,23 +109,23 @@ def _measured(worker: Asked, request: protocol.CeilingsRequest) -> dict[str, Any
     }
 
 
-def _higher(kept: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """The better of each figure; whether the machine was disturbed is that of the later ones."""
+def _higher(stored: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the better of each figure; ``disturbed`` is that of the later measurement."""
     matmul = {
-        dtype: _product(kept["matmul"].get(dtype), measured["matmul"].get(dtype))
-        for dtype in (*kept["matmul"], *measured["matmul"])
+        dtype: _product(stored["matmul"].get(dtype), measured["matmul"].get(dtype))
+        for dtype in (*stored["matmul"], *measured["matmul"])
     }
-    copy = _better(kept["copy"], measured["copy"], "bytes_per_second")
-    slower = kept["launch"]["seconds"] > measured["launch"]["seconds"]
-    launch = measured["launch"] if slower else kept["launch"]
+    copy = _better(stored["copy"], measured["copy"], "bytes_per_second")
+    slower = stored["launch"]["seconds"] > measured["launch"]["seconds"]
+    launch = measured["launch"] if slower else stored["launch"]
     disturbed = measured["disturbed"]
-    return {**kept, "matmul": matmul, "copy": copy, "launch": launch, "disturbed": disturbed}
+    return {**stored, "matmul": matmul, "copy": copy, "launch": launch, "disturbed": disturbed}
 
 
-def _product(kept: dict[str, Any] | None, measured: dict[str, Any] | None) -> Any:
+def _product(stored: dict[str, Any] | None, measured: dict[str, Any] | None) -> Any:
     """The better product, and each library's better one beside it."""
-    best = _better(kept, measured, "flops_per_second")
-    before, after = ((entry or {}).get("libraries", {}) for entry in (kept, measured))
+    best = _better(stored, measured, "flops_per_second")
+    before, after = ((entry or {}).get("libraries", {}) for entry in (stored, measured))
     libraries = {
         name: _better(before.get(name), after.get(name), "flops_per_second")
         for name in (*before, *after)
@@ -133,11 +133,11 @@ def _product(kept: dict[str, Any] | None, measured: dict[str, Any] | None) -> An
     return {**best, "libraries": libraries} if libraries else best
 
 
-def _better(kept: dict[str, Any] | None, measured: dict[str, Any] | None, rate: str) -> Any:
+def _better(stored: dict[str, Any] | None, measured: dict[str, Any] | None, rate: str) -> Any:
     """The entry with the higher rate; either may be missing."""
-    if not kept or not measured:
-        return kept or measured
-    return {**kept, **measured} if measured[rate] > kept[rate] else kept
+    if not stored or not measured:
+        return stored or measured
+    return {**stored, **measured} if measured[rate] > stored[rate] else stored
 
 
 def _read(file: Path) -> dict[str, Any]:

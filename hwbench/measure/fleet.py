@@ -37,11 +37,11 @@ class Squad:
 
     name: str
     seats: list[Seat]
-    known: PlanReply
+    reply: PlanReply
 
-    def takes(self, seat: Seat, known: PlanReply) -> bool:
-        """Whether a seat is one of these."""
-        mine, first = known.machine(seat.threads), self.known.machine(self.seats[0].threads)
+    def takes(self, seat: Seat, reply: PlanReply) -> bool:
+        """Whether a seat belongs to the squad."""
+        mine, first = reply.machine(seat.threads), self.reply.machine(self.seats[0].threads)
         return (seat.kind, seat.device.partition(":")[0]) == (
             self.seats[0].kind,
             self.seats[0].device.partition(":")[0],
@@ -61,7 +61,7 @@ class Fleet:
     states: list[State] = field(default_factory=list)
     held: list[Seat] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    seen: dict[Path, Progress] = field(default_factory=dict)
+    progress_of: dict[Path, Progress] = field(default_factory=dict)
 
     def run(self, question: Question) -> list[Path]:
         """Run the suite on every kind of device that was found; one run file for each.
@@ -104,17 +104,17 @@ class Fleet:
         """Ask every seat for its facts, and put equal seats together."""
         squads: list[Squad] = []
         missed: list[str] = []
-        for seat, known in self._wanted(self.find(), missed):
-            joined = next((squad for squad in squads if squad.takes(seat, known)), None)
+        for seat, reply in self._wanted(self.find(), missed):
+            joined = next((squad for squad in squads if squad.takes(seat, reply)), None)
             if joined:
                 joined.seats.append(seat)
             else:
-                squads.append(Squad(_name(seat, known, self.on), [seat], known))
-        absent = [t for t in self.on if not any(_matches(s.seats[0], s.known, [t]) for s in squads)]
+                squads.append(Squad(_name(seat, reply, self.on), [seat], reply))
+        absent = [t for t in self.on if not any(_matches(s.seats[0], s.reply, [t]) for s in squads)]
         if absent or not squads:
             why = f" {' '.join(missed)}" if missed else ""
-            wanted = " or ".join(absent) if absent else "such a device"
-            raise DeviceError(f"There is no machine with {wanted} that can be had now.{why}")
+            conditions = " or ".join(absent) if absent else "such a device"
+            raise DeviceError(f"There is no machine with {conditions} that can be had now.{why}")
         return squads
 
     def _wanted(self, seats: Sequence[Seat], missed: list[str]) -> list[tuple[Seat, PlanReply]]:
@@ -174,14 +174,14 @@ class Fleet:
     def _returned(self, squad: Squad) -> list[Seat]:
         """Seats of the same kind that can be had again."""
         fresh = [seat for seat in self.find() if seat.kind == squad.seats[0].kind]
-        return [seat for seat, known in self._wanted(fresh, []) if squad.takes(seat, known)]
+        return [seat for seat, reply in self._wanted(fresh, []) if squad.takes(seat, reply)]
 
     def _hear(self, progress: Progress) -> None:
         """Tell the listener of all runs as one."""
         with self.lock:
-            self.seen[progress.path] = progress
+            self.progress_of[progress.path] = progress
             totals = {state.writer.path: state.total for state in self.states}
-            done = sum(each.done for each in self.seen.values())
+            done = sum(each.done for each in self.progress_of.values())
             self.listener(
                 replace(progress, done=done, total=sum(totals.values()) or progress.total)
             )
@@ -214,24 +214,24 @@ def _made_on(header: Header, squad: Squad) -> bool:
     seat = squad.seats[0]
     same = (header.arguments.get("cluster") or "") == seat.kind
     return same and not differences(
-        header.environment.fingerprint, squad.known.machine(seat.threads)
+        header.environment.fingerprint, squad.reply.machine(seat.threads)
     )
 
 
-def _device_name(seat: Seat, known: PlanReply) -> str:
-    device = known.fingerprint.get("device")
+def _device_name(seat: Seat, reply: PlanReply) -> str:
+    device = reply.fingerprint.get("device")
     return str(device.get("name") if isinstance(device, dict) else seat.device)
 
 
-def _name(seat: Seat, known: PlanReply, on: Sequence[str]) -> str:
-    label = next((term for term in on if _matches(seat, known, [term])), None)
-    return label or seat.kind or _device_name(seat, known)
+def _name(seat: Seat, reply: PlanReply, on: Sequence[str]) -> str:
+    label = next((term for term in on if _matches(seat, reply, [term])), None)
+    return label or seat.kind or _device_name(seat, reply)
 
 
-def _matches(seat: Seat, known: PlanReply, on: Sequence[str]) -> bool:
+def _matches(seat: Seat, reply: PlanReply, on: Sequence[str]) -> bool:
     """Whether a seat is of a requested kind: RTX4090 is NVIDIA GeForce RTX 4090 too."""
     names: set[str] = set()
-    for name in (seat.kind, _device_name(seat, known)):
+    for name in (seat.kind, _device_name(seat, reply)):
         words = re.findall(r"[a-z0-9]+", name.lower())
         names |= {
             "".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, 1 + len(words))

@@ -92,7 +92,7 @@ class Pool:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Serve until nothing is left to measure, or nobody is left to measure it."""
+        """Serve until every unit is measured, or no seat is left."""
         seats = list(self.seats)
         try:
             while seats:
@@ -117,7 +117,7 @@ class Pool:
         )
 
     def _stop(self) -> None:
-        """Have every seat end: nothing more is kept."""
+        """Close every seat; no further result is stored."""
         self.work.state.stopped = True
         for seat in self.seats:
             seat.close()

@@ -48,10 +48,10 @@ def path(environment: Environment) -> Path:
 
 def of_machine(environment: Environment, planned: Mapping[str, Planned]) -> dict[str, Reference]:
     """The reference of each group of these cases, as far as the machine keeps one."""
-    kept = _read(path(environment))
+    stored = _read(path(environment))
     by_group = {}
     for group, key in _keys(planned).items():
-        if reference := quiet.of_machine(kept.get(key, [])):
+        if reference := quiet.of_machine(stored.get(key, [])):
             by_group[group] = reference
     return by_group
 
@@ -59,12 +59,12 @@ def of_machine(environment: Environment, planned: Mapping[str, Planned]) -> dict
 def add(run: Run) -> None:
     """Keep a finished run's times of dense; where nothing can be written, nothing is kept."""
     file = path(run.header.environment)
-    kept = _read(file)
+    stored = _read(file)
     keys = _keys(run.planned)
     for group, seconds in quiet.dense_by_group(run.planned, run.results).items():
         if group in keys and (own := quiet.of_run(seconds.values())):
-            kept[keys[group]] = [*kept.get(keys[group], []), own][-quiet.RUNS :]
-    ceilings.keep(file, msgspec.to_builtins(kept))
+            stored[keys[group]] = [*stored.get(keys[group], []), own][-quiet.RUNS :]
+    ceilings.keep(file, msgspec.to_builtins(stored))
 
 
 def between_runs(
@@ -86,15 +86,15 @@ def between_runs(
                 now, then = planned.get(case), run.planned[case]
                 if now and (now.revision, now.resolved) == (then.revision, then.resolved):
                     samples[case].append(values)
-        known = {case: each for case, each in samples.items() if len(each) >= FEWEST_RUNS}
-        spreads = noise.between_runs(list(known.values()))
-        if known:
-            variances[name] = dict(zip(known, map(list, spreads), strict=True))
+        repeated = {case: each for case, each in samples.items() if len(each) >= FEWEST_RUNS}
+        spreads = noise.between_runs(list(repeated.values()))
+        if repeated:
+            variances[name] = dict(zip(repeated, map(list, spreads), strict=True))
     return variances
 
 
 def _earlier(header: Header, folder: Path) -> list[Run]:
-    """The last complete runs of the suite on the machine, as they were meant: none confirms."""
+    """Return the last complete runs of the suite on the machine, without confirmations."""
     runs: list[Run] = []
     for path in reversed(list_runs(folder)):
         if len(runs) == EARLIER:

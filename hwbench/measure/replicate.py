@@ -74,7 +74,7 @@ class Replicate:
         self.keep(reply.result if isinstance(reply, Solo) else reply)
 
     def time_group(
-        self, members: Sequence[Planned], wanted: set[str], seconds: float | None = None
+        self, members: Sequence[Planned], pending: set[str], seconds: float | None = None
     ) -> None:
         """Measure one group and keep the results of the members whose id is wanted.
 
@@ -87,7 +87,7 @@ class Replicate:
             left = None
             if seconds is not None:
                 left = max(0.0, seconds - (time.monotonic() - begun)) / (len(members) - number)
-            if reply := self._alone(planned, wanted, left):
+            if reply := self._alone(planned, pending, left):
                 ready.append(reply)
         self.seconds["solo"] += time.monotonic() - begun - (self.seconds["start"] - started)
         anchor = next((solo for solo in ready if solo.planned.case.format == ANCHOR), None)
@@ -97,9 +97,9 @@ class Replicate:
             left = None
             if seconds is not None:
                 left = max(0.0, seconds - (time.monotonic() - begun)) / (len(chunks) - index)
-            self._time(chunk, anchor, wanted, left)
-        if anchor and anchor.planned.case.id in wanted:  # all that was beside it died
-            self._time([], anchor, wanted, None if seconds is None else 0.0)
+            self._time(chunk, anchor, pending, left)
+        if anchor and anchor.planned.case.id in pending:  # all that was beside it died
+            self._time([], anchor, pending, None if seconds is None else 0.0)
         self._forget()
 
     def _forget(self) -> None:
@@ -113,11 +113,11 @@ class Replicate:
             return
         self.free_bytes = forgotten.free_bytes
 
-    def _alone(self, planned: Planned, wanted: set[str], seconds: float | None) -> Solo | None:
+    def _alone(self, planned: Planned, pending: set[str], seconds: float | None) -> Solo | None:
         reply = self._solo(planned, seconds)
         if isinstance(reply, Solo):
             return reply
-        if planned.case.id in wanted:
+        if planned.case.id in pending:
             self.keep(reply)
         return None
 
@@ -171,7 +171,7 @@ class Replicate:
             yield members[begin : begin + size]
 
     def _time(
-        self, chunk: list[Solo], anchor: Solo | None, wanted: set[str], seconds: float | None
+        self, chunk: list[Solo], anchor: Solo | None, pending: set[str], seconds: float | None
     ) -> None:
         """Time one chunk, or its members one at a time if it dies; keep the wanted results."""
         try:
@@ -180,17 +180,17 @@ class Replicate:
             self.close()
             if len(chunk) > 1:
                 for solo in chunk:
-                    self._time([solo], anchor, wanted, None if seconds is None else 0.0)
+                    self._time([solo], anchor, pending, None if seconds is None else 0.0)
                 return
             lost = chunk[0] if chunk else anchor
-            if lost is not None and lost.planned.case.id in wanted:
-                wanted.discard(lost.planned.case.id)
+            if lost is not None and lost.planned.case.id in pending:
+                pending.discard(lost.planned.case.id)
                 self.keep(self._lost(lost.planned, error))
             return
         for solo in [*chunk, *([anchor] if anchor else [])]:
             case = solo.planned.case.id
-            if case in wanted:
-                wanted.discard(case)
+            if case in pending:
+                pending.discard(case)
                 timing = timed[case]
                 self.keep(
                     replace(

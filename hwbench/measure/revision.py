@@ -31,7 +31,7 @@ _NO_TRANSPORT = {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "
 
 
 class GitError(Exception):
-    """What git said, in one line; ``code`` is its exit code, where it had one.
+    """Git's message, in one line; ``code`` is its exit code, where it had one.
 
     ``absent`` says that there is no repository here, or no git at all.
     """

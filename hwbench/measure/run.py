@@ -106,10 +106,10 @@ def answer(
 ) -> Path:
     """Measure on one device of this machine; returns the run file, and raises as ``run`` does."""
     seat = LocalSeat(resolve_device(device), usable_threads(threads))
-    return _kept(execute(begin(question, seat), seat, time_budget_seconds))
+    return _with_references(execute(begin(question, seat), seat, time_budget_seconds))
 
 
-def _kept(path: Path) -> Path:
+def _with_references(path: Path) -> Path:
     """The path of a run; the machine keeps the run's times of dense as a reference."""
     if (stored := read_run(path)).complete:
         references.add(stored)
@@ -153,8 +153,8 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
     header = header_of(built, seat.device, question.seed, seat.threads, reply, roofs, arguments)
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
     planned = {line.id: line.planned for line in lines}
-    kept = references.of_machine(header.environment, planned)
-    header = replace(header, references=kept)
+    stored = references.of_machine(header.environment, planned)
+    header = replace(header, references=stored)
     return State(
         header=header,
         planned=planned,
@@ -204,7 +204,7 @@ def resume(
     state = reopened(stored, listener)
     if noted:
         state.notes["resumed_after"] = noted
-    return _kept(execute(state, seat, time_budget_seconds))
+    return _with_references(execute(state, seat, time_budget_seconds))
 
 
 def reopened(stored: Run, listener: Listener) -> State:
@@ -244,14 +244,14 @@ def again(
         EnvironmentMismatchError: this is not the machine, or not the version, of the run.
         RunFileError: the new run cannot be written.
     """
-    chosen = with_dense(stored, cases)
-    path = _confirm_path(stored, chosen)
+    planned = with_dense(stored, cases)
+    path = _confirm_path(stored, planned)
     if path.exists():
         _refuse_another(stored, read_run(path))
         return resume(path, listener=listener)
     return anew(
         stored,
-        chosen,
+        planned,
         path.stem,
         replicates=replicates,
         seed=stored.header.seed + stored.header.plan.replicates,
@@ -374,7 +374,7 @@ def usable_threads(threads: int | None) -> int:
 
 
 def with_anchors(cases: list[Case]) -> list[Case]:
-    """The cases, and a dense one for each timed group that has none: it is the yardstick."""
+    """Return the cases, with a dense one added to each timed group that has none."""
     have = {case.group for case in cases if _is_anchor(case)}
     extended = list(cases)
     for case in cases:
@@ -392,9 +392,9 @@ def _is_anchor(case: Case) -> bool:
 def _planned(worker: Worker, cases: list[Case]) -> protocol.PlanReply:
     reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, _PLAN_SECONDS)
     if reply.mistakes:
-        shown = reply.mistakes[:_MOST_MISTAKES]
-        more = len(reply.mistakes) - len(shown)
-        raise SuiteError(" ".join(shown) + (f" And {more} more like these." if more else ""))
+        mistakes = reply.mistakes[:_MOST_MISTAKES]
+        more = len(reply.mistakes) - len(mistakes)
+        raise SuiteError(" ".join(mistakes) + (f" And {more} more like these." if more else ""))
     return reply
 
 
@@ -440,14 +440,14 @@ def _allocator(plan: Plan, reply: protocol.PlanReply) -> tuple[str, str]:
     A worker of an older hwbench, and a device with times that do not depend on it, offer none.
     """
     refused = reply.allocators.get(plan.allocator, "")
-    known = plan.allocator in reply.allocators and not refused
-    return plan.allocator if known else Allocator.SYSTEM.value, refused
+    usable = plan.allocator in reply.allocators and not refused
+    return plan.allocator if usable else Allocator.SYSTEM.value, refused
 
 
 def _settings(allocator: str, reply: protocol.PlanReply) -> dict[str, Any]:
-    """The worker's settings; memory that is kept is one, the system's way to treat it is none."""
-    kept = {"allocator": allocator} if allocator != Allocator.SYSTEM else {}
-    return {**reply.settings, **kept}
+    """Return the worker's settings; an allocator that keeps memory counts as one."""
+    own = {"allocator": allocator} if allocator != Allocator.SYSTEM else {}
+    return {**reply.settings, **own}
 
 
 def _state(reply: protocol.PlanReply) -> dict[str, Any]:

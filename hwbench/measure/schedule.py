@@ -52,7 +52,7 @@ Listener = Callable[[Progress], None]
 
 
 class _StoppedError(HwbenchError):
-    """The run was interrupted: nothing more is kept."""
+    """The run was interrupted: no further result is stored."""
 
 
 @dataclass
@@ -362,14 +362,14 @@ def _visit(state: State, replicate: Replicate, ends: Ends, share: tuple[int, int
         for planned in members:
             _answer_early(state, planned.case.id, planned, replicate)
     order = rng.sample(list(mine), len(mine))
-    missing = [key for key in order if _wanted(state, mine[key], replicate)]
+    missing = [key for key in order if _pending(state, mine[key], replicate)]
     for index, key in enumerate(missing):
-        wanted = _wanted(state, mine[key], replicate)
-        members = [p for p in mine[key] if p.case.id in wanted or _is_anchor(state, p)]
+        pending = _pending(state, mine[key], replicate)
+        members = [p for p in mine[key] if p.case.id in pending or _is_anchor(state, p)]
         rng.shuffle(members)
         if members[0].seeds is not None:
             for planned in members:
-                if planned.case.id in wanted and not ends.spent:
+                if planned.case.id in pending and not ends.spent:
                     replicate.score(planned)
             continue
         if ends.spent:
@@ -377,14 +377,14 @@ def _visit(state: State, replicate: Replicate, ends: Ends, share: tuple[int, int
         seconds = None
         if ends.share is not None:
             seconds = max(0.0, ends.share - time.monotonic()) / (len(missing) - index)
-        replicate.time_group(members, wanted, seconds)
+        replicate.time_group(members, pending, seconds)
 
 
 def _is_anchor(state: State, planned: Planned) -> bool:
     return planned.case.format == ANCHOR and planned.case.id not in state.failed
 
 
-def _wanted(state: State, members: list[Planned], replicate: Replicate) -> set[str]:
+def _pending(state: State, members: list[Planned], replicate: Replicate) -> set[str]:
     ids = {planned.case.id for planned in members}
     return {case for case in ids if (case, replicate.number) not in state.done}
 

@@ -288,12 +288,12 @@ def _visit(device: Device, sweep: _Sweep) -> bool:
         calls = max(1, math.ceil(_SAMPLE_SECONDS / first.seconds))
         if device.asynchronous:
             calls = min(calls, MOST_QUEUED)
-        spent, taken = first.seconds, [first]
-        while len(taken) == 1 or (spent < share and len(taken) <= _MOST_SAMPLES):
-            taken.append(take(device, subject, calls, enqueue_seconds=sweep.ahead[size]))
-            spent += taken[-1].seconds * calls
-        good = [each.seconds for each in taken if each.ahead]
-        sweep.fastest[size].append(min(good or [each.seconds for each in taken]))
+        spent, samples = first.seconds, [first]
+        while len(samples) == 1 or (spent < share and len(samples) <= _MOST_SAMPLES):
+            samples.append(take(device, subject, calls, enqueue_seconds=sweep.ahead[size]))
+            spent += samples[-1].seconds * calls
+        good = [each.seconds for each in samples if each.ahead]
+        sweep.fastest[size].append(min(good or [each.seconds for each in samples]))
         always = always and bool(good)
     return always
 

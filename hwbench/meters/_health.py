@@ -31,11 +31,11 @@ def examine(device: Device, side: int = 0) -> Health:
     """Do a second of equal work; a float32 product of ``side`` is timed where it is not 0."""
     subject = subject_of(device, "matmul", "float32", (_SIDE, _SIDE))
     calls = _calls(device, subject)
-    before, begun, taken = device.probe(), time.monotonic(), [take(device, subject, calls)]
-    while len(taken) < _MOST and (len(taken) < _FEWEST or time.monotonic() - begun < _SECONDS):
-        taken.append(take(device, subject, calls))
+    before, begun, samples = device.probe(), time.monotonic(), [take(device, subject, calls)]
+    while len(samples) < _MOST and (len(samples) < _FEWEST or time.monotonic() - begun < _SECONDS):
+        samples.append(take(device, subject, calls))
     seconds = time.monotonic() - begun
-    tenths = quantiles([each.seconds for each in taken], n=10)
+    tenths = quantiles([each.seconds for each in samples], n=10)
     return Health(
         disturbances=device.disturbance(before, device.probe(), seconds),
         seconds=seconds,

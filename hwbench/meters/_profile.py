@@ -35,10 +35,10 @@ def profile_case(
     profiler.export_chrome_trace(trace)
     events = profiler.key_averages()
     operators = {event.key for event in events if event.device_type == DeviceType.CPU}
-    shown = [event for event in events if gpu == (event.device_type == DeviceType.CUDA)]
+    counted = [event for event in events if gpu == (event.device_type == DeviceType.CUDA)]
     spent = [
         1e-6 * float(event.self_device_time_total if gpu else event.self_cpu_time_total)
-        for event in shown
+        for event in counted
     ]
     total = sum(spent)
     rows = [
@@ -48,7 +48,7 @@ def profile_case(
             seconds=seconds,
             share=seconds / total if total else 0.0,
         )
-        for event, seconds in zip(shown, spent, strict=True)
+        for event, seconds in zip(counted, spent, strict=True)
     ]
     rows.sort(key=lambda row: -row.seconds)
     kernels = {row.name for row in rows} if gpu else set()

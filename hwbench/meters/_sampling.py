@@ -122,22 +122,22 @@ def calibrate(
     if device.asynchronous:
         most, enqueue = min(most, MOST_QUEUED), enqueue_seconds(device, subject)
         device.prefill(ENQUEUE_SECONDS)  # the first of a process finds out how fast it spins
-    held = most  # as many as the queue held
+    queued = most  # as many as the queue held
     begun = time.monotonic()
-    taken = take(device, subject, 1, enqueue_seconds=enqueue)
-    before, now = math.inf, taken.seconds
+    sample_ = take(device, subject, 1, enqueue_seconds=enqueue)
+    before, now = math.inf, sample_.seconds
     steady = True
     while abs(now - before) > STEADY * now:
         if time.monotonic() - begun > allowed:
             steady = False
             break
-        window = max(1, min(held, math.ceil(allowed / 20 / max(now + MARGIN * enqueue, 1e-9))))
-        taken = take(device, subject, window, cold=cold, enqueue_seconds=enqueue)
-        before, now = now, taken.seconds
-        if not taken.ahead:  # the queue was full, or the host has become slower: this is no time
-            before, held = math.inf, max(1, window // 2)
+        window = max(1, min(queued, math.ceil(allowed / 20 / max(now + MARGIN * enqueue, 1e-9))))
+        sample_ = take(device, subject, window, cold=cold, enqueue_seconds=enqueue)
+        before, now = now, sample_.seconds
+        if not sample_.ahead:  # the queue was full, or the host has become slower: this is no time
+            before, queued = math.inf, max(1, window // 2)
             enqueue = max(enqueue, enqueue_seconds(device, subject))
-    if not taken.ahead:
+    if not sample_.ahead:
         now = take(device, subject, 1, cold=cold, enqueue_seconds=enqueue).seconds
     shortest = max(SAMPLE_SECONDS, RESOLUTION_MULTIPLE * device.resolution_seconds)
     calls = 1 if cold else max(1, min(most, math.ceil(shortest / now)))
@@ -174,16 +174,16 @@ def enqueue_seconds(device: Device, subject: Subject) -> float:
     """The host's time to launch a call into an empty queue; 0 on a device without a queue."""
     if not device.asynchronous:
         return 0.0
-    taken: list[float] = []
+    seconds: list[float] = []
     enough = time.perf_counter() + ENQUEUE_MOST_SECONDS
-    while len(taken) < ENQUEUE_CALLS:
-        if len(taken) >= ENQUEUE_FEWEST and time.perf_counter() > enough:
+    while len(seconds) < ENQUEUE_CALLS:
+        if len(seconds) >= ENQUEUE_FEWEST and time.perf_counter() > enough:
             break
         states = subject.states(1)
         device.synchronize()
         with torch.set_grad_enabled(subject.grad):
             begun = time.perf_counter()
             device.run(subject.step, states)
-            taken.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - begun)
     device.synchronize()
-    return median(taken)
+    return median(seconds)

@@ -67,10 +67,10 @@ def compared(subject: Subject, device: Device) -> list[Measurement]:
         return measurements
     device.use_allocator(Allocator.KEPT)
     _warmed(device, subject)
-    kept, _ = _timed(device, subject)
-    if seconds - kept > _FAULT_SECONDS * faults:
+    kept_seconds, _ = _timed(device, subject)
+    if seconds - kept_seconds > _FAULT_SECONDS * faults:
         return [*measurements, _measurement(SYSTEM_RELATIVE, note=DISTURBED)]
-    return [*measurements, _measurement(SYSTEM_RELATIVE, seconds / kept)]
+    return [*measurements, _measurement(SYSTEM_RELATIVE, seconds / kept_seconds)]
 
 
 def flags(measurements: Iterable[Measurement]) -> list[str]:
@@ -100,11 +100,11 @@ def _timed(device: Device, subject: Subject) -> tuple[float, float]:
     """Seconds of a call, the lower quartile, and minor page faults a call."""
     calibrate(device, subject, _BUDGET_SECONDS)
     before, begun = device.probe()[_FAULTS], time.monotonic()
-    taken: list[float] = []
-    while len(taken) < _CALLS or time.monotonic() - begun < _SECONDS:
-        taken.append(sample(device, subject, 1))
-    faults = (device.probe()[_FAULTS] - before) / len(taken)
-    return sorted(taken)[len(taken) // 4], faults
+    samples: list[float] = []
+    while len(samples) < _CALLS or time.monotonic() - begun < _SECONDS:
+        samples.append(sample(device, subject, 1))
+    faults = (device.probe()[_FAULTS] - before) / len(samples)
+    return sorted(samples)[len(samples) // 4], faults
 
 
 def _measurement(quantity: Quantity, *values: float, note: str | None = None) -> Measurement:

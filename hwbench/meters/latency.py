@@ -170,24 +170,24 @@ def _block(member: Member, device: Device, number: int) -> None:
     member.warm_seconds += time.monotonic() - begun
     graphs = compiled().graphs if subject.compiled else 0
     before = device.probe()
-    taken = [
+    samples = [
         take(
             device, subject, member.calls,
             cold=member.cold, enqueue_seconds=member.enqueue_seconds,
         )
         for _ in range(member.samples)
     ]  # fmt: skip
-    sampled = sum(each.seconds for each in taken) * member.calls
+    sampled = sum(each.seconds for each in samples) * member.calls
     after = device.probe()
     causes = device.disturbance(before, after, sampled)
     if MINOR_FAULTS.name in after:
         faults = after[MINOR_FAULTS.name] - before[MINOR_FAULTS.name]
         member.faults.append(faults / (member.samples * member.calls))
-    values = _counted(taken)
+    values = _counted(samples)
     if not values:
-        values, causes = [each.seconds for each in taken], [*causes, FELL_BEHIND]
+        values, causes = [each.seconds for each in samples], [*causes, FELL_BEHIND]
     member.blocks.append(values)
-    member.ahead += [each.ahead for each in taken]
+    member.ahead += [each.ahead for each in samples]
     member.rounds.append(number)
     member.disturbed.append(bool(causes))
     member.causes += causes
@@ -196,9 +196,9 @@ def _block(member: Member, device: Device, number: int) -> None:
     member.spent += max(time.monotonic() - begun, sampled)  # a simulated clock runs ahead
 
 
-def _counted(taken: list[Taken]) -> list[float]:
+def _counted(samples: list[Taken]) -> list[float]:
     """The samples that hold nothing of the host."""
-    return [each.seconds for each in taken if each.ahead]
+    return [each.seconds for each in samples if each.ahead]
 
 
 def _warm_up(member: Member, device: Device, plan: Plan) -> None:
@@ -268,8 +268,8 @@ def _measurements(member: Member, anchor: Member | None, device: Device) -> list
 def _without_times(member: Member, anchor: Member | None, device: Device) -> list[Measurement]:
     """The measurement in place of a starved case's times, with the reason."""
     reason = NO_TIME.format(late=member.ahead.count(False), all=len(member.ahead))
-    wanted = [TIME, *([RELATIVE] if anchor is not None and anchor is not member else [])]
-    return [_without(quantity, reason, device) for quantity in wanted]
+    quantities_ = [TIME, *([RELATIVE] if anchor is not None and anchor is not member else [])]
+    return [_without(quantity, reason, device) for quantity in quantities_]
 
 
 def _without(quantity: Quantity, reason: str, device: Device) -> Measurement:
@@ -329,13 +329,13 @@ def _replayed(member: Member, device: Device) -> Measurement | str:
     replaying = Subject(step=lambda _: replay())
     replays = math.ceil(member.calls / calls)
     enqueue = enqueue_seconds(device, replaying)
-    taken = [
+    samples = [
         take(device, replaying, replays, enqueue_seconds=enqueue)
         for _ in range(max(3, member.samples))
     ]
-    if starved(each.ahead for each in taken):
+    if starved(each.ahead for each in samples):
         return "The host fell behind the device even when it launched graphs."
-    values = [seconds / calls for seconds in _counted(taken)]
+    values = [seconds / calls for seconds in _counted(samples)]
     return Measurement(
         quantity=GRAPH.name, unit="s", values=values, contract="graph", calls=replays * calls
     )

@@ -52,20 +52,20 @@ def saved_bytes(subject: Subject) -> int:
         for tensor in (*subject.module.parameters(), *subject.module.buffers()):
             if tensor.layout == torch.strided:
                 own.add(tensor.untyped_storage().data_ptr())
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     alive: list[Tensor] = []  # so that no address is used twice while we count
 
     def pack(tensor: Tensor) -> Tensor:
         for part in _strided_parts(tensor):
             storage = part.untyped_storage()
             if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
+                sizes[storage.data_ptr()] = storage.nbytes()
         alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         _once(subject)
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def _strided_parts(tensor: Tensor) -> list[Tensor]:

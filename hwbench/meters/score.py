@@ -24,7 +24,7 @@ class Score(Meter):
             return []
         start = device.mark()
         scored = subject.score()
-        taken = device.seconds(start, device.mark())
+        seconds = device.seconds(start, device.mark())
         values = scored if isinstance(scored, list) else [scored]
         for value in values:
             if not math.isfinite(value):
@@ -33,8 +33,8 @@ class Score(Meter):
             quantity=quantities.SCORE.name, unit="", values=values, note=subject.score_name
         )
         if subject.score_seconds is not None:
-            taken = subject.score_seconds
-        prepared = _measurement(quantities.PREPARE, taken, device)
+            seconds = subject.score_seconds
+        prepared = _measurement(quantities.PREPARE, seconds, device)
         further = (
             _measurement(quantities.find(name, subject.declared), beside, device)
             for name, beside in subject.beside.items()

@@ -120,12 +120,10 @@ class Sense:
         return None
 
     def _of_measurement(self, case: str, read: Measurement) -> str | None:
-        known = read.quantity, read.unit
-        if known not in self._declared:
-            self._declared[known] = quantities.find(
-                read.quantity, self.header.quantities, read.unit
-            )
-        declared = self._declared[known]
+        key = read.quantity, read.unit
+        if key not in self._declared:
+            self._declared[key] = quantities.find(read.quantity, self.header.quantities, read.unit)
+        declared = self._declared[key]
         if read.unit != declared.unit:
             name, unit = shortened(read.quantity), shortened(repr(read.unit))
             return f"{name} is in {unit}, not {declared.unit!r}"
@@ -142,9 +140,9 @@ class Sense:
 
 def _unknown_word(case: Case) -> str | None:
     """A word that a newer hwbench may know."""
-    for key, known in _WORDS.items():
+    for key, allowed in _WORDS.items():
         word = getattr(case, key)
-        if word is not None and word not in known:
+        if word is not None and word not in allowed:
             return f"{key} {shortened(repr(word))} is unknown to this hwbench"
     return None
 

@@ -46,12 +46,12 @@ def apply(plan: str, out: str) -> str:
     if reason := _reading.unreadable(layer_plan.model):
         raise UsageError(reason)
     loaded, inputs = _reading.read(layer_plan.model, layer_plan.text)
-    chosen = [each for each in _convert.planned(loaded, layer_plan.entries()) if each.described]
-    if not chosen:
+    converted = [each for each in _convert.planned(loaded, layer_plan.entries()) if each.described]
+    if not converted:
         raise UsageError(f"{plan} leaves every layer dense; there is nothing to convert.")
     replacements = {
         each.name: _convert.projected(each, inputs.get(each.name), layer_plan.weighting)
-        for each in chosen
+        for each in converted
     }
     student = _convert.swapped(loaded, replacements)
     # The class that users have is the one inside of ours, where there is one.

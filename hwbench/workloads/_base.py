@@ -66,7 +66,7 @@ class Subject:
 
 
 class Workload(ABC):
-    """What is done with a layer in a format.
+    """A task that a layer in a format does.
 
     Workloads with a ``SCORE`` are run once a seed; the others are timed, in rounds anchored on
     dense where they have tokens, and repeated in every replicate. ``OPTIONS`` are the keys that a

@@ -80,10 +80,10 @@ class Bert(Embedder):
 
     @classmethod
     def shapes(cls, folder: Path) -> list[tuple[int, int]]:
-        known = models.config(folder)
-        hidden, inner = int(known["hidden_size"]), int(known["intermediate_size"])
+        config = models.config(folder)
+        hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
         each = [(hidden, hidden)] * 4 + [(inner, hidden), (hidden, inner)]
-        return each * int(known["num_hidden_layers"])
+        return each * int(config["num_hidden_layers"])
 
     @classmethod
     def tokens(cls, folder: Path, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -139,14 +139,14 @@ def _unreadable(folder: Path) -> str | None:
         with torch.device("meta"):
             model = Bert(models.config(folder))
         check_tokens(Bert, folder, model.vocabulary())
-        held = _held(folder)
+        shapes = _held(folder)
     except UsageError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 (the boundary: others' code reads others' files)
         why = shortened(f"{type(error).__name__}: {error}", 160)
         return f"{folder} holds no BERT that can be read ({why})."
     for name, value in model.state_dict().items():
-        if held.get(name) != list(value.shape):
+        if shapes.get(name) != list(value.shape):
             return f"{folder}/model.safetensors has no {name} of shape {list(value.shape)}."
     return quantised(folder / "model.safetensors") or not_finite(folder / "model.safetensors")
 
@@ -166,11 +166,11 @@ def _own(names: Iterable[str]) -> dict[str, str]:
     What stands before the embeddings stands before all (``bert.``, ``model.``), and the first
     checkpoints call weight and bias of a layer norm ``gamma`` and ``beta``, as TensorFlow does.
     """
-    known = list(names)
-    before = next((n.removesuffix(_WORDS) for n in known if n.endswith(_WORDS)), "")
+    stored = list(names)
+    before = next((n.removesuffix(_WORDS) for n in stored if n.endswith(_WORDS)), "")
     old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
     renamed = {}
-    for name in known:
+    for name in stored:
         ours = name.removeprefix(before)
         for ending, today in old.items():
             if ours.endswith(ending):

@@ -76,20 +76,21 @@ class Kept:
         from safetensors.torch import load_file
 
         try:
-            held = load_file(files.regular(file))
-            description = json.loads(held[_DESCRIPTION].numpy().tobytes())
+            stored = load_file(files.regular(file))
+            description = json.loads(stored[_DESCRIPTION].numpy().tobytes())
             layers = {
-                name: self._layer(name, each, held) for name, each in description["layers"].items()
+                name: self._layer(name, each, stored)
+                for name, each in description["layers"].items()
             }
             self.earlier += float(description["seconds"])
         except (*_DAMAGED, SafetensorError, UsageError):
             return None
         return layers
 
-    def _layer(self, name: str, description: dict[str, Any], held: Mapping[str, Tensor]) -> Linear:
-        layer = _converted.empty(name, description["made"])
+    def _layer(self, name: str, entry: dict[str, Any], stored: Mapping[str, Tensor]) -> Linear:
+        layer = _converted.empty(name, entry["made"])
         learns = {each: value.requires_grad for each, value in layer.named_parameters()}
-        values = {each: held[f"{name}/{each}"].to(self.where) for each in description["values"]}
+        values = {each: stored[f"{name}/{each}"].to(self.where) for each in entry["values"]}
         layer.load_state_dict(values, assign=True)
         for each, value in layer.named_parameters():
             value.requires_grad_(learns[each])

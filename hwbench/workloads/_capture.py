@@ -53,23 +53,23 @@ def capture(
         raise UsageError(reason)
     loaded = kind.load(folder)
     names = _stored_names(folder, loaded.linears())
-    wanted = {ours: name for ours, name in names.items() if fnmatch.fnmatchcase(name, layers)}
-    if not wanted:
+    selected = {ours: name for ours, name in names.items() if fnmatch.fnmatchcase(name, layers)}
+    if not selected:
         raise UsageError(
             f"No linear layer matches {shortened(layers)!r}; there are such as "
             f"{', '.join(list(names.values())[:3])}."
         )
     captured: dict[str, list[Tensor]] = defaultdict(list)
-    held: dict[str, int] = defaultdict(int)
+    rows_of: dict[str, int] = defaultdict(int)
     for start in range(0, len(lines), _TEXTS):
         ids, mask = kind.tokens(folder, lines[start : start + _TEXTS])
         for ours, inputs in _distill.activations(loaded, ids, mask).items():
-            if ours in wanted and held[ours] < rows:
-                captured[ours].append(inputs[: rows - held[ours]].float().contiguous().clone())
-                held[ours] += len(captured[ours][-1])
-        if all(held[ours] >= rows for ours in wanted):
+            if ours in selected and rows_of[ours] < rows:
+                captured[ours].append(inputs[: rows - rows_of[ours]].float().contiguous().clone())
+                rows_of[ours] += len(captured[ours][-1])
+        if all(rows_of[ours] >= rows for ours in selected):
             break
-    return _written({wanted[ours]: torch.cat(parts) for ours, parts in captured.items()}, out)
+    return _written({selected[ours]: torch.cat(parts) for ours, parts in captured.items()}, out)
 
 
 def _lines(texts: Path) -> list[str]:
@@ -89,13 +89,15 @@ def _stored_names(folder: Path, ours: Iterable[str]) -> dict[str, str]:
     A class may put its weights below a further name, or leave one out: then the one ends as the
     other does.
     """
-    held = [name for path in sorted(folder.glob("*.safetensors")) for name in tensors.header(path)]
+    stored = [
+        name for path in sorted(folder.glob("*.safetensors")) for name in tensors.header(path)
+    ]
     names = {}
     for name in ours:
         weight = f"{name}.weight"
         same = [
             each
-            for each in held
+            for each in stored
             if each == weight or each.endswith(f".{weight}") or weight.endswith(f".{each}")
         ]
         names[name] = same[0] if len(same) == 1 else weight

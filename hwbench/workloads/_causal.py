@@ -36,10 +36,10 @@ class Causal(Pretrained):
         """Logits, (batch, tokens, vocabulary)."""
         return self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
 
-    def apart(self, ours: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    def apart(self, ours: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """The divergence of the next token's distribution from the wanted one, in nats."""
         head = self.model.get_output_embeddings()
-        logs, targets = (F.log_softmax(head(each[mask]), -1) for each in (ours, wanted))
+        logs, targets = (F.log_softmax(head(each[mask]), -1) for each in (ours, target))
         return F.kl_div(logs, targets, log_target=True, reduction="batchmean")
 
     def judge(self, student: Model, ids: Tensor, mask: Tensor) -> tuple[float, dict[str, float]]:
@@ -57,7 +57,7 @@ class Causal(Pretrained):
     def _diverged(self, student: Model, ids: Tensor, mask: Tensor) -> float:
         total = 0.0
         for some, own in zip(ids.split(_AT_ONCE), mask.split(_AT_ONCE), strict=True):
-            wanted, obtained = (F.log_softmax(each(some, own)[own], -1) for each in (self, student))
-            lost = F.kl_div(obtained, wanted, reduction="sum", log_target=True)
+            target, obtained = (F.log_softmax(each(some, own)[own], -1) for each in (self, student))
+            lost = F.kl_div(obtained, target, reduction="sum", log_target=True)
             total += float(lost.nan_to_num(WORST, WORST))
         return max(0.0, total / int(mask.sum()))

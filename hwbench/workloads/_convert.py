@@ -95,11 +95,11 @@ def convert(
         return table(layers)
     if left := _left(layers):
         warnings.warn(left, stacklevel=2)
-    chosen = [each for each in layers if each.described is not None]
-    if not chosen:
+    converted = [each for each in layers if each.described is not None]
+    if not converted:
         raise UsageError(_nothing(layers))
-    inputs = {} if calibration is None else activations(model, calibration, chosen)
-    replacements = {each.name: projected(each, inputs.get(each.name)) for each in chosen}
+    inputs = {} if calibration is None else activations(model, calibration, converted)
+    replacements = {each.name: projected(each, inputs.get(each.name)) for each in converted}
     return swapped(model, replacements)
 
 
@@ -137,12 +137,12 @@ def planned(
 
 
 def _settled(
-    each: LinearLayer, wanted: Mapping[str, Knob] | None, skip: Sequence[str], *, values: bool
+    each: LinearLayer, entry: Mapping[str, Knob] | None, skip: Sequence[str], *, values: bool
 ) -> LinearLayer:
     """One layer with its format by the plan."""
     if any(fnmatch.fnmatchcase(each.name, pattern) for pattern in skip):
         return _staying(each, "skipped")
-    if wanted is None:
+    if entry is None:
         return _staying(each, "not named")
     if each.kept:
         return each
@@ -151,13 +151,13 @@ def _settled(
             f"{each.name} lies on the meta device and has no values: load the weights first."
         )
     if not each.dtype.is_floating_point or each.dtype.itemsize < 2:
-        held = str(each.dtype).removeprefix("torch.")
+        dtype = str(each.dtype).removeprefix("torch.")
         raise UsageError(
-            f"{each.name} holds values of {held}: a quantised checkpoint cannot be converted, "
+            f"{each.name} holds values of {dtype}: a quantised checkpoint cannot be converted, "
             "load it in a whole precision."
         )
-    kind = plugins.load("formats", str(wanted.get("name")), Format)
-    own = {key: value for key, value in wanted.items() if key != "name"}
+    kind = plugins.load("formats", str(entry.get("name")), Format)
+    own = {key: value for key, value in entry.items() if key != "name"}
     try:
         described = kind.from_knobs(
             each.out_features, each.in_features, item_bytes=each.dtype.itemsize, **own
@@ -197,15 +197,15 @@ def linears(model: nn.Module) -> list[LinearLayer]:
         else:  # packed by a quantiser
             rows, columns = int(module.out_features), int(module.in_features)
         parent = parents[name.rpartition(".")[0]]
-        kept = "" if name else "it is the whole model"
+        reason = "" if name else "it is the whole model"
         if parts is None:
-            kept = f"{type(module).__name__} has a forward pass of its own"
+            reason = f"{type(module).__name__} has a forward pass of its own"
         elif isinstance(parent, _READ_BY_PARENT):
-            kept = f"torch's {type(parent).__name__} reads its weight without calling it"
+            reason = f"torch's {type(parent).__name__} reads its weight without calling it"
         elif others := shared[_place(module.weight)] - {name}:
-            kept = f"shares its weight with {min(others)}"
+            reason = f"shares its weight with {min(others)}"
         layers.append(
-            LinearLayer(name, module, rows, columns, weight.dtype, weight.device, kept=kept)
+            LinearLayer(name, module, rows, columns, weight.dtype, weight.device, kept=reason)
         )
     if not layers:
         raise UsageError(f"{type(model).__name__} holds no linear layers.")
@@ -255,7 +255,7 @@ def swapped(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Modul
 
 
 def activations(
-    model: nn.Module, batches: Iterable[Any], chosen: Sequence[LinearLayer]
+    model: nn.Module, batches: Iterable[Any], layers: Sequence[LinearLayer]
 ) -> dict[str, Tensor]:
     """The inputs of these layers while the model runs the batches: (rows, in_features) by name.
 
@@ -265,7 +265,7 @@ def activations(
     inputs: dict[str, list[Tensor]] = defaultdict(list)
     hooks = [
         each.module.register_forward_pre_hook(_keeper(inputs, each.name), with_kwargs=True)
-        for each in chosen
+        for each in layers
     ]
     training, count = [m for m in model.modules() if m.training], 0
     model.eval()

@@ -172,8 +172,8 @@ def _put(model: nn.Module, name: str, layer: Linear) -> None:
     try:
         before = model.get_submodule(name)
     except AttributeError:
-        known = [n for n, each in model.named_modules() if not list(each.children())]
-        raise UnknownNameError(f"layer of {type(model).__name__}", name, known) from None
+        leaves = [n for n, each in model.named_modules() if not list(each.children())]
+        raise UnknownNameError(f"layer of {type(model).__name__}", name, leaves) from None
     target = {each.name: each for each in _convert.linears(model)}.get(name)
     if target is None or (target.out_features, target.in_features) != (
         layer.out_features, layer.in_features,
@@ -207,9 +207,9 @@ def _fill(model: nn.Module, values: Mapping[str, Tensor], path: Path) -> None:
 def _tie(model: nn.Module, alias: str, name: str) -> None:
     """Make one parameter of two that were one."""
     at, _, last = name.rpartition(".")
-    kept = getattr(model.get_submodule(at), last)
+    tied = getattr(model.get_submodule(at), last)
     at, _, last = alias.rpartition(".")
-    setattr(model.get_submodule(at), last, kept)
+    setattr(model.get_submodule(at), last, tied)
 
 
 def _check_values(model: nn.Module) -> None:

@@ -87,8 +87,8 @@ def kept(
     where = device.torch_device
     original = _original(file, where)
     ids = _windows(file, "evaluation", evaluation, where)
-    held = _blocks.Kept(beside, where)
-    student, tolerance = _projected(original, project, _sights(file, sight, where), held)
+    blocks = _blocks.Kept(beside, where)
+    student, tolerance = _projected(original, project, _sights(file, sight, where), blocks)
     student.shorten(_whole.shorter(depth, len(original.model["layers"])))
     first, mask = ids[:1], torch.ones_like(ids[:1], dtype=torch.bool)
     own = student(first, mask)
@@ -109,8 +109,8 @@ def kept(
         for window, exact in zip(ids, before, strict=True)
     ]
     nats, exact, divergence, agreement = (list(each) for each in zip(*rows, strict=True))
-    took = time.perf_counter() - begun + held.earlier
-    held.remove()
+    took = time.perf_counter() - begun + blocks.earlier
+    blocks.remove()
     return Kept(nats, exact, divergence, agreement, error, seconds, sizes, took)
 
 
@@ -177,13 +177,13 @@ def _grams(file: Path, calibration: int, where: torch.device) -> dict[str, Tenso
 
 
 def _projected(
-    original: Llama, project: Project, sights: Iterator[Sighted], held: _blocks.Kept
+    original: Llama, project: Project, sights: Iterator[Sighted], blocks: _blocks.Kept
 ) -> tuple[Llama, float]:
     """A copy with each layer projected, and how far the kernel of a layer may miss at most."""
     student, tolerance = copy.deepcopy(original), 0.0
     for block, some in groupby(sights, key=lambda each: each[0].split(".")[2]):
         own = list(some)
-        for name, layer in held.block(block, partial(_block, project, own)).items():
+        for name, layer in blocks.block(block, partial(_block, project, own)).items():
             tolerance = max(tolerance, layer.tolerance(own[0][1].weight.dtype))
             student.set_submodule(name, layer)
     return student.requires_grad_(False), tolerance
@@ -202,8 +202,8 @@ def _made_dense(model: Llama) -> None:
         model.set_submodule(name, plain)
 
 
-def _apart(ours: Tensor, wanted: Tensor) -> float:
-    exact = wanted.double()
+def _apart(ours: Tensor, target: Tensor) -> float:
+    exact = target.double()
     return _own.apart(ours.double() - exact, exact)
 
 

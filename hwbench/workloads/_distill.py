@@ -111,10 +111,10 @@ def heal(
         noise = torch.randint(vocabulary, batch.shape, generator=source, device=ids.device)
         batch = torch.where(swapped & inside, noise, batch)
         with torch.no_grad():
-            wanted = teacher.states(batch, inside)
+            target = teacher.states(batch, inside)
         with _through_dense(layers):
             ours = student.states(batch, inside)
-        loss = teacher.apart(ours[-1], wanted[-1], inside) + _distance(ours, wanted, inside)
+        loss = teacher.apart(ours[-1], target[-1], inside) + _distance(ours, target, inside)
         if loss.item() < NOTHING_LOST:
             break  # AdamW would follow the rounding
         optimizer.zero_grad()
@@ -162,17 +162,17 @@ def _moved(layer: Linear, weight: nn.Parameter, source: torch.Generator) -> floa
     Formats are linear in each of their parameters, so signs of any size tell the same.
     """
     signs = torch.randint(2, weight.shape, generator=source, device=weight.device) * 2 - 1
-    kept, before = weight.clone(), layer.to_dense().clone()
+    saved, before = weight.clone(), layer.to_dense().clone()
     weight.add_(signs)
     after = layer.to_dense()
     moved = float((after - before).square().mean().sqrt())
-    weight.copy_(kept)
+    weight.copy_(saved)
     return moved
 
 
-def _distance(ours: list[Tensor], wanted: list[Tensor], mask: Tensor) -> Tensor:
+def _distance(ours: list[Tensor], target: list[Tensor], mask: Tensor) -> Tensor:
     each = [
         (a[mask] - b[mask]).square().mean() / b[mask].square().mean()
-        for a, b in zip(ours, wanted, strict=True)
+        for a, b in zip(ours, target, strict=True)
     ]
     return torch.stack(each).mean()

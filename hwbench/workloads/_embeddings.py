@@ -109,16 +109,16 @@ def _of_pairs(values: list[float]) -> list[float]:
     return [fmean(pair) for pair in zip(values[::2], values[1::2], strict=True)]
 
 
-def agreement(ours: Tensor, wanted: Tensor, nearest: int = 3) -> float:
+def agreement(ours: Tensor, target: Tensor, nearest: int = 3) -> float:
     """How many of the ``nearest`` neighbours of each text are the same in both embeddings.
 
     Args:
         ours: embeddings of length one, (texts, hidden).
-        wanted: those of the original model.
+        target: those of the original model.
         nearest: how many neighbours count; the text itself is none.
     """
     sets = []
-    for embeddings in (ours, wanted):
+    for embeddings in (ours, target):
         alike = embeddings @ embeddings.T
         alike.fill_diagonal_(-2.0)
         sets.append(alike.topk(nearest).indices)

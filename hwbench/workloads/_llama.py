@@ -100,11 +100,11 @@ class Llama(nn.Module):
     @classmethod
     def unreadable(cls, folder: Path) -> str | None:
         try:
-            known = smollm2.config(folder)
+            config = smollm2.config(folder)
         except UsageError as error:
             return str(error)
-        sizes = (known.hidden_size, known.num_attention_heads, known.num_key_value_heads)
-        if known.hidden_size % known.num_attention_heads or sizes[1] % sizes[2]:
+        sizes = (config.hidden_size, config.num_attention_heads, config.num_key_value_heads)
+        if config.hidden_size % config.num_attention_heads or sizes[1] % sizes[2]:
             return f"{folder} has {sizes[1]} heads over {sizes[2]} of keys, of {sizes[0]} numbers."
         return None
 

@@ -20,7 +20,7 @@ MOST_TOKENS = 128
 
 
 def quantised(*paths: Path) -> str | None:
-    """Which stored weight holds codes, in words; None where all are of a whole precision.
+    """Name a stored weight that holds codes; None where all hold floating-point numbers.
 
     Codes would be read as if they were values. No value is read.
     """
@@ -29,18 +29,18 @@ def quantised(*paths: Path) -> str | None:
     for path in paths:
         with safe_open(files.regular(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                held = str(file.get_slice(name).get_dtype())
+                dtype = str(file.get_slice(name).get_dtype())
                 # Masks that models keep as buffers are bytes too, and no weights.
-                if name.endswith(".weight") and held not in _WHOLE:
+                if name.endswith(".weight") and dtype not in _WHOLE:
                     return (
-                        f"{path} holds {shortened(name)} as {held}, which is quantised; weights "
+                        f"{path} holds {shortened(name)} as {dtype}, which is quantised; weights "
                         "of a whole precision can be read."
                     )
     return None
 
 
 def not_finite(*paths: Path) -> str | None:
-    """Which stored weights hold NaN or infinity, in words; None where all are numbers.
+    """Name the stored weights that hold NaN or infinity; None where all are finite.
 
     Every value is read, one tensor at a time.
     """
@@ -102,7 +102,7 @@ class Model(nn.Module, ABC):
         """How many tokens there are."""
 
     @abstractmethod
-    def apart(self, ours: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    def apart(self, ours: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """How far apart the outputs of two last states are; healing makes it small."""
 
     @abstractmethod

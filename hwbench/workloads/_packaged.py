@@ -58,10 +58,10 @@ def chosen(out_features: int, in_features: int, count: int) -> list[str]:
 
     All of the shape where there are no more; in the order of the model.
     """
-    wanted = (out_features, in_features)
+    shape = (out_features, in_features)
     places: dict[str, list[str]] = {}
     for name, sides in _trained.sides().items():
-        if sides == wanted:
+        if sides == shape:
             places.setdefault(re.sub(r"\d+", "#", name), []).append(name)
     kinds = [sorted(names, key=_depth) for names in places.values()]
     if count >= sum(map(len, kinds)):
@@ -93,11 +93,11 @@ def scores(
         dtype: of the weights.
     """
     file = _file(described, names, weighting, device, dtype)
-    kept = _read(file, len(names))
-    if kept is None:
-        kept = _measured(described, names, weighting, device, dtype)
-        environment.keep(file, kept)
-    return kept
+    stored = _read(file, len(names))
+    if stored is None:
+        stored = _measured(described, names, weighting, device, dtype)
+        environment.keep(file, stored)
+    return stored
 
 
 def _measured(

@@ -53,9 +53,9 @@ def passages(part: str, count: int) -> list[str]:
         part: one of ``CHAPTERS``.
         count: how many; none overlaps another.
     """
-    held, pieces = chapters(), list[str]()
+    texts, pieces = chapters(), list[str]()
     for place in CHAPTERS[part]:
-        pieces += textwrap.wrap(held[place], _LETTERS)
+        pieces += textwrap.wrap(texts[place], _LETTERS)
     picked = {round(step * (len(pieces) - 1) / max(1, count - 1)) for step in range(count)}
     return [pieces[place] for place in sorted(picked)]
 
@@ -74,10 +74,10 @@ def windows(encode: Callable[[str], list[int]], part: str, count: int) -> Tensor
     Raises:
         UsageError: the part has fewer.
     """
-    held = chapters()
+    texts = chapters()
     all_windows = [
         ids[start : start + TOKENS]
-        for ids in (encode(held[place]) for place in CHAPTERS[part])
+        for ids in (encode(texts[place]) for place in CHAPTERS[part])
         for start in range(0, len(ids) - TOKENS + 1, TOKENS)
     ]
     if count > len(all_windows):

@@ -37,10 +37,10 @@ def folder() -> Path:
 
 def sides() -> dict[str, tuple[int, int]]:
     """Out_features and in_features of the encoder's linear layers by name; no weight is read."""
-    held = tensors.header(folder() / "model.safetensors")
+    stored = tensors.header(folder() / "model.safetensors")
     by_name = {}
-    for name in filter(_is_linear, sorted(held)):
-        out_features, in_features = held[name].shape
+    for name in filter(_is_linear, sorted(stored)):
+        out_features, in_features = stored[name].shape
         by_name[name] = (out_features, in_features)
     return by_name
 
@@ -70,8 +70,8 @@ def weight(out_features: int, in_features: int, seed: int) -> Tensor:
     Raises:
         LookupError: no layer has that shape.
     """
-    wanted = (out_features, in_features)
-    names = [name for name, each in sides().items() if each == wanted]
+    sides_wanted = (out_features, in_features)
+    names = [name for name, each in sides().items() if each == sides_wanted]
     if not names:
         raise LookupError(f"No layer has the shape {out_features}×{in_features}.")
     random.Random(0).shuffle(names)

@@ -105,19 +105,19 @@ def _blank(kind: type[Pretrained], folder: Path) -> Any:
     """
     import transformers
 
-    known = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
-    if getattr(known, "is_encoder_decoder", False):
+    config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
+    if getattr(config, "is_encoder_decoder", False):
         raise UsageError(
-            f"{folder} holds an encoder-decoder of type {shortened(repr(known.model_type))}; "
+            f"{folder} holds an encoder-decoder of type {shortened(repr(config.model_type))}; "
             "encoders and causal models can be read."
         )
-    if getattr(known, "quantization_config", None):
+    if getattr(config, "quantization_config", None):
         raise UsageError(
             f"{folder} holds quantised weights; those of a whole precision can be read."
         )
     with torch.device("meta"):
         automatic = getattr(transformers, kind.AUTO)
-        return automatic.from_config(known, trust_remote_code=False)
+        return automatic.from_config(config, trust_remote_code=False)
 
 
 @lru_cache(maxsize=4)
@@ -191,15 +191,15 @@ def _check_whole(kind: type[Pretrained], folder: Path, info: dict[str, Any]) -> 
     )
 
 
-def _vocabulary(known: Any, folder: Path) -> int:
+def _vocabulary(config: Any, folder: Path) -> int:
     """How many tokens a configuration knows.
 
     Raises:
         UsageError: it is that of a model which reads something else.
     """
-    size = getattr(known, "vocab_size", None)
+    size = getattr(config, "vocab_size", None)
     if not isinstance(size, int):
-        what = shortened(repr(known.model_type))
+        what = shortened(repr(config.model_type))
         raise UsageError(f"{folder} holds a model of type {what}, which reads no text.")
     return size
 

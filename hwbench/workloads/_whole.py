@@ -47,8 +47,8 @@ def check_depth(case: Case, depth: float) -> None:
 def size(model: nn.Module) -> dict[str, float]:
     """Parameters and bytes of the whole model, embeddings included."""
     coded = sum(m.coded_weights() for m in model.modules() if isinstance(m, Linear))
-    held = [*model.parameters(), *model.buffers()]
+    tensors = [*model.parameters(), *model.buffers()]
     return {
         quantities.MODEL_PARAMETERS.name: float(sum(p.numel() for p in model.parameters()) + coded),
-        quantities.MODEL_BYTES.name: float(sum(t.numel() * t.element_size() for t in held)),
+        quantities.MODEL_BYTES.name: float(sum(t.numel() * t.element_size() for t in tensors)),
     }

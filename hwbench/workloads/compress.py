@@ -121,7 +121,7 @@ class Compress(Workload):
         return sum(starmap(mul, self._shapes(case))) / sum(starmap(mul, whole))
 
     def _shapes(self, case: Case) -> list[tuple[int, int]]:
-        """Of every linear layer that is kept."""
+        """The shapes of every linear layer that is kept."""
         folder, depth = self._folder(case), float(self.options(case)["depth"])
         shapes = _reading.reader(folder).shapes(folder)
         if depth == 1 or models.kind(folder) != models.BERT:

@@ -104,14 +104,14 @@ class CompressLm(Workload):
     def density(self, case: Case, described: Format) -> float:
         if smollm2.missing() or float(self.options(case)["depth"]) == 1:
             return described.density()
-        whole, kept = Llama.shapes(smollm2.path()), self._shapes(case)
-        return sum(starmap(mul, kept)) / sum(starmap(mul, whole))
+        whole, remaining = Llama.shapes(smollm2.path()), self._shapes(case)
+        return sum(starmap(mul, remaining)) / sum(starmap(mul, whole))
 
     def _shapes(self, case: Case) -> list[tuple[int, int]]:
-        """Of every inner linear layer that is kept."""
+        """The shapes of every inner linear layer that is kept."""
         shapes, blocks = Llama.shapes(smollm2.path()), Llama.blocks(smollm2.path())
-        kept = _whole.shorter(float(self.options(case)["depth"]), blocks)
-        return shapes[: len(shapes) // blocks * kept]
+        remaining = _whole.shorter(float(self.options(case)["depth"]), blocks)
+        return shapes[: len(shapes) // blocks * remaining]
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
         if reason := smollm2.missing() or Llama.unreadable(smollm2.path()):

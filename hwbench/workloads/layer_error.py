@@ -160,21 +160,21 @@ class LayerError(Workload):
 
 def _named(loaded: Model, layer: str) -> list[str]:
     """The layer of this name, or those of the group."""
-    known = loaded.linears()
-    if layer in known:
+    linears = loaded.linears()
+    if layer in linears:
         return [layer]
-    return [name for name in checkpoints.group_members(layer) if name in known]
+    return [name for name in checkpoints.group_members(layer) if name in linears]
 
 
 def _absent(
     loaded: Model, inputs: Mapping[str, Tensor], case: Case, names: list[str]
 ) -> str | None:
     """Why these layers cannot be those of the case, in words; None where they can."""
-    linears, wanted = loaded.linears(), str(case.options["layer"])
+    linears, layer = loaded.linears(), str(case.options["layer"])
     if not names:
-        return str(UnknownNameError("layer", wanted, linears))
+        return str(UnknownNameError("layer", layer, linears))
     if len(names) > 1 and case.options.get("judged") not in WHOLE:
-        return f'{wanted} is a group of layers; judged = "kl" (or "cosine") takes groups.'
+        return f'{layer} is a group of layers; judged = "kl" (or "cosine") takes groups.'
     for name in names:
         linear = linears[name]
         if (linear.out_features, linear.in_features) != (case.out_features, case.in_features):
@@ -240,10 +240,10 @@ def _of_plan(path: Path, loaded: Model, inputs: Mapping[str, Tensor]) -> dict[st
 def _changed(loaded: Model, parts: Mapping[str, Part]) -> Iterator[None]:
     """The model with these in the places of its layers; each has the bias of its layer."""
     linears = loaded.linears()
-    kept = {name: (linears[name], linears[name].weight.data) for name in parts}
+    saved = {name: (linears[name], linears[name].weight.data) for name in parts}
     try:
         for name, part in parts.items():
-            linear, weight = kept[name]
+            linear, weight = saved[name]
             if isinstance(part, Tensor):
                 linear.weight.data = part.to(weight)
             else:
@@ -251,7 +251,7 @@ def _changed(loaded: Model, parts: Mapping[str, Part]) -> Iterator[None]:
                 loaded.set_submodule(name, part.to(weight.device).eval())
         yield
     finally:
-        for name, (linear, weight) in kept.items():
+        for name, (linear, weight) in saved.items():
             loaded.set_submodule(name, linear)
             linear.weight.data = weight
 
@@ -264,10 +264,10 @@ def _is_own(loaded: Model, name: str, part: Part) -> bool:
 def _moved(model: str, text: str, parts: Mapping[str, Part]) -> float:
     """The relative error of the model's last states with these layers in it."""
     loaded, _ = _reading.read(model, text)
-    ids, mask, wanted = _reading.last_states(model, text)
+    ids, mask, target = _reading.last_states(model, text)
     with _changed(loaded, parts):
         states = loaded.states(ids, mask)[-1][mask]
-    return _own.apart((states - wanted).double(), wanted.double())
+    return _own.apart((states - target).double(), target.double())
 
 
 def _lost(model: str, text: str, parts: Mapping[str, Part]) -> float:
@@ -279,14 +279,14 @@ def _lost(model: str, text: str, parts: Mapping[str, Part]) -> float:
     parts = {name: part for name, part in parts.items() if not _is_own(loaded, name, part)}
     if not parts:
         return 0.0
-    ids, mask, wanted = _reading.last_states(model, text)
+    ids, mask, target = _reading.last_states(model, text)
     total, counted, begun = 0.0, 0, 0
     with torch.no_grad(), _changed(loaded, parts):
         for some in torch.arange(len(ids)).split(_AT_ONCE):
             own = mask[some]
             tokens = int(own.sum())
-            before = wanted.new_zeros(*own.shape, wanted.shape[-1])
-            before[own] = wanted[begun : begun + tokens]
+            before = target.new_zeros(*own.shape, target.shape[-1])
+            before[own] = target[begun : begun + tokens]
             states = loaded.states(ids[some], own)[-1]
             count = tokens if isinstance(loaded, Causal) else len(some)
             total += float(loaded.apart(states, before, own)) * count

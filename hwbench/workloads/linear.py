@@ -63,23 +63,23 @@ def _normal(shape: Sequence[int], dtype: torch.dtype, source: torch.Generator) -
     return torch.randn(*shape, generator=source, device=source.device).to(dtype)
 
 
-def _wanted(layer: nn.Module, x: Tensor) -> list[Tensor]:
+def _differentiated(layer: nn.Module, x: Tensor) -> list[Tensor]:
     return [t for t in (x, *layer.parameters()) if t.requires_grad]
 
 
 def _subject(
     call: nn.Module, layer: nn.Module, x: Tensor, dy: Tensor, direction: Direction
 ) -> Subject:
-    wanted = _wanted(layer, x)
+    tensors = _differentiated(layer, x)
 
     def forward(_: Any) -> Tensor:
         return call(x)
 
     def backward(y: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(y, wanted, dy)
+        return torch.autograd.grad(y, tensors, dy)
 
     def step(_: Any) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(call(x), wanted, dy)
+        return torch.autograd.grad(call(x), tensors, dy)
 
     if direction is Direction.FORWARD:
         return Subject(step=forward)
@@ -93,14 +93,14 @@ def _numerical_error(call: nn.Module, layer: Linear, x: Tensor, dy: Tensor) -> f
     """The largest relative error of the output and of every wanted gradient, against float64."""
     exact = copy.deepcopy(layer).double()
     x64 = x.detach().double().requires_grad_(x.requires_grad)
-    wanted, wanted64 = _wanted(layer, x), _wanted(exact, x64)
-    with torch.set_grad_enabled(bool(wanted)):
+    tensors, tensors64 = _differentiated(layer, x), _differentiated(exact, x64)
+    with torch.set_grad_enabled(bool(tensors)):
         y, y64 = call(x), x64 @ exact.to_dense().mT
     pairs = [(y.detach(), y64.detach())]
-    if wanted:
+    if tensors:
         pairs += zip(
-            torch.autograd.grad(y, wanted, dy),
-            torch.autograd.grad(y64, wanted64, dy.double()),
+            torch.autograd.grad(y, tensors, dy),
+            torch.autograd.grad(y64, tensors64, dy.double()),
             strict=True,
         )
     if any(a.shape != b.shape for a, b in pairs) or y.dtype != x.dtype:

@@ -151,10 +151,10 @@ def _planned(original: Model, case: Case, path: Path, tokens: int) -> tuple[Mode
     """A copy of the model with each layer in its planned format, and the cost of its layers."""
     plan = checkpoints.layer_plan(path)
     _, inputs = _reading.read(plan.model, plan.text)
-    chosen = [each for each in _convert.planned(original, plan.entries()) if each.described]
+    converted = [each for each in _convert.planned(original, plan.entries()) if each.described]
     replacements = {
         each.name: _convert.projected(each, inputs.get(each.name), plan.weighting)
-        for each in chosen
+        for each in converted
     }
     student = _convert.swapped(original, replacements)
     assert isinstance(student, Model)
@@ -209,8 +209,8 @@ def _apart(
         for name, pairs in marks.items():
             shape = (linears[name].out_features, linears[name].in_features)
             total[shape] += sum(max(0.0, device.seconds(*pair) - empty) for pair in pairs)
-        for shape, taken in total.items():
-            inside.setdefault(shape, []).append(taken)
+        for shape, inside_seconds in total.items():
+            inside.setdefault(shape, []).append(inside_seconds)
     return median(whole), {shape: median(times) for shape, times in inside.items()}
 
 

@@ -78,9 +78,9 @@ class Projection(Workload):
     def check(self, case: Case) -> None:
         options = self.options(case)
         matrix, weighting = str(options["matrix"]), str(options["weighting"])
-        known = [*MATRICES, TRAINED, PACKAGED, FILE]
-        if matrix not in known:
-            raise UnknownNameError("matrix", matrix, known)
+        allowed = [*MATRICES, TRAINED, PACKAGED, FILE]
+        if matrix not in allowed:
+            raise UnknownNameError("matrix", matrix, allowed)
         if weighting not in WEIGHTINGS:
             raise UnknownNameError("weighting", weighting, WEIGHTINGS)
         if matrix == FILE and not (options["weights"] and options["tensor"]):

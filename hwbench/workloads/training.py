@@ -150,14 +150,14 @@ def _scale(layer: Linear, factor: float) -> None:
     Raises:
         ValueError: doubling no set of its tensors doubles the matrix.
     """
-    held = layer.scalable_tensors()
+    tensors = layer.scalable_tensors()
     once = layer.to_dense().clone()
-    for count in range(1, len(held) + 1):
-        for chosen in itertools.combinations(held, count):
-            for tensor in chosen:
+    for count in range(1, len(tensors) + 1):
+        for subset in itertools.combinations(tensors, count):
+            for tensor in subset:
                 tensor.mul_(2.0)
             linear = (layer.to_dense() - 2 * once).norm() <= _SAME * once.norm()
-            for tensor in chosen:
+            for tensor in subset:
                 tensor.mul_(factor / 2 if linear else 0.5)
             if linear:
                 return

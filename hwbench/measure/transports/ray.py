@@ -94,14 +94,14 @@ class RaySeat(Seat):
     """One device of one node, held by an actor from the first worker until it is closed."""
 
     def __init__(
-        self, node: dict[str, Any], number: int, kind: str, held: dict[str, float]
+        self, node: dict[str, Any], number: int, kind: str, resources: dict[str, float]
     ) -> None:
         self.kind = kind
-        self.device = "cuda" if held["num_gpus"] else "cpu"
-        self.threads = max(1, int(held["num_cpus"]))
+        self.device = "cuda" if resources["num_gpus"] else "cpu"
+        self.threads = max(1, int(resources["num_cpus"]))
         self.node = str(node["NodeID"])
         self.name = f"{kind or self.device} {number} of {node['NodeManagerHostname']}"
-        self._held = held
+        self._held = resources
         self._actor: Any = None
         self._closed = False
 
@@ -122,11 +122,11 @@ class RaySeat(Seat):
         here = NodeAffinitySchedulingStrategy(node_id=self.node, soft=False)
         holder = ray.remote(Holder).options(scheduling_strategy=here, max_restarts=0, **self._held)
         self._actor = holder.remote(self.device, self.threads)
-        known = self.call("ready", _HOLD_SECONDS - _GRACE_SECONDS)
-        if known["hwbench"] != hwbench.__version__:
+        versions = self.call("ready", _HOLD_SECONDS - _GRACE_SECONDS)
+        if versions["hwbench"] != hwbench.__version__:
             raise UsageError(
-                f"{self.name} has hwbench {known['hwbench']}, this machine {hwbench.__version__}; "
-                "install the same version on both."
+                f"{self.name} has hwbench {versions['hwbench']}, this machine "
+                f"{hwbench.__version__}; install the same version on both."
             )
 
     def call(self, method: str, timeout_seconds: float, *arguments: Any) -> Any:
@@ -145,8 +145,8 @@ class RaySeat(Seat):
             reference = getattr(self._actor, method).remote(*arguments)
             return ray.get(reference, timeout=timeout_seconds + _GRACE_SECONDS)
         except exceptions.GetTimeoutError:
-            held = "is held by another job, or " if method == "ready" else ""
-            raise self._lost(f"{held}does not answer") from None
+            doubt = "is held by another job, or " if method == "ready" else ""
+            raise self._lost(f"{doubt}does not answer") from None
         except exceptions.RuntimeEnvSetupError as error:
             raise UsageError(f"{self.name} cannot start a worker: {error}.") from error
         except exceptions.RayTaskError as error:
@@ -173,7 +173,7 @@ class RaySeat(Seat):
 
 
 class Cluster:
-    """A Ray cluster that runs already; nothing but the address given is spoken to."""
+    """A running Ray cluster; only the address given is contacted."""
 
     def __init__(self, address: str) -> None:
         if not re.fullmatch(r"auto|(ray://)?[\w.-]+:\d{1,5}", address):
