@@ -113,7 +113,7 @@ def check_memory(path: Path, document: bytes) -> None:
 
 
 def read(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most so many, a document that the memory can hold.
+    """The bytes of a regular file, at most ``most`` of them, if the memory can hold their values.
 
     Raises:
         OSError: there is no such file, it cannot be read, is no regular file, or is larger.

@@ -53,7 +53,7 @@ class PlanReply(Record, tag="planned", tag_field="say"):
     allocators: dict[str, str] = {}  # of the worker, by name: "", or why it cannot be had
 
     def machine(self, threads: int) -> dict[str, Any]:
-        """The facts of the machine as a run with so many threads has them."""
+        """The facts of the machine as a run with this number of threads stores them."""
         return {**self.fingerprint, "threads": threads}
 
 
@@ -179,7 +179,7 @@ class HealthReply(Record, tag="healthy", tag_field="say"):
 
 
 class ProfileRequest(Record, tag="profile", tag_field="say"):
-    """Profile so many calls of one case; the Chrome trace is written to that path."""
+    """Profile some calls of one case; the Chrome trace is written to that path."""
 
     planned: Planned
     seed: int

@@ -29,7 +29,7 @@ so that costs do not depend on the dtype.
 """
 
 RUN_VALUES = 2**19
-"""At most so many values of an intermediate are made at a time then, …"""
+"""The most values of an intermediate that are made at a time then, …"""
 
 SHORTEST_RUN = 32
 """… for at least this many tokens, and a multiple of it."""

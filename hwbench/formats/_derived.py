@@ -1,4 +1,4 @@
-"""What a layer derives from its tensors and keeps beside them, for as long as they are the same.
+"""Values that a layer derives from its tensors and keeps as long as these are the same.
 
 Neither an address nor a version names a value: an allocator gives an address out again, a new
 tensor begins at version 0, and what is written through ``.data`` or a NumPy array is not counted.

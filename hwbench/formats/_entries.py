@@ -1,4 +1,4 @@
-"""What the formats that keep single entries share: the choice of entries, their maps and costs."""
+"""The shared part of the formats that keep single entries: their choice, maps and costs."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class KeptFormat(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class GatheredFormat(Format):
-    """A format whose entries are gathered, and whose ``gradient`` is computed in one of two ways.
+    """A format that gathers its entries, and computes their ``gradient`` in one of two ways.
 
     ``dense`` forms the gradient of the whole matrix, a block of rows at a time, and picks the kept
     entries; ``sampled`` computes these alone; ``auto`` leaves it to the kind of device. Costs of

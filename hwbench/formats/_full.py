@@ -1,4 +1,4 @@
-"""What the formats share that keep every weight: one matrix, whose entries are its parameters."""
+"""The shared part of the formats that keep every weight: one matrix of parameters."""
 
 from __future__ import annotations
 

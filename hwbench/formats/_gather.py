@@ -1,4 +1,4 @@
-"""A sparse matrix product as gathers: y = x Wᵀ for a W of which single entries are kept.
+"""A sparse matrix product as gathers: y = x Wᵀ where W keeps single entries.
 
 Row i of W and its kept entries e (columns c_e, values v_e) give yᵀ[i] = Σ_e v_e xᵀ[c_e]: a weighted
 sum of rows of xᵀ, which is what ``embedding_bag`` computes, for every floating dtype and on every
@@ -60,7 +60,7 @@ class Order(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A run of rows whose dense gradient is formed at a time, and the entries in it."""
+    """A run of rows and its entries; the dense gradient is formed one run at a time."""
 
     rows: slice
     entries: slice

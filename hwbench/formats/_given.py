@@ -50,7 +50,7 @@ def checked(project: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_weight(format_: Any, weight: Any, activations: Tensor | None) -> None:
-    """Whether a projection can be made of these; shapes are told in words."""
+    """Check that a projection can be made of these; an error names the shapes."""
     name, sides = format_.name(), (format_.out_features, format_.in_features)
     if not isinstance(weight, Tensor):
         raise UsageError(f"{name} takes a weight or an nn.Linear, not a {type(weight).__name__}.")

@@ -1,4 +1,4 @@
-"""What the formats with a pattern in every group of columns share: the choice, and packed bits."""
+"""The shared part of the formats with a pattern in every group of columns: choice and bits."""
 
 from __future__ import annotations
 

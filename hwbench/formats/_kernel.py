@@ -92,7 +92,7 @@ class Kernel:
     def recomputed(self, described: Any, tokens: int) -> int:
         """Multiply-adds a token that make intermediates again, for the gradients of the weight.
 
-        Asked for a call with so many tokens.
+        ``tokens`` is the number of tokens of the call.
         """
         del described, tokens
         return 0
@@ -104,7 +104,7 @@ class Kernel:
 
 
 class Named(Kernel):
-    """A kernel of which nothing but its name is known."""
+    """A kernel that is known by its name alone."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -62,7 +62,7 @@ class Linear(nn.Module, ABC):
         return 0
 
     def scalable_tensors(self) -> list[Tensor]:
-        """What may be multiplied, all or some of it, to multiply the weight by a factor."""
+        """Tensors of which some, multiplied by a factor, multiply the weight by it."""
         return [parameter for name, parameter in self.named_parameters() if name != "bias"]
 
     def stored_tensors(self) -> list[Tensor]:

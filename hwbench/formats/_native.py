@@ -41,7 +41,7 @@ LONGEST = 120
 """Seconds that a compiler may take."""
 
 BETWEEN_BYTES = 2**17
-"""Of what two products have between them, made at a time: an eighth of a second-level cache."""
+"""Bytes of the intermediate of two products made at a time: an eighth of a second-level cache."""
 
 ROWS_AT_ONCE = 8
 """Rows of a narrow weight that ``two_stage.cpp`` widens at a time."""
@@ -129,7 +129,7 @@ def _compiler() -> list[str]:
 
 
 def _key(command: list[str]) -> str:
-    """What names a library: all that it is made from and for."""
+    """The name of a library: a hash of all that it is made from and for."""
     compiler = Path(command[0]).stat()
     parts = [*command, str(compiler.st_size), str(compiler.st_mtime_ns), torch.__version__]
     parts += [platform.machine(), str(environment.cpu_facts()), environment.instruction_sets()]

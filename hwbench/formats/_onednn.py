@@ -65,7 +65,7 @@ _selection = _Chosen()
 
 
 def by_onednn(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``call`` returns, its float32 products made by oneDNN; the setting is put back."""
+    """Call ``call`` with its float32 products by oneDNN; the setting is restored afterwards."""
     before, _selection.here = _selection.here, True
     try:
         with _by_onednn:

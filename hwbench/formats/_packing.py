@@ -31,7 +31,7 @@ _LAYOUTS_KEPT = 4  # numbers of tokens for which one weight stays packed
 
 
 class Packable(Format):
-    """A format that is a chain of products, the weights of which may be packed."""
+    """A format that is a chain of products by weights that may be packed."""
 
 
 class PackableMap(Linear):
@@ -97,7 +97,7 @@ class Library(Kernel, ABC):
 
     @abstractmethod
     def pack(self, weight: Tensor, tokens: int) -> Tensor:
-        """The layout of a contiguous weight for so many tokens."""
+        """The layout of a contiguous weight for this number of tokens."""
 
     @abstractmethod
     def lacks(self, dtype: torch.dtype) -> str | None:

@@ -1,4 +1,4 @@
-"""Which entries of a weight are kept where the outputs count, and what makes up for the others.
+"""Pruning by outputs: the entries that are kept, and how they make up for the others.
 
 Entries are chosen one column after the other, and the columns that follow make up for what is
 dropped: optimal brain surgeon in the order of the columns (Frantar and Alistarh, SparseGPT, ICML

@@ -33,7 +33,7 @@ def near_square(size: int) -> tuple[int, int]:
 
 
 def fits(size: int, blocks: int) -> bool:
-    """Whether no block of so many equal ones would hold nothing but padding."""
+    """Whether each of ``blocks`` equal blocks would hold more than padding."""
     return side(size, side(size, blocks)) == blocks
 
 

@@ -1,4 +1,4 @@
-"""``stored``: the setting whose stored bytes come nearest to a share of dense's, from below.
+"""``stored``: the setting with the most stored bytes that are within a share of dense's.
 
 Values, scales, zero points, indices and metadata all count. What a format allows is searched
 through its own ``for_budget``, so that every format has it.
@@ -15,7 +15,7 @@ from hwbench.records import Knob
 
 
 class Sized(Protocol):
-    """What is asked of a format here."""
+    """The part of a format that is used here."""
 
     @property
     def out_features(self) -> int: ...
@@ -119,7 +119,7 @@ def allowed(out_features: int, in_features: int, stored: float, item_bytes: int)
 def unreachable(
     kind: type[Sized], stored: float, item_bytes: int, settings: Iterable[Sized]
 ) -> UnreachableError:
-    """The error that names the nearest of the settings, all of which need more bytes."""
+    """The error that names the nearest of these settings; all of them need more bytes."""
     least = min(f.stored_bytes(item_bytes) / (f.out_features * f.in_features) for f in settings)
     return _refused(
         kind,

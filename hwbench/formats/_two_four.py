@@ -1,4 +1,4 @@
-"""What the formats of 2:4 sparsity share: how torch packs a weight, and what its products copy."""
+"""The shared part of the formats of 2:4 sparsity: how torch packs a weight, and what it copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.sparse import SparseSemiStructuredTensor
 from hwbench.formats._kernel import Kernel
 
 ROWS = 8
-"""torch pads x with zeros to a multiple of so many tokens before a 2:4 product at 16 bits."""
+"""Tokens: torch pads x with zeros to a multiple of it before a 2:4 product at 16 bits."""
 
 
 class SparseCores(Kernel):

@@ -1,4 +1,4 @@
-"""Formats whose every block has low rank: two block products with a regrouping between them.
+"""Formats of blocks of low rank: two block products with a regrouping between them.
 
 The input is split into k groups of p, the output into l groups of s. Block (l, k) of W has rank t:
 
@@ -44,11 +44,11 @@ WIDEST = 256
 """With more features in an output group than this, no program of ``triton_fused`` can hold one."""
 
 TOGETHER = 4
-"""At most so many output groups share the x that a program of ``triton_fused`` reads."""
+"""The most output groups that share the x that a program of ``triton_fused`` reads."""
 
 
 def together(out_side: int) -> int:
-    """How many output groups of so many features one program of ``triton_fused`` may form."""
+    """How many output groups of ``out_side`` features one program of ``triton_fused`` may form."""
     return max(1, min(TOGETHER, WIDEST // (1 << (out_side - 1).bit_length())))
 
 
@@ -351,7 +351,7 @@ class TritonFused(Triton, of=TwoStage):
         return refused or super().refuses(described, device, dtype, direction)
 
     def too_wide(self, out_side: int) -> str | None:
-        """Why it cannot run with output groups of so many features, or None."""
+        """Why it cannot run with output groups of ``out_side`` features, or None."""
         if out_side <= WIDEST:
             return None
         return (

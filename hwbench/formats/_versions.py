@@ -1,4 +1,4 @@
-"""What differs between the versions of torch that hwbench runs with, each decided here alone.
+"""The differences between the versions of torch that hwbench runs with, decided here alone.
 
 tests/cuda_operators.toml holds what CUDA has in which version, and tests/test_operators.py holds
 the formats against it.

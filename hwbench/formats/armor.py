@@ -356,7 +356,7 @@ def _better_sparse(target: Tensor, gram: Tensor, now: _Factors) -> _Factors:
 
 
 class _Pairs(NamedTuple):
-    """Which two of four values may stay, and what their best values follow from."""
+    """The pairs of four values that may stay, and the matrices that give their best values."""
 
     places: Tensor  # (6, 2)
     inverse: Tensor  # (parts, groups, 4, 6 · 4): by a pair the inverse of its curvature, else zeros

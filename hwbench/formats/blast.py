@@ -229,7 +229,7 @@ class Blast(ByDevice):
         return isinstance(kernel, Batched)
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        """Intermediate bytes of the kernel that multiplies so many tokens."""
+        """Intermediate bytes of the kernel that multiplies this number of tokens."""
         kernel = self.implementation
         if not isinstance(kernel, ByTokens):
             return super().intermediate_bytes(tokens, item_bytes, direction)
@@ -279,7 +279,7 @@ class Blast(ByDevice):
 
 
 class _Blocks(_kernel.Kernel, ABC):
-    """What the kernels share: x is padded and y cut where the blocks need it."""
+    """The shared part of the kernels: x is padded and y cut where the blocks need it."""
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
         bases_in = layer.bases_in
@@ -423,7 +423,7 @@ class ByTokens(Views, of=Blast, default=True):
     operators = rf"{MultiplySum.operators}|{Views.operators}"
 
     def chosen(self, tokens: int, device: str) -> _Blocks:
-        """The kernel that multiplies so many tokens on that kind of device."""
+        """The kernel that multiplies this number of tokens on that kind of device."""
         if device != "cpu":
             return _ELSEWHERE
         return _FEW if tokens < MANY_TOKENS else _MANY
@@ -433,6 +433,6 @@ class ByTokens(Views, of=Blast, default=True):
 
 
 MANY_TOKENS = 8
-"""From so many rows of x on, batched products are faster than sums of products."""
+"""The rows of x from which on batched products are faster than sums of products."""
 
 _FEW, _MANY, _ELSEWHERE = MultiplySum(), Views(), Bmm()

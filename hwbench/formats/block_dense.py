@@ -77,7 +77,7 @@ class BlockDense(Format):
         return self.rank * self.blocks
 
     def copied_width(self) -> int:
-        """What the kernel copies, and x where it is padded."""
+        """The copies of the kernel, and x where it is padded."""
         padding = _sizes.padding_copies(self, self.out_features, self.blocks * self._side())
         return super().copied_width() + padding
 

@@ -86,7 +86,7 @@ class BlockDiagonal(Format):
         return sum(self.products()) * item_bytes
 
     def copied_width(self) -> int:
-        """What the kernel copies, and x and y where they are padded."""
+        """The copies of the kernel, and x and y where they are padded."""
         padded_out, padded_in = (self.blocks * side for side in self.sides())
         return super().copied_width() + _sizes.padding_copies(self, padded_out, padded_in)
 

@@ -147,7 +147,7 @@ class BlockSparseKronecker(GatheredFormat):
         return self.out_blocks, self.in_blocks * self.rank
 
     def forms(self, tokens: int) -> bool:
-        """Whether the kernel forms the kept blocks for so many tokens."""
+        """Whether the kernel forms the kept blocks for this number of tokens."""
         return tokens > 0 and isinstance(self.implementation, Formed)
 
     def flops(self, tokens: int, direction: str) -> int:

@@ -98,7 +98,7 @@ class _Map(PatternMap):
 
 
 class _Remade(torch.autograd.Function):
-    """The dense product, for whose gradient the weight is made once more, and not kept."""
+    """The dense product; its gradient makes the weight once more instead of keeping it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: _Map) -> Tensor:
@@ -181,7 +181,7 @@ class Gqsa(Codes):
         return _Map(self, flat, codes, scale[:, 0].to(dtype), centre[:, 0].to(dtype))
 
     def project(self, weight: Tensor, *, activations: Tensor | None = None) -> Linear:
-        """The groups whose codes lower the error most; ``activations`` weigh the columns.
+        """The groups with the codes that lower the error most; ``activations`` weigh the columns.
 
         With ``gptq`` they are chosen for the outputs, and later columns make up for earlier ones.
         """
@@ -254,7 +254,7 @@ def _lost(weights: Tensor, factor: Tensor) -> Tensor:
 
 
 class _Product(Kernel):
-    """What the kernels share."""
+    """The shared part of the kernels."""
 
     def made(self, described: Gqsa) -> int:
         """Values that a call makes of the codes, writes and reads."""

@@ -195,7 +195,7 @@ class Kronecker(Format):
         return self._products(inner_first=self.inner_first())
 
     def forms(self, tokens: int) -> bool:
-        """Whether the kernel forms W for so many tokens."""
+        """Whether the kernel forms W for this number of tokens."""
         kernel = self.implementation
         return isinstance(kernel, Cheapest) and kernel.forms(self, tokens)
 

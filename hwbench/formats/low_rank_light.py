@@ -178,7 +178,7 @@ class LowRankLight(Format):
         return self._combined(left @ right, basis, torch.ones_like(right[0]), left.dtype)
 
     def _combined(self, work: Tensor, basis: Tensor, worth: Tensor, dtype: torch.dtype) -> Linear:
-        """The layer whose rows are combined of ``basis`` (rank, in), near to ``work`` / worth."""
+        """The layer with rows that combine ``basis`` (rank, in), near to ``work`` / worth."""
         pivots = None
         if self.columns == PIVOTED:
             pivots = _well_conditioned(basis)

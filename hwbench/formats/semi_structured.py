@@ -49,7 +49,7 @@ class _Map(Linear):
         self._algorithms: dict[int, int] = {}  # by the tokens that a product has, with padding
 
     def choose_algorithm(self, packed: Any, x: Tensor) -> None:
-        """The fastest algorithm for so many tokens; the first time there are as many, by trial."""
+        """Find the fastest algorithm for this number of tokens, by a trial the first time."""
         tokens = _two_four.padded(x.shape[0])
         if tokens not in self._algorithms:
             self._algorithms[tokens] = _two_four.fastest_algorithm(packed, x)
@@ -128,10 +128,10 @@ class SemiStructured(Format):
 
 
 class Pair(_two_four.SparseCores):
-    """What the kernels share; all are torch's."""
+    """The shared part of the kernels; all are torch's."""
 
     multiples: ClassVar[tuple[int, int]] = (16, 16)
-    """What out_features and in_features must be multiples of, at 16 bits."""
+    """out_features and in_features must be multiples of these, at 16 bits."""
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
@@ -146,10 +146,10 @@ class Pair(_two_four.SparseCores):
             return to_sparse_semi_structured(dense.contiguous())
 
     def prepare(self, layer: _Map, packed: Any, x: Tensor) -> None:
-        """What is to be done before the product."""
+        """Do what the kernel needs before the product: nothing, unless it is overridden."""
 
     def example(self, dtype: torch.dtype) -> tuple[Tensor, Any]:
-        """Eight tokens and a packed weight on the GPU, every entry of whose product is 32."""
+        """Eight tokens and a packed weight on the GPU; every entry of their product is 32."""
         tile = torch.tensor([1.0, 0.0, 0.0, 1.0], device="cuda").to(dtype)
         return tile.repeat(8, 16), self.pack(tile.repeat(64, 16))
 
@@ -210,7 +210,7 @@ class CuSparseLtSearched(Pair, of=SemiStructured):
 
 @cache
 def _refusal(kernel: Pair, dtype: torch.dtype) -> str | None:
-    """What the build or the device says against a kernel, asked by one small product."""
+    """Try one small product, and say why a kernel cannot run here; None if it can."""
 
     def right() -> bool:
         product = functional.linear(*kernel.example(dtype))

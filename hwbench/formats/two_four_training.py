@@ -121,7 +121,7 @@ class TwoFourTraining(Format):
         return moved + passes * item_bytes * self.parameters()  # the other half is read as well
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
-        """What pruning and packing move in the forward pass, and what the products read of it."""
+        """Bytes that pruning and packing move in the forward pass, and that the products read."""
         entries = self.out_features * self.in_features
         packed = 9 * entries * item_bytes // 16
         # Packed are the weight and its transpose.
@@ -180,10 +180,10 @@ def best_tiles(score: Tensor) -> Tensor:
 
 
 class Pruning(_two_four.SparseCores, ABC):
-    """What the kernels share: a weight is pruned and packed, for y and for the gradient of x."""
+    """The shared part of the kernels: a weight is pruned and packed for y and the gradient of x."""
 
     multiple: ClassVar[int]
-    """What both dimensions must be multiples of."""
+    """Both dimensions must be multiples of it."""
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
@@ -206,7 +206,7 @@ class Pruning(_two_four.SparseCores, ABC):
 
     @abstractmethod
     def pruned_bytes(self, entries: int, item_bytes: int) -> int:
-        """Bytes moved to prune a weight of so many entries, beside what is packed."""
+        """Bytes moved to prune a weight with this number of entries, beside what is packed."""
 
     def refuses(
         self, described: TwoFourTraining, device: str, dtype: torch.dtype, direction: str
@@ -283,7 +283,7 @@ class StaticSort(Pruning, of=TwoFourTraining):
 
 @cache
 def _refusal(kernel: Pruning, dtype: torch.dtype) -> str | None:
-    """What the build or the device says against a kernel, asked by one small step."""
+    """Try one small step, and say why a kernel cannot run here; None if it can."""
 
     def right() -> bool:
         generator = torch.Generator().manual_seed(0)
