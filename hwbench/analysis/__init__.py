@@ -1,1 +1,1 @@
-"""What follows from runs: statistics, comparisons, roofs, accuracy joined to time; no torch."""
+"""Analyses of runs: statistics, comparisons, roofs, accuracy joined to time; no torch."""

@@ -76,7 +76,7 @@ class Joined:
     timed: Row  # a row that stands for the timed group: its shape, tokens, dtype and direction
     scored: Row  # a row that stands for the experiment: its options, shape and dtype
     better: str  # whether a lower or a higher score is better
-    dense: Row | None  # what dense costs in the group; None where it was not timed
+    dense: Row | None  # dense in the same group; None where it was not timed
     pairs: list[Pair] = field(default_factory=list)  # fastest first
     alone: list[Alone] = field(default_factory=list)
     elsewhere: list[Row] = field(default_factory=list)  # the experiment at its other shapes
@@ -103,7 +103,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Choice:
-    """One line of the table: the score that is asked for, and the fastest that keeps it."""
+    """One line of the table: a limit of the score, and the fastest format that keeps it."""
 
     bound: float
     fastest: Pair | None  # None: nothing that was measured keeps it
@@ -361,7 +361,7 @@ def _overlap(best: Pair, other: Pair) -> bool:
         high = 1.0
     if other.timed["format"] == DENSE and name == "relative":
         low = 1.0
-    return not low > high  # what has no interval can be told from nothing
+    return not low > high  # a value without an interval may be equal to any other
 
 
 def _sign(joined: Joined) -> float:

@@ -17,7 +17,7 @@ from hwbench.errors import UsageError
 from hwbench.records import Estimate
 
 COLLAPSED = 10.0
-"""Perplexity over the original's from which on a model has collapsed: by how much tells nothing."""
+"""From this perplexity over the original's on a model has collapsed; how far means nothing."""
 DRAWS = 4000
 
 

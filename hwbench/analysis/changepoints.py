@@ -69,7 +69,7 @@ class Night:
 
 @dataclass(frozen=True)
 class Event:
-    """A run at which levels changed, and what else changed with it."""
+    """A run at which levels changed, and the facts that changed with it."""
 
     run: int
     since: int  # the run before it in the history
@@ -81,7 +81,7 @@ class Event:
 
 @dataclass(frozen=True)
 class History:
-    """All runs of one suite on one machine, in order, and what changed when."""
+    """All runs of one suite on one machine, in order, and the changes at each."""
 
     suite: str
     machine: str
@@ -147,11 +147,11 @@ def _noise(logs: Sequence[float]) -> float:
 
 
 def correlation(histories: Sequence[Sequence[float]]) -> float:
-    """How much of a night the next one keeps, from all series of a machine: 0 to 0.5.
+    """The share of a night that the next one keeps, from all series of a machine: 0 to 0.5.
 
-    Of nights that keep a share r, neighbours differ by a variance of 2σ²(1 − r) and nights that
-    are four apart by 2σ²(1 − r⁴). The largest moves are those of steps and spikes, and are left
-    out. Few nights tell the share badly, and it is taken larger by as much.
+    With a share r, neighbouring nights differ by a variance of 2σ²(1 − r), and nights four apart
+    by 2σ²(1 − r⁴). The largest moves are left out: they are steps and spikes. With few nights the
+    share is uncertain, and it is taken larger by its uncertainty.
     """
     ratios, nights = [], 0
     for values in histories:
@@ -229,7 +229,7 @@ def _of_mean(count: int, kept: float) -> float:
 
 
 def _hidden(first: int, second: int, kept: float) -> float:
-    """σ of a night over that within two levels: what the nights of a level share is in neither."""
+    """σ of a night over the σ seen within two levels, which lacks the part that nights share."""
     observed, independent = (
         sum(count * (1 - _of_mean(count, share)) for count in (first, second))
         for share in (kept, 0.0)

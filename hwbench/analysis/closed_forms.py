@@ -1,4 +1,4 @@
-"""What a projection of a Gaussian matrix should cost in error, in closed form. Pure.
+"""The expected error of projecting a Gaussian matrix, in closed form. Pure.
 
 All are relative Frobenius errors ‖W − Ŵ‖ / ‖W‖ of the nearest member of a format to a matrix of
 independent standard normal entries, as its size grows; ``eckart_young`` holds for any matrix.

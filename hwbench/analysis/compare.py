@@ -41,7 +41,7 @@ from hwbench.records import (
 )
 
 AUTO = (RELATIVE.metric, TIME.metric, SCORE.metric)
-"""What the metric ``auto`` stands for: the first of these that both runs have."""
+"""The metric ``auto`` is the first of these that both runs have."""
 
 _MILDEST_FIRST = (*ANSWERS, Status.TIMED_OUT, Status.CRASHED, Status.WRONG)
 _DEFAULT = Rule()

@@ -1,4 +1,4 @@
-"""Who is the fastest, and what may be said of the others: paired quotients, corrected. Pure.
+"""Compares the fastest case with its rivals by paired quotients, corrected for their number. Pure.
 
 Cases that were timed in the same replicates are set against each other replicate by replicate: the
 quotient of their times removes what a replicate did to both. The best is faster than a rival where
@@ -25,7 +25,7 @@ MARGIN = 0.03
 """Two that are proved within this share of each other are tied."""
 
 BADLY = 1.5
-"""A quotient whose interval is wider than this factor was not measured well enough."""
+"""A quotient with an interval wider than this factor was not measured well enough."""
 
 CHANCE = 0.05
 """The probability that any rival is called slower wrongly; and that a tie is proved wrongly."""
@@ -45,7 +45,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Entrant:
-    """One case of a contest: what it took in each replicate that counts."""
+    """One case of a contest: its time in each replicate that counts."""
 
     name: str
     values: Mapping[int, float]  # time, or relative time, by replicate

@@ -19,13 +19,13 @@ from hwbench.analysis.frames import by_replicate, summary_rows
 from hwbench.store import Run
 
 LEVELS = (0.0, 0.05, 0.1, 0.2, 0.5)
-"""Largest errors that are asked about; then any."""
+"""The error limits of the report's questions; the last question has no limit."""
 
 NEAR = 1.3
-"""Times the time of the best: who takes longer is not set against it."""
+"""Rivals that take more than this many times the best's time are not compared with it."""
 
 LOSSLESS = ("dense", "packed_dense")
-"""Formats that compute what dense does, but for rounding."""
+"""Formats that compute the same as dense, except for rounding."""
 
 _DENSE = "dense"
 

@@ -18,7 +18,7 @@ class Severity(StrEnum):
     """The effect of a difference between two fingerprints on a comparison."""
 
     FATAL = "fatal"  # other hardware, limits or settings: times cannot be compared
-    WARN = "warn"  # may explain a change, and may be just what is under test
+    WARN = "warn"  # may explain a change, and may itself be under test
     IGNORED = "ignored"  # which one of several equal machines it was
 
 
@@ -34,7 +34,7 @@ _WARN = (
     "python",
     "kernel",
     "libc",
-)  # what a nightly gate may be testing
+)  # a nightly gate may be testing a change of these
 SOFTWARE = ("torch", "driver", "hwbench")
 """The facts that may move dense without another machine; within one run none may change."""
 _IGNORED = ("uuid", "serial", "pci_bus_id", "index", "hostname")
@@ -82,7 +82,7 @@ def facts(environment: Environment) -> dict[str, Any]:
 
 
 def differences(baseline: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
-    """Where the facts of two machines disagree, the fatal first; what is ignored is left out."""
+    """Where the facts of two machines disagree, the fatal first; ignored facts are left out."""
     before, after = dict(flat(baseline)), dict(flat(new))
     differing = []
     for path in sorted({*before, *after}):

@@ -1,4 +1,4 @@
-"""Cases judged against baseline nights: what moved by more than noise, and what is sure. Pure.
+"""Judges cases against baseline nights: which moved by more than noise, and which surely. Pure.
 
 Three guards stand between noise and a failed night. A case is *flagged* where its replicate values
 regressed and the change lies outside what runs differ by anyway. With a confirmation each flagged
@@ -35,7 +35,7 @@ from hwbench.records import Change, Verdict
 WINDOW = 5  # baseline runs
 FALSE_NIGHTS = 0.005  # nights in which a suite without a change may fail; spreads are estimates
 FLAG_LEVEL = 0.05  # of the run-level check before a confirmation, a case
-FLOOR_SECONDS = 5e-7  # smaller differences are below what calling torch costs
+FLOOR_SECONDS = 5e-7  # smaller differences are below the cost of calling torch
 
 # By how much dense may move between nights of one machine: docs/nightly.md, "What makes a verdict".
 DENSE_MOVED = 0.05
@@ -52,7 +52,7 @@ Again = Callable[[list[str]], Side]
 
 @dataclass(frozen=True)
 class Judged:
-    """The verdicts, and which regressions were confirmed (None: no confirmation was asked for)."""
+    """The verdicts, and the confirmed regressions (None without a confirmation)."""
 
     changes: list[Change]
     confirmed: frozenset[str] | None
@@ -249,7 +249,7 @@ def only(one: Side, cases: Collection[str]) -> Side:
 
 
 def _known(changes: list[Change], baselines: Sequence[Side], new: Side) -> dict[str, _Known]:
-    """The noise of every case whose time was compared; each metric has its own usual noise."""
+    """The noise of every case with a compared time; each metric has its own usual noise."""
     known: dict[str, _Known] = {}
     for metric in TIMED:
         timed = [each for each in changes if each.ratio and each.metric == metric]

@@ -100,7 +100,7 @@ class Matched:
 
 
 def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
-    """The nights whose dense, in seconds by group, is nearest to tonight's and within 5 %.
+    """The nights with seconds of dense, by group, nearest to tonight's and within 5 %.
 
     Distances are rounded to steps of half of these 5 %, or of dense's own scatter where that is
     larger, and of equally near nights the later are taken. So an old night does not bring back a

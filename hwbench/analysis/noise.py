@@ -1,4 +1,4 @@
-"""How far cases move from run to run when nothing changed: what a change has to lie outside of.
+"""How far cases move from run to run when nothing changed; a change must be larger.
 
 All on logs. A run's value of a case has two errors: that of its replicates, which more of them
 average away, and that of its night, which they share and which no repetition in the same night
@@ -25,7 +25,7 @@ from hwbench.analysis.stats import estimate, median, variance
 from hwbench.records import Estimate
 
 FEWEST_RUNS = 3  # baseline runs from which their spread is known well enough to use
-FEWEST_OF_A_KIND = 4  # cases of a format from which they tell what is usual for it
+FEWEST_OF_A_KIND = 4  # with so many cases a format has a usual noise of its own
 
 # Of a difference of two normal values: two percentiles over their standard deviation, and the
 # degrees of freedom that the squares of these quartiles keep, by simulation.
@@ -35,7 +35,7 @@ _BIAS = 10.0  # the lower's square is too large by this over the number of diffe
 _ALIKE = 2.7 * 4  # over the root of that number: logs of their squares agree so well by chance
 _SHIFT = 1.06  # variance of a Hodges–Lehmann shift over that of the means', under Gaussian noise
 _MEDIAN = (1.0, 1.0, 1.0, 1.35, 1.19, 1.43, 1.29, 1.47, 1.34)  # the same of a median, by values
-_TRUST = 0.5  # of what the other cases can tell at most, because few tell badly how alike they are
+_TRUST = 0.5  # of the other cases' weight at most: few cases show badly how alike they are
 
 Variance = tuple[float, float]  # with its degrees of freedom; (nan, 0) where unknown
 Sample = Sequence[Sequence[float]]  # a case's values on logs, run by run
@@ -88,7 +88,7 @@ def noises(
 ) -> list[Noise]:
     """The noise of each case, from its baseline runs' values and the new run's, on logs.
 
-    ``kinds`` says which cases are alike in how they differ from night to night: those of a format.
+    Cases of one kind (of one format) differ from night to night by a similar amount.
     """
     inner = moderated([spread_within([*old, now]) for old, now in zip(baselines, new, strict=True)])
     spreads = _moderated_by([_between(old) for old in baselines], kinds or [None] * len(baselines))
@@ -106,7 +106,7 @@ def noises(
 def estimates(
     samples: Sequence[Sequence[float]], nights: Sequence[Variance] = (), level: float = 0.95
 ) -> list[Estimate]:
-    """Each case's value with an interval whose variance all cases draw together.
+    """Each case's value with an interval; all cases together estimate its variance.
 
     A spread from four replicates is mostly luck, and a table invites to pick the small ones: the
     narrowest of many intervals would hold the truth in half of the cases only.

@@ -1,4 +1,4 @@
-"""What a check found, in full, and the exit code that follows from it. Pure."""
+"""The outcome of a check, and its exit code. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GRAVEST_FIRST = (
 _JUDGED = (Verdict.REGRESSED, Verdict.IMPROVED, Verdict.EQUIVALENT, Verdict.UNDECIDED)
 _UNPROVEN = (Verdict.UNDECIDED, Verdict.INCOMPARABLE, Verdict.GONE)  # no proof that all is well
 FAILING = (Verdict.INVALID, Verdict.REGRESSED)
-"""The verdicts that make a check fail whatever is asked for."""
+"""The verdicts that make every check fail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class Outcome:
     baseline: Sequence[str] = ()  # the runs compared against, oldest first
     changes: Sequence[Change] = ()
     measured: int = 0  # cases of the run that have values
-    threshold: float = 0.03  # as asked
+    threshold: float = 0.03  # as given by the user
     used_threshold: float = 0.03  # as used; higher where the baseline is short of runs
-    confirmed: frozenset[str] | None = None  # cases confirmed as regressed; None: not asked for
-    mismatch: Sequence[str] = ()  # what makes the machines incomparable
+    confirmed: frozenset[str] | None = None  # cases confirmed as regressed; None: not confirmed
+    mismatch: Sequence[str] = ()  # the reasons why the machines cannot be compared
     problem: str | None = None  # why there is no usable baseline
     notes: Sequence[str] = ()
     fail_on_undecided: bool = False
@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def compared(self) -> int:
-        """Cases of which the baseline allowed a verdict."""
+        """The number of cases with a verdict against the baseline."""
         return sum(change.verdict in _JUDGED for change in self.changes)
 
     @property
@@ -153,7 +153,7 @@ def worst_first(changes: Iterable[Change]) -> list[Change]:
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as ``check --json`` prints it; what is unknown is null."""
+    """The outcome as ``check --json`` prints it; unknown values are null."""
     confirmed = outcome.confirmed
     return {
         "exit": outcome.exit,

@@ -1,4 +1,4 @@
-"""Two sides whose replicates ran in pairs: what changed by more than the pairs scatter. Pure.
+"""Judges two sides that ran in pairs of replicates, against the scatter of the pairs. Pure.
 
 As in the gate, a change must also lie outside of what so many unchanged cases would show by
 chance: each case's quotients scatter with a variance drawn towards what is usual.
@@ -23,13 +23,13 @@ from hwbench.analysis.power import student
 from hwbench.analysis.stats import Rule, median, median_interval, variance, verdict
 from hwbench.records import Change, Ratio, Verdict
 
-FALSE = 0.005  # chance that any of the cases is told as changed when none is
+FALSE = 0.005  # the chance that any case is called changed when none is
 _SPIKED = 6.0  # times the variance of the closest half, from which spikes make the variance
 _MEDIAN = math.pi / 2  # variance of a median over that of the mean, under Gaussian noise
 
 
 def judge_pairs(first: Side, second: Side, rule: Rule, metric: str = "auto") -> list[Change]:
-    """The verdicts on the second side, whose replicates ran in pairs with those of the first."""
+    """Judge the second side; its replicates ran in pairs with those of the first."""
     changes = compare([first], [second], rule, metric=metric, paired=True, across_machines=True)
     settled = {change.case: change for change in changes}
     for name in TIMED:
@@ -54,7 +54,7 @@ def _spread(values: Sequence[float], spiked: bool) -> Variance:
 
 
 def _spiked(values: Sequence[float]) -> bool:
-    """Whether spikes make most of the variance; a few values tell nothing of that."""
+    """Whether spikes make most of the variance; False where there are too few values."""
     if median_interval(values) is None:
         return False
     return variance(values) > _SPIKED * spread_within([values])[0]

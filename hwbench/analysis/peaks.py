@@ -1,4 +1,4 @@
-"""What a device's maker says it can do: ``peaks.toml``, looked up by name and checked.
+"""The rates in the maker's datasheet of a device: ``peaks.toml``, looked up by name and checked.
 
 A name alone is not enough: variants share names, and slices of a card carry the card's. What does
 not agree in multiprocessors and memory is said to be unknown, and nothing is ever assumed.
@@ -25,7 +25,7 @@ class Peak(Struct, frozen=True, kw_only=True):
 
     ``flops_per_clock`` is per multiprocessor, ``datasheet`` in FLOP/s; both by precision: a dtype,
     with ``_tf32``, ``_tensor`` or ``_accumulate_float16`` where it can be done in several ways. The
-    plain 16-bit rates accumulate in float32. None is a figure of which no source was found.
+    plain 16-bit rates accumulate in float32. None is a figure without a source.
     """
 
     name: str
@@ -74,7 +74,7 @@ def table() -> dict[str, Peak]:
 def find(
     name: str, multiprocessors: int | None, memory_bytes: float | None, *, mig: bool = False
 ) -> Peak | str:
-    """The device of that name, if what the driver says of it agrees; else the reason in words.
+    """The device of that name, if the driver's facts agree with it; else the reason in words.
 
     The exact name counts first, then the longest name of the table that it begins with, at the end
     of a word.

@@ -60,7 +60,7 @@ def plateaus(points: Sequence[tuple[int, float]]) -> list[Plateau]:
 
 
 def named(level: Plateau, capacities: Mapping[str, int]) -> str:
-    """The cache that holds the middle of a plateau; ``cache`` where the system tells of none."""
+    """The cache that holds the middle of a plateau; ``cache`` where the system lists none."""
     holding = {name: size for name, size in capacities.items() if size >= level.middle_bytes}
     return min(holding, key=lambda name: holding[name]) if holding else "cache"
 

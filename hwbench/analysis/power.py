@@ -20,7 +20,7 @@ _SHARES = 12  # points at which the split of the variance between the sides is a
 def replicates_needed(
     noise: float, change: float, power: float = 0.9, level: float = 0.95
 ) -> int | None:
-    """Replicates a side at which a change is told from none in ``power`` of all trials.
+    """Replicates per side that show a change in ``power`` of all trials.
 
     ``noise`` is the replicates' standard deviation on logs (``spread``), ``change`` a fraction.
     None where the noise is unknown, there is no change, or more than ``MOST_REPLICATES`` would do.

@@ -35,7 +35,7 @@ ALONE = -0.5
 """Below this slope of log relative time on log dense, dense alone scatters, and all count."""
 
 RUNS = 20
-"""The last runs of a machine whose second fastest replicates are its reference."""
+"""The number of last runs; their second fastest replicates are the machine's reference."""
 
 DENSE = "dense"
 _KNOWN = 3  # runs from which dense's own deviation is known
@@ -57,7 +57,7 @@ class Counted:
 
     @property
     def never(self) -> bool:
-        """Whether fewer replicates than tell anything were quiet, of several."""
+        """Whether too few replicates were quiet, though there were enough."""
         return len(self.quiet) < FEWEST <= len(self.quiet) + len(self.slow)
 
     def of(self, values: Mapping[int, float]) -> list[float]:
@@ -189,8 +189,8 @@ def _weighed(header: Header, planned: Mapping[str, Planned], results: Iterable[R
 def _alone(cases: Sequence[Sequence[Result]]) -> bool:
     """Whether it is dense alone that moved within the run.
 
-    Where it did not move by more than the limit, as in a run that was slow throughout, its noise
-    tells nothing of what slowed it.
+    Where dense did not move by more than the limit, as in a run that was slow throughout, its noise
+    does not show the cause.
     """
     seconds = [each for results in cases for result in results if (each := dense_seconds(result))]
     return bool(seconds) and max(seconds) > LIMIT * min(seconds) and slope(cases) < ALONE

@@ -41,7 +41,7 @@ def rank_sum(first: int, second: int, level: float) -> tuple[int, float]:
 
 @cache
 def _rank(bounds: tuple[int, ...], level: float) -> tuple[int, float]:
-    """The rank, and what it leaves outside, of a statistic whose orders have a product form.
+    """The rank of a statistic with a product form, and the probability outside of that rank.
 
     ``bounds`` are the u of its generating function Π (1 − q^u) / (1 − q^i), i = 1, 2, …
     """

@@ -60,12 +60,12 @@ RAISED = 1.05
 class Roof(Record):
     """The measured ceilings of one machine for one dtype."""
 
-    flops_per_second: float  # what the best library reached, or the case that raised it
+    flops_per_second: float  # of the best library, or of the case that raised it
     bytes_per_second: float  # of memory, beyond all caches
     launch_seconds: float = 0.0  # of the smallest call; 0 where it was not measured
     levels: tuple[Level, ...] = ()  # caches, the fastest first; none in the short form
-    library: str = ""  # whose product it is, as far as the run tells
-    raised_by: str = ""  # the case that executed over ``RAISED`` times what was measured
+    library: str = ""  # the library of the product, where the run names it
+    raised_by: str = ""  # the case that executed over ``RAISED`` times the measured rate
     measured_flops_per_second: float = 0.0  # where a case raised it
 
     @property
@@ -121,17 +121,17 @@ class Placement(Record):
 
     intensity: float
     unfused_intensity: float
-    bound: str  # what takes longest: compute, memory or the cache's name, launch
+    bound: str  # the longest part: compute, memory or the cache's name, launch
     compute_seconds: float  # the needed FLOPs at the measured arithmetic rate
     memory_seconds: float  # the compulsory bytes at the rate of memory
     attainable_seconds: float  # the longest of compute, the level that holds the bytes, launch
     unfused_seconds: float  # the same with the intermediate bytes of the kernel used
     flops_per_second: float  # executed
-    dense_flops_per_second: float  # what a dense layer would have had to execute in that time
+    dense_flops_per_second: float  # the FLOPs of a dense layer over this case's time
     bytes_per_second: float  # compulsory
     efficiency: float
     in_cache: bool
-    level: str = MEMORY  # where the working set was held, as far as the sweep tells
+    level: str = MEMORY  # the level that held the working set, by the sweep
     bytes_source: str = MODEL
 
     @property
@@ -258,7 +258,7 @@ def lines(
         return roofs, peak
     how = precision(dtype, environment.settings)
     if how == "float64" and "float64_tensor" in peak.flops_per_clock:
-        how = "float64_tensor"  # what a matrix product of float64 uses there
+        how = "float64_tensor"  # a matrix product of float64 uses these units there
     if peak.bytes_per_second is None:
         return roofs, f"No bandwidth of {peak.name} with a source was found."
     clock = _rate(_entry(ceilings, "matmul", dtype), "sm_clock_hertz")

@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 CONVERTED = "hwbench.json"
 """The file that stands beside the weights of a model that hwbench converted."""
 
-_POOLING = "1_Pooling/config.json"  # where sentence-transformers says how tokens are pooled
+_POOLING = "1_Pooling/config.json"  # the settings of pooling, as sentence-transformers writes them
 _ADAPTER = "adapter_config.json"  # of peft
 _MERGE = "merge it into the model (merge_and_unload of peft) and give what comes out"
 _LFS = b"version https://git-lfs"

@@ -116,7 +116,7 @@ def weights(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
     heads = {"q_proj": sizes.num_attention_heads, "k_proj": sizes.num_key_value_heads}
     for tensor in _reader(file).tensors:
         name = _named(file, tensor.name)
-        # A copy: what is not quantised lies in the file, which is only read.
+        # A copy: numbers that are not quantised lie in the file, which is only read.
         values = np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
         kind = name.split(".")[-2]
         yield name, halves(values, heads[kind]) if kind in heads else values

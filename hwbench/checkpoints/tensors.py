@@ -52,7 +52,7 @@ _MAGIC = (
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a file: where its bytes lie, and what they are."""
+    """One tensor of a file: the place, type and shape of its bytes."""
 
     path: Path
     name: str

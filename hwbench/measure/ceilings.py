@@ -29,7 +29,7 @@ _SECONDS = 600.0  # until the worker has to be done, on a machine however busy
 _NEEDED = ("matmul", "copy", "launch", "disturbed")
 _BUSY = 0.5  # more than this share of the measuring was disturbed
 
-_SOFTWARE = ("torch", "driver")  # which decide times, and may be what a gate is testing
+_SOFTWARE = ("torch", "driver")  # they decide times, and a gate may be testing a change of them
 
 R = TypeVar("R")
 

@@ -1,4 +1,4 @@
-"""One run on several seats at once: they share its units, and take over what a lost one left.
+"""One run on several seats at once: they share its units, and take over those of a lost seat.
 
 Each seat is served on a thread of a pool from the standard library, and one lock guards what they
 share. A seat that is disturbed rests while others have work; where every machine went away, the

@@ -1,4 +1,4 @@
-"""What this machine's earlier runs say: dense when it is quiet, and how far cases move; no torch.
+"""Values from this machine's earlier runs: dense when quiet, and how far cases move; no torch.
 
 Each finished run adds, for every group, the second fastest of its replicates to a file beside the
 ceilings. The least of the last runs is the reference by which later runs tell that the machine was
@@ -31,7 +31,7 @@ from hwbench.records import Environment, Header, Planned, Reference
 from hwbench.store import Run, list_runs, read_header, read_run
 
 METHOD = 1
-"""Raised when dense is timed in another way: what was kept before counts no more."""
+"""Raised when the way of timing dense changes: values kept before no longer count."""
 
 EARLIER = 10
 """So many of the last runs of the folder are read."""

@@ -76,7 +76,7 @@ class Replicate:
     def time_group(
         self, members: Sequence[Planned], pending: set[str], seconds: float | None = None
     ) -> None:
-        """Measure one group and keep the results of the members whose id is wanted.
+        """Measure one group and keep the results of the wanted members.
 
         ``members`` come in the order in which they shall run; dense is among them or there is no
         relative time. ``seconds`` is what the time budget leaves for this group.

@@ -88,7 +88,7 @@ def _without_filters() -> list[str]:
 
 
 def commit() -> dict[str, Any]:
-    """The git revision of the folder that one stands in, and whether files differ from it.
+    """The git revision of the current folder, and whether files differ from it.
 
     Where git gives none, the revision that the CI job is for stands in its place under ``commit``,
     with the variable under ``commit_from``; and under ``git``, what git said against it. Empty
@@ -116,7 +116,7 @@ def _of_ci() -> dict[str, str]:
 def remote() -> dict[str, str]:
     """Where the repository lives, under ``remote``: its web page, without names and passwords.
 
-    It is the remote ``origin``, or what a CI job says of itself; empty where neither is known, or
+    It is the remote ``origin``, or a CI job's repository; empty where neither is known, or
     it is a folder of this machine.
     """
     try:

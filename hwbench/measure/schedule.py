@@ -32,7 +32,7 @@ from hwbench.store import RunWriter, read_run
 WHOLE = (0, 1)
 """The only share of one."""
 
-CONTESTED_SHARE = 0.1  # of the plan's seconds, for what is contested, without a time budget
+CONTESTED_SHARE = 0.1  # of the plan's seconds, for contested cases, without a time budget
 LEAST_FURTHER_SECONDS = 60.0  # that further replicates may take, however short the plan's were
 
 
@@ -66,7 +66,7 @@ class State:
     done: set[tuple[str, int]]
     failed: dict[str, Result] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)  # for the footer
-    timed: list[Result] = field(default_factory=list)  # times alone, to tell slow replicates by
+    timed: list[Result] = field(default_factory=list)  # times alone, which show slow replicates
     extra: dict[int, set[str]] = field(default_factory=dict)  # cases of further replicates
     total: int = 0
     begun: float = field(default_factory=time.monotonic)
@@ -121,8 +121,8 @@ class Unit:
 class Ends:
     """Host times (``time.monotonic``) of a time budget; None where there is none.
 
-    ``share`` is when one replicate should be done: what comes after it is measured as coarsely as
-    it can be. ``budget`` is the end of all: no further group is begun.
+    ``share`` is when one replicate should be done: groups after it are measured as coarsely as
+    possible. ``budget`` is the end of all: no further group is begun.
     """
 
     share: float | None = None
@@ -317,8 +317,9 @@ def measure(
 ) -> dict[str, float]:
     """Measure the missing cases of one replicate; returns its seconds by span.
 
-    ``start`` opens a worker; ``ends`` says what the time budget allows; ``share`` is which of how
-    many shares of the groups is meant. ``keep`` takes each result in the place of the state.
+    ``start`` opens a worker; ``ends`` are the limits of the time budget; ``share`` is the number of
+    this share of the groups and the number of all shares. ``keep`` takes each result in place of
+    the state.
     """
     replicate = Replicate(
         number=number,

@@ -1,4 +1,4 @@
-"""What is read, one quantity each, in a reading of its own: error → memory → latency → energy.
+"""The meters; each reads its quantities in a reading of its own: error → memory → latency → energy.
 
 Nothing polls while latency is taken. One file a meter; its name is the file's.
 """

@@ -49,7 +49,7 @@ _SWEEP_SECONDS = 4.0  # of the full form, for copy and for triad
 _LARGEST_SECONDS = 1.5  # for the largest copy, and for the largest triad
 _LAUNCH_SECONDS = 0.2
 _QUEUED, _BEHIND = 16, 4  # products before the clock is read, and while it is read
-_GRAPH_CALLS = 100  # in the graph whose replay tells what one more kernel costs
+_GRAPH_CALLS = 100  # of the graph that is replayed to measure the cost of one more kernel
 _FREE_SHARE = 0.25  # of the free memory may be swept over
 _LINE = 1024  # elements: arrays are multiples of it, so that every thread begins at a cache line
 
@@ -318,7 +318,7 @@ def subject_of(device: Device, name: str, dtype: str, shape: tuple[int, int]) ->
 
 
 def _costed(device: Device, subject: Subject) -> Subject:
-    """The subject; the device knows what a call of it costs."""
+    """The subject; the device knows the cost of one call."""
     device.describe(subject.step, cost=subject.cost)
     return subject
 

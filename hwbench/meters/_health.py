@@ -1,4 +1,4 @@
-"""Whether a device can be trusted now: a second of equal work, and what disturbed it."""
+"""Checks a device by a second of equal work: its spread, and its disturbances."""
 
 from __future__ import annotations
 

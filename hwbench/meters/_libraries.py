@@ -38,7 +38,7 @@ TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-
 Inputs rounded to bfloat16 give 2e-3, so that a float32 product computed so is told apart.
 """
 
-_ROWS, _COLUMNS = 8, 64  # of a product whose error is looked at
+_ROWS, _COLUMNS = 8, 64  # the corner of a product that is checked for errors
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def routes(device: Device, dtype: str) -> list[Route]:
 
 
 def exact(candidates: list[Route], subjects: Iterable[Subject], dtype: str) -> list[Route]:
-    """The first route, and each whose products of every size are as exact as the dtype allows.
+    """The first route, and every other with products as exact as the dtype allows, at every size.
 
     A setting of torch may let the first one round; the others may then err by twice as much. A
     switch that leaves ``torch.mm`` as it was, bit for bit, is no route of its own.

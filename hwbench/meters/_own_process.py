@@ -84,7 +84,7 @@ def _answer(line: bytes, write: int, answer: Callable[[bytes], bytes], seconds: 
         signal.alarm(seconds)
         _write_all(write, answer(line) + b"\n")
         code = 0
-    except Exception:  # noqa: BLE001 (the boundary: the server is told by the exit code)
+    except Exception:  # noqa: BLE001 (the boundary: the server reads the exit code)
         traceback.print_exc()
     finally:
         os._exit(code)

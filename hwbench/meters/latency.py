@@ -32,7 +32,7 @@ from hwbench.workloads._base import Subject
 MINIMUM_BLOCKS = 6  # the fewest from which the median has an order-statistic interval of 95 %
 BUDGET_BLOCKS = 3  # the fewest that a spent budget may leave
 REPEATED = 0.3  # share of the blocks that may be repeats of disturbed ones
-GRAPH_CALLS = 32  # the most calls of one graph: what its launch costs is shared by them
+GRAPH_CALLS = 32  # the most calls of one graph: they share the cost of its launch
 FELL_BEHIND = "the host fell behind the device"
 NO_TIME = (
     "The host fell behind the device in {late} of {all} samples, so that the time between their "

@@ -1,4 +1,4 @@
-"""Bytes saved for the backward pass, and the peak of one step above what is at rest."""
+"""Bytes saved for the backward pass, and the peak of one step above the memory at rest."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Subject:
     cost: Cost | None = None
     before: Callable[[], Any] | None = None  # untimed, once a call: makes the state of the step
     grad: bool = False  # whether autograd records during step and before
-    compiled: bool = False  # whether the step runs what torch.compile made
+    compiled: bool = False  # whether the step runs code that torch.compile made
     max_calls: int = 1_000_000  # the most states that may exist at once
     numerical_error: Callable[[], float] | None = None  # relative, against float64
     tolerance: float = 0.0
@@ -47,7 +47,7 @@ class Subject:
     declared: tuple[Quantity, ...] = ()
     # Reads the case in a fresh process with the system's allocator, or says why it could not.
     in_own_process: Callable[[], list[Measurement] | str] | None = None
-    module: nn.Module | None = None  # what is at rest: its bytes are not "saved for backward"
+    module: nn.Module | None = None  # at rest: its bytes are not "saved for backward"
     inputs: list[Tensor] = field(default_factory=list)
 
     def states(self, calls: int) -> list[Any]:

@@ -1,4 +1,4 @@
-"""``hwbench.convert``: a copy of a model whose linear layers are in a format.
+"""``hwbench.convert``: a copy of a model with its linear layers in a format.
 
 Layers are torch's ``nn.Linear`` and transformers' ``Conv1D``. A layer stays as it is, and is named
 with its reason, where it shares its weight with another module, where its parent reads its weight

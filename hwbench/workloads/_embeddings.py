@@ -1,4 +1,4 @@
-"""Sentence embeddings: what encoders are judged by, however they are read.
+"""Sentence embeddings, by which encoders of every kind are judged.
 
 A sentence's embedding is the mean of its tokens in the last layer, or its first token where the
 model's folder says so, and has length one (Reimers and Gurevych, Sentence-BERT, 2019,

@@ -76,10 +76,10 @@ class Photographs(Vision):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward part, each normalised before and added to what came in.
+    """Attention and a feed-forward part, each normalised before and added to its input.
 
-    ``scale`` is what ``out`` and ``down``, which make what is added, are multiplied by once they
-    are drawn.
+    The weights of ``out`` and ``down``, which make the added parts, are multiplied by ``scale``
+    once they are drawn.
     """
 
     def __init__(

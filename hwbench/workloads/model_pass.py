@@ -192,7 +192,7 @@ def _apart(
 ) -> tuple[float, _Inside]:
     """Seconds of a pass, and of the layers of each shape inside one.
 
-    They take turns; what marks around a layer take beside it is measured and taken off.
+    They take turns; the time of the marks around a layer is measured and taken off.
     """
     whole: list[float] = []
     inside: dict[tuple[int, int], list[float]] = {}

@@ -130,7 +130,7 @@ class Training(Workload):
 def _begin(network: nn.Module, source: torch.Generator) -> None:
     """Draw the dense parts from the seed too: layers as in torch, embeddings as in GPT-2.
 
-    What a block adds to what came in is scaled as the block asks.
+    The part that a block adds to its input is scaled by the block's ``scale``.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""What every transport offers: seats, each with a device of its own, and workers on them."""
+"""The interface of every transport: seats, each with a device of its own, and workers on them."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Cluster:
     def __init__(self, address: str) -> None:
         if not re.fullmatch(r"auto|(ray://)?[\w.-]+:\d{1,5}", address):
             raise UsageError(f"--cluster is auto or ray://HOST:PORT, not {address!r}.")
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would tell its makers about the cluster
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # or Ray reports the cluster to its makers
         try:
             import ray
         except ImportError:
