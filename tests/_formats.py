@@ -287,32 +287,32 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        old = {tensor.untyped_storage().data_ptr() for tensor in strided(given)}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        old = {tensor.untyped_storage().data_ptr() for tensor in strided(tensors)}
         for tensor in strided(tree_leaves(result)):
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in old:
                 size = storage.nbytes() // tensor.element_size()
                 self.largest = max(self.largest, (size, str(func)))
-        self._count(func, given, (args, kwargs or {}), result)
+        self._count(func, tensors, (args, kwargs or {}), result)
         return result
 
-    def _count(self, func: Any, given: list[Tensor], call: Any, result: Any) -> None:
+    def _count(self, func: Any, tensors: list[Tensor], call: Any, result: Any) -> None:
         name = func.overloadpacket.__name__.removesuffix("_")
-        sparse = any(tensor.layout != torch.strided for tensor in given)
+        sparse = any(tensor.layout != torch.strided for tensor in tensors)
         if name in ("_mkl_linear", "_linear_pointwise", *INTEGER_PRODUCTS):
             self.misread.add(name)
-            self.flops += 2 * given[0].numel() * result.shape[-1]
+            self.flops += 2 * tensors[0].numel() * result.shape[-1]
         elif func.namespace == "hwbench":
             self.misread.add(name)
-            self.flops += 2 * given[0].shape[0] * sum(t.numel() for t in given if _factor(t))
+            self.flops += 2 * tensors[0].shape[0] * sum(t.numel() for t in tensors if _factor(t))
         elif name == "view" and func._overloadname == "dtype":
             self.misread.add(name)  # no counter that traces can reinterpret bits
         elif func.namespace != "aten" and not name.endswith("_reorder_linear_weight"):
             self.unknown.add(str(func))
-        elif _weighted_bag(name, given) or (sparse and name.endswith(("mm", "mv"))):
+        elif _weighted_bag(name, tensors) or (sparse and name.endswith(("mm", "mv"))):
             self.misread.add(name)
-            self.flops += 2 * _kept_products(name, given)
+            self.flops += 2 * _kept_products(name, tensors)
         elif func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*call[0], **call[1], out_val=result)
         elif name in ("mul", "addcmul") and result.is_floating_point():
@@ -402,9 +402,9 @@ def unsaved(layer: Linear, y: Tensor) -> list[str]:
         ahead += [before for before, _ in node.next_functions]
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             saved = [t for t in node.saved_tensors if t is not None]
-            known = {t.untyped_storage().data_ptr() for t in strided([*own, *saved])}
+            pointers = {t.untyped_storage().data_ptr() for t in strided([*own, *saved])}
             for name, value in vars(node).items():
-                kept = strided(hidden_tensors([value]))
-                if any(t.untyped_storage().data_ptr() not in known for t in kept):
+                hidden = strided(hidden_tensors([value]))
+                if any(t.untyped_storage().data_ptr() not in pointers for t in hidden):
                     collected.append(f"{type(node).__name__}.{name}")
     return collected

@@ -123,9 +123,9 @@ def written(f: Format, tokens: int) -> int:
     layer = random_layer(f, torch.bfloat16)
     x, dy = drawn(tokens, f.in_features).bfloat16(), drawn(tokens, f.out_features).bfloat16()
     torch.use_deterministic_algorithms(mode=False)  # filling new memory is no work of the kernel
-    observe(seen := _Written(), layer, x, dy, FORWARD)
+    observe(mode := _Written(), layer, x, dy, FORWARD)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    return seen.elements
+    return mode.elements
 
 
 def refusals() -> list[str | None]:

@@ -143,10 +143,10 @@ def cache_file(source: random.Random) -> str:
     }  # fmt: skip
     path = Path("ceilings.json")
     path.write_text(json.dumps(edited(actual, source, plain=False)))
-    taken = ceilings._read(path)
-    assert not taken or impossible(taken) is None
-    assert taken or not path.exists()
-    return "read" if taken else "refused"
+    stored = ceilings._read(path)
+    assert not stored or impossible(stored) is None
+    assert stored or not path.exists()
+    return "read" if stored else "refused"
 
 
 @cache
@@ -172,17 +172,17 @@ def model_folder(source: random.Random) -> str:
     from hwbench.workloads._bert import Bert, _unreadable
 
     folder, whole = Path("model"), _encoder()
-    chosen = source.choice(sorted(whole))
+    picked = source.choice(sorted(whole))
     for name, data in whole.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    data = whole[chosen]
-    if chosen.suffix == ".json":
-        (folder / chosen).write_text(json.dumps(edited(json.loads(data), source)))
+    data = whole[picked]
+    if picked.suffix == ".json":
+        (folder / picked).write_text(json.dumps(edited(json.loads(data), source)))
     else:
         length = int.from_bytes(data[:8], "little")
         head = json.dumps(edited(json.loads(data[8 : 8 + length]), source)).encode()
-        (folder / chosen).write_bytes(len(head).to_bytes(8, "little") + head + data[8 + length :])
+        (folder / picked).write_bytes(len(head).to_bytes(8, "little") + head + data[8 + length :])
     if checkpoints.unreadable(folder):
         return "refused"
     _unreadable.cache_clear()

@@ -112,13 +112,13 @@ def on_meta(f: Format, dtype: torch.dtype) -> Linear:
     pattern = getattr(getattr(layer, "_pattern", None), "_value", None)
     if isinstance(pattern, _gather.Pattern):
         _ = pattern.blocks, pattern.places  # which the way of the CPU may not have asked for
-    kept = {
+    moved = {
         name: _moved(value)
         for name, value in vars(layer).items()
         if name not in ("_parameters", "_buffers") and list(hidden_tensors([value]))
     }
     layer = layer.to("meta")
-    for name, value in kept.items():
+    for name, value in moved.items():
         setattr(layer, name, value)
     return layer
 

@@ -46,20 +46,20 @@ def run(script: str, folder: Path, environment: Mapping[str, str], hwbench: Call
         )
         while shell.poll() is None:
             try:
-                asked, _ = listening.accept()
+                connection, _ = listening.accept()
             except TimeoutError:
                 continue
-            with asked:
-                _answer(asked, hwbench)
+            with connection:
+                _answer(connection, hwbench)
     return shell.wait()
 
 
-def _answer(asked: socket.socket, hwbench: Call) -> None:
-    asked.setblocking(True)
-    arguments, folder, environment = json.loads(asked.makefile().readline())
+def _answer(connection: socket.socket, hwbench: Call) -> None:
+    connection.setblocking(True)
+    arguments, folder, environment = json.loads(connection.makefile().readline())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, value in environment.items():
             patch.setenv(name, value)
         outcome = hwbench(*arguments)
-    asked.sendall(json.dumps(outcome).encode())
+    connection.sendall(json.dumps(outcome).encode())

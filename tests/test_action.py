@@ -219,10 +219,10 @@ def test_what_each_code_does_to_the_job(
     out = tmp_path / "hwbench-out"
     out.mkdir()
     (out / "check.json").write_text('{"suite": "smoke"}')
-    given = {
+    environment = {
         **os.environ, "CODE": str(code), "RUN": "a/b.jsonl", "HWBENCH_HOME": "h", "OUT": str(out),
     }  # fmt: skip
-    assert _shell.run(STEPS["Verdict"]["run"], tmp_path, given, hwbench) == ends
+    assert _shell.run(STEPS["Verdict"]["run"], tmp_path, environment, hwbench) == ends
     assert said in capfd.readouterr().out
 
 
@@ -235,11 +235,11 @@ def test_a_busy_machine_measures_nothing_and_fails_nobody(
     job.given["require"] = "quiet"
     result = tmp_path / "told"
     result.write_text("")
-    given = {
+    environment = {
         **os.environ, "GITHUB_OUTPUT": str(result), "DEVICE": "fake", "REQUIRE": "quiet",
         "HWBENCH_HOME": str(job.home), "OUT": str(tmp_path / "out"),
     }  # fmt: skip
-    assert _shell.run(STEPS["Doctor"]["run"], tmp_path, given, job.hwbench) == ends
+    assert _shell.run(STEPS["Doctor"]["run"], tmp_path, environment, job.hwbench) == ends
     assert ("ready=yes" in result.read_text()) is ready
     assert ("::warning" in capfd.readouterr().out) is (code == 4)
 
@@ -256,8 +256,8 @@ def test_promotion_takes_a_name_and_no_path(tmp_path: Path, night: str, ends: in
         return 0, "", ""
 
     (script,) = [step["run"] for step in steps(EXAMPLE) if step.get("name") == "Promote"]
-    given = {**os.environ, "NIGHT": night, "HWBENCH_HOME": str(tmp_path / "none")}
-    assert _shell.run(script, tmp_path, given, hwbench) == ends
+    environment = {**os.environ, "NIGHT": night, "HWBENCH_HOME": str(tmp_path / "none")}
+    assert _shell.run(script, tmp_path, environment, hwbench) == ends
     if not ends:
         assert arguments[0][:2] == ("baseline", "promote")
         assert arguments[0][2].endswith("nights/good.jsonl")

@@ -61,8 +61,8 @@ def imported_by(*arguments: str) -> set[str]:
 
 def test_the_map_in_contributing_has_every_module_and_no_other() -> None:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    drawn = contributing.partition("### The map of the packages")[2].split("```")[1]
-    inside = drawn.partition("hwbench/\n")[2].partition("\nsuites/")[0]
+    listing = contributing.partition("### The map of the packages")[2].split("```")[1]
+    inside = listing.partition("hwbench/\n")[2].partition("\nsuites/")[0]
     files = set(re.findall(r"\b(\w+)\.py\b", inside))
     folders = set(re.findall(r"── (\w+)/", inside))
     assert files | folders == top_level()
@@ -305,9 +305,9 @@ def test_the_wheel_holds_the_package_and_the_suites(tmp_path: Path) -> None:
         timeout=120,
     )
     (wheel,) = tmp_path.glob("*.whl")
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in FILES}
     suites = {f"hwbench/suites/{path.name}" for path in (ROOT / "suites").glob("*.toml")}
     assert "hwbench/suites/linear.toml" in suites
-    assert modules | suites | {"hwbench/py.typed", "hwbench/analysis/peaks.toml"} <= held
-    assert {name.split("/")[0] for name in held} == {"hwbench"}
+    assert modules | suites | {"hwbench/py.typed", "hwbench/analysis/peaks.toml"} <= names
+    assert {name.split("/")[0] for name in names} == {"hwbench"}

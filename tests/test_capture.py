@@ -51,13 +51,13 @@ def test_activations_stand_under_the_names_of_the_weights(
 ) -> None:
     out = tmp_path / "acts.safetensors"
     actual = capture(str(folder), texts, out)
-    held, weights = tensors.header(out), tensors.header(folder / "model.safetensors")
+    captured, weights = tensors.header(out), tensors.header(folder / "model.safetensors")
     kind = _reading.reader(folder)
     _, mask = kind.tokens(folder, [x for x in texts.read_text().splitlines() if x])
     assert len(actual) == len(kind.shapes(folder))
     for name, shape in actual.items():
         assert shape == (int(mask.sum()), weights[name].shape[1])
-        assert tensors.activations(out, weights[name]) == held[name]
+        assert tensors.activations(out, weights[name]) == captured[name]
 
 
 def test_the_rows_are_what_the_layer_sees(folder: Path, texts: Path, tmp_path: Path) -> None:
@@ -68,19 +68,19 @@ def test_the_rows_are_what_the_layer_sees(folder: Path, texts: Path, tmp_path: P
     kind = _reading.reader(folder)
     model = kind.load(folder)
     ids, mask = kind.tokens(folder, [x for x in texts.read_text().splitlines() if x][:16])
-    given: dict[str, torch.Tensor] = {}
+    inputs: dict[str, torch.Tensor] = {}
     for ours, linear in model.linears().items():
         linear.register_forward_hook(
-            lambda _, __, y, ours=ours: given.update({ours: y.flatten(0, -2)[mask.flatten()]})
+            lambda _, __, y, ours=ours: inputs.update({ours: y.flatten(0, -2)[mask.flatten()]})
         )
     model(ids, mask)
     for name in names:
         stored = tensors.header(out)[name]
         rows = torch.from_numpy(tensors.array(stored))[: int(mask.sum())]
-        (ours,) = [each for each in given if f"{each}.weight".endswith(name)]
+        (ours,) = [each for each in inputs if f"{each}.weight".endswith(name)]
         linear = model.linears()[ours]
         y = torch.nn.functional.linear(rows, linear.weight, linear.bias)
-        assert torch.allclose(y, given[ours], atol=1e-5)
+        assert torch.allclose(y, inputs[ours], atol=1e-5)
 
 
 def test_rows_and_layers_are_limited(folder: Path, texts: Path, tmp_path: Path) -> None:

@@ -138,12 +138,12 @@ def test_the_loss_of_an_encoder_is_one_minus_the_cosine(encoder: Path) -> None:
     ids, mask, _ = _reading.last_states(str(encoder))
     near = layer_format(case, 16, 32)
     weight = model.linears()[layer].weight
-    kept = weight.detach().clone()
+    saved = weight.detach().clone()
     with torch.no_grad():
         expected = model(ids, mask)
-        weight.copy_(near.project_outputs(kept, inputs[layer]).to_dense())
+        weight.copy_(near.project_outputs(saved, inputs[layer]).to_dense())
         ours = model(ids, mask)
-        weight.copy_(kept)
+        weight.copy_(saved)
     assert values == pytest.approx(1 - float((ours * expected).sum(-1).mean()), rel=1e-3)
     assert values > 1e-5
 
@@ -323,12 +323,12 @@ def test_a_plan_within_a_time_is_passed_and_made_again(
         plan["rest_seconds"], plan["dense"]["time_seconds"], plan["predicted"]["time_seconds"],
     )  # fmt: skip
     assert after + rest <= 0.8 * (before + rest) * (1 + 1e-6)
-    known = checkpoints.layer_plan(path)
+    layer_plan = checkpoints.layer_plan(path)
     costs = [
         package.get_format(each.format)
         .from_knobs(*each.shape, **each.knobs)
         .cost(TOKENS, 4, FORWARD)
-        for each in known.layers
+        for each in layer_plan.layers
     ]
     assert plan["passed"]["planned_seconds"] == pytest.approx(duration_seconds(added(costs)))
     assert plan["passed"]["planned_seconds"] < plan["passed"]["dense_seconds"]

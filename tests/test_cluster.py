@@ -279,23 +279,32 @@ def test_two_kinds_of_device_are_measured_into_two_runs(nodes: Any, tmp_path: Pa
     nodes.pretend("A100")
     nodes.pretend("RTX4090")
     out = tmp_path / "runs"
-    made = [sys.executable, "-m", "hwbench", "run", "--suite", "smoke", "--cluster", nodes.address]
-    assert ended([*made, "--device", "cpu", "--out", str(out)]) == (0, "")
+    run_command = [
+        sys.executable,
+        "-m",
+        "hwbench",
+        "run",
+        "--suite",
+        "smoke",
+        "--cluster",
+        nodes.address,
+    ]
+    assert ended([*run_command, "--device", "cpu", "--out", str(out)]) == (0, "")
     runs = [read_run(path) for path in sorted(out.glob("*.jsonl"))]
     assert {run.header.arguments["cluster"] for run in runs} == {"A100", "RTX4090"}
     assert all(run.complete for run in runs)
     assert [len(run.results) for run in runs] == [len(run.planned) for run in runs]
-    arguments = [*made[:3], "doctor", "--cluster", nodes.address, "--device", "cpu"]
+    arguments = [*run_command[:3], "doctor", "--cluster", nodes.address, "--device", "cpu"]
     process = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (process.returncode, process.stderr) == (0, "")
     assert "A100 0 of" in process.stdout
     assert "RTX4090 0 of" in process.stdout
-    compare = [*made[:3], "compare", *(str(run.path) for run in runs)]
+    compare = [*run_command[:3], "compare", *(str(run.path) for run in runs)]
     compared = subprocess.run(compare, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (compared.returncode, compared.stderr) == (0, "")
     for run in runs:
         assert run.header.run in compared.stdout
-    code, error = ended([*made, "--device", "cpu", "--on", "H200", "--out", str(out)])
+    code, error = ended([*run_command, "--device", "cpu", "--on", "H200", "--out", str(out)])
     assert (code, "no machine with H200" in error) == (2, True)
 
 
@@ -306,8 +315,8 @@ def test_two_kinds_of_device_are_measured_into_two_runs(nodes: Any, tmp_path: Pa
 def test_a_node_that_is_killed_loses_and_doubles_nothing(nodes: Any, tmp_path: Path):
     first, second = nodes.pretend("A100"), nodes.pretend("A100")
     (tmp_path / "s.toml").write_text(SUITE.format(replicates=6))
-    made = command(tmp_path, "--cluster", nodes.address, "--device", "fake", "--wait", "1s")
-    process = subprocess.Popen(made, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    run_command = command(tmp_path, "--cluster", nodes.address, "--device", "fake", "--wait", "1s")
+    process = subprocess.Popen(run_command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
     wait_for(process, tmp_path / "runs", 20)
     nodes.remove_node(first, allow_graceful=False)
     before = results(tmp_path / "runs")

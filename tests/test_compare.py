@@ -127,12 +127,12 @@ def test_a_side_holds_one_value_a_replicate() -> None:
         [line(revision=3, kernel="torch", resolved={"rank": 8})],
         [result(0, [1.0, 2.0, 9.0]), result(1, [3.0, 4.0]), result(2, status=Status.TIMED_OUT)],
     )
-    told = actual.cases[CASE.id]
-    assert told.readings["time_seconds"] == Reading({0: 2.0, 1: 3.5}, frozenset(["wall"]))
-    assert told.readings["peak_bytes"].values == {0: 100.0, 1: 100.0}
-    assert (told.status, told.reason) == (Status.TIMED_OUT, "because")
-    assert told.seeds == {0: 40, 1: 41}
-    assert (told.revision, told.kernel, told.resolved) == (3, "torch", {"rank": 8})
+    entry_ = actual.cases[CASE.id]
+    assert entry_.readings["time_seconds"] == Reading({0: 2.0, 1: 3.5}, frozenset(["wall"]))
+    assert entry_.readings["peak_bytes"].values == {0: 100.0, 1: 100.0}
+    assert (entry_.status, entry_.reason) == (Status.TIMED_OUT, "because")
+    assert entry_.seeds == {0: 40, 1: 41}
+    assert (entry_.revision, entry_.kernel, entry_.resolved) == (3, "torch", {"rank": 8})
     assert actual.facts == {"name": "Example", "settings": {"threads": 2}}
     assert actual.run == "a-run"
 

@@ -261,11 +261,11 @@ def test_a_weight_that_is_not_there_is_never_made_up(
     from safetensors.torch import load_file, save_file
 
     folder, name = shutil.copytree(tiny, tmp_path / "model"), "encoder.layer.1.output.dense.bias"
-    held = load_file(folder / "model.safetensors")
-    value = held.pop(f"bert.{name}")
+    weights = load_file(folder / "model.safetensors")
+    value = weights.pop(f"bert.{name}")
     if wrong == "narrow":
-        held[name] = value[1:].clone()
-    save_file(held, folder / "model.safetensors")
+        weights[name] = value[1:].clone()
+    save_file(weights, folder / "model.safetensors")
     assert f"has no {name} of shape [16]" in str(unsupported(case(folder)))
 
 

@@ -82,10 +82,10 @@ def encode(text: str) -> list[int]:
 
 
 def test_twelve_chapters_of_which_no_text_is_in_both_parts() -> None:
-    held = _prose.chapters()
-    assert len(held) == 12
-    assert "Down the Rabbit-Hole" in held[0][:100]
-    assert held[-1].rstrip().endswith("THE END")
+    chapters = _prose.chapters()
+    assert len(chapters) == 12
+    assert "Down the Rabbit-Hole" in chapters[0][:100]
+    assert chapters[-1].rstrip().endswith("THE END")
     assert not set(_prose.CHAPTERS["calibration"]) & set(_prose.CHAPTERS["evaluation"])
 
 
@@ -282,9 +282,9 @@ def test_a_kept_block_is_the_block_that_was_made(kind: Format, tmp_path: Path) -
     weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
     layers = {"model.layers.0.a": kind.project(weight).trust_versions().requires_grad_(False)}
     _blocks.Kept(tmp_path / "x", torch.device("cpu")).block("0", lambda: layers)
-    held = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
-    actual = held.block("0", lambda: pytest.fail("it was projected again"))
-    assert held.earlier > 0
+    store = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
+    actual = store.block("0", lambda: pytest.fail("it was projected again"))
+    assert store.earlier > 0
     (ours,), (theirs,) = layers.values(), actual.values()
     assert type(ours) is type(theirs)
     assert torch.equal(ours.to_dense(), theirs.to_dense())
@@ -302,11 +302,11 @@ def test_a_damaged_block_is_projected_again(damage: bytes, tmp_path: Path) -> No
         return {"a": CLASSES["csr"].from_knobs(8, 8, density=0.5).project(torch.eye(8))}
 
     for _ in range(2):
-        held = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
-        held.block("0", make)
+        store = _blocks.Kept(tmp_path / "x", torch.device("cpu"))
+        store.block("0", make)
     assert len(created) == 1
     (tmp_path / "x" / "0.safetensors").write_bytes(damage)
-    held.block("0", make)
+    store.block("0", make)
     assert len(created) == 2
 
 

@@ -92,11 +92,11 @@ def test_code_that_slowed_a_case_is_confirmed_in_pairs(nights: Nights) -> None:
     assert actual[case]["confirmed"] is True
     assert "Confirmed in 10 pairs of both revisions" in actual[case]["reason"]
     pairs = [run.with_name(f"{run.stem}-pairs-1-{name}.jsonl") for name in "ab"]
-    told = [read_run(path) for path in pairs]
-    assert [each.header.environment.state["commit"] for each in told] == [OLD, NEW]
-    assert {p.case.format for p in told[0].planned.values()} == {"dense", "low_rank"}
-    assert {p.case.tokens for p in told[0].planned.values()} == {512}
-    seeds = {result.seed for each in told for result in each.results}
+    runs = [read_run(path) for path in pairs]
+    assert [each.header.environment.state["commit"] for each in runs] == [OLD, NEW]
+    assert {p.case.format for p in runs[0].planned.values()} == {"dense", "low_rank"}
+    assert {p.case.tokens for p in runs[0].planned.values()} == {512}
+    seeds = {result.seed for each in runs for result in each.results}
     assert not seeds & {result.seed for result in read_run(run).results}
     before, started = [path.read_bytes() for path in pairs], len(nights.workers.started)
     assert nights.check(run)[0] == 1  # no second chance: the pairs that are there count

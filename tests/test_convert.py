@@ -292,8 +292,8 @@ def test_layers_that_are_read_or_act_otherwise_stay():
             "plain": nn.Linear(8, 8),
         }
     ).eval()
-    kept = hwbench.convert(model, format="low_rank", density=0.9, dry_run=True)
-    why = dict(zip(kept["layer"], kept["kept"], strict=True))
+    table = hwbench.convert(model, format="low_rank", density=0.9, dry_run=True)
+    why = dict(zip(table["layer"], table["kept"], strict=True))
     assert why["plain"] == ""
     assert "forward pass of its own" in why["own"]
     assert "MultiheadAttention reads" in why["attention.out_proj"]

@@ -46,18 +46,18 @@ def test_on_a_machine_with_plain_noise_the_intervals_hold_and_winners_stay(
 ) -> None:
     effects = [{"seed": seed, "case_noise": 0.006, "noise": 0.002} for seed in range(8)]
     runs = simulate(coverage, tmp_path, monkeypatch, effects)
-    found = coverage.evaluate(runs, [True] * 8)
-    assert (found.runs, found.slowed, found.rows) == (8, 0, 8 * 16)
-    figures = found.figures()
+    measured = coverage.evaluate(runs, [True] * 8)
+    assert (measured.runs, measured.slowed, measured.rows) == (8, 0, 8 * 16)
+    figures = measured.figures()
     assert figures["coverage"] >= 0.88
     assert figures["narrowest fifth"] >= 0.85
     assert figures["half width"] <= 0.025
     assert figures["sd between runs"] <= 0.015
     assert figures["verdicts, quiet runs"] >= 0.95
     assert math.isnan(figures["verdicts, other runs"])
-    assert found.contradictory == 0
-    assert len(found.alarms) == 8 * 7 * 16
-    assert "MISSED" not in "\n".join(coverage.report(found))
+    assert measured.contradictory == 0
+    assert len(measured.alarms) == 8 * 7 * 16
+    assert "MISSED" not in "\n".join(coverage.report(measured))
 
 
 def test_a_run_that_was_slow_throughout_is_told_and_not_counted(
@@ -81,10 +81,10 @@ def test_what_moves_from_run_to_run_is_found(
     runs = simulate(coverage, tmp_path, monkeypatch, effects)
     figures = coverage.evaluate(runs, [False] * 3).figures()
     assert figures["coverage"] < 0.88
-    found = coverage.evaluate(runs, [False] * 3)
-    assert max(found.spreads) > 0.03
+    measured = coverage.evaluate(runs, [False] * 3)
+    assert max(measured.spreads) > 0.03
     # Slower in the second run than in the first, and so on: half of the pairs of four cases.
-    assert sum(found.alarms) == 3 * 4
+    assert sum(measured.alarms) == 3 * 4
 
 
 def test_a_winner_that_another_run_does_not_know_is_a_contradiction(coverage: ModuleType) -> None:

@@ -364,10 +364,10 @@ def test_a_failed_capture_has_a_reason_and_leaves_cuda_as_it_was(
     assert x.sum().item() == 1024.0
     assert torch.randn(8, device=device.torch_device).isfinite().all()  # the default generator
     block = torch.empty(256 * MIB, dtype=torch.uint8, device=device.torch_device)
-    held = torch.cuda.memory_reserved()
+    reserved = torch.cuda.memory_reserved()
     del block
     torch.cuda.empty_cache()  # frees nothing while the allocator believes in a capture
-    assert torch.cuda.memory_reserved() <= held - 256 * MIB
+    assert torch.cuda.memory_reserved() <= reserved - 256 * MIB
     again = device.capture(lambda: x.add_(1))
     assert not isinstance(again, str), again
 

@@ -99,10 +99,10 @@ def without(folder: Path, to: Path, *names: str) -> Path:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(folder, to)
-    held = load_file(to / "model.safetensors")
+    weights = load_file(to / "model.safetensors")
     for name in names:
-        del held[name]
-    save_file(held, to / "model.safetensors", metadata={"format": "pt"})
+        del weights[name]
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
     return to
 
 
@@ -165,11 +165,11 @@ def test_every_linear_layer_is_replaced_but_the_pooler(
 
 
 def test_dense_keeps_everything_and_compression_does_not(folder: Path) -> None:
-    kept = scored(case(folder, "dense"))
-    assert kept["score"] == pytest.approx(1, abs=1e-6)
-    assert kept["retrieval_agreement"] == 1
-    assert kept["model_seconds"] > 0
-    assert kept["model_parameters"] == sum(p.numel() for p in Encoder.load(folder).parameters())
+    dense = scored(case(folder, "dense"))
+    assert dense["score"] == pytest.approx(1, abs=1e-6)
+    assert dense["retrieval_agreement"] == 1
+    assert dense["model_seconds"] > 0
+    assert dense["model_parameters"] == sum(p.numel() for p in Encoder.load(folder).parameters())
     rough, fine = (scored(case(folder, "coo", density))["score"] for density in (0.3, 0.95))
     assert rough < fine < 1 - 1e-4
 
@@ -263,8 +263,8 @@ def test_a_head_may_be_absent_only_where_it_is_tied(tmp_path: Path) -> None:
 def told(folder: Path, to: Path, **changes: Any) -> Path:
     """A copy of a model whose config.json says something else."""
     shutil.copytree(folder, to)
-    known = json.loads((to / "config.json").read_text())
-    (to / "config.json").write_text(json.dumps(known | changes))
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | changes))
     return to
 
 

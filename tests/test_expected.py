@@ -83,5 +83,5 @@ def test_eckart_young_holds_on_a_known_spectrum() -> None:
     weight = power_law(128, 96, torch.Generator().manual_seed(0))
     described = plugins.load("formats", "low_rank", Format).from_knobs(128, 96, rank=12)
     nearest = described.project(weight).to_dense().detach()
-    known = expected.eckart_young([i**-POWER for i in range(1, 97)], 12)
-    assert float((nearest - weight).norm() / weight.norm()) == pytest.approx(known, rel=1e-4)
+    error = expected.eckart_young([i**-POWER for i in range(1, 97)], 12)
+    assert float((nearest - weight).norm() / weight.norm()) == pytest.approx(error, rel=1e-4)

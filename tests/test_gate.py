@@ -425,8 +425,8 @@ def test_the_worst_come_first() -> None:
         change(SAME, 1.0), change(SLOW, 1.1), change(OPEN, 1.02), change(SLOW, 1.3), change(BAD),
         change(SLOW, None), change(Verdict.IMPROVED, 0.5),
     ]  # fmt: skip
-    shown = [(each.verdict, each.ratio and each.ratio.value) for each in worst_first(result)]
-    assert shown == [
+    ordered = [(each.verdict, each.ratio and each.ratio.value) for each in worst_first(result)]
+    assert ordered == [
         (BAD, None), (SLOW, None), (SLOW, 1.3), (SLOW, 1.1), (OPEN, 1.02),
         (Verdict.IMPROVED, 0.5), (SAME, 1.0),
     ]  # fmt: skip

@@ -97,8 +97,8 @@ def test_a_check_may_ask_a_kernel_for_gradients(bench: Any) -> None:
 
 
 def test_a_layer_of_a_check_records_no_graph(bench: Any) -> None:
-    made, x = bench.layer("low_rank", 4, density=0.5)
-    assert not made(x).requires_grad
+    layer, x = bench.layer("low_rank", 4, density=0.5)
+    assert not layer(x).requires_grad
 
 
 def test_gaps_names_the_operator_that_is_missing(

@@ -230,8 +230,8 @@ def test_every_run_of_a_visit_has_cases_on_a_gpu(seconds: float) -> None:
             formats=[name for name in value.get("--format", "").split(",") if name],
         )
         cases = suite.build(document, "cuda").cases
-        chosen = suite.select(cases, value.get("--filter", "*"))
-        timed = [case for case in chosen if case.workload == "linear"]
+        selected = suite.select(cases, value.get("--filter", "*"))
+        timed = [case for case in selected if case.workload == "linear"]
         assert {case.format for case in timed} > {"dense"}
         assert {case.tokens for case in timed}
         runs += 1

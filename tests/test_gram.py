@@ -151,12 +151,12 @@ def test_what_is_dropped_is_made_up_for(name: str, asked: dict[str, object]) -> 
 def test_one_dropped_entry_is_made_up_for_exactly() -> None:
     exact, inputs = numbers(1, 6), _gram.Seen(seen(1, inputs=6))
     gram, actual = inputs.gram, _pruned.pruned(exact, inputs.inverse, inputs.upper, nonzeros=5)
-    (gone,) = (actual == 0).nonzero()[:, 1].tolist()
-    others = [j for j in range(6) if j > gone]  # the columns that follow
-    a, b = gram[others][:, others], gram[others][:, [gone]]
-    expected = exact[0, others] + torch.linalg.solve(a, b)[:, 0] * exact[0, gone]
+    (dropped,) = (actual == 0).nonzero()[:, 1].tolist()
+    others = [j for j in range(6) if j > dropped]  # the columns that follow
+    a, b = gram[others][:, others], gram[others][:, [dropped]]
+    expected = exact[0, others] + torch.linalg.solve(a, b)[:, 0] * exact[0, dropped]
     assert torch.allclose(actual[0, others], expected)
-    assert torch.equal(actual[0, :gone], exact[0, :gone])
+    assert torch.equal(actual[0, :dropped], exact[0, :dropped])
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])

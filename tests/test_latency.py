@@ -188,9 +188,9 @@ def test_one_backward_a_call_on_a_fresh_graph_and_nothing_accumulates():
 
     for direction in (Direction.BACKWARD, Direction.STEP):
         layer, x = Layer(), torch.randn(2, 4, requires_grad=True)
-        made = _subject(layer, layer, x, torch.randn(2, 4), direction)
+        subject_ = _subject(layer, layer, x, torch.randn(2, 4), direction)
         _Canary.calls = 0
-        sample(Cpu(), made, 5)
+        sample(Cpu(), subject_, 5)
         assert _Canary.calls == 5
         assert layer.forwards == 5  # a fresh graph for each
         assert layer.weight.grad is None

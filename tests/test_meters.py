@@ -56,8 +56,8 @@ def test_a_forward_pass_saves_nothing_and_peaks_at_its_output():
 
 def test_flops_are_torchs_own_count_where_torch_counts_right():
     for direction in ("forward", "backward", "step"):
-        made = subject("low_rank", direction, rank=4)
-        assert readings(cost.CountedCost(), made)["counted_flops"] == [made.cost.flops]
+        subject_ = subject("low_rank", direction, rank=4)
+        assert readings(cost.CountedCost(), subject_)["counted_flops"] == [subject_.cost.flops]
 
 
 @pytest.mark.parametrize("part", ["output", "gradient"])
