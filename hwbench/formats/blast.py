@@ -3,8 +3,9 @@
 Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
 
 * ``by_tokens``: the fastest of the others at the number of tokens, by measurements on CPUs with
-  AVX-512: ``multiply_sum`` below 8 tokens, for which it keeps a copy of the couplings until they
-  change, else ``views``; on other devices ``bmm``;
+  AVX-512: ``multiply_sum`` below 8 tokens, and as long as tokens times blocks of W are at most 256,
+  for which it keeps a copy of the couplings until they change, else ``views``; on other devices
+  ``bmm``;
 * ``bmm``: a batched product for the bases, one for the couplings, one for the bases; each
   intermediate is regrouped by one copy of whole rows of tokens;
 * ``onednn``: ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on;
@@ -39,6 +40,7 @@ class _Map(Linear):
         self.kernel = spec.implementation
         bases_out, couplings, bases_in = (factor.to(dtype).contiguous() for factor in factors)
         self.by_component = spec.by_component()
+        self.pairs = spec.pairs()
         self._turned = Derived[Tensor]()
         if self.by_component:
             couplings = couplings.permute(2, 0, 1).contiguous()
@@ -55,10 +57,12 @@ class _Map(Linear):
         couplings: Tensor = self.couplings
         if not self.by_component:
             return couplings
-        turn = couplings.permute(1, 2, 0).contiguous
         if _block_matmul.needs_grad(couplings):
-            return turn()
-        return self._turned.get((couplings,), turn, trusting=self.trusting)
+            return couplings.permute(1, 2, 0).contiguous()
+        return self._turned.get((couplings,), self._by_pairs, trusting=self.trusting)
+
+    def _by_pairs(self) -> Tensor:
+        return self.couplings.permute(1, 2, 0).contiguous()
 
     def forget(self) -> None:
         self._turned.clear()
@@ -200,7 +204,7 @@ class Blast(ByDevice):
     PAPER = "Lee et al., BLAST: Block-Level Adaptive Structured Matrices, 2024, arXiv:2410.21262"
     OUTPUTS = "factors"
     PROJECTION_TOLERANCE = 0.05
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     rank: int
     blocks: int = 4
@@ -217,11 +221,15 @@ class Blast(ByDevice):
         return sum(self.stages())
 
     def stages(self) -> tuple[int, ...]:
-        couplings = self.rank * self.blocks * self.out_blocks
+        couplings = self.rank * self.pairs()
         return (self.rank * self.in_features, couplings, self.rank * self.out_features)
 
     def stored_bytes(self, item_bytes: int) -> int:
         return sum(self.products()) * item_bytes
+
+    def pairs(self) -> int:
+        """Blocks of W: each pairs a base of the outputs with one of the inputs."""
+        return self.out_blocks * self.blocks
 
     def by_component(self) -> bool:
         """Whether the couplings lie as (rank, out_blocks, in_blocks), which the kernel asks for."""
@@ -233,8 +241,9 @@ class Blast(ByDevice):
         kernel = self.implementation
         if not isinstance(kernel, ByTokens):
             return super().intermediate_bytes(tokens, item_bytes, direction)
-        of_kernel = dataclasses.replace(self, kernel=kernel.chosen(tokens, self.device).name)
-        return of_kernel.intermediate_bytes(tokens, item_bytes, direction)
+        name = kernel.chosen(tokens, self.pairs(), self.device).name
+        chosen = dataclasses.replace(self, kernel=name)
+        return chosen.intermediate_bytes(tokens, item_bytes, direction)
 
     def padded(self) -> tuple[int, int]:
         """Both sizes as they are stored."""
@@ -373,8 +382,8 @@ class MultiplySum(_Blocks, of=Blast):
 
     def intermediate_width(self, described: Blast) -> int:
         """Both intermediates, and each of the terms."""
-        terms = described.blocks * described.out_blocks
-        return described.rank * (described.blocks + terms + described.out_blocks)
+        widths = described.blocks + described.pairs() + described.out_blocks
+        return described.rank * widths
 
     def copied_width(self, described: Blast) -> int:
         return super().copied_width(described) + described.padded()[0]
@@ -416,23 +425,26 @@ class Triton(_Blocks, _triton.Triton, of=Blast):
 class ByTokens(Views, of=Blast, default=True):
     """The fastest of the others at the number of tokens, by measurements on CPUs with AVX-512.
 
-    Not counted: below 8 tokens the couplings are copied in a step, or where they changed.
+    Not counted: with few tokens the couplings are copied in a step, or where they changed.
     """
 
     name = "by_tokens"
     operators = rf"{MultiplySum.operators}|{Views.operators}"
 
-    def chosen(self, tokens: int, device: str) -> _Blocks:
-        """The kernel that multiplies this number of tokens on that kind of device."""
+    def chosen(self, tokens: int, pairs: int, device: str) -> _Blocks:
+        """The kernel for a number of tokens and of blocks of W on a kind of device."""
         if device != "cpu":
             return _ELSEWHERE
-        return _FEW if tokens < MANY_TOKENS else _MANY
+        return _FEW if tokens < MANY_TOKENS or tokens * pairs <= FEW_PAIRS else _MANY
 
     def product(self, layer: _Map, x: Tensor) -> Tensor:
-        return self.chosen(x.shape[0], x.device.type).product(layer, x)
+        return self.chosen(x.shape[0], layer.pairs, x.device.type).product(layer, x)
 
 
 MANY_TOKENS = 8
 """The rows of x from which on batched products are faster than sums of products."""
+
+FEW_PAIRS = 256
+"""Up to this number of pairs of a row of x and a block of W, sums are faster all the same."""
 
 _FEW, _MANY, _ELSEWHERE = MultiplySum(), Views(), Bmm()
