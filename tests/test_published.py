@@ -140,3 +140,14 @@ def test_a_cell_is_timed_by_the_default_and_the_fastest(
     assert default.value == pytest.approx(0.5)
     assert best.value == pytest.approx(0.25)
     assert not default.slower
+
+
+def test_a_kernel_that_was_fast_once_is_not_told_as_the_fastest(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "fastest", lambda calls: "other")
+    monkeypatch.setattr(script, "seconds", lambda call: 0.001)
+    taken = {"plain": [1.0] * 9, "other": [2.0] * 9, "": [1.0] * 9}
+    monkeypatch.setattr(script.kernels, "sampled", lambda calls, rounds: taken)
+    default, best = script.timed({"plain": list, "other": list}, list, rounds=9, limit=1.0)
+    assert (default.kernel, best.kernel, best.value) == ("plain", "plain", 1.0)
