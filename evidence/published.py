@@ -93,7 +93,7 @@ class Cell(NamedTuple):
 
 def ours(row: Published, side: int, direction: str) -> Layers:
     """A layer of each kernel that runs the direction on this CPU, the default first."""
-    kind, found = hwbench.get_format(row.format), {}
+    kind, layers = hwbench.get_format(row.format), {}
     bias = torch.randn(side, generator=torch.Generator().manual_seed(1))
     for kernel in kind.KERNELS:
         knobs = {**row.knobs, "kernel": kernel}
@@ -102,10 +102,10 @@ def ours(row: Published, side: int, direction: str) -> Layers:
         except KnobError:
             continue  # it multiplies another setting of the format
         if described.unsupported("cpu", torch.float32, direction) is None:
-            found[kernel] = kernels.layer(row.format, (side, side), **knobs)
+            layers[kernel] = kernels.layer(row.format, (side, side), **knobs)
             if row.spelling.bias:
-                found[kernel].bias = nn.Parameter(bias.clone())
-    return found
+                layers[kernel].bias = nn.Parameter(bias.clone())
+    return layers
 
 
 def theirs(row: Published, layer: hwbench.Linear, code: Path | None) -> tuple[Any, str]:
@@ -117,13 +117,13 @@ def theirs(row: Published, layer: hwbench.Linear, code: Path | None) -> tuple[An
         except ImportError as error:
             what = f"{FROM_MATHS}, as its code does not load: {error}"
     weights = tuple(weight.detach() for weight in spelling.weights(layer))
-    made: Any
+    module: Any
     if symbol is None:
-        made = Applied(spelling.multiply, weights, spelling.trains)
+        module = Applied(spelling.multiply, weights, spelling.trains)
     else:
-        made, what = spelling.as_published(symbol, weights, spelling.trains), PUBLISHED
-    made.out_features, made.in_features = layer.out_features, layer.in_features
-    return made, what
+        module, what = spelling.as_published(symbol, weights, spelling.trains), PUBLISHED
+    module.out_features, module.in_features = layer.out_features, layer.in_features
+    return module, what
 
 
 def check(row: Published, layers: Layers, other: Any, tokens: int, direction: str) -> None:
@@ -132,15 +132,15 @@ def check(row: Published, layers: Layers, other: Any, tokens: int, direction: st
     Raises:
         ValueError: a kernel differs from the published layer by more than ``EQUAL``.
     """
-    given = torch.Generator().manual_seed(2)
+    source = torch.Generator().manual_seed(2)
     first = next(iter(layers.values()))
-    x = torch.randn(tokens, first.in_features, generator=given)
-    dy = torch.randn(tokens, first.out_features, generator=given)
+    x = torch.randn(tokens, first.in_features, generator=source)
+    dy = torch.randn(tokens, first.out_features, generator=source)
     order = None if row.spelling.order is None else row.spelling.order(first)
-    wanted = _results(other, x, dy, direction, order)
+    expected = _results(other, x, dy, direction, order)
     for kernel, layer in layers.items():
-        found = _results(layer, x, dy, direction, None)
-        for what, one, two in zip(("y", "the gradient of x"), found, wanted, strict=False):
+        results = _results(layer, x, dy, direction, None)
+        for what, one, two in zip(("y", "the gradient of x"), results, expected, strict=False):
             difference = float((one - two).norm() / two.norm())
             if not difference <= EQUAL:
                 raise ValueError(
@@ -150,15 +150,15 @@ def check(row: Published, layers: Layers, other: Any, tokens: int, direction: st
 
 
 def _results(
-    made: Any, x: Tensor, dy: Tensor, direction: str, order: Tensor | None
+    layer: Any, x: Tensor, dy: Tensor, direction: str, order: Tensor | None
 ) -> list[Tensor]:
     """y, its outputs in that order, and in a step the gradient of x."""
     if direction == "forward":
         with torch.no_grad():
-            y = made(x)
+            y = layer(x)
         return [y if order is None else y[:, order]]
     x = x.clone().requires_grad_()
-    y = made(x) if order is None else made(x)[:, order]
+    y = layer(x) if order is None else layer(x)[:, order]
     return [y.detach(), torch.autograd.grad(y, x, dy)[0]]
 
 
@@ -186,8 +186,8 @@ def fastest(calls: dict[str, kernels.Call]) -> str:
     least = min(first.values())
     count = math.ceil(SAMPLE / least)
     near = {k: repeated(call, count) for k, call in calls.items() if first[k] < 3 * least}
-    found = kernels.interleaved(near, 5) if len(near) > 1 else first
-    return min(near, key=lambda kernel: found[kernel])
+    times = kernels.interleaved(near, 5) if len(near) > 1 else first
+    return min(near, key=lambda kernel: times[kernel])
 
 
 def ratio(kernel: str, ours: list[float], theirs: list[float]) -> Ratio:
@@ -203,24 +203,24 @@ def timed(
     """Our default and our fastest kernel over the published layer, in about ``limit`` seconds."""
     default, best = next(iter(calls)), fastest(calls)
     both = {kernel: calls[kernel] for kernel in dict.fromkeys((default, best))}
-    one = {kernel: seconds(call) for kernel, call in {**both, "": other}.items()}
-    count = math.ceil(SAMPLE / min(one.values()))
+    lengths = {kernel: seconds(call) for kernel, call in {**both, "": other}.items()}
+    count = math.ceil(SAMPLE / min(lengths.values()))
     # A round calls each twice, and three rounds more go before those that count.
-    affordable = int(limit / (2 * count * sum(one.values()))) - 3
+    affordable = int(limit / (2 * count * sum(lengths.values()))) - 3
     rounds = min(rounds, max(FEWEST, affordable))
-    many = {kernel: repeated(call, count) for kernel, call in {**both, "": other}.items()}
-    taken = kernels.sampled(many, rounds)
-    first, second = (ratio(kernel, taken[kernel], taken[""]) for kernel in (default, best))
+    samples = {kernel: repeated(call, count) for kernel, call in {**both, "": other}.items()}
+    times = kernels.sampled(samples, rounds)
+    first, second = (ratio(kernel, times[kernel], times[""]) for kernel in (default, best))
     return first, min(first, second, key=lambda each: each.value)
 
 
 def operators(call: kernels.Call, calls: int = 10) -> str:
     """The operators of a call by the share of its time that each takes itself, the six largest."""
     call()
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(calls):
             call()
-    events = found.key_averages()
+    events = profiled.key_averages()
     whole = sum(event.self_cpu_time_total for event in events)
     counted = sum(event.count for event in events) / calls
     largest = Counter({e.key: e.self_cpu_time_total for e in events}).most_common(6)
@@ -229,28 +229,28 @@ def operators(call: kernels.Call, calls: int = 10) -> str:
     return f"{counted:g} operators a call: {', '.join(parts)}"
 
 
-def measure(row: Published, asked: argparse.Namespace) -> list[Cell]:
+def measure(row: Published, options: argparse.Namespace) -> list[Cell]:
     """Print the lines of one layer, and return its cells."""
-    found: list[Cell] = []
+    every: list[Cell] = []
     for direction in DIRECTIONS if row.spelling.trains else ("forward",):
         layers = ours(row, SIDE, direction)
-        other, what = theirs(row, next(iter(layers.values())), asked.code)
+        other, what = theirs(row, next(iter(layers.values())), options.code)
         cells = []
-        for tokens in asked.tokens:
+        for tokens in options.tokens:
             check(row, layers, other, tokens, direction)
-            calls = {k: DIRECTIONS[direction](made, tokens) for k, made in layers.items()}
+            calls = {k: DIRECTIONS[direction](layer, tokens) for k, layer in layers.items()}
             rival = DIRECTIONS[direction](other, tokens)
-            both = timed(calls, rival, asked.rounds, asked.seconds)
+            both = timed(calls, rival, options.rounds, options.seconds)
             cell = Cell(row.name, direction, tokens, *both)
-            if asked.profile and cell.best.slower:
+            if options.profile and cell.best.slower:
                 mine = operators(calls[cell.best.kernel])
                 reason = f"\n  * ours: {mine}\n  * theirs: {operators(rival)}"
                 cell = cell._replace(reason=reason)
             cells.append(cell)
         columns = [row.name, f"`{next(iter(layers))}`", what, direction, *map(str, cells)]
         print(f"| {' | '.join(columns)} |", flush=True)
-        found += cells
-    return found
+        every += cells
+    return every
 
 
 def listed(rows: list[Published]) -> str:
@@ -276,7 +276,7 @@ def summary(cells: list[Cell]) -> str:
     return "\n".join(lines)
 
 
-def parsed(given: list[str] | None = None) -> argparse.Namespace:
+def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     names = [row.name for row in published(SIDE)]
@@ -288,25 +288,27 @@ def parsed(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--code", type=Path, metavar="FOLDER", help="of fetched repositories")
     parser.add_argument("--profile", action="store_true", help="what slower cells spend time on")
     parser.add_argument("--list", action="store_true", help="say what the layers are, time none")
-    return parser.parse_args(given)
+    return parser.parse_args(words)
 
 
 def main() -> None:
     """Print the table, and how many cells are slower."""
-    asked = parsed()
-    rows = [row for row in published(SIDE) if row.name in asked.layer]
-    if asked.list:
+    options = parsed()
+    rows = [row for row in published(SIDE) if row.name in options.layer]
+    if options.list:
         print(listed(rows))
         return
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(options.threads)
     if reason := _allocator.refusal():
         print(reason)
     else:
         _allocator.keep()
-    print(f"{environment.cpu_facts()['name']}, {asked.threads} threads, torch {torch.__version__}")
-    print(f"\n| layer | default | published side | | {' | '.join(map(str, asked.tokens))} |")
-    print(f"|---|---|---|---|{'---|' * len(asked.tokens)}")
-    cells = [cell for row in rows for cell in measure(row, asked)]
+    print(
+        f"{environment.cpu_facts()['name']}, {options.threads} threads, torch {torch.__version__}"
+    )
+    print(f"\n| layer | default | published side | | {' | '.join(map(str, options.tokens))} |")
+    print(f"|---|---|---|---|{'---|' * len(options.tokens)}")
+    cells = [cell for row in rows for cell in measure(row, options)]
     print(f"\n{summary(cells)}")
 
 

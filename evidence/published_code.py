@@ -61,14 +61,14 @@ class Applied(nn.Module):
     def __init__(self, function: Callable[..., Tensor], weights: Weights, trains: bool) -> None:
         super().__init__()
         self.function = function
-        self.given = tuple(held(weight, trains) for weight in weights)
-        for number, weight in enumerate(self.given):
+        self.tensors = tuple(held(weight, trains) for weight in weights)
+        for number, weight in enumerate(self.tensors):
             if isinstance(weight, nn.Parameter):
                 self.register_parameter(f"weight_{number}", weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """y for x of shape (tokens, in_features)."""
-        return self.function(x, *self.given)
+        return self.function(x, *self.tensors)
 
 
 def held(weight: Tensor, trains: bool) -> Tensor:
@@ -82,12 +82,12 @@ def held(weight: Tensor, trains: bool) -> Tensor:
 def as_function(call: Callable[..., Tensor] | None = None) -> Adapter:
     """A published function of x and the weights; ``call`` says how, where that is not plain."""
 
-    def made(symbol: Any, weights: Weights, trains: bool) -> nn.Module:
+    def adapter(symbol: Any, weights: Weights, trains: bool) -> nn.Module:
         if call is None:
             return Applied(symbol, weights, trains)
-        return Applied(lambda x, *given: call(symbol, x, *given), weights, trains)
+        return Applied(lambda x, *tensors: call(symbol, x, *tensors), weights, trains)
 
-    return made
+    return adapter
 
 
 def as_module(
@@ -99,19 +99,19 @@ def as_module(
     ``constants`` and what ``sizes`` reads off the weights. A name said twice is a list.
     """
 
-    def made(symbol: Any, weights: Weights, trains: bool) -> nn.Module:
+    def adapter(symbol: Any, weights: Weights, trains: bool) -> nn.Module:
         module: nn.Module = symbol.__new__(symbol)
         nn.Module.__init__(module)
-        found: dict[str, list[Tensor]] = defaultdict(list)
+        attributes: dict[str, list[Tensor]] = defaultdict(list)
         for name, weight in zip(names.split(), weights, strict=True):
-            found[name].append(held(weight, trains))
-        for name, values in found.items():
+            attributes[name].append(held(weight, trains))
+        for name, values in attributes.items():
             setattr(module, name, values[0] if len(values) == 1 else nn.ParameterList(values))
         for name, value in {**constants, **(sizes(weights) if sizes else {})}.items():
             setattr(module, name, value)
         return module
 
-    return made
+    return adapter
 
 
 def symbol_of(folder: Path, source: Source, code: str) -> Any:

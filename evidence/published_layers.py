@@ -185,10 +185,10 @@ def _two_stages(side: int) -> list[Published]:
 
 
 def _shared_bases() -> list[Published]:
-    found = []
+    layers = []
     for blocks in (4, 16):
         knobs = {**HALF, "blocks": blocks}
-        found += [
+        layers += [
             Published(
                 f"blast {blocks}/BLAST",
                 *("blast", knobs, BLAST, "models/modeling_blast.py:BlastLinear"),
@@ -203,7 +203,7 @@ def _shared_bases() -> list[Published]:
                 spelled.COUPLED_BY_BMM,
             ),
         ]
-    return found
+    return layers
 
 
 def _entries() -> list[Published]:

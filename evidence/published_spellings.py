@@ -7,7 +7,7 @@ publication uses; ``weights`` lays out the weights of our layer as the publicati
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from published_code import Spelling, Weights, as_function, as_module, held
@@ -177,7 +177,7 @@ def _butterfly_in_copies(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
 BUTTERFLY_IN_COPIES = Spelling(
     _strided_factors,
     _butterfly_in_copies,
-    as_function(lambda call, x, *given: call(x[None], *given)[0][0]),
+    as_function(lambda call, x, *tensors: call(x[None], *tensors)[0][0]),
     trains=False,
 )
 
@@ -208,8 +208,7 @@ def _as_two_block_diagonals(symbol: Any, weights: Weights, trains: bool) -> nn.M
     module: Any = symbol(first.shape[0] * first.shape[2], len(bias), len(first))
     module.fn[0].weights, module.fn[2].weights, module.bias = first, second, bias
     module.properly_initialized = True
-    made: nn.Module = module
-    return made
+    return cast("nn.Module", module)
 
 
 TWO_BLOCK_DIAGONALS = Spelling(
@@ -328,7 +327,7 @@ def _coupled_by_bmm(x: Tensor, bases_out: Tensor, bases_in: Tensor, couplings: T
 COUPLED_BY_BMM = Spelling(
     _bases_by_component,
     _coupled_by_bmm,
-    as_function(lambda call, x, *given: call(x, *given)[0]),
+    as_function(lambda call, x, *tensors: call(x, *tensors)[0]),
 )
 
 
