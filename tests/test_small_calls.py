@@ -83,3 +83,24 @@ def test_a_call_is_few_calls_of_python(kernel: str, most: int) -> None:
     finally:
         sys.setprofile(before)
     assert len(calls) <= most, calls
+
+
+@pytest.mark.parametrize("kernel", Quantized.KERNELS)
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_x_may_lie_in_memory_in_any_way(kernel: str, tokens: int) -> None:
+    """Strides of a side of one mean nothing, and no kernel reads them."""
+    layer, x = called(kernel, tokens)
+    y = layer(x)
+    wide = torch.cat([x, x + 1], 1)
+    beside = torch.cat([x - 1, x, x + 1])
+    ways = [x.t().contiguous().t(), wide[:, :64], wide.repeat_interleave(2, 1)[:, :128:2]]
+    ways += [beside[tokens : 2 * tokens], beside.t().contiguous().t()[tokens : 2 * tokens]]
+    if tokens == 1:
+        ways += [x.as_strided((1, 64), (step, 1)) for step in (0, 1, 7)]
+    for way in ways:
+        assert torch.equal(way, x)
+        found = layer(way)
+        assert found.is_contiguous()
+        assert torch.equal(found, y), way.stride()
+    folded = layer(wide.view(tokens, 2, 64))
+    assert torch.equal(folded.view(-1, 48), layer(wide.view(-1, 64)))

@@ -39,8 +39,6 @@ class _Mark(NamedTuple):
 class Derived(Generic[T]):
     """One value, made from tensors. A copy and a pickle of it are empty."""
 
-    __slots__ = ("_marks", "_value")
-
     def __init__(self) -> None:
         self._marks: list[_Mark] = []
         self._value: T | None = None
