@@ -173,6 +173,72 @@ def test_what_the_page_reads_is_plain_json(found: list[decision.Setting]) -> Non
             assert all(later > place for later in candidate["close"])
 
 
+def moved(values: dict[str, list[float]], *others: str) -> Run:
+    """A run in which these formats took these times of dense, replicate by replicate."""
+    cases = [linear_case("dense", None), *(linear_case(name, 0.5) for name in (*values, *others))]
+    run = run_of(cases, replicates=4)
+    for result in run.results:
+        result.flags.clear()
+        fixed = values.get(run.planned[result.case].case.format)
+        for measured in result.measurements if fixed else ():
+            if measured.quantity == "relative_time":
+                measured.values[:] = [fixed[result.replicate]] * 6
+            elif measured.quantity == "time_seconds":
+                measured.values[:] = [fixed[result.replicate] * 1e-3] * 6
+    return run
+
+
+STEADY = [0.300, 0.301, 0.300, 0.299]
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ([0.200, 0.201, 0.200, 0.580], "0.200× of dense in 3 of 4 replicates, 0.580× in 1"),
+        ([0.200, 0.580, 0.202, 0.582], "0.201× of dense in 2 of 4 replicates, 0.581× in 2"),
+        ([0.302, 0.900, 0.300, 0.902], "0.301× of dense in 2 of 4 replicates, 0.901× in 2"),
+    ],
+    ids=["winner", "undecided rival", "rival of another median"],
+)
+def test_two_modes_of_the_winner_or_of_a_rival_as_fast_stand_in_the_headline(
+    times: list[float], said: str
+) -> None:
+    (setting,) = decision.settings(rows_of(moved({"btt": times, "low_rank": STEADY}, "csr")))
+    best = setting.best(math.inf)
+    assert best is not None
+    headline = setting.headline(best, math.inf)
+    assert headline.startswith(setting.says(best))
+    assert headline.endswith(f" btt, density 0.495 ran in two modes: {said}.")
+    assert headline in "\n".join(decision.spoken([setting]))
+    packed = decision.packed([setting])[0]["candidates"]
+    told = [each for each in packed if "modes" in each]
+    assert [each["modes"] for each in told] == [f"ran in two modes: {said}"]
+    place = packed.index(told[0])
+    assert place in packed[setting.candidates.index(best)]["modal"]
+
+
+@pytest.mark.parametrize(
+    "times", [[0.500, 0.501, 0.500, 0.900], STEADY], ids=["slower in both modes", "steady"]
+)
+def test_who_is_slower_in_both_modes_or_steady_is_not_in_the_headline(times: list[float]) -> None:
+    (setting,) = decision.settings(rows_of(moved({"btt": times, "low_rank": STEADY})))
+    best = setting.best(math.inf)
+    assert best is not None
+    assert setting.headline(best, math.inf) == setting.says(best)
+
+
+def test_the_type_that_bytes_came_to_is_in_the_name() -> None:
+    run = run_of([linear_case("quantized", None, knobs={"stored": 0.25})])
+    (planned,) = run.planned.values()
+    row = changed(rows_of(run)[0], density=1.0)
+    assert decision.named(row) == "quantized, stored 0.25"
+    for kind in ("int8", "int4", "nf4", "mxfp4"):
+        found = changed(row, resolved=json.dumps({**planned.resolved, "type": kind}))
+        assert decision.named(found) == f"quantized {kind}, stored 0.25"
+    asked = changed(row, knobs='{"type": "int8"}', resolved='{"type": "int8"}')
+    assert decision.named(asked) == "quantized int8"
+
+
 @pytest.mark.parametrize("with_eager", [True, False])
 def test_compiled_layers_answer_in_one_sentence_beside_the_same_layers_as_they_are(
     with_eager: bool,

@@ -73,6 +73,39 @@ def test_names_of_a_run_are_inert() -> None:
     assert issue.inert("a_b <i> @x") == "a\\_b \\<i\\> @\u200bx"
 
 
+def test_compiled_layers_are_a_sentence_of_the_same_layers_as_they_are() -> None:
+    members = [("dense", None), ("low_rank", 0.5)]
+    modes = ("eager", "compile")
+    run = run_of([linear_case(n, d, mode=mode) for mode in modes for n, d in members])
+    (eager, compiled) = decision.settings(numbered(report_rows(run)))
+    text = issue.render([run])
+    assert f"\n- {issue.inert(eager.compiled)}\n" in text
+    assert eager.compiled.startswith("Compiled, the answer is low_rank, density 0.495: ")
+    answer = text.partition("<details>")[0]
+    assert f"**{code(eager.title)}**" in answer
+    assert f"**{code(compiled.title)}**" not in answer
+    assert f"<summary>{compiled.title}</summary>" in text
+
+
+@pytest.mark.parametrize("rivals", ["tied", "close", "unjudged", "modes"])
+def test_every_kind_of_rival_of_the_terminal_is_in_the_document(
+    run: Run, rivals: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = decision.settings(numbered(report_rows(run)))[0]
+    said = ["csr ran in two modes."] if rivals == "modes" else [setting.candidates[3]]
+    monkeypatch.setattr(decision.Setting, rivals, lambda self, best, limit: said)
+    text = issue.render([run])
+    spoken = "\n".join(decision.spoken([setting]))
+    if rivals == "modes":
+        assert f"  - {issue.inert(said[0])}" in text
+        assert said[0] in spoken
+        return
+    words = {"tied": "ied with it", "close": "oo close to call", "unjudged": "aster once, but the"}
+    name = setting.candidates[3].name
+    assert re.search(rf"  - .{words[rivals]}.*: {re.escape(code(name))}", text)
+    assert re.search(rf"    .{words[rivals]}.*: {re.escape(name)}", spoken)
+
+
 def test_a_run_of_scores_says_what_keeps_the_most() -> None:
     cases = [projection_case(name, each) for name in ("low_rank", "csr") for each in (1.0, 0.5)]
     assert "In 50 % of dense’s bytes, use " in issue.render([run_of(cases)])

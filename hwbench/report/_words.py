@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from hwbench import units
+from hwbench.analysis.modes import Modes
 from hwbench.quantities import Quantity
 from hwbench.report._whose import experiment
 from hwbench.report.rows import STORED, Row, known, printable, word
@@ -37,6 +39,13 @@ FLAGS = {
     "recompiled": "torch compiled again while it was timed",
 }
 """What each flag of a case means; other packages' meters may set others."""
+
+
+_PARTS = re.compile(r"(?:\[[^\]]*\]|[^/\[])+")
+_IN_BRACKETS = re.compile(r"\[([^\]]*)\]")
+_SHAPE = re.compile(r"\d+x\d+")
+_TOKENS = re.compile(r"^t(\d+)$")
+_LEAST = 2  # parts of an id before its shape: workload and format
 
 
 def flag(name: str) -> str:
@@ -109,11 +118,42 @@ def share(row: Row) -> str:
     return f"density {word}"
 
 
+def case(name: str) -> str:
+    """The id of a case, the format first: ``low_rank density=0.5: forward, 1024×1024, 256 tokens``.
+
+    What is as usual is left out: the workload linear, hot caches, eager. Other texts stay.
+    """
+    parts = [_IN_BRACKETS.sub(r" \1", part) for part in _PARTS.findall(printable(name))]
+    size = next((n for n, part in enumerate(parts) if _SHAPE.fullmatch(part)), 0)
+    if not _LEAST <= size < len(parts) - 1:
+        return printable(name)
+    work, *way, what = parts[:size]
+    shape, *rest = parts[size:-1]  # the device stands last
+    said = [DIRECTIONS.get(each, each).lower() for each in way]
+    said += [shape.replace("x", "×"), *(_TOKENS.sub(_counted, each) for each in rest)]
+    said = [*([] if work == "linear" else [work]), *(s for s in said if s not in ("hot", "eager"))]
+    return f"{what}: {', '.join(said)}"
+
+
 def interval(value: float, low: float, high: float) -> str:
     """``0.412 ±0.003``; by its ends, ``0.412 (0.02–8.5)``, where it is wider than the value."""
     if known(low) and known(high) and high - low > abs(value):
         return f"{units.significant(value)} ({units.significant(low)}–{units.significant(high)})"
     return units.interval(value, low, high)
+
+
+def _counted(found: re.Match[str]) -> str:
+    return f"{found[1]} token{'' if found[1] == '1' else 's'}"
+
+
+def modes(found: Modes | None) -> str:
+    """How often a case took which time, where its replicates fall into two modes; else nothing."""
+    if found is None:
+        return ""
+    return (
+        f"ran in two modes: {units.ratio(found.fast)} of dense in {found.counts[0]} of "
+        f"{sum(found.counts)} replicates, {units.ratio(found.slow)} in {found.counts[1]}"
+    )
 
 
 def amount(value: Any, quantity: Quantity) -> str:

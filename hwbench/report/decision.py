@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hwbench import files, units
 from hwbench.analysis.accuracy import Joined
-from hwbench.analysis.contest import Outcome
+from hwbench.analysis.contest import MARGIN, Outcome
 from hwbench.analysis.contested import LEVELS, LOSSLESS, NEAR
 from hwbench.analysis.frames import NEVER_QUIET
+from hwbench.analysis.modes import Modes, modes
 from hwbench.errors import RunFileError, UsageError
 from hwbench.quantities import COMPILE
 from hwbench.records import Mode
@@ -70,6 +71,9 @@ class Candidate:
     # Later candidates: those proved to be as fast within 3 %, and those that may be.
     tied: list[int] = field(default_factory=list)
     close: list[int] = field(default_factory=list)
+    modes: Modes | None = None  # where its replicates fall into two
+    # Itself and later candidates, if in two modes of which the fast one is as fast as this one.
+    modal: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -133,6 +137,15 @@ class Setting:
         """Who may be as fast as the best within the same largest error."""
         return self._kept(best.close, limit)
 
+    def rivals(self, best: Candidate, limit: float) -> list[tuple[str, list[Candidate]]]:
+        """What is to be said beside the best, and of whom; nothing of nobody."""
+        found = [
+            ("Tied with it", self.tied(best, limit)),
+            ("Too close to call", self.close(best, limit)),
+            ("Faster once, but the machine was never quiet", self.unjudged(best, limit)),
+        ]
+        return [(said, rivals) for said, rivals in found if rivals]
+
     def _kept(self, places: Iterable[int], limit: float) -> list[Candidate]:
         rivals = (self.candidates[place] for place in places)
         return [each for each in rivals if keeps(each, limit)]
@@ -144,6 +157,14 @@ class Setting:
             return f"Keep dense: {time}; nothing within this error is faster."
         time = units.seconds(best.row.time_seconds)
         return f"Use {best.name}: {time}{self.instead(best)}, {best.error}."
+
+    def modes(self, best: Candidate, limit: float) -> list[str]:
+        """A sentence for the best and for each rival as fast that ran in two modes."""
+        return [f"{each.name} {words.modes(each.modes)}." for each in self._kept(best.modal, limit)]
+
+    def headline(self, best: Candidate, limit: float) -> str:
+        """What to use, and what ran in two modes, so that its one number is not the whole story."""
+        return " ".join([self.says(best), *self.modes(best, limit)[:_NAMED]])
 
     def instead(self, best: Candidate) -> str:
         """What dense took, in words, and the time over it; nothing where dense was not timed."""
@@ -216,6 +237,7 @@ def _setting(have: list[Row], experiments: list[Joined]) -> Setting:
     made.sort(key=lambda each: each.relative)
     for place in range(len(made)):
         _set_against_later(place, made)
+    _find_modes(made)
     dense = next((row for row in have if row.format == DENSE), None)
     return Setting(
         title=words.group_title(have[0]),
@@ -303,13 +325,28 @@ def _set_against_later(place: int, made: list[Candidate]) -> None:
     best.close.sort()
 
 
+def _find_modes(made: list[Candidate]) -> None:
+    """Who ran in two modes, and beside which others that has to be told.
+
+    A median lies in one mode. A rival whose fast mode is as fast as the best may be faster than it,
+    whatever its own median is.
+    """
+    for each in made:
+        each.modes = modes(each.row.by_replicate.values())
+    moved = [(place, each.modes.fast) for place, each in enumerate(made) if each.modes]
+    for number, each in enumerate(made):
+        reach = (1 + MARGIN) * each.relative
+        each.modal = [at for at, fast in moved if at == number or (at > number and fast <= reach)]
+
+
 def named(row: Row) -> str:
     """A format in words: ``low_rank, density 0.5 (mkl)``, ``quantized int8``.
 
-    A density of 1 is told where it was asked for.
+    The type is told where bytes were asked for and it was resolved from them too. A density of 1 is
+    told where it was asked for.
     """
-    knobs = json.loads(row.knobs)
-    kind = knobs.pop("type", None)
+    knobs, resolved = json.loads(row.knobs), json.loads(row.resolved)
+    kind = knobs.pop("type", resolved.get("type"))
     parts = [row.format if kind is None else f"{row.format} {word(kind)}"]
     density = row.density
     whole = row.format in LOSSLESS or (density == 1 and not known(row.asked_density))
@@ -389,30 +426,28 @@ def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
         found: the settings of the run.
         most: settings that are spelled out; the others are counted.
     """
-    found = list(found)
-    told = {_but_mode(setting) for setting in found if setting.compiled}
-    found = [each for each in found if each.mode != Mode.COMPILE or _but_mode(each) not in told]
+    found = apart(found)
     lines: list[str] = []
     for setting in found[:most]:
         lines.append(f"{setting.title}:")
         for level, best in answers(setting):
-            lines.append(f"  {level.label}: {setting.says(best)}")
-            for said, rivals in (
-                ("Tied with it", setting.tied(best, level.limit)),
-                ("Too close to call", setting.close(best, level.limit)),
-                (
-                    "Faster once, but the machine was never quiet",
-                    setting.unjudged(best, level.limit),
-                ),
-            ):
+            lines.append(f"  {level.label}: {setting.headline(best, level.limit)}")
+            for said, rivals in setting.rivals(best, level.limit):
                 names = "; ".join(each.name for each in rivals[:_NAMED])
                 more = f" and {len(rivals) - _NAMED} more" if len(rivals) > _NAMED else ""
-                lines += [f"    {said}: {names}{more}."] if names else []
+                lines.append(f"    {said}: {names}{more}.")
         lines += [f"  {setting.compiled}"] if setting.compiled else []
     if len(found) > most:
         lines.append(f"… and {len(found) - most} more settings; the page has them all.")
     lines += dict.fromkeys(setting.basis for setting in found if setting.synthetic)
     return lines
+
+
+def apart(found: Iterable[Setting]) -> list[Setting]:
+    """The settings but for those of compiled layers that another one tells of (``compiled``)."""
+    found = list(found)
+    told = {_but_mode(setting) for setting in found if setting.compiled}
+    return [each for each in found if each.mode != Mode.COMPILE or _but_mode(each) not in told]
 
 
 def answers(setting: Setting) -> list[tuple[Level, Candidate]]:
@@ -453,6 +488,8 @@ def packed(found: Iterable[Setting]) -> list[dict[str, Any]]:
                     "verdict": each.verdict,
                     "tied": each.tied,
                     "close": each.close,
+                    **({"modes": words.modes(each.modes)} if each.modes else {}),
+                    **({"modal": each.modal} if each.modal else {}),
                 }
                 for each in setting.candidates
             ],

@@ -69,16 +69,20 @@ def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Set
 def _settings(settings: Sequence[decision.Setting]) -> list[str]:
     """What to use in each setting, a list each, and whose errors these are."""
     parts = []
-    for setting in settings[:_SETTINGS]:
+    apart = decision.apart(settings)
+    for setting in apart[:_SETTINGS]:
         lines = [f"**{code(setting.title)}**", ""]
         for level, best in decision.answers(setting):
             lines.append(f"- {inert(level.label)}: {_use(setting, best)}")
-            rivals = (("tied with it", setting.tied(best, level.limit)),
-                      ("too close to call", setting.close(best, level.limit)))  # fmt: skip
-            lines += [f"  - {said}: {_named(each)}" for said, each in rivals if each]
+            lines += [
+                f"  - {said[0].lower()}{said[1:]}: {_named(each)}"
+                for said, each in setting.rivals(best, level.limit)
+            ]
+            lines += [f"  - {inert(said)}" for said in setting.modes(best, level.limit)[:_RIVALS]]
+        lines += [f"- {inert(setting.compiled)}"] if setting.compiled else []
         parts.append("\n".join(lines))
-    if len(settings) > _SETTINGS:
-        parts.append(f"{len(settings) - _SETTINGS} more settings are in the report.")
+    if len(apart) > _SETTINGS:
+        parts.append(f"{len(apart) - _SETTINGS} more settings are in the report.")
     return [*parts, *(inert(said) for said in dict.fromkeys(each.basis for each in settings))]
 
 
