@@ -105,6 +105,39 @@ def test_an_unfinished_run_says_what_is_missing_and_how_to_go_on() -> None:
     assert "--resume 20260102-030405-linear-cpu.jsonl" in shown
 
 
+@pytest.mark.parametrize(
+    ("rival", "stands", "beside"),
+    [
+        ([0.505, 0.560, 0.490, 0.540, 0.520], "shortest time", "undecided"),
+        ([0.500, 0.501, 0.499, 0.500, 0.501], "fastest", "tied"),
+        ([0.700, 0.701, 0.699, 0.700, 0.702], "fastest", "ok"),
+    ],
+)
+def test_nothing_is_the_fastest_beside_a_rival_that_is_undecided(
+    rival: list[float], stands: str, beside: str
+) -> None:
+    names = {"low_rank": [0.4995, 0.500, 0.4995, 0.500, 0.4995], "monarch": rival}
+    members = [("dense", None), *((name, 0.5) for name in names)]
+    run = run_of([linear_case(*each) for each in members], replicates=5)
+    for result in run.results:
+        result.flags.clear()
+        times = names.get(run.planned[result.case].case.format, [1.0] * 5)
+        for measured in result.measurements:
+            if measured.quantity == "relative_time":
+                measured.values[:] = [times[result.replicate]] * 6
+            elif measured.quantity == "time_seconds":
+                measured.values[:] = [1e-3 * times[result.replicate]] * 6
+    shown = lines(run, 140)
+    ends = {
+        line.split()[0]: line.rstrip().split("  ")[-1].strip()
+        for line in shown
+        if line[:3] in ("low", "mon")
+    }
+    assert ends["low_rank"] == f"ok, {stands}"
+    assert ends["monarch"].endswith(beside)
+    assert ("fastest" in " ".join(ends.values())) == (beside != "undecided")
+
+
 def test_one_replicate_has_no_interval() -> None:
     shown = "\n".join(lines(run_of(questions(), replicates=1), 100))
     assert "±" not in shown

@@ -22,7 +22,8 @@ def test_the_fastest_stands_first_and_the_answer_last(hwbench: Call) -> None:
     assert code == 0, err
     title = "Forward, 1024×1024, 16 tokens, float32"
     assert labels(out, title)[0] == "low_rank kernel=mkl"
-    assert out.count(", fastest") == 4
+    assert out.count(", fastest") == 1
+    assert out.count(", shortest time") == 3  # beside rivals that are undecided
     answer = out.split("What to use, by the largest error that you accept")[1]
     assert "exact: Use packed_dense (mkl)" in answer
     assert out.rstrip().endswith(f"hwbench report {STORED}")

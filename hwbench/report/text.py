@@ -14,6 +14,7 @@ import msgspec
 
 from hwbench import quantities, units
 from hwbench.analysis import blocks
+from hwbench.analysis.contest import Outcome
 from hwbench.analysis.frames import placement, summary_rows
 from hwbench.analysis.quiet import slowed
 from hwbench.analysis.roofline import Placement, roof
@@ -251,6 +252,7 @@ def _natural(columns: list[_Column], rows: list[Row]) -> int:
 def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
     score = score_of(next((row for row in rows if row.score_name), rows[0])).measured
     rate = lambda row: units.flops_per_second(_rate(row))  # noqa: E731
+    contested = any(row.level == Outcome.UNDECIDED for row in rows)
     return [
         _Column("label", "format", lambda row: printable(row.series), left=True),
         _Column("density", "density", _density),
@@ -261,7 +263,7 @@ def _columns(rows: list[Row], readings: list[Quantity]) -> list[_Column]:
         _Column("stored", "stored", lambda row: units.nbytes(row.stored_bytes)),
         *(_reading(quantity) for quantity in readings),
         _Column("score", score, _score),
-        _Column("status", "status", _status, left=True),
+        _Column("status", "status", lambda row: _status(row, contested), left=True),
     ]
 
 
@@ -317,9 +319,13 @@ def _density(row: Row) -> str:
     return _number(row.density) if known(row.density) or not asked else f"({asked[0]:g})"
 
 
-def _status(row: Row) -> str:
-    """How a case ended, and whether it is the fastest of its group, or level with that one."""
-    stands = "fastest" if row.best else row.level
+def _status(row: Row, contested: bool) -> str:
+    """How a case ended, and whether it is the fastest of its group, or level with that one.
+
+    In a contested group a rival may be as fast, so nothing is called the fastest.
+    """
+    fastest = "shortest time" if contested else "fastest"
+    stands = fastest if row.best else row.level
     return f"{words.status(row)}, {stands}" if stands else words.status(row)
 
 
