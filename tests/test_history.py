@@ -16,9 +16,21 @@ import pytest
 from _synthetic import CEILINGS, HOSTILE, linear_case, run_of, scored_case
 from msgspec.structs import replace
 
+from hwbench import units
 from hwbench.analysis.changepoints import FEWEST, Series, change_points, correlation
-from hwbench.records import Measurement, Planned, PlannedLine, Result, ResultLine, Status, Verdict
+from hwbench.records import (
+    Case,
+    Measurement,
+    Planned,
+    PlannedLine,
+    Result,
+    ResultLine,
+    Status,
+    Verdict,
+)
+from hwbench.report import _words as words
 from hwbench.report import history as pages
+from hwbench.report.rows import printable
 from hwbench.store import Run, RunWriter
 from hwbench.studies.history import history
 
@@ -202,6 +214,8 @@ def test_a_score_is_judged_in_its_own_direction(tmp_path: Path, better: str, fac
     assert step.verdict is (Verdict.IMPROVED if good else Verdict.REGRESSED)
     (event,) = one.events
     assert pages.headline(event).startswith(f"1 case {'better' if good else 'worse'} by 2")
+    text = pages.render([one], [])
+    assert f"last {units.significant(30.0 * factor)}<" in text  # a score is no quotient
 
 
 def test_the_terminal_and_json_say_it(
@@ -210,7 +224,9 @@ def test_the_terminal_and_json_say_it(
     code, out, err = hwbench("history", str(nights))
     assert (code, err) == (0, "")
     assert "20260126-000000-linear-cpu-0019: 1 case worse by 10." in out
-    assert f"commit {'a' * 40} → {'b' * 40}" in out
+    assert f"commit {'a' * 12} → {'b' * 12}\n" in out
+    assert "2026-01-26 00:00 UTC 20260126-" in out
+    assert "+00:00" not in out
     assert "torch was '2.12.0' and is '2.13.0'" in out
     code, out, _ = hwbench("history", str(nights), "--json", "--case", "low_rank")
     (one,) = json.loads(out)["histories"]
@@ -302,6 +318,39 @@ def test_the_page_stands_alone_and_draws_every_case(
     numbers = re.findall(r"[ML]([\d.]+) ([\d.]+)", " ".join(re.findall(r' d="([^"]+)"', text)))
     assert len(numbers) == 40 * len(CASES)
     assert all(0 <= float(x) <= 320 and 0 <= float(y) <= 44 for x, y in numbers)
+
+
+def test_the_page_names_cases_moments_and_commits_as_people_read_them(nights: Path) -> None:
+    text = pages.render(history(nights).histories, [])
+    assert "low_rank density=0.5: forward, 1024×1024, 256 tokens, float32" in text
+    assert "2026-01-01 00:00 UTC to 2026-02-09 00:00 UTC" in text
+    assert "40 runs, 1 change: " in text  # what a line shows, where it is hovered or read
+    assert text.count("<title>") == 1 + len(CASES)
+    assert not re.search(r"\b[0-9a-f]{13,}\b|\+00:00", text)
+    assert f'title="{SLOW}"' in text
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (linear_case("dense", None), "dense: forward, 1024×1024, 256 tokens, float32"),
+        (
+            linear_case("csr", 0.5, tokens=1, direction="step", regime="cold", mode="compile"),
+            "csr density=0.5: forward and backward, 1024×1024, 1 token, float32, cold, compile",
+        ),
+        (
+            scored_case("compress", "n_m", 64, weights="a/b.safetensors"),
+            "n_m density=0.5: compress weights=a/b.safetensors, 64×64, float32",
+        ),
+    ],
+)
+def test_the_id_of_a_case_is_read_back(case: Case, said: str) -> None:
+    assert words.case(case.id) == said
+
+
+@pytest.mark.parametrize("odd", ["", "nobody", "a/b", "1x1", "a/1x1", "a/b/1x1", HOSTILE])
+def test_what_is_no_id_of_a_case_stays(odd: str) -> None:
+    assert words.case(odd) == printable(odd)
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
         name=printable(header.run),
         suite=printable(header.suite),
         about=printable(header.about),
-        created=_moment(header.created),
+        created=moment(header.created),
         version=printable(header.version),
         state=_state(run, rows),
         complete=run.complete,
@@ -103,7 +103,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
     """``2026-01-02 03:04 UTC``; the text itself where it is no moment."""
     try:
         moment = datetime.fromisoformat(text)
@@ -207,11 +207,12 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Facts:
         if isinstance(value, Mapping) and value:
             facts += flat(value, f"{name}.")
         elif value not in (None, "", [], {}):
-            facts.append((name, _value(name, value)))
+            facts.append((name, said(name, value)))
     return facts
 
 
-def _value(name: str, value: Any) -> str:
+def said(name: str, value: Any) -> str:
+    """A fact in words; bytes, seconds and what else a name ends in get their unit."""
     if isinstance(value, list | tuple):
         return printable(", ".join(map(str, value)))
     if known(value) and not isinstance(value, bool):

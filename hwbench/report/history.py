@@ -13,7 +13,8 @@ from hwbench import units
 from hwbench.analysis.changepoints import Event, History, Night, Series, Step
 from hwbench.analysis.stats import median
 from hwbench.records import Verdict
-from hwbench.report import _commits
+from hwbench.report import _commits, _facts
+from hwbench.report import _words as words
 from hwbench.report.rows import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -50,7 +51,7 @@ def _view(number: int, history: History) -> dict[str, Any]:
         "title": printable(f"{history.suite} on {history.machine}"),
         "runs": len(history.nights),
         "cases": len(history.series),
-        "span": printable(f"{first.created} to {last.created}"),
+        "span": f"{_facts.moment(first.created)} to {_facts.moment(last.created)}",
         "threshold": units.percent(history.threshold),
         "events": [_shown(history, event) for event in history.events],
         "series": [_row(history, each) for each in worst],
@@ -68,13 +69,18 @@ def _shown(history: History, event: Event) -> dict[str, Any]:
     night, before = history.nights[event.run], history.nights[event.since]
     return {
         "run": printable(night.run),
-        "created": printable(night.created),
+        "created": _facts.moment(night.created),
         "before": printable(before.run),
         "headline": headline(event),
         "reasons": reasons(event),
         "links": links(history, event),
         "cases": [
-            {"name": printable(series.case), "metric": series.metric, "change": change(step)}
+            {
+                "name": words.case(series.case),
+                "id": printable(series.case),
+                "metric": series.metric,
+                "change": change(step),
+            }
             for series, step in [*event.regressed, *event.improved][:_LISTED]
         ],
         "more": max(0, len(event.regressed) + len(event.improved) - _LISTED),
@@ -95,7 +101,7 @@ def headline(event: Event) -> str:
 
 def reasons(event: Event) -> list[str]:
     """What changed beside the levels: the commit, then the environment."""
-    old, new = event.commits
+    old, new = (each and _commits.short(each) for each in event.commits)
     lines = [f"commit {old} → {new}"] if old and new and old != new else []
     if not lines:
         same = f"the same commit, {new}" if new else "no commit was recorded"
@@ -130,7 +136,9 @@ def _row(history: History, each: Series) -> dict[str, Any]:
         for s in each.steps
     ]  # fmt: skip
     return {
-        "case": printable(each.case),
+        "case": words.case(each.case),
+        "id": printable(each.case),
+        "says": _says(each),
         "metric": _NAMES.get(each.metric, each.metric),
         "last": _amount(each.metric, each.values[-1]),
         "spread": units.percent(_spread(each)),
@@ -141,8 +149,21 @@ def _row(history: History, each: Series) -> dict[str, Any]:
     }
 
 
+def _says(each: Series) -> str:
+    """What a line shows, for who cannot see it or wants its numbers."""
+    least, most, last = (
+        _amount(each.metric, value)
+        for value in (min(each.values), max(each.values), each.values[-1])
+    )
+    runs, steps = len(each.values), len(each.steps)
+    many = f"{runs} run{'' if runs == 1 else 's'}"
+    return f"{many}, {steps} change{'' if steps == 1 else 's'}: {least} to {most}, last {last}"
+
+
 def _amount(metric: str, value: float) -> str:
-    shown = {"time": units.seconds, "memory": units.nbytes}.get(metric, units.ratio)
+    shown = {"time": units.seconds, "memory": units.nbytes, "score": units.significant}.get(
+        metric, units.ratio
+    )
     return shown(value)
 
 
@@ -207,12 +228,12 @@ def _at(value: float) -> str:
 def lines(history: History) -> list[str]:
     """The history for a terminal: what changed, the newest first."""
     count = len(history.nights)
-    first, last = history.nights[0].created, history.nights[-1].created
+    first, last = (_facts.moment(history.nights[place].created) for place in (0, -1))
     told = [(f"{history.suite} on {history.machine}: {count} runs, {first} to {last}, "
             f"{len(history.series)} cases")]  # fmt: skip
     for event in history.events[:_EVENTS]:
         night = history.nights[event.run]
-        told.append(f"{night.created}  {night.run}: {headline(event)}")
+        told.append(f"{_facts.moment(night.created)}  {night.run}: {headline(event)}")
         told += [f"    {line}" for line in reasons(event)]
         told += [f"    {address}" for _, address in links(history, event)[:1]]
         moved = [*event.regressed, *event.improved]
