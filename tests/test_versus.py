@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -105,12 +106,17 @@ def test_the_same_order_agrees_and_another_winner_is_a_flip(base: Run) -> None:
     same = compared(base, faster(2, 2))
     assert set(same.agreement.values()) == {1.0}
     assert same.flips == []
+    assert len(same.kept) == same.compared == 12
     other = faster(2, 2)
     for result in other.results:
         for measured in result.measurements:
             if measured.quantity == "relative_time" and "btt[density=0.5]" in result.case:
                 measured.values[:] = [0.1 + 0.001 * result.replicate]
-    flips = compared(base, other).flips
+    found = compared(base, other)
+    flips = found.flips
+    assert len(found.kept) == found.compared - 4
+    counted = ", ".join(f"{name} in {n}" for name, n in Counter(found.kept).most_common())
+    assert f"The same format is the fastest on both in 8: {counted}." in _versus.answers(found)
     assert [(f.base.format, f.other.format, f.sure) for f in flips] == [
         ("low_rank", "btt", True)
     ] * 4
@@ -145,6 +151,22 @@ def test_what_differs_between_environments_is_said_with_what_it_means(base: Run)
     assert ("threads", "2 → 8", "decides times: this is what is compared") in versus.environment(
         found
     )
+
+
+def test_facts_that_differ_have_units_on_the_page_and_stay_as_recorded_in_json(base: Run) -> None:
+    here, there = machine("Slow One"), machine("Slow One")
+    here["device"] |= {"caches_bytes": {"L3": 33554432}, "sets": ["avx2"], "odd_bytes": 33554432}
+    there["device"] |= {"caches_bytes": {"L3": 314572800}, "sets": ["avx2", "amx"]}
+    there["device"]["odd_bytes"] = 33554433
+    base = run_of(questions(projection=False), fingerprint=here)
+    found = compared(base, faster(2, 2, fingerprint=there))
+    told = {name: said for name, said, _ in versus.environment(found)}
+    assert told["device.caches_bytes.L3"] == "33.6 MB → 315 MB"
+    assert told["device.sets"] == "avx2 → avx2, amx"
+    assert told["device.odd_bytes"] == "33554432 → 33554433"  # else both would read alike
+    (plain,) = versus.plain([found])
+    changes = {each["fact"]: each["change"] for each in plain["environment"]}
+    assert changes["device.caches_bytes.L3"] == "33554432 → 314572800"
 
 
 def test_one_run_and_strangers_are_errors(base: Run) -> None:

@@ -8,6 +8,7 @@ always set side by side. Nothing here is a verdict: machines are meant to differ
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
@@ -66,6 +67,7 @@ class Versus:
     roofs: list[tuple[str, float, float]] = field(default_factory=list)  # name, base, other
     agreement: dict[str, float] = field(default_factory=dict)  # Kendall's tau, by group
     flips: list[Flip] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)  # the fastest of both, where it is the same one
     compared: int = 0  # groups and densities in which there is a fastest on both sides
     environment: list[Difference] = field(default_factory=list)
     prices: tuple[float, float] | None = None  # an hour, in the user's currency
@@ -205,6 +207,8 @@ def _flips(found: Versus, title: str, pairs: list[tuple[Row, Row]]) -> None:
         if here is not there:
             sure = not overlap(here[0], there[0]) and not overlap(here[1], there[1])
             found.flips.append(Flip(title, density, here[0], there[1], sure))
+        else:
+            found.kept.append(here[0].series)
 
 
 def tallied(found: Versus) -> dict[str, int]:
@@ -260,7 +264,20 @@ def answers(found: Versus, *, formats: bool = True) -> list[str]:
             f"Another format is the fastest in {len(found.flips)} of {found.compared} settings and "
             f"densities, {sure or 'none'} of them significantly."
         )
+        said += _kept(found)
     return [printable(sentence) for sentence in [*said, *_priced(found, values)]]
+
+
+def _kept(found: Versus, most: int = 3) -> list[str]:
+    """Which formats to keep on both machines, as far as one is the fastest on both."""
+    if not found.kept:
+        return []
+    parts = [f"{name} in {times}" for name, times in Counter(found.kept).most_common(most)]
+    others = len(set(found.kept)) - most
+    more = f", {others} others in the rest" if others > 0 else ""
+    return [
+        f"The same format is the fastest on both in {len(found.kept)}: {', '.join(parts)}{more}."
+    ]
 
 
 def statistics(found: Versus) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hwbench import units
+from hwbench.analysis.fingerprint import Difference
 from hwbench.errors import UsageError
 from hwbench.report import _facts, _pack, _ratios, html
 from hwbench.report import _words as words
@@ -192,10 +193,20 @@ def winners(each: Versus) -> list[tuple[str, str, str, str]]:
 
 def environment(each: Versus) -> list[tuple[str, str, str]]:
     """What differs, from what to what, and which of it matters."""
-    return [
-        (printable(d.key), f"{printable(d.baseline)} → {printable(d.new)}", matters(d))
-        for d in each.environment
+    return [(printable(d.key), _change(d), matters(d)) for d in each.environment]
+
+
+def _change(each: Difference) -> str:
+    """From what to what, in units; as it is recorded where that alone tells the two apart."""
+    ends = [
+        "not recorded" if end is None else _facts.said(each.key, end)
+        for end in (each.baseline, each.new)
     ]
+    return " → ".join(ends) if ends[0] != ends[1] else _recorded(each)
+
+
+def _recorded(each: Difference) -> str:
+    return f"{printable(each.baseline)} → {printable(each.new)}"
 
 
 def plain(found: Sequence[Versus]) -> list[dict[str, Any]]:
@@ -209,8 +220,8 @@ def plain(found: Sequence[Versus]) -> list[dict[str, Any]]:
             "agreement": each.agreement,
             "flips": flips(each),
             "environment": [
-                {"fact": name, "change": said, "matters": why}
-                for name, said, why in environment(each)
+                {"fact": printable(d.key), "change": _recorded(d), "matters": matters(d)}
+                for d in each.environment
             ],
         }
         for each in found
