@@ -161,9 +161,9 @@ def _says(each: Series) -> str:
 
 
 def _amount(metric: str, value: float) -> str:
-    shown = {"time": units.seconds, "memory": units.nbytes, "score": units.significant}.get(
-        metric, units.ratio
-    )
+    if metric == "score":
+        return units.significant(value)
+    shown = {"time": units.seconds, "memory": units.nbytes}.get(metric, units.ratio)
     return shown(value)
 
 
