@@ -11,7 +11,7 @@ from hwbench import units
 from hwbench.analysis import closed_forms
 from hwbench.analysis.accuracy import Joined, Pair, join, table
 from hwbench.quantities import PROJECTION_ERROR
-from hwbench.report import _whose
+from hwbench.report import _experiments, _whose
 from hwbench.report import _words as words
 from hwbench.report._answers import beats
 from hwbench.report._scores import score_of
@@ -20,7 +20,6 @@ from hwbench.report.rows import (
     DENSE,
     Columns,
     Row,
-    groups,
     known,
     printable,
     relative,
@@ -193,14 +192,15 @@ def unjoined(found: list[Joined]) -> list[str]:
 
 
 def errors(rows: list[Row]) -> list[Figure]:
-    """The scores of every experiment against density and against stored bytes."""
+    """The scores of every experiment against density and against stored bytes.
+
+    What is fitted to other things, or a smaller dense model, is a series of its experiment.
+    """
     figures = []
-    scored = [row for row in rows if row.scored]
-    for members in groups(scored).values():
-        have = [row for row in members if known(row.score)]
-        if not have:
-            continue
-        title, numbers = words.group_title(members[0]), [row.number for row in have]
+    scored = [row for row in rows if row.scored and known(row.score)]
+    found = [sorted(each, key=_number) for each in _experiments.experiments(scored)]
+    for have in sorted(found, key=lambda each: each[0].number):
+        title, numbers = _experiments.title(have), [row.number for row in have]
         score = score_of(have[0])
         for kind, share, what in (
             ("error_density", _kept, "parameters kept"),
@@ -210,11 +210,27 @@ def errors(rows: list[Row]) -> list[Figure]:
             by = "parameters kept" if kind == "error_density" else "stored bytes"
             named = f"{title}: {score.title}, by {by}"
             note = _whose.noted(have[0])
-            figures.append(Figure(f"{kind} {score.name}", named, says, numbers, note=note))
+            figures.append(
+                Figure(f"{kind} {score.name}", named, says, numbers, note=note, own=_series(have))
+            )
         if closed := _closed_forms(have):
             figures[-2].note = f"{figures[-2].note} {_CLOSED_FORMS_NOTE}"
             figures[-2].extra = {"closed": closed}
     return figures
+
+
+def _series(have: list[Row]) -> dict[str, list[Any]]:
+    """The columns in which the rows of an experiment are told apart; none where knobs do that."""
+    if not any(map(_experiments.fitted, have)):
+        return {}
+    return {
+        "series": [_experiments.series(row) for row in have],
+        "label": [_experiments.label(row) for row in have],
+    }
+
+
+def _number(row: Row) -> int:
+    return row.number
 
 
 def _kept(row: Row) -> float:
@@ -235,7 +251,7 @@ def _best_scores(have: list[Row], share_of: Callable[[Row], float], what: str) -
         if near:
             best = better(near, key=lambda row: row.score)
             said.append(
-                f"{printable(best.label)} ({score.said(best.score)}) with at most "
+                f"{printable(_experiments.label(best))} ({score.said(best.score)}) with at most "
                 f"{share:g} of the {what.removesuffix(' of dense')}"
             )
     return (
