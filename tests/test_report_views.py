@@ -9,16 +9,17 @@ import re
 from itertools import pairwise
 
 import pytest
-from _synthetic import linear_case, projection_case, questions, rescored, run_of
+from _synthetic import linear_case, projection_case, questions, rescored, run_of, scored_case
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from hwbench import plugins
+from hwbench import plugins, units
 from hwbench.errors import UsageError
 from hwbench.records import Measurement
 from hwbench.report import (
     _answers,
+    _bytes,
     _charts,
     _crossing,
     _density,
@@ -27,6 +28,7 @@ from hwbench.report import (
     _paper_sweeps,
     _questions,
     _samples,
+    _sections,
     _trade,
     _versus,
     _views,
@@ -350,6 +352,99 @@ def test_where_nothing_is_decided_it_is_said() -> None:
     run = run_of([linear_case("dense", None), linear_case("btt", 0.5)], replicates=1)
     (said,) = asked(run)["Where does nothing beat dense?"]
     assert said.startswith("In 1 of 1 groups no format is significantly faster than dense; in none")
+
+
+# what is one experiment, and what stands beside one another
+
+
+def weighted_run(whole: bool = True) -> Run:
+    """Two formats fitted to three things, with dense of which a smaller one keeps half."""
+    cases = [
+        scored_case("compress_lm", name, 64, density, weighting=weighting)
+        for weighting in ("none", "activations", "gram")
+        for name in ("csr", "n_m")
+        for density in (0.5, 0.25)
+    ]
+    cases += [scored_case("compress_lm", "dense", 64, weighting="none")] if whole else []
+    cases += [scored_case("compress_lm", "dense", 64, weighting="none", depth=0.5)]
+    run = run_of(cases, replicates=1)
+    for number, result in enumerate(run.results):
+        read = Measurement(quantity="score", unit="", values=[20.0 + number], note="perplexity")
+        result.measurements[:] = [read]
+    for case, planned in run.planned.items():
+        run.planned[case] = replace(planned, seeds=1)
+    return run
+
+
+def test_weightings_and_depth_are_series_of_one_chart_as_they_are_of_one_answer() -> None:
+    rows = rows_of(weighted_run())
+    by_density, by_bytes = _trade.errors(rows)
+    (answer,) = _bytes.kept(rows)
+    for figure in (by_density, by_bytes):
+        assert figure.rows == [row.number for row in rows]
+        assert figure.title.startswith(f"{answer.title}: ")
+        series = figure.own["series"]
+        assert set(series) == {
+            *("csr", "n_m", "csr, weighted by activations", "n_m, weighted by activations"),
+            *(
+                "csr, weighted by gram",
+                "n_m, weighted by gram",
+                "dense",
+                "dense, 50 % of its blocks",
+            ),
+        }
+        assert all(label.startswith(one.split(",")[0]) for label, one
+                   in zip(figure.own["label"], series, strict=True))  # fmt: skip
+    numbers = html._marks(rows, styles(row.format for row in rows))
+    drawn = [numbers[one] for one in dict.fromkeys(series)]
+    assert len({(style.path, style.css, variant) for style, variant in drawn}) == len(drawn) == 8
+
+
+def test_without_a_whole_dense_weightings_stay_apart_in_charts_and_answers() -> None:
+    rows = rows_of(weighted_run(whole=False))
+    assert len(_trade.errors(rows)) == 2 * len({row.options for row in rows}) == 8
+
+
+def test_rows_that_are_fitted_to_nothing_else_have_no_series_of_their_own() -> None:
+    assert [figure.own for figure in _trade.errors(rows_of(run_of(questions())))] == [{}, {}]
+
+
+def test_what_is_compared_of_several_runs_shares_an_axis_and_nothing_else_does() -> None:
+    runs = [run_of(questions(), name=name, fingerprint={"device": {"name": name}})
+            for name in ("one", "two")]  # fmt: skip
+    rows = html._rows(runs, ["one", "two"])
+    joined = [j for n in (0, 1) for j in _trade.joins([r for r in rows if r.run == n])]
+    found = _sections.sections(rows, runs, [j for j in joined if _trade.placed(j)], set())
+    twins: dict[str, list[_views.Figure]] = {}
+    for section in found:
+        for figure in section.figures:
+            if "beside" in figure.extra:
+                twins.setdefault(figure.extra["beside"], []).append(figure)
+    titles = [[figure.title for figure in members] for members in twins.values()]
+    assert len(titles) == 4 + 4 + 2 * 3 + 1 + 2 + 2
+    assert all(
+        [title.replace(f", {name}", "") for title, name in zip(pair, ("one", "two"), strict=True)]
+        == [pair[0].replace(", one", "")] * 2
+        for pair in titles
+    )
+    alone = _sections.sections(
+        [r for r in rows if r.run == 0],
+        runs[:1],
+        [j for j in joined[:4] if _trade.placed(j)],
+        set(),
+    )
+    assert not any("beside" in f.extra for section in alone for f in section.figures)
+
+
+def test_the_ridge_of_a_roofline_says_its_intensity() -> None:
+    rows = rows_of(run_of(questions()))
+    for figure in _views.rooflines(rows):
+        (ridge,) = [each for each in figure.extra["roofs"] if each.get("at") == "ridge"]
+        ceiling = rows[figure.rows[0]].roof
+        assert ceiling is not None
+        assert ridge["intensity"] == ceiling.flops_per_second / ceiling.bytes_per_second
+        assert ridge["text"] == f"ridge, {units.significant(ceiling.ridge)} FLOP/B"
+        assert f"meet at {units.significant(ceiling.ridge)} FLOP per byte" in figure.says
 
 
 # samples

@@ -87,6 +87,41 @@ def _scaled(styles: dict[str, Style], value: Callable[[Style], str]) -> dict[str
     return {"scale": scale, "legend": None}
 
 
+def reach(**axis: Any) -> alt.Chart:
+    """Nothing to see: it holds one axis as wide as figures beside this one need it."""
+    import altair as alt
+
+    held = alt.Chart(alt.NamedData(name="reach"))
+    return held.mark_point(opacity=0, tooltip=None).encode(**axis)
+
+
+def names_at_ends(styles: dict[str, Style]) -> list[alt.Chart]:
+    """The mark and the name of each line, right of its last point; the page's script places them.
+
+    ``before_names`` keeps the axis out of the ``room`` that they take, which is in pixels.
+    """
+    import altair as alt
+
+    data = alt.Chart(alt.NamedData(name="ends"))
+    key: Any = {"x": alt.expr("width - room + 12"), "y": alt.expr("datum.y")}
+    said: Any = {"x": alt.expr("width - room + 21"), "y": alt.expr("datum.y")}
+    text = data.mark_text(
+        align="left", baseline="middle", color=INK, limit=alt.expr("room - 21"), **said
+    )
+    tips = [alt.Tooltip("series:N", title="format")]
+    return [
+        points(data, styles, tips, **key),
+        text.encode(text="text:N", detail="series:N", tooltip=tips),
+    ]
+
+
+def before_names() -> dict[str, Any]:
+    """The range of an axis that leaves room for the names at the ends of its lines."""
+    import altair as alt
+
+    return {"rangeMax": alt.expr("width - room")}
+
+
 def points(
     base: alt.Chart, styles: dict[str, Style], tips: list[alt.Tooltip], **mark: Any
 ) -> alt.Chart:

@@ -13,9 +13,12 @@ from hwbench.quantities import PROJECTION_ERROR, Quantity
 from hwbench.report._chart_base import COUNTS, FAINT, GRID, INK
 from hwbench.report._chart_base import SIZE as _SIZE
 from hwbench.report._chart_base import base as _base
+from hwbench.report._chart_base import before_names as _before_names
 from hwbench.report._chart_base import colour as _colour
 from hwbench.report._chart_base import dash as _dash
+from hwbench.report._chart_base import names_at_ends as _names_at_ends
 from hwbench.report._chart_base import points as _points
+from hwbench.report._chart_base import reach as _held
 from hwbench.report._chart_base import times as _relative
 from hwbench.report._chart_base import tips as _tips
 from hwbench.report._charts_costs import charts_beside
@@ -57,6 +60,8 @@ CONFIG: dict[str, Any] = {
 """The look of all charts, given to Vega-Embed."""
 
 _DENSITIES = [1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
+_ROOF_HEIGHT = 360
+_NAMED = ("crossover", "sweep", "error_density", "error_bytes")  # at the ends of their lines
 _EVEN = [v * 10.0**power for power in range(-3, 19) for v in (1, 2, 5)]
 
 
@@ -73,7 +78,7 @@ def specifications(
 
     with debug_mode(False):
         charts = _charts(styles, scores, read)
-        return {name: _specification(chart) for name, chart in charts.items()}
+        return {name: _specification(each, _is_named(name)) for name, each in charts.items()}
 
 
 def _charts(
@@ -99,11 +104,17 @@ def _charts(
     return charts
 
 
-def _specification(chart: Any) -> dict[str, Any]:
+def _is_named(kind: str) -> bool:
+    return kind.partition(" ")[0] in _NAMED
+
+
+def _specification(chart: Any, named: bool) -> dict[str, Any]:
     spec: dict[str, Any] = chart.to_dict(validate=False)
     for key in ("config", "$schema"):  # one look for all; no address in the page
         spec.pop(key, None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    if named:  # the script says how many pixels the names at the ends of lines take
+        spec["params"] = [{"name": "room", "value": 0}]
     return spec
 
 
@@ -113,7 +124,7 @@ def _density(field: str = "density", title: str = "density (parameters kept)") -
     return alt.X(
         f"{field}:Q",
         title=title,
-        scale=alt.Scale(type="log", nice=False, padding=18),
+        scale=alt.Scale(type="log", nice=False, padding=18, **_before_names()),
         axis=alt.Axis(
             values=[20, 10, 5, 2, *_DENSITIES], format="~g", labelOverlap="greedy", tickCount=6
         ),
@@ -140,7 +151,14 @@ def _dense_line(along: str) -> Any:
         text = base.mark_text(text="dense", align="left", baseline="top", dx=4, dy=2, color=INK)
         return rule + text.encode(y=alt.value(0))
     text = base.mark_text(text="dense", align="left", baseline="bottom", dx=2, dy=-3, color=INK)
-    return rule + text.encode(x=alt.value(0))
+    return rule.encode(**_as_wide_as_lines()) + text.encode(x=alt.value(0))
+
+
+def _as_wide_as_lines() -> dict[str, Any]:
+    """From the left of the plot to where the names at the ends of lines begin."""
+    import altair as alt
+
+    return {"x": alt.value(0), "x2": alt.value(alt.expr("width - room"))}
 
 
 def _scored(field: str, score: Score) -> Any:
@@ -173,13 +191,20 @@ def _pareto(styles: dict[str, Style], score: Score) -> Any:
         size=alt.condition("datum.front", alt.value(_SIZE * 1.7), alt.value(_SIZE * 0.9)),
         opacity=alt.condition("datum.front", alt.value(1), alt.value(0.7)),
     )
-    names = front.mark_text(align="left", baseline="bottom", dx=7, dy=-4)
+    names = alt.Chart(alt.NamedData(name="names")).mark_text(
+        baseline="middle",
+        align=alt.expr("datum.align"),
+        dx=alt.expr("datum.dx"),
+        dy=alt.expr("datum.dy"),
+    )
+    ink = alt.condition("datum.front", alt.value(INK), alt.value("var(--soft)"))
     return alt.layer(
+        _held(x=x),
         step.encode(x=x, y=y, order=alt.Order("relative:Q", sort="descending")),
         _dense_line("x"),
         span,
         points,
-        names.encode(x=x, y=y, text="front_text:N"),
+        names.encode(x=x, y=y, text="text:N", color=ink),
     )
 
 
@@ -192,7 +217,7 @@ def _error(styles: dict[str, Style], score: Score, field: str, title: str) -> An
     tips = _tips(error_text=score.measured, stored_text="stored")
     points = _points(base, styles, tips[:1] + tips[2:3] + tips[-2:])
     closed = _closed() if (score.name, field) == (PROJECTION_ERROR.name, "density") else []
-    return alt.layer(_reach(), *closed, line, points)
+    return alt.layer(_reach(), *closed, line, points, *_names_at_ends(styles))
 
 
 def _closed() -> list[Any]:
@@ -220,13 +245,15 @@ def _crossover(styles: dict[str, Style]) -> Any:
 
     # formats of one density stand beside one another: moved by pixels, never in the data
     aside: Any = {"xOffset": {"expr": "datum.aside"}}
-    base = _base().encode(x=_density(), y=_relative(alt.Y, "time relative to dense (log)"))
+    y = _relative(alt.Y, "time relative to dense (log)")
+    base = _base().encode(x=_density(), y=y)
     line = base.mark_line(strokeWidth=1.2, opacity=0.45, **_dash(), **aside)
     line = line.encode(detail="series:N", order="density:Q", **_colour(styles))
     span = base.mark_rule(strokeWidth=1.4, **aside)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
     points = _points(base, styles, _tips(), **aside)
-    return alt.layer(_reach(), _equal(), _dense_line("y"), line, span, points)
+    named = _names_at_ends(styles)
+    return alt.layer(_held(y=y), _reach(), _equal(), _dense_line("y"), line, span, points, *named)
 
 
 def _sweep(styles: dict[str, Style]) -> Any:
@@ -236,15 +263,17 @@ def _sweep(styles: dict[str, Style]) -> Any:
     x = alt.X(
         "tokens:Q",
         title="tokens (log)",
-        scale=alt.Scale(type="log", nice=False, padding=18),
+        scale=alt.Scale(type="log", nice=False, padding=18, **_before_names()),
         axis=alt.Axis(values=ticks, labelExpr=COUNTS, labelOverlap="greedy"),
     )
-    base = _base().encode(x=x, y=_relative(alt.Y, "time relative to dense (log)"))
+    y = _relative(alt.Y, "time relative to dense (log)")
+    base = _base().encode(x=x, y=y)
     line = base.mark_line(strokeWidth=1.2, opacity=0.6, **_dash())
     line = line.encode(detail="series:N", order="tokens:Q", **_colour(styles))
     span = base.mark_rule(strokeWidth=1.4)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
-    return alt.layer(_equal(), _dense_line("y"), line, span, _points(base, styles, _tips()))
+    points, named = _points(base, styles, _tips()), _names_at_ends(styles)
+    return alt.layer(_held(y=y), _equal(), _dense_line("y"), line, span, points, *named)
 
 
 def _equal() -> Any:
@@ -253,7 +282,8 @@ def _equal() -> Any:
 
     data = alt.InlineData(values=[{"one": 1}])
     band = alt.Chart(data).mark_rect(color=FAINT, opacity=0.22, tooltip=None)
-    return band.encode(y=alt.datum(1 / (1 + EQUAL)), y2=alt.datum(1 + EQUAL))
+    ends = {"y": alt.datum(1 / (1 + EQUAL)), "y2": alt.datum(1 + EQUAL)}
+    return band.encode(**ends, **_as_wide_as_lines())
 
 
 def _roofline(styles: dict[str, Style]) -> Any:
@@ -272,7 +302,7 @@ def _roofline(styles: dict[str, Style]) -> Any:
         scale=log,
         axis=alt.Axis(values=_EVEN, format="~s", labelOverlap="greedy"),
     )
-    base = _base(360)
+    base = _base(_ROOF_HEIGHT)
     unfused = base.mark_rule(strokeWidth=1, opacity=0.5, **_dash()).encode(
         x="unfused_intensity:Q", x2="intensity:Q", y=y, **_colour(styles)
     )
@@ -287,7 +317,9 @@ def _roofs(x: alt.X, y: alt.Y) -> list[Any]:
     """The lines of the roofs, and what is written at the flat ones, the slope and the caches."""
     import altair as alt
 
-    roofs = alt.Chart(alt.NamedData(name="roofs"), width="container", height=360).encode(x=x, y=y)
+    roofs = alt.Chart(alt.NamedData(name="roofs"), width="container", height=_ROOF_HEIGHT).encode(
+        x=x, y=y
+    )
     dashes = alt.Scale(
         domain=["measured", "cache", "datasheet", "formula"],
         range=[[1, 0], [1, 0], [7, 3], [2, 3]],
@@ -307,4 +339,15 @@ def _roofs(x: alt.X, y: alt.Y) -> list[Any]:
     caches = said.transform_filter("datum.at == 'cache'").mark_text(
         align="left", baseline="middle", dx=12, dy=2, color=INK
     )
-    return [roof, flat, slope, caches]
+    at_ridge = "datum.at == 'ridge'"
+    ridge = said.transform_filter(at_ridge)
+    below = roofs.transform_filter(at_ridge).mark_rule(
+        strokeWidth=1, strokeDash=[2, 3], color=FAINT, tooltip=None
+    )
+    named = ridge.mark_text(align="left", baseline="bottom", dx=5, color=INK)
+    foot = alt.value(_ROOF_HEIGHT)
+    return [
+        *(roof, flat, slope, caches),
+        below.encode(y2=foot),
+        named.encode(y=alt.value(_ROOF_HEIGHT - 4)),
+    ]

@@ -7,7 +7,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from hwbench.quantities import SAVED_BYTES, Quantity
-from hwbench.report._chart_base import COUNTS, FAINT, INK, SIZE, base, colour, dash, points
+from hwbench.report._chart_base import (
+    COUNTS,
+    FAINT,
+    INK,
+    SIZE,
+    base,
+    colour,
+    dash,
+    points,
+    reach,
+)
 from hwbench.report._costs import chart_kind
 from hwbench.report._palette import Style
 
@@ -48,14 +58,15 @@ def charts_beside(styles: dict[str, Style], read: Iterable[Quantity] = ()) -> di
 
 
 def _lines(field: str, line: str) -> Any:
-    """A line a case: sorted by its value, or by name where a case has several lines."""
+    """A line a case: sorted by its value, or by the script where a case has several lines."""
     import altair as alt
 
-    by_name = line != "label"
+    several = line != "label"
     sort = alt.EncodingSortField(
-        field=line if by_name else field, order="ascending" if by_name else "descending"
+        field="place" if several else field, order="ascending" if several else "descending"
     )
-    return alt.Y(f"{line}:N", title=None, sort=sort, axis=alt.Axis(labelLimit=190))
+    axis = alt.Axis(labelLimit=230 if several else 190)
+    return alt.Y(f"{line}:N", title=None, sort=sort, axis=axis)
 
 
 def _bars(
@@ -63,24 +74,18 @@ def _bars(
 ) -> Any:
     import altair as alt
 
-    ground = (
-        base()
-        .properties(height=alt.Step(19))
-        .encode(
-            y=_lines(field, line),
-            x=alt.X(
-                f"{field}:Q",
-                title=title,
-                scale=alt.Scale(zero=True, nice=False, padding=6),
-                axis=alt.Axis(labelExpr=words, tickCount=4, labelOverlap=True, labelSeparation=8),
-            ),
-        )
+    x = alt.X(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(zero=True, nice=False, padding=6),
+        axis=alt.Axis(labelExpr=words, tickCount=4, labelOverlap=True, labelSeparation=8),
     )
+    ground = base().properties(height=alt.Step(19)).encode(y=_lines(field, line), x=x)
     bar = ground.mark_rule(strokeWidth=2, opacity=0.55, **dash())
     bar = bar.encode(x2=alt.datum(0), **colour(styles))
     said = ground.mark_text(align="left", baseline="middle", dx=9)
     tips = [alt.Tooltip(f"{line}:N", title="case"), alt.Tooltip(f"{text}:N", title=title)]
-    return alt.layer(bar, points(ground, styles, tips), said.encode(text=f"{text}:N"))
+    return alt.layer(reach(x=x), bar, points(ground, styles, tips), said.encode(text=f"{text}:N"))
 
 
 def _winners() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwbench.report._chart_base import FAINT, INK, SIZE, base, colour, points, times
+from hwbench.report._chart_base import FAINT, INK, SIZE, base, colour, points, reach, times
 from hwbench.report._palette import Style
 
 _TIPS = {
@@ -58,6 +58,7 @@ def _cases(styles: dict[str, Style]) -> Any:
         color=INK, thickness=2, size=16
     )
     return alt.layer(
+        reach(x=x),
         _equal(),
         span,
         roofs.encode(x="ratio_roofs:Q"),
@@ -74,4 +75,4 @@ def _formats(styles: dict[str, Style]) -> Any:
     middle = ground.mark_tick(color=INK, thickness=2, size=18).encode(x="median(ratio):Q")
     dots = points(ground, styles, _tips()).encode(x=x, size=alt.value(SIZE / 2))
     wide = ground.mark_rule(color=FAINT, strokeWidth=1).encode(x="min(ratio):Q", x2="max(ratio):Q")
-    return alt.layer(_equal(), wide, dots, middle)
+    return alt.layer(reach(x=x), _equal(), wide, dots, middle)

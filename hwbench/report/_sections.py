@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hwbench.analysis.accuracy import Joined
 from hwbench.quantities import CHART
 from hwbench.report import _costs, _density, _ratios, _samples, _trade, _views
 from hwbench.report._views import Figure
-from hwbench.report.rows import Row, shown
+from hwbench.report.rows import Group, Row, shown
 from hwbench.store import Run
 
 
@@ -29,11 +29,15 @@ class Section:
 
 
 def compared(rows: list[Row], machines: list[str]) -> list[Section]:
-    """One section for every run that is compared with the first one."""
-    return [
+    """One section for every run that is compared with the first one, on one axis of ratios each."""
+    found = [
         Section(f"versus{number}", _ratios.figures(rows, number, machines[0]), 4)
         for number in range(1, len(machines))
     ]
+    for section in found:
+        for figure in section.figures:
+            figure.extra["beside"] = section.id
+    return found
 
 
 def sections(
@@ -45,7 +49,7 @@ def sections(
         for number, run in enumerate(runs)
         for figure in _samples.series(run, [r for r in rows if r.run == number], chosen)
     ]
-    return [
+    found = [
         Section("winners", _density.winners(rows), 4),
         Section("accuracy", [_trade.pareto(each) for each in joined], 4),
         Section("errors", _trade.errors(rows), 4),
@@ -57,7 +61,26 @@ def sections(
         Section("spread", _samples.spreads(rows), 2),
         Section("series", series, 2),
     ]
+    if len(runs) > 1:
+        _set_beside(found, rows)
+    return found
 
+
+def _set_beside(found: Iterable[Section], rows: Sequence[Row]) -> None:
+    """Name the figures that show one thing of several runs: the page draws them on one axis."""
+    for section in (each for each in found if each.id in _BESIDE):
+        twins: dict[tuple[str, str, Group], list[Figure]] = {}
+        for figure in section.figures:
+            first = rows[figure.rows[0]]
+            share = first.density_word if section.id == "tokens" else ""
+            twins.setdefault((figure.kind, share, first.group.without("run")), []).append(figure)
+        for number, members in enumerate(twins.values()):
+            for figure in members if len(members) > 1 else ():
+                figure.extra["beside"] = f"{section.id}.{number}"
+
+
+_BESIDE = ("accuracy", "density", "tokens", "memory", "costs")
+"""Sections whose figures of several runs are compared by eye."""
 
 TITLES = {
     "compare": "Comparison",

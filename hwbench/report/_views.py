@@ -151,6 +151,9 @@ def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
             x = foot if each.source == "cache" else foot**0.25 * each.ridge**0.75
             corner = _corner(x, x * each.bytes_per_second, each)
             drawn.append(corner | {"text": said, "at": each.source})
+    ridge = {"intensity": ceiling.ridge, "flops_per_second": ceiling.flops_per_second}
+    said = f"ridge, {units.significant(ceiling.ridge)} FLOP/B"
+    drawn.append({**ridge, "roof": "ridge", "source": "measured", "text": said, "at": "ridge"})
     tops = sorted(
         (each for each in roofs if each.source != "cache"), key=lambda e: e.flops_per_second
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.quiet import slowed
 from hwbench.errors import UsageError
 from hwbench.quantities import CHART, ENERGY, PAGE, RELATIVE, SCORE, TIME, Quantity
@@ -25,6 +26,7 @@ from hwbench.report import (
     _bytes,
     _clock,
     _density,
+    _experiments,
     _facts,
     _heat,
     _pack,
@@ -53,8 +55,8 @@ from hwbench.store import Run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SCRIPTS = (
-    *("data.js", "filters.js", "charts.js", "case.js", "keep.js", "decision.js", "heat.js"),
-    *("rows.js", "ratios.js", "page.js"),
+    *("data.js", "filters.js", "labels.js", "legend.js", "charts.js", "case.js", "keep.js"),
+    *("decision.js", "heat.js", "rows.js", "ratios.js", "links.js", "page.js"),
 )
 _ALWAYS = (TIME, RELATIVE, SCORE)  # the quantities that the page draws by itself
 _FLIPS = 40  # settings with another winner that are listed for each compared run
@@ -104,7 +106,7 @@ def render(
     chosen = _samples.asked(runs, samples)
     template = _environment().get_template("page.html.j2")
     return template.render(
-        **_context(runs, machines, rows, chosen, before),
+        **_context(_page(runs, machines, rows, chosen, before)),
         css=_safe((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
         colours=list(zip(LIGHT, DARK, strict=True)),
         script=_safe("\n".join((_TEMPLATES / n).read_text(encoding="utf-8") for n in _SCRIPTS)),
@@ -130,103 +132,171 @@ def _rows(
     return _heat.marked(numbered(rows))
 
 
-def _context(
+@dataclass(frozen=True)
+class _Page:
+    """What the parts of the page are made of, each made once."""
+
+    runs: list[Run]
+    machines: list[str]  # what the runs are called
+    rows: list[Row]
+    by_run: list[list[Row]]
+    summaries: list[_facts.Summary]
+    joins: list[Joined]
+    joined: list[Joined]  # those that are drawn
+    settings: list[decision.Setting]
+    keeping: list[_bytes.Kept]
+    sections: list[_sections.Section]
+    looks: dict[str, Style]
+    before: Sequence[Compared]
+
+
+def _page(
     runs: list[Run],
     machines: list[str],
     rows: list[Row],
     chosen: set[str],
     before: Sequence[Compared],
-) -> dict[str, Any]:
+) -> _Page:
+    """The parts of the page, before any of them is put into words of the template."""
     by_run = [[row for row in rows if row.run == n] for n in range(len(runs))]
-    summaries = [
-        _facts.summary(run, name, own)
-        for run, name, own in zip(runs, machines, by_run, strict=True)
-    ]
-    answered = [_answered(own) for own in by_run]
-    joins_by_run = [_trade.joins(own) for own in by_run]
+    joins = [_trade.joins(own) for own in by_run]
     settings = [
         setting
-        for own, joins in zip(by_run, joins_by_run, strict=True)
-        for setting in decision.settings(own, joins)
+        for own, found in zip(by_run, joins, strict=True)
+        for setting in decision.settings(own, found)
     ]
-    joins = list(chain(*joins_by_run))
-    joined = sorted(filter(_trade.placed, joins), key=lambda found: row_of(found.timed).number)
+    every = list(chain(*joins))
+    joined = sorted(filter(_trade.placed, every), key=lambda found: row_of(found.timed).number)
     sections = _sections.sections(rows, runs, joined, chosen)
     sections += _sections.compared(rows, machines) if before else []
-    looks = styles(row.format for row in rows)
     keeping = [] if settings else _bytes.kept(rows)
     if keeping:  # the answer is one of bytes, so the charts of bytes stand beside it
         for section in sections:
             section.figures.sort(key=lambda each: not each.kind.startswith("error_bytes"))
-    found: dict[str, Any] = {
-        "runs": summaries,
-        "title": _title(runs, machines),
-        "several": len(runs) > 1,
-        "before": before,
-        "flips_shown": _FLIPS,
-        "settings": settings,
-        "first": settings[0].best(settings[0].levels[0].limit) if settings else None,
-        "keeping": keeping,
-        "summed": bool(settings or keeping or before),
-        "keeping_heads": _bytes.HEADS,
-        "answers": sorted(chain(*answered), key=lambda found: found.group),
-        "answers_shown": _ANSWERS,
-        "answers_spelled": _SPELLED,
-        "cautions": [_folded(said, machines) for said in cautions(runs, by_run, machines)],
-        "clocks": _clocks(runs, by_run, machines),
-        "flags": [(words.flag(name), said) for name, said in words.FLAGS.items()],
-        "overview": [
-            sentence
-            for machine, own in zip(machines, answered, strict=True)
-            for sentence in _answers.overview(own, machine if len(runs) > 1 else "")
+    return _Page(
+        runs=runs,
+        machines=machines,
+        rows=rows,
+        by_run=by_run,
+        summaries=[
+            _facts.summary(run, name, own)
+            for run, name, own in zip(runs, machines, by_run, strict=True)
         ],
-        "questions": _questions.questions(rows, joined, sizes=not keeping),
-        "trades": [_trade.trade(each) for each in joined[:_SPELLED]],
-        "trades_left": max(0, len(joined) - _SPELLED),
-        "unjoined": _trade.unjoined(joins),
-        "starts": _density.starts(rows),
-        "totals": _totals.totals(rows),
-        "totals_heads": _totals.HEADS,
-        "sections": {section.id: section for section in sections},
-        "energy": _energy(rows),
-        "intervals": (bounded := sum(known(row.relative_low) for row in rows)),
-        "missed": max(1, round(0.05 * bounded)),
-        "heat": _heat.heat(rows),
-        "shades": _heat.SHADES,
-        "looks": looks,
-        "marks": _marks(rows, looks),
-        "failures": _failures(rows),
-        "total": len(rows),
-        "measured": sum(row.status == "ok" for row in rows),
-        "data": _data(runs, summaries, rows, sections, looks, settings),
-    }
+        joins=every,
+        joined=joined,
+        settings=settings,
+        keeping=keeping,
+        sections=sections,
+        looks=styles(row.format for row in rows),
+        before=before,
+    )
+
+
+def _context(page: _Page) -> dict[str, Any]:
+    """What the template reads."""
+    found = {**_above(page), **_answer(page), **_questioned(page), **_below(page)}
     under = {
-        "compare": before,
+        "compare": page.before,
         "answer": True,
         "questions": found["overview"] or found["questions"] or found["answers"],
         "winners": found["heat"].lines,
-        "accuracy": found["trades"] or (settings and found["unjoined"]),
+        "accuracy": found["trades"] or (page.settings and found["unjoined"]),
         "density": found["starts"].lines or found["totals"],
         "rows": True,
         "method": True,
     }
-    below = [each for each in sections if not (keeping and each.id == "errors")]  # in the answer
-    return {**found, "contents": _sections.contents(below, under)}
+    # errors stand in the answer where it is one of bytes
+    below = [each for each in page.sections if not (page.keeping and each.id == "errors")]
+    return {**found, "contents": _sections.contents(below, under), "data": _data(page)}
+
+
+def _above(page: _Page) -> dict[str, Any]:
+    """The head of the page, and the comparison of its runs."""
+    return {
+        "runs": page.summaries,
+        "title": _title(page.runs, page.machines),
+        "several": len(page.runs) > 1,
+        "before": page.before,
+        "flips_shown": _FLIPS,
+        "total": len(page.rows),
+        "measured": sum(row.status == "ok" for row in page.rows),
+        "summed": bool(page.settings or page.keeping or page.before),
+        "sections": {section.id: section for section in page.sections},
+        "marks": _marks(page.rows, page.looks),
+    }
+
+
+def _answer(page: _Page) -> dict[str, Any]:
+    """What to use: in the first setting without an error, or in how many bytes."""
+    headline = ""
+    if page.settings:
+        first, limit = page.settings[0], page.settings[0].levels[0].limit
+        best = first.best(limit)
+        headline = first.headline(best, limit) if best else "Nothing that was measured is exact."
+    said = cautions(page.runs, page.by_run, page.machines)
+    return {
+        "settings": page.settings,
+        "headline": headline,
+        "keeping": page.keeping,
+        "keeping_heads": _bytes.HEADS,
+        "answers_shown": _ANSWERS,
+        "cautions": [_folded(each, page.machines) for each in said],
+        "failures": _failures(page.rows),
+    }
+
+
+def _questioned(page: _Page) -> dict[str, Any]:
+    """The sentences on every group, and who wins where."""
+    answered = [_answered(own) for own in page.by_run]
+    return {
+        "answers": sorted(chain(*answered), key=lambda found: found.group),
+        "answers_spelled": _SPELLED,
+        "overview": [
+            sentence
+            for machine, own in zip(page.machines, answered, strict=True)
+            for sentence in _answers.overview(own, machine if len(page.runs) > 1 else "")
+        ],
+        "questions": _questions.questions(page.rows, page.joined, sizes=not page.keeping),
+        "heat": _heat.heat(page.rows),
+        "shades": _heat.SHADES,
+    }
+
+
+def _below(page: _Page) -> dict[str, Any]:
+    """Tables of accuracy and of crossings, and the method."""
+    bounded = sum(known(row.relative_low) for row in page.rows)
+    return {
+        "trades": [_trade.trade(each) for each in page.joined[:_SPELLED]],
+        "trades_left": max(0, len(page.joined) - _SPELLED),
+        "unjoined": _trade.unjoined(page.joins),
+        "starts": _density.starts(page.rows),
+        "totals": _totals.totals(page.rows),
+        "totals_heads": _totals.HEADS,
+        "clocks": _clocks(page.runs, page.by_run, page.machines),
+        "flags": [(words.flag(name), said) for name, said in words.FLAGS.items()],
+        "energy": _energy(page.rows),
+        "intervals": bounded,
+        "missed": max(1, round(0.05 * bounded)),
+    }
 
 
 def _marks(rows: list[Row], looks: Mapping[str, Style]) -> dict[str, tuple[Style, Variant]]:
     """The marks of a legend by their names: formats, or all series of a format that has several."""
-    numbers = variants((row.format, row.series) for row in rows)
+    drawn = _drawn(rows)
+    numbers = variants(drawn)
     series: dict[str, list[str]] = {}
-    for row in rows:
-        own = series.setdefault(row.format, [])
-        if row.series not in own:
-            own.append(row.series)
+    for name, one in drawn:
+        series.setdefault(name, []).append(one)
     return {
         one if len(own) > 1 else name: (looks[name], VARIANTS[numbers[one]])
         for name, own in series.items()
         for one in own
     }
+
+
+def _drawn(rows: list[Row]) -> list[tuple[str, str]]:
+    """Each format with each of its series, of experiments too, in the order of the rows."""
+    return list(dict.fromkeys((row.format, _experiments.series(row)) for row in rows))
 
 
 def _answered(rows: list[Row]) -> list[_answers.Answer]:
@@ -281,40 +351,34 @@ def _title(runs: list[Run], machines: list[str]) -> str:
     return f"{suites} on {where}"
 
 
-def _data(
-    runs: list[Run],
-    summaries: list[_facts.Summary],
-    rows: list[Row],
-    sections: list[_sections.Section],
-    looks: dict[str, Any],
-    settings: list[decision.Setting],
-) -> dict[str, Any]:
+def _data(page: _Page) -> dict[str, Any]:
     """What the script reads: plain JSON while it is small, gzipped when it is not."""
     from hwbench.report._charts import CONFIG, specifications
 
+    rows, looks = page.rows, page.looks
     titles = [words.group_title(members[0]) for members in groups(rows).values()]
     found = scores(rows)
-    page, chart = shown(runs, PAGE), shown(runs, CHART)
-    held = [*_ALWAYS, *(q for q in page if q not in chart), *chart]
+    listed, chart = shown(page.runs, PAGE), shown(page.runs, CHART)
+    held = [*_ALWAYS, *(q for q in listed if q not in chart), *chart]
     text = _pack.embedded(
         {
             "schema": 1,
             "count": len(rows),
-            "runs": [{"name": s.name, "machine": s.machine} for s in summaries],
+            "runs": [{"name": s.name, "machine": s.machine} for s in page.summaries],
             "groups": titles,
-            "settings": decision.packed(settings),
-            "again": _again.packed(runs, rows),
+            "settings": decision.packed(page.settings),
+            "again": _again.packed(page.runs, rows),
             "statuses": words.STATUSES,
             "flags": words.FLAGS,
             "directions": words.DIRECTIONS,
             "heat_words": _heat.FAILED,
             "level_words": _heat.LEVEL,
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
-            "variants": variants((row.format, row.series) for row in rows),
+            "variants": variants(_drawn(rows)),
             "variant_looks": [asdict(each) | {"hollow": each.hollow} for each in VARIANTS],
             "columns": _pack.columns(rows, dict.fromkeys(each.name for each in held)),
-            "quantities": [_declared(each, each in page) for each in held if each not in _ALWAYS],
-            "figures": {s.id: [figure.packed() for figure in s.figures] for s in sections},
+            "quantities": [_declared(each, each in listed) for each in held if each not in _ALWAYS],
+            "figures": {s.id: [figure.packed() for figure in s.figures] for s in page.sections},
             "specifications": specifications(looks, found.values(), chart) if looks else {},
             "scores": {n: {"title": s.title, "unit": s.unit} for n, s in found.items()},
             "config": CONFIG,

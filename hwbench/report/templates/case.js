@@ -150,8 +150,8 @@ function startCase(data, filters) {
     find("setting").textContent = data.groups[row.group_number];
     find("verdict").textContent = candidate ? [
       row.format === "dense" ? si(row.time_seconds, "s") : `${si(row.time_seconds, "s")}, ${plain(row.relative)}× the time of dense`,
-      candidate.verdict, candidate.error,
-    ].join("; ") : "";
+      candidate.verdict, candidate.error, candidate.modes,
+    ].filter(Boolean).join("; ") : "";
     const flags = (row.flags || "").split(",").filter(Boolean);
     find("flags").replaceChildren(...flags.map((name) => make("li", `${name.replaceAll("_", " ")}: ${data.flags[name] || "set by a meter of another package"}`)));
     find("facts").replaceChildren(...caseFacts(data, row).map(([heading, facts]) => {

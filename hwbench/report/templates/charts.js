@@ -66,10 +66,22 @@ function figureRows(data, figure, passes) {
     if (!passes[number]) return;
     const row = chartRow(data, number);
     for (const [name, values] of Object.entries(figure.own || {})) row[name] = values[place];
+    if (figure.own?.series) row.variant = data.variants.get(row.series) ?? 0;
     if ("error" in row) row.error_text = plain(row.error);
     rows.push(row);
   });
+  if (figure.kind === "split") pairPasses(data, rows);
   return cutSpans(findFront(rows, figure.better === "higher" ? -1 : 1), figure.value || "relative");
+}
+
+// The passes of one case stand together, the case first whose least time is least.
+function pairPasses(data, rows) {
+  const least = new Map();
+  for (const { label, time_seconds: time } of rows) least.set(label, Math.min(least.get(label) ?? Infinity, time));
+  const passes = Object.keys(data.directions);
+  rows.sort((a, b) => least.get(a.label) - least.get(b.label) || ORDER.compare(a.label, b.label)
+    || passes.indexOf(a.direction) - passes.indexOf(b.direction));
+  rows.forEach((row, place) => { row.place = place; });
 }
 
 // The front of what is drawn: nothing else that is drawn is both faster and better.
@@ -79,44 +91,42 @@ function findFront(rows, sign) {
     row.front = sign * row.error < least;
     least = Math.min(least, sign * row.error);
   }
-  nameFront(rows.filter((each) => each.front));
   return rows;
 }
 
-// The names of the front stand beside its points, but not where two would lie on one another.
-function nameFront(front) {
-  const across = front.map((row) => Math.log(row.relative)).concat(0);
-  const up = front.map((row) => row.error).concat(0);
-  const [width, height] = [across, up].map((values) => Math.max(...values) - Math.min(...values) || 1);
-  const named = [];
-  for (const row of front) {
-    const near = (other) => Math.abs(Math.log(row.relative / other.relative)) < 0.2 * width && Math.abs(row.error - other.error) < 0.12 * height;
-    const free = !named.some(near);
-    row.front_text = free ? row.density < 1 ? `${row.format} ${row.density_text}` : row.format : "";
-    if (free) named.push(row);
-  }
-}
-
 const LINES = { split: "line", winners: "shape_text", versus_all: "format" }; // what has a line of its own, else each case
+
+// What a kind of chart reads beside its rows.
+function fedBeside(data, figure, passes) {
+  return {
+    ...(figure.kind === "error_density projection_error" && { closed: figure.closed || [] }),
+    ...(axisOf(figure) && { reach: reachOf(data, figure, passes) }),
+    ...(ENDS[kindOf(figure)] && { ends: [] }),
+    ...(kindOf(figure) === "pareto" && { names: [] }),
+  };
+}
 
 // A place keeps its Vega view: another figure of the same kind only changes the view's data. (A
 // roofline is made anew: the text along its roofs decides how wide the plot can be. So are samples.)
 async function drawFigure(data, element, passes) {
   const figure = element.figure;
+  const turn = (element.turn || 0) + 1; // another drawing of this place may begin while this one waits
+  element.turn = turn;
   const rows = figureRows(data, figure, passes);
   const specification = data.specifications[figure.kind];
   const step = specification.height?.step; // a row a line: then the width alone is fitted
   const lines = step && step * Math.max(1, new Set(rows.map((row) => row[LINES[figure.kind] || "label"])).size);
+  const fed = { table: rows, ...fedBeside(data, figure, passes) };
   if (element.view && element.kind === figure.kind && !figure.roofs && !figure.points) {
     const { view } = element;
-    view.data("table", rows);
-    if (figure.kind === "error_density projection_error") view.data("closed", figure.closed || []);
+    for (const [name, values] of Object.entries(fed)) view.data(name, values);
+    if (fed.ends) view.signal("room", 0); // as a view begins, so that both have one width
     if (step) view.height(lines);
     await view.resize().runAsync();
   } else {
     element.view?.finalize();
     const whole = structuredClone(specification);
-    whole.datasets = { ...whole.datasets, table: rows, roofs: figure.roofs || [], points: figure.points || [], closed: figure.closed || [] };
+    whole.datasets = { ...whole.datasets, ...fed, roofs: figure.roofs || [], points: figure.points || [] };
     if (step) whole.height = lines;
     const plot = element.querySelector(".plot");
     const result = await window.vegaEmbed(plot, whole, {
@@ -133,6 +143,9 @@ async function drawFigure(data, element, passes) {
     });
     element.kind = figure.kind;
   }
+  if (element.turn === turn) await nameEnds(element.view, figure, rows);
+  if (element.turn === turn) await namePoints(element.view, figure, rows);
+  fade(element);
   for (const svg of element.querySelectorAll(".plot svg")) svg.setAttribute("aria-hidden", "true");
   element.dataset.points = rows.length;
 }

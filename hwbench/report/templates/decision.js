@@ -3,6 +3,7 @@
 
 const MOST_SETTINGS = 12; // with their answers at once …
 const MOST_CHOICES = 100; // … and by name
+const MOST_MODES = 3; // sentences on two modes, as Setting.headline of hwbench/report/decision.py
 
 const within = (candidate, level) => level.limit === null || (candidate.loss !== null && candidate.loss <= level.limit);
 
@@ -36,7 +37,7 @@ function startDecision(data, filters) {
   const at = (id) => document.getElementById(id);
   const [select, ladder, headline, close, basis] = ["setting", "ladder", "headline", "close", "basis"].map(at);
   const picture = at("picture");
-  const state = { setting: 0, level: 0 };
+  const { state } = filters; // its setting and level stand in the address
   const sign = marks();
 
   const kept = (candidates, level) => candidates.filter((each) => within(each, level) && filters.passes[each.row]);
@@ -60,6 +61,7 @@ function startDecision(data, filters) {
     const input = make("input", "", { type: "radio", name: "level", value: place, checked: place === state.level });
     input.addEventListener("change", () => {
       state.level = place;
+      filters.remember();
       draw();
       ladder.querySelector("input:checked").focus();
     });
@@ -92,6 +94,7 @@ function startDecision(data, filters) {
   }
 
   function rank(setting) {
+    light(lit.pressed); // the lines that were hovered go away
     const shown = setting.candidates.filter(({ row }) => filters.passes[row]);
     const rows = shown.map(({ row }) => enrich(data.row(row)));
     const most = Math.min(2, Math.max(1.05, ...rows.map(({ relative }) => relative)));
@@ -100,6 +103,7 @@ function startDecision(data, filters) {
       const line = make("tr", "", { className: within(candidate, setting.levels[state.level]) ? "" : "beyond" });
       const name = make("th", "", { scope: "row", className: "left" });
       line.dataset.case = candidate.row;
+      lights(line, nameOf(row));
       const named = make("span", "", { className: "named" });
       named.append(sign(row), caseButton(candidate.row, candidate.name));
       name.append(named);
@@ -123,7 +127,7 @@ function startDecision(data, filters) {
       const line = make("tr", "", { className: place === state.setting ? "on" : "" });
       const title = make("th", "", { scope: "row", className: "left" });
       const button = make("button", setting.title, { type: "button", className: "quiet" });
-      button.addEventListener("click", () => { state.setting = place; draw(); card.scrollIntoView({ block: "nearest" }); });
+      button.addEventListener("click", () => { state.setting = place; filters.remember(); draw(); card.scrollIntoView({ block: "nearest" }); });
       title.append(button);
       line.append(title, make("td", best ? best.name : "nothing measured", { className: "left" }),
         make("td", row ? si(row.time_seconds, "s") : "–"), make("td", row && known(row.relative) ? `${plain(row.relative)}×` : "–"),
@@ -151,16 +155,23 @@ function startDecision(data, filters) {
     card.hidden = !found.length;
     at("decision-nothing").hidden = found.length > 0;
     if (!found.length) return Promise.resolve();
-    if (!found.some(([, place]) => place === state.setting)) state.setting = found[0][1];
+    if (!found.some(([, place]) => place === state.setting)) {
+      state.setting = found[0][1];
+      filters.remember();
+    }
     const setting = data.settings[state.setting];
     state.level = Math.min(state.level, setting.levels.length - 1);
     listSettings(found);
     const level = setting.levels[state.level];
     const candidates = kept(setting.candidates, level);
     const best = bestOf(candidates);
-    headline.replaceChildren(...unbroken(best ? sayWhat(data, best) : "Nothing that was measured stays within this error."));
     const beside = (words, rivals) => (rivals.length ? [`${words}: ${rivals.map(({ name }) => name).join("; ")}.`] : []);
     const named = (places) => kept(places.map((place) => setting.candidates[place]), level);
+    const moved = best ? named(best.modal || []).slice(0, MOST_MODES).map(({ name, modes }) => ` ${name} ${modes}.`) : [];
+    headline.replaceChildren(
+      ...unbroken(best ? sayWhat(data, best) : "Nothing that was measured stays within this error."),
+      ...(moved.length ? [make("span", moved.join(""), { className: "modes" })] : []),
+    );
     const before = candidates.slice(0, candidates.indexOf(best)); // which are not judged
     close.textContent = best ? [
       ...beside("Tied within 3 %", named(best.tied)),
@@ -175,6 +186,6 @@ function startDecision(data, filters) {
     return paint(setting);
   }
 
-  select.addEventListener("change", () => { state.setting = Number(select.value); draw(); });
+  select.addEventListener("change", () => { state.setting = Number(select.value); filters.remember(); draw(); });
   return draw;
 }

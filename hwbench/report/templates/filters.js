@@ -7,7 +7,10 @@ function startFilters(data, changed) {
   const form = document.getElementById("filters");
   const query = document.getElementById("query");
   const dimensions = makeDimensions(data).filter(({ values }) => values.length > 1);
-  const state = { words: "", sort: "", only: "", opened: "", more: {}, section: "", view: "" };
+  const state = {
+    words: "", sort: "", only: "", opened: "", more: {}, section: "", view: "", setting: 0, level: 0, figure: "", open: "",
+    fresh: true, // from the address, and not yet shown
+  };
   const passes = new Uint8Array(data.count);
 
   for (const dimension of dimensions) form.insertBefore(control(dimension), form.querySelector(".search"));
@@ -81,6 +84,7 @@ function startFilters(data, changed) {
     if (state.only) said.set("chart", state.only);
     if (state.opened) said.set("case", state.opened);
     for (const [section, number] of Object.entries(state.more)) said.set(`${section}.more`, number);
+    for (const name of ["setting", "level", "figure", "open"]) if (state[name]) said.set(name, state[name]);
     if (state.view) said.set("view", state.view);
     return `#${[state.section, said.toString()].filter(Boolean).join("&")}`;
   }
@@ -98,6 +102,9 @@ function startFilters(data, changed) {
     state.only = said.get("chart") || "";
     state.opened = said.get("case") || "";
     state.view = said.get("view") === EVERYTHING ? EVERYTHING : "";
+    for (const name of ["figure", "open"]) state[name] = said.get(name) || "";
+    for (const name of ["setting", "level"]) state[name] = Math.max(0, Math.trunc(Number(said.get(name)))) || 0;
+    state.fresh = true;
     state.more = {};
     for (const [key, value] of said) if (key.endsWith(".more")) state.more[key.slice(0, -5)] = Number(value) || 0;
   }
@@ -146,6 +153,7 @@ function startFilters(data, changed) {
     if (!target) return; // a jump inside the page keeps the filters in the address
     event.preventDefault();
     state.section = target.id;
+    state.figure = "";
     remember();
     reveal(target);
     target.scrollIntoView();

@@ -89,11 +89,14 @@ startContents();
 startShadows();
 readData().then((data) => {
   const updates = [];
+  data.reach = new Map(); // of what passes the filters
   const filters = startFilters(data, (begun) => {
+    data.reach.clear();
     const drawn = updates.map((update) => update());
     Promise.all(drawn).then(() => { document.body.dataset.milliseconds = performance.now() - begun; });
   });
-  updates.push(startView(filters), startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startKeeping(data), startDecision(data, filters), startCharts(data, filters));
+  const links = startLinks(data, filters);
+  updates.push(startView(filters), startLegends(), links.choose, startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startKeeping(data), startDecision(data, filters), startCharts(data, filters), links.show);
   for (const update of updates) update();
 }).catch((error) => {
   const said = document.getElementById("count");
