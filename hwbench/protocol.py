@@ -179,7 +179,7 @@ class HealthReply(Record, tag="healthy", tag_field="say"):
 
 
 class ProfileRequest(Record, tag="profile", tag_field="say"):
-    """Profile some calls of one case; the Chrome trace is written to that path."""
+    """Profile some calls of one case; a Chrome trace goes to ``trace`` unless that is empty."""
 
     planned: Planned
     seed: int
@@ -199,7 +199,8 @@ class Ran(Record):
 class Profile(Record):
     """What ran, the longest first; whether that is what the kernel claims; and where the trace is.
 
-    ``verdict`` is confirmed, contradicted or unchecked, and ``says`` why.
+    ``verdict`` is confirmed, contradicted or unchecked, and ``says`` why. ``trace`` is empty where
+    none was written.
     """
 
     rows: list[Ran]

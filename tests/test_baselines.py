@@ -20,8 +20,8 @@ def test_baselines_are_kept_by_machine_and_found_again(hwbench: Call) -> None:
         assert code == 0
     kept(made(5, facts={**FACTS, "threads": 16}), "runs")
     assert hwbench("baseline", "promote", "runs")[0] == 0  # again: nothing is kept twice
-    code, out, _ = hwbench("baseline", "list", "--json")
-    rows = json.loads(out)
+    code, json_of_all, _ = hwbench("baseline", "list", "--json")
+    rows = json.loads(json_of_all)
     assert [row["created"][8:10] for row in rows if "01" <= row["created"][8:10] <= "04"] == [
         "01", "02", "03", "04",
     ]  # fmt: skip
@@ -35,7 +35,9 @@ def test_baselines_are_kept_by_machine_and_found_again(hwbench: Call) -> None:
     document = json.loads(out)
     assert code == 1
     assert [run[6:8] for run in document["baseline"]] == ["01", "02", "03", "04"]
-    code, out, _ = hwbench("baseline", "prune", "--keep", "2", "--dry-run")
+    assert hwbench("baseline", "list", "baselines", "--json")[1] == json_of_all
+    assert hwbench("baseline", "list", "baselines", "--out", "nowhere", "--json")[1] == json_of_all
+    code, out, _ = hwbench("baseline", "prune", "baselines", "--keep", "2", "--dry-run")
     assert code == 0
     assert len(out.splitlines()) == 2
     assert len(json.loads(hwbench("baseline", "list", "--json")[1])) == 5

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import webbrowser
 from pathlib import Path
 
 import pytest
 from _faulty import install, uninstall
 
-from hwbench import environment
+from hwbench import environment, suite
 from hwbench.cli import list_
+from hwbench.measure import run as runner
 from hwbench.protocol import FormatDetails
 from hwbench.store import read_run
 
@@ -152,10 +154,33 @@ def test_report_export_plot_list_compare_and_history_read_a_run(hwbench, golden)
     assert Path("figure.png").read_bytes()[:4] == b"\x89PNG"
     code, out, _ = hwbench("list", "runs", "--out", str(golden.parent))
     assert (code, "complete" in out) == (0, True)
+    assert f"{run.header.suite} on {run.header.machine}" in out
+    assert run.header.created[:10] in out
+    assert hwbench("list", "runs", str(golden.parent))[1] == out
+    assert hwbench("list", "runs", str(golden.parent), "more")[0] == 2
     code, out, _ = hwbench("compare", path, path)
     assert (code, run.header.run in out) == (0, True)
     code, _, err = hwbench("history", str(golden.parent), "--out", "history.html")
     assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(("opens", "told"), [(True, ""), (False, "No browser could be started")])
+def test_a_page_is_opened_where_that_is_asked_for(hwbench, golden, monkeypatch, opens, told):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", lambda uri: opened.append(uri) or opens)
+    code, _, err = hwbench("report", str(golden), "--out", "page.html", "--open")
+    assert (code, told in err) == (0, True)
+    assert opened == [Path("page.html").resolve().as_uri()]
+    assert hwbench("report", str(golden), "--format", "md", "--open")[0] == 2
+    assert len(opened) == 1
+
+
+def test_suites_are_listed_with_their_cases(hwbench):
+    rows = {row["name"]: row for row in json.loads(hwbench("list", "suites", "--json")[1])}
+    for name in ("linear", "models/minilm_l6"):
+        planned = runner.with_anchors(suite.build(suite.read(name), "cpu").cases)
+        assert rows[name]["cases"] == len(planned)
+        assert rows[name]["about"].endswith(f"({len(planned)} cases)")
 
 
 def test_quick_is_one_replicate(hwbench, tiny):

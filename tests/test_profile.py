@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def test_a_kernel_shows_as_it_says(f: Format) -> None:
 @pytest.mark.parametrize("direction", ["forward", "backward_weight"])
 def test_a_case_has_a_table_a_trace_and_a_verdict(hwbench: Call, direction: str) -> None:
     words = ("--format", "monarch", "--density", "0.5", "--shape", "64x64", "--tokens", "8")
-    code, out, err = hwbench(*PROFILE, *words, "--direction", direction, "--calls", "4", "--json")
+    code, out, err = hwbench(
+        *PROFILE, *words, "--direction", direction, "--calls", "4", "--json", "--trace", "own.json"
+    )
     assert code == 0, err
     document = json.loads(out)
     assert document["verdict"] == "confirmed"
@@ -81,7 +84,11 @@ def test_the_table_names_the_operators_of_the_kernel_that_was_asked_for(hwbench:
     assert code == 0, err
     assert "aten::addmm" in out
     assert "confirmed: spmm was claimed" in out
-    assert Path("trace.json").exists()
+    assert "--trace FILE writes a trace." in out
+    assert not list(Path().glob("*.json"))
+    shares = re.findall(r"(\d+\.\d) %", out)
+    assert shares
+    assert all(float(share) >= 1 for share in shares)
 
 
 @pytest.mark.parametrize(

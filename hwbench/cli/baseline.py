@@ -13,6 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Keep runs as baselines: promote, list, prune. They stay plain run files.",
 )
+_NAMED = typer.Argument(None, help="The folder of the baselines; --out names it too.")
 _FOLDER = typer.Option(Path("baselines"), "--out", "-o", help="The folder of the baselines.")
 
 
@@ -30,6 +31,7 @@ def promote(
 
 @app.command("list")
 def list_(
+    named: Path | None = _NAMED,
     folder: Path = _FOLDER,
     as_json: _options.PrintJson = False,
 ) -> None:
@@ -37,6 +39,7 @@ def list_(
     from hwbench.report.rows import printable
     from hwbench.studies import baseline
 
+    folder = named or folder
     entries = baseline.kept(folder)
     if as_json:
         rows = [
@@ -61,6 +64,7 @@ def list_(
 
 @app.command("prune")
 def prune(
+    named: Path | None = _NAMED,
     folder: Path = _FOLDER,
     keep: int = typer.Option(
         10, "--keep", min=1, max=10_000, help="Runs to keep of each machine and suite."
@@ -70,5 +74,5 @@ def prune(
     """Delete all but the last runs of each machine and suite."""
     from hwbench.studies import baseline
 
-    for each in baseline.prune(folder, keep, dry_run=dry_run):
+    for each in baseline.prune(named or folder, keep, dry_run=dry_run):
         _shared.say(f"{each.path} {'would be' if dry_run else 'is'} deleted.")

@@ -62,6 +62,20 @@ def ceilings(
         )
     where = measured.get("not_kept") or f"Kept in {kept.path(reply, threads)}."
     _shared.say(where)
+    _shared.say(_summary(measured))
+
+
+def _summary(measured: dict[str, Any]) -> str:
+    """The peaks of the machine in one sentence: by dtype, and of its memory."""
+    from hwbench import units
+
+    rates = [
+        f"{name} {units.flops_per_second(entry['flops_per_second'])}"
+        for name, entry in measured["matmul"].items()
+    ]
+    moved = {name: measured[name]["bytes_per_second"] for name in ("copy", "triad")}
+    memory = [f"{name} {units.si(rate, 'B/s')}" for name, rate in moved.items()]
+    return f"This machine reaches {', '.join([*rates, *memory])}."
 
 
 def _tables(measured: dict[str, Any]) -> list[RenderableType]:

@@ -27,7 +27,9 @@ _KINDS = {
 
 def list_(
     kind: str | None = typer.Argument(None, help="formats, suites, devices or runs."),
-    names: list[str] | None = typer.Argument(None, help="Formats: these, with their details."),
+    names: list[str] | None = typer.Argument(
+        None, help="Formats: these, with their details. Runs: their folder."
+    ),
     details: bool = typer.Option(
         False, "--details", help="Formats: knobs, kernels, where they run (asks a worker)."
     ),
@@ -40,8 +42,12 @@ def list_(
         return
     if kind not in _KINDS:
         raise UnknownNameError("list", kind, _KINDS)
-    if names and kind != "formats":
+    if names and kind not in ("formats", "runs"):
         raise UsageError(f"hwbench list {kind} takes no names; only formats are listed by name.")
+    if names and kind == "runs":
+        if len(names) > 1:
+            raise UsageError("hwbench list runs takes one folder.")
+        folder = Path(names[0])
     if kind == "formats" and (details or names):
         _format_details(names or [], as_json=as_json)
         return
@@ -77,10 +83,17 @@ def _members(kind: str, folder: Path) -> list[dict[str, Any]]:
 
 def _suites(kind: str, folder: Path) -> list[dict[str, Any]]:
     from hwbench import suite
+    from hwbench.measure import run as runner
 
     del kind, folder
-    names = [*suite.names(), *suite.model_names()]
-    return [{"name": name, "about": suite.read(name).get("about", "")} for name in names]
+    rows = []
+    for name in [*suite.names(), *suite.model_names()]:
+        document = suite.read(name)
+        count = len(runner.with_anchors(suite.build(document, "cpu").cases))
+        rows.append(
+            {"name": name, "about": f"{document.get('about', '')} ({count} cases)", "cases": count}
+        )
+    return rows
 
 
 def _runs(kind: str, folder: Path) -> list[dict[str, Any]]:
@@ -91,8 +104,9 @@ def _runs(kind: str, folder: Path) -> list[dict[str, Any]]:
     for path in _shared.run_files([folder]) if folder.is_dir() else []:
         run = read_run(path)
         state = "complete" if run.complete else "unfinished"
-        what = shortened(f"{run.header.suite} on {run.header.device}")
-        about = f"{what}, {len(run.results)} results, {state}"
+        date = run.header.created[:16].replace("T", " ")
+        what = shortened(f"{run.header.suite} on {run.header.machine}")
+        about = f"{date}  {what}, {len(run.results)} results, {state}"
         rows.append({"name": shortened(str(path), len(str(path))), "about": about})
     return rows
 

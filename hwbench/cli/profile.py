@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hwbench.records import Case, Planned
 
 _MOST_ROWS = 20
+_LEAST_SHARE = 0.01  # of the time: rows below it are in --json only
 
 
 def profile(
@@ -38,8 +39,8 @@ def profile(
     device: _options.Device = "auto",
     threads: _options.Threads = None,
     calls: int = typer.Option(10, "--calls", min=1, max=10_000, help="Calls that are profiled."),
-    trace: Path = typer.Option(
-        Path("trace.json"), "--trace", help="The Chrome trace: open it in ui.perfetto.dev."
+    trace: Path | None = typer.Option(
+        None, "--trace", help="Write a Chrome trace here: open it in ui.perfetto.dev."
     ),
     as_json: _options.PrintJson = False,
 ) -> None:
@@ -53,7 +54,7 @@ def profile(
     from hwbench import suite as suites
     from hwbench.measure import run as runner
 
-    if not trace.parent.is_dir():
+    if trace is not None and not trace.parent.is_dir():
         raise UsageError(f"There is no folder {trace.parent} for the trace.")
     name = runner.resolve_device(device)
     entry: dict[str, Any] = {"name": format_, **_knobs(knob)}
@@ -79,7 +80,7 @@ def profile(
 
 
 def _profiled(
-    cases: list[Case], device: str, threads: int | None, calls: int, trace: Path
+    cases: list[Case], device: str, threads: int | None, calls: int, trace: Path | None
 ) -> tuple[Planned, Profile]:
     """The one case, planned and profiled by a worker of its own.
 
@@ -98,9 +99,8 @@ def _profiled(
         (planned,) = reply.planned
         if planned.unsupported:
             raise UsageError(f"{planned.case.label} cannot run here: {planned.unsupported}")
-        request = protocol.ProfileRequest(
-            planned=planned, seed=0, calls=calls, trace=str(trace.resolve())
-        )
+        where = str(trace.resolve()) if trace is not None else ""
+        request = protocol.ProfileRequest(planned=planned, seed=0, calls=calls, trace=where)
         return planned, worker.ask(request, protocol.ProfileReply, 600).found
     finally:
         worker.close()
@@ -131,14 +131,16 @@ def _report(case: str, result: Profile) -> list[RenderableType]:
     table.add_column("ran", overflow="fold")
     for head in ("calls", "each", "share"):
         table.add_column(head, justify="right")
-    for row in result.rows[:_MOST_ROWS]:
+    shown = [row for row in result.rows[:_MOST_ROWS] if row.share >= _LEAST_SHARE]
+    for row in shown:
         each = units.seconds(row.seconds / row.calls)
         table.add_row(Text(row.name), str(row.calls), each, units.percent(row.share))
-    hidden = len(result.rows) - _MOST_ROWS
-    more = f" {hidden} more are in --json." if hidden > 0 else ""
+    hidden = len(result.rows) - len(shown)
+    more = f" {hidden} more are in --json." if hidden else ""
+    traced = f"The trace is in {result.trace}." if result.trace else "--trace FILE writes a trace."
     return [
         f"{case}, {result.calls} calls, {units.seconds(result.seconds)} in all",
         table,
         f"{result.verdict}: {result.says}.{more}",
-        f"The trace is in {result.trace}.",
+        traced,
     ]

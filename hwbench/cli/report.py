@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def report(
     format_: str | None = typer.Option(
         None, "--format", help="html, or md: the answer and the rankings for a pull request."
     ),
+    open_: bool = typer.Option(False, "--open", help="Open the page in your browser."),
     samples: list[str] | None = typer.Option(
         None, "--samples", help="Cases, or parts of their names, to show every sample of."
     ),
@@ -42,6 +44,8 @@ def report(
     markdown = _is_markdown(format_, out)
     if samples and markdown:
         raise UsageError("--samples is for the HTML page; Markdown shows no samples.")
+    if open_ and markdown:
+        raise UsageError("--open is for the HTML page; Markdown is text.")
     paths = _shared.run_files(runs)
     if out is None and not markdown:
         out = Path("report.html")
@@ -57,6 +61,8 @@ def report(
         return
     files.write_text(out, page, "the report ")
     _shared.say(f"The report is in {out}.")
+    if open_ and not webbrowser.open(out.resolve().as_uri()):
+        _shared.say("No browser could be started; open that file yourself.", error=True)
 
 
 @contextlib.contextmanager

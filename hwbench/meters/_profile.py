@@ -23,7 +23,7 @@ _WARM_CALLS = 3  # before the profiler starts: workspaces, packing, code that is
 def profile_case(
     device: Device, subject: Subject, planned: Planned, calls: int, trace: str
 ) -> Profile:
-    """Profile so many calls, write the Chrome trace, and check the claim."""
+    """Profile some calls, write a Chrome trace where a file is named, and check the claim."""
     device.run(subject.step, subject.states(_WARM_CALLS))
     device.synchronize()
     states = subject.states(calls)
@@ -32,7 +32,8 @@ def profile_case(
     with torch.set_grad_enabled(subject.grad), profile(activities=activities) as profiler:
         device.run(subject.step, states)
         device.synchronize()
-    profiler.export_chrome_trace(trace)
+    if trace:
+        profiler.export_chrome_trace(trace)
     events = profiler.key_averages()
     operators = {event.key for event in events if event.device_type == DeviceType.CPU}
     counted = [event for event in events if gpu == (event.device_type == DeviceType.CUDA)]
@@ -56,7 +57,7 @@ def profile_case(
     verdict, says = claim(offered[planned.kernel], operators, kernels)
     return Profile(
         rows=rows, calls=calls, seconds=total, verdict=verdict, says=says,
-        trace=str(Path(trace).resolve()),
+        trace=str(Path(trace).resolve()) if trace else "",
     )  # fmt: skip
 
 
