@@ -7,8 +7,12 @@ stand before the one that is meant. What ``PYTHONPATH`` names stays.
 import os
 import sys
 
-# pathlib is not loaded yet, and would itself be looked for in that folder.
-if not sys.flags.safe_path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109
+try:
+    # pathlib is not loaded yet, and would itself be looked for in that folder.
+    here = os.getcwd()  # noqa: PTH109
+except OSError:
+    here = ""  # the folder was deleted
+if not sys.flags.safe_path and sys.path[0] in ("", here):
     del sys.path[0]
 
 from hwbench.cli import main

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pkgutil
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -71,6 +73,21 @@ def test_a_worker_imports_nothing_from_the_current_folder(tmp_path: Path, monkey
         worker.close()
     assert [each.name for each in reply.formats] == ["outside", "monarch"]
     assert not trace.exists(), trace.read_text()
+
+
+def test_the_command_works_where_the_current_folder_was_deleted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def deleted() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", deleted)
+    monkeypatch.setattr(sys, "argv", ["hwbench", "list", "formats"])
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("hwbench", run_name="__main__")
+    assert ended.value.code in (0, None)
+    assert "low_rank" in capsys.readouterr().out
 
 
 @pytest.mark.heavy
