@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from msgspec.structs import replace
+
 import hwbench
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Progress
@@ -73,7 +75,8 @@ def stored(path: Path) -> tuple[Path, int, float]:
     run.path.unlink()
     lines = [PlannedLine(id=case, planned=each) for case, each in run.planned.items()]
     begun = time.perf_counter()
-    writer = RunWriter.create(path.parent, run.header, lines)
+    header = replace(run.header, plan=replace(run.header.plan, replicates=REPLICATES))
+    writer = RunWriter.create(path.parent, header, lines)
     count = 0
     for replicate in range(REPLICATES):
         for number, case in enumerate(run.planned):
@@ -87,7 +90,7 @@ def stored(path: Path) -> tuple[Path, int, float]:
                         values=[seconds * (1 + 0.01 * block) for block in range(6)],
                     ),
                     Measurement(
-                        quantity="relative_time", unit="", values=[0.5 + 0.01 * (number % 40)] * 5
+                        quantity="relative_time", unit="×", values=[0.5 + 0.01 * (number % 40)] * 5
                     ),
                 ],
             )))  # fmt: skip
