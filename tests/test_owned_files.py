@@ -29,6 +29,7 @@ BESIDE = "a path that files.whole made"
 EXCEPTIONS = {
     "cli/_streams.py opened open": "the null device",
     "cli/_streams.py hushed open": "the null device",
+    "cli/report.py report open": "the browser, which opens the page that was just written",
     "cli/check.py _github open": "the step's summary on GitHub, which is appended to",
     "devices/cuda.py _driver read_text": "a file of the kernel",
     "environment.py _core_names read_text": OWN,
