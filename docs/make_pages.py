@@ -108,16 +108,12 @@ def suites() -> list[str]:
     rows = []
     for name in suite.names():
         document = suite.read(name)
-        cpu, cuda = (_count(document, kind) for kind in ("cpu", "cuda"))
+        cpu, cuda = (runner.case_count(document, kind) for kind in ("cpu", "cuda"))
         cases = f"{cpu}" if cpu == cuda else f"{cpu}, {cuda} on CUDA"
         needs, figure = WORDS["suites"][name]
         link = f"[{name}](../suites/{name}.toml)"
         rows.append([link, str(document["about"]), cases, needs, figure])
     return table(["suite", "asks", "cases", "needs", "figure"], rows)
-
-
-def _count(document: dict[str, Any], kind: str) -> int:
-    return len(runner.with_anchors(suite.build(document, kind).cases))
 
 
 def plan() -> list[str]:

@@ -89,7 +89,7 @@ def _suites(kind: str, folder: Path) -> list[dict[str, Any]]:
     rows = []
     for name in [*suite.names(), *suite.model_names()]:
         document = suite.read(name)
-        count = len(runner.with_anchors(suite.build(document, "cpu").cases))
+        count = runner.case_count(document, "cpu")
         rows.append(
             {"name": name, "about": f"{document.get('about', '')} ({count} cases)", "cases": count}
         )

@@ -384,6 +384,15 @@ def with_anchors(cases: list[Case]) -> list[Case]:
     return extended
 
 
+def case_count(document: dict[str, Any], kind: str) -> int:
+    """Return how many cases a run of a suite has on a kind of device, added dense ones included.
+
+    Raises:
+        SuiteError: the document is no valid suite.
+    """
+    return len(with_anchors(suites.build(document, kind).cases))
+
+
 def _is_anchor(case: Case) -> bool:
     """Whether it is dense, without a density that dense cannot have."""
     return case.format == ANCHOR and case.knobs.get("density", 1.0) == 1
