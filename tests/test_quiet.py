@@ -87,6 +87,18 @@ def test_a_run_that_is_slow_throughout_is_not_taken_for_a_dense_that_scatters() 
     assert slow(noisy, reference=quiet) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_machine_that_is_busy_throughout_is_not_quiet_however_much_it_scatters(seed: int) -> None:
+    """With a neighbour on the same cores dense takes 1.2 to 6 times as long, and never the same."""
+    source = random.Random(seed)
+    quiet = Reference(seconds=1.0, deviation=0.02, runs=15)
+    dense = [source.uniform(1.2, 9) for _ in range(source.randint(2, 15))]
+    alone = [result(number, each, 2.0 / each) for number, each in enumerate(dense)]
+    assert slow(alone, reference=quiet) == set(range(len(dense)))
+    once = [result(len(dense), 1.0, 2.0), *alone]
+    assert slow(once, reference=quiet) == set(), "one replicate shows what they take beside dense"
+
+
 def test_where_dense_alone_scatters_nothing_is_left_out() -> None:
     """The format's seconds stay, so that its ratio falls by what dense rises."""
     dense = (1.0, 1.01, 1.3, 1.0, 1.15)

@@ -178,22 +178,26 @@ def _weighed(header: Header, planned: Mapping[str, Planned], results: Iterable[R
         groups[planned[case].case.among].append(case)
     counts = {}
     for group, cases in groups.items():
-        slow = {case: _slow(dense[case], measure.get(group)) for case in cases}
-        if any(slow.values()) and _alone([list(of_case[case].values()) for case in cases]):
+        reference = measure.get(group)
+        slow = {case: _slow(dense[case], reference) for case in cases}
+        replicates = [list(of_case[case].values()) for case in cases]
+        if reference and any(slow.values()) and _alone(replicates, limit_seconds(reference)):
             slow = dict.fromkeys(cases, frozenset())
         for case in cases:
             counts[case] = Counted(frozenset(of_case[case].keys() - slow[case]), slow[case])
     return _Weighed(counts, by_group, measure)
 
 
-def _alone(cases: Sequence[Sequence[Result]]) -> bool:
-    """Whether it is dense alone that moved within the run.
+def _alone(cases: Sequence[Sequence[Result]], limit: float) -> bool:
+    """Whether it is dense alone that moved within the run, from what it takes on a quiet machine.
 
-    Where dense did not move by more than the limit, as in a run that was slow throughout, its noise
-    does not show the cause.
+    Where dense did not move by more than the limit, or every replicate is slow, its noise does not
+    show the cause: a machine that is busy throughout scatters too.
     """
     seconds = [each for results in cases for result in results if (each := dense_seconds(result))]
-    return bool(seconds) and max(seconds) > LIMIT * min(seconds) and slope(cases) < ALONE
+    if not seconds or min(seconds) > limit or max(seconds) <= LIMIT * min(seconds):
+        return False
+    return slope(cases) < ALONE
 
 
 def slope(cases: Iterable[Iterable[Result]]) -> float:
