@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from _evidence import script as evidence_script
 from _formats import CLASSES, describe
 from _scored import described, scored, unsupported, workload
@@ -24,12 +26,13 @@ from hwbench.analysis import blocks
 from hwbench.checkpoints import smollm2
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError, UnknownNameError, UsageError
-from hwbench.formats import _gram
+from hwbench.formats import _gram, _onednn
 from hwbench.formats._base import Format, Linear
 from hwbench.records import Case
 from hwbench.report.rows import report_rows
 from hwbench.report.text import _score
-from hwbench.workloads import _blocks, _decoding, _planning, _prose, compress_lm
+from hwbench.workloads import _blocks, _decoding, _planning, _prose, _whole, compress_lm
+from hwbench.workloads._base import project_seeing
 from hwbench.workloads._likelihood import perplexity
 from hwbench.workloads._llama import Llama
 
@@ -231,6 +234,45 @@ def test_a_projection_that_sees_nothing_runs_no_calibration(
     monkeypatch.setattr(Llama, "visited", lambda *_: pytest.fail("the text was run"))
     assert scored(case("low_rank"))["score"] > 0
     assert small.config is CONFIG
+
+
+@pytest.mark.parametrize("tokens", [2, 32, 33, 34, 77])
+def test_a_window_that_is_scored_in_parts_has_the_values_of_the_whole(tokens: int) -> None:
+    source = torch.Generator().manual_seed(tokens)
+    before, after = (5 * torch.randn(tokens, 50, generator=source) for _ in range(2))
+    ids = torch.randint(50, (tokens,), generator=source)
+    logs, ours = (F.log_softmax(each[:-1].double(), -1) for each in (before, after))
+    target = ids[1:]
+    values = _decoding._window(logs.float(), after, ids)
+    expected = (
+        F.nll_loss(ours, target),
+        F.nll_loss(logs, target),
+        F.kl_div(ours, logs, log_target=True, reduction="batchmean"),
+        (logs.argmax(-1) == ours.argmax(-1)).double().mean(),
+    )
+    assert values == pytest.approx([float(each) for each in expected], rel=1e-5)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("float32", [True, False])
+def test_products_go_by_onednn_where_that_is_float32_but_for_the_passes_that_are_timed(
+    float32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routes: dict[str, set[bool]] = {"projected": set(), "scored": set(), "timed": set()}
+    monkeypatch.setattr(_onednn, "_refusal_here", lambda: None if float32 else "It rounds.")
+
+    def watched(place: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            routes[place].add(_onednn._selection.here)
+            return real(*given, **named)
+
+        return call
+
+    monkeypatch.setattr(compress_lm, "project_seeing", watched("projected", project_seeing))
+    monkeypatch.setattr(_decoding, "_window", watched("scored", _decoding._window))
+    monkeypatch.setattr(_whole, "latency", watched("timed", _whole.latency))
+    scored(case("low_rank", weighting="gram"))
+    assert routes == {"projected": {float32}, "scored": {float32}, "timed": {False}}
 
 
 # --- a case that is cut off --------------------------------------------------------------------

@@ -29,6 +29,7 @@ LIMIT = 1e-6
 """The largest relative error against float64 that counts as float32; bfloat16 has above 1e-3."""
 
 F = TypeVar("F", bound=type[torch.autograd.Function])
+T = TypeVar("T")
 
 
 _BACKEND: Any = torch.backends.mkldnn
@@ -97,6 +98,14 @@ def linear_where_float32(x: Tensor, weight: Tensor) -> Tensor:
         return functional.linear(x, weight)
     y: Tensor = by_onednn(linear, x, weight)
     return y
+
+
+def where_float32(device: str, call: Callable[..., T], *arguments: Any) -> T:
+    """Call ``call`` with its float32 products by oneDNN where they stay float32, else plainly."""
+    if refusal(device, torch.float32):
+        return call(*arguments)
+    result: T = by_onednn(call, *arguments)
+    return result
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:

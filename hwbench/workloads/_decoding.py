@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812 (the name that everybody knows)
 from torch import Tensor, nn
 
 from hwbench.devices._base import Device
+from hwbench.formats import _onednn
 from hwbench.formats._base import Linear
 from hwbench.formats._gram import Seen
 from hwbench.workloads import _blocks, _own, _prose, _whole
@@ -33,6 +34,7 @@ SAME = 1e-3
 """How far the logits of the layers' own kernels may be from those of Ŵ, of their norm."""
 _NEAR = 30.0  # … and where a kernel rounds activations: times the tolerance of one layer
 _CALLS = 3  # passes; their median is the latency, and the first is the compared one
+_TOKENS = 32  # tokens that are scored at once: their logits of a large vocabulary stay in cache
 
 Project = Callable[[Tensor, Seen | None], Linear]
 """A weight and its layer's inputs → the layer in the format."""
@@ -85,10 +87,12 @@ def kept(
     """
     begun = time.perf_counter()
     where = device.torch_device
+    fast = partial(_onednn.where_float32, where.type)
     original = _original(file, where)
     ids = _windows(file, "evaluation", evaluation, where)
     blocks = _blocks.Kept(beside, where)
-    student, tolerance = _projected(original, project, _sights(file, sight, where), blocks)
+    sights = fast(_sights, file, sight, where)
+    student, tolerance = fast(_projected, original, project, sights, blocks)
     student.shorten(_whole.shorter(depth, len(original.model["layers"])))
     first, mask = ids[:1], torch.ones_like(ids[:1], dtype=torch.bool)
     own = student(first, mask)
@@ -103,11 +107,7 @@ def kept(
             f"The layers' own kernels give logits that are {error:.2g} of their norm from those "
             "of the matrices that they stand for."
         )
-    before = _exact(file, evaluation, where)
-    rows = [
-        _window(exact, student(window.unsqueeze(0), mask)[0], window)
-        for window, exact in zip(ids, before, strict=True)
-    ]
+    rows = fast(_scored, student, ids, fast(_exact, file, evaluation, where))
     nats, exact, divergence, agreement = (list(each) for each in zip(*rows, strict=True))
     took = time.perf_counter() - begun + blocks.earlier
     blocks.remove()
@@ -207,6 +207,17 @@ def _apart(ours: Tensor, target: Tensor) -> float:
     return _own.apart(ours.double() - exact, exact)
 
 
+def _scored(
+    student: Llama, ids: Tensor, exact: list[Tensor]
+) -> list[tuple[float, float, float, float]]:
+    """What ``_window`` says of each window (tokens,) of ``ids``."""
+    mask = torch.ones_like(ids[:1], dtype=torch.bool)
+    return [
+        _window(logs, student(window.unsqueeze(0), mask)[0], window)
+        for window, logs in zip(ids, exact, strict=True)
+    ]
+
+
 def _window(exact: Tensor, approximate: Tensor, ids: Tensor) -> tuple[float, float, float, float]:
     """Nats of both, the divergence, and the agreement of one window.
 
@@ -215,9 +226,15 @@ def _window(exact: Tensor, approximate: Tensor, ids: Tensor) -> tuple[float, flo
         approximate: logits of the student, (tokens, vocabulary).
         ids: (tokens,).
     """
-    after = ids[1:].unsqueeze(1)
-    ours = _logs(approximate)
-    before, nats = (-float(each.gather(1, after).double().mean()) for each in (exact, ours))
-    divergence = float((exact.exp() * (exact - ours)).sum(-1).double().mean())
-    same = float((exact.argmax(-1) == ours.argmax(-1)).double().mean())
+    sums = torch.zeros(4, dtype=torch.float64, device=ids.device)
+    parts = (exact, approximate[:-1], ids[1:].unsqueeze(1))
+    for logs, logits, after in zip(*(each.split(_TOKENS) for each in parts), strict=True):
+        ours = F.log_softmax(logits.float(), -1)
+        each = (
+            *(-ours.gather(1, after), -logs.gather(1, after)),
+            (logs.exp() * (logs - ours)).sum(-1),
+            logs.argmax(-1) == ours.argmax(-1),
+        )
+        sums += torch.stack([values.double().sum() for values in each])
+    nats, before, divergence, same = (sums / len(exact)).tolist()
     return nats, before, max(0.0, divergence), same
