@@ -18,6 +18,8 @@ def main() -> None:
     assert run.footer is not None, "the run is not complete"
     spent = {k.removesuffix("_seconds"): v for k, v in run.footer.state.items() if "_seconds" in k}
     wall = run.footer.wall_seconds
+    further = run.footer.state.get("further_replicates", 0)
+    print(f"the plan's replicates took {spent.get('planned', wall):.1f} s; {further} further")
     measuring = spent["solo"] + spent["chunk"]
     print(f"wall {wall:.1f} s; worker starts {spent['start']:.1f} s; planning and the rest "
           f"{wall - measuring - spent['start']:.1f} s")  # fmt: skip

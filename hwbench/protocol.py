@@ -226,6 +226,7 @@ class SoloRequest(Record, tag="solo", tag_field="say"):
     on_request: list[str] = []  # meters to read beside the usual ones
     deadline_seconds: float | None = None  # after these only what every case needs is read
     allocator: str = Allocator.SYSTEM.value  # which of PlanReply.allocators the worker takes
+    right: bool = False  # another replicate has found the case right: it is not held to float64
 
 
 class SoloReply(Record, tag="soloed", tag_field="say"):

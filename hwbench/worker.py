@@ -237,6 +237,8 @@ class Worker:
         for name, meter in self.meters:
             if result.replicate > 0 and meter.FIRST_REPLICATE_ONLY:
                 continue
+            if request.right and meter.ONCE_A_RUN:
+                continue
             if meter.ON_REQUEST and name not in request.on_request:
                 continue
             if allowed is not None and not meter.NEEDED and time.monotonic() - begun >= allowed:

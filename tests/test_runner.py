@@ -62,6 +62,8 @@ def test_a_run_is_complete_and_every_result_stands_once(tmp_path: Path):
     assert len(pairs) == 3 * 2 + 3  # two replicates of what is timed, three seeds of what is scored
     assert {r.status for r in run.results} == {Status.OK}
     assert recorded[-1].done == recorded[-1].total == len(pairs)
+    held_to_float64 = Counter(r.case for r in run.results if r.values("numerical_error"))
+    assert sorted(held_to_float64.values()) == [1, 1, 1]  # in the first of the replicates alone
     frame = load_run(path)
     assert set(
         "case format kernel knobs workload out_features in_features tokens dtype direction regime "

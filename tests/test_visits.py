@@ -107,6 +107,13 @@ def test_after_its_deadline_a_case_is_read_only_for_what_it_needs():
         assert read[name].note == "The time budget ended before it was read."
 
 
+@pytest.mark.parametrize("right", [False, True])
+def test_what_another_replicate_found_right_is_not_held_to_float64_again(right):
+    read = {m.quantity for m in solo(planned(), right=right).result.measurements}
+    assert ("numerical_error" in read) is not right
+    assert "first_call_seconds" in read
+
+
 @pytest.mark.parametrize("allowed", [None, 1e6])
 def test_before_its_deadline_everything_is_read(allowed):
     read = solo(planned(), deadline_seconds=allowed).result.measurements

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -50,7 +50,10 @@ class Solo:
 
 @dataclass
 class Replicate:
-    """The state of one replicate; ``start`` opens a worker, ``keep`` receives the results."""
+    """The state of one replicate; ``start`` opens a worker, ``keep`` receives the results.
+
+    ``right`` are the cases whose numbers an earlier replicate held to float64: once a run suffices.
+    """
 
     number: int
     seed: int
@@ -58,6 +61,7 @@ class Replicate:
     start: Callable[[], Worker]
     keep: Keep
     on_request: list[str] = field(default_factory=list)
+    right: Collection[str] = ()
     worker: Worker | None = None
     free_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
@@ -129,6 +133,7 @@ class Replicate:
             on_request=self.on_request,
             deadline_seconds=seconds,
             allocator=self.plan.allocator,
+            right=planned.case.id in self.right,
         )
         try:
             reply = self._opened().ask(request, protocol.SoloReply, self.plan.timeout_seconds)

@@ -66,6 +66,7 @@ class State:
     done: set[tuple[str, int]]
     failed: dict[str, Result] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)  # for the footer
+    right: set[str] = field(default_factory=set)  # cases that a replicate has found right
     timed: list[Result] = field(default_factory=list)  # times alone, which show slow replicates
     extra: dict[int, set[str]] = field(default_factory=dict)  # cases of further replicates
     total: int = 0
@@ -84,7 +85,9 @@ class State:
         self.tell(result=result)
 
     def remember(self, result: Result) -> None:
-        """Keep the readings that show whether the machine was quiet during this measurement."""
+        """Keep that the case is right, and the readings that show whether the machine was quiet."""
+        if result.status is Status.OK:
+            self.right.add(result.case)
         times = [
             replace(each, samples=None)
             for each in result.measurements
@@ -212,7 +215,7 @@ def execute(state: State, seat: Seat, time_budget_seconds: float | None) -> Path
         planned = work.taken
         _until_quiet(work, seat)
         _settle(work, seat, planned)
-        work.conclude({})
+        work.conclude({"planned_seconds": planned})
     finally:
         state.writer.close()
     return state.writer.path
@@ -328,6 +331,7 @@ def measure(
         start=start,
         keep=keep or state.keep,
         on_request=["energy"] if state.header.arguments.get("energy") else [],
+        right=state.right,
     )
     try:
         _visit(state, replicate, ends, share)

@@ -19,6 +19,8 @@ class Meter(ABC):
     ORDER: ClassVar[int] = 50  # error 10, score 20, cost 30, memory 40, latency 90
     FIRST_REPLICATE_ONLY: ClassVar[bool] = False
     ON_REQUEST: ClassVar[bool] = False  # read only when the run asks for it by the meter's name
+    # Whether it only says that the case is right, which one replicate of a run says for all.
+    ONCE_A_RUN: ClassVar[bool] = False
     # Whether a case cannot be timed or scored without it: these are read whatever the time budget.
     NEEDED: ClassVar[bool] = False
 

@@ -10,12 +10,13 @@ from hwbench.workloads._base import Subject
 
 
 class Error(Meter):
-    """The largest relative Frobenius error of the output and of every gradient."""
+    """The largest relative Frobenius error of the output and of every gradient, read once a run."""
 
     QUANTITIES = (NUMERICAL_ERROR,)
 
     ORDER = 10
     NEEDED = True
+    ONCE_A_RUN = True
 
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if subject.numerical_error is None:

@@ -58,6 +58,10 @@ class Latency(Meter):
     def read(self, subject: Subject, device: Device) -> list[Measurement]:
         if subject.score is not None:
             return []
+        if subject.numerical_error is not None:
+            # Where the layer is held to float64 that has called it once already, and where it is
+            # not, nothing has: what it prepares in its first call is timed in neither.
+            call(subject)
         value = sample(device, subject, 1)
         return [
             Measurement(
