@@ -287,7 +287,7 @@ def test_errors_of_gaussian_matrices_stand_beside_the_closed_forms() -> None:
 def test_a_score_nobody_knows_is_shown_by_its_name() -> None:
     score = named("code_bleu", better="higher")
     assert score.axis == "code bleu, higher is better"
-    assert score.said(0.5) == "0.500"
+    assert score.amount(0.5) == "0.500"
 
 
 def test_every_score_of_the_workloads_is_known() -> None:
@@ -297,7 +297,7 @@ def test_every_score_of_the_workloads_is_known() -> None:
         assert quantity
         score = named(quantity.name)
         assert (score.unit, score.better) == (quantity.unit, quantity.better)
-        assert score.asked
+        assert score.levels
     perplexity = named("perplexity")
     assert (perplexity.axis, perplexity.zero) == ("perplexity, lower is better", False)
 

@@ -84,4 +84,4 @@ def _says(members: list[Row], front: list[Row]) -> str:
 def _said(row: Row) -> str:
     low, high = row.score_low, row.score_high
     span = f" ({units.significant(low)}–{units.significant(high)})" if known(low) else ""
-    return f"{score_of(row).said(row.score)}{span}"
+    return f"{score_of(row).amount(row.score)}{span}"

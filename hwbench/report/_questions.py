@@ -59,10 +59,10 @@ def _at_accuracy(joins: list[Joined]) -> list[Sentence]:
         before: Any = None
         begun = len(said)
         kept = [
-            {choice.bound: choice.fastest for choice in best_within(found, score.asked)}
+            {choice.bound: choice.fastest for choice in best_within(found, score.levels)}
             for found in own
         ]
-        for level in score.asked:
+        for level in score.levels:
             chosen = [pair for each in kept if (pair := each[level]) is not None]
             names = Counter(pair.name for pair in chosen)
             if chosen and names != before:
@@ -89,7 +89,7 @@ def _own_layer(found: Joined) -> Sentence:
     score = score_of(row_of(found.scored))
     way = words.group_title(row_of(found.timed), capital=False)
     chosen: dict[str, tuple[str, Pair]] = {}
-    for level in score.asked:
+    for level in score.levels:
         pair = best_within(found, [level])[0].fastest
         if pair is not None and pair.name not in chosen:
             chosen[pair.name] = (f"{score.title} {score.bound} {level:g}: ", pair)
@@ -110,7 +110,7 @@ def _measured(pair: Pair, score: Score) -> str:
     timed = row_of(pair.timed)
     told = ", slower" if loses(timed) else ", not significantly"
     told = "" if beats(timed) else told
-    error = f"{score.title} {score.said(pair.score)}"
+    error = f"{score.title} {score.amount(pair.score)}"
     return f" ({error}, {time}, {units.ratio(pair.relative)} of dense{told})"
 
 
@@ -147,7 +147,7 @@ def _per_byte(rows: list[Row]) -> list[Sentence]:
                 [
                     (f"In {units.percent(share, 0)} of dense’s bytes: ", REST),
                     (printable(best.label), POINT),
-                    (f", {score.title} {score.said(best.score)}{span}", REST),
+                    (f", {score.title} {score.amount(best.score)}{span}", REST),
                     (f" on {words.workload(best)}, {words.shape(best)}.", REST),
                 ]
             )

@@ -23,7 +23,7 @@ class Score:
     title: str
     unit: str = ""
     better: str = "lower"  # or "higher"
-    asked: tuple[float, ...] = ()  # levels at which "the accuracy I need" is answered
+    levels: tuple[float, ...] = ()  # at which "the accuracy I need" is answered
     zero: bool = False  # whether an axis begins at zero, where nothing is lost
     log: bool = False  # whether an axis is logarithmic, because its values are far apart
 
@@ -47,7 +47,7 @@ class Score:
         """On which side of a level a score keeps it: ``at least``, ``at most``."""
         return "at least" if self.higher else "at most"
 
-    def said(self, value: float) -> str:
+    def amount(self, value: float) -> str:
         """A value with its unit: ``31.2 dB``."""
         return f"{units.significant(value)} {self.unit}".rstrip()
 
@@ -59,27 +59,27 @@ def score_of(row: Row) -> Score:
 
 def named(name: str, declared: Quantity | None = None, better: str | None = None) -> Score:
     """A score by its name; by its declaration where it is not one of hwbench's own."""
-    found = declared or quantities.find(name)
+    quantity = declared or quantities.find(name)
     return Score(
         name=name,
-        title=printable(found.heading),
-        unit=printable(found.unit),
-        better=better or found.better,
-        asked=found.levels,
-        zero=found.zero,
+        title=printable(quantity.heading),
+        unit=printable(quantity.unit),
+        better=better or quantity.better,
+        levels=quantity.levels,
+        zero=quantity.zero,
     )
 
 
 def scores(rows: Iterable[Row]) -> dict[str, Score]:
     """Every score that some row holds, by its name, in the order of the rows."""
-    found: dict[str, Score] = {}
+    by_name: dict[str, Score] = {}
     values: dict[str, list[float]] = {}
     for row in rows:
         if known(row.score):
             score = score_of(row)
-            found.setdefault(score.name, score)
+            by_name.setdefault(score.name, score)
             values.setdefault(score.name, []).append(row.score)
-    return {name: replace(score, log=_far(score, values[name])) for name, score in found.items()}
+    return {name: replace(score, log=_far(score, values[name])) for name, score in by_name.items()}
 
 
 def _far(score: Score, values: list[float]) -> bool:

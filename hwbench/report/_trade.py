@@ -129,7 +129,7 @@ def _moved(found: Joined) -> str:
     for one in sorted(scored, key=_size):
         if known(one.score) and one.score > 0:
             sides = of.setdefault((one.out_features, one.in_features), {})
-            sides[one.label] = score_of(one).said(one.score)
+            sides[one.label] = score_of(one).amount(one.score)
     if len(of) < 2:
         return ""
     (small, first), *_, (large, last) = of.items()
@@ -152,7 +152,7 @@ def pareto(found: Joined) -> Figure:
     if faster:
         shown = [
             f"{printable(p.name)} ({units.ratio(p.relative)} of dense, "
-            f"{score.title} {score.said(p.score)})"
+            f"{score.title} {score.amount(p.score)})"
             for p in [faster[0], faster[-1]][: len(faster)]
         ]
         sure = sum(beats(row_of(pair.timed)) for pair in faster)
@@ -251,7 +251,7 @@ def _best_scores(have: list[Row], share_of: Callable[[Row], float], what: str) -
         if near:
             best = better(near, key=lambda row: row.score)
             said.append(
-                f"{printable(_experiments.label(best))} ({score.said(best.score)}) with at most "
+                f"{printable(_experiments.label(best))} ({score.amount(best.score)}) with at most "
                 f"{share:g} of the {what.removesuffix(' of dense')}"
             )
     return (

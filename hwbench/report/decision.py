@@ -276,7 +276,7 @@ def _candidate(row: Row, score: Score | None, scored: Row | None) -> Candidate:
     if known(scored.score_low):
         low, high = (units.significant(end, 2) for end in (scored.score_low, scored.score_high))
         span = f" ({low}–{high})" if low != high else ""
-    said = f"{score.title} {score.said(value)}{span}"
+    said = f"{score.title} {score.amount(value)}{span}"
     return Candidate(row, -value if score.higher else value, said)
 
 
@@ -285,7 +285,7 @@ def _levels(score: Score | None, made: list[Candidate]) -> list[Level]:
         return [Level("exact", 0.0), Level("any error", math.inf)]
     if score.higher or not score.zero:
         sign = -1 if score.higher else 1
-        asked = [Level(f"{score.bound} {score.said(a)}", sign * a) for a in score.asked]
+        asked = [Level(f"{score.bound} {score.amount(a)}", sign * a) for a in score.levels]
         return [*asked, Level(f"any {score.title}", math.inf)]
     named_levels = [
         Level("exact" if limit == 0 else f"≤ {units.percent(limit, 0)}", limit) for limit in LEVELS
