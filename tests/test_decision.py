@@ -13,6 +13,7 @@ from _synthetic import linear_case, projection_case, questions, run_of
 from msgspec.structs import replace as changed
 
 from hwbench.records import Measurement
+from hwbench.report import _words as words
 from hwbench.report import decision
 from hwbench.report.rows import Row, known, numbered, report_rows
 from hwbench.store import Run, read_run
@@ -81,7 +82,7 @@ def test_an_exact_and_faster_layer_stands_before_every_lossy_one() -> None:
         assert best is not None
         assert best.name == "packed_dense (onednn)"
         assert setting.says(best).endswith("(0.300×), exact.")
-    assert decision.spoken([setting])[1].startswith("  exact: Use packed_dense (onednn)")
+    assert decision.terminal_lines([setting])[1].startswith("  exact: Use packed_dense (onednn)")
 
 
 def test_without_errors_only_what_is_exact_by_its_nature_is_called_so() -> None:
@@ -130,9 +131,9 @@ def test_the_density_that_a_format_has_is_told_where_it_is_another_than_asked() 
     case = linear_case("btt", 0.1)
     (row,) = rows_of(run_of([case]))
     row = changed(row, density=0.1)
-    assert decision.named(row) == "btt, density 0.1"
-    assert decision.named(changed(row, density=0.0625)) == "btt, density 0.0625 (asked 0.1)"
-    assert decision.named(changed(row, density=0.0996)) == "btt, density 0.0996"
+    assert words.format_name(row) == "btt, density 0.1"
+    assert words.format_name(changed(row, density=0.0625)) == "btt, density 0.0625 (asked 0.1)"
+    assert words.format_name(changed(row, density=0.0996)) == "btt, density 0.0996"
 
 
 def test_a_synthetic_matrix_is_called_so_and_a_trained_one_is_preferred() -> None:
@@ -143,7 +144,7 @@ def test_a_synthetic_matrix_is_called_so_and_a_trained_one_is_preferred() -> Non
     ]
     (setting,) = decision.settings(rows_of(run_of(cases)))
     assert setting.synthetic
-    assert decision.spoken([setting])[-1] == setting.basis
+    assert decision.terminal_lines([setting])[-1] == setting.basis
     trained = projection_case("low_rank", 0.5, shape=(384, 384), matrix="trained")
     (setting,) = decision.settings(rows_of(run_of([*cases, trained])))
     assert not setting.synthetic
@@ -160,7 +161,7 @@ def test_stored_runs_have_an_answer_in_every_setting(path: Path) -> None:
         best = setting.best(math.inf)
         assert best is not None
         assert known(best.relative)
-    lines = decision.spoken(settings)
+    lines = decision.terminal_lines(settings)
     assert any(line.strip().startswith("exact: ") for line in lines) == bool(settings)
 
 
@@ -209,7 +210,7 @@ def test_two_modes_of_the_winner_or_of_a_rival_as_fast_stand_in_the_headline(
     headline = setting.headline(best, math.inf)
     assert headline.startswith(setting.says(best))
     assert headline.endswith(f" btt, density 0.495 ran in two modes: {said}.")
-    assert headline in "\n".join(decision.spoken([setting]))
+    assert headline in "\n".join(decision.terminal_lines([setting]))
     packed = decision.packed([setting])[0]["candidates"]
     told = [each for each in packed if "modes" in each]
     assert [each["modes"] for each in told] == [f"ran in two modes: {said}"]
@@ -231,12 +232,12 @@ def test_the_type_that_bytes_came_to_is_in_the_name() -> None:
     run = run_of([linear_case("quantized", None, knobs={"stored": 0.25})])
     (planned,) = run.planned.values()
     row = changed(rows_of(run)[0], density=1.0)
-    assert decision.named(row) == "quantized, stored 0.25"
+    assert words.format_name(row) == "quantized, stored 0.25"
     for kind in ("int8", "int4", "nf4", "mxfp4"):
         found = changed(row, resolved=json.dumps({**planned.resolved, "type": kind}))
-        assert decision.named(found) == f"quantized {kind}, stored 0.25"
+        assert words.format_name(found) == f"quantized {kind}, stored 0.25"
     asked = changed(row, knobs='{"type": "int8"}', resolved='{"type": "int8"}')
-    assert decision.named(asked) == "quantized int8"
+    assert words.format_name(asked) == "quantized int8"
 
 
 @pytest.mark.parametrize("with_eager", [True, False])
@@ -255,7 +256,7 @@ def test_compiled_layers_answer_in_one_sentence_beside_the_same_layers_as_they_a
         for each in run.results
     ]
     found = decision.settings(rows_of(run))
-    lines = decision.spoken(found)
+    lines = decision.terminal_lines(found)
     said = [line for line in lines if "Compiled, the answer is" in line]
     twin = next(each for each in found if each.mode == "compile")
     best = twin.best(math.inf)

@@ -32,7 +32,8 @@ from msgspec.structs import replace
 from hwbench.errors import UsageError
 from hwbench.quantities import COMPILE, ENERGY
 from hwbench.records import Status
-from hwbench.report import _bytes, _charts, _facts, _heat, _pack, _palette, decision, html
+from hwbench.report import _bytes, _charts, _facts, _heat, _pack, _palette, html
+from hwbench.report import _words as words
 from hwbench.report._scores import named
 from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
@@ -494,7 +495,9 @@ def test_a_run_of_scores_alone_answers_in_bytes() -> None:
     page = Page(html.render([run]))
     rows = [row for row in numbered(report_rows(run)) if row.stored_ratio <= 0.5]
     best = min(rows, key=lambda row: row.score)
-    assert f"In 50 % of dense’s bytes, use {decision.named(best)}: projection error " in page.shown
+    assert (
+        f"In 50 % of dense’s bytes, use {words.format_name(best)}: projection error " in page.shown
+    )
     assert "no format can be called the fastest" not in page.shown
     assert "Significantly faster than dense" not in page.shown
     assert "Which keeps the most per byte?" not in page.shown

@@ -95,7 +95,7 @@ def test_every_kind_of_rival_of_the_terminal_is_in_the_document(
     said = ["csr ran in two modes."] if rivals == "modes" else [setting.candidates[3]]
     monkeypatch.setattr(decision.Setting, rivals, lambda self, best, limit: said)
     text = issue.render([run])
-    spoken = "\n".join(decision.spoken([setting]))
+    spoken = "\n".join(decision.terminal_lines([setting]))
     if rivals == "modes":
         assert f"  - {issue.inert(said[0])}" in text
         assert said[0] in spoken

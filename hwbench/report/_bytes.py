@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from hwbench import units
 from hwbench.report import _experiments, _whose
+from hwbench.report import _words as words
 from hwbench.report._scores import score_of
-from hwbench.report.decision import named
 from hwbench.report.rows import Row, known
 
 _ASKED = (0.5, 0.25, 0.1, 1.0)
@@ -58,7 +58,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _named(row: Row) -> str:
     """The format in words, and what its projection was weighted by, or how deep its model is."""
-    return ", ".join(filter(None, (named(row), _experiments.fitted(row))))
+    return ", ".join(filter(None, (words.format_name(row), _experiments.fitted(row))))
 
 
 def _says(members: list[Row], front: list[Row]) -> str:

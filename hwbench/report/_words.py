@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from hwbench import units
+from hwbench.analysis.contested import LOSSLESS
 from hwbench.analysis.modes import Modes
 from hwbench.quantities import Quantity
 from hwbench.report._whose import experiment
@@ -45,6 +46,7 @@ _PARTS = re.compile(r"(?:\[[^\]]*\]|[^/\[])+")
 _IN_BRACKETS = re.compile(r"\[([^\]]*)\]")
 _SHAPE = re.compile(r"\d+x\d+")
 _TOKENS = re.compile(r"^t(\d+)$")
+_FAR = 0.1  # from the asked density: a name has both where they differ by more than this share
 _LEAST = 2  # parts of an id before its shape: workload and format
 
 
@@ -79,7 +81,7 @@ def workload(row: Row) -> str:
 
 
 def setting(row: Row) -> list[str]:
-    """What is not as usual: cold caches, a compiled layer."""
+    """The unusual parts of a setting: cold caches, a compiled layer."""
     unusual = []
     if row.regime not in (None, "hot"):
         unusual.append("cold caches" if row.regime == "cold" else printable(row.regime))
@@ -89,17 +91,17 @@ def setting(row: Row) -> list[str]:
 
 
 def machine(row: Row) -> str:
-    """Which run a row is of, where the rows of several are shown together; else nothing."""
+    """The machine of a row, where the rows of several runs are shown together; else nothing."""
     return printable(row.machine)
 
 
 def group_parts(row: Row) -> list[str]:
-    """What a group of cases shares, such as ``Forward``, ``1024×1024``, ``256 tokens``."""
+    """The parts of a group's title, such as ``Forward``, ``1024×1024``, ``256 tokens``."""
     options = json.loads(row.options)
-    named = workload(row) if row.direction is None or options else None
-    if named is None and row.workload != "linear":
-        named = workload(row)
-    first = [part for part in (direction(row), named) if part]
+    workload_words = workload(row) if row.direction is None or options else None
+    if workload_words is None and row.workload != "linear":
+        workload_words = workload(row)
+    first = [part for part in (direction(row), workload_words) if part]
     parts = [*first, shape(row), tokens(row), printable(row.dtype), *setting(row)]
     return [part for part in [*parts, machine(row)] if part]
 
@@ -112,10 +114,30 @@ def group_title(row: Row, *, capital: bool = True) -> str:
 
 def share(row: Row) -> str:
     """``density 0.5``, or ``0.5 of dense's bytes`` where these were asked for."""
-    word = row.density_word
-    if word.endswith(STORED):
-        return f"{word.removesuffix(STORED)} of dense's bytes"
-    return f"density {word}"
+    asked_share = row.density_word
+    if asked_share.endswith(STORED):
+        return f"{asked_share.removesuffix(STORED)} of dense's bytes"
+    return f"density {asked_share}"
+
+
+def format_name(row: Row) -> str:
+    """A format in words: ``low_rank, density 0.5 (mkl)``, ``quantized int8``.
+
+    The name has the type also where bytes were asked for and the type was resolved from them. It
+    has a density of 1 where this was asked for.
+    """
+    knobs, resolved = json.loads(row.knobs), json.loads(row.resolved)
+    kind = knobs.pop("type", resolved.get("type"))
+    parts = [row.format if kind is None else f"{row.format} {word(kind)}"]
+    density, asked_density = row.density, row.asked_density
+    whole = row.format in LOSSLESS or (density == 1 and not known(asked_density))
+    if known(density) and not whole:
+        far = known(asked_density) and abs(density - asked_density) > _FAR * asked_density
+        parts.append(f"density {density:.3g}" + (f" (asked {asked_density:g})" if far else ""))
+    other_knobs = (knob for knob in sorted(knobs) if knob not in ("density", "kernel"))
+    parts += [f"{knob} {word(knobs[knob])}" for knob in other_knobs]
+    kernel = f" ({knobs['kernel']})" if "kernel" in knobs else ""
+    return printable(", ".join(parts) + kernel)
 
 
 def case(name: str) -> str:
@@ -129,10 +151,12 @@ def case(name: str) -> str:
         return printable(name)
     work, *way, what = parts[:size]
     shape, *rest = parts[size:-1]  # the device stands last
-    said = [DIRECTIONS.get(each, each).lower() for each in way]
-    said += [shape.replace("x", "×"), *(_TOKENS.sub(_counted, each) for each in rest)]
-    said = [*([] if work == "linear" else [work]), *(s for s in said if s not in ("hot", "eager"))]
-    return f"{what}: {', '.join(said)}"
+    axes = [DIRECTIONS.get(each, each).lower() for each in way]
+    axes += [shape.replace("x", "×"), *(_TOKENS.sub(_counted, each) for each in rest)]
+    unusual = [axis for axis in axes if axis not in ("hot", "eager")]
+    if work != "linear":
+        unusual.insert(0, work)
+    return f"{what}: {', '.join(unusual)}"
 
 
 def interval(value: float, low: float, high: float) -> str:
@@ -142,17 +166,17 @@ def interval(value: float, low: float, high: float) -> str:
     return units.interval(value, low, high)
 
 
-def _counted(found: re.Match[str]) -> str:
-    return f"{found[1]} token{'' if found[1] == '1' else 's'}"
+def _counted(match: re.Match[str]) -> str:
+    return f"{match[1]} token{'' if match[1] == '1' else 's'}"
 
 
-def modes(found: Modes | None) -> str:
+def modes(split: Modes | None) -> str:
     """How often a case took which time, where its replicates fall into two modes; else nothing."""
-    if found is None:
+    if split is None:
         return ""
     return (
-        f"ran in two modes: {units.ratio(found.fast)} of dense in {found.counts[0]} of "
-        f"{sum(found.counts)} replicates, {units.ratio(found.slow)} in {found.counts[1]}"
+        f"ran in two modes: {units.ratio(split.fast)} of dense in {split.counts[0]} of "
+        f"{sum(split.counts)} replicates, {units.ratio(split.slow)} in {split.counts[1]}"
     )
 
 

@@ -6,7 +6,6 @@ terminal and ``hwbench show`` all say what is decided here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +38,6 @@ from hwbench.report.rows import (
     relative,
     report_rows,
     row_of,
-    word,
 )
 from hwbench.store import read_run
 
@@ -50,7 +48,6 @@ EXACT = 1e-5
 """An error up to which a layer computes what dense does, but for rounding."""
 UNQUIET = "never quiet"  # the verdict of what has a time and no more
 _NAMED = 3  # rivals in a line
-_SMALLER = 0.1  # a density this much below the one that was asked for is told
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """The format, its density and its knobs in words."""
-        return named(self.row)
+        return words.format_name(self.row)
 
     @property
     def relative(self) -> float:
@@ -121,8 +118,9 @@ class Setting:
 
         A candidate that was never measured on a quiet machine is named where no other is there.
         """
-        kept = [each for each in self.candidates if keeps(each, limit)]
-        return next((each for each in kept if each.verdict != UNQUIET), kept[0] if kept else None)
+        accurate = [each for each in self.candidates if keeps(each, limit)]
+        quiet = (each for each in accurate if each.verdict != UNQUIET)
+        return next(quiet, accurate[0] if accurate else None)
 
     def unjudged(self, best: Candidate, limit: float) -> list[Candidate]:
         """Who took less time than the best on a machine that was never quiet."""
@@ -131,22 +129,22 @@ class Setting:
 
     def tied(self, best: Candidate, limit: float) -> list[Candidate]:
         """Who is as fast as the best within 3 %, and within the same largest error."""
-        return self._kept(best.tied, limit)
+        return self._within(best.tied, limit)
 
     def close(self, best: Candidate, limit: float) -> list[Candidate]:
         """Who may be as fast as the best within the same largest error."""
-        return self._kept(best.close, limit)
+        return self._within(best.close, limit)
 
     def rivals(self, best: Candidate, limit: float) -> list[tuple[str, list[Candidate]]]:
-        """What is to be said beside the best, and of whom; nothing of nobody."""
-        found = [
+        """Each relation to the best, in words, with the rivals that stand in it, if any do."""
+        by_relation = [
             ("Tied with it", self.tied(best, limit)),
             ("Too close to call", self.close(best, limit)),
             ("Faster once, but the machine was never quiet", self.unjudged(best, limit)),
         ]
-        return [(said, rivals) for said, rivals in found if rivals]
+        return [(relation, rivals) for relation, rivals in by_relation if rivals]
 
-    def _kept(self, places: Iterable[int], limit: float) -> list[Candidate]:
+    def _within(self, places: Iterable[int], limit: float) -> list[Candidate]:
         rivals = (self.candidates[place] for place in places)
         return [each for each in rivals if keeps(each, limit)]
 
@@ -160,7 +158,8 @@ class Setting:
 
     def modes(self, best: Candidate, limit: float) -> list[str]:
         """A sentence for the best and for each rival as fast that ran in two modes."""
-        return [f"{each.name} {words.modes(each.modes)}." for each in self._kept(best.modal, limit)]
+        modal = self._within(best.modal, limit)
+        return [f"{each.name} {words.modes(each.modes)}." for each in modal]
 
     def headline(self, best: Candidate, limit: float) -> str:
         """What to use, and what ran in two modes, so that its one number is not the whole story."""
@@ -168,10 +167,10 @@ class Setting:
 
     def instead(self, best: Candidate) -> str:
         """What dense took, in words, and the time over it; nothing where dense was not timed."""
-        said = ""
+        phrase = ""
         if known(seconds := self.dense_seconds(best)):
-            said = f" instead of {units.seconds(seconds)}"
-        return f"{said} ({units.ratio(best.relative)})" if known(best.relative) else said
+            phrase = f" instead of {units.seconds(seconds)}"
+        return f"{phrase} ({units.ratio(best.relative)})" if known(best.relative) else phrase
 
     def dense_seconds(self, candidate: Candidate) -> float:
         """What dense took in the rounds of a candidate; else what its own row says, or nan.
@@ -196,19 +195,19 @@ def settings(rows: Sequence[Row], scored: Iterable[Joined] | None = None) -> lis
         scored: its timed groups with their scores, where ``_trade.joins`` has made them.
     """
     timed = [row for row in rows if not row.scored]
-    joined: dict[int, list[Joined]] = {}
-    for found in joins(rows) if scored is None else scored:
-        joined.setdefault(row_of(found.timed).group_number, []).append(found)
-    made = []
+    experiments: dict[int, list[Joined]] = {}
+    for experiment in joins(rows) if scored is None else scored:
+        experiments.setdefault(row_of(experiment.timed).group_number, []).append(experiment)
+    every = []
     for members in groups(timed).values():
-        have = [row for row in members if relative(row) is not None]
-        if any(row.format != DENSE for row in have):
-            made.append(_setting(have, joined.get(members[0].group_number, [])))
-    compiled = {_but_mode(each): each for each in made if each.mode == Mode.COMPILE}
-    for setting in made:
+        measured = [row for row in members if relative(row) is not None]
+        if any(row.format != DENSE for row in measured):
+            every.append(_setting(measured, experiments.get(members[0].group_number, [])))
+    compiled = {_but_mode(each): each for each in every if each.mode == Mode.COMPILE}
+    for setting in every:
         if setting.mode != Mode.COMPILE and (twin := compiled.get(_but_mode(setting))):
             setting.compiled = _compiled(twin)
-    return made
+    return every
 
 
 def _but_mode(setting: Setting) -> Group:
@@ -221,47 +220,49 @@ def _compiled(setting: Setting) -> str:
     if best is None:
         return ""
     time = units.seconds(best.row.time_seconds)
-    said = f"Compiled, the answer is {best.name}: {time}"
+    sentence = f"Compiled, the answer is {best.name}: {time}"
     if best.row.format != DENSE:
-        said += f"{setting.instead(best)}, {best.error}"
-    taken = best.row.value(COMPILE.name)
-    return f"{said}; compiling takes {units.seconds(taken)}." if known(taken) else f"{said}."
+        sentence += f"{setting.instead(best)}, {best.error}"
+    compiling = best.row.value(COMPILE.name)
+    if known(compiling):
+        sentence += f"; compiling takes {units.seconds(compiling)}"
+    return f"{sentence}."
 
 
-def _setting(have: list[Row], experiments: list[Joined]) -> Setting:
-    found = min(experiments, key=_trust, default=None)
-    score = score_of(row_of(found.scored)) if found else None
-    pairs = found.pairs if found else []
+def _setting(rows: list[Row], experiments: list[Joined]) -> Setting:
+    experiment = min(experiments, key=_trust, default=None)
+    score = score_of(row_of(experiment.scored)) if experiment else None
+    pairs = experiment.pairs if experiment else []
     scored = {row_of(pair.timed).number: row_of(pair.scored) for pair in pairs}
-    made = [_candidate(row, score, scored.get(row.number)) for row in have]
-    made.sort(key=lambda each: each.relative)
-    for place in range(len(made)):
-        _set_against_later(place, made)
-    _find_modes(made)
-    dense = next((row for row in have if row.format == DENSE), None)
+    candidates = [_candidate(row, score, scored.get(row.number)) for row in rows]
+    candidates.sort(key=lambda each: each.relative)
+    for place in range(len(candidates)):
+        _set_against_later(place, candidates)
+    _find_modes(candidates)
+    dense = next((row for row in rows if row.format == DENSE), None)
     return Setting(
-        title=words.group_title(have[0]),
-        group=have[0].group_number,
+        title=words.group_title(rows[0]),
+        group=rows[0].group_number,
         dense=dense,
-        candidates=made,
-        levels=_levels(score, made),
-        basis=_basis(found, score),
-        scored=row_of(found.scored).group_number if found else None,
-        synthetic=_synthetic(found),
+        candidates=candidates,
+        levels=_levels(score, candidates),
+        basis=_basis(experiment, score),
+        scored=row_of(experiment.scored).group_number if experiment else None,
+        synthetic=_synthetic(experiment),
     )
 
 
-def _trust(found: Joined) -> tuple[bool, bool, float]:
+def _trust(experiment: Joined) -> tuple[bool, bool, float]:
     """The experiment that tells most of a layer: of errors, on trained weights, of its shape."""
-    timed, scored = row_of(found.timed), row_of(found.scored)
+    timed, scored = row_of(experiment.timed), row_of(experiment.scored)
     score = score_of(scored)
     size = abs(math.log(scored.out_features * scored.in_features)
                - math.log(timed.out_features * timed.in_features))  # fmt: skip
-    return (score.higher, _synthetic(found), size)
+    return (score.higher, _synthetic(experiment), size)
 
 
-def _synthetic(found: Joined | None) -> bool:
-    return found is not None and _whose.synthetic(row_of(found.scored))
+def _synthetic(experiment: Joined | None) -> bool:
+    return experiment is not None and _whose.synthetic(row_of(experiment.scored))
 
 
 def _candidate(row: Row, score: Score | None, scored: Row | None) -> Candidate:
@@ -276,90 +277,73 @@ def _candidate(row: Row, score: Score | None, scored: Row | None) -> Candidate:
     if known(scored.score_low):
         low, high = (units.significant(end, 2) for end in (scored.score_low, scored.score_high))
         span = f" ({low}–{high})" if low != high else ""
-    said = f"{score.title} {score.amount(value)}{span}"
-    return Candidate(row, -value if score.higher else value, said)
+    error = f"{score.title} {score.amount(value)}{span}"
+    return Candidate(row, -value if score.higher else value, error)
 
 
-def _levels(score: Score | None, made: list[Candidate]) -> list[Level]:
+def _levels(score: Score | None, candidates: list[Candidate]) -> list[Level]:
     if score is None:
         return [Level("exact", 0.0), Level("any error", math.inf)]
     if score.higher or not score.zero:
         sign = -1 if score.higher else 1
-        asked = [Level(f"{score.bound} {score.amount(a)}", sign * a) for a in score.levels]
-        return [*asked, Level(f"any {score.title}", math.inf)]
+        levels = [
+            Level(f"{score.bound} {score.amount(level)}", sign * level) for level in score.levels
+        ]
+        return [*levels, Level(f"any {score.title}", math.inf)]
     named_levels = [
         Level("exact" if limit == 0 else f"≤ {units.percent(limit, 0)}", limit) for limit in LEVELS
     ]
-    largest = max((each.loss for each in made if known(each.loss)), default=0.0)
+    largest = max((each.loss for each in candidates if known(each.loss)), default=0.0)
     below = [level for level in named_levels if level.limit < largest or level.limit == 0]
     return [*below, Level("any error", math.inf)]
 
 
-def _basis(found: Joined | None, score: Score | None) -> str:
-    if found is None or score is None:
+def _basis(experiment: Joined | None, score: Score | None) -> str:
+    if experiment is None or score is None:
         return (
             "This run measures no errors, so it can recommend exact formats only; a second block "
             'of the suite, with workload = "projection" and the same formats, measures them.'
         )
-    timed, scored = found.shapes
-    row = row_of(found.scored)
-    what = _whose.noted(row) or f"{score.title.capitalize()} of {words.workload(row)}."
-    return what if timed == scored else f"{what} Scored at {printable(scored)}."
+    timed, scored = experiment.shapes
+    row = row_of(experiment.scored)
+    basis = _whose.noted(row) or f"{score.title.capitalize()} of {words.workload(row)}."
+    return basis if timed == scored else f"{basis} Scored at {printable(scored)}."
 
 
-def _set_against_later(place: int, made: list[Candidate]) -> None:
+def _set_against_later(place: int, candidates: list[Candidate]) -> None:
     """Which of the later candidates may be as fast as this one, or are proved to be."""
-    best, later = made[place], range(place + 1, len(made))
+    best, later = candidates[place], range(place + 1, len(candidates))
     most = NEAR * best.relative
-    near = list(takewhile(lambda each: made[each].relative <= most, later))  # they are sorted
-    layers = {made[each].row.number: each for each in near if made[each].row.format != DENSE}
+    near = list(takewhile(lambda each: candidates[each].relative <= most, later))  # they are sorted
+    layers = {
+        candidates[each].row.number: each for each in near if candidates[each].row.format != DENSE
+    }
     if best.row.format == DENSE:
-        best.close = [each for each in near if made[each].verdict not in ("faster", "slower")]
+        best.close = [each for each in near if candidates[each].verdict not in ("faster", "slower")]
         return
-    rivals = [made[each].row for each in layers.values()]
-    found = against(best.row, rivals, among=len(made) - 1)
-    best.tied = sorted(layers[row.number] for row in found[Outcome.TIED])
-    best.close = [layers[row.number] for row in found[Outcome.UNDECIDED]]
+    rivals = [candidates[each].row for each in layers.values()]
+    contest = against(best.row, rivals, among=len(candidates) - 1)
+    best.tied = sorted(layers[row.number] for row in contest[Outcome.TIED])
+    best.close = [layers[row.number] for row in contest[Outcome.UNDECIDED]]
     if best.verdict not in ("faster", "slower"):
-        best.close += [each for each in near if made[each].row.format == DENSE]
+        best.close += [each for each in near if candidates[each].row.format == DENSE]
     best.close.sort()
 
 
-def _find_modes(made: list[Candidate]) -> None:
-    """Who ran in two modes, and beside which others that has to be told.
+def _find_modes(candidates: list[Candidate]) -> None:
+    """Note the modes of each candidate, and beside which others they are to be mentioned.
 
     A median lies in one mode. A rival whose fast mode is as fast as the best may be faster than it,
     whatever its own median is.
     """
-    for each in made:
+    for each in candidates:
         each.modes = modes(each.row.by_replicate.values())
-    moved = [(place, each.modes.fast) for place, each in enumerate(made) if each.modes]
-    for number, each in enumerate(made):
+    in_two_modes = [(place, each.modes.fast) for place, each in enumerate(candidates) if each.modes]
+    for number, each in enumerate(candidates):
         reach = (1 + MARGIN) * each.relative
-        each.modal = [at for at, fast in moved if at == number or (at > number and fast <= reach)]
-
-
-def named(row: Row) -> str:
-    """A format in words: ``low_rank, density 0.5 (mkl)``, ``quantized int8``.
-
-    The type is told where bytes were asked for and it was resolved from them too. A density of 1 is
-    told where it was asked for.
-    """
-    knobs, resolved = json.loads(row.knobs), json.loads(row.resolved)
-    kind = knobs.pop("type", resolved.get("type"))
-    parts = [row.format if kind is None else f"{row.format} {word(kind)}"]
-    density = row.density
-    whole = row.format in LOSSLESS or (density == 1 and not known(row.asked_density))
-    if known(density) and not whole:
-        said = f"density {density:.3g}"
-        asked = row.asked_density
-        if known(asked) and abs(density - asked) > _SMALLER * asked:
-            said += f" (asked {asked:g})"
-        parts.append(said)
-    others = (k for k in sorted(knobs) if k not in ("density", "kernel"))
-    parts += [f"{knob} {word(knobs[knob])}" for knob in others]
-    kernel = f" ({knobs['kernel']})" if "kernel" in knobs else ""
-    return printable(", ".join(parts) + kernel)
+        each.modal = [
+            at for at, fast in in_two_modes if at == number or (at > number and fast <= reach)
+        ]
 
 
 def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
@@ -384,8 +368,8 @@ def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
 
     if not error >= 0:
         raise UsageError(f"The largest error must be 0 or more, not {error}.")
-    found = settings(numbered(report_rows(read_run(files.named(path, RunFileError)))))
-    return pd.DataFrame([_best_row(setting, error) for setting in found], columns=_BEST)
+    run_settings = settings(numbered(report_rows(read_run(files.named(path, RunFileError)))))
+    return pd.DataFrame([_best_row(setting, error) for setting in run_settings], columns=_BEST)
 
 
 _BEST = (
@@ -396,74 +380,76 @@ _BEST = (
 
 
 def _best_row(setting: Setting, error: float) -> dict[str, Any]:
-    chosen = setting.best(error)
-    if chosen is None:
+    best = setting.best(error)
+    if best is None:
         return {"setting": setting.title, "tied": [], "undecided": []}
-    row = chosen.row
+    row = best.row
     return {
         "setting": setting.title,
         "case": row.case,
         "format": row.format,
-        "label": chosen.name,
+        "label": best.name,
         "density": row.density,
         "time_seconds": row.time_seconds,
-        "dense_seconds": setting.dense_seconds(chosen),
-        "relative_time": chosen.relative,
+        "dense_seconds": setting.dense_seconds(best),
+        "relative_time": best.relative,
         "relative_low": row.relative_low,
         "relative_high": row.relative_high,
         "stored_bytes": row.stored_bytes,
-        "error": chosen.loss if known(chosen.loss) else None,
-        "verdict": chosen.verdict,
-        "tied": [each.name for each in setting.tied(chosen, error)],
-        "undecided": [each.name for each in setting.close(chosen, error)],
+        "error": best.loss if known(best.loss) else None,
+        "verdict": best.verdict,
+        "tied": [each.name for each in setting.tied(best, error)],
+        "undecided": [each.name for each in setting.close(best, error)],
     }
 
 
-def spoken(found: Iterable[Setting], most: int = 8) -> list[str]:
+def terminal_lines(settings: Iterable[Setting], most: int = 8) -> list[str]:
     """The answers of a run for a terminal: exact first, then within 10 %, then the fastest.
 
     Args:
-        found: the settings of the run.
+        settings: the settings of the run.
         most: settings that are spelled out; the others are counted.
     """
-    found = apart(found)
+    settings = without_compiled_twins(settings)
     lines: list[str] = []
-    for setting in found[:most]:
+    for setting in settings[:most]:
         lines.append(f"{setting.title}:")
         for level, best in answers(setting):
             lines.append(f"  {level.label}: {setting.headline(best, level.limit)}")
-            for said, rivals in setting.rivals(best, level.limit):
+            for relation, rivals in setting.rivals(best, level.limit):
                 names = "; ".join(each.name for each in rivals[:_NAMED])
                 more = f" and {len(rivals) - _NAMED} more" if len(rivals) > _NAMED else ""
-                lines.append(f"    {said}: {names}{more}.")
+                lines.append(f"    {relation}: {names}{more}.")
         lines += [f"  {setting.compiled}"] if setting.compiled else []
-    if len(found) > most:
-        lines.append(f"… and {len(found) - most} more settings; the page has them all.")
-    lines += dict.fromkeys(setting.basis for setting in found if setting.synthetic)
+    if len(settings) > most:
+        lines.append(f"… and {len(settings) - most} more settings; the page has them all.")
+    lines += dict.fromkeys(setting.basis for setting in settings if setting.synthetic)
     return lines
 
 
-def apart(found: Iterable[Setting]) -> list[Setting]:
+def without_compiled_twins(settings: Iterable[Setting]) -> list[Setting]:
     """The settings but for those of compiled layers that another one tells of (``compiled``)."""
-    found = list(found)
-    told = {_but_mode(setting) for setting in found if setting.compiled}
-    return [each for each in found if each.mode != Mode.COMPILE or _but_mode(each) not in told]
+    settings = list(settings)
+    covered = {_but_mode(setting) for setting in settings if setting.compiled}
+    return [
+        each for each in settings if each.mode != Mode.COMPILE or _but_mode(each) not in covered
+    ]
 
 
 def answers(setting: Setting) -> list[tuple[Level, Candidate]]:
     """The answers that differ, each with the smallest error that allows it."""
-    said: list[tuple[Level, Candidate]] = []
+    differing: list[tuple[Level, Candidate]] = []
     before: Candidate | None = None
     for level in setting.levels:
         best = setting.best(level.limit)
         if best is None or best is before:
             continue
         before = best
-        said.append((level, best))
-    return said
+        differing.append((level, best))
+    return differing
 
 
-def packed(found: Iterable[Setting]) -> list[dict[str, Any]]:
+def packed(settings: Iterable[Setting]) -> list[dict[str, Any]]:
     """The settings as the page's script reads them."""
     return [
         {
@@ -494,5 +480,5 @@ def packed(found: Iterable[Setting]) -> list[dict[str, Any]]:
                 for each in setting.candidates
             ],
         }
-        for setting in found
+        for setting in settings
     ]

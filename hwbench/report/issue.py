@@ -69,7 +69,7 @@ def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Set
 def _settings(settings: Sequence[decision.Setting]) -> list[str]:
     """What to use in each setting, a list each, and whose errors these are."""
     parts = []
-    apart = decision.apart(settings)
+    apart = decision.without_compiled_twins(settings)
     for setting in apart[:_SETTINGS]:
         lines = [f"**{code(setting.title)}**", ""]
         for level, best in decision.answers(setting):

@@ -95,7 +95,7 @@ def _answer(rows: list[Row]) -> list[RenderableType]:
     """What to use, in a few lines; nothing where nothing was timed against dense."""
     from rich.text import Text
 
-    lines = decision.spoken(decision.settings(rows))
+    lines = decision.terminal_lines(decision.settings(rows))
     head = Text("What to use, by the largest error that you accept", style="bold")
     return [Text(), head, *map(Text, lines)] if lines else []
 
