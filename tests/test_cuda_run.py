@@ -216,7 +216,7 @@ def test_the_pages_rows_hold_graphs_energy_and_the_contract(run: Run) -> None:
     assert len(graphs) == sum(not math.isnan(row.value("graph_seconds")) for row in rows) > 0
     assert len([v for v in unpacked(packed, "energy_joules") if v is not None]) == measured(run)
     assert set(unpacked(packed, "contract")) == {"event", None}
-    columns_shown = {each.name for each in report.shown([run], PAGE)}
+    columns_shown = {each.name for each in report.quantities_shown([run], PAGE)}
     assert {GRAPH.name, ENERGY.name} <= columns_shown
 
 

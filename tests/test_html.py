@@ -507,7 +507,7 @@ def test_what_keeps_the_most_is_never_beaten_by_what_is_smaller() -> None:
     stored = Path(__file__).parent / "golden" / "runs" / "scored.jsonl"
     for run in (read_run(stored), run_of(questions()), rescored(run_of(questions()))):
         rows = numbered(report_rows(run))
-        found = _bytes.kept(rows)
+        found = _bytes.answers(rows)
         own = {number for each in found for number in each.groups}
         assert own == {row.group_number for row in rows if row.scored}
         for each in found:
@@ -531,7 +531,7 @@ def test_the_bytes_of_a_whole_model_are_those_of_its_dense_case() -> None:
     rows = numbered(report_rows(run))
     assert {row.stored_ratio for row in rows if row.format == "dense"} == {1.0}
     assert all(0.2 < row.stored_ratio < 1.1 for row in rows)
-    (found,) = _bytes.kept(rows)  # what differs in its weighting is one experiment
+    (found,) = _bytes.answers(rows)  # what differs in its weighting is one experiment
     best = "use quantized int8 (it takes 25 %): perplexity 26.4. Dense: 26.3."
     assert found.says == f"In 50 % of dense’s bytes, {best}"
     assert found.title == "Compress_lm, 576×576, float32"
@@ -540,7 +540,7 @@ def test_the_bytes_of_a_whole_model_are_those_of_its_dense_case() -> None:
     for name in [n for n, each in run.planned.items() if each.case.format == "dense"]:
         del without.planned[name]
     without.results[:] = [each for each in run.results if each.case in without.planned]
-    assert not _bytes.kept(numbered(report_rows(without)))  # then no share of dense is known
+    assert not _bytes.answers(numbered(report_rows(without)))  # then no share of dense is known
     weighted = [row for row in rows if row.format == "n_m" and "gram" in row.options]
     assert _bytes._cells(weighted[0])[2] == "n_m, density 0.5, weighted by gram"
 
@@ -558,7 +558,7 @@ def test_a_smaller_dense_model_is_a_row_beside_the_whole_one() -> None:
     assert sorted(row.stored_ratio for row in rows if row.format == "dense") == [
         pytest.approx(0.2, abs=1e-6), 1.0,
     ]  # fmt: skip
-    (found,) = _bytes.kept(rows)
+    (found,) = _bytes.answers(rows)
     assert found.says == (
         "In 50 % of dense’s bytes, use dense, 40 % of its blocks (it takes 20 %): perplexity 26.3. "
         "Dense: 26.3."

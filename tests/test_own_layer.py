@@ -409,7 +409,7 @@ def test_the_page_answers_for_the_layer(hwbench: Call, file: Path, seen: Path) -
         assert each.shapes == ("96×64 float32", "96×64 float32")
         assert each.score_name == "output_error"
     first = _questions.questions(rows, joins)[0]
-    assert first.asked == "Which format should this layer use?"
+    assert first.text == "Which format should this layer use?"
     words = plain(first.sentences[0])
     assert words.startswith(f"{UP} of model.safetensors, forward, 96×64, 8 tokens, float32. ")
     (low_rank,) = [r for r in rows if r.format == "low_rank" and r.score_name]

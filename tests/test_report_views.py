@@ -64,8 +64,8 @@ def rows_of(run: Run) -> list[Row]:
 
 def asked(run: Run) -> dict[str, list[str]]:
     rows = rows_of(run)
-    found = _questions.questions(rows, [j for j in _trade.joins(rows) if _trade.placed(j)])
-    return {q.asked: [_answers.plain(sentence) for sentence in q.sentences] for q in found}
+    found = _questions.questions(rows, [j for j in _trade.joins(rows) if _trade.drawable(j)])
+    return {q.text: [_answers.plain(sentence) for sentence in q.sentences] for q in found}
 
 
 # shares of dense's bytes
@@ -379,7 +379,7 @@ def weighted_run(whole: bool = True) -> Run:
 def test_weightings_and_depth_are_series_of_one_chart_as_they_are_of_one_answer() -> None:
     rows = rows_of(weighted_run())
     by_density, by_bytes = _trade.errors(rows)
-    (answer,) = _bytes.kept(rows)
+    (answer,) = _bytes.answers(rows)
     for figure in (by_density, by_bytes):
         assert figure.rows == [row.number for row in rows]
         assert figure.title.startswith(f"{answer.title}: ")
@@ -414,7 +414,7 @@ def test_what_is_compared_of_several_runs_shares_an_axis_and_nothing_else_does()
             for name in ("one", "two")]  # fmt: skip
     rows = html._rows(runs, ["one", "two"])
     joined = [j for n in (0, 1) for j in _trade.joins([r for r in rows if r.run == n])]
-    found = _sections.sections(rows, runs, [j for j in joined if _trade.placed(j)], set())
+    found = _sections.sections(rows, runs, [j for j in joined if _trade.drawable(j)], set())
     twins: dict[str, list[_views.Figure]] = {}
     for section in found:
         for figure in section.figures:
@@ -430,7 +430,7 @@ def test_what_is_compared_of_several_runs_shares_an_axis_and_nothing_else_does()
     alone = _sections.sections(
         [r for r in rows if r.run == 0],
         runs[:1],
-        [j for j in joined[:4] if _trade.placed(j)],
+        [j for j in joined[:4] if _trade.drawable(j)],
         set(),
     )
     assert not any("beside" in f.extra for section in alone for f in section.figures)
@@ -485,7 +485,7 @@ def test_quantiles_are_of_quiet_samples_and_keep_three_digits() -> None:
 def test_a_named_case_carries_every_sample_and_shows_the_disturbed() -> None:
     run = spiked()
     rows = rows_of(run)
-    (figure,) = _samples.series(run, rows, _samples.asked([run], ["btt"]))
+    (figure,) = _samples.series(run, rows, _samples.named_cases([run], ["btt"]))
     assert figure.says == "600 samples of 3 replicates, 150 of them (crosses) in disturbed blocks."
     states = [point["state"] for point in figure.extra["points"]]
     assert states.count("disturbed") == 150
@@ -494,7 +494,7 @@ def test_a_named_case_carries_every_sample_and_shows_the_disturbed() -> None:
 
 def test_a_long_series_is_thinned_and_says_so() -> None:
     run = spiked(replicates=9)
-    (figure,) = _samples.series(run, rows_of(run), _samples.asked([run], ["btt"]))
+    (figure,) = _samples.series(run, rows_of(run), _samples.named_cases([run], ["btt"]))
     assert figure.note == "One sample in 2 is drawn."
     assert len(figure.extra["points"]) == 900
 

@@ -207,11 +207,11 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Facts:
         if isinstance(value, Mapping) and value:
             facts += flat(value, f"{name}.")
         elif value not in (None, "", [], {}):
-            facts.append((name, said(name, value)))
+            facts.append((name, worded(name, value)))
     return facts
 
 
-def said(name: str, value: Any) -> str:
+def worded(name: str, value: Any) -> str:
     """A fact in words; bytes, seconds and what else a name ends in get their unit."""
     if isinstance(value, list | tuple):
         return printable(", ".join(map(str, value)))

@@ -25,7 +25,7 @@ from hwbench.report._paper import (
     titled,
 )
 from hwbench.report._scores import score_of
-from hwbench.report._trade import joins, placed
+from hwbench.report._trade import drawable, joins
 from hwbench.report.rows import Group, Row, known, row_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def pareto(rows: list[Row], sheet: Sheet) -> Figure:
     runs: dict[int, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.run, []).append(row)
-    found = [join for own in runs.values() for join in joins(own) if placed(join)]
+    found = [join for own in runs.values() for join in joins(own) if drawable(join)]
     if not found:
         raise UsageError(
             "The run has no score that goes with a time; a suite with a second block, such as "
@@ -52,7 +52,7 @@ def pareto(rows: list[Row], sheet: Sheet) -> Figure:
         sets.setdefault((timed.group.without("run"), experiment), []).append(join)
     panels = []
     for same in sets.values():
-        drawn = [row_of(pair.timed) for join in same for pair in placed(join)]
+        drawn = [row_of(pair.timed) for join in same for pair in drawable(join)]
         panels.append(Panel(titled(row_of(same[0].timed)), drawn, _trade(same, looks)))
     return paneled(panels, looks, sheet, [_scored(same[0]) for same in sets.values()])
 
@@ -71,11 +71,11 @@ def _trade(same: Sequence[Joined], looks: Looks) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ax.axvline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
         for join, dash in zip(same, ("-", "--", ":", "-."), strict=False):
-            front = [pair for pair in reversed(placed(join)) if pair.front]
+            front = [pair for pair in reversed(drawable(join)) if pair.front]
             steps = [pair.relative for pair in front], [pair.score for pair in front]
             ax.step(*steps, where="pre", color=GREY, lw=0.9, ls=dash, zorder=1)
-            points = [1.0, *(pair.relative for pair in placed(join))]
-            for pair in placed(join):
+            points = [1.0, *(pair.relative for pair in drawable(join))]
+            for pair in drawable(join):
                 _point(ax, pair, points, looks)
         log(ax, "x", times)
         if score.zero:

@@ -76,7 +76,7 @@ def _replicate(row: Row, place: int) -> int | None:
     return row.replicate_codes[place] if place < len(row.replicate_codes) else None
 
 
-def asked(runs: list[Run], names: Collection[str]) -> set[str]:
+def named_cases(runs: list[Run], names: Collection[str]) -> set[str]:
     """The cases that the names stand for: whole ids, or parts of them.
 
     Raises:

@@ -9,7 +9,7 @@ from hwbench.analysis.accuracy import Joined
 from hwbench.quantities import CHART
 from hwbench.report import _costs, _density, _ratios, _samples, _trade, _views
 from hwbench.report._views import Figure
-from hwbench.report.rows import Group, Row, shown
+from hwbench.report.rows import Group, Row, quantities_shown
 from hwbench.store import Run
 
 
@@ -57,7 +57,7 @@ def sections(
         Section("tokens", _density.sweeps(rows), 4),
         Section("roofline", _views.rooflines(rows), 4),
         Section("memory", _costs.memory(rows), 4),
-        Section("costs", _costs.costs(rows, shown(runs, CHART)), 4),
+        Section("costs", _costs.costs(rows, quantities_shown(runs, CHART)), 4),
         Section("spread", _samples.spreads(rows), 2),
         Section("series", series, 2),
     ]

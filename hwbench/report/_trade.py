@@ -35,7 +35,7 @@ _POINTS = 40
 
 @dataclass
 class Trade:
-    """One group as a table: the score that is kept, the fastest that keeps it, what dense costs."""
+    """One group as a table: each score, the fastest format that reaches it, what dense costs."""
 
     title: str
     group: int
@@ -52,39 +52,40 @@ class Trade:
 
 
 HEADS = ("fastest", "time", "of dense", "stored", "against dense")
-"""The columns of the table beside the score that is kept."""
+"""The columns of the table beside the score."""
 
 
 def joins(rows: Sequence[Row]) -> list[Joined]:
     """Every group of the rows of one run that has relative times, with every experiment."""
     columns = [Columns(row) for row in rows]
     return [
-        found
-        for found in join(columns, columns)
-        if any(relative(row) is not None for row in _timed(found) if row.format != DENSE)
+        joined
+        for joined in join(columns, columns)
+        if any(relative(row) is not None for row in _timed(joined) if row.format != DENSE)
     ]
 
 
-def _timed(found: Joined) -> list[Row]:
+def _timed(joined: Joined) -> list[Row]:
     return [
-        row_of(each) for each in (*(p.timed for p in found.pairs), *(a.row for a in found.alone))
+        row_of(columns)
+        for columns in (*(p.timed for p in joined.pairs), *(a.row for a in joined.alone))
     ]
 
 
-def placed(found: Joined) -> list[Pair]:
+def drawable(joined: Joined) -> list[Pair]:
     """The pairs that can be drawn: those with a relative time, fastest first, dense left out."""
-    return [p for p in found.pairs if known(p.relative) and p.timed["format"] != DENSE]
+    return [p for p in joined.pairs if known(p.relative) and p.timed["format"] != DENSE]
 
 
-def trade(found: Joined) -> Trade:
-    """For each score: the fastest format that keeps it, its time and memory, what dense costs."""
-    rows = table(found)
-    score = score_of(row_of(found.scored))
-    dense = found.dense
-    told = Trade(
-        title=words.group_title(row_of(found.timed)),
-        group=row_of(found.timed).group_number,
-        shapes=_shapes(found),
+def trade(joined: Joined) -> Trade:
+    """For each score: the fastest format that reaches it, its time and memory, what dense costs."""
+    rows = table(joined)
+    score = score_of(row_of(joined.scored))
+    dense = joined.dense
+    result = Trade(
+        title=words.group_title(row_of(joined.timed)),
+        group=row_of(joined.timed).group_number,
+        shapes=_shapes(joined),
         dense="Dense was not timed here."
         if dense is None
         else f"Dense takes {units.seconds(dense['time_seconds'])} and stores "
@@ -96,7 +97,7 @@ def trade(found: Joined) -> Trade:
         if row["format"] in (None, DENSE):
             continue
         equal = ", ".join(map(printable, row["level"]))
-        told.lines.append(
+        result.lines.append(
             [
                 units.significant(row["bound"]),
                 printable(row["format"]),
@@ -106,64 +107,64 @@ def trade(found: Joined) -> Trade:
                 f"{row['verdict']}; not significantly slower: {equal}" if equal else row["verdict"],
             ]
         )
-    return told
+    return result
 
 
-def _shapes(found: Joined) -> str:
-    timed, scored = found.shapes
-    row = row_of(found.scored)
-    said = (
+def _shapes(joined: Joined) -> str:
+    timed, scored = joined.shapes
+    row = row_of(joined.scored)
+    sentence = (
         f"Time measured at {printable(timed)}; {score_of(row).title} of "
         f"{words.workload(row)} at {printable(scored)}{_whose.remark(row)}."
     )
-    return f"{said} {_moved(found)}".rstrip()
+    return f"{sentence} {_moved(joined)}".rstrip()
 
 
-def _moved(found: Joined) -> str:
+def _moved(joined: Joined) -> str:
     """How the score of each format moves from the smallest to the largest layer that has one."""
-    row = row_of(found.scored)
+    row = row_of(joined.scored)
     if not _whose.layers(row):
         return ""
-    scored = [row_of(each) for each in (*(p.scored for p in found.pairs), *found.elsewhere)]
-    of: dict[tuple[int, int], dict[str, str]] = {}
-    for one in sorted(scored, key=_size):
-        if known(one.score) and one.score > 0:
-            sides = of.setdefault((one.out_features, one.in_features), {})
-            sides[one.label] = score_of(one).amount(one.score)
-    if len(of) < 2:
+    scored = [row_of(each) for each in (*(p.scored for p in joined.pairs), *joined.elsewhere)]
+    by_shape: dict[tuple[int, int], dict[str, str]] = {}
+    for layer in sorted(scored, key=_size):
+        if known(layer.score) and layer.score > 0:
+            sides = by_shape.setdefault((layer.out_features, layer.in_features), {})
+            sides[layer.label] = score_of(layer).amount(layer.score)
+    if len(by_shape) < 2:
         return ""
-    (small, first), *_, (large, last) = of.items()
+    (small, first), *_, (large, last) = by_shape.items()
     moved = [f"{printable(n)} {first[n]} → {last[n]}" for n in last if n in first]
     ends = " to ".join(f"{rows}×{columns}" for rows, columns in (small, large))
-    said = f"The {score_of(row).title} from layers of {ends}: {', '.join(moved)}."
-    return said if moved else ""
+    sentence = f"The {score_of(row).title} from layers of {ends}: {', '.join(moved)}."
+    return sentence if moved else ""
 
 
 def _size(row: Row) -> tuple[int, int]:
     return row.out_features * row.in_features, row.out_features
 
 
-def pareto(found: Joined) -> Figure:
+def pareto(joined: Joined) -> Figure:
     """The score against relative time."""
-    pairs = sorted(placed(found), key=lambda pair: row_of(pair.timed).number)
-    front = [pair for pair in reversed(placed(found)) if pair.front]
-    score = score_of(row_of(found.scored))
+    pairs = sorted(drawable(joined), key=lambda pair: row_of(pair.timed).number)
+    front = [pair for pair in reversed(drawable(joined)) if pair.front]
+    score = score_of(row_of(joined.scored))
     faster = [pair for pair in front if pair.relative < 1]
     if faster:
-        shown = [
+        ends = [
             f"{printable(p.name)} ({units.ratio(p.relative)} of dense, "
             f"{score.title} {score.amount(p.score)})"
             for p in [faster[0], faster[-1]][: len(faster)]
         ]
         sure = sum(beats(row_of(pair.timed)) for pair in faster)
-        reach = f"from {shown[0]} to {shown[1]}" if len(shown) > 1 else shown[0]
+        reach = f"from {ends[0]} to {ends[1]}" if len(ends) > 1 else ends[0]
         says = (
             f"Pareto front, where faster than dense: {reach}; "
             f"{sure or 'none'} of {len(faster)} points are significantly faster."
         )
     else:
         says = f"None of the {len(front)} points on the Pareto front is faster than dense."
-    alone = [(printable(row_of(a.row).label), printable(a.reason)) for a in found.alone]
+    alone = [(printable(row_of(a.row).label), printable(a.reason)) for a in joined.alone]
     aside = [
         (printable(p.name), f"drawn; set aside to make the pair: {', '.join(p.aside)}")
         for p in pairs
@@ -171,24 +172,24 @@ def pareto(found: Joined) -> Figure:
     ]
     return Figure(
         kind=f"pareto {score.name}",
-        title=words.group_title(row_of(found.timed)),
+        title=words.group_title(row_of(joined.timed)),
         says=says,
         rows=[row_of(pair.timed).number for pair in pairs],
-        note=_shapes(found),
+        note=_shapes(joined),
         alone=alone,
         aside=aside,
         own={"error": [float(f"{pair.score:.5g}") for pair in pairs]},
         extra={
             "better": score.better,
-            "group": row_of(found.timed).group_number,
-            "scored": row_of(found.scored).group_number,
+            "group": row_of(joined.timed).group_number,
+            "scored": row_of(joined.scored).group_number,
         },
     )
 
 
-def unjoined(found: list[Joined]) -> list[str]:
+def unjoined(joins: list[Joined]) -> list[str]:
     """Timed groups for which a run has scores but no pair of the same knobs."""
-    return [words.group_title(row_of(j.timed)) for j in found if not placed(j)]
+    return [words.group_title(row_of(joined.timed)) for joined in joins if not drawable(joined)]
 
 
 def errors(rows: list[Row]) -> list[Figure]:
@@ -198,34 +199,36 @@ def errors(rows: list[Row]) -> list[Figure]:
     """
     figures = []
     scored = [row for row in rows if row.scored and known(row.score)]
-    found = [sorted(each, key=_number) for each in _experiments.experiments(scored)]
-    for have in sorted(found, key=lambda each: each[0].number):
-        title, numbers = _experiments.title(have), [row.number for row in have]
-        score = score_of(have[0])
-        for kind, share, what in (
-            ("error_density", _kept, "parameters kept"),
-            ("error_bytes", _stored, "stored bytes of dense"),
+    experiments = [sorted(each, key=_number) for each in _experiments.experiments(scored)]
+    for members in sorted(experiments, key=lambda each: each[0].number):
+        title, numbers = _experiments.title(members), [row.number for row in members]
+        score = score_of(members[0])
+        for kind, share_of, whole in (
+            ("error_density", _density_of, "parameters kept"),
+            ("error_bytes", _stored_ratio_of, "stored bytes of dense"),
         ):
-            says = _best_scores(have, share, what)
+            says = _best_scores(members, share_of, whole)
             by = "parameters kept" if kind == "error_density" else "stored bytes"
-            named = f"{title}: {score.title}, by {by}"
-            note = _whose.noted(have[0])
+            heading = f"{title}: {score.title}, by {by}"
+            note = _whose.noted(members[0])
             figures.append(
-                Figure(f"{kind} {score.name}", named, says, numbers, note=note, own=_series(have))
+                Figure(
+                    f"{kind} {score.name}", heading, says, numbers, note=note, own=_series(members)
+                )
             )
-        if closed := _closed_forms(have):
+        if closed := _closed_forms(members):
             figures[-2].note = f"{figures[-2].note} {_CLOSED_FORMS_NOTE}"
             figures[-2].extra = {"closed": closed}
     return figures
 
 
-def _series(have: list[Row]) -> dict[str, list[Any]]:
-    """The columns in which the rows of an experiment are told apart; none where knobs do that."""
-    if not any(map(_experiments.fitted, have)):
+def _series(rows: list[Row]) -> dict[str, list[Any]]:
+    """The columns that tell the rows of an experiment apart; none where their knobs do."""
+    if not any(map(_experiments.fitted, rows)):
         return {}
     return {
-        "series": [_experiments.series(row) for row in have],
-        "label": [_experiments.label(row) for row in have],
+        "series": [_experiments.series(row) for row in rows],
+        "label": [_experiments.label(row) for row in rows],
     }
 
 
@@ -233,42 +236,42 @@ def _number(row: Row) -> int:
     return row.number
 
 
-def _kept(row: Row) -> float:
+def _density_of(row: Row) -> float:
     return row.density
 
 
-def _stored(row: Row) -> float:
+def _stored_ratio_of(row: Row) -> float:
     return row.stored_ratio
 
 
-def _best_scores(have: list[Row], share_of: Callable[[Row], float], what: str) -> str:
+def _best_scores(rows: list[Row], share_of: Callable[[Row], float], whole: str) -> str:
     """The format with the best score at about half and about a tenth of dense."""
-    score = score_of(have[0])
+    score = score_of(rows[0])
     better = max if score.higher else min
-    said = []
+    parts = []
     for share in (0.5, 0.1):
-        near = [row for row in have if known(share_of(row)) and share_of(row) <= share]
+        near = [row for row in rows if known(share_of(row)) and share_of(row) <= share]
         if near:
             best = better(near, key=lambda row: row.score)
-            said.append(
+            parts.append(
                 f"{printable(_experiments.label(best))} ({score.amount(best.score)}) with at most "
-                f"{share:g} of the {what.removesuffix(' of dense')}"
+                f"{share:g} of the {whole.removesuffix(' of dense')}"
             )
-    return (
-        f"Best {score.title}: {', and '.join(said)}." if said else f"Every {score.title} by format."
-    )
+    if not parts:
+        return f"Every {score.title} by format."
+    return f"Best {score.title}: {', and '.join(parts)}."
 
 
-def _closed_forms(have: list[Row]) -> list[dict[str, Any]]:
+def _closed_forms(rows: list[Row]) -> list[dict[str, Any]]:
     """Points of the curve of unstructured sparsity, and that of 2:4; none for other experiments.
 
     Each has ``density`` and ``score``, ``law`` (unstructured or 2:4), and ``text`` where its name
     is written. The curve reaches from the least density of the rows to one.
     """
-    row = have[0]
-    named = row.workload, row.score_name, json.loads(row.options).get("matrix")
-    least = min((r.density for r in have if known(r.density)), default=0.0)
-    if named != ("projection", PROJECTION_ERROR.name, "gaussian") or not 0 < least < 1:
+    row = rows[0]
+    experiment = row.workload, row.score_name, json.loads(row.options).get("matrix")
+    least = min((r.density for r in rows if known(r.density)), default=0.0)
+    if experiment != ("projection", PROJECTION_ERROR.name, "gaussian") or not 0 < least < 1:
         return []
     steps = [least ** (1 - step / _POINTS) for step in range(_POINTS + 1)]
     curve = [

@@ -74,11 +74,11 @@ def experiment(row: Row) -> str | None:
     return f"projection of {named}" + (f", weighted by {weighting}" if weighting != "none" else "")
 
 
-def said(rows: Iterable[Row]) -> list[str]:
+def sentences(rows: Iterable[Row]) -> list[str]:
     """Whose weights the scores of these rows are of, a sentence each, as a table's foot says it."""
     have = [row for row in rows if row.scored and known(row.score)]
-    sentences = [_sentence(row) for row in have if _of_a_file(row)]
-    return list(dict.fromkeys([*sentences, *filter(None, map(noted, have))]))
+    of_files = [_sentence(row) for row in have if _of_a_file(row)]
+    return list(dict.fromkeys([*of_files, *filter(None, map(noted, have))]))
 
 
 def _sentence(row: Row) -> str:

@@ -47,9 +47,9 @@ from hwbench.report.rows import (
     known,
     numbered,
     printable,
+    quantities_shown,
     report_rows,
     row_of,
-    shown,
 )
 from hwbench.store import Run
 
@@ -85,7 +85,7 @@ class Compared:
 def render(
     runs: list[Run],
     samples: Collection[str] = (),
-    before: Sequence[Compared] = (),
+    comparisons: Sequence[Compared] = (),
     names: list[str] | None = None,
 ) -> str:
     """The report of one run, or of several side by side, as one HTML page.
@@ -93,7 +93,7 @@ def render(
     Args:
         runs: what is reported.
         samples: cases, or parts of their names, whose raw samples the page carries.
-        before: each further run compared with the first one, in their order; they stand first.
+        comparisons: each further run compared with the first one, in their order; they stand first.
         names: what the runs are called; without it, their machines.
 
     Raises:
@@ -102,11 +102,11 @@ def render(
     if not runs:
         raise UsageError("There is no run to report; name at least one run file.")
     machines = names or _facts.machines(runs)
-    rows = _rows(runs, machines, [each.against for each in before])
-    chosen = _samples.asked(runs, samples)
+    rows = _rows(runs, machines, [each.against for each in comparisons])
+    chosen = _samples.named_cases(runs, samples)
     template = _environment().get_template("page.html.j2")
     return template.render(
-        **_context(_page(runs, machines, rows, chosen, before)),
+        **_context(_page(runs, machines, rows, chosen, comparisons)),
         css=_safe((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
         colours=list(zip(LIGHT, DARK, strict=True)),
         script=_safe("\n".join((_TEMPLATES / n).read_text(encoding="utf-8") for n in _SCRIPTS)),
@@ -134,7 +134,7 @@ def _rows(
 
 @dataclass(frozen=True)
 class _Page:
-    """What the parts of the page are made of, each made once."""
+    """The data from which the parts of the page are made, each made once."""
 
     runs: list[Run]
     machines: list[str]  # what the runs are called
@@ -144,10 +144,10 @@ class _Page:
     joins: list[Joined]
     joined: list[Joined]  # those that are drawn
     settings: list[decision.Setting]
-    keeping: list[_bytes.Kept]
+    byte_answers: list[_bytes.ByteAnswer]
     sections: list[_sections.Section]
     looks: dict[str, Style]
-    before: Sequence[Compared]
+    comparisons: Sequence[Compared]
 
 
 def _page(
@@ -155,22 +155,22 @@ def _page(
     machines: list[str],
     rows: list[Row],
     chosen: set[str],
-    before: Sequence[Compared],
+    comparisons: Sequence[Compared],
 ) -> _Page:
     """The parts of the page, before any of them is put into words of the template."""
     by_run = [[row for row in rows if row.run == n] for n in range(len(runs))]
     joins = [_trade.joins(own) for own in by_run]
     settings = [
         setting
-        for own, found in zip(by_run, joins, strict=True)
-        for setting in decision.settings(own, found)
+        for own, own_joins in zip(by_run, joins, strict=True)
+        for setting in decision.settings(own, own_joins)
     ]
     every = list(chain(*joins))
-    joined = sorted(filter(_trade.placed, every), key=lambda found: row_of(found.timed).number)
+    joined = sorted(filter(_trade.drawable, every), key=lambda each: row_of(each.timed).number)
     sections = _sections.sections(rows, runs, joined, chosen)
-    sections += _sections.compared(rows, machines) if before else []
-    keeping = [] if settings else _bytes.kept(rows)
-    if keeping:  # the answer is one of bytes, so the charts of bytes stand beside it
+    sections += _sections.compared(rows, machines) if comparisons else []
+    byte_answers = [] if settings else _bytes.answers(rows)
+    if byte_answers:  # the answer is one of bytes, so the charts of bytes stand beside it
         for section in sections:
             section.figures.sort(key=lambda each: not each.kind.startswith("error_bytes"))
     return _Page(
@@ -185,29 +185,29 @@ def _page(
         joins=every,
         joined=joined,
         settings=settings,
-        keeping=keeping,
+        byte_answers=byte_answers,
         sections=sections,
         looks=styles(row.format for row in rows),
-        before=before,
+        comparisons=comparisons,
     )
 
 
 def _context(page: _Page) -> dict[str, Any]:
     """What the template reads."""
-    found = {**_above(page), **_answer(page), **_questioned(page), **_below(page)}
+    parts = {**_above(page), **_answer(page), **_questioned(page), **_below(page)}
     under = {
-        "compare": page.before,
+        "compare": page.comparisons,
         "answer": True,
-        "questions": found["overview"] or found["questions"] or found["answers"],
-        "winners": found["heat"].lines,
-        "accuracy": found["trades"] or (page.settings and found["unjoined"]),
-        "density": found["starts"].lines or found["totals"],
+        "questions": parts["overview"] or parts["questions"] or parts["answers"],
+        "winners": parts["heat"].lines,
+        "accuracy": parts["trades"] or (page.settings and parts["unjoined"]),
+        "density": parts["starts"].lines or parts["totals"],
         "rows": True,
         "method": True,
     }
     # errors stand in the answer where it is one of bytes
-    below = [each for each in page.sections if not (page.keeping and each.id == "errors")]
-    return {**found, "contents": _sections.contents(below, under), "data": _data(page)}
+    below = [each for each in page.sections if not (page.byte_answers and each.id == "errors")]
+    return {**parts, "contents": _sections.contents(below, under), "data": _data(page)}
 
 
 def _above(page: _Page) -> dict[str, Any]:
@@ -216,11 +216,11 @@ def _above(page: _Page) -> dict[str, Any]:
         "runs": page.summaries,
         "title": _title(page.runs, page.machines),
         "several": len(page.runs) > 1,
-        "before": page.before,
+        "comparisons": page.comparisons,
         "flips_shown": _FLIPS,
         "total": len(page.rows),
         "measured": sum(row.status == "ok" for row in page.rows),
-        "summed": bool(page.settings or page.keeping or page.before),
+        "summed": bool(page.settings or page.byte_answers or page.comparisons),
         "sections": {section.id: section for section in page.sections},
         "marks": _marks(page.rows, page.looks),
     }
@@ -233,30 +233,30 @@ def _answer(page: _Page) -> dict[str, Any]:
         first, limit = page.settings[0], page.settings[0].levels[0].limit
         best = first.best(limit)
         headline = first.headline(best, limit) if best else "Nothing that was measured is exact."
-    said = cautions(page.runs, page.by_run, page.machines)
+    sentences = cautions(page.runs, page.by_run, page.machines)
     return {
         "settings": page.settings,
         "headline": headline,
-        "keeping": page.keeping,
-        "keeping_heads": _bytes.HEADS,
+        "byte_answers": page.byte_answers,
+        "byte_heads": _bytes.HEADS,
         "answers_shown": _ANSWERS,
-        "cautions": [_folded(each, page.machines) for each in said],
+        "cautions": [_folded(each, page.machines) for each in sentences],
         "failures": _failures(page.rows),
     }
 
 
 def _questioned(page: _Page) -> dict[str, Any]:
     """The sentences on every group, and who wins where."""
-    answered = [_answered(own) for own in page.by_run]
+    by_run = [_group_answers(own) for own in page.by_run]
     return {
-        "answers": sorted(chain(*answered), key=lambda found: found.group),
+        "answers": sorted(chain(*by_run), key=lambda answer: answer.group),
         "answers_spelled": _SPELLED,
         "overview": [
             sentence
-            for machine, own in zip(page.machines, answered, strict=True)
+            for machine, own in zip(page.machines, by_run, strict=True)
             for sentence in _answers.overview(own, machine if len(page.runs) > 1 else "")
         ],
-        "questions": _questions.questions(page.rows, page.joined, sizes=not page.keeping),
+        "questions": _questions.questions(page.rows, page.joined, sizes=not page.byte_answers),
         "heat": _heat.heat(page.rows),
         "shades": _heat.SHADES,
     }
@@ -273,7 +273,7 @@ def _below(page: _Page) -> dict[str, Any]:
         "totals": _totals.totals(page.rows),
         "totals_heads": _totals.HEADS,
         "clocks": _clocks(page.runs, page.by_run, page.machines),
-        "flags": [(words.flag(name), said) for name, said in words.FLAGS.items()],
+        "flags": [(words.flag(name), meaning) for name, meaning in words.FLAGS.items()],
         "energy": _energy(page.rows),
         "intervals": bounded,
         "missed": max(1, round(0.05 * bounded)),
@@ -284,13 +284,13 @@ def _marks(rows: list[Row], looks: Mapping[str, Style]) -> dict[str, tuple[Style
     """The marks of a legend by their names: formats, or all series of a format that has several."""
     drawn = _drawn(rows)
     numbers = variants(drawn)
-    series: dict[str, list[str]] = {}
-    for name, one in drawn:
-        series.setdefault(name, []).append(one)
+    series_of: dict[str, list[str]] = {}
+    for name, series in drawn:
+        series_of.setdefault(name, []).append(series)
     return {
-        one if len(own) > 1 else name: (looks[name], VARIANTS[numbers[one]])
-        for name, own in series.items()
-        for one in own
+        series if len(members) > 1 else name: (looks[name], VARIANTS[numbers[series]])
+        for name, members in series_of.items()
+        for series in members
     }
 
 
@@ -299,7 +299,7 @@ def _drawn(rows: list[Row]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.format, _experiments.series(row)) for row in rows))
 
 
-def _answered(rows: list[Row]) -> list[_answers.Answer]:
+def _group_answers(rows: list[Row]) -> list[_answers.Answer]:
     """What every timed group of one run answers."""
     timed = [row for row in rows if not row.scored]
     return [_answers.answer(members) for members in groups(timed).values()]
@@ -309,29 +309,29 @@ def cautions(
     runs: Sequence[Run], by_run: Sequence[list[Row]], machines: Sequence[str]
 ) -> list[str]:
     """What must be known before the answer is believed, of each machine where there are several."""
-    found = []
+    pairs = []
     for run, rows, machine in zip(runs, by_run, machines, strict=True):
-        told = slowed(run.header, run.planned, run.results)
-        said = [str(told) if told else None]
-        said += [_answers.disturbance(rows), _clock.launches(run, rows), _clock.starved(rows)]
-        found += [(machine, sentence) for sentence in said if sentence]
-    return [f"{machine}: {said}" if len(runs) > 1 else said for machine, said in found]
+        slowdown = slowed(run.header, run.planned, run.results)
+        sentences = [str(slowdown) if slowdown else None]
+        sentences += [_answers.disturbance(rows), _clock.launches(run, rows), _clock.starved(rows)]
+        pairs += [(machine, sentence) for sentence in sentences if sentence]
+    return [f"{name}: {sentence}" if len(runs) > 1 else sentence for name, sentence in pairs]
 
 
-def _folded(said: str, machines: list[str]) -> tuple[str, str]:
+def _folded(caution: str, machines: list[str]) -> tuple[str, str]:
     """A caution as what stands open, up to its colon, and what explains it."""
-    named = next((f"{name}: " for name in machines if said.startswith(f"{name}: ")), "")
-    head, colon, rest = said.removeprefix(named).partition(": ")
-    return f"{named}{head}{colon.rstrip()}", rest
+    machine = next((f"{name}: " for name in machines if caution.startswith(f"{name}: ")), "")
+    head, colon, rest = caution.removeprefix(machine).partition(": ")
+    return f"{machine}{head}{colon.rstrip()}", rest
 
 
 def _clocks(runs: list[Run], by_run: list[list[Row]], machines: list[str]) -> list[str]:
     """By which clock each run was timed, how fast the device ran, and what disturbed it."""
-    found = []
+    pairs = []
     for run, rows, machine in zip(runs, by_run, machines, strict=True):
-        said = [*_clock.contracts(rows), _clock.clocks(run), _clock.causes(run)]
-        found += [(machine, sentence) for sentence in said if sentence]
-    return [f"{machine}: {said}" if len(runs) > 1 else said for machine, said in found]
+        sentences = [*_clock.contracts(rows), _clock.clocks(run), _clock.causes(run)]
+        pairs += [(machine, sentence) for sentence in sentences if sentence]
+    return [f"{name}: {sentence}" if len(runs) > 1 else sentence for name, sentence in pairs]
 
 
 def _energy(rows: list[Row]) -> str:
@@ -357,9 +357,9 @@ def _data(page: _Page) -> dict[str, Any]:
 
     rows, looks = page.rows, page.looks
     titles = [words.group_title(members[0]) for members in groups(rows).values()]
-    found = scores(rows)
-    listed, chart = shown(page.runs, PAGE), shown(page.runs, CHART)
-    held = [*_ALWAYS, *(q for q in listed if q not in chart), *chart]
+    by_name = scores(rows)
+    listed, chart = quantities_shown(page.runs, PAGE), quantities_shown(page.runs, CHART)
+    quantities = [*_ALWAYS, *(q for q in listed if q not in chart), *chart]
     text = _pack.embedded(
         {
             "schema": 1,
@@ -376,11 +376,13 @@ def _data(page: _Page) -> dict[str, Any]:
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
             "variants": variants(_drawn(rows)),
             "variant_looks": [asdict(each) | {"hollow": each.hollow} for each in VARIANTS],
-            "columns": _pack.columns(rows, dict.fromkeys(each.name for each in held)),
-            "quantities": [_declared(each, each in listed) for each in held if each not in _ALWAYS],
+            "columns": _pack.columns(rows, dict.fromkeys(each.name for each in quantities)),
+            "quantities": [
+                _declared(each, each in listed) for each in quantities if each not in _ALWAYS
+            ],
             "figures": {s.id: [figure.packed() for figure in s.figures] for s in page.sections},
-            "specifications": specifications(looks, found.values(), chart) if looks else {},
-            "scores": {n: {"title": s.title, "unit": s.unit} for n, s in found.items()},
+            "specifications": specifications(looks, by_name.values(), chart) if looks else {},
+            "scores": {n: {"title": s.title, "unit": s.unit} for n, s in by_name.items()},
             "config": CONFIG,
         }
     )
@@ -401,16 +403,15 @@ def _declared(quantity: Quantity, column: bool) -> dict[str, Any]:
 
 def _failures(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
     """Status in words, reason, and the cases that ended so."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    cases: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.status != "ok":
-            unsaid = "the run has no result of it"
-            if row.status != "missing":
-                unsaid = "no reason given"
-            found.setdefault((row.status, printable(row.reason or unsaid)), []).append(row)
+            missing = row.status == "missing"
+            no_reason = "the run has no result of it" if missing else "no reason given"
+            cases.setdefault((row.status, printable(row.reason or no_reason)), []).append(row)
     return [
         (words.STATUSES.get(status, printable(status)), reason, members)
-        for (status, reason), members in found.items()
+        for (status, reason), members in cases.items()
     ]
 
 

@@ -57,7 +57,7 @@ def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Set
     ]
     if settings:
         return [*parts, *_settings(settings)]
-    kept = _bytes.kept(rows)
+    kept = _bytes.answers(rows)
     for found in kept[:_SETTINGS]:
         parts.append(f"**{code(found.title)}**: {inert(found.says)}")
         parts += [inert(found.note)] if found.note else []

@@ -166,8 +166,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
         """
         if known(self.asked_stored):
             return f"{self.asked_stored:.3g}{STORED}"
-        asked = self.asked_density if known(self.asked_density) else self.density
-        return f"{asked:.3g}" if known(asked) else ""
+        density = self.asked_density if known(self.asked_density) else self.density
+        return f"{density:.3g}" if known(density) else ""
 
     @property
     def stored_ratio(self) -> float:
@@ -223,7 +223,7 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
     count = counted(run.header, run.planned, run.results)
     summaries = summary_rows(run, count)
     header = run.header
-    above = {
+    roof_of = {
         dtype: (ceiling, lines(header.ceilings, header.environment, dtype, ceiling)[0])
         for dtype, ceiling in roofs(run, summaries).items()
     }
@@ -232,7 +232,7 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
     rows = []
     summary: Mapping[str, Any]
     for summary, planned in zip(summaries, run.planned.values(), strict=True):
-        ceiling, drawn = above[summary["dtype"]]
+        ceiling, roof_lines = roof_of[summary["dtype"]]
         columns = {name: summary[name] for name in _CASE}
         columns |= {name: _number(summary[name]) for name in _NUMBERS}
         rows.append(
@@ -248,7 +248,7 @@ def report_rows(run: Run, number: int = 0, machine: str = "") -> list[Row]:
                 by_replicate=MappingProxyType(values.get(summary["case"], {})),
                 night=nights.get(summary["case"], (math.nan, 0.0)),
                 roof=ceiling,
-                roofs=drawn,
+                roofs=roof_lines,
                 placement=placement(summary, ceiling),
                 count=planned.case.count,
                 run=number,
@@ -295,8 +295,8 @@ def _number(value: Any) -> Any:
 
 
 def _series(name: str, knobs: Mapping[str, Any]) -> str:
-    kept = sorted(knob for knob in knobs if knob not in SHARES)
-    return " ".join([name, *(f"{knob}={word(knobs[knob])}" for knob in kept)])
+    stated = sorted(knob for knob in knobs if knob not in SHARES)
+    return " ".join([name, *(f"{knob}={word(knobs[knob])}" for knob in stated)])
 
 
 def numbered(rows: Iterable[Row]) -> list[Row]:
@@ -343,18 +343,18 @@ def row_of(columns: Mapping[str, Any]) -> Row:
     return columns.row
 
 
-def shown(runs: Iterable[Run], place: str) -> list[Quantity]:
+def quantities_shown(runs: Iterable[Run], place: str) -> list[Quantity]:
     """The quantities of these runs that are shown in a place, each once, in declared order."""
-    found = {each.name: each for run in runs for each in measured(run).values()}
-    return [each for each in found.values() if place in each.shown]
+    by_name = {each.name: each for run in runs for each in measured(run).values()}
+    return [each for each in by_name.values() if place in each.shown]
 
 
 def groups(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     """Rows by group, groups and rows in the order in which they come."""
-    found: dict[Group, list[Row]] = {}
+    by_group: dict[Group, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.group, []).append(row)
-    return found
+        by_group.setdefault(row.group, []).append(row)
+    return by_group
 
 
 _NUMBER = (int, float)  # made once: the rows of a large run ask a million times

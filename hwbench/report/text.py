@@ -37,8 +37,8 @@ from hwbench.report.rows import (
     known,
     numbered,
     printable,
+    quantities_shown,
     report_rows,
-    shown,
     timed,
 )
 from hwbench.store import Run
@@ -76,7 +76,7 @@ def table(run: Run, width: int = 80, sort: str = "time") -> list[RenderableType]
     """
     from rich.text import Text
 
-    rows, readings = _heat.marked(numbered(report_rows(run))), shown([run], TERMINAL)
+    rows, readings = _heat.marked(numbered(report_rows(run))), quantities_shown([run], TERMINAL)
     parts: list[RenderableType] = [Text(line) for line in _head(run, rows)]
     kept, hidden = _fitting(rows, readings, width)
     for members in groups(rows).values():
@@ -124,7 +124,7 @@ def _plain(summary: Mapping[str, Any], place: Placement | None) -> dict[str, Any
 
 def cells(run: Run, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     """The headings of a group's table, those that hold anything, and the cells of its rows."""
-    columns = _used(rows, shown([run], TERMINAL))
+    columns = _used(rows, quantities_shown([run], TERMINAL))
     return [each.title for each in columns], [[c.cell(row) for c in columns] for row in rows]
 
 
@@ -366,7 +366,7 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     """What the columns and the flags mean, in as few words as possible."""
     from rich.text import Text
 
-    whose = [Text(line, style="dim") for line in _whose.said(rows)]
+    whose = [Text(line, style="dim") for line in _whose.sentences(rows)]
     if not any(timed(row) for row in rows):
         return [Text(), *whose] if whose else []
     several = any(known(row.relative_low) for row in rows)

@@ -79,7 +79,7 @@ def _prices(names: list[str], prices: Mapping[str, float]) -> dict[str, float]:
 
 def page(runs: Sequence[Run], found: Sequence[Versus]) -> str:
     """The report of all runs, with the comparison at its head."""
-    return html.render(list(runs), before=[_shown(each) for each in found], names=labels(runs))
+    return html.render(list(runs), comparisons=[_shown(each) for each in found], names=labels(runs))
 
 
 def _shown(each: Versus) -> html.Compared:
@@ -199,7 +199,7 @@ def environment(each: Versus) -> list[tuple[str, str, str]]:
 def _change(each: Difference) -> str:
     """From what to what, in units; as it is recorded where that alone tells the two apart."""
     ends = [
-        "not recorded" if end is None else _facts.said(each.key, end)
+        "not recorded" if end is None else _facts.worded(each.key, end)
         for end in (each.baseline, each.new)
     ]
     return " → ".join(ends) if ends[0] != ends[1] else _recorded(each)
