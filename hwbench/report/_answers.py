@@ -25,8 +25,8 @@ Share = tuple[str, float]
 """The column of what was asked for, ``asked_density`` or ``asked_stored``, and how much."""
 
 POINT, SPAN, REST = "b", "nobr", ""
-_UNTOLD = (": one replicate decides nothing.", ": the machine was never quiet.")
-_SAID = {"asked_density": "at density {:g}", "asked_stored": "in {:g} of dense's bytes"}
+_NO_INTERVAL = (": one replicate decides nothing.", ": the machine was never quiet.")
+_SHARE_FORMATS = {"asked_density": "at density {:g}", "asked_stored": "in {:g} of dense's bytes"}
 _NEAR = 0.1  # without an asked density, a format competes up to this share above its own
 
 
@@ -57,42 +57,42 @@ def plain(sentence: Sentence) -> str:
 
 def answer(members: list[Row]) -> Answer:
     """What a group of timed cases says, one sentence for each asked share."""
-    found = Answer(words.group_title(members[0]), members[0].group_number)
-    others = [row for row in members if row.format != DENSE]
-    comparable = [row for row in others if relative(row) is not None]
+    result = Answer(words.group_title(members[0]), members[0].group_number)
+    comparable = [row for row in members if row.format != DENSE and relative(row) is not None]
     if not comparable:
-        found.sentences.append(_absolute(members))
-        return found
+        result.sentences.append(_absolute(members))
+        return result
     shares = {
         (name, getattr(row, name))
         for row in comparable
-        for name in _SAID
+        for name in _SHARE_FORMATS
         if known(getattr(row, name))
     }
     for share in _ordered(shares):
         ordered = sorted((row for row in comparable if _competes(row, share)), key=_order)
         contest = against(ordered[0], ordered)
-        found.sentences.append(_fastest(f"{_told(share).capitalize()} ", ordered, contest))
-        found.winners[share] = _winner(ordered, contest)
+        result.sentences.append(_fastest(f"{_share_words(share).capitalize()} ", ordered, contest))
+        result.winners[share] = _winner(ordered, contest)
     if not shares:
         ordered = sorted(comparable, key=_order)
-        found.sentences.append(_fastest("Here ", ordered, against(ordered[0], ordered)))
-    return found
+        result.sentences.append(_fastest("Here ", ordered, against(ordered[0], ordered)))
+    return result
 
 
 def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:
     """Who wins how often, over all groups; nothing where a single group says it already."""
     tallies: dict[Share, list[Winner]] = {}
-    for found in answers:
-        for share, winner in found.winners.items():
+    for group_answer in answers:
+        for share, winner in group_answer.winners.items():
             tallies.setdefault(share, []).append(winner)
     if len(answers) < 2:
         return []
-    return [
-        _tally(f"On {machine}, {said}, " if machine else f"{said.capitalize()}, ", tallies[share])
-        for share in _ordered(tallies)
-        for said in [_told(share)]
-    ]
+    sentences = []
+    for share in _ordered(tallies):
+        where = _share_words(share)
+        lead = f"On {machine}, {where}, " if machine else f"{where.capitalize()}, "
+        sentences.append(_tally(lead, tallies[share]))
+    return sentences
 
 
 def _ordered(shares: Iterable[Share]) -> list[Share]:
@@ -100,9 +100,9 @@ def _ordered(shares: Iterable[Share]) -> list[Share]:
     return sorted(shares, key=lambda share: (share[0], -share[1]))
 
 
-def _told(share: Share) -> str:
+def _share_words(share: Share) -> str:
     name, value = share
-    return _SAID[name].format(value)
+    return _SHARE_FORMATS[name].format(value)
 
 
 def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
@@ -110,12 +110,12 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
     pieces: Sentence
     groups = "groups" if len(winners) > 1 else "group"
     if not decided:
-        open_said = f"{lead}no {groups.removesuffix('s')} is decided: intervals overlap"
-        pieces = [(f"{open_said}. The shortest times are those of ", REST)]
+        undecided = f"{lead}no {groups.removesuffix('s')} is decided: intervals overlap"
+        pieces = [(f"{undecided}. The shortest times are those of ", REST)]
         nearest = Counter(winner.nearest for winner in winners)
         for place, (near, times) in enumerate(nearest.most_common(most)):
-            own = [winner.relative for winner in winners if winner.nearest == near]
-            low, high = (units.significant(f(own), 2) for f in (min, max))
+            ratios = [winner.relative for winner in winners if winner.nearest == near]
+            low, high = (units.significant(f(ratios), 2) for f in (min, max))
             span = f"{low}–{high}×" if low != high else f"{low}×"
             pieces += [(", and " if place else "", REST), (near, POINT)]
             pieces.append((f" in {times} of {len(winners)} {groups}, {span} of dense", REST))
@@ -127,8 +127,8 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
         if name == DENSE:
             pieces.append((f" stays the fastest in {share} {groups}", REST))
             continue
-        own = [winner.relative for winner in decided if winner.name == name]
-        low, high = (units.significant(f(own), 2) for f in (min, max))
+        ratios = [winner.relative for winner in decided if winner.name == name]
+        low, high = (units.significant(f(ratios), 2) for f in (min, max))
         pieces.append((f" is the fastest in {share} {groups}, at ", REST))
         pieces += [(f"{low}–{high}×" if low != high else f"{low}×", SPAN), (" of dense", REST)]
     open_ones = len(winners) - len(decided)
@@ -137,36 +137,36 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
     return [*pieces, (".", REST)]
 
 
-def _winner(ordered: list[Row], found: dict[Outcome, list[Row]]) -> Winner:
+def _winner(ordered: list[Row], contest: dict[Outcome, list[Row]]) -> Winner:
     """Who is the fastest beyond doubt: clear of dense, and of every other or tied with it."""
     best = ordered[0]
     if all(loses(row) for row in ordered):
         return Winner(DENSE)
-    if beats(best) and not found[Outcome.UNDECIDED]:
-        tied = tuple(printable(row.series) for row in found[Outcome.TIED])
+    if beats(best) and not contest[Outcome.UNDECIDED]:
+        tied = tuple(printable(row.series) for row in contest[Outcome.TIED])
         return Winner(printable(best.series), _value(best), tied=tied)
     return Winner(None, _value(best), printable(best.series))
 
 
 def against(best: Row, rivals: Sequence[Row], among: int = 0) -> dict[Outcome, list[Row]]:
-    """What is said of each rival against the best, the fastest of each first.
+    """The rivals by the outcome of each against the best, the fastest of each outcome first.
 
     Args:
         best: the row that may be named the fastest.
-        rivals: the others; best may be among them.
-        among: how many rivals it has in all, where these are some of them.
+        rivals: the rows that may be as fast; best may be among them.
+        among: how many rivals it has in all, where there are more than these.
     """
-    found: dict[Outcome, list[Row]] = {outcome: [] for outcome in Outcome}
-    others = sorted((row for row in rivals if row is not best), key=_value)
-    outcomes = [_by_intervals(best, row) for row in others]
+    by_outcome: dict[Outcome, list[Row]] = {outcome: [] for outcome in Outcome}
+    opponents = sorted((row for row in rivals if row is not best), key=_value)
+    outcomes = [_by_intervals(best, row) for row in opponents]
     if len(best.by_replicate) > 1:
-        said = standings(_entrant(best), [_entrant(row) for row in others], among=among)
-        for place, each in enumerate(said):
-            if known(each.ratio.value) or each.outcome is Outcome.BADLY:
-                outcomes[place] = each.outcome  # the two have replicates in common
-    for row, outcome in zip(others, outcomes, strict=True):
-        found[outcome].append(row)
-    return found
+        verdicts = standings(_entrant(best), [_entrant(row) for row in opponents], among=among)
+        for place, verdict in enumerate(verdicts):
+            if known(verdict.ratio.value) or verdict.outcome is Outcome.BADLY:
+                outcomes[place] = verdict.outcome  # the two have replicates in common
+    for row, outcome in zip(opponents, outcomes, strict=True):
+        by_outcome[outcome].append(row)
+    return by_outcome
 
 
 def _by_intervals(best: Row, row: Row) -> Outcome:
@@ -202,68 +202,68 @@ def overlap(one: Row, other: Row) -> bool:
 
 def disturbance(rows: list[Row], share: float = 0.1) -> str | None:
     """A warning where so many timed cases were disturbed that the numbers may mislead."""
-    have = [row for row in rows if timed(row)]
-    disturbed = sum("disturbed" in row.flags.split(",") for row in have)
-    if not have or disturbed < share * len(have):
+    cases = [row for row in rows if timed(row)]
+    disturbed = sum("disturbed" in row.flags.split(",") for row in cases)
+    if not cases or disturbed < share * len(cases):
         return None
     return (
-        f"{disturbed} of {len(have)} timed cases were disturbed: something else used the machine "
+        f"{disturbed} of {len(cases)} timed cases were disturbed: something else used the machine "
         "while they ran. Where intervals are wide, measure again on a quiet machine."
     )
 
 
 def _absolute(members: list[Row]) -> Sentence:
-    """What can be said where nothing could be set against dense."""
-    have = [row for row in members if timed(row)]
-    if not have:
+    """The answer of a group in which nothing was timed against dense: the shortest time."""
+    cases = [row for row in members if timed(row)]
+    if not cases:
         return [("Nothing was timed here; the reasons are listed with the rows.", REST)]
-    best = min(have, key=lambda row: row.time_seconds)
-    if len(have) == 1 and best.format == DENSE:
+    best = min(cases, key=lambda row: row.time_seconds)
+    if len(cases) == 1 and best.format == DENSE:
         return [(f"Only dense was timed, {units.seconds(best.time_seconds)}.", REST)]
     lead = "Nothing was timed against dense here; the shortest time is that of "
     time = units.seconds(best.time_seconds)
     return [(lead, REST), (printable(best.label), POINT), (f", {time}.", REST)]
 
 
-def _fastest(lead: str, ordered: list[Row], found: dict[Outcome, list[Row]]) -> Sentence:
+def _fastest(lead: str, ordered: list[Row], contest: dict[Outcome, list[Row]]) -> Sentence:
     """The fastest of the formats at one density, as far as the intervals tell."""
-    best, sure = ordered[0], [row for row in ordered if beats(row)]
-    shown: Sentence = [(printable(best.series), POINT), (", ", REST), *_span(best)]
+    best, faster = ordered[0], [row for row in ordered if beats(row)]
+    best_words: Sentence = [(printable(best.series), POINT), (", ", REST), *_span(best)]
     if not has_interval(best):
         lead, end = (
             f"{lead}the shortest time is that of ",
-            _UNTOLD[NEVER_QUIET in best.flags.split(",")],
+            _NO_INTERVAL[NEVER_QUIET in best.flags.split(",")],
         )
     elif all(loses(row) for row in ordered):
         lead, end = f"{lead}every format is slower than dense; the closest is ", "."
-    elif not beats(best) and sure:
-        lead = f"{lead}faster than dense: {_names(sure)}; the shortest time, that of "
+    elif not beats(best) and faster:
+        lead = f"{lead}faster than dense: {_names(faster)}; the shortest time, that of "
         end = ", is not significantly below that of dense."
     elif not beats(best):
         lead = f"{lead}no format is significantly faster than dense; the shortest time is that of "
         end = "."
     else:
-        lead, end = f"{lead}the fastest is ", _others(found)
-    return [(lead, REST), *shown, (end, REST)]
+        lead, end = f"{lead}the fastest is ", _rivals(contest)
+    return [(lead, REST), *best_words, (end, REST)]
 
 
-def _others(found: dict[Outcome, list[Row]]) -> str:
-    """What is said of the rest, where the best beats dense."""
-    equal, tied = found[Outcome.UNDECIDED], found[Outcome.TIED]
-    rest, badly = found[Outcome.SLOWER], found[Outcome.BADLY]
+def _rivals(contest: dict[Outcome, list[Row]]) -> str:
+    """What ends the sentence on a best that beats dense: its rivals by their outcome."""
+    undecided, tied = contest[Outcome.UNDECIDED], contest[Outcome.TIED]
+    rest, badly = contest[Outcome.SLOWER], contest[Outcome.BADLY]
     faster = [row for row in rest if beats(row)]
-    unsure = [row for row in rest if not beats(row) and not loses(row)]
-    said = f"; tied with it within 3 %: {_names(tied)}" if tied else ""
-    said += f"; not significantly slower: {_names(equal)}" if equal else ""
+    near_dense = [row for row in rest if not beats(row) and not loses(row)]
+    text = f"; tied with it within 3 %: {_names(tied)}" if tied else ""
+    text += f"; not significantly slower: {_names(undecided)}" if undecided else ""
     if faster:
-        said += f"; also faster than dense: {_names(faster)}"
-    elif rest and not unsure:
-        said += "; the others are slower than dense"
-    if unsure:
-        said += f"; not significantly different from dense: {_names(unsure)}"
+        text += f"; also faster than dense: {_names(faster)}"
+    elif rest and not near_dense:
+        text += "; the others are slower than dense"
+    if near_dense:
+        text += f"; not significantly different from dense: {_names(near_dense)}"
     if badly:
-        said += f"; not measured well enough: {_names(badly)}"
-    return f"{said}."
+        text += f"; not measured well enough: {_names(badly)}"
+    return f"{text}."
 
 
 def _names(rows: list[Row]) -> str:
@@ -283,7 +283,7 @@ def _span(row: Row) -> Sentence:
 
 def _competes(row: Row, share: Share) -> bool:
     name, density = share
-    if any(known(getattr(row, asked)) for asked in _SAID) or name != "asked_density":
+    if any(known(getattr(row, column)) for column in _SHARE_FORMATS) or name != "asked_density":
         return bool(getattr(row, name) == density)
     own = row.density
     return known(own) and own <= density * (1 + 1e-9) and density <= own * (1 + _NEAR)

@@ -32,14 +32,16 @@ _MOST_SAMPLES = 1500  # of one case; a longer series shows every n-th
 
 def attached(run: Run, rows: list[Row]) -> list[Row]:
     """The rows with quantiles of their samples (``spread``) and the values of their replicates."""
-    found = _timings(run)
+    timings_of = _timings(run)
     return [
         replace(
             row,
             spread=_quantiles(timings, row.time_seconds),
             replicate_codes=_replicates(timings, row.time_seconds),
         )
-        if (timings := found.get(row.case)) and known(row.time_seconds) and row.time_seconds > 0
+        if (timings := timings_of.get(row.case))
+        and known(row.time_seconds)
+        and row.time_seconds > 0
         else row
         for row in rows
     ]
@@ -53,19 +55,21 @@ def _quantiles(timings: list[tuple[Result, Measurement]], middle: float) -> tupl
 
 
 def _replicates(timings: list[tuple[Result, Measurement]], middle: float) -> tuple[int, ...]:
-    every = [sorted(result.values("time_seconds")) for result, _ in timings[:MOST_REPLICATES]]
-    medians = [(own[(len(own) - 1) // 2] + own[len(own) // 2]) / 2 for own in every]
+    replicates = [sorted(result.values("time_seconds")) for result, _ in timings[:MOST_REPLICATES]]
+    medians = [
+        (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2 for values in replicates
+    ]
     return tuple(_code(value, middle) for value in medians)
 
 
 def columns() -> dict[str, Callable[[Row], int | None]]:
     """The page's columns of what ``attached`` adds: how each is read from a row."""
-    found: dict[str, Callable[[Row], int | None]] = {}
+    readers: dict[str, Callable[[Row], int | None]] = {}
     for place, share in enumerate(QUANTILES):
-        found[f"spread_{round(100 * share)}"] = partial(_spread, place=place)
+        readers[f"spread_{round(100 * share)}"] = partial(_spread, place=place)
     for place in range(MOST_REPLICATES):
-        found[f"replicate_{place}"] = partial(_replicate, place=place)
-    return found
+        readers[f"replicate_{place}"] = partial(_replicate, place=place)
+    return readers
 
 
 def _spread(row: Row, place: int) -> int | None:
@@ -82,31 +86,31 @@ def named_cases(runs: list[Run], names: Collection[str]) -> set[str]:
     Raises:
         UsageError: a name is part of no case that was timed.
     """
-    found: set[str] = set()
+    chosen: set[str] = set()
     cases = dict.fromkeys(case for run in runs if names for case in _timings(run))
     for name in names:
-        fitting = {name} if name in cases else {case for case in cases if name in case}
-        if not fitting:
+        matching = {name} if name in cases else {case for case in cases if name in case}
+        if not matching:
             raise UsageError(f"--samples {printable(name)!r} is part of no case that was timed.")
-        found |= fitting
-    return found
+        chosen |= matching
+    return chosen
 
 
 def spreads(rows: list[Row]) -> list[Figure]:
     """Quantiles and replicates of each case, one figure a group."""
     figures = []
     for members in groups(rows).values():
-        have = [row for row in members if row.spread]
-        if not have:
+        sampled = [row for row in members if row.spread]
+        if not sampled:
             continue
-        widest = max(have, key=_width)
+        widest = max(sampled, key=_width)
         figures.append(
             Figure(
                 "spread",
-                f"Samples, {words.group_title(have[0], capital=False)}",
+                f"Samples, {words.group_title(sampled[0], capital=False)}",
                 f"Widest: {printable(widest.label)}, whose samples from the 5th to the 95th "
                 f"per cent differ by {units.ratio(math.exp(_width(widest) / 1000))}.",
-                [row.number for row in have],
+                [row.number for row in sampled],
             )
         )
     return figures
@@ -119,26 +123,26 @@ def _width(row: Row) -> float:
 def series(run: Run, rows: list[Row], chosen: set[str]) -> list[Figure]:
     """Every sample of the chosen cases, and of the first flagged ones, in the order of blocks."""
     flagged = [row.case for row in rows if row.flags and known(row.time_seconds)]
-    found, wanted = _timings(run), chosen | set(flagged[:FLAGGED])
+    timings_of, shown = _timings(run), chosen | set(flagged[:FLAGGED])
     ordered = sorted(rows, key=lambda row: row.case not in chosen)
-    have = [row for row in ordered if row.case in wanted and found.get(row.case)]
-    return [_figure(row, found[row.case]) for row in have]
+    drawn = [row for row in ordered if row.case in shown and timings_of.get(row.case)]
+    return [_figure(row, timings_of[row.case]) for row in drawn]
 
 
 def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
     points = [point for result, timing in timings for point in _points(result, timing)]
-    every = -(-len(points) // _MOST_SAMPLES)
+    step = -(-len(points) // _MOST_SAMPLES)
     disturbed = sum(point["state"] == "disturbed" for point in points)
-    many = f"{len(points)} samples of {len(timings)} replicates"
-    said = (
+    count = f"{len(points)} samples of {len(timings)} replicates"
+    state = (
         f"{disturbed} of them (crosses) in disturbed blocks"
         if disturbed
         else "none in a disturbed block"
     )
-    note = f"One sample in {every} is drawn." if every > 1 else ""
+    note = f"One sample in {step} is drawn." if step > 1 else ""
     title = f"{printable(row.label)}, {words.group_title(row, capital=False)}"
-    figure = Figure("series", title, f"{many}, {said}.", [row.number], note=note)
-    figure.extra["points"] = points[::every]
+    figure = Figure("series", title, f"{count}, {state}.", [row.number], note=note)
+    figure.extra["points"] = points[::step]
     return figure
 
 
@@ -158,12 +162,12 @@ def _points(result: Result, timing: Measurement) -> list[dict[str, Any]]:
 
 
 def _timings(run: Run) -> dict[str, list[tuple[Result, Measurement]]]:
-    found: dict[str, list[tuple[Result, Measurement]]] = defaultdict(list)
+    by_case: dict[str, list[tuple[Result, Measurement]]] = defaultdict(list)
     for result in run.results:
         for measurement in result.measurements:
             if measurement.quantity == "time_seconds" and measurement.values:
-                found[result.case].append((result, measurement))
-    return found
+                by_case[result.case].append((result, measurement))
+    return by_case
 
 
 def _samples(timing: Measurement) -> list[float]:
