@@ -106,7 +106,7 @@ def test_the_same_order_agrees_and_another_winner_is_a_flip(base: Run) -> None:
     same = compared(base, faster(2, 2))
     assert set(same.agreement.values()) == {1.0}
     assert same.flips == []
-    assert len(same.kept) == same.compared == 12
+    assert len(same.same_winners) == same.compared == 12
     other = faster(2, 2)
     for result in other.results:
         for measured in result.measurements:
@@ -114,8 +114,8 @@ def test_the_same_order_agrees_and_another_winner_is_a_flip(base: Run) -> None:
                 measured.values[:] = [0.1 + 0.001 * result.replicate]
     found = compared(base, other)
     flips = found.flips
-    assert len(found.kept) == found.compared - 4
-    counted = ", ".join(f"{name} in {n}" for name, n in Counter(found.kept).most_common())
+    assert len(found.same_winners) == found.compared - 4
+    counted = ", ".join(f"{name} in {n}" for name, n in Counter(found.same_winners).most_common())
     assert f"The same format is the fastest on both in 8: {counted}." in _versus.answers(found)
     assert [(f.base.format, f.other.format, f.sure) for f in flips] == [
         ("low_rank", "btt", True)

@@ -20,43 +20,43 @@ from hwbench.report.rows import Against, Row, groups, known, printable
 _POINTS = 400  # of the figure of all cases
 
 
-def columns(found: Versus) -> dict[str, Against]:
+def columns(versus: Versus) -> dict[str, Against]:
     """The columns of each case of the compared run, by its name there."""
-    return {each.other.case: _columns(each) for each in found.matched}
+    return {case.other.case: _columns(case) for case in versus.matched}
 
 
-def _columns(each: Matched) -> Against:
-    ratio = each.ratio
+def _columns(case: Matched) -> Against:
+    ratio = case.ratio
     return Against(
-        base_seconds=each.base.time_seconds,
+        base_seconds=case.base.time_seconds,
         ratio=ratio.value if ratio else None,
         low=ratio.low if ratio else None,
         high=ratio.high if ratio else None,
-        roofs=each.expected,
-        explained=explained(each) or None,
+        roofs=case.expected,
+        explained=explained(case) or None,
     )
 
 
-def explained(each: Matched) -> str:
+def explained(case: Matched) -> str:
     """What explains a ratio, in a word or two."""
-    return each.explained.removeprefix("explained by ").replace("not explained", "not")
+    return case.explained.removeprefix("explained by ").replace("not explained", "not")
 
 
 def figures(rows: list[Row], run: int, base: str) -> list[Figure]:
     """The ratios of one compared run: all of them by format, then one figure a group."""
-    have = [row for row in rows if row.run == run and known(row.against.ratio)]
-    if not have:
+    compared = [row for row in rows if row.run == run and known(row.against.ratio)]
+    if not compared:
         return []
-    return [_all(have, base), *(_group(members, base) for members in groups(have).values())]
+    return [_all(compared, base), *(_group(members, base) for members in groups(compared).values())]
 
 
-def _all(have: list[Row], base: str) -> Figure:
-    every = -(-len(have) // _POINTS)
-    shown = have[::every]
-    note = f"Every {every}th of {len(have)} cases; the table has all." if every > 1 else ""
-    values = [_ratio(row) for row in have]
+def _all(rows: list[Row], base: str) -> Figure:
+    step = -(-len(rows) // _POINTS)
+    drawn = rows[::step]
+    note = f"Every {step}th of {len(rows)} cases; the table has all." if step > 1 else ""
+    values = [_ratio(row) for row in rows]
     by_format: dict[str, list[float]] = {}
-    for row in have:
+    for row in rows:
         by_format.setdefault(printable(row.format), []).append(_ratio(row))
     middles = {name: median(own) for name, own in by_format.items()}
     least, most = (f(middles, key=middles.__getitem__) for f in (min, max))
@@ -64,9 +64,9 @@ def _all(have: list[Row], base: str) -> Figure:
     if len(middles) > 1:
         ends = [f"{name} ({units.ratio(middles[name])})" for name in (least, most)]
         says += f"; the format with the lowest median is {ends[0]}, with the highest {ends[1]}"
-    says += f". Left of the dashed line {words.machine(have[0])} is faster"
+    says += f". Left of the dashed line {words.machine(rows[0])} is faster"
     return _figure(
-        "versus_all", f"Every case by format, {words.machine(have[0])}", says, shown, note
+        "versus_all", f"Every case by format, {words.machine(rows[0])}", says, drawn, note
     )
 
 
@@ -84,6 +84,6 @@ def _group(members: list[Row], base: str) -> Figure:
     return _figure("versus", words.group_title(replace(members[0], machine="")), says, members)
 
 
-def _figure(kind: str, title: str, says: str, have: list[Row], note: str = "") -> Figure:
+def _figure(kind: str, title: str, says: str, rows: list[Row], note: str = "") -> Figure:
     extra: dict[str, Any] = {"value": "ratio"}
-    return Figure(kind, title, f"{says}.", [r.number for r in have], note, extra=extra)
+    return Figure(kind, title, f"{says}.", [r.number for r in rows], note, extra=extra)

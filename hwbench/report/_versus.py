@@ -67,33 +67,36 @@ class Versus:
     roofs: list[tuple[str, float, float]] = field(default_factory=list)  # name, base, other
     agreement: dict[str, float] = field(default_factory=dict)  # Kendall's tau, by group
     flips: list[Flip] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)  # the fastest of both, where it is the same one
+    # The fastest of both runs, where it is the same format.
+    same_winners: list[str] = field(default_factory=list)
     compared: int = 0  # groups and densities in which there is a fastest on both sides
     environment: list[Difference] = field(default_factory=list)
     prices: tuple[float, float] | None = None  # an hour, in the user's currency
 
 
-def versus(base: Run, other: Run, names: tuple[str, str], prices: Mapping[str, float]) -> Versus:
+def compare_two(base: Run, other: Run, names: tuple[str, str], prices: Mapping[str, float]) -> Versus:
     """One run against another, from their records alone.
 
     Raises:
         UsageError: they have no case in common.
     """
-    found = Versus(*names)
+    result = Versus(*names)
     first, second = ({_key(row): row for row in report_rows(run)} for run in (base, other))
     shared = [key for key in first if key in second]
     if not shared:
         raise UsageError(f"{names[0]} and {names[1]} have no case in common to compare.")
     values = [_replicates(run) for run in (base, other)]
     for key in shared:
-        found.matched.append(_matched(first[key], second[key], values[0][key], values[1][key]))
-    found.only = (len(first) - len(shared), len(second) - len(shared))
-    found.roofs = _roofs(found.matched)
-    _order(found)
-    found.environment = differences(facts(base.header.environment), facts(other.header.environment))
+        result.matched.append(_matched(first[key], second[key], values[0][key], values[1][key]))
+    result.only = (len(first) - len(shared), len(second) - len(shared))
+    result.roofs = _roofs(result.matched)
+    _order(result)
+    result.environment = differences(
+        facts(base.header.environment), facts(other.header.environment)
+    )
     if all(name in prices for name in names):
-        found.prices = (prices[names[0]], prices[names[1]])
-    return found
+        result.prices = (prices[names[0]], prices[names[1]])
+    return result
 
 
 def _key(row: Row) -> str:
@@ -106,19 +109,19 @@ def _matching(case: str) -> str:
 
 
 def _replicates(run: Run) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {_key(row): [] for row in report_rows(run)}
+    times: dict[str, list[float]] = {_key(row): [] for row in report_rows(run)}
     for row in replicate_rows(run):
         if known(row["time_seconds"]) and row["time_seconds"] > 0:
-            found[_matching(row["case"])].append(row["time_seconds"])
-    return found
+            times[_matching(row["case"])].append(row["time_seconds"])
+    return times
 
 
 def _matched(base: Row, other: Row, old: list[float], new: list[float]) -> Matched:
     if not (old and new):
         return Matched(base, other, None, None, "")
     if base.contract != other.contract:
-        said = f"timed by {base.contract} and {other.contract}: not comparable"
-        return Matched(base, other, None, None, said)
+        contracts = f"timed by {base.contract} and {other.contract}: not comparable"
+        return Matched(base, other, None, None, contracts)
     measured = ratio(old, new)
     roofs = _measured_bound(base), _measured_bound(other)
     if roofs[0] is None or roofs[1] is None:
@@ -156,23 +159,23 @@ def _kind(bound: str) -> str:
 
 
 def _roofs(matched: list[Matched]) -> list[tuple[str, float, float]]:
-    found: dict[str, tuple[float, float]] = {}
-    for each in matched:
-        old, new = each.base.roof, each.other.roof
+    by_name: dict[str, tuple[float, float]] = {}
+    for case in matched:
+        old, new = case.base.roof, case.other.roof
         if old is not None and new is not None:
-            name = f"matmul {each.base.dtype}, FLOP/s"
-            found[name] = (old.flops_per_second, new.flops_per_second)
-            found["copy, B/s"] = (old.bytes_per_second, new.bytes_per_second)
-    return [(name, *ends) for name, ends in found.items()]
+            name = f"matmul {case.base.dtype}, FLOP/s"
+            by_name[name] = (old.flops_per_second, new.flops_per_second)
+            by_name["copy, B/s"] = (old.bytes_per_second, new.bytes_per_second)
+    return [(name, *ends) for name, ends in by_name.items()]
 
 
-def _order(found: Versus) -> None:
+def _order(versus: Versus) -> None:
     """How far the formats keep their order, and where another one is the fastest."""
     sides: list[dict[str, Row]] = [{}, {}]
-    for each in found.matched:
-        both = relative(each.base) is not None and relative(each.other) is not None
-        if both and each.base.tokens:
-            for side, row in zip(sides, (each.base, each.other), strict=True):
+    for case in versus.matched:
+        compared = relative(case.base) is not None and relative(case.other) is not None
+        if compared and case.base.tokens:
+            for side, row in zip(sides, (case.base, case.other), strict=True):
                 side[_key(row)] = row
     for members in groups(list(sides[0].values())).values():
         pairs = [(row, sides[1][_key(row)]) for row in members]
@@ -180,8 +183,8 @@ def _order(found: Versus) -> None:
         if len(pairs) >= _AGREE:
             tau = _tau([(_value(a), _value(b)) for a, b in pairs])
             if math.isfinite(tau):
-                found.agreement[title] = tau
-        _flips(found, title, [pair for pair in pairs if pair[0].format != DENSE])
+                versus.agreement[title] = tau
+        _flips(versus, title, [pair for pair in pairs if pair[0].format != DENSE])
 
 
 def _value(row: Row) -> float:
@@ -194,45 +197,47 @@ def _tau(pairs: list[tuple[float, float]]) -> float:
     return float(kendalltau(*zip(*pairs, strict=True)).statistic)
 
 
-def _flips(found: Versus, title: str, pairs: list[tuple[Row, Row]]) -> None:
+def _flips(versus: Versus, title: str, pairs: list[tuple[Row, Row]]) -> None:
     by_density: dict[str, list[tuple[Row, Row]]] = {}
     for pair in pairs:
         by_density.setdefault(pair[0].density_word, []).append(pair)
     for density, members in by_density.items():
         if len(members) < 2:
             continue
-        found.compared += 1
-        here = min(members, key=lambda pair: _value(pair[0]))
-        there = min(members, key=lambda pair: _value(pair[1]))
-        if here is not there:
-            sure = not overlap(here[0], there[0]) and not overlap(here[1], there[1])
-            found.flips.append(Flip(title, density, here[0], there[1], sure))
+        versus.compared += 1
+        base_best = min(members, key=lambda pair: _value(pair[0]))
+        other_best = min(members, key=lambda pair: _value(pair[1]))
+        if base_best is not other_best:
+            sure = not (
+                overlap(base_best[0], other_best[0]) or overlap(base_best[1], other_best[1])
+            )
+            versus.flips.append(Flip(title, density, base_best[0], other_best[1], sure))
         else:
-            found.kept.append(here[0].series)
+            versus.same_winners.append(base_best[0].series)
 
 
-def tallied(found: Versus) -> dict[str, int]:
+def tallied(versus: Versus) -> dict[str, int]:
     """How many ratios are explained by what, in the order of their number."""
     counts: dict[str, int] = {}
-    for each in found.matched:
-        if each.expected is not None:
-            counts[each.explained] = counts.get(each.explained, 0) + 1
+    for case in versus.matched:
+        if case.expected is not None:
+            counts[case.explained] = counts.get(case.explained, 0) + 1
     return dict(sorted(counts.items(), key=lambda entry: -entry[1]))
 
 
-def summary(found: Versus) -> list[str]:
+def summary(versus: Versus) -> list[str]:
     """What the comparison says, in sentences: who is faster first, statistics last."""
-    lead = f"{found.other} against {found.base}: {len(found.matched)} cases in common."
-    return [lead, headline(found), *answers(found), *statistics(found)]
+    lead = f"{versus.other} against {versus.base}: {len(versus.matched)} cases in common."
+    return [lead, headline(versus), *answers(versus), *statistics(versus)]
 
 
-def headline(found: Versus) -> str:
+def headline(versus: Versus) -> str:
     """Which of the two is faster, and by how much."""
-    values = _ratios(found)
+    values = _ratios(versus)
     if not values:
-        return printable(f"{found.base} and {found.other} have no time that can be compared.")
+        return printable(f"{versus.base} and {versus.other} have no time that can be compared.")
     middle, cases = median(values), f"{len(values)} case{'' if len(values) == 1 else 's'}"
-    quick, slow = (found.other, found.base) if middle < 1 else (found.base, found.other)
+    quick, slow = (versus.other, versus.base) if middle < 1 else (versus.base, versus.other)
     share = 1 - min(middle, 1 / middle)
     if share < _SAME:
         return printable(f"{quick} and {slow} are equally fast at the median of {cases}.")
@@ -240,127 +245,128 @@ def headline(found: Versus) -> str:
     return printable(f"{quick} is faster: {than} at the median of {cases}.")
 
 
-def answers(found: Versus, *, formats: bool = True) -> list[str]:
+def answers(versus: Versus, *, formats: bool = True) -> list[str]:
     """What a user acts on: where which machine is faster, and where another format wins.
 
     Args:
-        found: the comparison.
-        formats: whether the median ratio of each format is told too.
+        versus: the comparison.
+        formats: whether the median ratio of each format is among the answers.
     """
-    values = _ratios(found)
-    said = []
+    values = _ratios(versus)
+    sentences = []
     if values:
         low, high = (units.ratio(end) for end in (min(values), max(values)))
-        faster, slower = decided(found)
-        said.append(
-            f"Of {len(values)} cases {found.other} is significantly faster in {faster or 'none'} "
+        faster, slower = decided(versus)
+        sentences.append(
+            f"Of {len(values)} cases {versus.other} is significantly faster in {faster or 'none'} "
             f"and slower in {slower or 'none'}; its times are {low} to {high} of those of "
-            f"{found.base}."
+            f"{versus.base}."
         )
-        said += _by_format(found) if formats else []
-    if found.compared:
-        sure = sum(flip.sure for flip in found.flips)
-        said.append(
-            f"Another format is the fastest in {len(found.flips)} of {found.compared} settings and "
-            f"densities, {sure or 'none'} of them significantly."
+        sentences += _by_format(versus) if formats else []
+    if versus.compared:
+        significant = sum(flip.sure for flip in versus.flips)
+        sentences.append(
+            f"Another format is the fastest in {len(versus.flips)} of {versus.compared} settings "
+            f"and densities, {significant or 'none'} of them significantly."
         )
-        said += _kept(found)
-    return [printable(sentence) for sentence in [*said, *_priced(found, values)]]
+        sentences += _same_winners(versus)
+    return [printable(sentence) for sentence in [*sentences, *_priced(versus, values)]]
 
 
-def _kept(found: Versus, most: int = 3) -> list[str]:
+def _same_winners(versus: Versus, most: int = 3) -> list[str]:
     """Which formats to keep on both machines, as far as one is the fastest on both."""
-    if not found.kept:
+    if not versus.same_winners:
         return []
-    parts = [f"{name} in {times}" for name, times in Counter(found.kept).most_common(most)]
-    others = len(set(found.kept)) - most
-    more = f", {others} others in the rest" if others > 0 else ""
-    return [
-        f"The same format is the fastest on both in {len(found.kept)}: {', '.join(parts)}{more}."
-    ]
+    parts = [f"{name} in {times}" for name, times in Counter(versus.same_winners).most_common(most)]
+    further = len(set(versus.same_winners)) - most
+    more = f", {further} others in the rest" if further > 0 else ""
+    lead = f"The same format is the fastest on both in {len(versus.same_winners)}"
+    return [f"{lead}: {', '.join(parts)}{more}."]
 
 
-def statistics(found: Versus) -> list[str]:
+def statistics(versus: Versus) -> list[str]:
     """How far the hardware explains the ratios, how far the order of formats agrees, the rest."""
-    said = []
-    counts = tallied(found)
+    sentences = []
+    counts = tallied(versus)
     if counts:
         total = sum(counts.values())
         parts = ", ".join(f"{times} {why}" for why, times in counts.items())
-        said.append(f"Of {total} ratios, compared with those of the measured peaks: {parts}.")
-    if found.agreement:
-        least = min(found.agreement, key=found.agreement.__getitem__)
-        middle, several = median(found.agreement.values()), len(found.agreement) > 1
-        where = f" at the median of {len(found.agreement)} settings; least" if several else ""
-        said.append(
+        sentences.append(f"Of {total} ratios, compared with those of the measured peaks: {parts}.")
+    if versus.agreement:
+        least = min(versus.agreement, key=versus.agreement.__getitem__)
+        middle, several = median(versus.agreement.values()), len(versus.agreement) > 1
+        where = f" at the median of {len(versus.agreement)} settings; least" if several else ""
+        sentences.append(
             f"The order of the formats agrees with Kendall’s τ {middle:.2f}{where} in {least}"
-            f"{f' ({found.agreement[least]:.2f})' if several else ''}."
+            f"{f' ({versus.agreement[least]:.2f})' if several else ''}."
         )
-    said += _watts(found)
-    if any(found.only):
-        said.append(f"Left out: {found.only[0]} cases of the first, {found.only[1]} of the second.")
-    return [printable(sentence) for sentence in said]
+    sentences += _watts(versus)
+    if any(versus.only):
+        sentences.append(
+            f"Left out: {versus.only[0]} cases of the first, {versus.only[1]} of the second."
+        )
+    return [printable(sentence) for sentence in sentences]
 
 
-def _ratios(found: Versus) -> list[float]:
-    return [each.ratio.value for each in found.matched if each.ratio is not None]
+def _ratios(versus: Versus) -> list[float]:
+    return [case.ratio.value for case in versus.matched if case.ratio is not None]
 
 
-def decided(found: Versus) -> tuple[int, int]:
+def decided(versus: Versus) -> tuple[int, int]:
     """In how many cases the other run is significantly faster, and slower."""
-    ratios = [each.ratio for each in found.matched if each.ratio is not None]
+    ratios = [each.ratio for each in versus.matched if each.ratio is not None]
     faster = sum(known(each.high) and each.high < 1 for each in ratios)
     return faster, sum(known(each.low) and each.low > 1 for each in ratios)
 
 
-def by_format(found: Versus) -> list[tuple[str, float, str]]:
+def by_format(versus: Versus) -> list[tuple[str, float, str]]:
     """Each format, its median ratio, and which machine is faster with it; the lowest first."""
     ratios: dict[str, list[float]] = {}
-    for each in found.matched:
-        if each.ratio is not None:
-            ratios.setdefault(each.base.format, []).append(each.ratio.value)
+    for case in versus.matched:
+        if case.ratio is not None:
+            ratios.setdefault(case.base.format, []).append(case.ratio.value)
     middles = sorted((median(values), name) for name, values in ratios.items())
-    return [(printable(name), middle, _faster(found, middle)) for middle, name in middles]
+    return [(printable(name), middle, _faster(versus, middle)) for middle, name in middles]
 
 
-def _faster(found: Versus, ratio: float) -> str:
+def _faster(versus: Versus, ratio: float) -> str:
     """``Fast Two, by 30 %``: who takes so much less time."""
     share = 1 - min(ratio, 1 / ratio)
     if share < _SAME:
         return "as fast on both"
-    return f"{found.other if ratio < 1 else found.base}, by {units.percent(share, 0)}"
+    return f"{versus.other if ratio < 1 else versus.base}, by {units.percent(share, 0)}"
 
 
-def _by_format(found: Versus) -> list[str]:
+def _by_format(versus: Versus) -> list[str]:
     """The median ratio of each format in one sentence, where there are several."""
-    middles = by_format(found)
+    middles = by_format(versus)
     if len(middles) < 2:
         return []
     parts = ", ".join(f"{name} {units.ratio(middle)}" for name, middle, _ in middles)
     return [f"By format: {parts}."]
 
 
-def _watts(found: Versus) -> list[str]:
+def _watts(versus: Versus) -> list[str]:
     quotients = [
-        each.other.value(ENERGY.name) / each.base.value(ENERGY.name)
-        for each in found.matched
-        if known(each.base.value(ENERGY.name)) and known(each.other.value(ENERGY.name))
+        case.other.value(ENERGY.name) / case.base.value(ENERGY.name)
+        for case in versus.matched
+        if known(case.base.value(ENERGY.name)) and known(case.other.value(ENERGY.name))
     ]
     if not quotients:
         return ["Work per joule: energy was not read in both runs."]
     return [f"Joules a call are {units.ratio(median(quotients))} at the median."]
 
 
-def _priced(found: Versus, values: list[float]) -> list[str]:
-    if found.prices is None or not values:
+def _priced(versus: Versus, values: list[float]) -> list[str]:
+    if versus.prices is None or not values:
         return []
-    cost = median(values) * found.prices[1] / found.prices[0]
-    old, new = (f"{price:g}" for price in found.prices)
+    cost = median(values) * versus.prices[1] / versus.prices[0]
+    old, new = (f"{price:g}" for price in versus.prices)
     return [f"At {old} and {new} an hour a call costs {units.ratio(cost)} at the median."]
 
 
 def matters(difference: Difference) -> str:
-    """What a difference between two environments means, in words."""
+    """The meaning of a difference between two environments, in words."""
     return {
         Severity.FATAL: "decides times: this is what is compared",
         Severity.WARN: "may explain a difference",

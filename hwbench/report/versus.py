@@ -16,11 +16,11 @@ from hwbench.report._versus import (
     Versus,
     answers,
     by_format,
+    compare_two,
     headline,
     matters,
     statistics,
     summary,
-    versus,
 )
 from hwbench.report.rows import groups, known, printable
 from hwbench.store import Run
@@ -47,7 +47,7 @@ def compare(runs: Sequence[Run], prices: Mapping[str, float] | None = None) -> l
     names = labels(runs)
     priced = _prices(names, prices or {})
     return [
-        versus(runs[0], run, (names[0], name), priced)
+        compare_two(runs[0], run, (names[0], name), priced)
         for run, name in zip(runs[1:], names[1:], strict=True)
     ]
 
@@ -67,55 +67,57 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _prices(names: list[str], prices: Mapping[str, float]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     for part, price in prices.items():
-        fitting = [name for name in names if part.lower() in name.lower()]
-        if not fitting:
-            known = ", ".join(names)
-            raise UsageError(f"--price {printable(part)!r} names none of the runs: {known}.")
-        found |= dict.fromkeys(fitting, price)
-    return found
+        matching = [name for name in names if part.lower() in name.lower()]
+        if not matching:
+            listed = ", ".join(names)
+            raise UsageError(f"--price {printable(part)!r} names none of the runs: {listed}.")
+        by_name |= dict.fromkeys(matching, price)
+    return by_name
 
 
-def page(runs: Sequence[Run], found: Sequence[Versus]) -> str:
+def page(runs: Sequence[Run], comparisons: Sequence[Versus]) -> str:
     """The report of all runs, with the comparison at its head."""
-    return html.render(list(runs), comparisons=[_shown(each) for each in found], names=labels(runs))
-
-
-def _shown(each: Versus) -> html.Compared:
-    """A comparison as the page's template shows it."""
-    return html.Compared(
-        title=f"{each.other} against {each.base}",
-        headline=headline(each),
-        answers=answers(each, formats=False),
-        by_format=[(name, units.ratio(middle), who) for name, middle, who in by_format(each)],
-        winners=winners(each),
-        statistics=statistics(each),
-        heads=heads(each),
-        names=(each.base, each.other),
-        groups=lines(each, _ON_PAGE),
-        environment=environment(each),
-        roofs=[
-            (name, units.si(old, ""), units.si(new, ""), units.ratio(new / old))
-            for name, old, new in each.roofs
-        ],
-        against=_ratios.columns(each),
+    return html.render(
+        list(runs), comparisons=[_compared(each) for each in comparisons], names=labels(runs)
     )
 
 
-def lines(each: Versus, most: int = _MOST) -> list[tuple[str, list[list[str]]]]:
+def _compared(versus: Versus) -> html.Compared:
+    """A comparison as the page's template shows it."""
+    return html.Compared(
+        title=f"{versus.other} against {versus.base}",
+        headline=headline(versus),
+        answers=answers(versus, formats=False),
+        by_format=[(name, units.ratio(middle), who) for name, middle, who in by_format(versus)],
+        winners=winners(versus),
+        statistics=statistics(versus),
+        heads=heads(versus),
+        names=(versus.base, versus.other),
+        groups=lines(versus, _ON_PAGE),
+        environment=environment(versus),
+        roofs=[
+            (name, units.si(old, ""), units.si(new, ""), units.ratio(new / old))
+            for name, old, new in versus.roofs
+        ],
+        against=_ratios.columns(versus),
+    )
+
+
+def lines(versus: Versus, most: int = _MOST) -> list[tuple[str, list[list[str]]]]:
     """Group titles with their rows: format, density, both times, the ratio, what explains it."""
-    by_case = {id(matched.base): matched for matched in each.matched}
-    timed = [m.base for m in each.matched if m.ratio is not None or m.explained]
+    by_case = {id(matched.base): matched for matched in versus.matched}
+    timed = [m.base for m in versus.matched if m.ratio is not None or m.explained]
     return [
         (words.group_title(members[0]), [_line(by_case[id(row)]) for row in members])
         for members in groups(timed[:most]).values()
     ]
 
 
-def heads(each: Versus) -> tuple[str, ...]:
+def heads(versus: Versus) -> tuple[str, ...]:
     """The columns of ``lines``; both times stand under the names of their machines."""
-    return ("format", "density", each.base, each.other, "ratio", "expected", "explained by")
+    return ("format", "density", versus.base, versus.other, "ratio", "expected", "explained by")
 
 
 def _carried(bound: float) -> float:
@@ -123,62 +125,62 @@ def _carried(bound: float) -> float:
     return float(f"{bound:.{_pack.BOUND_DIGITS}g}")
 
 
-def _line(each: Matched) -> list[str]:
-    density = each.base.density
-    found = each.ratio
+def _line(case: Matched) -> list[str]:
+    density = case.base.density
+    ratio = case.ratio
     return [
-        printable(each.base.series),
+        printable(case.base.series),
         units.significant(density) if known(density) else "–",
-        units.seconds(each.base.time_seconds),
-        units.seconds(each.other.time_seconds),
+        units.seconds(case.base.time_seconds),
+        units.seconds(case.other.time_seconds),
         "–"
-        if found is None
-        else words.interval(found.value, _carried(found.low), _carried(found.high)),
-        "–" if each.expected is None else units.significant(each.expected),
-        _ratios.explained(each),
+        if ratio is None
+        else words.interval(ratio.value, _carried(ratio.low), _carried(ratio.high)),
+        "–" if case.expected is None else units.significant(case.expected),
+        _ratios.explained(case),
     ]
 
 
-def table(found: Sequence[Versus]) -> list[RenderableType]:
+def table(comparisons: Sequence[Versus]) -> list[RenderableType]:
     """The comparison as renderables that fit 80 columns."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    for each in found:
-        parts += [Text(sentence) for sentence in summary(each)]
-        for title, cells in lines(each):
-            shown = Table(
-                box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-            )
-            titles = heads(each)
+    for versus in comparisons:
+        parts += [Text(sentence) for sentence in summary(versus)]
+        for title, cells in lines(versus):
+            grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+            titles = heads(versus)
             for place, head in enumerate(titles):
                 left = place in (0, len(titles) - 1)
-                shown.add_column(head, justify="left" if left else "right", overflow="fold")
+                grid.add_column(head, justify="left" if left else "right", overflow="fold")
             for line in cells:
-                shown.add_row(*map(Text, line))
-            parts += [Text(), Text(title, style="bold"), shown]
-        if each.flips:
+                grid.add_row(*map(Text, line))
+            parts += [Text(), Text(title, style="bold"), grid]
+        if versus.flips:
             parts += [Text(), Text("Where another format is the fastest", style="bold")]
-            parts += [Text(f"  {sentence}") for sentence in flips(each)]
-        if each.environment:
+            parts += [Text(f"  {sentence}") for sentence in flips(versus)]
+        if versus.environment:
             parts += [Text(), Text("What differs between the environments", style="bold")]
-            parts += [Text(f"  {name}: {said} ({why})") for name, said, why in environment(each)]
+            parts += [
+                Text(f"  {name}: {change} ({why})") for name, change, why in environment(versus)
+            ]
     return parts
 
 
-def flips(each: Versus) -> list[str]:
+def flips(versus: Versus) -> list[str]:
     """Where another format is the fastest, one line each."""
     return [
         f"{flip.group}, {words.share(flip.base)}: {printable(flip.base.series)} on "
-        f"{each.base}, {printable(flip.other.series)} on {each.other}"
+        f"{versus.base}, {printable(flip.other.series)} on {versus.other}"
         f"{'' if flip.sure else ' (intervals overlap)'}"
-        for flip in each.flips
+        for flip in versus.flips
     ]
 
 
-def winners(each: Versus) -> list[tuple[str, str, str, str]]:
+def winners(versus: Versus) -> list[tuple[str, str, str, str]]:
     """Where another format is the fastest: setting, both formats, and whether it is significant."""
     return [
         (
@@ -187,55 +189,55 @@ def winners(each: Versus) -> list[tuple[str, str, str, str]]:
             printable(flip.other.series),
             "yes" if flip.sure else "no",
         )
-        for flip in each.flips
+        for flip in versus.flips
     ]
 
 
-def environment(each: Versus) -> list[tuple[str, str, str]]:
+def environment(versus: Versus) -> list[tuple[str, str, str]]:
     """What differs, from what to what, and which of it matters."""
-    return [(printable(d.key), _change(d), matters(d)) for d in each.environment]
+    return [(printable(d.key), _change(d), matters(d)) for d in versus.environment]
 
 
-def _change(each: Difference) -> str:
+def _change(difference: Difference) -> str:
     """From what to what, in units; as it is recorded where that alone tells the two apart."""
     ends = [
-        "not recorded" if end is None else _facts.worded(each.key, end)
-        for end in (each.baseline, each.new)
+        "not recorded" if end is None else _facts.worded(difference.key, end)
+        for end in (difference.baseline, difference.new)
     ]
-    return " → ".join(ends) if ends[0] != ends[1] else _recorded(each)
+    return " → ".join(ends) if ends[0] != ends[1] else _recorded(difference)
 
 
-def _recorded(each: Difference) -> str:
-    return f"{printable(each.baseline)} → {printable(each.new)}"
+def _recorded(difference: Difference) -> str:
+    return f"{printable(difference.baseline)} → {printable(difference.new)}"
 
 
-def plain(found: Sequence[Versus]) -> list[dict[str, Any]]:
+def plain(comparisons: Sequence[Versus]) -> list[dict[str, Any]]:
     """The comparison for ``--json``; what is unknown is null."""
     return [
         {
-            "base": each.base,
-            "other": each.other,
-            "summary": summary(each),
-            "cases": [_plain(matched) for matched in each.matched],
-            "agreement": each.agreement,
-            "flips": flips(each),
+            "base": versus.base,
+            "other": versus.other,
+            "summary": summary(versus),
+            "cases": [_plain(matched) for matched in versus.matched],
+            "agreement": versus.agreement,
+            "flips": flips(versus),
             "environment": [
                 {"fact": printable(d.key), "change": _recorded(d), "matters": matters(d)}
-                for d in each.environment
+                for d in versus.environment
             ],
         }
-        for each in found
+        for versus in comparisons
     ]
 
 
-def _plain(each: Matched) -> dict[str, Any]:
-    ends = (each.ratio.value, each.ratio.low, each.ratio.high) if each.ratio else (math.nan,) * 3
+def _plain(case: Matched) -> dict[str, Any]:
+    ends = (case.ratio.value, case.ratio.low, case.ratio.high) if case.ratio else (math.nan,) * 3
     return {
-        "case": each.base.case,
+        "case": case.base.case,
         **{
             name: end if math.isfinite(end) else None
             for name, end in zip(("ratio", "low", "high"), ends, strict=True)
         },
-        "expected": each.expected,
-        "explained": each.explained or None,
+        "expected": case.expected,
+        "explained": case.explained or None,
     }
