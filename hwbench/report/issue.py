@@ -18,7 +18,7 @@ from hwbench.store import Run
 
 _SETTINGS = 12  # that have an answer …
 _RIVALS = 3  # named beside the best
-_MARGIN = 200  # bytes for what is said of what was left out
+_MARGIN = 200  # bytes for the sentence on lines that were left out
 _LINKED = re.compile(
     r"(?<=@)(?=\w)|(?<=#)(?=\w)|(?=://)|(?<=www)(?=\.)|(?<=GH)(?=-\d)", re.IGNORECASE
 )
@@ -30,13 +30,13 @@ def render(runs: Sequence[Run], most_bytes: int = COMMENT_BYTES) -> str:
     """The document in at most so many bytes; the rows that it has no room for are counted."""
     machines = _facts.machines(list(runs))
     sets = [numbered(report_rows(run)) for run in runs]
-    warned = html.cautions(runs, sets, machines)
+    cautions = html.cautions(runs, sets, machines)
     parts, tables = [], []
     for run, machine, rows in zip(runs, machines, sets, strict=True):
         settings = decision.settings(rows)
         parts += _answer(run, machine, rows, settings)
         tables += _tables(run, rows, settings)
-    parts += [f"> {inert(said)}" for said in warned]
+    parts += [f"> {inert(caution)}" for caution in cautions]
     return _fitted(parts, tables, most_bytes)
 
 
@@ -49,19 +49,19 @@ def inert(sentence: object) -> str:
 def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Setting]) -> list[str]:
     """The title of a run and what it answers, as paragraphs."""
     header = run.header
-    told = _facts.summary(run, machine, rows)
-    about = inert(f"{told.counts}, {told.state}; {told.created}")
+    summary = _facts.summary(run, machine, rows)
+    about = inert(f"{summary.counts}, {summary.state}; {summary.created}")
     parts = [
         f"### {code(header.suite)} on {code(machine)}",
         f"{about}; run {code(header.run)}, hwbench {code(header.version)}",
     ]
     if settings:
         return [*parts, *_settings(settings)]
-    kept = _bytes.answers(rows)
-    for found in kept[:_SETTINGS]:
-        parts.append(f"**{code(found.title)}**: {inert(found.says)}")
-        parts += [inert(found.note)] if found.note else []
-    if not kept:
+    byte_answers = _bytes.answers(rows)
+    for byte_answer in byte_answers[:_SETTINGS]:
+        parts.append(f"**{code(byte_answer.title)}**: {inert(byte_answer.says)}")
+        parts += [inert(byte_answer.note)] if byte_answer.note else []
+    if not byte_answers:
         parts.append("The run times no format against dense and scores none.")
     return parts
 
@@ -69,21 +69,21 @@ def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Set
 def _settings(settings: Sequence[decision.Setting]) -> list[str]:
     """What to use in each setting, a list each, and whose errors these are."""
     parts = []
-    apart = decision.without_compiled_twins(settings)
-    for setting in apart[:_SETTINGS]:
+    distinct = decision.without_compiled_twins(settings)
+    for setting in distinct[:_SETTINGS]:
         lines = [f"**{code(setting.title)}**", ""]
         for level, best in decision.answers(setting):
             lines.append(f"- {inert(level.label)}: {_use(setting, best)}")
             lines += [
-                f"  - {said[0].lower()}{said[1:]}: {_named(each)}"
-                for said, each in setting.rivals(best, level.limit)
+                f"  - {relation[0].lower()}{relation[1:]}: {_rivals(rivals)}"
+                for relation, rivals in setting.rivals(best, level.limit)
             ]
-            lines += [f"  - {inert(said)}" for said in setting.modes(best, level.limit)[:_RIVALS]]
+            lines += [f"  - {inert(line)}" for line in setting.modes(best, level.limit)[:_RIVALS]]
         lines += [f"- {inert(setting.compiled)}"] if setting.compiled else []
         parts.append("\n".join(lines))
-    if len(apart) > _SETTINGS:
-        parts.append(f"{len(apart) - _SETTINGS} more settings are in the report.")
-    return [*parts, *(inert(said) for said in dict.fromkeys(each.basis for each in settings))]
+    if len(distinct) > _SETTINGS:
+        parts.append(f"{len(distinct) - _SETTINGS} more settings are in the report.")
+    return [*parts, *(inert(basis) for basis in dict.fromkeys(each.basis for each in settings))]
 
 
 def _use(setting: decision.Setting, best: decision.Candidate) -> str:
@@ -93,7 +93,7 @@ def _use(setting: decision.Setting, best: decision.Candidate) -> str:
     return f"**use {code(best.name)}**, {time}{setting.instead(best)}, {inert(best.error)}"
 
 
-def _named(rivals: Sequence[decision.Candidate]) -> str:
+def _rivals(rivals: Sequence[decision.Candidate]) -> str:
     more = f" and {len(rivals) - _RIVALS} more" if len(rivals) > _RIVALS else ""
     return ", ".join(code(each.name) for each in rivals[:_RIVALS]) + more
 
@@ -130,10 +130,10 @@ def _ranking(setting: decision.Setting) -> list[str]:
 
 def _lines(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table; the first cell of a row is a name, and a code span."""
-    found = [f"| {' | '.join(map(inert, heads))} |", "|" + " --- |" * len(heads)]
+    lines = [f"| {' | '.join(map(inert, heads))} |", "|" + " --- |" * len(heads)]
     for name, *cells in rows:
-        found.append(f"| {' | '.join([code(name), *map(inert, cells)])} |")
-    return found
+        lines.append(f"| {' | '.join([code(name), *map(inert, cells)])} |")
+    return lines
 
 
 def _fitted(parts: Sequence[str], tables: Sequence[tuple[str, list[str]]], most: int) -> str:
@@ -150,23 +150,23 @@ def _fitted(parts: Sequence[str], tables: Sequence[tuple[str, list[str]]], most:
         head = f"<details><summary>{_plain(title)}</summary>\n\n" if shut else f"{code(title)}\n\n"
         close = "\n</details>\n\n" if shut else "\n"
         room = most - len((document + head + close).encode()) - _MARGIN
-        kept = _within(lines, room)
-        left_out += len(lines) - max(heading, len(kept))
-        if len(kept) > heading:
-            document += head + "".join(f"{line}\n" for line in kept) + close
+        within = _within(lines, room)
+        left_out += len(lines) - max(heading, len(within))
+        if len(within) > heading:
+            document += head + "".join(f"{line}\n" for line in within) + close
     if left_out:
         document += f"{left_out} lines were left out for length; the report has all.\n"
     return document.rstrip("\n") + "\n"
 
 
 def _within(lines: Sequence[str], room: int) -> list[str]:
-    kept: list[str] = []
+    within: list[str] = []
     for line in lines:
         room -= len(line.encode()) + 1
         if room < 0:
             break
-        kept.append(line)
-    return kept
+        within.append(line)
+    return within
 
 
 def _plain(title: str) -> str:

@@ -78,15 +78,15 @@ def table(run: Run, width: int = 80, sort: str = "time") -> list[RenderableType]
 
     rows, readings = _heat.marked(numbered(report_rows(run))), quantities_shown([run], TERMINAL)
     parts: list[RenderableType] = [Text(line) for line in _head(run, rows)]
-    kept, hidden = _fitting(rows, readings, width)
+    names, hidden = _fitting(rows, readings, width)
     for members in groups(rows).values():
         ordered = sorted(members, key=_speed) if sort == "time" else members
         parts += [Text(), Text(words.group_title(members[0]), style="bold")]
-        parts.append(_group_table(ordered, kept, readings))
+        parts.append(_group_table(ordered, names, readings))
     if hidden:
         parts.append(Text(f"Too narrow for {', '.join(hidden)}; --wide has them.", style="dim"))
-    for found in _totals.totals(rows):
-        parts += _summed(found)
+    for total in _totals.totals(rows):
+        parts += _summed(total)
     parts += _failures(rows)
     return [*parts, *_foot(run, rows), *_answer(rows)]
 
@@ -131,18 +131,18 @@ def cells(run: Run, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 def _head(run: Run, rows: list[Row]) -> list[str]:
     header = run.header
     name = printable(header.machine)
-    told = slowed(header, run.planned, run.results)
+    slowdown = slowed(header, run.planned, run.results)
     lines = [
-        *([str(told)] if told else []),
+        *([str(slowdown)] if slowdown else []),
         f"{printable(header.suite)} on {name}",
         f"run {printable(header.run)}: {_facts.counts(run)}",
     ]
     if left_out := header.arguments.get("scores_left_out"):
         lines.append(f"{left_out} scored cases were left out (--no-scores): there is no accuracy.")
-    if said := header.environment.state.get("allocator"):
-        lines.append(printable(said))
-    if said := header.environment.state.get("git"):
-        lines.append(f"git did not tell the revision whole: {printable(said)}.")
+    if note := header.environment.state.get("allocator"):
+        lines.append(printable(note))
+    if note := header.environment.state.get("git"):
+        lines.append(f"git did not tell the revision whole: {printable(note)}.")
     if not rows:
         lines.append("The run holds no cases: nothing was measured.")
     elif not run.complete:
@@ -154,12 +154,12 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
     return lines
 
 
-def _group_table(rows: list[Row], kept: set[str], readings: list[Quantity]) -> Table:
+def _group_table(rows: list[Row], names: set[str], readings: list[Quantity]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    columns = [column for column in _used(rows, readings) if column.name in kept]
+    columns = [column for column in _used(rows, readings) if column.name in names]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     for column in columns:
         table.add_column(
@@ -173,7 +173,7 @@ def _group_table(rows: list[Row], kept: set[str], readings: list[Quantity]) -> T
     return table
 
 
-def _summed(found: _totals.Totals) -> list[RenderableType]:
+def _summed(total: _totals.Totals) -> list[RenderableType]:
     """All linear layers of a model together, in each format."""
     from rich import box
     from rich.table import Table
@@ -183,12 +183,12 @@ def _summed(found: _totals.Totals) -> list[RenderableType]:
     for head in _totals.HEADS:
         left = head == _totals.HEADS[0]
         table.add_column(head, justify="left" if left else "right", no_wrap=not left)
-    for line in found.cells():
+    for line in total.cells():
         table.add_row(*(Text(cell) for cell in line))
-    parts: list[RenderableType] = [Text(), Text(found.title, style="bold"), table]
-    if found.left_out:
-        said = f"Not in it, because dense has no time of it here: {', '.join(found.left_out)}."
-        parts.append(Text(said, style="dim"))
+    parts: list[RenderableType] = [Text(), Text(total.title, style="bold"), table]
+    if total.left_out:
+        left_out = f"Not in it, because dense has no time of it here: {', '.join(total.left_out)}."
+        parts.append(Text(left_out, style="dim"))
     return parts
 
 
@@ -217,29 +217,29 @@ def _filled(column: _Column, row: Row) -> bool:
 
 def _fitting(rows: list[Row], readings: list[Quantity], width: int) -> tuple[set[str], list[str]]:
     """The names of the columns that every table may show, and the titles of those that leave."""
-    kept, hidden = {"label", "status"}, dict[str, None]()
+    names, hidden = {"label", "status"}, dict[str, None]()
     sets = [(_used(members, readings), members) for members in groups(rows).values()]
-    gone = {c.name for used, members in sets for c in used} if sets else set()
+    common = {c.name for used, members in sets for c in used} if sets else set()
     for used, members in sets:
         fitting = {column.name for column in _fit(used, members, width)}
-        gone &= fitting | (gone - {column.name for column in used})
+        common &= fitting | (common - {column.name for column in used})
     for used, _ in sets:
-        kept |= {column.name for column in used if column.name in gone}
-        hidden |= dict.fromkeys(column.title for column in used if column.name not in gone)
-    return kept, list(hidden)
+        names |= {column.name for column in used if column.name in common}
+        hidden |= dict.fromkeys(column.title for column in used if column.name not in common)
+    return names, list(hidden)
 
 
 def _fit(columns: list[_Column], rows: list[Row], width: int) -> list[_Column]:
     """Drop columns, the least important first, until the natural width fits."""
-    kept = list(columns)
+    fitting = list(columns)
     foreign = [c.name for c in columns if c.foreign]
     for name in (*reversed(foreign), *DROPPED_FIRST):
-        if _natural(kept, rows) <= width:
+        if _natural(fitting, rows) <= width:
             break
-        fewer = [column for column in kept if column.name != name]
+        fewer = [column for column in fitting if column.name != name]
         if name != "time" or any(column.name == "relative" for column in fewer):
-            kept = fewer
-    return kept
+            fitting = fewer
+    return fitting
 
 
 def _natural(columns: list[_Column], rows: list[Row]) -> int:
@@ -315,8 +315,8 @@ def _score(row: Row) -> str:
 
 def _density(row: Row) -> str:
     """The density; in brackets what was asked for where the format cannot reach it."""
-    asked = [share for share in (row.asked_density, row.asked_stored) if known(share)]
-    return _number(row.density) if known(row.density) or not asked else f"({asked[0]:g})"
+    shares = [share for share in (row.asked_density, row.asked_stored) if known(share)]
+    return _number(row.density) if known(row.density) or not shares else f"({shares[0]:g})"
 
 
 def _status(row: Row, contested: bool) -> str:
@@ -357,7 +357,7 @@ def _failures(rows: list[Row]) -> list[RenderableType]:
 
 
 def _raised(rows: list[Row]) -> list[str]:
-    """What is said of roofs that a case exceeds, each once."""
+    """The notes on roofs that a case exceeds, each once."""
     notes = {row.roof.note: None for row in rows if row.roof}
     return [printable(note) for note in notes if note]
 
@@ -369,9 +369,9 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
     whose = [Text(line, style="dim") for line in _whose.sentences(rows)]
     if not any(timed(row) for row in rows):
         return [Text(), *whose] if whose else []
-    several = any(known(row.relative_low) for row in rows)
+    intervals = any(known(row.relative_low) for row in rows)
     spread = "± is half its 95 % interval over replicates"
-    interval = spread if several else "one replicate gives no interval"
+    interval = spread if intervals else "one replicate gives no interval"
     lines = [f"relative: time over dense in the same rounds; {interval}."]
     if most := max(row.slowed for row in rows):
         ending = "" if most == 1 else "s"
@@ -381,9 +381,10 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
         )
     lines += _raised(rows)
     flags = {flag for row in rows for flag in row.flags.split(",")}
-    lines += [f"{words.flag(name)}: {said}." for name, said in words.FLAGS.items() if name in flags]
+    meanings = ((name, meaning) for name, meaning in words.FLAGS.items() if name in flags)
+    lines += [f"{words.flag(name)}: {meaning}." for name, meaning in meanings]
     cautions = [_clock.launches(run, rows), _clock.starved(rows)]
     cautions += [_clock.causes(run), _clock.clocks(run)]
-    lines += [said for said in _clock.contracts(rows) if said != _clock.CONTRACTS["wall"]]
+    lines += [line for line in _clock.contracts(rows) if line != _clock.CONTRACTS["wall"]]
     lines += filter(None, cautions)
     return [Text(), *(Text(line, style="dim") for line in lines), *whose]
