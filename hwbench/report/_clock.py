@@ -32,12 +32,12 @@ def contracts(rows: list[Row]) -> list[str]:
 
 def launches(run: Run, rows: list[Row]) -> str | None:
     """How many cases are launch-bound, what that means, and what graphs make of them."""
-    have = [row for row in rows if timed(row)]
-    bound = [row for row in have if "launch_bound" in row.flags.split(",")]
+    cases = [row for row in rows if timed(row)]
+    bound = [row for row in cases if "launch_bound" in row.flags.split(",")]
     if not bound:
         return None
-    said = (
-        f"{len(bound)} of {len(have)} timed cases are launch-bound: the host takes about as long "
+    sentence = (
+        f"{len(bound)} of {len(cases)} timed cases are launch-bound: the host takes about as long "
         "to launch a call as the device to execute it, or longer. A program that calls such a "
         "layer alone waits for the host, and gains less than these times say."
     )
@@ -47,9 +47,9 @@ def launches(run: Run, rows: list[Row]) -> str | None:
     if shares:
         low, high = (units.significant(end, 2) for end in (min(shares), max(shares)))
         span = f"{low}×" if low == high else f"{low}–{high}×"
-        said += f" Replayed as a graph, {len(shares)} of them take {span} of their time."
-    said += _uncaptured(run)
-    return said
+        sentence += f" Replayed as a graph, {len(shares)} of them take {span} of their time."
+    sentence += _uncaptured(run)
+    return sentence
 
 
 def _uncaptured(run: Run) -> str:
@@ -68,19 +68,19 @@ def _uncaptured(run: Run) -> str:
 
 def starved(rows: list[Row]) -> str | None:
     """How many cases have no time, because it might be that of the host."""
-    dry = [row for row in rows if "starved" in row.flags.split(",")]
-    if not dry:
+    cases = [row for row in rows if "starved" in row.flags.split(",")]
+    if not cases:
         return None
-    graphs = sum(known(row.value(GRAPH.name)) for row in dry)
+    graphs = sum(known(row.value(GRAPH.name)) for row in cases)
     return (
-        f"{len(dry)} of {len(rows)} cases are starved: the device waited for the host in too many "
-        f"of their samples, so they have no time of their own; {graphs} have that of a graph."
+        f"{len(cases)} of {len(rows)} cases are starved: the device waited for the host in too "
+        f"many of their samples, so they have no time of their own; {graphs} have that of a graph."
     )
 
 
 def causes(run: Run, most: int = 3) -> str | None:
     """What disturbed the flagged cases, the most frequent first; equal but for figures is equal."""
-    told = [
+    notes = [
         cause
         for result in run.results
         if result.status is Status.OK and "disturbed" in result.flags
@@ -88,17 +88,17 @@ def causes(run: Run, most: int = 3) -> str | None:
         if measured.quantity == "time_seconds" and measured.note
         for cause in measured.note.split("; ")
     ]
-    if not told:
+    if not notes:
         return None
-    kinds = [_FIGURES.sub("0", cause) for cause in told]
-    first = dict(zip(reversed(kinds), reversed(told), strict=True))
-    found = Counter(kinds).most_common()
-    said = [
+    kinds = [_FIGURES.sub("0", cause) for cause in notes]
+    first = dict(zip(reversed(kinds), reversed(notes), strict=True))
+    counted = Counter(kinds).most_common()
+    listed = [
         printable(first[kind]) + (f" (and {count - 1} like it)" if count > 1 else "")
-        for kind, count in found[:most]
+        for kind, count in counted[:most]
     ]
-    further = f"; and {len(found) - most} other causes" if len(found) > most else ""
-    return f"What disturbed: {'; '.join(said)}{further}."
+    further = f"; and {len(counted) - most} other causes" if len(counted) > most else ""
+    return f"What disturbed: {'; '.join(listed)}{further}."
 
 
 _MOVING = {
@@ -119,15 +119,15 @@ def clocks(run: Run) -> str | None:
     ]
     if not parts:
         return None
-    said = ", ".join(parts)
+    sentence = ", ".join(parts)
     device = run.header.environment.fingerprint.get("device")
     limit = device.get("power_limit_watts") if isinstance(device, Mapping) else None
     if known(limit):
-        said += f"; the power limit is {units.si(limit, 'W')}"
+        sentence += f"; the power limit is {units.si(limit, 'W')}"
     reasons = ended.get("clocks_event_reasons")
     if isinstance(reasons, list) and reasons:
-        said += f"; in the end the clock was set by: {printable(', '.join(map(str, reasons)))}"
-    return f"{said[0].upper()}{said[1:]}."
+        sentence += f"; in the end the clock was set by: {printable(', '.join(map(str, reasons)))}"
+    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 def _moved(began: Any, ended: Any, unit: str) -> str:

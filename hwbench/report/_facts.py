@@ -36,18 +36,19 @@ class Summary:
 
 def machines(runs: list[Run]) -> list[str]:
     """A name for each run's machine; where several are alike, with what differs between them."""
-    found: list[tuple[str, ...]] = [(printable(run.header.machine),) for run in runs]
-    for told in (_distinct, lambda own: [[printable(run.header.run)] for run in own]):
-        for alike in {each for each in found if found.count(each) > 1}:
-            places = [place for place, each in enumerate(found) if each == alike]
-            for place, words in zip(places, told([runs[p] for p in places]), strict=True):
-                found[place] = (*alike, *words)
-    return [f"{name} ({', '.join(words)})" if words else name for name, *words in found]
+    names: list[tuple[str, ...]] = [(printable(run.header.machine),) for run in runs]
+    for distinguish in (_distinct, lambda own: [[printable(run.header.run)] for run in own]):
+        for alike in {each for each in names if names.count(each) > 1}:
+            places = [place for place, each in enumerate(names) if each == alike]
+            added = distinguish([runs[place] for place in places])
+            for place, words in zip(places, added, strict=True):
+                names[place] = (*alike, *words)
+    return [f"{name} ({', '.join(words)})" if words else name for name, *words in names]
 
 
 def _distinct(runs: list[Run]) -> list[list[str]]:
     """What tells runs of one machine apart: threads, torch, suite, as far as they differ."""
-    told = [
+    facts = [
         (
             _count(int(run.header.environment.fingerprint.get("threads") or 0), "thread"),
             f"torch {printable(run.header.environment.fingerprint.get('torch'))}",
@@ -55,8 +56,8 @@ def _distinct(runs: list[Run]) -> list[list[str]]:
         )
         for run in runs
     ]
-    differ = [len(set(values)) > 1 for values in zip(*told, strict=True)]
-    return [list(itertools.compress(words, differ)) for words in told]
+    differ = [len(set(values)) > 1 for values in zip(*facts, strict=True)]
+    return [list(itertools.compress(words, differ)) for words in facts]
 
 
 def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
@@ -87,16 +88,16 @@ def counts(run: Run) -> str:
         done[result.case in seeds].add(result.replicate)
     parts = [_count(len(run.planned), "case")]
     if len(seeds) < len(run.planned) or not seeds:
-        parts.append(_made(len(done[False]), run.header.plan.replicates))
+        parts.append(_replicate_words(len(done[False]), run.header.plan.replicates))
     if seeds:
         parts.append(f"{len(done[True])} of {_count(max(seeds.values()), 'seed')}")
     return ", ".join(parts)
 
 
-def _made(made: int, asked: int) -> str:
-    if made <= asked:
-        return f"{made} of {_count(asked, 'replicate')}"
-    return f"{_count(made, 'replicate')} ({asked} asked, {made - asked} further)"
+def _replicate_words(count: int, planned: int) -> str:
+    if count <= planned:
+        return f"{count} of {_count(planned, 'replicate')}"
+    return f"{_count(count, 'replicate')} ({planned} asked, {count - planned} further)"
 
 
 def _count(number: int, noun: str) -> str:
@@ -134,42 +135,42 @@ def _tables(run: Run) -> list[tuple[str, Facts]]:
     return [(title, facts) for title, facts in tables if facts]
 
 
-def ceilings(found: Mapping[str, Any]) -> Facts:
+def ceilings(measured: Mapping[str, Any]) -> Facts:
     """The measured ceilings in words; one line that says so where there are none."""
     facts: Facts = []
-    matmul = found.get("matmul")
+    matmul = measured.get("matmul")
     for dtype, entry in matmul.items() if isinstance(matmul, Mapping) else ():
         rate = entry.get("flops_per_second") if isinstance(entry, Mapping) else None
         if known(rate):
             facts.append((f"matmul {printable(dtype)}", _product(entry)))
     for name in ("copy", "triad"):
-        moved = found.get(name)
-        rate = moved.get("bytes_per_second") if isinstance(moved, Mapping) else None
-        if isinstance(moved, Mapping) and known(rate):
-            working = moved.get("working_set_bytes")
+        traffic = measured.get(name)
+        rate = traffic.get("bytes_per_second") if isinstance(traffic, Mapping) else None
+        if isinstance(traffic, Mapping) and known(rate):
+            working = traffic.get("working_set_bytes")
             size = f", working set {units.nbytes(working)}" if known(working) else ""
             facts.append((name, f"{units.si(rate, 'B/s')}{size}"))
-    facts += _levels(found.get("levels")) + _launch(found.get("launch"))
-    if known(disturbed := found.get("disturbed")) and disturbed:
+    facts += _levels(measured.get("levels")) + _launch(measured.get("launch"))
+    if known(disturbed := measured.get("disturbed")) and disturbed:
         facts.append(("disturbed", f"{disturbed:.0%} of the time in which they were measured"))
     return facts or [("ceilings", "not measured in this run, so there is no roofline")]
 
 
 def _product(entry: Mapping[str, Any]) -> str:
     """The rate of the best product, its shape, and the library and the clock where they stand."""
-    said = units.flops_per_second(entry["flops_per_second"])
+    text = units.flops_per_second(entry["flops_per_second"])
     if sides := [printable(side) for side in entry.get("shape") or []]:
-        said += f", product of {' × '.join(sides)}"
+        text += f", product of {' × '.join(sides)}"
     if library := entry.get("library"):
-        said += f" by {printable(library)}"
+        text += f" by {printable(library)}"
     clock = entry.get("sm_clock_hertz")
-    return f"{said}, at {units.si(clock, 'Hz')}" if known(clock) else said
+    return f"{text}, at {units.si(clock, 'Hz')}" if known(clock) else text
 
 
-def _levels(found: Any) -> Facts:
+def _levels(entries: Any) -> Facts:
     """The caches that a sweep of copies showed; memory itself is the copy."""
     levels = (
-        [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else []
+        [each for each in entries if isinstance(each, Mapping)] if isinstance(entries, list) else []
     )
     return [
         (f"copy from {printable(level.get('name'))}", units.si(level["bytes_per_second"], "B/s"))
@@ -187,16 +188,16 @@ LAUNCH = {
 """How the smallest call was timed, by the name of its figure."""
 
 
-def _launch(found: Any) -> Facts:
+def _launch(launch: Any) -> Facts:
     """The smallest call, in each manner in which it was timed."""
-    if not isinstance(found, Mapping):
+    if not isinstance(launch, Mapping):
         return []
-    said = [
-        f"{units.seconds(found[name])} {how}"
+    times = [
+        f"{units.seconds(launch[name])} {how}"
         for name, how in LAUNCH.items()
-        if known(found.get(name))
+        if known(launch.get(name))
     ]
-    return [("smallest call", ", ".join(said))] if said else []
+    return [("smallest call", ", ".join(times))] if times else []
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Facts:

@@ -31,8 +31,8 @@ def synthetic(row: Row) -> bool:
 
 def layers(row: Row) -> int | None:
     """How many trained layers a score is the median of; None where it is of no such layers."""
-    named = row.score_name == OUTPUT_ERROR.name
-    if row.workload != "projection" or not named or _options(row).get("matrix") != PACKAGED:
+    of_outputs = row.score_name == OUTPUT_ERROR.name
+    if row.workload != "projection" or not of_outputs or _options(row).get("matrix") != PACKAGED:
         return None
     return int(_options(row).get("layers", _LAYERS))
 
@@ -48,10 +48,10 @@ def noted(row: Row) -> str:
         sides = f"{row.out_features}×{row.in_features}"
         where = f"{count} layers of {MODEL}, {sides}"
         return f"Output error: the median over {where}, on held-out sentences."
-    if not (said := remark(row)):
+    if not (source := remark(row)):
         return ""
     absent = _options(row).get("matrix") == PACKAGED
-    return f"Projection error{said}{_ABSENT if absent else ''}."
+    return f"Projection error{source}{_ABSENT if absent else ''}."
 
 
 def layer(row: Row) -> str | None:
@@ -65,20 +65,20 @@ def layer(row: Row) -> str | None:
 
 def experiment(row: Row) -> str | None:
     """The projection of trained layers in words; None for every other experiment."""
-    named: str | None
+    name: str | None
     if count := layers(row):
-        named = f"{count} layers of {MODEL}"
-    elif (named := layer(row)) is None:
+        name = f"{count} layers of {MODEL}"
+    elif (name := layer(row)) is None:
         return None
     weighting = _options(row).get("weighting", "none")
-    return f"projection of {named}" + (f", weighted by {weighting}" if weighting != "none" else "")
+    return f"projection of {name}" + (f", weighted by {weighting}" if weighting != "none" else "")
 
 
 def sentences(rows: Iterable[Row]) -> list[str]:
     """Whose weights the scores of these rows are of, a sentence each, as a table's foot says it."""
-    have = [row for row in rows if row.scored and known(row.score)]
-    of_files = [_sentence(row) for row in have if _of_a_file(row)]
-    return list(dict.fromkeys([*of_files, *filter(None, map(noted, have))]))
+    scored = [row for row in rows if row.scored and known(row.score)]
+    of_files = [_sentence(row) for row in scored if _of_a_file(row)]
+    return list(dict.fromkeys([*of_files, *filter(None, map(noted, scored))]))
 
 
 def _sentence(row: Row) -> str:
@@ -86,8 +86,8 @@ def _sentence(row: Row) -> str:
     stored = printable(options.get("stored") or "another type")
     tail = ""
     if options.get("activations"):
-        seen = printable(PurePath(str(options["activations"])).name)
-        tail = f"; output error on the second half of the rows of {seen}"
+        activations = printable(PurePath(str(options["activations"])).name)
+        tail = f"; output error on the second half of the rows of {activations}"
     return f"{layer(row)}: stored in {stored}, scored in {printable(row.dtype)}{tail}."
 
 
