@@ -87,9 +87,9 @@ class Looks:
         self.runs = {row.run: row.machine for row in self.rows}
         self._series: dict[str, list[str]] = {}
         for row in self.rows:
-            have = self._series.setdefault(row.format, [])
-            if row.series not in have:
-                have.append(row.series)
+            series = self._series.setdefault(row.format, [])
+            if row.series not in series:
+                series.append(row.series)
 
     def colour(self, row: Row) -> str:
         """The colour of the row's format on white paper."""
@@ -97,9 +97,9 @@ class Looks:
 
     def kernel(self, row: Row) -> str:
         """What tells its series from others of its format, ``onednn``; nothing where it is one."""
-        have = self._series.get(row.format, [])
+        series = self._series.get(row.format, [])
         words_ = row.series.removeprefix(row.format).split()
-        if len([one for one in have if one != row.series]) == 0:
+        if len([one for one in series if one != row.series]) == 0:
             return ""
         return printable(" ".join(word.removeprefix("kernel=") for word in words_))
 
@@ -122,27 +122,27 @@ class Looks:
             self.labels.append(Label(ax, x, y, literal(text), self.colour(row)))
 
 
-def chosen(titles: Sequence[str], asked: Sequence[str]) -> list[int]:
+def panel_places(titles: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """The places of the panels that were asked for; of all where none were.
 
     Raises:
         UsageError: there is no such panel.
     """
-    if not asked:
+    if not wanted:
         return list(range(len(titles)))
-    found: list[int] = []
-    for each in asked:
+    chosen: list[int] = []
+    for each in wanted:
         part = each.strip().casefold()
         if part.isdecimal():
             places = [int(part) - 1] if 1 <= int(part) <= len(titles) else []
         else:
             places = [n for n, title in enumerate(titles) if part in title.casefold()]
         if not places or not part:
-            told = "; ".join(f"{n} {title}" for n, title in enumerate(titles[:MOST_PANELS], 1))
+            listed = "; ".join(f"{n} {title}" for n, title in enumerate(titles[:MOST_PANELS], 1))
             more = f"; and {len(titles) - MOST_PANELS} more" if len(titles) > MOST_PANELS else ""
-            raise UsageError(f"The figure has no panel {each!r}; it has: {told}{more}.")
-        found += [place for place in places if place not in found]
-    return found
+            raise UsageError(f"The figure has no panel {each!r}; it has: {listed}{more}.")
+        chosen += [place for place in places if place not in chosen]
+    return chosen
 
 
 def paneled(
@@ -155,28 +155,29 @@ def paneled(
     """
     from matplotlib.figure import Figure as NewFigure
 
-    places = chosen([panel.title for panel in panels], sheet.panels)
-    some = [panels[place] for place in places[:MOST_PANELS]]
-    width = sheet.width or (COLUMN_INCHES if len(some) == 1 else TEXT_INCHES)
-    across = max(1, min(len(some), int(width / 3)))
-    down, each = math.ceil(len(some) / across), width / across
+    places = panel_places([panel.title for panel in panels], sheet.panels)
+    drawn = [panels[place] for place in places[:MOST_PANELS]]
+    width = sheet.width or (COLUMN_INCHES if len(drawn) == 1 else TEXT_INCHES)
+    across = max(1, min(len(drawn), int(width / 3)))
+    down, panel_width = math.ceil(len(drawn) / across), width / across
     figure = NewFigure(
-        figsize=(width, min(3.2, 0.68 * each + 0.05) * down + 0.45), layout="constrained"
+        figsize=(width, min(3.2, 0.68 * panel_width + 0.05) * down + 0.45), layout="constrained"
     )
     axes = figure.subplots(down, across, squeeze=False).ravel()
-    for ax, panel in zip(axes, some, strict=False):
+    for ax, panel in zip(axes, drawn, strict=False):
         panel.draw(ax)
-        alone = len(some) == 1 and sheet.title is not None
-        ax.set_title(wrapped(sheet.title or "" if alone else panel.title, _letters(each - 0.6)))
-    for ax in axes[len(some) :]:
+        alone = len(drawn) == 1 and sheet.title is not None
+        title = sheet.title or "" if alone else panel.title
+        ax.set_title(wrapped(title, _letters(panel_width - 0.6)))
+    for ax in axes[len(drawn) :]:
         ax.set_visible(False)
-    if sheet.title and len(some) > 1:
+    if sheet.title and len(drawn) > 1:
         figure.suptitle(wrapped(sheet.title, _letters(width)), fontsize=8.5, fontweight="bold")
-    shown = {row.format for panel in some for row in panel.rows}
-    said = list(notes)
-    if len(places) > len(some):
-        said.append(f"{len(some)} of {len(places)} panels; --panel chooses others")
-    legend(figure, looks, shown, width, said)
+    formats = {row.format for panel in drawn for row in panel.rows}
+    legend_notes = list(notes)
+    if len(places) > len(drawn):
+        legend_notes.append(f"{len(drawn)} of {len(places)} panels; --panel chooses others")
+    legend(figure, looks, formats, width, legend_notes)
     place(figure, looks)
     return figure
 
@@ -199,7 +200,7 @@ def literal(name: str) -> str:
 
 
 def legend(
-    figure: Figure, looks: Looks, shown: set[str], width: float, notes: Sequence[str] = ()
+    figure: Figure, looks: Looks, formats: set[str], width: float, notes: Sequence[str] = ()
 ) -> None:
     """The formats in the order of the run, then the runs where there are several, under notes."""
     from matplotlib.lines import Line2D
@@ -209,7 +210,7 @@ def legend(
     marks = [
         Line2D([], [], color=s.light, marker=s.marker, label=literal(name), **dot)
         for name, s in looks.styles.items()
-        if name in shown
+        if name in formats
     ]
     for number, machine in looks.runs.items() if len(looks.runs) > 1 else ():
         more = {**dot, **_filled(number, GREY), "mec": GREY}
@@ -250,16 +251,16 @@ def _filled(number: int, colour: str) -> dict[str, Any]:
 
 def grouped(rows: Iterable[Row]) -> dict[Group, list[Row]]:
     """Rows by group, those of several runs together."""
-    found: dict[Group, list[Row]] = {}
-    for group, have in groups(rows).items():
-        found.setdefault(group.without("run"), []).extend(have)
-    return found
+    by_group: dict[Group, list[Row]] = {}
+    for group, members in groups(rows).items():
+        by_group.setdefault(group.without("run"), []).extend(members)
+    return by_group
 
 
 def titled(row: Row, *without: str, also: str = "") -> str:
     """The title of a row's group without its run, and without some of its parts."""
-    gone = {words.machine(row), *without}
-    parts = [part for part in words.group_parts(row) if part not in gone]
+    left_out = {words.machine(row), *without}
+    parts = [part for part in words.group_parts(row) if part not in left_out]
     title = ", ".join([*parts, also] if also else parts)
     return title[:1].upper() + title[1:]
 
@@ -267,7 +268,7 @@ def titled(row: Row, *without: str, also: str = "") -> str:
 _SUBS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8))
 
 
-def log(ax: Axes, which: str, said: Callable[[float], str] = "{:g}".format) -> None:
+def log(ax: Axes, which: str, tick_text: Callable[[float], str] = "{:g}".format) -> None:
     """A log axis with at least four labels where there is room, as plain numbers."""
     from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
@@ -279,12 +280,7 @@ def log(ax: Axes, which: str, said: Callable[[float], str] = "{:g}".format) -> N
             return self.tick_values(*self.axis.get_view_interval())
 
         def tick_values(self, vmin: float, vmax: float) -> Any:
-            for subs in (
-                (1,),
-                (1, 2, 5),
-                (1, 1.5, 2, 3, 5, 7),
-                (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8),
-            ):
+            for subs in _SUBS:
                 ticks = LogLocator(subs=subs, numticks=50).tick_values(vmin, vmax)
                 inside = [tick for tick in ticks if vmin <= tick <= vmax]
                 if len(inside) >= 4:
@@ -294,7 +290,7 @@ def log(ax: Axes, which: str, said: Callable[[float], str] = "{:g}".format) -> N
     axis = ax.xaxis if which == "x" else ax.yaxis
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     axis.set_major_locator(Ticks())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: said(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -337,26 +333,27 @@ def lines(
     for row in rows:
         if known(x(row)) and known(y(row)):
             series.setdefault((row.run, row.series), []).append(row)
-    points = [value(row, y) for own in series.values() for row in own]
-    for own in series.values():
-        own.sort(key=lambda row: value(row, x))
-        at = [value(row, x) for row in own]
-        heights, colour = [value(row, y) for row in own], looks.colour(own[0])
+    points = [value(row, y) for members in series.values() for row in members]
+    for members in series.values():
+        members.sort(key=lambda row: value(row, x))
+        at = [value(row, x) for row in members]
+        heights, colour = [value(row, y) for row in members], looks.colour(members[0])
         if len(set(at)) >= _CURVE:
-            ax.plot(at, heights, color=colour, ls=looks.dash(own[0]), zorder=2)
+            ax.plot(at, heights, color=colour, ls=looks.dash(members[0]), zorder=2)
         elif guided:
-            ax.plot(at, heights, color=colour, ls=looks.dash(own[0]), lw=0.5, alpha=0.5, zorder=2)
-        for row in own:
+            dash = looks.dash(members[0])
+            ax.plot(at, heights, color=colour, ls=dash, lw=0.5, alpha=0.5, zorder=2)
+        for row in members:
             span = cut(*ends(row), points)
             ax.plot([value(row, x)] * 2, span, color=colour, lw=1.1, zorder=1)
             looks.mark(ax, row, value(row, x), value(row, y))
-        looks.say(ax, own[-1], at[-1], heights[-1], looks.kernel(own[-1]))
+        looks.say(ax, members[-1], at[-1], heights[-1], looks.kernel(members[-1]))
 
 
 def value(row: Row, reading: Reading) -> float:
     """A number of a row; nan where it is not known."""
-    found = reading(row)
-    return math.nan if found is None else float(found)
+    number = reading(row)
+    return math.nan if number is None else float(number)
 
 
 def cut(low: Any, high: Any, points: Sequence[float]) -> tuple[float, float]:
@@ -397,13 +394,13 @@ def _placed(label: Label, taken: Sequence[Box], scale: float) -> Box:
     wide = 0.6 * SMALL * len(label.text)
     x, y = _at(label.ax, label.x, label.y)
 
-    def tried(side: float, height: float) -> tuple[float, Place, Box]:
+    def candidate(side: float, height: float) -> tuple[float, Place, Box]:
         shift = side * (wide / 2 + MARK / 2 + 1), height * (SMALL / 2 + 0.8)
         box = _box(x + shift[0] * scale, y + shift[1] * scale, wide, SMALL, scale)
         inside = frame.x0 <= box[0] and box[2] <= frame.x1 + scale and frame.y0 <= box[1]
         return sum(_common(box, other) for other in taken) + (0 if inside else 1e6), shift, box
 
-    _, shift, box = min((tried(*where) for where in _AROUND), key=lambda one: one[0])
+    _, shift, box = min((candidate(*where) for where in _AROUND), key=lambda placing: placing[0])
     note = label.ax.annotate(
         label.text, (label.x, label.y), shift, textcoords="offset points", ha="center",
         va="center", fontsize=SMALL, color=label.colour, annotation_clip=False, zorder=5,

@@ -9,7 +9,7 @@ from hwbench import units
 from hwbench.errors import UsageError
 from hwbench.report import _words as words
 from hwbench.report._heat import SHADES, shade
-from hwbench.report._paper import GREY, MOST_PANELS, Sheet, chosen, literal, titled, wrapped
+from hwbench.report._paper import GREY, MOST_PANELS, Sheet, literal, panel_places, titled, wrapped
 from hwbench.report.rows import DENSE, Group, Row, groups, relative
 
 if TYPE_CHECKING:
@@ -37,19 +37,19 @@ def heatmap(rows: list[Row], sheet: Sheet) -> Figure:
     """
     from matplotlib.figure import Figure as NewFigure
 
-    have = [row for row in rows if row.format != DENSE and (relative(row) or 0) > 0]
-    if not have:
+    measured = [row for row in rows if row.format != DENSE and (relative(row) or 0) > 0]
+    if not measured:
         raise UsageError("The run has no case with a time relative to dense, so nothing to map.")
-    columns = _ordered({group: members[0] for group, members in groups(have).items()})
+    columns = _ordered({group: members[0] for group, members in groups(measured).items()})
     titles = [words.group_title(row) for row in columns.values()]
-    places = chosen(titles, sheet.panels)
-    kept = [list(columns)[place] for place in places[:MOST_PANELS]]
+    places = panel_places(titles, sheet.panels)
+    shown = [list(columns)[place] for place in places[:MOST_PANELS]]
     cells: Cells = {}
-    for row in have:
-        if row.group in kept:
+    for row in measured:
+        if row.group in shown:
             cells.setdefault(row.label, {})[row.group] = row
-    blocks = _blocks(cells, kept)
-    heads = {group: _head(columns[group], list(columns.values())) for group in kept}
+    blocks = _blocks(cells, shown)
+    heads = {group: _head(columns[group], list(columns.values())) for group in shown}
     left = _LETTER * max(map(len, cells)) + 0.15
     most = max(len(block[1]) for block in blocks)
     width = sheet.width or max(3.35, left + _CELL[0] * most + 0.2)
@@ -59,13 +59,13 @@ def heatmap(rows: list[Row], sheet: Sheet) -> Figure:
     axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=heights).ravel()
     for ax, (labels, across) in zip(axes, blocks, strict=True):
         _block(ax, labels, across, cells, [heads[group] for group in across], most)
-    same = _shared_parts(list(columns.values()))
-    title = sheet.title if sheet.title is not None else ", ".join(same)
+    shared = _shared_parts(list(columns.values()))
+    title = sheet.title if sheet.title is not None else ", ".join(shared)
     if title:
         figure.suptitle(wrapped(title, max(24, int(13 * width))), fontsize=7.5, fontweight="bold")
     heading = "time relative to dense"
-    if len(places) > len(kept):
-        heading += f"; {len(kept)} of {len(places)} settings, --panel chooses others"
+    if len(places) > len(shown):
+        heading += f"; {len(shown)} of {len(places)} settings, --panel chooses others"
     used = {shade(row) for own in cells.values() for row in own.values()}
     _shades(figure, used, width, heading)
     return figure
@@ -80,32 +80,33 @@ def _ordered(columns: dict[Group, Row]) -> dict[Group, Row]:
     return {group: columns[group] for group in order}
 
 
-def _blocks(cells: Cells, kept: Sequence[Group]) -> list[tuple[list[str], list[Group]]]:
+def _blocks(cells: Cells, columns: Sequence[Group]) -> list[tuple[list[str], list[Group]]]:
     """Labels with the columns that they share, so that little of a block is empty."""
     blocks: list[tuple[list[str], list[Group]]] = []
     order = sorted(cells, key=lambda label: -len(cells[label]))  # stable: the suite's order
     for label in order:
-        own = cells[label]
+        measured = cells[label]
         for labels, across in blocks:
-            if all(group in across for group in own) and len(own) >= _ENOUGH * len(across):
+            fits = all(group in across for group in measured)
+            if fits and len(measured) >= _ENOUGH * len(across):
                 labels.append(label)
                 break
         else:
-            blocks.append(([label], [group for group in kept if group in own]))
+            blocks.append(([label], [group for group in columns if group in measured]))
     suite = list(cells)
     return [(sorted(labels, key=suite.index), across) for labels, across in blocks]
 
 
 def _shared_parts(rows: Sequence[Row]) -> list[str]:
     """The parts of a title that every column has."""
-    first, *others = [words.group_parts(row) for row in rows]
-    return [part for part in first if all(part in other for other in others)]
+    first, *other_parts = [words.group_parts(row) for row in rows]
+    return [part for part in first if all(part in other for other in other_parts)]
 
 
 def _head(row: Row, rows: Sequence[Row]) -> str:
     """What tells a column from the others, a part a line."""
-    same = _shared_parts(rows)
-    parts = [part for part in words.group_parts(row) if part not in same]
+    shared = _shared_parts(rows)
+    parts = [part for part in words.group_parts(row) if part not in shared]
     return "\n".join(wrapped(part, 12) for part in parts) or wrapped(titled(row), 12)
 
 
@@ -147,8 +148,8 @@ def _shades(figure: Figure, used: set[str], width: float, heading: str) -> None:
     from matplotlib.patches import Patch
 
     patches = [
-        Patch(facecolor=_COLOURS[name], edgecolor=GREY, lw=0.3, label=said)
-        for name, said in SHADES
+        Patch(facecolor=_COLOURS[name], edgecolor=GREY, lw=0.3, label=label)
+        for name, label in SHADES
         if name in used
     ]
     figure.legend(

@@ -38,23 +38,23 @@ def pareto(rows: list[Row], sheet: Sheet) -> Figure:
     runs: dict[int, list[Row]] = {}
     for row in rows:
         runs.setdefault(row.run, []).append(row)
-    found = [join for own in runs.values() for join in joins(own) if drawable(join)]
-    if not found:
+    joined = [join for own in runs.values() for join in joins(own) if drawable(join)]
+    if not joined:
         raise UsageError(
             "The run has no score that goes with a time; a suite with a second block, such as "
             'workload = "projection", over the same formats gives both.'
         )
     looks = Looks(rows)
     sets: dict[tuple[Group, str], list[Joined]] = {}
-    for join in found:
+    for join in joined:
         timed, scored = row_of(join.timed), row_of(join.scored)
-        experiment = f"{words.workload(scored)} {words.shape(scored)} {scored.dtype}"
-        sets.setdefault((timed.group.without("run"), experiment), []).append(join)
+        experiment_words = f"{words.workload(scored)} {words.shape(scored)} {scored.dtype}"
+        sets.setdefault((timed.group.without("run"), experiment_words), []).append(join)
     panels = []
-    for same in sets.values():
-        drawn = [row_of(pair.timed) for join in same for pair in drawable(join)]
-        panels.append(Panel(titled(row_of(same[0].timed)), drawn, _trade(same, looks)))
-    return paneled(panels, looks, sheet, [_scored(same[0]) for same in sets.values()])
+    for experiment in sets.values():
+        drawn = [row_of(pair.timed) for join in experiment for pair in drawable(join)]
+        panels.append(Panel(titled(row_of(experiment[0].timed)), drawn, _trade(experiment, looks)))
+    return paneled(panels, looks, sheet, [_scored(experiment[0]) for experiment in sets.values()])
 
 
 def _scored(join: Joined) -> str:
@@ -65,12 +65,12 @@ def _scored(join: Joined) -> str:
     )
 
 
-def _trade(same: Sequence[Joined], looks: Looks) -> Callable[[Axes], None]:
-    score = score_of(row_of(same[0].scored))
+def _trade(experiment: Sequence[Joined], looks: Looks) -> Callable[[Axes], None]:
+    score = score_of(row_of(experiment[0].scored))
 
     def draw(ax: Axes) -> None:
         ax.axvline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        for join, dash in zip(same, ("-", "--", ":", "-."), strict=False):
+        for join, dash in zip(experiment, ("-", "--", ":", "-."), strict=False):
             front = [pair for pair in reversed(drawable(join)) if pair.front]
             steps = [pair.relative for pair in front], [pair.score for pair in front]
             ax.step(*steps, where="pre", color=GREY, lw=0.9, ls=dash, zorder=1)
@@ -103,7 +103,7 @@ def roofline(rows: list[Row], sheet: Sheet) -> Figure:
             pooled = row.group.without("run", "out_features", "in_features")
             sets.setdefault(pooled, []).append(row)
     looks = Looks(rows)
-    panels = [Panel(_title(have), have, _under(have, looks)) for have in sets.values()]
+    panels = [Panel(_title(members), members, _under(members, looks)) for members in sets.values()]
     if not panels:
         raise UsageError(
             "The run has no roofline: its ceilings were not measured, or nothing was timed."
@@ -111,25 +111,25 @@ def roofline(rows: list[Row], sheet: Sheet) -> Figure:
     return paneled(panels, looks, sheet)
 
 
-def _title(have: Sequence[Row]) -> str:
+def _title(rows: Sequence[Row]) -> str:
     """A group's title; without the shape where there are several."""
-    shapes = {words.shape(row) for row in have}
-    return titled(have[0], *([words.shape(have[0])] if len(shapes) > 1 else []))
+    shapes = {words.shape(row) for row in rows}
+    return titled(rows[0], *([words.shape(rows[0])] if len(shapes) > 1 else []))
 
 
 _DASHES = {"measured": "-", "cache": "-", "datasheet": "--", "formula": ":"}
 
 
-def _under(members: list[Row], looks: Looks) -> Callable[[Axes], None]:
+def _under(rows: list[Row], looks: Looks) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
-        sets: dict[int, Sequence[Line]] = {row.run: row.roofs for row in members}
+        sets: dict[int, Sequence[Line]] = {row.run: row.roofs for row in rows}
         ridges = [each.ridge for roofs in sets.values() for each in roofs]
         first = [roofs[0].ridge / 8 for roofs in sets.values()]
-        low = min([*first, *(row.unfused_intensity / 2 for row in members)])
-        high = max([*ridges, *(row.intensity for row in members)]) * 2
+        low = min([*first, *(row.unfused_intensity / 2 for row in rows)])
+        high = max([*ridges, *(row.intensity for row in rows)]) * 2
         for number, roofs in enumerate(sets.values()):
             _draw_roofs(ax, roofs, (low, high), looks, GREY if number else INK)
-        for row in members:
+        for row in rows:
             rate = row.flops / row.time_seconds
             span = [row.unfused_intensity, row.intensity]
             ax.plot(span, [rate] * 2, color=looks.colour(row), lw=0.6, alpha=0.5, zorder=2)
@@ -147,28 +147,28 @@ def _draw_roofs(ax: Axes, roofs: Sequence[Line], span: Place, looks: Looks, colo
     """Every roof, with its bandwidth along its slope and its rate above its top."""
     low, high = span
     small: dict[str, Any] = {"textcoords": "offset points", "fontsize": 6, "color": colour}
-    for each in roofs:
-        top, ends = each.flops_per_second, [min(low, each.ridge / 2), each.ridge]
-        corners = ends if each.source == "cache" else [*ends, high]
-        heights = [min(top, x * each.bytes_per_second) for x in corners]
-        width = 1.1 if each.source == "measured" else 0.7
-        ax.plot(corners, heights, _DASHES[each.source], color=colour, lw=width, zorder=1)
-        if each.source in ("measured", "cache"):
-            word = "copy" if each.source == "measured" else each.label
+    for roof in roofs:
+        top, ends = roof.flops_per_second, [min(low, roof.ridge / 2), roof.ridge]
+        corners = ends if roof.source == "cache" else [*ends, high]
+        heights = [min(top, x * roof.bytes_per_second) for x in corners]
+        width = 1.1 if roof.source == "measured" else 0.7
+        ax.plot(corners, heights, _DASHES[roof.source], color=colour, lw=width, zorder=1)
+        if roof.source in ("measured", "cache"):
+            word = "copy" if roof.source == "measured" else roof.label
             middle = (corners[0] * corners[1]) ** 0.5
-            said = f"{units.si(each.bytes_per_second, 'B/s')} {word}"
+            label = f"{units.si(roof.bytes_per_second, 'B/s')} {word}"
             text = ax.annotate(
-                said, (middle, middle * each.bytes_per_second), (-2, 2), ha="center",
+                label, (middle, middle * roof.bytes_per_second), (-2, 2), ha="center",
                 va="bottom", rotation_mode="anchor", **small,
             )  # fmt: skip
             first, last = zip(corners[:2], heights[:2], strict=True)
             looks.slopes.append((ax, text, first, last))
-    tops = [each for each in roofs if each.source != "cache"]
-    tops.sort(key=lambda each: each.flops_per_second)
+    tops = [roof for roof in roofs if roof.source != "cache"]
+    tops.sort(key=lambda roof: roof.flops_per_second)
     highest = tops[-1].flops_per_second
-    for number, each in enumerate(tops):
-        word = "matmul" if each.source == "measured" else each.label
-        said = f"{units.flops_per_second(each.flops_per_second)} {word}"
-        ax.annotate(said, (high, highest), (0, 3 + 8 * number), ha="right", **small)
+    for number, roof in enumerate(tops):
+        word = "matmul" if roof.source == "measured" else roof.label
+        label = f"{units.flops_per_second(roof.flops_per_second)} {word}"
+        ax.annotate(label, (high, highest), (0, 3 + 8 * number), ha="right", **small)
     if len(tops) > 1:
         ax.plot(high, highest * 4, alpha=0)  # room for the words

@@ -29,30 +29,34 @@ if TYPE_CHECKING:
 
 def crossover(rows: list[Row], sheet: Sheet) -> Figure:
     """Relative time against density; against tokens where a group was asked for one share alone."""
-    found = [row for row in rows if relative(row) is not None and known(row.density)]
+    measured = [row for row in rows if relative(row) is not None and known(row.density)]
     looks, panels = Looks(rows), list[Panel]()
     by_group = {
-        group: have
-        for group, have in grouped(found).items()
-        if any(row.format != DENSE for row in have)
+        group: members
+        for group, members in grouped(measured).items()
+        if any(row.format != DENSE for row in members)
     }
-    few: dict[Group, list[Group]] = {}
-    for group, have in by_group.items():
-        if len(_shares(have)) > 1:
-            panels.append(Panel(titled(have[0]), have, _against_density(have, looks)))
+    singles: dict[Group, list[Group]] = {}
+    for group, members in by_group.items():
+        if len(_shares(members)) > 1:
+            panels.append(Panel(titled(members[0]), members, _against_density(members, looks)))
         else:
-            few.setdefault(group.without("tokens"), []).append(group)
-    for sweep, singles in few.items():
-        same = [have for group, have in by_group.items() if group.without("tokens") == sweep]
-        share = set().union(*(_shares(by_group[group]) for group in singles))
-        have = _swept(
-            [row for own in same for row in own if not _asked(row) or row.density_word in share]
-        )
-        if len({row.tokens for row in have}) > 1:
-            panels.append(Panel(_at(have), have, _against_tokens(have, looks)))
+            singles.setdefault(group.without("tokens"), []).append(group)
+    for sweep, single_groups in singles.items():
+        pooled = [
+            row
+            for group, members in by_group.items()
+            if group.without("tokens") == sweep
+            for row in members
+        ]
+        shares = set().union(*(_shares(by_group[group]) for group in single_groups))
+        members = _swept([row for row in pooled if not _asked(row) or row.density_word in shares])
+        if len({row.tokens for row in members}) > 1:
+            panels.append(Panel(_at(members), members, _against_tokens(members, looks)))
             continue
-        for own in (by_group[group] for group in singles):
-            panels.append(Panel(titled(own[0]), own, _against_density(own, looks)))
+        for group in single_groups:
+            members = by_group[group]
+            panels.append(Panel(titled(members[0]), members, _against_density(members, looks)))
     if not panels:
         raise UsageError("The run has no case with a time relative to dense, so nothing can cross.")
     return paneled(panels, looks, sheet)
@@ -63,7 +67,7 @@ def _asked(row: Row) -> bool:
 
 
 def _shares(rows: list[Row]) -> set[str]:
-    """The shares that were asked for, in words; a format that has none of them asks for none."""
+    """The shares that were asked for, in words; a format without a share asks for none."""
     return {row.density_word for row in rows if _asked(row)}
 
 
@@ -86,10 +90,10 @@ def _ratios(row: Row) -> tuple[float, float]:
     return row.relative_low, row.relative_high
 
 
-def _against_density(have: list[Row], looks: Looks) -> Callable[[Axes], None]:
+def _against_density(rows: list[Row], looks: Looks) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ax.axhline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        lines(ax, have, (lambda row: row.density, relative, _ratios), looks)
+        lines(ax, rows, (lambda row: row.density, relative, _ratios), looks)
         log(ax, "x")
         log(ax, "y", times)
         ax.set(xlabel="density (parameters kept)", ylabel="time relative to dense")
@@ -97,12 +101,12 @@ def _against_density(have: list[Row], looks: Looks) -> Callable[[Axes], None]:
     return draw
 
 
-def _against_tokens(have: list[Row], looks: Looks) -> Callable[[Axes], None]:
+def _against_tokens(rows: list[Row], looks: Looks) -> Callable[[Axes], None]:
     def draw(ax: Axes) -> None:
         ax.axhline(1, color=INK, lw=0.8, ls=(0, (4, 3)), zorder=0)
-        others = [row for row in have if row.format != DENSE]
-        lines(ax, others, (lambda row: row.tokens, relative, _ratios), looks, guided=True)
-        _tokens(ax, have)
+        formats = [row for row in rows if row.format != DENSE]
+        lines(ax, formats, (lambda row: row.tokens, relative, _ratios), looks, guided=True)
+        _tokens(ax, rows)
         log(ax, "y", times)
         ax.set(ylabel="time relative to dense")
 
@@ -123,14 +127,16 @@ def _tokens(ax: Axes, rows: list[Row]) -> None:
 
 def scaling(rows: list[Row], sheet: Sheet) -> Figure:
     """Time against tokens, at the largest density and share of bytes that were asked for."""
-    kept = [row for row in rows if timed(row) and row.tokens and not row.scored]
-    for asked in ("asked_density", "asked_stored"):
-        shares = [share for row in kept if known(share := getattr(row, asked))]
+    drawn = [row for row in rows if timed(row) and row.tokens and not row.scored]
+    for column in ("asked_density", "asked_stored"):
+        shares = [share for row in drawn if known(share := getattr(row, column))]
         if shares:
             most = max(shares)
-            kept = [r for r in kept if not known(getattr(r, asked)) or getattr(r, asked) == most]
+            drawn = [
+                r for r in drawn if not known(getattr(r, column)) or getattr(r, column) == most
+            ]
     sets: dict[Group, list[Row]] = {}
-    for row in kept:
+    for row in drawn:
         sets.setdefault(row.group.without("run", "tokens"), []).append(row)
     looks = Looks(rows)
     panels = [
@@ -142,7 +148,7 @@ def scaling(rows: list[Row], sheet: Sheet) -> Figure:
         raise UsageError("Scaling needs at least two token counts of one shape; the run has none.")
     without = {row.format for panel in panels for row in panel.rows if not _asked(row)}
     note = f"{' and '.join(sorted(without))} at density 1" if without else ""
-    return paneled(panels, looks, sheet, [note] if note and any(map(_asked, kept)) else [])
+    return paneled(panels, looks, sheet, [note] if note and any(map(_asked, drawn)) else [])
 
 
 def _sweep(members: list[Row], looks: Looks) -> Callable[[Axes], None]:

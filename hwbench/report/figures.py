@@ -67,14 +67,14 @@ def import_matplotlib() -> None:
     assert spec.origin is not None
     shipped = Path(spec.origin).parent / "mpl-data" / "matplotlibrc"
     before = {name: os.environ.pop(name, None) for name in ("MPLBACKEND", "MATPLOTLIBRC")}
-    here = os.open(".", os.O_RDONLY)
+    folder = os.open(".", os.O_RDONLY)
     os.environ["MATPLOTLIBRC"] = str(shipped)
     os.chdir("/")
     try:
         import_module("matplotlib")
     finally:
-        os.fchdir(here)
-        os.close(here)
+        os.fchdir(folder)
+        os.close(folder)
         del os.environ["MATPLOTLIBRC"]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
@@ -144,22 +144,22 @@ def drawn_rows(runs: Sequence[Run], filtered: str = "") -> list[Row]:
     """
     names = _facts.machines(list(runs)) if len(runs) > 1 else [""]
     rows = []
-    missing: list[SuiteError] = []
+    errors: list[SuiteError] = []
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
-        own = [replace(row, run=number) for row in report_rows(run, number, name)]
+        rows_of_run = [replace(row, run=number) for row in report_rows(run, number, name)]
         if filtered:
             cases = [planned.case for planned in run.planned.values()]
             try:
-                kept = {case.id for case in suite.select(cases, filtered)}
+                matching = {case.id for case in suite.select(cases, filtered)}
             except UnknownNameError:
                 raise
             except SuiteError as error:
-                missing.append(error)
-                kept = set()
-            own = [row for row in own if row.scored or row.case in kept]
-        rows += own
-    if len(missing) == len(runs):
-        raise missing[0]
+                errors.append(error)
+                matching = set()
+            rows_of_run = [row for row in rows_of_run if row.scored or row.case in matching]
+        rows += rows_of_run
+    if len(errors) == len(runs):
+        raise errors[0]
     return rows
 
 
