@@ -154,13 +154,13 @@ def test_a_crossing_lies_between_its_points_on_logs() -> None:
     assert crossing.at == pytest.approx(0.2)
     assert crossing.below
     assert crossing.low < crossing.at < crossing.high
-    assert found.said().startswith("below 0.200 (0.1")
+    assert found.in_words().startswith("below 0.200 (0.1")
 
 
 def test_a_format_that_wins_with_many_tokens_wins_above() -> None:
     found = _crossing.wins([(16, 2.0, 1.9, 2.1), (256, 0.5, 0.48, 0.53)])
     assert found is not None
-    assert found.said(" tokens").startswith("above 64.0 tokens (58")
+    assert found.in_words(" tokens").startswith("above 64.0 tokens (58")
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_two_noisy_points_make_no_crossing(
     found = _crossing.wins([(16, *first), (256, *second)])
     assert found is not None
     assert found.crossings == []
-    assert found.said() == "undecided"
+    assert found.in_words() == "undecided"
     between = _crossing.wins([(4, 3.0, 2.9, 3.1), (16, *first), (256, *second)])
     assert between is not None
-    assert between.said() == "undecided"
+    assert between.in_words() == "undecided"
     known = [(4.0, 3.0, 2.9, 3.1), (16.0, *first), (256.0, *second), (512.0, 0.3, 0.2, 0.4)]
     assert len((_crossing.wins(known) or found).crossings) == 1
 
@@ -191,7 +191,7 @@ def test_without_a_crossing_it_is_said_on_which_side_all_lie(
 ) -> None:
     found = _crossing.wins([(0.1, times[0], NAN, NAN), (0.5, times[1], NAN, NAN)])
     assert found is not None
-    assert found.said() == f"{said} measured"
+    assert found.in_words() == f"{said} measured"
 
 
 def test_one_point_crosses_nothing() -> None:

@@ -42,7 +42,7 @@ class Wins:
     crossings: list[Crossing] = field(default_factory=list)
     undecided: bool = False  # the curve crosses, and its intervals do not
 
-    def said(self, unit: str = "") -> str:
+    def in_words(self, unit: str = "") -> str:
         """``below 0.42 (0.38–0.47)``; ``everywhere measured``; ``nowhere measured``."""
         if not self.crossings and self.undecided:
             return "undecided"
@@ -53,12 +53,12 @@ class Wins:
 
 def _one(crossing: Crossing, unit: str) -> str:
     side = "below" if crossing.below else "above"
-    said = f"{side} {units.significant(crossing.at)}{unit}"
+    text = f"{side} {units.significant(crossing.at)}{unit}"
     ends = [crossing.low, crossing.high]
     if any(map(math.isfinite, ends)):
         low, high = (units.significant(end) if math.isfinite(end) else "?" for end in ends)
-        said += f" ({low}–{high})"
-    return said
+        text += f" ({low}–{high})"
+    return text
 
 
 def wins(points: Sequence[Point]) -> Wins | None:
@@ -66,20 +66,20 @@ def wins(points: Sequence[Point]) -> Wins | None:
     curve = sorted(point for point in points if point[0] > 0 and point[1] > 0)
     if len({point[0] for point in curve}) < 2:
         return None
-    found = Wins((curve[0][0], curve[-1][0]), everywhere=all(point[1] < 1 for point in curve))
+    result = Wins((curve[0][0], curve[-1][0]), everywhere=all(point[1] < 1 for point in curve))
     ends = [_crossings([(p[0], p[place]) for p in curve]) for place in (2, 3)]
     for after, at, below in _crossings([(x, y) for x, y, _, _ in curve]):
         if not _sure(curve[: after + 1], curve[after + 1 :], below=below):
-            found.undecided = True
+            result.undecided = True
             continue
         near = [_nearest(at, below, other) for other in ends]
         low, high = sorted(near, key=lambda end: (math.isnan(end), end))
-        found.crossings.append(Crossing(at, below, low, high))
-    return found
+        result.crossings.append(Crossing(at, below, low, high))
+    return result
 
 
 def _sure(before: list[Point], after: list[Point], *, below: bool) -> bool:
-    """Whether the nearest points that are told from dense lie on its two sides, as they should."""
+    """Whether the nearest points with an interval beside dense lie on its two sides, as expected."""
     left, right = (
         [high < 1 for _, _, low, high in points if high < 1 or low > 1]
         for points in (before, after)
@@ -89,18 +89,18 @@ def _sure(before: list[Point], after: list[Point], *, below: bool) -> bool:
 
 def _crossings(curve: list[tuple[float, float]]) -> list[tuple[int, float, bool]]:
     """Behind which point and where the curve meets one, and whether it is lower to the left."""
-    found = []
+    crossings = []
     for number, ((x, y), (next_x, next_y)) in enumerate(pairwise(curve)):
         if not (y > 0 and next_y > 0) or (y < 1) == (next_y < 1):
             continue
         share = math.log(y) / (math.log(y) - math.log(next_y))
         at = math.exp(math.log(x) + share * (math.log(next_x) - math.log(x)))
-        found.append((number, at, y < 1))
-    return found
+        crossings.append((number, at, y < 1))
+    return crossings
 
 
-def _nearest(at: float, below: bool, found: list[tuple[int, float, bool]]) -> float:
-    alike = [x for _, x, side in found if side == below]
+def _nearest(at: float, below: bool, crossings: list[tuple[int, float, bool]]) -> float:
+    alike = [x for _, x, lower_left in crossings if lower_left == below]
     return min(alike, key=lambda x: abs(math.log(x / at)), default=math.nan)
 
 
@@ -119,11 +119,11 @@ def _end(value: float) -> float:
 
 def by_series(members: list[Row]) -> dict[str, list[Row]]:
     """Rows by format with all knobs but the density, dense left out."""
-    found: dict[str, list[Row]] = {}
+    series: dict[str, list[Row]] = {}
     for row in members:
         if row.format != "dense":
-            found.setdefault(printable(row.series), []).append(row)
-    return found
+            series.setdefault(printable(row.series), []).append(row)
+    return series
 
 
 def repaid(pack_seconds: float, dense_seconds: float, seconds: float) -> float | None:

@@ -30,26 +30,27 @@ class Starts:
 
 def starts(rows: list[Row], most: int = 120) -> Starts:
     """At which densities each format is faster than dense, and when packing it is repaid."""
-    found = Starts()
+    table = Starts()
     packs = {_packed(row): pack for row in rows if known(pack := row.value(PREPARE.name))}
     for members in groups(_layers(rows)).values():
         dense = next((r.time_seconds for r in members if r.format == DENSE and timed(r)), None)
-        for name, own in by_series(members).items():
-            where = wins(points(own, lambda row: row.density))
-            if where is None:
+        for name, series in by_series(members).items():
+            winning = wins(points(series, lambda row: row.density))
+            if winning is None:
                 continue
-            low, high = (units.significant(end) for end in where.measured)
-            said = where.said()
-            if not where.crossings:
-                said += f" ({low}–{high})"
-            pays = _repaid(own, dense, packs)
-            found.packed |= pays is not None
-            line = [words.group_title(own[0]), name, said, pays or "not measured at this shape"]
-            found.lines.append((own[0].group_number, line))
-    found.lines = [(number, line[: len(found.heads)]) for number, line in found.lines]
-    found.left_out = max(0, len(found.lines) - most)
-    del found.lines[most:]
-    return found
+            low, high = (units.significant(end) for end in winning.measured)
+            where = winning.in_words()
+            if not winning.crossings:
+                where += f" ({low}–{high})"
+            pays = _repaid(series, dense, packs)
+            table.packed |= pays is not None
+            title = words.group_title(series[0])
+            line = [title, name, where, pays or "not measured at this shape"]
+            table.lines.append((series[0].group_number, line))
+    table.lines = [(number, line[: len(table.heads)]) for number, line in table.lines]
+    table.left_out = max(0, len(table.lines) - most)
+    del table.lines[most:]
+    return table
 
 
 Packed = tuple[int, str, str, int, int]
@@ -60,9 +61,9 @@ def _packed(row: Row) -> Packed:
     return row.run, row.format, row.knobs, row.out_features, row.in_features
 
 
-def _repaid(own: list[Row], dense: float | None, packs: dict[Packed, float]) -> str | None:
+def _repaid(rows: list[Row], dense: float | None, packs: dict[Packed, float]) -> str | None:
     """After how many calls the packing of the fastest setting is repaid."""
-    best = min(filter(timed, own), key=lambda row: row.time_seconds)
+    best = min(filter(timed, rows), key=lambda row: row.time_seconds)
     pack = packs.get(_packed(best))
     if dense is None or pack is None:
         return None
@@ -86,8 +87,8 @@ def winners(rows: list[Row]) -> list[Figure]:
     for key in common:
         members = sets[key]
         first = members[0]
-        told = [words.direction(first), first.dtype, *words.setting(first)]
-        title = ", ".join([*filter(None, told), words.share(first)])
+        parts = [words.direction(first), first.dtype, *words.setting(first)]
+        title = ", ".join([*filter(None, parts), words.share(first)])
         if words.machine(first):
             title += f", {words.machine(first)}"
         numbers = [row.number for row in members]
@@ -112,12 +113,12 @@ def _won(members: list[Row]) -> str:
 
 def _by_tokens(members: list[Row]) -> str:
     """At which token counts each format is faster than dense, by its curve."""
-    said: dict[str, list[str]] = {}
-    for name, own in by_series(members).items():
-        where = wins(points(own, lambda row: row.tokens))
-        if where is not None:
-            said.setdefault(where.said(" tokens"), []).append(name)
-    pieces = [f"{', '.join(names)} {where}" for where, names in said.items()]
+    names_by_range: dict[str, list[str]] = {}
+    for name, rows in by_series(members).items():
+        winning = wins(points(rows, lambda row: row.tokens))
+        if winning is not None:
+            names_by_range.setdefault(winning.in_words(" tokens"), []).append(name)
+    pieces = [f"{', '.join(names)} {where}" for where, names in names_by_range.items()]
     return f"Faster than dense: {'; '.join(pieces)}." if pieces else "Each format has one point."
 
 
@@ -131,8 +132,8 @@ def sweeps(rows: list[Row]) -> list[Figure]:
     for members in sets.values():
         if len({row.tokens for row in members}) < 2:
             continue
-        told = [part for part in words.group_parts(members[0]) if "token" not in part]
-        title = ", ".join([*told, words.share(members[0])])
+        parts = [part for part in words.group_parts(members[0]) if "token" not in part]
+        title = ", ".join([*parts, words.share(members[0])])
         says = _by_tokens(members)
         figures.append(Figure("sweep", title, says, [row.number for row in members]))
     return figures
@@ -142,46 +143,46 @@ def crossover(rows: list[Row]) -> list[Figure]:
     """Relative time against density, one figure a group with a format at several densities."""
     figures = []
     for members in groups(_layers(rows)).values():
-        have = [row for row in members if relative(row) is not None and known(row.density)]
-        if any(len(_densities(own)) > 1 for own in by_series(have).values()):
+        measured = [row for row in members if relative(row) is not None and known(row.density)]
+        if any(len(_densities(series)) > 1 for series in by_series(measured).values()):
             title = words.group_title(members[0])
-            numbers = [row.number for row in have]
-            figures.append(
-                Figure("crossover", title, _crossings(have), numbers, own={"aside": _aside(have)})
-            )
+            numbers, own = [row.number for row in measured], {"aside": _aside(measured)}
+            figures.append(Figure("crossover", title, _crossings(measured), numbers, own=own))
     return figures
 
 
-def _densities(own: list[Row]) -> set[float]:
-    return {row.density for row in own}
+def _densities(rows: list[Row]) -> set[float]:
+    return {row.density for row in rows}
 
 
-def _crossings(have: list[Row]) -> str:
-    if not any(known(row.relative_low) for row in have):
+def _crossings(rows: list[Row]) -> str:
+    if not any(known(row.relative_low) for row in rows):
         return "One replicate: points without intervals decide nothing."
-    series = by_series(have)
-    won = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
-    lost = [name for name, members in series.items() if all(loses(row) for row in members)]
-    said = (
-        f"Faster than dense: {', '.join(won)}"
-        if won
+    series = by_series(rows)
+    winning = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
+    losing = [name for name, members in series.items() if all(loses(row) for row in members)]
+    sentence = (
+        f"Faster than dense: {', '.join(winning)}"
+        if winning
         else "No format is significantly faster than dense"
     )
-    return f"{said}; slower at every density: {', '.join(lost)}." if lost else f"{said}."
+    if losing:
+        sentence += f"; slower at every density: {', '.join(losing)}"
+    return f"{sentence}."
 
 
 def _winning(members: list[Row]) -> str:
     """At which densities a format beats dense: ``from 0.495 down``, or ``at 0.25``."""
-    won = sorted((row.density for row in members if beats(row)), reverse=True)
-    below = [row.density for row in members if won and row.density <= won[0]]
-    if len(won) > 1 and len(won) == len(below):
-        return f"from {units.significant(won[0])} down"
-    return f"at {', '.join(map(units.significant, won))}" if won else ""
+    densities = sorted((row.density for row in members if beats(row)), reverse=True)
+    below = [row.density for row in members if densities and row.density <= densities[0]]
+    if len(densities) > 1 and len(densities) == len(below):
+        return f"from {units.significant(densities[0])} down"
+    return f"at {', '.join(map(units.significant, densities))}" if densities else ""
 
 
-def _aside(have: list[Row], step: float = 3.0) -> list[float]:
+def _aside(rows: list[Row], step: float = 3.0) -> list[float]:
     """Pixels by which each row's point moves, so that formats of one density stay apart."""
-    names = [name for name in dict.fromkeys(row.series for row in have) if name != DENSE]
+    names = [name for name in dict.fromkeys(row.series for row in rows) if name != DENSE]
     middle = (len(names) - 1) / 2
     places = {name: round((number - middle) * step, 1) for number, name in enumerate(names)}
-    return [places.get(row.series, 0.0) for row in have]
+    return [places.get(row.series, 0.0) for row in rows]

@@ -50,7 +50,7 @@ def crossover(rows: list[Row], sheet: Sheet) -> Figure:
             for row in members
         ]
         shares = set().union(*(_shares(by_group[group]) for group in single_groups))
-        members = _swept([row for row in pooled if not _asked(row) or row.density_word in shares])
+        members = _swept([row for row in pooled if not _has_share(row) or row.density_word in shares])
         if len({row.tokens for row in members}) > 1:
             panels.append(Panel(_at(members), members, _against_tokens(members, looks)))
             continue
@@ -62,13 +62,13 @@ def crossover(rows: list[Row], sheet: Sheet) -> Figure:
     return paneled(panels, looks, sheet)
 
 
-def _asked(row: Row) -> bool:
+def _has_share(row: Row) -> bool:
     return known(row.asked_density) or known(row.asked_stored)
 
 
 def _shares(rows: list[Row]) -> set[str]:
-    """The shares that were asked for, in words; a format without a share asks for none."""
-    return {row.density_word for row in rows if _asked(row)}
+    """The shares that were asked for, in words."""
+    return {row.density_word for row in rows if _has_share(row)}
 
 
 def _swept(rows: list[Row]) -> list[Row]:
@@ -81,7 +81,7 @@ def _swept(rows: list[Row]) -> list[Row]:
 
 def _at(rows: list[Row]) -> str:
     """The title of a sweep over tokens: its group, and the share that formats were asked for."""
-    shares = [words.share(row) for row in rows if _asked(row)]
+    shares = [words.share(row) for row in rows if _has_share(row)]
     tokens = words.tokens(rows[0]) or ""
     return titled(rows[0], tokens, also=" and ".join(dict.fromkeys(shares)))
 
@@ -146,9 +146,9 @@ def scaling(rows: list[Row], sheet: Sheet) -> Figure:
     ]
     if not panels:
         raise UsageError("Scaling needs at least two token counts of one shape; the run has none.")
-    without = {row.format for panel in panels for row in panel.rows if not _asked(row)}
+    without = {row.format for panel in panels for row in panel.rows if not _has_share(row)}
     note = f"{' and '.join(sorted(without))} at density 1" if without else ""
-    return paneled(panels, looks, sheet, [note] if note and any(map(_asked, drawn)) else [])
+    return paneled(panels, looks, sheet, [note] if note and any(map(_has_share, drawn)) else [])
 
 
 def _sweep(members: list[Row], looks: Looks) -> Callable[[Axes], None]:
