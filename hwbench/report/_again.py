@@ -27,7 +27,7 @@ _OPTIONS = (
     ("--model", ("model",)),
     ("--data", ("data",)),
 )
-"""An option of ``hwbench run``, and the options of a case that say what it was given."""
+"""An option of ``hwbench run``, and the options of a case that hold its value."""
 
 
 _SIDE = 256  # of the one layer whose place in a suite is looked up
@@ -42,7 +42,7 @@ def packed(runs: list[Run], rows: list[Row]) -> dict[str, Any]:
         "runs": [command(run) for run in runs],
         "needs": [needed[row.run][row.case] for row in rows],
         "terms": terms(rows),
-        "given": given(rows),
+        "given": file_options(rows),
     }
 
 
@@ -52,12 +52,12 @@ def command(run: Run) -> dict[str, Any]:
     ``knobs`` are those that the suite gives to each format: cases of the run may have fewer.
     """
     header = run.header
-    found = _shipped(header.suite, header.device.partition(":")[0])
+    suite = _shipped(header.suite, header.device.partition(":")[0])
     device = ["--device", header.device]
     if threads := header.arguments.get("threads"):
         device += ["--threads", str(threads)]
     words = [*device, "--seed", str(header.seed)]
-    plan = found.plan if found else None
+    plan = suite.plan if suite else None
     if plan and header.plan.replicates == 1 and header.plan.budget_seconds < plan.budget_seconds:
         words.append("--quick")
     elif plan is None or header.plan.replicates != plan.replicates:
@@ -66,14 +66,14 @@ def command(run: Run) -> dict[str, Any]:
         words += ["--allocator", header.plan.allocator]
     if header.arguments.get("energy"):
         words.append("--energy")
-    asked = header.arguments.get("filter")
+    filtered = header.arguments.get("filter")
     return {
-        "suite": shlex.quote(printable(found.path if found else header.suite)),
+        "suite": shlex.quote(printable(suite.path if suite else header.suite)),
         "file": shlex.quote(printable(f"{header.suite}.toml")),
         "rest": _joined(words),
         "device": _joined(device),
-        "filter": asked if isinstance(asked, str) else "",
-        "knobs": found.knobs if found else {},
+        "filter": filtered if isinstance(filtered, str) else "",
+        "knobs": suite.knobs if suite else {},
     }
 
 
@@ -83,14 +83,17 @@ def _joined(words: Iterable[str]) -> str:
 
 def needs(run: Run) -> dict[str, int]:
     """What the command of each case needs, by its id."""
-    found = _shipped(run.header.suite, run.header.device.partition(":")[0])
-    if found is None:
+    suite = _shipped(run.header.suite, run.header.device.partition(":")[0])
+    if suite is None:
         return dict.fromkeys(run.planned, FILE)
-    others = [each.case for name, each in run.planned.items() if name not in found.ids]
-    reached = _reached(found, others) if others else frozenset()
-    own = {case.id for case in others if _placed(case) in reached or _files(case.options)}
+    other_cases = [each.case for name, each in run.planned.items() if name not in suite.ids]
+    reachable = _reached(suite, other_cases) if other_cases else frozenset()
+    by_axes = {
+        case.id for case in other_cases if _placed(case) in reachable or _files(case.options)
+    }
     return {
-        name: FILTER if name in found.ids else AXES if name in own else FILE for name in run.planned
+        name: FILTER if name in suite.ids else AXES if name in by_axes else FILE
+        for name in run.planned
     }
 
 
@@ -101,16 +104,16 @@ def _placed(case: Case) -> str:
     return replace(case, out_features=_SIDE, in_features=_SIDE, tokens=_SIDE).id
 
 
-def _reached(found: _Suite, cases: list[Case]) -> frozenset[str]:
-    """The cases that the suite has when it is asked for the axes of these, each ``_placed``."""
-    asked: dict[tuple[str, Any], list[Case]] = {}
+def _reached(suite: _Suite, cases: list[Case]) -> frozenset[str]:
+    """The cases that the suite has with the axes of these, each ``_placed``."""
+    by_share: dict[tuple[str, Any], list[Case]] = {}
     for case in cases:
         share = next(((name, case.knobs[name]) for name in SHARES if name in case.knobs), ("", 0))
-        asked.setdefault(share, []).append(case)
+        by_share.setdefault(share, []).append(case)
     ids: set[str] = set()
-    for (name, share), members in asked.items():
+    for (name, share), members in by_share.items():
         document = suites.override(
-            found.document,
+            suite.document,
             shape=[[_SIDE, _SIDE]],
             tokens=[_SIDE],
             dtype=list(dict.fromkeys(case.dtype for case in members if case.tokens is not None)),
@@ -134,8 +137,8 @@ class _Suite:
 
 @cache
 def _shipped(name: str, device: str) -> _Suite | None:
-    known = [*suites.names(), *suites.model_names()]
-    path = next((each for each in known if each.rpartition("/")[2] == name), None)
+    shipped = [*suites.names(), *suites.model_names()]
+    path = next((each for each in shipped if each.rpartition("/")[2] == name), None)
     if path is None:
         return None
     document = suites.read(path)
@@ -147,7 +150,7 @@ def _shipped(name: str, device: str) -> _Suite | None:
             dict.fromkeys(key for key in case.knobs if key not in SHARES)
         )
     ids = frozenset(case.id for case in cases)
-    return _Suite(path, document, whole.plan, ids, {name: [*own] for name, own in knobs.items()})
+    return _Suite(path, document, whole.plan, ids, {name: [*keys] for name, keys in knobs.items()})
 
 
 def terms(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
@@ -160,10 +163,10 @@ def terms(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
     }
 
 
-def given(rows: Iterable[Row]) -> dict[str, str]:
+def file_options(rows: Iterable[Row]) -> dict[str, str]:
     """For each text of options that names files or a model: the options of the command for it."""
     texts = dict.fromkeys(row.options for row in rows if row.options)
-    return {text: said for text in texts if (said := _files(json.loads(text)))}
+    return {text: options for text in texts if (options := _files(json.loads(text)))}
 
 
 def _files(options: Mapping[str, Any]) -> str:

@@ -91,8 +91,8 @@ def reach(**axis: Any) -> alt.Chart:
     """Nothing to see: it holds one axis as wide as figures beside this one need it."""
     import altair as alt
 
-    held = alt.Chart(alt.NamedData(name="reach"))
-    return held.mark_point(opacity=0, tooltip=None).encode(**axis)
+    empty = alt.Chart(alt.NamedData(name="reach"))
+    return empty.mark_point(opacity=0, tooltip=None).encode(**axis)
 
 
 def names_at_ends(styles: dict[str, Style]) -> list[alt.Chart]:
@@ -103,14 +103,14 @@ def names_at_ends(styles: dict[str, Style]) -> list[alt.Chart]:
     import altair as alt
 
     data = alt.Chart(alt.NamedData(name="ends"))
-    key: Any = {"x": alt.expr("width - room + 12"), "y": alt.expr("datum.y")}
-    said: Any = {"x": alt.expr("width - room + 21"), "y": alt.expr("datum.y")}
+    mark_place: Any = {"x": alt.expr("width - room + 12"), "y": alt.expr("datum.y")}
+    label_place: Any = {"x": alt.expr("width - room + 21"), "y": alt.expr("datum.y")}
     text = data.mark_text(
-        align="left", baseline="middle", color=INK, limit=alt.expr("room - 21"), **said
+        align="left", baseline="middle", color=INK, limit=alt.expr("room - 21"), **label_place
     )
     tips = [alt.Tooltip("series:N", title="format")]
     return [
-        points(data, styles, tips, **key),
+        points(data, styles, tips, **mark_place),
         text.encode(text="text:N", detail="series:N", tooltip=tips),
     ]
 
@@ -135,7 +135,7 @@ def points(
     ink = {"test": _is_variant(lambda each: each.edge == "ink"), "value": INK}
     hollow = {"test": _is_variant(lambda each: each.hollow), "value": "var(--card)"}
     coloured = _scaled(styles, lambda each: each.css)
-    drawn = base.mark_point(
+    marks = base.mark_point(
         filled=True,
         size=SIZE,
         opacity=1,
@@ -145,7 +145,7 @@ def points(
         strokeDash=_of_variant(lambda each: [1.5, 1.5] if each.dotted else [1, 0]),
         **mark,
     )
-    return drawn.encode(
+    return marks.encode(
         shape=alt.Shape("format:N", **_scaled(styles, lambda each: each.path)),
         fill=alt.Fill("format:N", condition=hollow, **coloured),
         stroke=alt.Stroke("format:N", condition=[card, ink], **coloured),

@@ -83,9 +83,9 @@ def _bars(
     ground = base().properties(height=alt.Step(19)).encode(y=_lines(field, line), x=x)
     bar = ground.mark_rule(strokeWidth=2, opacity=0.55, **dash())
     bar = bar.encode(x2=alt.datum(0), **colour(styles))
-    said = ground.mark_text(align="left", baseline="middle", dx=9)
+    labels = ground.mark_text(align="left", baseline="middle", dx=9)
     tips = [alt.Tooltip(f"{line}:N", title="case"), alt.Tooltip(f"{text}:N", title=title)]
-    return alt.layer(reach(x=x), bar, points(ground, styles, tips), said.encode(text=f"{text}:N"))
+    return alt.layer(reach(x=x), bar, points(ground, styles, tips), labels.encode(text=f"{text}:N"))
 
 
 def _winners() -> Any:
@@ -117,8 +117,8 @@ def _winners() -> Any:
     )
     ink = alt.Color("shade:N", scale=inks, legend=None)
     name = best.mark_text(dy=-7, fontWeight=600, limit=96).encode(text="name:N", color=ink)
-    said = best.mark_text(dy=8).encode(text="said:N", color=ink)
-    return alt.layer(cell, name, said)
+    times = best.mark_text(dy=8).encode(text="said:N", color=ink)
+    return alt.layer(cell, name, times)
 
 
 def _spread(styles: dict[str, Style]) -> Any:
@@ -142,8 +142,8 @@ def _spread(styles: dict[str, Style]) -> Any:
     wide = wide.encode(x=x, x2="high:Q", y=y, **colour(styles))
     half = ground.mark_rule(strokeWidth=7, opacity=0.45)
     half = half.encode(x="quarter:Q", x2="three_quarters:Q", y=y, **colour(styles))
-    each = ground.transform_flatten(["replicates_at"], ["value"])
-    dots = each.mark_tick(thickness=2, size=14, color=INK)
+    flat = ground.transform_flatten(["replicates_at"], ["value"])
+    dots = flat.mark_tick(thickness=2, size=14, color=INK)
     tips = [
         alt.Tooltip("label:N", title="case"),
         alt.Tooltip("time_text:N", title="time"),

@@ -11,14 +11,14 @@ from hwbench.report._views import Figure, titled
 from hwbench.report.rows import DENSE, Group, Row, groups, known, printable, timed
 
 
-def costs(rows: list[Row], read: Iterable[Quantity]) -> list[Figure]:
+def costs(rows: list[Row], quantities: Iterable[Quantity]) -> list[Figure]:
     """One figure a group for each quantity that was read, and one for the passes side by side."""
     figures = _split(rows)
-    for quantity in read:
+    for quantity in quantities:
         for members in groups(rows).values():
-            have = [row for row in members if known(row.value(quantity.name))]
-            if len(have) > 1:
-                figures.append(_read(quantity, have))
+            measured = [row for row in members if known(row.value(quantity.name))]
+            if len(measured) > 1:
+                figures.append(_read(quantity, measured))
     return figures
 
 
@@ -27,17 +27,17 @@ def chart_kind(quantity: Quantity) -> str:
     return f"reading {quantity.name}"
 
 
-def _read(quantity: Quantity, have: list[Row]) -> Figure:
+def _read(quantity: Quantity, rows: list[Row]) -> Figure:
     heading = printable(quantity.heading)
-    title = f"{heading[:1].upper()}{heading[1:]}, {words.group_title(have[0], capital=False)}"
-    ends = [ends_of(have, key=lambda row: row.value(quantity.name)) for ends_of in (min, max)]
-    said = [
+    title = f"{heading[:1].upper()}{heading[1:]}, {words.group_title(rows[0], capital=False)}"
+    ends = [end_of(rows, key=lambda row: row.value(quantity.name)) for end_of in (min, max)]
+    least, most = [
         f"{printable(row.label)} ({words.amount(row.value(quantity.name), quantity)})"
         for row in ends
     ]
     names = ("Least", "most") if quantity.better == "lower" else ("Lowest", "highest")
-    says = f"{names[0]}: {said[0]}; {names[1]}: {said[1]}."
-    return Figure(chart_kind(quantity), title, says, [row.number for row in have])
+    says = f"{names[0]}: {least}; {names[1]}: {most}."
+    return Figure(chart_kind(quantity), title, says, [row.number for row in rows])
 
 
 def _split(rows: list[Row]) -> list[Figure]:
@@ -62,21 +62,21 @@ def _shares(members: list[Row]) -> str:
     for row in members:
         times.setdefault(row.label, {})[str(row.direction)] = row.time_seconds
     quotients = {
-        label: found["step"] / found["forward"]
-        for label, found in times.items()
-        if {"step", "forward"} <= set(found)
+        label: by_direction["step"] / by_direction["forward"]
+        for label, by_direction in times.items()
+        if {"step", "forward"} <= set(by_direction)
     }
     if not quotients:
         return "Each pass was timed by itself; none is the difference of two others."
     least, most = (f(quotients, key=quotients.__getitem__) for f in (min, max))
-    said = (
+    sentence = (
         f"A step takes {units.ratio(quotients[least])} the time of a forward pass with "
         f"{printable(least)} at the least, {units.ratio(quotients[most])} with "
         f"{printable(most)} at the most"
     )
     if DENSE in quotients and DENSE not in (least, most):
-        said += f" (dense: {units.ratio(quotients[DENSE])})"
-    return f"{said}."
+        sentence += f" (dense: {units.ratio(quotients[DENSE])})"
+    return f"{sentence}."
 
 
 def memory(rows: list[Row]) -> list[Figure]:
@@ -93,10 +93,10 @@ def memory(rows: list[Row]) -> list[Figure]:
         title = titled(f"Stored, {words.shape(members[0])}, {members[0].dtype}", members[0])
         figures.append(_bytes_figure("stored", title, members, lambda row: row.stored_bytes))
     for members in groups(rows).values():
-        have = [row for row in members if known(_saved(row)) and timed(row)]
-        if have:
-            title = f"Saved for backward, {', '.join(words.group_parts(have[0])[1:])}"
-            figures.append(_bytes_figure("saved", title, have, _saved))
+        measured = [row for row in members if known(_saved(row)) and timed(row)]
+        if measured:
+            title = f"Saved for backward, {', '.join(words.group_parts(measured[0])[1:])}"
+            figures.append(_bytes_figure("saved", title, measured, _saved))
     return figures
 
 
@@ -111,10 +111,10 @@ def _bytes_figure(
     dense = next((size(row) for row in members if row.format == DENSE), None)
     if kind == "stored":
         dense = members[0].dense_bytes
-    said = [
+    ends = [
         f"{printable(row.label)} {units.nbytes(size(row))}"
         + (f" ({units.ratio(size(row) / dense)} of dense)" if dense else "")
         for row in (least, most)
     ]
-    says = f"Least: {said[0]}; most: {said[1]}."
+    says = f"Least: {ends[0]}; most: {ends[1]}."
     return Figure(kind, title, says, [row.number for row in members])

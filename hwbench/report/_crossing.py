@@ -79,7 +79,7 @@ def wins(points: Sequence[Point]) -> Wins | None:
 
 
 def _sure(before: list[Point], after: list[Point], *, below: bool) -> bool:
-    """Whether the nearest points with an interval beside dense lie on its two sides, as expected."""
+    """Whether the nearest points that are clear of dense lie on its two sides, as they should."""
     left, right = (
         [high < 1 for _, _, low, high in points if high < 1 or low > 1]
         for points in (before, after)

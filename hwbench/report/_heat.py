@@ -43,7 +43,7 @@ LEVEL = {
     "tied": "tied with the fastest within 3 %",
     "undecided": "not significantly slower than the fastest",
 }
-"""What is said of a cell that is level with the fastest of its line."""
+"""The words on a cell that is level with the fastest of its line."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def marked(rows: list[Row]) -> list[Row]:
         if best is None:
             continue
         winners.add(best.number)
-        found = against(best, [row for row in members if relative(row) is not None])
+        contest = against(best, [row for row in members if relative(row) is not None])
         for outcome in (Outcome.TIED, Outcome.UNDECIDED):
-            level |= {row.number: str(outcome.value) for row in found[outcome]}
+            level |= {row.number: str(outcome.value) for row in contest[outcome]}
     return [
         replace(row, best=row.number in winners, level=level.get(row.number, ""))
         if row.number in winners or row.number in level
@@ -93,9 +93,9 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
     The rows are marked; the page's script draws the same table from what passes its filters.
     """
     sets = list(groups([row for row in rows if row.against_dense]).values())
-    shown = [row for members in sets[:most] for row in members]
+    rows_shown = [row for members in sets[:most] for row in members]
     columns: dict[str, dict[str, str]] = {}
-    for row in shown:
+    for row in rows_shown:
         columns.setdefault(row.series, {})[row.density_word] = row.format
     table = Heat(groups=len(sets))
     order: list[tuple[str, str]] = []
@@ -105,8 +105,8 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
         table.heads.append((next(iter(densities.values())), series, len(names)))
         table.densities += [name or "–" for name in names]
     for members in sets[:most]:
-        found = {(row.series, row.density_word): row for row in members}
-        cells = [_cell(found.get(place)) for place in order]
+        row_at = {(row.series, row.density_word): row for row in members}
+        cells = [_cell(row_at.get(place)) for place in order]
         table.lines.append((words.group_parts(members[0]), cells))
     return table
 
