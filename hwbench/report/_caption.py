@@ -25,13 +25,13 @@ FILLED = ("filled", "hollow", "half-filled (left)", "half-filled (below)")
 
 def caption(runs: Sequence[Run], kind: str, filtered: str = "") -> str:
     """Sentences in plain text, a paragraph for the figure and one for each run."""
-    what = [WHAT[kind]]
+    sentences = [WHAT[kind]]
     if kind != "heatmap" and kind != "roofline":
-        what.append("Bars are 95 % intervals.")
+        sentences.append("Bars are 95 % intervals.")
     if filtered:
-        what.append(f"Only cases that match {printable(filtered)!r}.")
+        sentences.append(f"Only cases that match {printable(filtered)!r}.")
     names = _facts.machines(list(runs))
-    parts = [" ".join(what)]
+    parts = [" ".join(sentences)]
     for number, (run, name) in enumerate(zip(runs, names, strict=True)):
         marks = kind != "heatmap" and len(runs) > 1
         parts.append(f"{f'Marks that are {FILLED[number]}: ' if marks else ''}{_run(run, name)}")
@@ -43,7 +43,7 @@ def _run(run: Run, name: str) -> str:
     header, facts = run.header, run.header.environment.fingerprint
     device, host = facts.get("device", {}), facts.get("host", {})
     cores, threads = device.get("cores"), facts.get("threads")
-    told = [
+    parts = [
         name + (" (virtual machine)" if host.get("virtual") else ""),
         f"{cores} cores" if cores else "",
         f"{threads} thread{'' if threads == 1 else 's'}" if threads else "",
@@ -57,4 +57,4 @@ def _run(run: Run, name: str) -> str:
         f"run {header.run}",
         "" if run.complete else "not finished",
     ]
-    return ", ".join(printable(each) for each in told if each) + "."
+    return ", ".join(printable(each) for each in parts if each) + "."

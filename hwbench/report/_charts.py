@@ -18,7 +18,7 @@ from hwbench.report._chart_base import colour as _colour
 from hwbench.report._chart_base import dash as _dash
 from hwbench.report._chart_base import names_at_ends as _names_at_ends
 from hwbench.report._chart_base import points as _points
-from hwbench.report._chart_base import reach as _held
+from hwbench.report._chart_base import reach as _reach_axis
 from hwbench.report._chart_base import times as _relative
 from hwbench.report._chart_base import tips as _tips
 from hwbench.report._charts_costs import charts_beside
@@ -108,12 +108,12 @@ def _is_named(kind: str) -> bool:
     return kind.partition(" ")[0] in _NAMED
 
 
-def _specification(chart: Any, named: bool) -> dict[str, Any]:
+def _specification(chart: Any, named_ends: bool) -> dict[str, Any]:
     spec: dict[str, Any] = chart.to_dict(validate=False)
     for key in ("config", "$schema"):  # one look for all; no address in the page
         spec.pop(key, None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-    if named:  # the script says how many pixels the names at the ends of lines take
+    if named_ends:  # the script says how many pixels the names at the ends of lines take
         spec["params"] = [{"name": "room", "value": 0}]
     return spec
 
@@ -199,7 +199,7 @@ def _pareto(styles: dict[str, Style], score: Score) -> Any:
     )
     ink = alt.condition("datum.front", alt.value(INK), alt.value("var(--soft)"))
     return alt.layer(
-        _held(x=x),
+        _reach_axis(x=x),
         step.encode(x=x, y=y, order=alt.Order("relative:Q", sort="descending")),
         _dense_line("x"),
         span,
@@ -252,8 +252,10 @@ def _crossover(styles: dict[str, Style]) -> Any:
     span = base.mark_rule(strokeWidth=1.4, **aside)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
     points = _points(base, styles, _tips(), **aside)
-    named = _names_at_ends(styles)
-    return alt.layer(_held(y=y), _reach(), _equal(), _dense_line("y"), line, span, points, *named)
+    names = _names_at_ends(styles)
+    return alt.layer(
+        _reach_axis(y=y), _reach(), _equal(), _dense_line("y"), line, span, points, *names
+    )
 
 
 def _sweep(styles: dict[str, Style]) -> Any:
@@ -272,8 +274,8 @@ def _sweep(styles: dict[str, Style]) -> Any:
     line = line.encode(detail="series:N", order="tokens:Q", **_colour(styles))
     span = base.mark_rule(strokeWidth=1.4)
     span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
-    points, named = _points(base, styles, _tips()), _names_at_ends(styles)
-    return alt.layer(_held(y=y), _equal(), _dense_line("y"), line, span, points, *named)
+    points, names = _points(base, styles, _tips()), _names_at_ends(styles)
+    return alt.layer(_reach_axis(y=y), _equal(), _dense_line("y"), line, span, points, *names)
 
 
 def _equal() -> Any:
@@ -329,18 +331,18 @@ def _roofs(x: alt.X, y: alt.Y) -> list[Any]:
         .encode(detail="roof:N", strokeDash=alt.StrokeDash("source:N", scale=dashes, legend=None))
         .transform_filter("!datum.text")
     )
-    said = roofs.encode(text="text:N")
-    flat = said.transform_filter("datum.at == 'compute' || datum.at == 'room'").mark_text(
+    label = roofs.encode(text="text:N")
+    flat = label.transform_filter("datum.at == 'compute' || datum.at == 'room'").mark_text(
         align="right", baseline="bottom", dy=-5, color=INK, yOffset={"expr": "-(datum.lift || 0)"}
     )
-    slope = said.transform_filter("datum.at == 'measured'").mark_text(
+    slope = label.transform_filter("datum.at == 'measured'").mark_text(
         align="right", baseline="middle", dx=-10, dy=-5, color=INK
     )
-    caches = said.transform_filter("datum.at == 'cache'").mark_text(
+    caches = label.transform_filter("datum.at == 'cache'").mark_text(
         align="left", baseline="middle", dx=12, dy=2, color=INK
     )
     at_ridge = "datum.at == 'ridge'"
-    ridge = said.transform_filter(at_ridge)
+    ridge = label.transform_filter(at_ridge)
     below = roofs.transform_filter(at_ridge).mark_rule(
         strokeWidth=1, strokeDash=[2, 3], color=FAINT, tooltip=None
     )

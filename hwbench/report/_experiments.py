@@ -26,17 +26,17 @@ def experiments(rows: Iterable[Row]) -> list[list[Row]]:
 
     Only what differs in weighting and depth alone is joined.
     """
-    every = list(groups(rows).values())
-    found = {_key(members[0]): list(members) for members in every if dense(members)}
-    others = []
-    for members in every:
+    by_group = list(groups(rows).values())
+    with_dense = {_key(members[0]): list(members) for members in by_group if dense(members)}
+    without_dense = []
+    for members in by_group:
         if dense(members):
             continue
-        if _key(members[0]) in found:
-            found[_key(members[0])] += members
+        if _key(members[0]) in with_dense:
+            with_dense[_key(members[0])] += members
         else:
-            others.append(members)
-    return [*found.values(), *others]
+            without_dense.append(members)
+    return [*with_dense.values(), *without_dense]
 
 
 def _key(row: Row) -> tuple[object, ...]:

@@ -125,12 +125,12 @@ def variants(series: Iterable[tuple[str, str]]) -> dict[str, int]:
         series: pairs of a format and one of its series, in any order.
     """
     by_format: dict[str, set[str]] = {}
-    for name, one in series:
-        by_format.setdefault(name, set()).add(one)
+    for name, series_name in series:
+        by_format.setdefault(name, set()).add(series_name)
     return {
-        one: number % len(VARIANTS)
+        series_name: number % len(VARIANTS)
         for members in by_format.values()
-        for number, one in enumerate(sorted(members))
+        for number, series_name in enumerate(sorted(members))
     }
 
 
@@ -144,8 +144,8 @@ def styles(formats: Iterable[str]) -> dict[str, Style]:
     # 8 colours and 11 shapes have no common divisor: the pairs repeat after 88
     pairs = ((i % len(LIGHT), shapes[(i + 8) % len(shapes)]) for i in range(88))
     free = [pair for pair in pairs if pair not in taken]
-    others = sorted(name for name in names if name not in chosen)
-    for number, name in enumerate(others):
+    foreign = sorted(name for name in names if name not in chosen)
+    for number, name in enumerate(foreign):
         chosen[name] = Style(*free[number % len(free)])
     return {name: chosen[name] for name in names}
 

@@ -64,53 +64,57 @@ def totals(rows: Iterable[Row]) -> list[Totals]:
         if row.run in runs:
             shared = row.group.without("out_features", "in_features")
             settings.setdefault(shared, []).append(row)
-    every = {run: {_shape(row) for row in layers if row.run == run} for run in runs}
-    found = (_total(own, every[own[0].run]) for own in settings.values())
-    return [each for each in found if each is not None]
+    shapes = {run: {_shape(row) for row in layers if row.run == run} for run in runs}
+    sums = (_total(members, shapes[members[0].run]) for members in settings.values())
+    return [each for each in sums if each is not None]
 
 
 def _shape(row: Row) -> tuple[int, int]:
     return row.out_features, row.in_features
 
 
-def _total(rows: Sequence[Row], every: set[tuple[int, int]]) -> Totals | None:
+def _total(rows: Sequence[Row], all_shapes: set[tuple[int, int]]) -> Totals | None:
     """The sums of one number of tokens; None where dense was measured of no shape."""
     shapes: dict[tuple[int, int], dict[str, Row]] = {}
     for row in rows:
         if timed(row) and known(row.stored_bytes):
             shapes.setdefault(_shape(row), {})[row.label] = row
-    shapes = {shape: own for shape, own in shapes.items() if DENSE in own}
+    shapes = {shape: by_label for shape, by_label in shapes.items() if DENSE in by_label}
     if not shapes:
         return None
-    dense = _sum(DENSE, [own[DENSE] for own in shapes.values()], None)
-    labels = dict.fromkeys(label for own in shapes.values() for label in own if label != DENSE)
+    dense = _sum(DENSE, [by_label[DENSE] for by_label in shapes.values()], None)
+    labels = dict.fromkeys(
+        label for by_label in shapes.values() for label in by_label if label != DENSE
+    )
     lines = [dense]
     lines += [
-        _sum(label, [own.get(label, own[DENSE]) for own in shapes.values()], dense)
+        _sum(label, [by_label.get(label, by_label[DENSE]) for by_label in shapes.values()], dense)
         for label in labels
     ]
-    fastest = [min(own.values(), key=lambda row: row.time_seconds) for own in shapes.values()]
+    fastest = [
+        min(by_label.values(), key=lambda row: row.time_seconds) for by_label in shapes.values()
+    ]
     lines.append(_sum(MIX, fastest, dense))
     first = rows[0]
     parts = [part for part in words.group_parts(first) if part != words.shape(first)]
     title = f"All linear layers of the model, {', '.join(parts)}"
-    absent = sorted(every - set(shapes))
+    absent = sorted(all_shapes - set(shapes))
     return Totals(
         title=title[:1].upper() + title[1:],
-        layers=sum(own[DENSE].count for own in shapes.values()),
+        layers=sum(by_label[DENSE].count for by_label in shapes.values()),
         tokens=first.tokens or 1,
         lines=lines,
         left_out=[f"{rows_}×{columns}" for rows_, columns in absent],
     )
 
 
-def _sum(label: str, chosen: Sequence[Row], dense: Total | None) -> Total:
-    seconds = math.fsum(row.count * row.time_seconds for row in chosen)
-    changed = [row for row in chosen if (row.format == DENSE) == (label == DENSE)]
+def _sum(label: str, rows: Sequence[Row], dense: Total | None) -> Total:
+    seconds = math.fsum(row.count * row.time_seconds for row in rows)
+    layers = [row for row in rows if (row.format == DENSE) == (label == DENSE)]
     return Total(
         label=label,
-        layers=sum(row.count for row in changed),
+        layers=sum(row.count for row in layers),
         seconds=seconds,
-        stored_bytes=math.fsum(row.count * row.stored_bytes for row in chosen),
+        stored_bytes=math.fsum(row.count * row.stored_bytes for row in rows),
         relative=1.0 if dense is None else seconds / dense.seconds,
     )

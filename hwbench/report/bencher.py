@@ -47,8 +47,8 @@ def metrics(run: Run) -> Metrics:
     ``latency`` is the time of a call in nanoseconds; every other measure has the unit of its
     quantity (s, B, × …). An interval that is not known, as with one replicate, is left out.
     """
-    found = {_benchmark(row.case): dict(_measures(row)) for row in report_rows(run)}
-    return {name: measures for name, measures in found.items() if measures}
+    by_case = {_benchmark(row.case): dict(_measures(row)) for row in report_rows(run)}
+    return {name: measures for name, measures in by_case.items() if measures}
 
 
 def _measures(row: Row) -> Iterator[tuple[str, dict[str, float]]]:

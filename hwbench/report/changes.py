@@ -88,13 +88,19 @@ def _table(changes: Iterable[Change]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    shown.add_column("verdict", no_wrap=True)
-    shown.add_column("case", overflow="fold")
-    shown.add_column("metric")
-    shown.add_column("change", justify="right", no_wrap=True)
-    shown.add_column("why", overflow="fold")
-    for each in changes:
-        cells = (each.verdict.value, printable(each.case), each.metric, size(each), reason(each))
-        shown.add_row(*(Text(cell) for cell in cells), style=_STYLES.get(each.verdict, ""))
-    return shown
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    grid.add_column("verdict", no_wrap=True)
+    grid.add_column("case", overflow="fold")
+    grid.add_column("metric")
+    grid.add_column("change", justify="right", no_wrap=True)
+    grid.add_column("why", overflow="fold")
+    for change in changes:
+        cells = (
+            change.verdict.value,
+            printable(change.case),
+            change.metric,
+            size(change),
+            reason(change),
+        )
+        grid.add_row(*(Text(cell) for cell in cells), style=_STYLES.get(change.verdict, ""))
+    return grid

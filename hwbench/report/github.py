@@ -30,8 +30,8 @@ def commands(outcome: Outcome) -> list[str]:
     for change in notable(outcome):
         if len(lines) < MOST_ANNOTATIONS and change.verdict in _LEVELS:
             title = parameter(f"{change.verdict.value} {size(change)}")
-            told = data(f"{change.case}. {reason(change)}")
-            lines.append(f"::{_LEVELS[change.verdict]} title={title}::{told}")
+            message = data(f"{change.case}. {reason(change)}")
+            lines.append(f"::{_LEVELS[change.verdict]} title={title}::{message}")
     return lines
 
 

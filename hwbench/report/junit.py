@@ -31,8 +31,8 @@ def render(outcome: Outcome) -> str:
         kind = _kind(change, outcome)
         if kind is not None:
             counts[kind] += 1
-            told = ET.SubElement(case, kind, message=f"{change.verdict.value} {size(change)}")
-            told.text = reason(change)
+            element = ET.SubElement(case, kind, message=f"{change.verdict.value} {size(change)}")
+            element.text = reason(change)
     if outcome.exit != FINE and not counts["failure"] + counts["error"]:
         case = ET.SubElement(suite, "testcase", classname="hwbench.check", name="check")
         counts["error"] += 1
@@ -57,9 +57,9 @@ def _kind(change: Change, outcome: Outcome) -> str | None:
 
 
 def _properties(case: ET.Element, change: Change) -> None:
-    found = {"verdict": change.verdict.value}
+    values = {"verdict": change.verdict.value}
     if change.ratio is not None:
-        found |= {name: repr(getattr(change.ratio, name)) for name in ("value", "low", "high")}
-    listed = ET.SubElement(case, "properties")
-    for name, value in found.items():
-        ET.SubElement(listed, "property", name=name, value=value)
+        values |= {name: repr(getattr(change.ratio, name)) for name in ("value", "low", "high")}
+    element = ET.SubElement(case, "properties")
+    for name, value in values.items():
+        ET.SubElement(element, "property", name=name, value=value)

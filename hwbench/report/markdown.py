@@ -67,8 +67,8 @@ def _table(changes: Sequence[Change], room: int) -> str:
             break
         rows.append(row)
     more = len(changes) - len(rows)
-    told = f"\n{_cases(more)} more, left out for length.\n" if more else ""
-    return (_COLUMNS + "".join(rows) if rows else "") + told
+    left_out = f"\n{_cases(more)} more, left out for length.\n" if more else ""
+    return (_COLUMNS + "".join(rows) if rows else "") + left_out
 
 
 def _cases(count: int) -> str:
