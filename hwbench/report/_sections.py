@@ -30,14 +30,14 @@ class Section:
 
 def compared(rows: list[Row], machines: list[str]) -> list[Section]:
     """One section for every run that is compared with the first one, on one axis of ratios each."""
-    found = [
+    comparisons = [
         Section(f"versus{number}", _ratios.figures(rows, number, machines[0]), 4)
         for number in range(1, len(machines))
     ]
-    for section in found:
+    for section in comparisons:
         for figure in section.figures:
             figure.extra["beside"] = section.id
-    return found
+    return comparisons
 
 
 def sections(
@@ -49,7 +49,7 @@ def sections(
         for number, run in enumerate(runs)
         for figure in _samples.series(run, [r for r in rows if r.run == number], chosen)
     ]
-    found = [
+    every = [
         Section("winners", _density.winners(rows), 4),
         Section("accuracy", [_trade.pareto(each) for each in joined], 4),
         Section("errors", _trade.errors(rows), 4),
@@ -62,13 +62,13 @@ def sections(
         Section("series", series, 2),
     ]
     if len(runs) > 1:
-        _set_beside(found, rows)
-    return found
+        _set_beside(every, rows)
+    return every
 
 
-def _set_beside(found: Iterable[Section], rows: Sequence[Row]) -> None:
+def _set_beside(sections: Iterable[Section], rows: Sequence[Row]) -> None:
     """Name the figures that show one thing of several runs: the page draws them on one axis."""
-    for section in (each for each in found if each.id in _BESIDE):
+    for section in (each for each in sections if each.id in _BESIDE):
         twins: dict[tuple[str, str, Group], list[Figure]] = {}
         for figure in section.figures:
             first = rows[figure.rows[0]]
@@ -98,14 +98,14 @@ TITLES = {
 """The headings of the page as its contents name them, in their order."""
 
 
-def contents(found: Iterable[Section], said: Mapping[str, object]) -> dict[str, str]:
+def contents(sections: Iterable[Section], under: Mapping[str, object]) -> dict[str, str]:
     """The headings under which something stands.
 
     Args:
-        found: the sections of figures.
-        said: for a heading, what stands under it beside figures; true where that is something.
+        sections: the sections of figures.
+        under: for a heading, what stands under it beside figures; true where that is something.
     """
-    drawn = {section.id for section in found if section.figures}
+    drawn = {section.id for section in sections if section.figures}
     below = {
         "accuracy": ("accuracy", "errors"),
         "density": ("density", "tokens"),
@@ -115,5 +115,5 @@ def contents(found: Iterable[Section], said: Mapping[str, object]) -> dict[str, 
     return {
         name: title
         for name, title in TITLES.items()
-        if said.get(name) or drawn.intersection(below.get(name, (name,)))
+        if under.get(name) or drawn.intersection(below.get(name, (name,)))
     }

@@ -58,11 +58,11 @@ def _view(number: int, history: History) -> dict[str, Any]:
     }
 
 
-def _weight(each: Series) -> tuple[int, float, str]:
+def _weight(series: Series) -> tuple[int, float, str]:
     """Regressed levels first, the largest step first."""
-    last = each.steps[-1] if each.steps else None
+    last = series.steps[-1] if series.steps else None
     order = 2 if last is None else int(last.verdict is not Verdict.REGRESSED)
-    return order, -max((abs(math.log(s.ratio)) for s in each.steps), default=0.0), each.case
+    return order, -max((abs(math.log(s.ratio)) for s in series.steps), default=0.0), series.case
 
 
 def _shown(history: History, event: Event) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def links(history: History, event: Event) -> list[tuple[str, str]]:
     old, new = event.commits
     before, now = (history.nights[number].remote for number in (event.since, event.run))
     between = _commits.comparison(now, old, new) if before == now else None
-    found = [("what changed", between), *_linked(before, old), *_linked(now, new)]
-    return list(dict.fromkeys((words, address) for words, address in found if address))
+    candidates = [("what changed", between), *_linked(before, old), *_linked(now, new)]
+    return list(dict.fromkeys((label, address) for label, address in candidates if address))
 
 
 def _linked(remote: str | None, revision: str | None) -> list[tuple[str, str | None]]:
@@ -129,53 +129,53 @@ def change(step: Step) -> str:
     return f"+{value}" if step.ratio > 1 else value
 
 
-def _row(history: History, each: Series) -> dict[str, Any]:
+def _row(history: History, series: Series) -> dict[str, Any]:
     steps = [
-        {"run": printable(history.nights[each.runs[s.index]].run), "change": change(s),
+        {"run": printable(history.nights[series.runs[s.index]].run), "change": change(s),
          "bad": s.verdict is Verdict.REGRESSED}
-        for s in each.steps
+        for s in series.steps
     ]  # fmt: skip
     return {
-        "case": words.case(each.case),
-        "id": printable(each.case),
-        "says": _says(each),
-        "metric": _NAMES.get(each.metric, each.metric),
-        "last": _amount(each.metric, each.values[-1]),
-        "spread": units.percent(_spread(each)),
-        "count": len(each.values),
-        "left_out": each.left_out,
+        "case": words.case(series.case),
+        "id": printable(series.case),
+        "says": _says(series),
+        "metric": _NAMES.get(series.metric, series.metric),
+        "last": _amount(series.metric, series.values[-1]),
+        "spread": units.percent(_spread(series)),
+        "count": len(series.values),
+        "left_out": series.left_out,
         "steps": steps,
-        "line": sparkline(each, len(history.nights)),
+        "line": sparkline(series, len(history.nights)),
     }
 
 
-def _says(each: Series) -> str:
+def _says(series: Series) -> str:
     """What a line shows, for who cannot see it or wants its numbers."""
     least, most, last = (
-        _amount(each.metric, value)
-        for value in (min(each.values), max(each.values), each.values[-1])
+        _amount(series.metric, value)
+        for value in (min(series.values), max(series.values), series.values[-1])
     )
-    runs, steps = len(each.values), len(each.steps)
-    many = f"{runs} run{'' if runs == 1 else 's'}"
-    return f"{many}, {steps} change{'' if steps == 1 else 's'}: {least} to {most}, last {last}"
+    runs, steps = len(series.values), len(series.steps)
+    lead = f"{runs} run{'' if runs == 1 else 's'}, {steps} change{'' if steps == 1 else 's'}"
+    return f"{lead}: {least} to {most}, last {last}"
 
 
 def _amount(metric: str, value: float) -> str:
     if metric == "score":
         return units.significant(value)
-    shown = {"time": units.seconds, "memory": units.nbytes}.get(metric, units.ratio)
-    return shown(value)
+    write = {"time": units.seconds, "memory": units.nbytes}.get(metric, units.ratio)
+    return write(value)
 
 
-def _spread(each: Series) -> float:
+def _spread(series: Series) -> float:
     """The usual distance of two neighbours, as a share."""
-    moves = [abs(math.log(b / a)) for a, b in zip(each.values, each.values[1:], strict=False)]
+    moves = [abs(math.log(b / a)) for a, b in zip(series.values, series.values[1:], strict=False)]
     return math.expm1(median(moves)) if moves else math.nan
 
 
-def sparkline(each: Series, nights: int) -> dict[str, Any]:
+def sparkline(series: Series, nights: int) -> dict[str, Any]:
     """The paths of a series over all runs of its history: band, line, levels and steps."""
-    low, high = math.log(min(each.values)), math.log(max(each.values))
+    low, high = math.log(min(series.values)), math.log(max(series.values))
     room = max(high - low, math.log1p(_RANGE))
     foot = (low + high - room) / 2
 
@@ -186,35 +186,35 @@ def sparkline(each: Series, nights: int) -> dict[str, Any]:
         share = (math.log(value) - foot) / room
         return _HEIGHT - _PAD - (_HEIGHT - 2 * _PAD) * share
 
-    parts = list(_parts(each))
+    parts = list(_parts(series))
     line = [(x(at), y(middle)) for at, _, middle, _ in parts]
     tops = [(x(at), y(most)) for at, _, _, most in parts]
     feet = [(x(at), y(least)) for at, least, _, _ in reversed(parts)]
-    edges = [0, *(step.index for step in each.steps), len(each.values)]
+    edges = [0, *(step.index for step in series.steps), len(series.values)]
     levels = [
-        {"x1": _at(x(each.runs[a])), "x2": _at(x(each.runs[b - 1])),
-         "y": _at(y(median(each.values[a:b])))}
+        {"x1": _at(x(series.runs[a])), "x2": _at(x(series.runs[b - 1])),
+         "y": _at(y(median(series.values[a:b])))}
         for a, b in itertools.pairwise(edges)
     ]  # fmt: skip
     return {
         "width": _WIDTH,
         "height": _HEIGHT,
         "line": _path(line),
-        "band": _path(tops + feet) + "Z" if len(parts) < len(each.values) else "",
+        "band": _path(tops + feet) + "Z" if len(parts) < len(series.values) else "",
         "levels": levels,
         "steps": [
-            {"x": _at(x(each.runs[s.index])), "bad": s.verdict is Verdict.REGRESSED}
-            for s in each.steps
+            {"x": _at(x(series.runs[s.index])), "bad": s.verdict is Verdict.REGRESSED}
+            for s in series.steps
         ],
     }
 
 
-def _parts(each: Series) -> Iterator[tuple[float, float, float, float]]:
+def _parts(series: Series) -> Iterator[tuple[float, float, float, float]]:
     """Place, least, median and most of each point, or of each part of a long series."""
-    size = max(1, math.ceil(len(each.values) / _POINTS))
-    for begin in range(0, len(each.values), size):
-        values = each.values[begin : begin + size]
-        yield median(each.runs[begin : begin + size]), min(values), median(values), max(values)
+    size = max(1, math.ceil(len(series.values) / _POINTS))
+    for begin in range(0, len(series.values), size):
+        values = series.values[begin : begin + size]
+        yield median(series.runs[begin : begin + size]), min(values), median(values), max(values)
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
@@ -229,21 +229,21 @@ def lines(history: History) -> list[str]:
     """The history for a terminal: what changed, the newest first."""
     count = len(history.nights)
     first, last = (_facts.moment(history.nights[place].created) for place in (0, -1))
-    told = [(f"{history.suite} on {history.machine}: {count} runs, {first} to {last}, "
+    output = [(f"{history.suite} on {history.machine}: {count} runs, {first} to {last}, "
             f"{len(history.series)} cases")]  # fmt: skip
     for event in history.events[:_EVENTS]:
         night = history.nights[event.run]
-        told.append(f"{_facts.moment(night.created)}  {night.run}: {headline(event)}")
-        told += [f"    {line}" for line in reasons(event)]
-        told += [f"    {address}" for _, address in links(history, event)[:1]]
+        output.append(f"{_facts.moment(night.created)}  {night.run}: {headline(event)}")
+        output += [f"    {line}" for line in reasons(event)]
+        output += [f"    {address}" for _, address in links(history, event)[:1]]
         moved = [*event.regressed, *event.improved]
-        told += [f"    {change(step)}  {each.case} ({each.metric})" for each, step in moved[:3]]
-        told += [f"    … and {len(moved) - 3} more"] if len(moved) > 3 else []
+        output += [f"    {change(step)}  {each.case} ({each.metric})" for each, step in moved[:3]]
+        output += [f"    … and {len(moved) - 3} more"] if len(moved) > 3 else []
     if len(history.events) > _EVENTS:
-        told.append(f"… and {len(history.events) - _EVENTS} earlier; --json has them all")
+        output.append(f"… and {len(history.events) - _EVENTS} earlier; --json has them all")
     if not history.events:
-        told.append(f"No case changed by {units.percent(history.threshold)} or more.")
-    return [line[: len(line) - len(line.lstrip())] + printable(line) for line in told]
+        output.append(f"No case changed by {units.percent(history.threshold)} or more.")
+    return [line[: len(line) - len(line.lstrip())] + printable(line) for line in output]
 
 
 def plain(histories: Sequence[History], notes: Sequence[str]) -> str:
@@ -254,9 +254,9 @@ def plain(histories: Sequence[History], notes: Sequence[str]) -> str:
 
 
 def _night(night: Night) -> dict[str, Any]:
-    told = {"run": night.run, "created": night.created, "commit": night.commit}
+    fields = {"run": night.run, "created": night.created, "commit": night.commit}
     address = _commits.commit(night.remote, night.commit)
-    return {**told, "commit_url": address} if address else told
+    return {**fields, "commit_url": address} if address else fields
 
 
 def _plain(history: History) -> dict[str, Any]:

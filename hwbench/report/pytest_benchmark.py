@@ -72,8 +72,8 @@ class _Document(msgspec.Struct):
 def about(header: Header, planned: Iterable[Planned], ended: Iterable[Result]) -> dict[str, Any]:
     """What stands under the key ``hwbench``."""
     cases, results = list(planned), list(ended)
-    found: dict[str, Any] = msgspec.to_builtins(_About(header=header, cases=cases, ended=results))
-    return found
+    plain: dict[str, Any] = msgspec.to_builtins(_About(header=header, cases=cases, ended=results))
+    return plain
 
 
 def write(run: Run, path: Path) -> None:
@@ -93,25 +93,25 @@ def write(run: Run, path: Path) -> None:
 
 def document(run: Run) -> dict[str, Any]:
     """The file's content: the cases that were ok in every replicate and have times; no scores."""
-    results: dict[str, list[Result]] = {case: [] for case in run.planned}
+    by_case: dict[str, list[Result]] = {case: [] for case in run.planned}
     for result in run.results:
-        results[result.case].append(result)
-    timed = {case: found for case, found in results.items() if _timed(found)}
+        by_case[result.case].append(result)
+    timed = {case: results for case, results in by_case.items() if _timed(results)}
     ended = [
         replace(result, measurements=[])
-        for case, found in results.items()
-        for result in found
+        for case, results in by_case.items()
+        for result in results
         if case not in timed and result.status is not Status.OK
     ]
-    told = {*timed, *(result.case for result in ended)}
-    cases = [planned for case, planned in run.planned.items() if case in told]
+    listed = {*timed, *(result.case for result in ended)}
+    cases = [planned for case, planned in run.planned.items() if case in listed]
     facts = run.header.environment.fingerprint
     host = facts.get("host") if isinstance(facts.get("host"), dict) else {}
     return {
         "machine_info": {"node": "", "machine": run.header.machine, **(host or {}), **facts},
         "commit_info": _commit(run.header),
         "benchmarks": [
-            _benchmark(run.header, run.planned[case], found) for case, found in timed.items()
+            _benchmark(run.header, run.planned[case], results) for case, results in timed.items()
         ],
         "datetime": run.header.created,
         "version": "5.0.0",  # of the format of pytest-benchmark's files
@@ -160,7 +160,7 @@ def _replicates(results: list[Result]) -> tuple[str, dict[str, dict[str, float]]
     """The contract of a case's times, and its replicate values."""
     from statistics import median
 
-    contract, found = "none", {}
+    contract, by_quantity = "none", {}
     for quantity in _TIMES:
         values = {
             str(result.replicate): median(result.values(quantity))
@@ -168,12 +168,12 @@ def _replicates(results: list[Result]) -> tuple[str, dict[str, dict[str, float]]
             if result.values(quantity)
         }
         if values:
-            found[quantity] = values
+            by_quantity[quantity] = values
     for result in results:
         for measurement in result.measurements:
             if measurement.quantity == "time_seconds":
                 contract = measurement.contract or contract
-    return contract, found
+    return contract, by_quantity
 
 
 def read(path: Path) -> Run:
@@ -184,29 +184,11 @@ def read(path: Path) -> Run:
     Raises:
         RunFileError: it cannot be read, is damaged, or holds no cases of hwbench.
     """
-    try:
-        data = files.read(path, files.MOST_OF_A_RUN)
-        # Other benchmarks of the file may hold NaN, which Python writes and JSON does not know.
-        found = msgspec.convert(json.loads(data), _Document)
-    except OSError as error:
-        raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        why = shortened(str(error))
-        raise RunFileError(f"{path} is not a file of pytest-benchmark ({why}).") from error
-    if found.hwbench is None:
-        raise RunFileError(
-            f"{path} holds no cases of hwbench; save it with: pytest --hwbench-suite FILE "
-            "--benchmark-save NAME, or write it with: hwbench export --to pytest-benchmark"
-        )
-    header = found.hwbench.header
-    if header.schema > SCHEMA:
-        raise RunFileError(
-            f"{path} has schema {header.schema}; this hwbench reads up to {SCHEMA}. "
-            "Install a newer one."
-        )
+    benchmarks, about_run = _content(path)
+    header = about_run.header
     sense = Sense(header)
-    problems = [sense.of_header(), *(sense.of_case(each) for each in found.hwbench.cases)]
-    infos = [(each.extra_info.hwbench, each.stats.median) for each in found.benchmarks]
+    problems = [sense.of_header(), *(sense.of_case(each) for each in about_run.cases)]
+    infos = [(each.extra_info.hwbench, each.stats.median) for each in benchmarks]
     ours = [(info, seconds) for info, seconds in infos if info is not None]
     try:
         results = [result for info, seconds in ours for result in _results(info, seconds)]
@@ -214,7 +196,7 @@ def read(path: Path) -> Run:
         raise RunFileError(
             f"{path} is damaged ({shortened(str(error))}); write it again."
         ) from error
-    results += found.hwbench.ended
+    results += about_run.ended
     if unknown := next((each.case for each in results if each.case not in sense.planned), None):
         unknown = shortened(unknown)
         raise RunFileError(f"{path} has a result of the case {unknown!r}, which it does not have.")
@@ -230,11 +212,39 @@ def read(path: Path) -> Run:
     )
 
 
+def _content(path: Path) -> tuple[list[_Benchmark], _About]:
+    """The benchmarks of a file, and what hwbench wrote beside them.
+
+    Raises:
+        RunFileError: it cannot be read, holds no cases of hwbench, or is of a newer version.
+    """
+    try:
+        data = files.read(path, files.MOST_OF_A_RUN)
+        # Other benchmarks of the file may hold NaN, which Python writes and JSON does not know.
+        content = msgspec.convert(json.loads(data), _Document)
+    except OSError as error:
+        raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        why = shortened(str(error))
+        raise RunFileError(f"{path} is not a file of pytest-benchmark ({why}).") from error
+    if content.hwbench is None:
+        raise RunFileError(
+            f"{path} holds no cases of hwbench; save it with: pytest --hwbench-suite FILE "
+            "--benchmark-save NAME, or write it with: hwbench export --to pytest-benchmark"
+        )
+    schema = content.hwbench.header.schema
+    if schema > SCHEMA:
+        raise RunFileError(
+            f"{path} has schema {schema}; this hwbench reads up to {SCHEMA}. Install a newer one."
+        )
+    return content.benchmarks, content.hwbench
+
+
 def _results(info: _Info, median: float) -> list[Result]:
     values = info.replicates or {"time_seconds": {"0": median}}
-    numbers = dict.fromkeys(number for known in values.values() for number in known)
-    if wrong := [each for each in numbers if not re.fullmatch("[0-9]{1,6}", each)]:
-        raise ValueError(f"{shortened(wrong[0])!r} is the number of no replicate")
+    numbers = dict.fromkeys(number for by_replicate in values.values() for number in by_replicate)
+    if foreign := [number for number in numbers if not re.fullmatch("[0-9]{1,6}", number)]:
+        raise ValueError(f"{shortened(foreign[0])!r} is the number of no replicate")
     return [
         Result(
             case=info.case,
@@ -245,11 +255,11 @@ def _results(info: _Info, median: float) -> list[Result]:
                 Measurement(
                     quantity=quantity,
                     unit=_TIMES.get(quantity, ""),
-                    values=[known[number]],
+                    values=[by_replicate[number]],
                     contract=info.contract,
                 )
-                for quantity, known in values.items()
-                if number in known and math.isfinite(known[number])
+                for quantity, by_replicate in values.items()
+                if number in by_replicate and math.isfinite(by_replicate[number])
             ],
         )
         for number in numbers
