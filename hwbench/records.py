@@ -188,6 +188,23 @@ class Case(Record):
         """The format and its knobs, such as ``low_rank density=0.5``."""
         return " ".join([self.format, *(f"{k}={_text(v)}" for k, v in sorted(self.knobs.items()))])
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that a filter or a rule of ``exclude`` may ask of it, by key; the shape is a list."""
+        return {
+            **self.options,
+            **self.knobs,
+            "workload": self.workload,
+            "format": self.format,
+            "shape": [self.out_features, self.in_features],
+            "tokens": self.tokens,
+            "dtype": self.dtype,
+            "direction": self.direction,
+            "regime": self.regime,
+            "mode": self.mode,
+            "count": self.count,
+        }
+
 
 def _with(name: str, settings: dict[str, Knob]) -> str:
     """A name with its settings, such as ``blast[blocks=16,density=0.5]``."""

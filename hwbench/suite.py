@@ -128,13 +128,13 @@ def build(document: Mapping[str, Any], device: str) -> Suite:
                 raise SuiteError(f"it asks for more than {_MOST_CASES} cases.")
     except HwbenchError as error:
         raise SuiteError(f"{where}: {error}") from error
-    twice = [i for i, n in Counter(case.id for case in cases).items() if n > 1]
-    if twice and not merge:
-        raise SuiteError(f"{where}: the case {twice[0]} is asked for twice.")
+    repeated = [i for i, n in Counter(case.id for case in cases).items() if n > 1]
+    if repeated and not merge:
+        raise SuiteError(f"{where}: the case {repeated[0]} is asked for twice.")
     if not cases:
         raise SuiteError(f"{where}: no case is left after the exclusions.")
-    about, once = str(document.get("about", "")), {case.id: case for case in cases}
-    return Suite(name=name, about=about, plan=plan, cases=list(once.values()), source=where)
+    about, by_id = str(document.get("about", "")), {case.id: case for case in cases}
+    return Suite(name=name, about=about, plan=plan, cases=list(by_id.values()), source=where)
 
 
 def _check_keys(table: object, allowed: Iterable[str], kind: str) -> None:
@@ -180,17 +180,17 @@ def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     axes = {key: block[key] for key in _AXES if key in block}
     options = {key: block[key] for key in block if key not in _BLOCK}
     layers = _positive("count", block.get("count", 1), _MOST_LAYERS)
-    here = block.get("on", {})
-    _check_keys(here, plugins.names("devices"), "device kind in 'on'")
-    for kind, replaced in here.items():
+    by_kind = block.get("on", {})
+    _check_keys(by_kind, plugins.names("devices"), "device kind in 'on'")
+    for kind, replaced in by_kind.items():
         _check_keys(replaced, (*_AXES, "format"), f"axis in on.{kind}")
     only = [plugins.check("devices", str(kind)) for kind in _listed(block.get("only", []))]
-    changes = here.get(device, {})
+    changes = by_kind.get(device, {})
     axes |= {key: value for key, value in changes.items() if key in _AXES}
     formats = _formats(changes.get("format", block.get("format")))
     timed = any(key in axes for key in ("tokens", "direction"))
     exclude = _listed(block.get("exclude", []))
-    own_knobs = _knobs(table["format"] for table in (block, *here.values()) if "format" in table)
+    own_knobs = _knobs(table["format"] for table in (block, *by_kind.values()) if "format" in table)
     for rule in exclude:
         _check_keys(rule, ["format", *_AXES, *options, *own_knobs], "key of exclude")
     for key in ("regime", "mode"):
@@ -297,7 +297,7 @@ def _formats(entries: Any) -> list[tuple[str, dict[str, Knob]]]:
 
 def _knobs(entries: Iterable[Any]) -> set[str]:
     """The knobs that lists of formats name."""
-    return {key for some in entries for _, knobs in _formats(some) for key in knobs}
+    return {key for formats in entries for _, knobs in _formats(formats) for key in knobs}
 
 
 def _plain(knobs: dict[str, Knob]) -> dict[str, Knob]:
@@ -332,27 +332,11 @@ def _product(table: Mapping[str, Any]) -> list[dict[str, Knob]]:
 
 
 def _matches(case: Case, rule: Mapping[str, Any]) -> bool:
-    facts = _facts(case)
+    facts = case.facts
     return all(
         facts.get(key) == value if key == "shape" else facts.get(key) in _listed(value)
         for key, value in rule.items()
     )
-
-
-def _facts(case: Case) -> dict[str, Any]:
-    return {
-        **case.options,
-        **case.knobs,
-        "workload": case.workload,
-        "format": case.format,
-        "shape": [case.out_features, case.in_features],
-        "tokens": case.tokens,
-        "dtype": case.dtype,
-        "direction": case.direction,
-        "regime": case.regime,
-        "mode": case.mode,
-        "count": case.count,
-    }
 
 
 def quickened(document: dict[str, Any]) -> dict[str, Any]:
@@ -396,24 +380,24 @@ def override(
     controls = [block for block in blocks if _is_dense(block)]
     for block in blocks:
         timed = "tokens" in block or "direction" in block
-        here = {kind: dict(axes) for kind, axes in block.get("on", {}).items()}
+        by_kind = {kind: dict(axes) for kind, axes in block.get("on", {}).items()}
         for key, values in axes_asked.items():
             if values and timed:
                 block[key] = list(values)
                 if key == "shape":  # how often a layer stands in a model is not known of others
                     block.pop("count", None)
-                for axes in here.values():
+                for axes in by_kind.values():
                     axes.pop(key, None)
-        tables = [table for table in (block, *here.values()) if "format" in table]
+        tables = [table for table in (block, *by_kind.values()) if "format" in table]
         replaced = _knobs(table["format"] for table in tables)
-        own = () if block in controls and len(controls) < len(blocks) else formats
+        block_formats = () if block in controls and len(controls) < len(blocks) else formats
         for table in tables:
-            table["format"] = _chosen(table["format"], *shares, own)
+            table["format"] = _chosen(table["format"], *shares, block_formats)
         replaced -= _knobs(table["format"] for table in tables)
         rules = _listed(block.get("exclude", []))  # one by a knob that is gone matches nothing
         block["exclude"] = [r for r in rules if not (isinstance(r, dict) and replaced & r.keys())]
-        if here:
-            block["on"] = here
+        if by_kind:
+            block["on"] = by_kind
     return {
         **document,
         "cases": blocks,
@@ -432,10 +416,12 @@ def _well_formed(document: Mapping[str, Any]) -> None:
     """Tables where tables belong; what they hold is checked when the suite is built."""
     blocks = document.get("cases", [])
     for block in blocks if isinstance(blocks, list) else [blocks]:
-        here = block.get("on", {}) if isinstance(block, dict) else None
-        if not isinstance(here, dict) or not all(isinstance(axes, dict) for axes in here.values()):
+        by_kind = block.get("on", {}) if isinstance(block, dict) else None
+        if not isinstance(by_kind, dict) or not all(
+            isinstance(axes, dict) for axes in by_kind.values()
+        ):
             raise SuiteError("[[cases]] and on.<device> must be tables.")
-        for table in (block, *here.values()):
+        for table in (block, *by_kind.values()):
             _formats(table.get("format", [{"name": "dense"}]))
 
 
@@ -452,11 +438,11 @@ def _chosen(
     """
     entries = [dict(entry) for entry in entries]
     if formats:
-        have = {entry.get("name") for entry in entries}
-        keep = {"dense", *(plugins.check("formats", each) for each in formats)}
-        entries = [entry for entry in entries if entry.get("name") in keep]
+        present = {entry.get("name") for entry in entries}
+        wanted = {"dense", *(plugins.check("formats", each) for each in formats)}
+        entries = [entry for entry in entries if entry.get("name") in wanted]
         share = {name: list(shares)} if shares else {"density": [0.5]}
-        entries += [{"name": each, **share} for each in formats if each not in have]
+        entries += [{"name": each, **share} for each in formats if each not in present]
     for entry in entries:
         if shares and any(key in entry for key in SHARES):
             for key in SHARES:
@@ -478,10 +464,10 @@ def select(cases: Sequence[Case], expression: str) -> list[Case]:
             part = term.strip()
             left = [c for c in left if part in c.id or fnmatch.fnmatchcase(c.id, f"*{part}*")]
             continue
-        keys = {name for case in cases for name in _facts(case)}
+        keys = {name for case in cases for name in case.facts}
         if key not in keys:
             raise UnknownNameError("key of --filter", key, keys)
-        left = [case for case in left if fnmatch.fnmatchcase(_word(_facts(case).get(key)), pattern)]
+        left = [case for case in left if fnmatch.fnmatchcase(_word(case.facts.get(key)), pattern)]
     if not left:
         raise SuiteError(f"--filter {shortened(repr(expression))} leaves no case.")
     return left
