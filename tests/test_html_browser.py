@@ -517,7 +517,7 @@ def test_the_command_of_a_case_is_copied(opened: Callable[..., Opened], text: st
     shown = opened(text, permissions=["clipboard-read", "clipboard-write"])
     shown.page.locator("#table tbody button").first.click()
     shown.page.locator("#case [data-part=copy]").click()
-    shown.page.locator("#case [data-part=said]", has_text="Copied.").wait_for()
+    shown.page.locator("#case [data-part=status]", has_text="Copied.").wait_for()
     command = shown.page.locator("#case [data-part=command]").inner_text()
     assert shown.page.evaluate("navigator.clipboard.readText()") == command
 

@@ -296,15 +296,15 @@ def test_a_link_to_a_chart_opens_it_with_its_filters(
     shown.tick("tokens", "256")
     shown.page.locator(figure).locator("[data-link]").focus()
     shown.page.keyboard.press("Enter")
-    shown.page.locator("#told", has_text="Link copied.").wait_for()
+    shown.page.locator("#notice", has_text="Link copied.").wait_for()
     address = shown.page.evaluate("navigator.clipboard.readText()")
     assert address == shown.page.evaluate("location.href")
     there = opened(text, address="#" + address.partition("#")[2])
-    asked = there.page.locator(".asked")
+    asked = there.page.locator(".linked")
     assert asked.count() == 1
     title = "(f) => [f.figure.title, f.querySelector('h3').textContent]"
     assert asked.evaluate(title) == shown.page.locator(figure).evaluate(title)
-    assert there.page.evaluate("document.activeElement.classList.contains('asked')")
+    assert there.page.evaluate("document.activeElement.classList.contains('linked')")
     box = asked.bounding_box()
     assert box is not None
     assert -200 < box["y"] < 900
@@ -325,19 +325,19 @@ def test_a_chart_of_a_list_and_a_case_have_addresses(
     shown.wait()
     last = section.locator("figure.chart").last
     last.locator("[data-link]").click()
-    shown.page.locator("#told", has_text="Link copied.").wait_for()
+    shown.page.locator("#notice", has_text="Link copied.").wait_for()
     there = opened(text, address=shown.page.evaluate("location.hash"))
-    assert there.page.locator(".asked h3").inner_text() == last.locator("h3").inner_text()
+    assert there.page.locator(".linked h3").inner_text() == last.locator("h3").inner_text()
     section.locator("select").select_option(index=0)
     shown.wait()
     shown.page.locator("#table tbody button").nth(3).click()
     dialog = shown.page.locator("#case")
     dialog.locator("[data-link]").click()
-    dialog.locator("[data-part=said]", has_text="Link copied.").wait_for()
+    dialog.locator("[data-part=status]", has_text="Link copied.").wait_for()
     address = shown.page.evaluate("navigator.clipboard.readText()")
     case = opened(text, address="#" + address.partition("#")[2])
     assert case.page.locator("#case h2").inner_text() == dialog.locator("h2").inner_text()
-    assert case.page.locator(".asked").count() == 0
+    assert case.page.locator(".linked").count() == 0
 
 
 def test_the_address_keeps_what_is_unfolded(opened: Callable[..., Opened], text: str) -> None:

@@ -23,23 +23,23 @@ function filterTerms(data, row) {
 // suite may have other cases than the run. A knob that only the suite gives the format is refused.
 function filterOf(data, number, all) {
   const [run, format] = [data.column("run"), data.column("format")];
-  const own = filterTerms(data, number);
+  const ownTerms = filterTerms(data, number);
   let left = [];
   for (let row = 0; row < data.count; row += 1) {
     if (run[row] === run[number] && format[row] === format[number]) left.push(filterTerms(data, row));
   }
   const knobs = data.again.runs[run[number]].knobs[format[number]] || [];
-  const had = new Set(left.flatMap((terms) => (terms.workload === own.workload ? Object.keys(terms) : [])));
-  const used = [own.format];
-  for (const key of new Set([...Object.keys(own), ...had, ...knobs])) {
-    const kept = left.filter((terms) => terms[key] === own[key]);
-    if (key !== "format" && (kept.length < left.length || all || !had.has(key))) used.push(own[key] ?? `${key}=None`);
-    left = kept;
+  const had = new Set(left.flatMap((terms) => (terms.workload === ownTerms.workload ? Object.keys(terms) : [])));
+  const used = [ownTerms.format];
+  for (const key of new Set([...Object.keys(ownTerms), ...had, ...knobs])) {
+    const matching = left.filter((terms) => terms[key] === ownTerms[key]);
+    if (key !== "format" && (matching.length < left.length || all || !had.has(key))) used.push(ownTerms[key] ?? `${key}=None`);
+    left = matching;
   }
   return used;
 }
 
-// The command that measures a case again, and what is to be said beside it.
+// The command that measures a case again, and the note beside it.
 function reproduce(data, number) {
   const row = data.row(number);
   const { suite, file, rest, filter } = data.again.runs[row.run];
@@ -54,9 +54,9 @@ function reproduce(data, number) {
     words.push(`--format ${shellWord(row.format)}`, data.again.given[row.options] || "");
   }
   // The filter of the run may leave dense out, which is then there as a yardstick only.
-  const asked = filter && row.format !== "dense" ? [filter] : [];
+  const runFilter = filter && row.format !== "dense" ? [filter] : [];
   const all = axes || (filter && row.format === "dense");
-  words.push(`--filter ${shellWord([...asked, ...filterOf(data, number, all)].join(","))}`);
+  words.push(`--filter ${shellWord([...runFilter, ...filterOf(data, number, all)].join(","))}`);
   const note = elsewhere ? "No suite of hwbench has this case: put the path of the run’s suite file there." : "";
   return { command: words.filter(Boolean).join(" "), note };
 }
@@ -89,11 +89,11 @@ function knobWord(value) {
 
 const listOf = (text) => Object.entries(JSON.parse(text || "{}")).map(([key, value]) => `${key} ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
 
-// What is said of a row, heading by heading; what is not known is left out.
+// The facts of a row under their headings; those that are not known are left out.
 function caseFacts(data, row) {
   const share = known(row.asked_density) && row.density !== row.asked_density ? `${plain(row.density)} (asked ${row.asked_density})` : plain(row.density);
   const score = Object.hasOwn(data.scores, row.score_name || "") ? data.scores[row.score_name] : { title: "score", unit: "" };
-  const found = [
+  const sections = [
     ["Result", [
       ["status", data.statuses[row.status] || row.status],
       ["reason", row.reason],
@@ -126,21 +126,21 @@ function caseFacts(data, row) {
       ["timed by", row.contract],
     ]],
   ];
-  const filled = found.map(([heading, facts]) => [heading, facts.filter(([, value]) => value)]);
+  const filled = sections.map(([heading, facts]) => [heading, facts.filter(([, value]) => value)]);
   return filled.filter(([, facts]) => facts.length);
 }
 
 function startCase(data, filters) {
   const dialog = document.getElementById("case");
   const find = (name) => dialog.querySelector(`[data-part=${name}]`);
-  const every = new Uint8Array(data.count).fill(1);
+  const everyRow = new Uint8Array(data.count).fill(1);
   const names = new Map(data.settings.flatMap(({ candidates }) => candidates.map((each) => [each.row, each])));
 
   function paint(part, figure) {
     const element = find(part);
     element.hidden = !figure;
     element.figure = figure;
-    if (figure) element.painted = drawFigure(data, element, every);
+    if (figure) element.painted = drawFigure(data, element, everyRow);
   }
 
   function fill(number) {
@@ -172,7 +172,7 @@ function startCase(data, filters) {
     find("profile").hidden = !kernels;
     find("kernels").textContent = kernels;
     find("id").textContent = `${row.case}, run ${data.runs[row.run].name}`;
-    find("said").textContent = "";
+    find("status").textContent = "";
   }
 
   function open(number) {
@@ -191,7 +191,7 @@ function startCase(data, filters) {
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
   find("close").addEventListener("click", () => dialog.close());
   for (const [button, command] of [["copy", "command"], ["copy-kernels", "kernels"]]) {
-    find(button).addEventListener("click", () => copyText(find(command).textContent, find("said")));
+    find(button).addEventListener("click", () => copyText(find(command).textContent, find("status")));
   }
   document.addEventListener("click", (event) => {
     const place = event.target.closest("[data-case]");
@@ -206,16 +206,16 @@ function startCase(data, filters) {
   };
 }
 
-// A text to the clipboard, said in words where it went; without one it is selected to be copied.
-async function copyText(text, said, done = "Copied.") {
+// Copy a text to the clipboard and say so in the status; without a clipboard the text is selected.
+async function copyText(text, status, done = "Copied.") {
   try {
     await navigator.clipboard.writeText(text);
-    said.textContent = done;
+    status.textContent = done;
   } catch {
     const area = make("textarea", text, { value: text });
-    (said.closest("dialog") || document.body).append(area);
+    (status.closest("dialog") || document.body).append(area);
     area.select();
-    said.textContent = document.execCommand("copy") ? done : "This browser does not let a page copy: select the text.";
+    status.textContent = document.execCommand("copy") ? done : "This browser does not let a page copy: select the text.";
     area.remove();
   }
 }

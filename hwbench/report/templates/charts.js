@@ -8,7 +8,7 @@ function chartRow(data, number) {
   row.group_title = data.groups[row.group_number];
   row.flags ||= "none";
   row.variant = data.variants.get(row.series) ?? 0;
-  // A density that is a tenth below what was asked for, or more, is told as it is.
+  // A density that is a tenth below what was asked for, or more, is written as it is.
   const near = known(row.asked_density) && !(Math.abs(row.density - row.asked_density) > 0.1 * row.asked_density);
   row.density_text = near ? String(row.asked_density) : known(row.density) ? String(Number(row.density.toPrecision(3))) : "–";
   row.time_text = si(row.time_seconds, "s") + range(row.time_low, row.time_high, (v) => si(v, "s"));
@@ -150,13 +150,13 @@ async function drawFigure(data, element, passes) {
   element.dataset.points = rows.length;
 }
 
-// The words around a chart, where it is another figure than the one Python wrote there.
-function letter(element, figure, shown) {
+// Write the words around a chart, where it is another figure than the one Python wrote there.
+function describe(element, figure, drawn) {
   element.querySelector("h3").textContent = figure.title;
   element.querySelector("figcaption p").textContent = figure.says;
   element.querySelector(".plot").setAttribute("aria-label", `${figure.title}. ${figure.says}`);
   const total = figureNumbers(figure).length;
-  const hidden = shown < total ? `Filtered: ${shown} of ${total} points are drawn; the sentence above is about all of them. ` : "";
+  const hidden = drawn < total ? `Filtered: ${drawn} of ${total} points are drawn; the sentence above is about all of them. ` : "";
   element.querySelector(".note").textContent = hidden + figure.note;
   const alone = element.querySelector(".alone");
   alone.hidden = !figure.alone.length;
@@ -173,19 +173,19 @@ function letter(element, figure, shown) {
 const LISTED = 100; // figures in a list at most: filters find the others
 
 function listFigures({ figures, select }, rest, chosen) {
-  const shown = rest.slice(0, LISTED);
-  if (chosen && rest.includes(chosen) && !shown.includes(chosen)) shown.push(chosen);
-  const options = shown.map((figure) => {
+  const listed = rest.slice(0, LISTED);
+  if (chosen && rest.includes(chosen) && !listed.includes(chosen)) listed.push(chosen);
+  const options = listed.map((figure) => {
     const option = document.createElement("option");
     option.value = figures.indexOf(figure);
     option.textContent = figure.title;
     option.selected = figure === chosen;
     return option;
   });
-  if (shown.length < rest.length) {
+  if (listed.length < rest.length) {
     const option = document.createElement("option");
     option.disabled = true;
-    option.textContent = `… ${rest.length - shown.length} further ones: use the filters`;
+    option.textContent = `… ${rest.length - listed.length} further ones: use the filters`;
     options.push(option);
   }
   select.replaceChildren(...options);
@@ -223,10 +223,10 @@ function startCharts(data, filters) {
     const before = element.figure;
     element.figure = figure;
     if (!figure) return waiting.delete(element);
-    let shown = 0;
-    for (const number of figureNumbers(figure)) shown += filters.passes[number];
-    if (figure !== before || shown !== element.shown) letter(element, figure, shown);
-    element.shown = shown;
+    let passing = 0;
+    for (const number of figureNumbers(figure)) passing += filters.passes[number];
+    if (figure !== before || passing !== element.shown) describe(element, figure, passing);
+    element.shown = passing;
     return waiting.add(element);
   }
 

@@ -67,8 +67,8 @@ function spread(value, low, high) {
   if (high - low > Math.abs(value)) return `(${significant(low)}–${significant(high)})`;
   const places = value ? Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value)))) : 2;
   const half = (high - low) / 2;
-  const said = half.toFixed(places);
-  return `±${Number(said) ? said : significant(half, 1)}`; // never a zero that certainty would be
+  const text = half.toFixed(places);
+  return `±${Number(text) ? text : significant(half, 1)}`; // never a zero that certainty would be
 }
 
 // What a row means beyond its columns, shared by charts, table and downloads.
@@ -86,6 +86,6 @@ const make = (tag, text = "", more = {}) => Object.assign(document.createElement
 // The mark of a series, or of its format where that has one only, as it stands in a legend of the
 // page; nothing without one.
 function marks() {
-  const found = new Map([...document.querySelectorAll("[data-look]")].map((mark) => [mark.dataset.look, mark]));
-  return ({ series, format }) => (found.get(series) || found.get(format))?.cloneNode(true) || "";
+  const byName = new Map([...document.querySelectorAll("[data-look]")].map((mark) => [mark.dataset.look, mark]));
+  return ({ series, format }) => (byName.get(series) || byName.get(format))?.cloneNode(true) || "";
 }

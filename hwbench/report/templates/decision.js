@@ -40,23 +40,23 @@ function startDecision(data, filters) {
   const { state } = filters; // its setting and level stand in the address
   const sign = marks();
 
-  const kept = (candidates, level) => candidates.filter((each) => within(each, level) && filters.passes[each.row]);
+  const eligible = (candidates, level) => candidates.filter((each) => within(each, level) && filters.passes[each.row]);
 
   const live = () => data.settings.map((setting, place) => [setting, place])
     .filter(([setting]) => setting.candidates.some(({ row }) => filters.passes[row]));
 
-  function listSettings(found) {
-    const chosen = found.find(([, place]) => place === state.setting);
-    const listed = found.slice(0, MOST_CHOICES);
+  function listSettings(settings) {
+    const chosen = settings.find(([, place]) => place === state.setting);
+    const listed = settings.slice(0, MOST_CHOICES);
     if (!listed.includes(chosen)) listed.push(chosen);
     const options = listed.map(([setting, place]) => make("option", setting.title, { value: place, selected: place === state.setting }));
-    if (listed.length < found.length) options.push(make("option", `… ${found.length - listed.length} further ones: use the filters`, { disabled: true }));
+    if (listed.length < settings.length) options.push(make("option", `… ${settings.length - listed.length} further ones: use the filters`, { disabled: true }));
     select.replaceChildren(...options);
-    select.disabled = found.length < 2;
+    select.disabled = settings.length < 2;
   }
 
   function rung(setting, level, place) {
-    const best = bestOf(kept(setting.candidates, level));
+    const best = bestOf(eligible(setting.candidates, level));
     const label = make("label", "", { className: place === state.level ? "rung on" : "rung" });
     const input = make("input", "", { type: "radio", name: "level", value: place, checked: place === state.level });
     input.addEventListener("change", () => {
@@ -66,9 +66,9 @@ function startDecision(data, filters) {
       ladder.querySelector("input:checked").focus();
     });
     const row = best && data.row(best.row);
-    const said = best ? [sign(row), make("span", best.name)] : [make("span", "nothing measured")];
+    const content = best ? [sign(row), make("span", best.name)] : [make("span", "nothing measured")];
     const name = make("span", "", { className: "what" });
-    name.append(...said);
+    name.append(...content);
     label.append(input, make("span", level.label, { className: "level" }), name,
       make("span", row ? si(row.time_seconds, "s") : "", { className: "time" }),
       make("span", row && known(enrich(row).relative) ? `${plain(row.relative)}×` : "", { className: "share" }));
@@ -87,42 +87,42 @@ function startDecision(data, filters) {
       span.style.width = `calc(${place(row.relative_high)} - ${place(row.relative_low)})`;
       box.append(span);
     }
-    const one = make("span", "", { className: "one" });
-    one.style.left = place(1);
-    box.append(one);
+    const denseLine = make("span", "", { className: "one" });
+    denseLine.style.left = place(1);
+    box.append(denseLine);
     return box;
   }
 
   function rank(setting) {
     light(lit.pressed); // the lines that were hovered go away
-    const shown = setting.candidates.filter(({ row }) => filters.passes[row]);
-    const rows = shown.map(({ row }) => enrich(data.row(row)));
+    const passing = setting.candidates.filter(({ row }) => filters.passes[row]);
+    const rows = passing.map(({ row }) => enrich(data.row(row)));
     const most = Math.min(2, Math.max(1.05, ...rows.map(({ relative }) => relative)));
-    at("ranking").tBodies[0].replaceChildren(...shown.map((candidate, place) => {
+    at("ranking").tBodies[0].replaceChildren(...passing.map((candidate, place) => {
       const row = rows[place];
       const line = make("tr", "", { className: within(candidate, setting.levels[state.level]) ? "" : "beyond" });
       const name = make("th", "", { scope: "row", className: "left" });
       line.dataset.case = candidate.row;
       lights(line, nameOf(row));
-      const named = make("span", "", { className: "named" });
-      named.append(sign(row), caseButton(candidate.row, candidate.name));
-      name.append(named);
-      const drawn = make("td", "", { className: "bars" });
-      drawn.append(bar(candidate, row, most));
+      const nameBox = make("span", "", { className: "named" });
+      nameBox.append(sign(row), caseButton(candidate.row, candidate.name));
+      name.append(nameBox);
+      const barCell = make("td", "", { className: "bars" });
+      barCell.append(bar(candidate, row, most));
       const relative = row.format === "dense" ? "1×" : `${plain(row.relative)}× ${spread(row.relative, row.relative_low, row.relative_high)}`;
-      line.append(name, drawn, make("td", relative), make("td", si(row.time_seconds, "s")),
+      line.append(name, barCell, make("td", relative), make("td", si(row.time_seconds, "s")),
         make("td", errorOf(data, candidate), { className: "left" }), make("td", si(row.stored_bytes, "B")),
         make("td", candidate.verdict, { className: `left word ${candidate.verdict.replaceAll(" ", "-")}` }));
       return line;
     }));
   }
 
-  function everywhere(found) {
+  function everywhere(settings) {
     const label = data.settings[state.setting].levels[state.level].label;
     at("everywhere-level").textContent = label;
-    const lines = found.slice(0, MOST_SETTINGS).map(([setting, place]) => {
+    const lines = settings.slice(0, MOST_SETTINGS).map(([setting, place]) => {
       const level = setting.levels.find((each) => each.label === label) || setting.levels.at(-1);
-      const best = bestOf(kept(setting.candidates, level));
+      const best = bestOf(eligible(setting.candidates, level));
       const row = best && enrich(data.row(best.row));
       const line = make("tr", "", { className: place === state.setting ? "on" : "" });
       const title = make("th", "", { scope: "row", className: "left" });
@@ -135,9 +135,9 @@ function startDecision(data, filters) {
       return line;
     });
     at("everywhere").tBodies[0].replaceChildren(...lines);
-    const left = found.length - lines.length;
+    const left = settings.length - lines.length;
     at("everywhere-left").textContent = left > 0 ? `${left} further settings: choose above, or use the filters.` : "";
-    at("everywhere-box").hidden = found.length < 2;
+    at("everywhere-box").hidden = settings.length < 2;
   }
 
   function paint(setting) {
@@ -151,38 +151,38 @@ function startDecision(data, filters) {
   }
 
   function draw() {
-    const found = live();
-    card.hidden = !found.length;
-    at("decision-nothing").hidden = found.length > 0;
-    if (!found.length) return Promise.resolve();
-    if (!found.some(([, place]) => place === state.setting)) {
-      state.setting = found[0][1];
+    const settings = live();
+    card.hidden = !settings.length;
+    at("decision-nothing").hidden = settings.length > 0;
+    if (!settings.length) return Promise.resolve();
+    if (!settings.some(([, place]) => place === state.setting)) {
+      state.setting = settings[0][1];
       filters.remember();
     }
     const setting = data.settings[state.setting];
     state.level = Math.min(state.level, setting.levels.length - 1);
-    listSettings(found);
+    listSettings(settings);
     const level = setting.levels[state.level];
-    const candidates = kept(setting.candidates, level);
+    const candidates = eligible(setting.candidates, level);
     const best = bestOf(candidates);
     const beside = (words, rivals) => (rivals.length ? [`${words}: ${rivals.map(({ name }) => name).join("; ")}.`] : []);
-    const named = (places) => kept(places.map((place) => setting.candidates[place]), level);
-    const moved = best ? named(best.modal || []).slice(0, MOST_MODES).map(({ name, modes }) => ` ${name} ${modes}.`) : [];
+    const candidatesAt = (places) => eligible(places.map((place) => setting.candidates[place]), level);
+    const modeSentences = best ? candidatesAt(best.modal || []).slice(0, MOST_MODES).map(({ name, modes }) => ` ${name} ${modes}.`) : [];
     headline.replaceChildren(
       ...unbroken(best ? sayWhat(data, best) : "Nothing that was measured stays within this error."),
-      ...(moved.length ? [make("span", moved.join(""), { className: "modes" })] : []),
+      ...(modeSentences.length ? [make("span", modeSentences.join(""), { className: "modes" })] : []),
     );
-    const before = candidates.slice(0, candidates.indexOf(best)); // which are not judged
+    const unjudged = candidates.slice(0, candidates.indexOf(best));
     close.textContent = best ? [
-      ...beside("Tied within 3 %", named(best.tied)),
-      ...beside("Too close to call", named(best.close)),
-      ...beside("Faster once, but the machine was never quiet", before),
+      ...beside("Tied within 3 %", candidatesAt(best.tied)),
+      ...beside("Too close to call", candidatesAt(best.close)),
+      ...beside("Faster once, but the machine was never quiet", unjudged),
     ].join(" ") : "";
     basis.textContent = [setting.compiled, setting.basis].filter(Boolean).join(" ");
     basis.classList.toggle("warning", setting.synthetic);
     ladder.replaceChildren(...setting.levels.map((each, place) => rung(setting, each, place)));
     rank(setting);
-    everywhere(found);
+    everywhere(settings);
     return paint(setting);
   }
 

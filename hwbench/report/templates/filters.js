@@ -68,45 +68,45 @@ function startFilters(data, changed) {
     for (const { chosen, codes } of dimensions) {
       if (chosen.size) for (let row = 0; row < data.count; row += 1) if (!chosen.has(codes[row])) passes[row] = 0;
     }
-    const asked = state.words.replaceAll("_", " ").toLowerCase().split(/\s+/).filter(Boolean);
-    if (!asked.length) return;
+    const searched = state.words.replaceAll("_", " ").toLowerCase().split(/\s+/).filter(Boolean);
+    if (!searched.length) return;
     const texts = searchTexts(data);
     for (let row = 0; row < data.count; row += 1) {
-      if (passes[row] && !asked.every((word) => texts[row].includes(word))) passes[row] = 0;
+      if (passes[row] && !searched.every((word) => texts[row].includes(word))) passes[row] = 0;
     }
   }
 
   function address() {
-    const said = new URLSearchParams();
-    for (const { name, chosen, values } of dimensions) if (chosen.size) said.set(name, [...chosen].map((code) => values[code]).join(JOIN));
-    if (state.words) said.set("search", state.words);
-    if (state.sort) said.set("sort", state.sort);
-    if (state.only) said.set("chart", state.only);
-    if (state.opened) said.set("case", state.opened);
-    for (const [section, number] of Object.entries(state.more)) said.set(`${section}.more`, number);
-    for (const name of ["setting", "level", "figure", "open"]) if (state[name]) said.set(name, state[name]);
-    if (state.view) said.set("view", state.view);
-    return `#${[state.section, said.toString()].filter(Boolean).join("&")}`;
+    const parameters = new URLSearchParams();
+    for (const { name, chosen, values } of dimensions) if (chosen.size) parameters.set(name, [...chosen].map((code) => values[code]).join(JOIN));
+    if (state.words) parameters.set("search", state.words);
+    if (state.sort) parameters.set("sort", state.sort);
+    if (state.only) parameters.set("chart", state.only);
+    if (state.opened) parameters.set("case", state.opened);
+    for (const [section, number] of Object.entries(state.more)) parameters.set(`${section}.more`, number);
+    for (const name of ["setting", "level", "figure", "open"]) if (state[name]) parameters.set(name, state[name]);
+    if (state.view) parameters.set("view", state.view);
+    return `#${[state.section, parameters.toString()].filter(Boolean).join("&")}`;
   }
 
   function read() {
     const parts = window.location.hash.slice(1).split("&").filter(Boolean);
     state.section = parts.length && !parts[0].includes("=") ? parts.shift() : "";
-    const said = new URLSearchParams(parts.join("&"));
+    const parameters = new URLSearchParams(parts.join("&"));
     for (const { name, chosen, values } of dimensions) {
       chosen.clear();
-      for (const word of (said.get(name) || "").split(JOIN)) if (values.includes(word)) chosen.add(values.indexOf(word));
+      for (const word of (parameters.get(name) || "").split(JOIN)) if (values.includes(word)) chosen.add(values.indexOf(word));
     }
-    state.words = said.get("search") || "";
-    state.sort = said.get("sort") || "";
-    state.only = said.get("chart") || "";
-    state.opened = said.get("case") || "";
-    state.view = said.get("view") === EVERYTHING ? EVERYTHING : "";
-    for (const name of ["figure", "open"]) state[name] = said.get(name) || "";
-    for (const name of ["setting", "level"]) state[name] = Math.max(0, Math.trunc(Number(said.get(name)))) || 0;
+    state.words = parameters.get("search") || "";
+    state.sort = parameters.get("sort") || "";
+    state.only = parameters.get("chart") || "";
+    state.opened = parameters.get("case") || "";
+    state.view = parameters.get("view") === EVERYTHING ? EVERYTHING : "";
+    for (const name of ["figure", "open"]) state[name] = parameters.get(name) || "";
+    for (const name of ["setting", "level"]) state[name] = Math.max(0, Math.trunc(Number(parameters.get(name)))) || 0;
     state.fresh = true;
     state.more = {};
-    for (const [key, value] of said) if (key.endsWith(".more")) state.more[key.slice(0, -5)] = Number(value) || 0;
+    for (const [key, value] of parameters) if (key.endsWith(".more")) state.more[key.slice(0, -5)] = Number(value) || 0;
   }
 
   function remember() {
@@ -182,7 +182,7 @@ function makeDimensions(data) {
   const worded = (name, words) => data.column(name).map((value) => (value === null ? "none" : words(value)));
   const out = data.column("out_features");
   const inside = data.column("in_features");
-  const found = [
+  const columns = [
     ["machine", "Machine", worded("run", (number) => data.runs[number].machine)],
     ["format", "Format", worded("format", String)],
     ["dtype", "Dtype", worded("dtype", String)],
@@ -193,7 +193,7 @@ function makeDimensions(data) {
     ["status", "Status", worded("status", (name) => data.statuses[name] || name)],
   ];
   const order = new Intl.Collator("en", { numeric: true });
-  return found.map(([name, title, words]) => {
+  return columns.map(([name, title, words]) => {
     const values = [...new Set(words)];
     const numeric = values.every((word) => word === "none" || Number.isFinite(shareSize(word)));
     values.sort((a, b) => (a === "none") - (b === "none") || shareStored(a) - shareStored(b)

@@ -2,8 +2,8 @@
 
 const GROUPS = 40;
 
-// The table of the rows that pass, as text: its heads, its densities, and a line a group. Which rows
-// it may hold is said by their column against_dense, which Python writes.
+// The table of the rows that pass, as text: its heads, its densities, and a line a group. The column
+// against_dense, which Python writes, says which rows it may hold.
 function heatTable(data, passes, limit) {
   const [against, series, format, words, group] = [
     "against_dense", "series", "format", "density_word", "group_number"].map(data.column);
@@ -13,9 +13,9 @@ function heatTable(data, passes, limit) {
     if (!groups.has(group[row])) groups.set(group[row], []);
     groups.get(group[row]).push(row);
   }
-  const shown = [...groups].slice(0, limit);
+  const groupsShown = [...groups].slice(0, limit);
   const columns = new Map(); // series → its densities, and its format
-  for (const row of shown.flatMap(([, rows]) => rows)) {
+  for (const row of groupsShown.flatMap(([, rows]) => rows)) {
     if (!columns.has(series[row])) columns.set(series[row], { format: format[row], words: new Set() });
     columns.get(series[row]).words.add(words[row]);
   }
@@ -26,7 +26,7 @@ function heatTable(data, passes, limit) {
       || shareSize(b) - shareSize(a)),
   }));
   const order = heads.flatMap((head) => head.words.map((word) => `${head.label}\n${word}`));
-  const lines = shown.map(([number, rows]) => {
+  const lines = groupsShown.map(([number, rows]) => {
     const places = new Map(rows.map((row) => [`${series[row]}\n${words[row]}`, row]));
     return { title: data.groups[number], cells: order.map((place) => heatCell(data, places.get(place))) };
   });
@@ -51,7 +51,7 @@ function startHeat(data, filters) {
   if (!table) return () => {};
   const button = document.getElementById("heat-more");
   let limit = GROUPS;
-  let asked = false; // until a filter is used the table is the one that Python wrote
+  let filtered = false; // until a filter is used the table is the one that Python wrote
 
   const sign = marks();
 
@@ -82,9 +82,9 @@ function startHeat(data, filters) {
     button.textContent = `Show all ${groups} groups`;
   }
 
-  button.addEventListener("click", () => { limit = Infinity; asked = true; draw(); });
+  button.addEventListener("click", () => { limit = Infinity; filtered = true; draw(); });
   return () => {
-    asked ||= filters.active();
-    if (asked) draw();
+    filtered ||= filters.active();
+    if (filtered) draw();
   };
 }

@@ -13,31 +13,31 @@ const drawer = (space) => (name, attributes, text = "") => {
 // Colours of the page are variables that differ between light and dark; a file has their values.
 function resolved(text) {
   const probe = document.body.appendChild(make("i"));
-  const found = text.replace(/var\(--[\w-]+\)/g, (colour) => {
+  const replaced = text.replace(/var\(--[\w-]+\)/g, (colour) => {
     probe.style.color = colour;
     return window.getComputedStyle(probe).color;
   });
   probe.remove();
-  return found;
+  return replaced;
 }
 
 // The attributes of the mark of a series, as the legend of the page has it.
 function markOf(data, series, format) {
   const { css, path } = data.looks[format];
   const { hollow, opacity, edge, dotted } = data.variant_looks[data.variants.get(series) ?? 0];
-  const own = { d: path, fill: hollow ? "var(--card)" : css };
-  if (edge === "none") return own;
+  const attributes = { d: path, fill: hollow ? "var(--card)" : css };
+  if (edge === "none") return attributes;
   const stroke = { "fill-opacity": opacity || 1, stroke: edge === "ink" ? "var(--ink)" : css, "stroke-width": 0.28 };
-  return { ...own, ...stroke, ...(dotted ? { "stroke-dasharray": "0.3 0.3" } : {}) };
+  return { ...attributes, ...stroke, ...(dotted ? { "stroke-dasharray": "0.3 0.3" } : {}) };
 }
 
 // The marks of the formats that a chart draws, on as many lines as its width asks for.
-function legendOf(drawn, data, rows, width, top) {
+function legendOf(draw, data, rows, width, top) {
   const kinds = new Map(rows.filter(({ format }) => data.looks[format]).map((row) => [row.series, row.format]));
   const formats = [...kinds.values()];
   const single = (format) => formats.indexOf(format) === formats.lastIndexOf(format);
   const names = [...kinds].map(([series, format]) => [single(format) ? format : series, markOf(data, series, format)]);
-  const box = drawn("g", {});
+  const box = draw("g", {});
   const pen = document.createElement("canvas").getContext("2d");
   pen.font = "12px system-ui, sans-serif";
   let [x, y] = [EDGE, top];
@@ -45,8 +45,8 @@ function legendOf(drawn, data, rows, width, top) {
     const wide = 34 + pen.measureText(name).width;
     if (x > EDGE && x + wide > width - EDGE) [x, y] = [EDGE, y + LINE];
     box.append(
-      drawn("path", { ...look, transform: `translate(${x + 6} ${y + 10}) scale(5)` }),
-      drawn("text", { x: x + 17, y: y + 14, fill: "var(--ink)", "font-size": 12 }, name),
+      draw("path", { ...look, transform: `translate(${x + 6} ${y + 10}) scale(5)` }),
+      draw("text", { x: x + 17, y: y + 14, fill: "var(--ink)", "font-size": 12 }, name),
     );
     x += wide;
   }
@@ -59,24 +59,24 @@ const titleOf = (figure) => [...new Set([figure.querySelector("h3").textContent,
 async function chartFile(data, figure) {
   const { view } = figure;
   const chart = new DOMParser().parseFromString(await view.toSVG(), "image/svg+xml").documentElement;
-  const drawn = drawer(chart.namespaceURI);
+  const draw = drawer(chart.namespaceURI);
   const [wide, high] = ["width", "height"].map((name) => Math.ceil(Number(chart.getAttribute(name))));
   const width = Math.max(360, wide + 2 * EDGE);
-  const whole = drawn("svg", { width, "font-family": "system-ui, sans-serif" });
+  const whole = draw("svg", { width, "font-family": "system-ui, sans-serif" });
   const title = titleOf(figure);
   chart.setAttribute("x", EDGE);
   chart.setAttribute("y", EDGE + 28);
-  const [legend, end] = legendOf(drawn, data, view.data("table"), width, EDGE + 36 + high);
+  const [legend, end] = legendOf(draw, data, view.data("table"), width, EDGE + 36 + high);
   const source = data.runs.map(({ name, machine }) => (machine.includes(name) ? machine : `${machine}, ${name}`)).join("; ");
   const height = end + 26;
   whole.setAttribute("height", height);
   whole.setAttribute("viewBox", `0 0 ${width} ${height}`);
   whole.append(
-    drawn("title", {}, title),
-    drawn("rect", { width, height, fill: "var(--card)" }),
-    drawn("text", { x: EDGE, y: EDGE + 10, fill: "var(--ink)", "font-size": 13, "font-weight": 600 }, title),
+    draw("title", {}, title),
+    draw("rect", { width, height, fill: "var(--card)" }),
+    draw("text", { x: EDGE, y: EDGE + 10, fill: "var(--ink)", "font-size": 13, "font-weight": 600 }, title),
     chart, legend,
-    drawn("text", { x: EDGE, y: end + 14, fill: "var(--soft)", "font-size": 10 }, `hwbench, ${source}`),
+    draw("text", { x: EDGE, y: end + 14, fill: "var(--soft)", "font-size": 10 }, `hwbench, ${source}`),
   );
   return { text: resolved(new XMLSerializer().serializeToString(whole)), width, height };
 }
@@ -135,9 +135,9 @@ function startKeeping(data) {
     const { save, copy, as } = event.target.dataset;
     if (save) saveChart(data, event.target.closest("figure"), save);
     if (!copy) return;
-    const shown = shownTable(document.getElementById(copy));
-    const said = event.target.parentElement.querySelector("[data-copied]");
-    copyText((as === "latex" ? asLatex : asMarkdown)(shown), said, `Copied: ${shown.texts.length} rows.`);
+    const content = shownTable(document.getElementById(copy));
+    const status = event.target.parentElement.querySelector("[data-copied]");
+    copyText((as === "latex" ? asLatex : asMarkdown)(content), status, `Copied: ${content.texts.length} rows.`);
   });
   return () => {};
 }

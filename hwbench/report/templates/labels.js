@@ -19,8 +19,8 @@ function axisOf(figure) {
 function extent(data, figure, passes, { field, value = field, low, high, also }) {
   const numbers = figureNumbers(figure).filter((number) => passes[number]);
   const read = (name) => numbers.map((number) => data.column(name)[number]).filter(known);
-  const one = low ? [1] : []; // dense, of times over others
-  const [least, most] = ends([...read(value), ...one]);
+  const dense = low ? [1] : []; // its place where times are over others
+  const [least, most] = ends([...read(value), ...dense]);
   const spans = low ? [...read(low).map((end) => Math.max(end, least / 3)), ...read(high).map((end) => Math.min(end, most * 3))] : [];
   return ends([least, most, ...spans, ...(also ? read(also) : [])]);
 }
@@ -32,7 +32,7 @@ function ends(values) {
 }
 
 // Two points that nobody sees hold the axis of a figure as wide as all figures beside it need it,
-// so that places can be compared by eye. Which figures those are is said by Python (beside).
+// so that places can be compared by eye. Python says which figures those are (beside).
 function reachOf(data, figure, passes) {
   if (!figure.beside) return [];
   const axis = axisOf(figure);
@@ -133,9 +133,9 @@ function boxBeside({ x, y }, wide, [right, down]) {
 function placeNames(points, texts, { width, height, dense, widthOf }) {
   const taken = [...dense, ...points.map(({ x, y }) => ({ left: x - MARK, top: y - MARK, right: x + MARK, bottom: y + MARK }))];
   const order = points.map((_, place) => place).sort((a, b) => points[b].row.front - points[a].row.front || points[a].x - points[b].x);
-  const named = [];
+  const placed = [];
   for (const place of order) {
-    if (named.length === MOST_NAMES) break;
+    if (placed.length === MOST_NAMES) break;
     const { row } = points[place];
     const wide = widthOf(texts[place]);
     for (const at of BESIDE) {
@@ -144,11 +144,11 @@ function placeNames(points, texts, { width, height, dense, widthOf }) {
       if (!inside || taken.some((other) => overlap(box, other))) continue;
       taken.push(box);
       const { number, format, series, variant, relative, error, front } = row;
-      named.push({ number, format, series, variant, relative, error, front, text: texts[place], align: ALIGN[at[0]], dx: at[0] * (MARK + 1), dy: (box.top + box.bottom) / 2 - points[place].y });
+      placed.push({ number, format, series, variant, relative, error, front, text: texts[place], align: ALIGN[at[0]], dx: at[0] * (MARK + 1), dy: (box.top + box.bottom) / 2 - points[place].y });
       break;
     }
   }
-  return named;
+  return placed;
 }
 
 async function namePoints(view, figure, rows) {
@@ -159,8 +159,8 @@ async function namePoints(view, figure, rows) {
     const { row } = points[place];
     return row.density < 1 ? `${name} ${row.density_text}` : name;
   });
-  const one = across(1);
-  const dense = [{ left: one, top: 0, right: one + DENSE, bottom: TALL + 3 }];
+  const denseX = across(1);
+  const dense = [{ left: denseX, top: 0, right: denseX + DENSE, bottom: TALL + 3 }];
   const room = { width: view.width(), height: view.height(), dense, widthOf: textWidth };
   await view.data("names", placeNames(points, texts, room)).runAsync();
 }

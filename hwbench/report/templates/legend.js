@@ -32,11 +32,11 @@ function lights(element, name) {
 const MOVES = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
 function startLegends() {
-  const every = [];
+  const allButtons = [];
 
   function press(name) {
     lit.pressed = lit.pressed === name ? "" : name;
-    for (const button of every) button.setAttribute("aria-pressed", button.dataset.name === lit.pressed);
+    for (const button of allButtons) button.setAttribute("aria-pressed", button.dataset.name === lit.pressed);
     light(lit.pressed);
   }
 
@@ -67,7 +67,7 @@ function startLegends() {
       return button;
     });
     legend.addEventListener("keydown", (event) => move(event, buttons));
-    every.push(...buttons);
+    allButtons.push(...buttons);
   }
   return () => {};
 }

@@ -3,7 +3,7 @@
 function startLinks(data, filters) {
   const { state } = filters;
   const folded = [...document.querySelectorAll("main details:not(.alone)")];
-  const told = document.getElementById("told");
+  const notice = document.getElementById("notice");
 
   // The picture of the answer, or the place of a figure in its section.
   function name(element) {
@@ -21,7 +21,7 @@ function startLinks(data, filters) {
     state.figure = element ? name(element) : "";
     state.section = "";
     filters.remember();
-    copyText(window.location.href, button.closest("dialog")?.querySelector("[data-part=said]") || told, "Link copied.");
+    copyText(window.location.href, button.closest("dialog")?.querySelector("[data-part=status]") || notice, "Link copied.");
   });
 
   // Before the charts are drawn: some figures are chosen from a list, and drawn where that stands.
@@ -46,8 +46,8 @@ function startLinks(data, filters) {
     state.fresh = false;
     if (!element) return;
     filters.reveal(element);
-    for (const each of document.querySelectorAll(".asked")) each.classList.remove("asked");
-    element.classList.add("asked");
+    for (const each of document.querySelectorAll(".linked")) each.classList.remove("linked");
+    element.classList.add("linked");
     element.tabIndex = -1;
     element.scrollIntoView({ block: "center" });
     element.focus({ preventScroll: true });

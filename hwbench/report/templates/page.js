@@ -99,6 +99,6 @@ readData().then((data) => {
   updates.push(startView(filters), startLegends(), links.choose, startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startKeeping(data), startDecision(data, filters), startCharts(data, filters), links.show);
   for (const update of updates) update();
 }).catch((error) => {
-  const said = document.getElementById("count");
-  said.textContent = `This browser could not read the data of the page (${error.message}); a current one can.`;
+  const count = document.getElementById("count");
+  count.textContent = `This browser could not read the data of the page (${error.message}); a current one can.`;
 });

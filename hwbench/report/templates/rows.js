@@ -13,14 +13,14 @@ const COLUMNS_BEFORE = [
   { title: "time", needs: "time_seconds", value: (r) => r.time_seconds, text: (r) => si(r.time_seconds, "s") },
   { title: "relative", needs: "time_seconds", value: (r) => r.relative, text: (r) => (r.format === "dense" && known(r.relative) ? "1" : plain(r.relative)), more: (r) => spread(r.relative_time, r.relative_low, r.relative_high) },
   { title: "of first run", needs: "ratio", value: (r) => r.ratio, text: (r) => plain(r.ratio), more: (r) => spread(r.ratio, r.ratio_low, r.ratio_high) },
-  { title: "status", left: true, value: (r) => r.said, tip: (r) => r.reason },
+  { title: "status", left: true, value: (r) => r.status_text, tip: (r) => r.reason },
   { title: "executed", needs: "time_seconds", value: (r) => r.flops_per_second, text: (r) => si(r.flops_per_second, "FLOP/s") },
   { title: "of roof", needs: "efficiency", value: (r) => r.efficiency, text: (r) => percent(r.efficiency) },
   { title: "stored", needs: "stored_bytes", value: (r) => r.stored_bytes, text: (r) => si(r.stored_bytes, "B") },
 ];
 
 const COLUMNS_AFTER = [
-  { title: "score", needs: "score", value: (r) => r.score, text: (r) => plain(r.score), more: (r) => r.scored },
+  { title: "score", needs: "score", value: (r) => r.score, text: (r) => plain(r.score), more: (r) => r.score_text },
 ];
 
 // The quantities that were read have their columns between the two.
@@ -43,9 +43,9 @@ function tableRow(data, number) {
   row.does = [data.directions[row.direction] || row.direction, work, ...options, ...setting].filter(Boolean).join(" ");
   const flags = (row.flags || "").split(",").filter(Boolean).map((flag) => flag.replaceAll("_", " "));
   const status = data.statuses[row.status] || row.status;
-  row.said = [status, ...flags].join(", ");
+  row.status_text = [status, ...flags].join(", ");
   const score = known(row.score) && Object.hasOwn(data.scores, row.score_name) ? data.scores[row.score_name] : null;
-  row.scored = score ? [score.unit, score.title].filter(Boolean).join(" ") : "";
+  row.score_text = score ? [score.unit, score.title].filter(Boolean).join(" ") : "";
   return row;
 }
 
@@ -61,8 +61,8 @@ function startRows(data, filters) {
   const table = find("table");
   const head = table.createTHead().insertRow();
   const body = table.createTBody();
-  const made = []; // the rows as the table needs them, made when they are first needed
-  const tabled = (number) => { made[number] ||= tableRow(data, number); return made[number]; };
+  const tableRows = []; // the rows as the table needs them, made when they are first needed
+  const tabled = (number) => { tableRows[number] ||= tableRow(data, number); return tableRows[number]; };
 
   columns.forEach((column) => {
     const cell = document.createElement("th");
@@ -88,9 +88,9 @@ function startRows(data, filters) {
 
   function chosen() {
     const chart = only();
-    const kept = [];
+    const passing = [];
     for (let row = 0; row < data.count; row += 1) {
-      if (filters.passes[row] && (!chart || chart.numbers.has(row))) kept.push(row);
+      if (filters.passes[row] && (!chart || chart.numbers.has(row))) passing.push(row);
     }
     const down = state.sort.startsWith("-");
     const sorted = columns.find((column) => column.title === (down ? state.sort.slice(1) : state.sort));
@@ -98,11 +98,11 @@ function startRows(data, filters) {
       if (column === sorted) head.cells[place].setAttribute("aria-sort", down ? "descending" : "ascending");
       else head.cells[place].removeAttribute("aria-sort");
     });
-    if (!sorted) return kept;
-    const values = new Map(kept.map((row) => [row, sorted.value(tabled(row))]));
+    if (!sorted) return passing;
+    const values = new Map(passing.map((row) => [row, sorted.value(tabled(row))]));
     const filled = (row) => { const v = values.get(row); return v !== null && v !== undefined && v !== ""; };
-    const full = kept.filter(filled).sort((a, b) => compare(values.get(a), values.get(b)));
-    return [...(down ? full.reverse() : full), ...kept.filter((row) => !filled(row))];
+    const full = passing.filter(filled).sort((a, b) => compare(values.get(a), values.get(b)));
+    return [...(down ? full.reverse() : full), ...passing.filter((row) => !filled(row))];
   }
 
   function line(row) {
@@ -131,11 +131,11 @@ function startRows(data, filters) {
     const rows = chosen();
     const chart = only();
     body.replaceChildren(...rows.slice(0, limit).map((number) => line(tabled(number))));
-    const shown = Math.min(rows.length, limit);
-    find("count").textContent = rows.length ? `${shown} of ${rows.length} rows${rows.length < data.count ? `, filtered from ${data.count}` : ""}` : "No row passes the filters.";
+    const count = Math.min(rows.length, limit);
+    find("count").textContent = rows.length ? `${count} of ${rows.length} rows${rows.length < data.count ? `, filtered from ${data.count}` : ""}` : "No row passes the filters.";
     find("passing").textContent = `${rows.length} of ${data.count} rows`;
-    find("further").hidden = shown === rows.length;
-    find("further").textContent = `Show ${Math.min(10 * STEP, rows.length - shown)} more`;
+    find("further").hidden = count === rows.length;
+    find("further").textContent = `Show ${Math.min(10 * STEP, rows.length - count)} more`;
     find("only").hidden = !chart;
     find("only").textContent = chart ? `Only: ${chart.title} ✕` : "";
   }
