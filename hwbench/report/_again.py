@@ -36,7 +36,7 @@ FILTER, AXES, FILE = range(3)
 
 
 def packed(runs: list[Run], rows: list[Row]) -> dict[str, Any]:
-    """What the page's script makes the command of a row from."""
+    """The parts from which the page's script makes the command of a row."""
     needed = [needs(run) for run in runs]
     return {
         "runs": [command(run) for run in runs],
@@ -82,7 +82,7 @@ def _joined(words: Iterable[str]) -> str:
 
 
 def needs(run: Run) -> dict[str, int]:
-    """What the command of each case needs, by its id."""
+    """The need of each case's command, by the id of the case: ``FILTER``, ``AXES`` or ``FILE``."""
     suite = _shipped(run.header.suite, run.header.device.partition(":")[0])
     if suite is None:
         return dict.fromkeys(run.planned, FILE)

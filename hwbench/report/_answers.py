@@ -42,7 +42,7 @@ class Winner:
 
 @dataclass
 class Answer:
-    """What one group of cases answers."""
+    """The answer of one group of cases."""
 
     title: str
     group: int = 0  # the number of its group
@@ -56,7 +56,7 @@ def plain(sentence: Sentence) -> str:
 
 
 def answer(members: list[Row]) -> Answer:
-    """What a group of timed cases says, one sentence for each asked share."""
+    """The answer of a group of timed cases, one sentence for each asked share."""
     result = Answer(words.group_title(members[0]), members[0].group_number)
     comparable = [row for row in members if row.format != DENSE and relative(row) is not None]
     if not comparable:
@@ -80,7 +80,7 @@ def answer(members: list[Row]) -> Answer:
 
 
 def overview(answers: list[Answer], machine: str = "") -> list[Sentence]:
-    """Who wins how often, over all groups; nothing where a single group says it already."""
+    """How often each format wins over all groups; nothing where there is a single group."""
     tallies: dict[Share, list[Winner]] = {}
     for group_answer in answers:
         for share, winner in group_answer.winners.items():
@@ -138,7 +138,7 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
 
 
 def _winner(ordered: list[Row], contest: dict[Outcome, list[Row]]) -> Winner:
-    """Who is the fastest beyond doubt: clear of dense, and of every other or tied with it."""
+    """The fastest beyond doubt: clear of dense, and clear of every other format or tied with it."""
     best = ordered[0]
     if all(loses(row) for row in ordered):
         return Winner(DENSE)
@@ -248,7 +248,7 @@ def _fastest(lead: str, ordered: list[Row], contest: dict[Outcome, list[Row]]) -
 
 
 def _rivals(contest: dict[Outcome, list[Row]]) -> str:
-    """What ends the sentence on a best that beats dense: its rivals by their outcome."""
+    """The end of the sentence on a best that beats dense: its rivals by their outcome."""
     undecided, tied = contest[Outcome.UNDECIDED], contest[Outcome.TIED]
     rest, badly = contest[Outcome.SLOWER], contest[Outcome.BADLY]
     faster = [row for row in rest if beats(row)]

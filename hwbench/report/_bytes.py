@@ -71,9 +71,10 @@ def _sentence(members: list[Row], front: list[Row]) -> str:
         if fit:
             best = fit[-1]
             fewer = best.stored_ratio < _FEWER * share
+            name = _format_words(best)
             actual = f" (it takes {units.percent(best.stored_ratio, 0)})" if fewer else ""
             return (
-                f"In {units.percent(share, 0)} of dense’s bytes, use {_format_words(best)}{actual}: "
+                f"In {units.percent(share, 0)} of dense’s bytes, use {name}{actual}: "
                 f"{score_of(best).title} {_score_words(best)}.{dense_sentence}"
             )
     least = min(members, key=lambda row: row.stored_ratio)

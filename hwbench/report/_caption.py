@@ -19,7 +19,7 @@ WHAT = {
     "different from dense.",
     "scaling": "Time of a call against tokens, at the largest density that was asked for.",
 }
-"""What each kind of figure shows, in sentences."""
+"""The content of each kind of figure, in sentences."""
 FILLED = ("filled", "hollow", "half-filled (left)", "half-filled (below)")
 
 

@@ -53,14 +53,14 @@ def times(channel: type[alt.X] | type[alt.Y], title: str, field: str = "relative
 
 
 def tips(**more: str) -> list[alt.Tooltip]:
-    """What a point says, by the fields that the page's script makes."""
+    """The tooltip of a point, by the fields that the page's script makes."""
     import altair as alt
 
     return [alt.Tooltip(f"{name}:N", title=title) for name, title in {**_TIPS, **more}.items()]
 
 
 def _of_variant(value: Callable[[Variant], Any]) -> Any:
-    """What differs between the variants of a format, by the ``variant`` of the datum."""
+    """A value that differs between the variants of a format, by the ``variant`` of the datum."""
     import altair as alt
 
     return alt.expr(f"{json.dumps(list(map(value, VARIANTS)))}[datum.variant]")

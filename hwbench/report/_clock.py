@@ -21,7 +21,7 @@ CONTRACTS = {
     "wall": "Times are those of the host’s clock.",
     "pytest": "Times are those of pytest-benchmark, in one process.",
 }
-"""What each contract of timing means; that of graphs stands beside another one."""
+"""The meaning of each timing contract; that of graphs stands beside another one."""
 
 
 def contracts(rows: list[Row]) -> list[str]:
@@ -79,7 +79,7 @@ def starved(rows: list[Row]) -> str | None:
 
 
 def causes(run: Run, most: int = 3) -> str | None:
-    """What disturbed the flagged cases, the most frequent first; equal but for figures is equal."""
+    """The causes that disturbed cases, the most frequent first; figures make no new cause."""
     notes = [
         cause
         for result in run.results

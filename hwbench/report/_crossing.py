@@ -25,7 +25,7 @@ Point = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where one curve meets dense, and on which side of that it is faster."""
+    """A point at which a curve meets dense, and the side on which it is faster."""
 
     at: float
     below: bool  # faster below it, else above it
@@ -62,7 +62,7 @@ def _one(crossing: Crossing, unit: str) -> str:
 
 
 def wins(points: Sequence[Point]) -> Wins | None:
-    """Where a curve of relative times is below one; None where fewer than two points are known."""
+    """The part of a curve of relative times below one; None with fewer than two known points."""
     curve = sorted(point for point in points if point[0] > 0 and point[1] > 0)
     if len({point[0] for point in curve}) < 2:
         return None

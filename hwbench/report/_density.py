@@ -54,7 +54,7 @@ def starts(rows: list[Row], most: int = 120) -> Starts:
 
 
 Packed = tuple[int, str, str, int, int]
-"""What is projected and packed: run, format, knobs, and out_features × in_features."""
+"""A layer that is projected and packed: run, format, knobs, and out_features × in_features."""
 
 
 def _packed(row: Row) -> Packed:

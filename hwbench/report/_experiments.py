@@ -68,7 +68,7 @@ def title(members: list[Row]) -> str:
 
 
 def fitted(row: Row) -> str:
-    """What the projection of a row was weighted by, or how deep its model is; else nothing."""
+    """The weighting of a row's projection, or the depth of its model, in words; else nothing."""
     if not row.scored:
         return ""
     if row.format == DENSE and not is_whole_dense(row):

@@ -47,7 +47,7 @@ def machines(runs: list[Run]) -> list[str]:
 
 
 def _distinct(runs: list[Run]) -> list[list[str]]:
-    """What tells runs of one machine apart: threads, torch, suite, as far as they differ."""
+    """The facts in which runs of one machine differ, of threads, torch and suite."""
     facts = [
         (
             _count(int(run.header.environment.fingerprint.get("threads") or 0), "thread"),
@@ -61,7 +61,7 @@ def _distinct(runs: list[Run]) -> list[list[str]]:
 
 
 def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
-    """What is said of a run before its results, and in the last section."""
+    """The facts of a run that stand before its results, and in the last section."""
     header = run.header
     return Summary(
         machine=machine,

@@ -37,7 +37,7 @@ FAILED = {
     "wrong": ("wrong", "wrong result"),
     "missing": ("…", "not measured"),
 }
-"""What stands in a cell without a number: a short word, and what it means."""
+"""The short word in a cell without a number, and its meaning."""
 
 LEVEL = {
     "tied": "tied with the fastest within 3 %",

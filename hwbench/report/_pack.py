@@ -97,7 +97,7 @@ BOUND_DIGITS = 4  # of the ends of intervals
 
 
 def columns(rows: list[Row], measured: Iterable[str] = ()) -> dict[str, Any]:
-    """The rows by column; empty ones are left out, what repeats is told by number.
+    """The rows by column; empty columns are left out, repeated values are replaced by numbers.
 
     ``measured`` are the names of the quantities that the rows hold.
     """

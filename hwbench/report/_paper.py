@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 Place = tuple[float, float]
-"""Where something is, in the numbers of the axes."""
+"""A place in the numbers of the axes."""
 COLUMN_INCHES, TEXT_INCHES = 3.35, 6.9
 LEAST_INCHES, MOST_INCHES = 2.0, 40.0
 MOST_PANELS = 12
@@ -96,7 +96,7 @@ class Looks:
         return self.styles[row.format].light
 
     def kernel(self, row: Row) -> str:
-        """What tells its series from others of its format, ``onednn``; nothing where it is one."""
+        """The words that tell its series from others of its format, ``onednn``; else nothing."""
         series = self._series.get(row.format, [])
         words_ = row.series.removeprefix(row.format).split()
         if len([one for one in series if one != row.series]) == 0:
@@ -367,7 +367,7 @@ _AROUND = (
     *((1, 0.9), (1, -0.9), (-1, 0.9), (-1, -0.9), (0, 1.6), (0, -1.6), (1, 0), (-1, 0)),
     *((1, 2.2), (-1, 2.2), (1, -2.2), (-1, -2.2)),
 )
-"""Where a word may stand around its mark: sides, and heights in half letters."""
+"""The places of a word around its mark: sides, and heights in half letters."""
 
 
 def place(figure: Figure, looks: Looks) -> None:

@@ -31,7 +31,7 @@ Cells = dict[str, dict[Group, Row]]
 
 
 def heatmap(rows: list[Row], sheet: Sheet) -> Figure:
-    """Relative time of every format in every group; grey where it is not told from dense.
+    """Relative time of every format in every group; grey where it does not differ from dense.
 
     Formats that were measured in other groups than the rest stand in a block of their own.
     """
@@ -104,7 +104,7 @@ def _shared_parts(rows: Sequence[Row]) -> list[str]:
 
 
 def _head(row: Row, rows: Sequence[Row]) -> str:
-    """What tells a column from the others, a part a line."""
+    """The parts of a column's title that the others do not share, a part a line."""
     shared = _shared_parts(rows)
     parts = [part for part in words.group_parts(row) if part not in shared]
     return "\n".join(wrapped(part, 12) for part in parts) or wrapped(titled(row), 12)

@@ -58,7 +58,7 @@ def pareto(rows: list[Row], sheet: Sheet) -> Figure:
 
 
 def _scored(join: Joined) -> str:
-    """What the scores are of, which is the same for every panel of an experiment."""
+    """The experiment that the scores are of, the same for every panel of it."""
     row = row_of(join.scored)
     return f"{score_of(row).title}: {words.workload(row)}, {words.shape(row)} {row.dtype}" + (
         _whose.remark(row)

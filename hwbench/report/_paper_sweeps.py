@@ -50,7 +50,8 @@ def crossover(rows: list[Row], sheet: Sheet) -> Figure:
             for row in members
         ]
         shares = set().union(*(_shares(by_group[group]) for group in single_groups))
-        members = _swept([row for row in pooled if not _has_share(row) or row.density_word in shares])
+        chosen = [row for row in pooled if not _has_share(row) or row.density_word in shares]
+        members = _swept(chosen)
         if len({row.tokens for row in members}) > 1:
             panels.append(Panel(_at(members), members, _against_tokens(members, looks)))
             continue

@@ -38,7 +38,7 @@ def _columns(case: Matched) -> Against:
 
 
 def explained(case: Matched) -> str:
-    """What explains a ratio, in a word or two."""
+    """The explanation of a ratio, in a word or two."""
     return case.explained.removeprefix("explained by ").replace("not explained", "not")
 
 

@@ -32,7 +32,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Totals:
-    """What one pass through all linear layers takes with so many tokens at once."""
+    """The cost of one pass through all linear layers with so many tokens at once."""
 
     title: str
     layers: int

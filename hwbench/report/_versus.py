@@ -74,7 +74,9 @@ class Versus:
     prices: tuple[float, float] | None = None  # an hour, in the user's currency
 
 
-def compare_two(base: Run, other: Run, names: tuple[str, str], prices: Mapping[str, float]) -> Versus:
+def compare_two(
+    base: Run, other: Run, names: tuple[str, str], prices: Mapping[str, float]
+) -> Versus:
     """One run against another, from their records alone.
 
     Raises:
@@ -226,13 +228,13 @@ def tallied(versus: Versus) -> dict[str, int]:
 
 
 def summary(versus: Versus) -> list[str]:
-    """What the comparison says, in sentences: who is faster first, statistics last."""
+    """The comparison in sentences: the faster side first, statistics last."""
     lead = f"{versus.other} against {versus.base}: {len(versus.matched)} cases in common."
     return [lead, headline(versus), *answers(versus), *statistics(versus)]
 
 
 def headline(versus: Versus) -> str:
-    """Which of the two is faster, and by how much."""
+    """The faster of the two, and by how much."""
     values = _ratios(versus)
     if not values:
         return printable(f"{versus.base} and {versus.other} have no time that can be compared.")
@@ -274,7 +276,7 @@ def answers(versus: Versus, *, formats: bool = True) -> list[str]:
 
 
 def _same_winners(versus: Versus, most: int = 3) -> list[str]:
-    """Which formats to keep on both machines, as far as one is the fastest on both."""
+    """The formats that are the fastest on both machines, and how often."""
     if not versus.same_winners:
         return []
     parts = [f"{name} in {times}" for name, times in Counter(versus.same_winners).most_common(most)]

@@ -12,7 +12,7 @@ from hwbench.quantities import OUTPUT_ERROR, PROJECTION_ERROR
 from hwbench.report.rows import Row, known, printable
 
 SYNTHETIC = "synthetic: ranks formats differently from trained weights"
-"""What is said wherever the error of such a matrix is shown."""
+"""The words wherever the error of a synthetic matrix is shown."""
 _MADE = ("gaussian", "power_law")
 _USUAL = "power_law"  # of a case that names no matrix
 _LAYERS = 3  # of a case that names no number
@@ -38,12 +38,12 @@ def layers(row: Row) -> int | None:
 
 
 def remark(row: Row) -> str:
-    """What stands behind a score in brackets, where its matrix is synthetic; else nothing."""
+    """The words in brackets after a score whose matrix is synthetic; else nothing."""
     return f" ({SYNTHETIC})" if synthetic(row) else ""
 
 
 def noted(row: Row) -> str:
-    """Whose weights a score is of, as a sentence; nothing where its title says it."""
+    """The source of the weights of a score, as a sentence; nothing where its title says it."""
     if count := layers(row):
         sides = f"{row.out_features}×{row.in_features}"
         where = f"{count} layers of {MODEL}, {sides}"
@@ -75,7 +75,7 @@ def experiment(row: Row) -> str | None:
 
 
 def sentences(rows: Iterable[Row]) -> list[str]:
-    """Whose weights the scores of these rows are of, a sentence each, as a table's foot says it."""
+    """The sources of the weights of these rows' scores, a sentence each, for a table's foot."""
     scored = [row for row in rows if row.scored and known(row.score)]
     of_files = [_sentence(row) for row in scored if _of_a_file(row)]
     return list(dict.fromkeys([*of_files, *filter(None, map(noted, scored))]))

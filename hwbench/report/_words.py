@@ -39,7 +39,7 @@ FLAGS = {
     "call takes over 10 % longer",
     "recompiled": "torch compiled again while it was timed",
 }
-"""What each flag of a case means; other packages' meters may set others."""
+"""The meaning of each flag of a case; other packages' meters may set others."""
 
 
 _PARTS = re.compile(r"(?:\[[^\]]*\]|[^/\[])+")

@@ -42,7 +42,7 @@ def write(run: Run, path: Path) -> None:
 
 
 def metrics(run: Run) -> Metrics:
-    """What the file holds: the value of each quantity over the run's replicates, and its interval.
+    """The content of the file: each quantity's value over the run's replicates, and its interval.
 
     ``latency`` is the time of a call in nanoseconds; every other measure has the unit of its
     quantity (s, B, × …). An interval that is not known, as with one replicate, is left out.

@@ -41,7 +41,7 @@ def table(outcome: Outcome) -> list[RenderableType]:
 
 
 def head(outcome: Outcome) -> list[str]:
-    """What was compared with what, in lines."""
+    """The run and what it was compared with, in lines."""
     lines = [f"{outcome.suite} on {outcome.machine}: {outcome.run}"]
     if outcome.unfinished:
         lines[0] += f" (unfinished: {outcome.unfinished})"

@@ -123,16 +123,16 @@ class Setting:
         return next(quiet, accurate[0] if accurate else None)
 
     def unjudged(self, best: Candidate, limit: float) -> list[Candidate]:
-        """Who took less time than the best on a machine that was never quiet."""
+        """The candidates that took less time than the best on a machine that was never quiet."""
         before = self.candidates[: self.candidates.index(best)]
         return [each for each in before if keeps(each, limit)]
 
     def tied(self, best: Candidate, limit: float) -> list[Candidate]:
-        """Who is as fast as the best within 3 %, and within the same largest error."""
+        """The candidates as fast as the best within 3 %, and within the same largest error."""
         return self._within(best.tied, limit)
 
     def close(self, best: Candidate, limit: float) -> list[Candidate]:
-        """Who may be as fast as the best within the same largest error."""
+        """The candidates that may be as fast as the best, within the same largest error."""
         return self._within(best.close, limit)
 
     def rivals(self, best: Candidate, limit: float) -> list[tuple[str, list[Candidate]]]:
@@ -149,7 +149,7 @@ class Setting:
         return [each for each in rivals if keeps(each, limit)]
 
     def says(self, best: Candidate) -> str:
-        """What to use, instead of what, at which error."""
+        """The sentence on what to use, instead of what, at which error."""
         if best.row.format == DENSE:
             time = units.seconds(best.row.time_seconds)
             return f"Keep dense: {time}; nothing within this error is faster."
@@ -162,11 +162,11 @@ class Setting:
         return [f"{each.name} {words.modes(each.modes)}." for each in modal]
 
     def headline(self, best: Candidate, limit: float) -> str:
-        """What to use, and what ran in two modes, so that its one number is not the whole story."""
+        """``says``, and which candidates ran in two modes: one number does not describe those."""
         return " ".join([self.says(best), *self.modes(best, limit)[:_NAMED]])
 
     def instead(self, best: Candidate) -> str:
-        """What dense took, in words, and the time over it; nothing where dense was not timed."""
+        """The time of dense, in words, and the time over it; nothing where dense was not timed."""
         phrase = ""
         if known(seconds := self.dense_seconds(best)):
             phrase = f" instead of {units.seconds(seconds)}"
@@ -311,7 +311,7 @@ def _basis(experiment: Joined | None, score: Score | None) -> str:
 
 
 def _set_against_later(place: int, candidates: list[Candidate]) -> None:
-    """Which of the later candidates may be as fast as this one, or are proved to be."""
+    """Note which later candidates may be as fast as this one, or are proved to be."""
     best, later = candidates[place], range(place + 1, len(candidates))
     most = NEAR * best.relative
     near = list(takewhile(lambda each: candidates[each].relative <= most, later))  # they are sorted
@@ -347,7 +347,7 @@ def _find_modes(candidates: list[Candidate]) -> None:
 
 
 def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
-    """What to use in each setting of a run: the fastest format within a largest error.
+    """The format to use in each setting of a run: the fastest within a largest error.
 
     Args:
         path: a run file.
@@ -358,7 +358,7 @@ def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
         time_seconds dense_seconds relative_time relative_low relative_high stored_bytes error
         verdict tied undecided``. ``error`` is None where the run has none; ``tied`` and
         ``undecided`` are lists of the names of rivals. Where nothing is within the error, the
-        setting alone is told.
+        row holds the setting alone.
 
     Raises:
         RunFileError: the file cannot be read or is not a run file.

@@ -118,7 +118,7 @@ def plot(
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """The style of every figure, in place of whatever matplotlib was told before."""
+    """The style of every figure, in place of the settings that matplotlib has."""
     import matplotlib as mpl
     import seaborn as sns
 

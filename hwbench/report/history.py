@@ -100,7 +100,7 @@ def headline(event: Event) -> str:
 
 
 def reasons(event: Event) -> list[str]:
-    """What changed beside the levels: the commit, then the environment."""
+    """The changes beside the levels: the commit, then the environment."""
     old, new = (each and _commits.short(each) for each in event.commits)
     lines = [f"commit {old} → {new}"] if old and new and old != new else []
     if not lines:
@@ -111,7 +111,7 @@ def reasons(event: Event) -> list[str]:
 
 
 def links(history: History, event: Event) -> list[tuple[str, str]]:
-    """What a page links at an event, words and address: both commits, and what changed between."""
+    """The links of an event, words and address: both commits, and the changes between them."""
     old, new = event.commits
     before, now = (history.nights[number].remote for number in (event.since, event.run))
     between = _commits.comparison(now, old, new) if before == now else None
@@ -150,7 +150,7 @@ def _row(history: History, series: Series) -> dict[str, Any]:
 
 
 def _says(series: Series) -> str:
-    """What a line shows, for who cannot see it or wants its numbers."""
+    """The numbers of a line in words, also for readers who cannot see it."""
     least, most, last = (
         _amount(series.metric, value)
         for value in (min(series.values), max(series.values), series.values[-1])

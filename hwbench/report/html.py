@@ -193,7 +193,7 @@ def _page(
 
 
 def _context(page: _Page) -> dict[str, Any]:
-    """What the template reads."""
+    """The variables of the template."""
     parts = {**_above(page), **_answer(page), **_questioned(page), **_below(page)}
     under = {
         "compare": page.comparisons,
@@ -227,7 +227,7 @@ def _above(page: _Page) -> dict[str, Any]:
 
 
 def _answer(page: _Page) -> dict[str, Any]:
-    """What to use: in the first setting without an error, or in how many bytes."""
+    """The answer: what to use in the first setting without an error, or in how many bytes."""
     headline = ""
     if page.settings:
         first, limit = page.settings[0], page.settings[0].levels[0].limit
@@ -300,7 +300,7 @@ def _drawn(rows: list[Row]) -> list[tuple[str, str]]:
 
 
 def _group_answers(rows: list[Row]) -> list[_answers.Answer]:
-    """What every timed group of one run answers."""
+    """The answer of every timed group of one run."""
     timed = [row for row in rows if not row.scored]
     return [_answers.answer(members) for members in groups(timed).values()]
 
@@ -308,7 +308,7 @@ def _group_answers(rows: list[Row]) -> list[_answers.Answer]:
 def cautions(
     runs: Sequence[Run], by_run: Sequence[list[Row]], machines: Sequence[str]
 ) -> list[str]:
-    """What must be known before the answer is believed, of each machine where there are several."""
+    """The warnings before the answer, of each machine where there are several."""
     pairs = []
     for run, rows, machine in zip(runs, by_run, machines, strict=True):
         slowdown = slowed(run.header, run.planned, run.results)
@@ -352,7 +352,7 @@ def _title(runs: list[Run], machines: list[str]) -> str:
 
 
 def _data(page: _Page) -> dict[str, Any]:
-    """What the script reads: plain JSON while it is small, gzipped when it is not."""
+    """The data of the script: plain JSON while it is small, gzipped when it is not."""
     from hwbench.report._charts import CONFIG, specifications
 
     rows, looks = page.rows, page.looks
@@ -391,7 +391,7 @@ def _data(page: _Page) -> dict[str, Any]:
 
 
 def _declared(quantity: Quantity, column: bool) -> dict[str, Any]:
-    """What the script needs to write a quantity: its unit, digits, and its column if it has one."""
+    """The facts by which the script writes a quantity: its unit, digits, and its column if any."""
     return {
         "name": quantity.name,
         "unit": "" if quantity.unit == "×" else quantity.unit,

@@ -67,7 +67,7 @@ def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Set
 
 
 def _settings(settings: Sequence[decision.Setting]) -> list[str]:
-    """What to use in each setting, a list each, and whose errors these are."""
+    """The format to use in each setting, a list each, and the source of the errors."""
     parts = []
     distinct = decision.without_compiled_twins(settings)
     for setting in distinct[:_SETTINGS]:

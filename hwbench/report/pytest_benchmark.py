@@ -38,7 +38,7 @@ _TIMES = {"time_seconds": "s", "relative_time": "×"}
 
 
 class _Info(msgspec.Struct):
-    """What we say of a benchmark: its case, and the replicate values, by quantity and number."""
+    """The facts of a benchmark: its case, and the replicate values, by quantity and number."""
 
     case: str
     contract: str
@@ -70,7 +70,7 @@ class _Document(msgspec.Struct):
 
 
 def about(header: Header, planned: Iterable[Planned], ended: Iterable[Result]) -> dict[str, Any]:
-    """What stands under the key ``hwbench``."""
+    """The value of the key ``hwbench``."""
     cases, results = list(planned), list(ended)
     plain: dict[str, Any] = msgspec.to_builtins(_About(header=header, cases=cases, ended=results))
     return plain

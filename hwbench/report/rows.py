@@ -159,7 +159,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
 
     @property
     def density_word(self) -> str:
-        """What was asked for, ``0.5`` or ``0.5 stored``; else the format's density, or nothing.
+        """The asked share, ``0.5`` or ``0.5 stored``; else the format's density, or nothing.
 
         Rows with one word are compared with each other: those of one share of dense's bytes too,
         whatever their densities are.
@@ -191,7 +191,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, dict=False):
 
     @property
     def bound(self) -> str | None:
-        """Which roof the case stands under."""
+        """The roof under which the case stands."""
         return self.placement.bound if self.placement else None
 
 
@@ -279,7 +279,7 @@ def is_whole_dense(row: Row) -> bool:
 
 
 def _experiment(row: Row) -> tuple[Any, ...]:
-    """What scored cases share that count the same layers."""
+    """The fields in which scored cases agree that count the same layers."""
     return (row.workload, row.out_features, row.in_features, row.dtype)
 
 

@@ -92,7 +92,7 @@ def table(run: Run, width: int = 80, sort: str = "time") -> list[RenderableType]
 
 
 def _answer(rows: list[Row]) -> list[RenderableType]:
-    """What to use, in a few lines; nothing where nothing was timed against dense."""
+    """The answer in a few lines; nothing where nothing was timed against dense."""
     from rich.text import Text
 
     lines = decision.terminal_lines(decision.settings(rows))
@@ -363,7 +363,7 @@ def _raised(rows: list[Row]) -> list[str]:
 
 
 def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
-    """What the columns and the flags mean, in as few words as possible."""
+    """The meaning of the columns and the flags, in as few words as possible."""
     from rich.text import Text
 
     whose = [Text(line, style="dim") for line in _whose.sentences(rows)]

@@ -171,7 +171,7 @@ def table(comparisons: Sequence[Versus]) -> list[RenderableType]:
 
 
 def flips(versus: Versus) -> list[str]:
-    """Where another format is the fastest, one line each."""
+    """The settings in which another format is the fastest, one line each."""
     return [
         f"{flip.group}, {words.share(flip.base)}: {printable(flip.base.series)} on "
         f"{versus.base}, {printable(flip.other.series)} on {versus.other}"
@@ -181,7 +181,7 @@ def flips(versus: Versus) -> list[str]:
 
 
 def winners(versus: Versus) -> list[tuple[str, str, str, str]]:
-    """Where another format is the fastest: setting, both formats, and whether it is significant."""
+    """The settings with another fastest format: title, both formats, whether it is significant."""
     return [
         (
             f"{flip.group}, {words.share(flip.base)}",
@@ -194,7 +194,7 @@ def winners(versus: Versus) -> list[tuple[str, str, str, str]]:
 
 
 def environment(versus: Versus) -> list[tuple[str, str, str]]:
-    """What differs, from what to what, and which of it matters."""
+    """The facts that differ, from what to what, and whether that matters."""
     return [(printable(d.key), _change(d), matters(d)) for d in versus.environment]
 
 
