@@ -28,7 +28,7 @@ class Figure:
 
     @property
     def label(self) -> str:
-        """What a screen reader says of the chart."""
+        """The words of a screen reader on the chart."""
         return f"{self.title}. {self.says}"
 
     @property
@@ -41,7 +41,7 @@ class Figure:
         return ", ".join(f"{number} {what}" for number, what in counted if number)
 
     def packed(self) -> dict[str, Any]:
-        """What the page's script needs to draw it."""
+        """The data from which the page's script draws it."""
         return {
             "kind": self.kind,
             "title": self.title,
@@ -57,13 +57,13 @@ class Figure:
 
 def spans(numbers: Iterable[int]) -> list[list[int]]:
     """Whole numbers as half-open spans: ``[4, 5, 6, 9]`` is ``[[4, 7], [9, 10]]``."""
-    found: list[list[int]] = []
+    half_open: list[list[int]] = []
     for number in numbers:
-        if found and found[-1][1] == number:
-            found[-1][1] = number + 1
+        if half_open and half_open[-1][1] == number:
+            half_open[-1][1] = number + 1
         else:
-            found.append([number, number + 1])
-    return found
+            half_open.append([number, number + 1])
+    return half_open
 
 
 def rooflines(rows: list[Row], most: int = 600) -> list[Figure]:
@@ -77,15 +77,15 @@ def rooflines(rows: list[Row], most: int = 600) -> list[Figure]:
         ceiling = members[0].roof
         if ceiling is None:
             continue
-        shown, note = _thinned(members, most)
+        drawn, note = _thinned(members, most)
         figures.append(
             Figure(
                 kind="roofline",
                 title=titled(dtype, members[0]),
-                says=_under_the_roof(shown, ceiling),
-                rows=[row.number for row in shown],
+                says=_under_the_roof(drawn, ceiling),
+                rows=[row.number for row in drawn],
                 note=note,
-                extra={"roofs": _roof_lines(shown, ceiling)},
+                extra={"roofs": _roof_lines(drawn, ceiling)},
             )
         )
     return figures
@@ -100,34 +100,34 @@ def _thinned(members: list[Row], most: int) -> tuple[list[Row], str]:
         key = (row.group, row.format)
         if key not in best or row.efficiency > best[key].efficiency:
             best[key] = row
-    kept = list(best.values())
-    note = f"{len(kept)} of {len(members)} cases: the most efficient of each format and group"
-    if len(kept) > most:
-        every = -(-len(kept) // most)
-        chosen = set(list(groups(kept))[::every])
-        kept = [row for row in kept if row.group in chosen]
+    fastest = list(best.values())
+    note = f"{len(fastest)} of {len(members)} cases: the most efficient of each format and group"
+    if len(fastest) > most:
+        step = -(-len(fastest) // most)
+        chosen = set(list(groups(fastest))[::step])
+        fastest = [row for row in fastest if row.group in chosen]
         note = (
-            f"{len(kept)} of {len(members)} cases: the most efficient of each format, "
-            f"in every {every}th group"
+            f"{len(fastest)} of {len(members)} cases: the most efficient of each format, "
+            f"in every {step}th group"
         )
-    return sorted(kept, key=lambda row: row.number), f"{note}; the table has all."
+    return sorted(fastest, key=lambda row: row.number), f"{note}; the table has all."
 
 
 def _under_the_roof(members: list[Row], ceiling: Roof) -> str:
     best = max(members, key=lambda row: row.efficiency)
     above = sum(row.efficiency > 1 for row in members)
     cached = sum(bool(row.placement and row.placement.in_cache) for row in members)
-    said = (
+    sentence = (
         f"The measured peaks, {units.flops_per_second(ceiling.flops_per_second)} and "
         f"{units.si(ceiling.bytes_per_second, 'B/s')}, meet at "
         f"{units.significant(ceiling.ridge)} FLOP per byte; the most efficient case is "
         f"{printable(best.label)}, at {units.percent(best.efficiency, 0)} of its roof"
     )
     if above:
-        said += f"; {above} of {len(members)} points lie above a roof"
-        said += f", {cached} of them because their operands stayed in cache" if cached else ""
+        sentence += f"; {above} of {len(members)} points lie above a roof"
+        sentence += f", {cached} of them because their operands stayed in cache" if cached else ""
     note = f" {printable(ceiling.note)}" if ceiling.note else ""
-    return f"{said}.{note}"
+    return f"{sentence}.{note}"
 
 
 def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
@@ -139,33 +139,35 @@ def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
     ridges = [each.ridge for each in roofs]
     low = min([ceiling.ridge / 8, *(row.unfused_intensity / 2 for row in members)])
     high = max([*ridges, *(row.intensity for row in members)]) * 2
-    drawn: list[dict[str, Any]] = []
+    corners: list[dict[str, Any]] = []
     for each in roofs:
         foot = min(low, each.ridge / 2)
         for x in (foot, each.ridge, *([] if each.source == "cache" else [high])):
             y = min(each.flops_per_second, x * each.bytes_per_second)
-            drawn.append(_corner(x, y, each) | {"text": ""})
+            corners.append(_corner(x, y, each) | {"text": ""})
         if each.source in ("measured", "cache"):
-            said = f"{units.si(each.bytes_per_second, 'B/s')} "
-            said += "copy" if each.source == "measured" else each.label
+            label = f"{units.si(each.bytes_per_second, 'B/s')} "
+            label += "copy" if each.source == "measured" else each.label
             x = foot if each.source == "cache" else foot**0.25 * each.ridge**0.75
             corner = _corner(x, x * each.bytes_per_second, each)
-            drawn.append(corner | {"text": said, "at": each.source})
+            corners.append(corner | {"text": label, "at": each.source})
     ridge = {"intensity": ceiling.ridge, "flops_per_second": ceiling.flops_per_second}
-    said = f"ridge, {units.significant(ceiling.ridge)} FLOP/B"
-    drawn.append({**ridge, "roof": "ridge", "source": "measured", "text": said, "at": "ridge"})
+    label = f"ridge, {units.significant(ceiling.ridge)} FLOP/B"
+    corners.append({**ridge, "roof": "ridge", "source": "measured", "text": label, "at": "ridge"})
     tops = sorted(
         (each for each in roofs if each.source != "cache"), key=lambda e: e.flops_per_second
     )
     highest = tops[-1].flops_per_second
     for number, each in enumerate(tops):
-        said = units.flops_per_second(each.flops_per_second)
-        said += " matmul" if each.source == "measured" else f" {each.label}"
+        label = units.flops_per_second(each.flops_per_second)
+        label += " matmul" if each.source == "measured" else f" {each.label}"
         lift = 12 * number
-        drawn.append(_corner(high, highest, each) | {"text": said, "at": "compute", "lift": lift})
+        corners.append(
+            _corner(high, highest, each) | {"text": label, "at": "compute", "lift": lift}
+        )
     if len(tops) > 1:
-        drawn.append(_corner(high, highest * 3, tops[-1]) | {"text": " ", "at": "room"})
-    return drawn
+        corners.append(_corner(high, highest * 3, tops[-1]) | {"text": " ", "at": "room"})
+    return corners
 
 
 def _corner(x: float, y: float, line: Line) -> dict[str, Any]:
