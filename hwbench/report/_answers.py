@@ -282,11 +282,15 @@ def _span(row: Row) -> Sentence:
 
 
 def _competes(row: Row, share: Share) -> bool:
-    name, density = share
+    name, asked_density = share
     if any(known(getattr(row, column)) for column in _SHARE_FORMATS) or name != "asked_density":
-        return bool(getattr(row, name) == density)
-    own = row.density
-    return known(own) and own <= density * (1 + 1e-9) and density <= own * (1 + _NEAR)
+        return bool(getattr(row, name) == asked_density)
+    own_density = row.density
+    return (
+        known(own_density)
+        and own_density <= asked_density * (1 + 1e-9)
+        and asked_density <= own_density * (1 + _NEAR)
+    )
 
 
 def _order(row: Row) -> tuple[bool, float]:

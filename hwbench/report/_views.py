@@ -100,17 +100,17 @@ def _thinned(members: list[Row], most: int) -> tuple[list[Row], str]:
         key = (row.group, row.format)
         if key not in best or row.efficiency > best[key].efficiency:
             best[key] = row
-    fastest = list(best.values())
-    note = f"{len(fastest)} of {len(members)} cases: the most efficient of each format and group"
-    if len(fastest) > most:
-        step = -(-len(fastest) // most)
-        chosen = set(list(groups(fastest))[::step])
-        fastest = [row for row in fastest if row.group in chosen]
+    efficient = list(best.values())
+    note = f"{len(efficient)} of {len(members)} cases: the most efficient of each format and group"
+    if len(efficient) > most:
+        step = -(-len(efficient) // most)
+        chosen = set(list(groups(efficient))[::step])
+        efficient = [row for row in efficient if row.group in chosen]
         note = (
-            f"{len(fastest)} of {len(members)} cases: the most efficient of each format, "
+            f"{len(efficient)} of {len(members)} cases: the most efficient of each format, "
             f"in every {step}th group"
         )
-    return sorted(fastest, key=lambda row: row.number), f"{note}; the table has all."
+    return sorted(efficient, key=lambda row: row.number), f"{note}; the table has all."
 
 
 def _under_the_roof(members: list[Row], ceiling: Roof) -> str:

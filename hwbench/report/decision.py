@@ -336,12 +336,16 @@ def _find_modes(candidates: list[Candidate]) -> None:
     A median lies in one mode. A rival whose fast mode is as fast as the best may be faster than it,
     whatever its own median is.
     """
-    for each in candidates:
-        each.modes = modes(each.row.by_replicate.values())
-    in_two_modes = [(place, each.modes.fast) for place, each in enumerate(candidates) if each.modes]
-    for number, each in enumerate(candidates):
-        reach = (1 + MARGIN) * each.relative
-        each.modal = [
+    for candidate in candidates:
+        candidate.modes = modes(candidate.row.by_replicate.values())
+    in_two_modes = [
+        (place, candidate.modes.fast)
+        for place, candidate in enumerate(candidates)
+        if candidate.modes
+    ]
+    for number, candidate in enumerate(candidates):
+        reach = (1 + MARGIN) * candidate.relative
+        candidate.modal = [
             at for at, fast in in_two_modes if at == number or (at > number and fast <= reach)
         ]
 
@@ -466,18 +470,18 @@ def packed(settings: Iterable[Setting]) -> list[dict[str, Any]]:
             ],
             "candidates": [
                 {
-                    "row": each.row.number,
-                    "name": each.name,
-                    "loss": each.loss if known(each.loss) else None,
-                    "error": each.error,
-                    "instead": setting.instead(each),
-                    "verdict": each.verdict,
-                    "tied": each.tied,
-                    "close": each.close,
-                    **({"modes": words.modes(each.modes)} if each.modes else {}),
-                    **({"modal": each.modal} if each.modal else {}),
+                    "row": candidate.row.number,
+                    "name": candidate.name,
+                    "loss": candidate.loss if known(candidate.loss) else None,
+                    "error": candidate.error,
+                    "instead": setting.instead(candidate),
+                    "verdict": candidate.verdict,
+                    "tied": candidate.tied,
+                    "close": candidate.close,
+                    **({"modes": words.modes(candidate.modes)} if candidate.modes else {}),
+                    **({"modal": candidate.modal} if candidate.modal else {}),
                 }
-                for each in setting.candidates
+                for candidate in setting.candidates
             ],
         }
         for setting in settings

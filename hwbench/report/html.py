@@ -123,11 +123,11 @@ def _rows(
     """
     rows: list[Row] = []
     for number, run in enumerate(runs):
-        own = report_rows(run, number, machines[number] if len(runs) > 1 else "")
+        run_rows = report_rows(run, number, machines[number] if len(runs) > 1 else "")
         against = ratios[number - 1] if ratios and number else {}
         rows += [
             replace(row, against=against[row.case]) if row.case in against else row
-            for row in _samples.attached(run, own)
+            for row in _samples.attached(run, run_rows)
         ]
     return _heat.marked(numbered(rows))
 
@@ -159,14 +159,14 @@ def _page(
 ) -> _Page:
     """The parts of the page, before any of them is put into words of the template."""
     by_run = [[row for row in rows if row.run == n] for n in range(len(runs))]
-    joins = [_trade.joins(own) for own in by_run]
+    joins = [_trade.joins(run_rows) for run_rows in by_run]
     settings = [
         setting
-        for own, own_joins in zip(by_run, joins, strict=True)
-        for setting in decision.settings(own, own_joins)
+        for run_rows, own_joins in zip(by_run, joins, strict=True)
+        for setting in decision.settings(run_rows, own_joins)
     ]
-    every = list(chain(*joins))
-    joined = sorted(filter(_trade.drawable, every), key=lambda each: row_of(each.timed).number)
+    all_joined = list(chain(*joins))
+    joined = sorted(filter(_trade.drawable, all_joined), key=lambda each: row_of(each.timed).number)
     sections = _sections.sections(rows, runs, joined, chosen)
     sections += _sections.compared(rows, machines) if comparisons else []
     byte_answers = [] if settings else _bytes.answers(rows)
@@ -179,10 +179,10 @@ def _page(
         rows=rows,
         by_run=by_run,
         summaries=[
-            _facts.summary(run, name, own)
-            for run, name, own in zip(runs, machines, by_run, strict=True)
+            _facts.summary(run, name, run_rows)
+            for run, name, run_rows in zip(runs, machines, by_run, strict=True)
         ],
-        joins=every,
+        joins=all_joined,
         joined=joined,
         settings=settings,
         byte_answers=byte_answers,
@@ -247,14 +247,14 @@ def _answer(page: _Page) -> dict[str, Any]:
 
 def _questioned(page: _Page) -> dict[str, Any]:
     """The sentences on every group, and who wins where."""
-    by_run = [_group_answers(own) for own in page.by_run]
+    by_run = [_group_answers(rows) for rows in page.by_run]
     return {
         "answers": sorted(chain(*by_run), key=lambda answer: answer.group),
         "answers_spelled": _SPELLED,
         "overview": [
             sentence
-            for machine, own in zip(page.machines, by_run, strict=True)
-            for sentence in _answers.overview(own, machine if len(page.runs) > 1 else "")
+            for machine, answers in zip(page.machines, by_run, strict=True)
+            for sentence in _answers.overview(answers, machine if len(page.runs) > 1 else "")
         ],
         "questions": _questions.questions(page.rows, page.joined, sizes=not page.byte_answers),
         "heat": _heat.heat(page.rows),
@@ -301,8 +301,8 @@ def _drawn(rows: list[Row]) -> list[tuple[str, str]]:
 
 def _group_answers(rows: list[Row]) -> list[_answers.Answer]:
     """The answer of every timed group of one run."""
-    timed = [row for row in rows if not row.scored]
-    return [_answers.answer(members) for members in groups(timed).values()]
+    layers = [row for row in rows if not row.scored]
+    return [_answers.answer(members) for members in groups(layers).values()]
 
 
 def cautions(
