@@ -88,7 +88,7 @@ def _scaled(styles: dict[str, Style], value: Callable[[Style], str]) -> dict[str
 
 
 def reach(**axis: Any) -> alt.Chart:
-    """Nothing to see: it holds one axis as wide as figures beside this one need it."""
+    """An invisible layer that makes an axis as wide as the figures beside this one need it."""
     import altair as alt
 
     empty = alt.Chart(alt.NamedData(name="reach"))

@@ -132,7 +132,7 @@ def _density(field: str = "density", title: str = "density (parameters kept)") -
 
 
 def _reach() -> Any:
-    """Nothing to see: it holds the axis of densities open where all points have one density."""
+    """An invisible layer that keeps the axis of densities open where all points share one."""
     import altair as alt
 
     ends: list[dict[str, float]] = [{"density": 0.5}, {"density": 1.0}]

@@ -1,4 +1,4 @@
-"""Scored rows as experiments: what is one although its projections were fitted to other things.
+"""Scored rows as experiments: rows whose projections were fitted to different things are one.
 
 A weighting says what a projection is fitted to, and a depth how many blocks a smaller dense model
 keeps. Cases that differ in these alone answer one question, so they share an answer and a chart.

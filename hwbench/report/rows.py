@@ -29,7 +29,7 @@ DENSE = "dense"
 
 
 class Group(NamedTuple):
-    """What cases must share to be shown side by side; outputs name its fields, never places."""
+    """The fields that cases shown side by side share; outputs use their names, never places."""
 
     run: int | None  # its number on the page
     workload: str | None
