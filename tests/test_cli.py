@@ -8,6 +8,7 @@ import webbrowser
 from pathlib import Path
 
 import pytest
+from _check import Call
 from _faulty import install, uninstall
 
 from hwbench import environment, suite
@@ -15,6 +16,7 @@ from hwbench.cli import list_
 from hwbench.measure import run as runner
 from hwbench.protocol import FormatDetails
 from hwbench.store import read_run
+from hwbench.studies import doctor
 
 TINY = """
 schema = 1
@@ -282,3 +284,15 @@ def test_a_bug_is_exit_70_and_never_1(hwbench, monkeypatch):
     assert code == 70
     assert "Traceback" in err
     hwbench("--version")
+
+
+def test_a_run_on_a_busy_machine_begins_with_a_warning(
+    hwbench: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "busy_now", lambda: "Other processes keep 1.9 of 2 cores busy.")
+    code, out, err = hwbench(
+        "run", "--suite", "smoke", "--device", "fake", "--filter", "format=dense"
+    )
+    assert code == 0
+    assert err.startswith("Other processes keep 1.9 of 2 cores busy.\n")
+    assert "Other processes" not in out

@@ -16,6 +16,7 @@ from hwbench import environment, protocol
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.measure import ceilings
 from hwbench.meters import _health
+from hwbench.studies import doctor
 from hwbench.studies.doctor import KEYS, Check, Load, Reading, Verdict, ask, checks, demand, verdict
 
 ALONE = Load(busy=0.1, minute=0.0)
@@ -272,3 +273,17 @@ def test_a_requirement_that_is_none_is_told_before_anything_is_measured(
     assert code == 2
     assert "Unknown requirement 'fast'" in err
     assert not workers.started
+
+
+@pytest.mark.parametrize(
+    ("busy", "says"),
+    [(None, None), (0.0, None), (1.0, None), (1.04, "keep 1.0 of 2"), (1.9, "keep 1.9 of 2")],
+)
+def test_a_run_warns_where_other_processes_keep_over_half_of_the_cores_busy(
+    busy: float | None, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cores_busy_elsewhere", lambda _: busy)
+    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
+    warning = doctor.busy_now()
+    assert (warning is None) is (says is None)
+    assert (says or "") in (warning or "")

@@ -68,6 +68,7 @@ def run(
     from hwbench.cli import _weights
     from hwbench.measure import run as runner
     from hwbench.store import read_run
+    from hwbench.studies import doctor
     from hwbench.units import parse_seconds
 
     if as_json and print_path:
@@ -100,6 +101,8 @@ def run(
         _shared.say(sentence, error=True)
     document = _shared.with_data(_shared.with_model(document, model), data)
     document, changes = _replanned(document, quick, replicates, allocator)
+    if not fleet.many and (warning := doctor.busy_now()):
+        _shared.say(warning, error=True)
     with progress() as listener:
         paths = fleet.run(runner.Question(
             document=document, out=out, filter=filter_, seed=seed, energy=energy,

@@ -158,14 +158,14 @@ def against(best: Row, rivals: Sequence[Row], among: int = 0) -> dict[Outcome, l
     """
     by_outcome: dict[Outcome, list[Row]] = {outcome: [] for outcome in Outcome}
     opponents = sorted((row for row in rivals if row is not best), key=_value)
-    outcomes = [_by_intervals(best, row) for row in opponents]
-    if len(best.by_replicate) > 1:
-        verdicts = standings(_entrant(best), [_entrant(row) for row in opponents], among=among)
-        for place, verdict in enumerate(verdicts):
-            if known(verdict.ratio.value) or verdict.outcome is Outcome.BADLY:
-                outcomes[place] = verdict.outcome  # the two have replicates in common
-    for row, outcome in zip(opponents, outcomes, strict=True):
-        by_outcome[outcome].append(row)
+    if len(best.by_replicate) <= 1:
+        for row in opponents:
+            by_outcome[_by_intervals(best, row)].append(row)
+        return by_outcome
+    verdicts = standings(_entrant(best), [_entrant(row) for row in opponents], among=among)
+    for row, verdict in zip(opponents, verdicts, strict=True):
+        in_common = known(verdict.ratio.value) or verdict.outcome is Outcome.BADLY
+        by_outcome[verdict.outcome if in_common else _by_intervals(best, row)].append(row)
     return by_outcome
 
 

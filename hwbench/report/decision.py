@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class Candidate:
         """The format, its density and its knobs in words."""
         return words.format_name(self.row)
 
-    @property
+    @cached_property
     def relative(self) -> float:
         """Time over dense's; nan where it was not measured."""
         value = relative(self.row)

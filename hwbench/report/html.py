@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
+from hwbench import environment
 from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.quiet import slowed
 from hwbench.errors import UsageError
@@ -453,8 +455,17 @@ def _safe(text: str) -> Any:
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed in one script; vl-convert carries it offline."""
+    """Vega, Vega-Lite and Vega-Embed in one script.
+
+    vl-convert carries it offline and takes over a second to bundle it, so the script is kept in the
+    cache folder, under the version of vl-convert.
+    """
     import vl_convert
 
-    script = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # it has a default
+    name = f"vega-{metadata.version('vl-convert-python')}.json"
+    file = environment.cache_folder() / name
+    script = environment.kept(file).get("script")
+    if not isinstance(script, str):
+        script = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # it has a default
+        environment.keep(file, {"script": script})
     return script.replace("</script", "<\\/script")

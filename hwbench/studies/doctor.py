@@ -82,6 +82,20 @@ def examine(device: str, threads: int | None = None) -> list[Check]:
     return list(checks(plan, reading, load))
 
 
+def busy_now(seconds: float = 0.2) -> str | None:
+    """A warning where other processes keep over half of the usable cores busy now; else None.
+
+    None too where the system does not tell what they do.
+    """
+    busy, cores = environment.cores_busy_elsewhere(seconds), environment.usable_cores()
+    if busy is None or busy <= _LOAD_SHARE * cores:
+        return None
+    return (
+        f"Other processes keep {busy:.1f} of {cores} usable cores busy: the run takes longer, and "
+        "may name no winner. hwbench doctor says more."
+    )
+
+
 class Load(NamedTuple):
     """Other work on this machine: cores busy now (None: unknown), and the load of a minute."""
 
