@@ -182,7 +182,7 @@ def _two_stage(spec: Any, layer: Any) -> list[Part]:
 
 def _blast(spec: Any, layer: Any) -> list[Part]:
     del spec
-    bases_out, couplings, bases_in = layer.bases_out, layer.couplings, layer.bases_in
+    bases_out, couplings, bases_in = layer.bases_out, layer.components(), layer.bases_in
     rank, rows, columns = couplings.shape
     value = torch.zeros(rows, rank, columns, rank)
     spread = torch.arange(rank)

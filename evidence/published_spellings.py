@@ -289,7 +289,7 @@ TRAIN_FORMED = Spelling(
 
 def _bases_by_pairs(layer: Any) -> Weights:
     """(i, p, rank), (j, rank, q) and couplings (i, j, rank)."""
-    return layer.bases_out, layer.bases_in, layer.by_pairs()
+    return layer.bases_out, layer.bases_in, layer.pairwise().contiguous()
 
 
 def _coupled_by_sums(x: Tensor, bases_out: Tensor, bases_in: Tensor, couplings: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ COUPLED_BY_SUMS = Spelling(
 
 def _bases_by_component(layer: Any) -> Weights:
     bases_out, bases_in, couplings = _bases_by_pairs(layer)
-    return bases_out, bases_in, couplings.permute(2, 0, 1)
+    return bases_out, bases_in, couplings.permute(2, 0, 1).contiguous()
 
 
 def _coupled_by_bmm(x: Tensor, bases_out: Tensor, bases_in: Tensor, couplings: Tensor) -> Tensor:

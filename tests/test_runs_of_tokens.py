@@ -191,7 +191,8 @@ def test_blast_takes_the_kernel_of_the_number_of_tokens(f: Blast) -> None:
 
 
 def test_couplings_that_change_are_turned_anew() -> None:
-    layer, x = made(BLASTS[0]), drawn(4, 64, dtype=torch.float32)
+    layer, x = made(BLASTS[0]), drawn(128, 64, dtype=torch.float32)
+    assert layer.components().data_ptr() != layer.couplings.data_ptr()
     with torch.no_grad():
         before = layer(x)
         layer.couplings.mul_(2)

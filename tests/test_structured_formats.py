@@ -277,7 +277,7 @@ def test_kronecker_by_its_factors() -> None:
 def test_blast_by_its_blocks() -> None:
     layer = member(Blast(out_features=6, in_features=8, rank=3, blocks=2, out_blocks=3))
     for i, j in itertools.product(range(3), range(2)):
-        block = layer.bases_out[i] @ torch.diag(layer.couplings[:, i, j]) @ layer.bases_in[j]
+        block = layer.bases_out[i] @ torch.diag(layer.components()[:, i, j]) @ layer.bases_in[j]
         assert relative(layer.to_dense()[2 * i : 2 * i + 2, 4 * j : 4 * j + 4], block) < 1e-12
 
 

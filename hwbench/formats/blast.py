@@ -4,8 +4,8 @@ Sizes that ``blocks`` does not divide are padded with zeros. Kernels:
 
 * ``by_tokens``: the fastest of the others at the number of tokens, by measurements on CPUs with
   AVX-512: ``multiply_sum`` below 8 tokens, and as long as tokens times blocks of W are at most 256,
-  for which it keeps a copy of the couplings until they change, else ``views``; on other devices
-  ``bmm``;
+  else ``views``, for which it keeps a copy of the couplings until they change; on other devices
+  ``bmm``, likewise;
 * ``bmm``: a batched product for the bases, one for the couplings, one for the bases; each
   intermediate is regrouped by one copy of whole rows of tokens;
 * ``onednn``: ``bmm`` by oneDNN, in float32 on a CPU, from 16 tokens on;
@@ -52,17 +52,22 @@ class _Map(Linear):
         """The bases of the outputs, the couplings, and the bases of the inputs."""
         return self.bases_out, self.couplings, self.bases_in
 
-    def by_pairs(self) -> Tensor:
-        """The couplings as (i, j, rank): a copy where they are stored otherwise."""
+    def pairwise(self) -> Tensor:
+        """The couplings as (i, j, rank), as they are stored or as a view."""
         couplings: Tensor = self.couplings
-        if not self.by_component:
+        return couplings.permute(1, 2, 0) if self.by_component else couplings
+
+    def components(self) -> Tensor:
+        """The couplings as (rank, i, j): a copy where they are stored otherwise."""
+        couplings: Tensor = self.couplings
+        if self.by_component:
             return couplings
         if _block_matmul.needs_grad(couplings):
-            return couplings.permute(1, 2, 0).contiguous()
-        return self._turned.get((couplings,), self._by_pairs, trusting=self.trusting)
+            return couplings.permute(2, 0, 1).contiguous()
+        return self._turned.get((couplings,), self._components, trusting=self.trusting)
 
-    def _by_pairs(self) -> Tensor:
-        return self.couplings.permute(1, 2, 0).contiguous()
+    def _components(self) -> Tensor:
+        return self.couplings.permute(2, 0, 1).contiguous()
 
     def forget(self) -> None:
         self._turned.clear()
@@ -204,7 +209,7 @@ class Blast(ByDevice):
     PAPER = "Lee et al., BLAST: Block-Level Adaptive Structured Matrices, 2024, arXiv:2410.21262"
     OUTPUTS = "factors"
     PROJECTION_TOLERANCE = 0.05
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     rank: int
     blocks: int = 4
@@ -234,7 +239,7 @@ class Blast(ByDevice):
     def by_component(self) -> bool:
         """Whether the couplings lie as (rank, out_blocks, in_blocks), which the kernel asks for."""
         kernel = self.implementation
-        return isinstance(kernel, Batched)
+        return isinstance(kernel, Batched) and not isinstance(kernel, ByTokens)
 
     def intermediate_bytes(self, tokens: int, item_bytes: int, direction: str) -> int:
         """Intermediate bytes of the kernel that multiplies this number of tokens."""
@@ -318,10 +323,11 @@ class Batched(_Blocks):
     """Whether each intermediate is regrouped by a copy of whole rows of tokens."""
 
     def product(self, layer: _Map, x: Tensor) -> Tensor:
-        if _block_matmul.needs_grad(x, *layer.factors()):
-            y: Tensor = _Product.apply(x, *layer.factors(), self.copies)  # type: ignore[no-untyped-call]
+        factors = layer.bases_out, layer.components(), layer.bases_in
+        if _block_matmul.needs_grad(x, *factors):
+            y: Tensor = _Product.apply(x, *factors, self.copies)  # type: ignore[no-untyped-call]
             return y
-        return _product_in_runs(x, layer.factors(), self.copies)
+        return _product_in_runs(x, factors, self.copies)
 
     def intermediate_width(self, described: Blast) -> int:
         return described.rank * (described.blocks + described.out_blocks)
@@ -376,7 +382,7 @@ class MultiplySum(_Blocks, of=Blast):
     def product(self, layer: _Map, x: Tensor) -> Tensor:
         bases_out, _, bases_in = layer.factors()
         z = torch.bmm(_block_matmul.groups(x, bases_in.shape[0]), bases_in.mT)  # (j, tokens, rank)
-        w = (layer.by_pairs().unsqueeze(2) * z).sum(1)  # (i, tokens, rank)
+        w = (layer.pairwise().unsqueeze(2) * z).sum(1)  # (i, tokens, rank)
         y = torch.bmm(w, bases_out.mT).transpose(0, 1)
         return y.reshape(x.shape[0], -1).contiguous()
 
@@ -425,7 +431,7 @@ class Triton(_Blocks, _triton.Triton, of=Blast):
 class ByTokens(Views, of=Blast, default=True):
     """The fastest of the others at the number of tokens, by measurements on CPUs with AVX-512.
 
-    Not counted: with few tokens the couplings are copied in a step, or where they changed.
+    Not counted: with many tokens the couplings are copied in a step, or where they changed.
     """
 
     name = "by_tokens"
