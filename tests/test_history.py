@@ -320,6 +320,71 @@ def test_the_page_stands_alone_and_draws_every_case(
     assert all(0 <= float(x) <= 320 and 0 <= float(y) <= 44 for x, y in numbers)
 
 
+def test_the_page_can_be_narrowed_without_a_script(nights: Path) -> None:
+    """A choice hides what has not its class, and says how many cases have it."""
+    text = pages.render(history(nights).histories, [])
+    page = Page(text)
+    rows = [set((a.get("class") or "").split()) for t, a in page.tags if t == "tr" and "id" in a]
+    assert len(rows) == len(CASES)
+    offered = re.findall(
+        r'<input type="radio" name="h0-(\w+)" class="pick-([\w-]+)"> ([^<]+) <small>(\d+)<', text
+    )
+    assert [(kind, value.strip(), int(count)) for kind, _, value, count in offered] == [
+        ("changes", "as it was", 2), ("changes", "changed", 1),
+        ("format", "low_rank", 1), ("format", "csr", 1), ("format", "dense", 1),
+    ]  # fmt: skip
+    style = text.partition("</style>")[0]
+    for _, name, _, count in offered:
+        assert sum(name in own for own in rows) == int(count)
+        rule = f".cases:has(.pick-{name}:checked) tbody tr:not(.{name}, :target)"
+        assert f"{rule} {{ display: none; }}" in style
+    checked = [a for tag, a in page.tags if tag == "input" and "checked" in a]
+    assert [a["name"] for a in checked] == ["h0-changes", "h0-format"]  # all, at first
+
+
+def test_a_change_leads_to_the_line_of_its_case_whose_address_stays(nights: Path) -> None:
+    before = Page(pages.render(history(nights).histories, []))
+    kept(night(40, slower=1.1, commit="b" * 40, torch="2.13.0"), nights)
+    page = Page(pages.render(history(nights).histories, []))
+    ids, ids_before = (
+        {a["id"]: a for tag, a in each.tags if tag == "tr" and "id" in a} for each in (page, before)
+    )
+    assert set(ids) == set(ids_before)
+    assert len(ids) == len(CASES)
+    led = [str(a["href"])[1:] for t, a in page.tags if t == "a" and a.get("href", "#h")[1] == "c"]
+    assert set(led) == set(ids)
+    (changed,) = {each for each in led if led.count(each) == 2}  # by its line, and by the change
+    assert "changes-1" in str(ids[changed]["class"])
+
+
+def test_what_is_rare_among_many_values_is_one_choice() -> None:
+    values = [1.0, 1.0, 1.0]
+    many = [
+        Series(linear_case("csr", 0.5, tokens=tokens).id, "time", range(3), values)
+        for tokens in range(1, 61)
+    ]
+    kinds, chosen = pages._choices(many)
+    assert [kind["title"] for kind in kinds] == ["tokens"]
+    listed = kinds[0]["values"]
+    assert len(listed) == 41
+    assert listed[-1] == ("tokens-40", "other", 20)
+    assert [own for own in chosen if own == ["tokens-40"]] == [["tokens-40"]] * 20
+    assert pages._choices(many[:1]) == ([], [[]])
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        (linear_case("csr", 0.5, tokens=1), ("csr", "forward", "1 token")),
+        (linear_case("dense", None, direction="step"),
+         ("dense", "forward and backward", "256 tokens")),
+        (scored_case("compress", "n_m", 64), ("n_m", "compress", "")),
+    ],
+)  # fmt: skip
+def test_the_parts_of_a_case_are_read_from_its_id(case: Case, told: tuple[str, ...]) -> None:
+    assert words.parts(case.id) == told
+
+
 def test_the_page_names_cases_moments_and_commits_as_people_read_them(nights: Path) -> None:
     text = pages.render(history(nights).histories, [])
     assert "low_rank density=0.5: forward, 1024×1024, 256 tokens, float32" in text
@@ -351,6 +416,7 @@ def test_the_id_of_a_case_is_read_back(case: Case, said: str) -> None:
 @pytest.mark.parametrize("odd", ["", "nobody", "a/b", "1x1", "a/1x1", "a/b/1x1", HOSTILE])
 def test_what_is_no_id_of_a_case_stays(odd: str) -> None:
     assert words.case(odd) == printable(odd)
+    assert words.parts(odd) is None
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from hwbench import units
 from hwbench.analysis.contested import LOSSLESS
 from hwbench.analysis.modes import Modes
+from hwbench.analysis.roofline import Roof
 from hwbench.quantities import Quantity
 from hwbench.report._whose import experiment
 from hwbench.report.rows import STORED, Row, known, printable, word
@@ -140,23 +141,56 @@ def format_name(row: Row) -> str:
     return printable(", ".join(parts) + kernel)
 
 
+class Parts(NamedTuple):
+    """The parts of a case by which a history is narrowed, in words."""
+
+    format: str  # without its knobs
+    work: str  # the direction, or the workload of what is scored
+    tokens: str  # empty where it has none
+
+
+def parts(name: str) -> Parts | None:
+    """The parts of the id of a case; None of a text that is none."""
+    split = _split(name)
+    if split is None:
+        return None
+    work, way, what, axes = split
+    tokens = next((_TOKENS.sub(_counted, axis) for axis in axes if _TOKENS.match(axis)), "")
+    direction_or_work = DIRECTIONS.get(way[0], way[0]).lower() if way else work
+    return Parts(what.partition(" ")[0], direction_or_work, tokens)
+
+
 def case(name: str) -> str:
     """The id of a case, the format first: ``low_rank density=0.5: forward, 1024×1024, 256 tokens``.
 
     What is as usual is left out: the workload linear, hot caches, eager. Other texts stay.
     """
-    parts = [_IN_BRACKETS.sub(r" \1", part) for part in _PARTS.findall(printable(name))]
-    size = next((n for n, part in enumerate(parts) if _SHAPE.fullmatch(part)), 0)
-    if not _LEAST <= size < len(parts) - 1:
+    split = _split(name)
+    if split is None:
         return printable(name)
-    work, *way, what = parts[:size]
-    shape, *rest = parts[size:-1]  # the device stands last
+    work, way, what, (shape, *rest) = split
     axes = [DIRECTIONS.get(each, each).lower() for each in way]
     axes += [shape.replace("x", "×"), *(_TOKENS.sub(_counted, each) for each in rest)]
     unusual = [axis for axis in axes if axis not in ("hot", "eager")]
     if work != "linear":
         unusual.insert(0, work)
     return f"{what}: {', '.join(unusual)}"
+
+
+def raised(roof: Roof) -> str:
+    """The note on a roof that a case raised, with that case in words; empty without one."""
+    note = printable(roof.note or "")
+    return note.replace(printable(roof.raised_by), case(roof.raised_by)) if note else ""
+
+
+def _split(name: str) -> tuple[str, list[str], str, list[str]] | None:
+    """Workload, directions, format, and the setting from the shape on but for the device."""
+    words = [_IN_BRACKETS.sub(r" \1", part) for part in _PARTS.findall(printable(name))]
+    size = next((n for n, word in enumerate(words) if _SHAPE.fullmatch(word)), 0)
+    if not _LEAST <= size < len(words) - 1:
+        return None
+    work, *way, what = words[:size]
+    return work, way, what, words[size:-1]
 
 
 def interval(value: float, low: float, high: float) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ _EVENTS = 20  # events that the terminal shows
 _WIDTH, _HEIGHT, _PAD = 320.0, 44.0, 4.0  # of a sparkline, in pixels
 _RANGE = 0.10  # of a sparkline from bottom to top, at least: noise shall look like noise
 _POINTS = 160  # a longer series is drawn as the band and the median of so many parts
+_CHOICES = 40  # values of one kind that a page can be narrowed to; the rarer ones are together
+_OTHER = "other"
 _NAMES = {"relative": "relative to dense", "time": "time", "memory": "bytes", "score": "score"}
 
 
@@ -36,26 +40,70 @@ def render(histories: Sequence[History], notes: Sequence[str]) -> str:
     )
     template = environment.get_template("history.html.j2")
     css = (_TEMPLATES / "page.css").read_text(encoding="utf-8")
+    views = [_view(number, each) for number, each in enumerate(histories)]
+    classes = {name for view in views for row in view["series"] for name in row["classes"]}
     return template.render(
         css=Markup(css),  # noqa: S704 (a file of ours)
         notes=[printable(note) for note in notes],
-        histories=[_view(number, each) for number, each in enumerate(histories)],
+        histories=views,
+        classes=sorted(classes),
     )
 
 
 def _view(number: int, history: History) -> dict[str, Any]:
     first, last = history.nights[0], history.nights[-1]
     worst = sorted(history.series, key=_weight)
+    choices, classes = _choices(worst)
     return {
         "id": f"h{number}",
+        "choices": choices,
         "title": printable(f"{history.suite} on {history.machine}"),
         "runs": len(history.nights),
         "cases": len(history.series),
         "span": f"{_facts.moment(first.created)} to {_facts.moment(last.created)}",
         "threshold": units.percent(history.threshold),
         "events": [_shown(history, event) for event in history.events],
-        "series": [_row(history, each) for each in worst],
+        "series": [
+            _row(history, series) | {"classes": own}
+            for series, own in zip(worst, classes, strict=True)
+        ],
     }
+
+
+def _choices(series: Sequence[Series]) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """The choices that narrow the cases of a history, and the classes of each case.
+
+    The page needs no script for it: a choice and its cases have one CSS class in common.
+    """
+    case_parts = [words.parts(each.case) for each in series]
+    values_by_kind: dict[str, list[str]] = {
+        "changes": ["changed" if each.steps else "as it was" for each in series],
+        "format": [parts.format if parts else _OTHER for parts in case_parts],
+        "pass": [parts.work if parts else _OTHER for parts in case_parts],
+        "tokens": [parts.tokens if parts else _OTHER for parts in case_parts],
+    }
+    choices: list[dict[str, Any]] = []
+    classes: list[list[str]] = [[] for _ in series]
+    for kind, values in values_by_kind.items():
+        counts = Counter(values)
+        if len(counts) < 2:
+            continue
+        common = [value for value, _ in counts.most_common(_CHOICES) if value]
+        names = {value: f"{kind}-{place}" for place, value in enumerate(common)}
+        rest = f"{kind}-{_CHOICES}"
+        for place, value in enumerate(values):
+            classes[place].append(names.get(value, rest))
+        offered = [(names[value], value, counts[value]) for value in common]
+        if left := len(values) - sum(count for _, _, count in offered):
+            offered.append((rest, _OTHER, left))
+        choices.append({"title": kind, "values": offered})
+    return choices, classes
+
+
+def _anchor(history: History, series: Series) -> str:
+    """The address of a case in the page, which stays the same from night to night."""
+    name = f"{history.suite} {history.machine} {series.case} {series.metric}"
+    return f"case-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
 def _weight(series: Series) -> tuple[int, float, str]:
@@ -80,6 +128,7 @@ def _shown(history: History, event: Event) -> dict[str, Any]:
                 "id": printable(series.case),
                 "metric": series.metric,
                 "change": change(step),
+                "anchor": _anchor(history, series),
             }
             for series, step in [*event.regressed, *event.improved][:_LISTED]
         ],
@@ -138,6 +187,7 @@ def _row(history: History, series: Series) -> dict[str, Any]:
     return {
         "case": words.case(series.case),
         "id": printable(series.case),
+        "anchor": _anchor(history, series),
         "says": _says(series),
         "metric": _NAMES.get(series.metric, series.metric),
         "last": _amount(series.metric, series.values[-1]),
