@@ -406,6 +406,8 @@ class Change(Record):
     ratio: Ratio | None = None
     reason: str | None = None
     replicates_needed: int | None = None
+    base: float | None = None  # the median over the baseline's replicates, where it was judged
+    new: float | None = None  # … and over those of the new run
 
 
 @contextlib.contextmanager

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ET
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _check import FACTS, HOSTILE, Call, five, hostile, kept, made
 from _synthetic import failed
 from markdown_it import MarkdownIt
+from rich.console import Console
 
 from hwbench.analysis.outcome import Outcome
 from hwbench.records import Change, Ratio, Status, Verdict
+from hwbench.report import _words as words
 from hwbench.report import github, junit, markdown
-from hwbench.report.changes import table
+from hwbench.report.changes import amounts, table
 
 
 def test_reports_are_written_whatever_the_verdict(
@@ -62,6 +66,74 @@ def test_json_is_all_there_is_on_the_output(hwbench: Call) -> None:
     assert worst["ratio"] == pytest.approx(1.2, rel=0.03)
 
 
+def test_the_comment_names_cases_in_words_and_has_the_values_of_both_sides(hwbench: Call) -> None:
+    five()
+    run = kept(made(9, slower=1.2))
+    code, out, _ = hwbench("check", run, "-b", "nights", "--json", "--markdown", "check.md")
+    worst = json.loads(out)["changes"][0]
+    assert code == 1
+    assert worst["new"] / worst["base"] == pytest.approx(worst["ratio"], rel=0.03)
+    text = Path("check.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| regressed \|.*$", text, re.MULTILINE)
+    _, verdict, case, metric, base, now, change, *_ = (cell.strip() for cell in row.split("|"))
+    assert (verdict, metric) == ("regressed", worst["metric"])
+    assert case == f"` {words.case(worst['case'])} `" != worst["case"]
+    assert (base, now) == (f"{worst['base']:.3g}×", f"{worst['new']:.3g}×")
+    assert change.startswith("+")
+
+
+@pytest.mark.parametrize(("width", "heads"), [(80, False), (119, False), (120, True)])
+def test_a_wide_terminal_has_the_values_beside_their_change(width: int, heads: bool) -> None:
+    ratio = Ratio(value=1.2, low=1.1, high=1.3, counts=(5, 5))
+    case = "linear/forward/low_rank[density=0.5]/64x64/t4/float32/hot/eager/cpu"
+    change = Change(
+        case=case, metric="time", verdict=Verdict.REGRESSED, ratio=ratio, base=1e-3, new=1.2e-3
+    )
+    told = Outcome(run="r", suite="s", machine="m", changes=[change], measured=1)
+    stream = StringIO()
+    for part in table(told, width):
+        Console(file=stream, width=width, force_terminal=False).print(part)
+    shown = stream.getvalue()
+    assert ("baseline" in shown and "1.00 ms" in shown and "1.20 ms" in shown) == heads
+    assert "low_rank" in shown
+    assert "linear/" not in shown
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "said"),
+    [
+        ("time", 1.5e-3, "1.50 ms"), ("relative", 0.5, "0.500×"), ("score", 26.4, "26.4"),
+        ("saved_bytes", 2e6, "2.00 MB"), ("zero_share", 0.25, "0.250"), ("time", None, ""),
+    ],
+)  # fmt: skip
+def test_a_value_has_the_unit_of_its_metric(metric: str, value: float | None, said: str) -> None:
+    change = Change(case="c", metric=metric, verdict=Verdict.EQUIVALENT, base=value, new=value)
+    assert amounts(change) == (said, said)
+
+
+@pytest.mark.parametrize(
+    ("fields", "heading"),
+    [
+        ({}, "### ❌ Regressed (unconfirmed): 1 case."),
+        ({"confirmed": frozenset("c")}, "### ❌ Regressed (confirmed): 1 case."),
+        ({"mismatch": ["*threads* were 2"]}, "### ❌ hwbench check"),
+        ({"problem": "*No* run can be a baseline."}, "### ❌ hwbench check"),
+        ({"measured": 0}, "### ❌ hwbench check"),
+    ],
+)
+def test_the_heading_is_the_verdict_unless_it_quotes_a_run_file(
+    fields: dict[str, Any], heading: str
+) -> None:
+    ratio = Ratio(value=1.2, low=1.1, high=1.3, counts=(5, 5))
+    change = Change(case="c", metric="time", verdict=Verdict.REGRESSED, ratio=ratio)
+    told = Outcome(
+        **{"run": "*r*", "suite": "s", "machine": "m", "changes": [change], "measured": 1, **fields}
+    )
+    lines = markdown.render(told).splitlines()
+    assert lines[2] == heading
+    assert (lines[4] == f"` {told.sentence()} `") == (heading == "### ❌ hwbench check")
+
+
 def test_hostile_names_stay_text_in_xml() -> None:
     root = ET.fromstring(junit.render(hostile()))  # noqa: S314 (our own)
     assert {element.tag for element in root.iter()} == {
@@ -91,7 +163,7 @@ def test_hostile_names_stay_text_in_markdown() -> None:
     rows = sum(token.type == "tr_open" for token in tokens)
     cells = sum(token.type in ("td_open", "th_open") for token in tokens)
     assert rows == 3 * len(HOSTILE) + 2
-    assert cells == 5 * rows
+    assert cells == 7 * rows
 
 
 def test_hostile_names_stay_text_in_workflow_commands() -> None:
@@ -105,10 +177,6 @@ def test_hostile_names_stay_text_in_workflow_commands() -> None:
 
 
 def test_hostile_names_stay_text_on_a_terminal() -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
     stream = StringIO()
     for part in table(hostile()):
         Console(file=stream, width=100, force_terminal=False).print(part)

@@ -291,10 +291,13 @@ def _by_value(
     doubt = next(filter(None, doubts), "")
     if settings.blocked or not alike:
         return refused(metric, settings.blocked or doubt)
+    middles: dict[str, float] = {}
     if settings.quantity(quantity).exact:
         judgement, note = _exact(quantities_of(metric), alike, new, settings)
     else:
         judgement, note = _judged(quantity, alike, new, settings)
+        sides = {"base": alike, "new": new}
+        middles = {name: _middle(entries, quantity) for name, entries in sides.items()}
     if doubt:
         note += f" {len(baseline) - len(alike)} of {len(baseline)} baseline runs left out: {doubt}"
     return Change(
@@ -304,7 +307,13 @@ def _by_value(
         ratio=judgement.ratio,
         reason=f"{note} {_changed(alike[-1], new[-1])}".strip() or None,
         replicates_needed=judgement.replicates_needed,
+        **middles,
     )
+
+
+def _middle(entries: list[Entry], quantity: str) -> float:
+    """The median of a quantity over all replicates of these runs."""
+    return median(list(_replicates(entries, quantity).values()))
 
 
 def _has(entries: list[Entry], metric: str) -> bool:

@@ -89,6 +89,13 @@ class Outcome:
             return True
         return self.fail_on_undecided and change.verdict in _UNPROVEN
 
+    @property
+    def quotes(self) -> bool:
+        """Whether the sentence holds names or reasons from run files, which are no text of ours."""
+        if Verdict.INVALID in self.counts():
+            return False
+        return bool(not self.measured or self.mismatch or self.problem or not self.compared)
+
     def sentence(self) -> str:
         """The outcome in one sentence."""
         counts = self.counts()
@@ -177,6 +184,8 @@ def plain(outcome: Outcome) -> dict[str, Any]:
                 "high": _finite(change.ratio.high if change.ratio else None),
                 "verdict": change.verdict.value,
                 "reason": change.reason,
+                "base": _finite(change.base),
+                "new": _finite(change.new),
                 "replicates_needed": change.replicates_needed,
                 "confirmed": None if confirmed is None else change.case in confirmed,
             }

@@ -73,6 +73,8 @@ def check(
 ) -> None:
     """Compare a run with its baseline, case by case, and fail on regressions only.
 
+    hwbench check runs/tonight.jsonl --baseline baselines --confirm --markdown check.md
+
     Exit codes: 0 fine; 1 regression; 3 undecided, with --fail-on undecided; 4 another machine;
     5 a case failed, or nothing was measured; 6 no usable baseline.
     """
@@ -138,7 +140,7 @@ def _show(outcome: Outcome) -> None:
     from hwbench.report.changes import table
 
     console = _shared.console()
-    for part in table(outcome):
+    for part in table(outcome, console.width):
         console.print(part)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from hwbench import units
+from hwbench import quantities, units
 from hwbench.analysis.outcome import Outcome, worst_first
 from hwbench.records import Change, Verdict
+from hwbench.report import _words as words
 from hwbench.report.rows import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _LISTED = 40  # changes that the terminal shows; --json has them all
+_WIDE = 120  # columns of a terminal that has room for values beside their change
 _QUIET = (Verdict.EQUIVALENT,)  # counted, not listed
 _STYLES = {
     Verdict.INVALID: "red",
@@ -24,14 +26,19 @@ _STYLES = {
 }
 
 
-def table(outcome: Outcome) -> list[RenderableType]:
-    """The outcome as renderables: what was compared, the changes, what limits them."""
+def table(outcome: Outcome, width: int = 80) -> list[RenderableType]:
+    """The outcome as renderables: what was compared, the changes, what limits them.
+
+    Args:
+        outcome: the outcome.
+        width: columns of the terminal; a wide one shows the values beside their change too.
+    """
     from rich.text import Text
 
     parts: list[RenderableType] = [Text(printable(line)) for line in head(outcome)]
     listed = notable(outcome)
     if listed:
-        parts += [Text(), _table(listed[:_LISTED])]
+        parts += [Text(), _table(listed[:_LISTED], wide=width >= _WIDE)]
     if len(listed) > _LISTED:
         parts.append(Text(f"… and {len(listed) - _LISTED} more; --json has them all"))
     parts += [Text(), Text(tally(outcome))]
@@ -76,6 +83,18 @@ def size(change: Change) -> str:
     return f"{sign}{value}{ends}"
 
 
+def amounts(change: Change) -> tuple[str, str]:
+    """The value of the baseline and that of the run; empty where no values were compared."""
+    return _amount(change.metric, change.base), _amount(change.metric, change.new)
+
+
+def _amount(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    in_unit = {"time": units.seconds, "relative": units.ratio}.get(metric)
+    return in_unit(value) if in_unit else words.amount(value, quantities.find(metric))
+
+
 def reason(change: Change) -> str:
     """Why a change has its verdict, with the replicates that are still needed."""
     needed = change.replicates_needed
@@ -83,7 +102,7 @@ def reason(change: Change) -> str:
     return printable(" ".join(filter(None, [change.reason, more])))
 
 
-def _table(changes: Iterable[Change]) -> RenderableType:
+def _table(changes: Iterable[Change], *, wide: bool) -> RenderableType:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -92,13 +111,16 @@ def _table(changes: Iterable[Change]) -> RenderableType:
     grid.add_column("verdict", no_wrap=True)
     grid.add_column("case", overflow="fold")
     grid.add_column("metric")
+    for head in ("baseline", "now") if wide else ():
+        grid.add_column(head, justify="right", no_wrap=True)
     grid.add_column("change", justify="right", no_wrap=True)
     grid.add_column("why", overflow="fold")
     for change in changes:
         cells = (
             change.verdict.value,
-            printable(change.case),
+            words.case(change.case),
             change.metric,
+            *(amounts(change) if wide else ()),
             size(change),
             reason(change),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from hwbench.analysis.outcome import FINE, Outcome
 from hwbench.channels import inert
 from hwbench.records import Verdict
+from hwbench.report import _words as words
 from hwbench.report import markdown
 from hwbench.report.changes import notable, reason, size
 from hwbench.report.rows import printable
@@ -30,7 +31,7 @@ def commands(outcome: Outcome) -> list[str]:
     for change in notable(outcome):
         if len(lines) < MOST_ANNOTATIONS and change.verdict in _LEVELS:
             title = parameter(f"{change.verdict.value} {size(change)}")
-            message = data(f"{change.case}. {reason(change)}")
+            message = data(f"{words.case(change.case)}. {reason(change)}")
             lines.append(f"::{_LEVELS[change.verdict]} title={title}::{message}")
     return lines
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from hwbench.analysis.outcome import FAILING, FINE, Outcome
 from hwbench.records import Change
-from hwbench.report.changes import head, notable, reason, size, tally
+from hwbench.report import _words as words
+from hwbench.report.changes import amounts, head, notable, reason, size, tally
 from hwbench.report.rows import printable
 
 COMMENT_BYTES = 60_000  # GitHub refuses a comment of more than 65,536 characters
@@ -19,13 +20,19 @@ MARKER = "<!-- hwbench check -->"
 """The first line, by which a comment is found again to be updated."""
 
 _LONGEST = 300  # characters of a name or a reason
-_COLUMNS = "| verdict | case | metric | change | why |\n| --- | --- | --- | ---: | --- |\n"
+_COLUMNS = (
+    "| verdict | case | metric | baseline | now | change | why |\n"
+    "| --- | --- | --- | ---: | ---: | ---: | --- |\n"
+)
 
 
 def render(outcome: Outcome, most_bytes: int = COMMENT_BYTES) -> str:
     """The document in at most so many bytes; what is left out is counted."""
     mark = "✅" if outcome.exit == FINE else "❌"
-    parts = [MARKER, f"### {mark} hwbench check", code(outcome.sentence())]
+    verdict = (
+        ["hwbench check", code(outcome.sentence())] if outcome.quotes else [outcome.sentence()]
+    )
+    parts = [MARKER, f"### {mark} {verdict[0]}", *verdict[1:]]
     parts += [code(line) for line in head(outcome)]
     parts.append(tally(outcome) + ".")
     parts += [code(note) for note in outcome.notes]
@@ -60,7 +67,8 @@ def _table(changes: Sequence[Change], room: int) -> str:
     left = room - len(_COLUMNS.encode())
     for change in changes:
         why = code(reason(change)) if reason(change) else ""
-        cells = (change.verdict.value, code(change.case), change.metric, size(change), why)
+        case = (change.verdict.value, code(words.case(change.case)), change.metric)
+        cells = (*case, *amounts(change), size(change), why)
         row = f"| {' | '.join(cells)} |\n"
         left -= len(row.encode())
         if left < 0:
