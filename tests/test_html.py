@@ -252,7 +252,8 @@ def test_the_answer_comes_first_and_says_numbers_and_intervals(page: Page) -> No
     shown = page.shown
     assert shown.index("The answer") < shown.index("Accuracy against wall-clock")
     assert (
-        "At density 0.5, low_rank is the fastest in all 4 groups, at 0.46–0.59× of dense." in shown
+        "At density 0.5, low_rank is the fastest in all 4 settings, at 0.46–0.59× of dense."
+        in shown
     )
     assert re.search(
         r"Forward, 1024×1024, 256 tokens, float32 At density 0\.5 the fastest is low_rank , "
@@ -265,7 +266,7 @@ def test_the_answer_comes_first_and_says_numbers_and_intervals(page: Page) -> No
         shown,
     )
     assert f"Not answered: 4 of 4 cases did not run. {UNSUPPORTED}" in shown
-    assert "Nowhere : in each of 4 groups a format is significantly faster." in shown
+    assert "Nowhere : in each of 4 settings a format is significantly faster." in shown
 
 
 def test_the_table_at_the_accuracy_you_need_says_time_memory_and_dense(page: Page) -> None:
@@ -313,7 +314,7 @@ def test_the_table_of_winners_shows_every_cell(page: Page) -> None:
 
 def test_every_chart_has_title_sentence_and_role(page: Page) -> None:
     plots = [a for a in page.tags("div") if a.get("class") == "plot"]
-    assert len(plots) == 1 + 5 + 4 + 2 + 4 + 5 + 1 + 3 + 2 + 3 + 3 + 2
+    assert len(plots) == 1 + 5 + 4 + 2 + 4 + 5 + 4 + 3 + 2 + 3 + 3 + 2
     for attributes in plots:
         assert attributes["role"] == "img"
         title, _, says = str(attributes["aria-label"]).partition(". ")
@@ -583,7 +584,7 @@ def test_a_run_in_which_nothing_worked_says_why_first() -> None:
 
 def test_one_replicate_decides_nothing() -> None:
     page = Page(html.render([run_of(questions(), replicates=1)]))
-    assert "At density 0.5, no group is decided" in page.shown
+    assert "At density 0.5, no setting is decided" in page.shown
     assert "one replicate decides nothing" in page.shown
     assert not any("best" in str(a.get("class")) for a in page.tags("td"))
 
@@ -639,4 +640,4 @@ def test_twenty_thousand_rows_stay_small() -> None:
     page = Page(text)
     assert len(page.column("case")) == len(run.planned) > 19_000
     assert page.column("case") == list(run.planned)
-    assert "The remaining 942 groups are in who wins where" in page.shown
+    assert "The remaining 942 settings are in who wins where" in page.shown

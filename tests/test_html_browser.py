@@ -188,6 +188,10 @@ def test_rows_are_sorted_and_taken_from_a_chart(opened: Callable[..., Opened], t
     assert shown.page.locator("#count").inner_text().startswith("19 of 19 rows, filtered")
     shown.page.locator("#only").click()
     assert shown.page.locator("#count").inner_text().startswith("60 of ")
+    focused = "document.activeElement.closest('.figures')?.dataset.section"
+    assert shown.page.evaluate(focused) == "density"  # back at the chart
+    chart = shown.page.locator("[data-section=density] figure").first.bounding_box()
+    assert 0 < chart["y"] < 1000
 
 
 def test_the_keyboard_reaches_every_control(opened: Callable[..., Opened], text: str) -> None:

@@ -60,8 +60,8 @@ NAMED = """() => [...document.querySelectorAll("figure.chart")].filter((f) =>
 })"""
 
 
-POINTS = """() => [...document.querySelectorAll("figure.chart")].filter((f) =>
-    f.view && f.checkVisibility() && f.kind.startsWith("pareto")).map((f) => {
+POINTS = """(kind) => [...document.querySelectorAll("figure.chart")].filter((f) =>
+    f.view && f.checkVisibility() && f.kind.startsWith(kind)).map((f) => {
   const box = (e) => {
     const { left, top, right, bottom } = e.getBoundingClientRect();
     return [left, top, right, bottom];
@@ -71,7 +71,10 @@ POINTS = """() => [...document.querySelectorAll("figure.chart")].filter((f) =>
   const said = [...f.querySelectorAll("g.mark-text text")].filter((t) => texts.has(t.textContent));
   const marks = [...f.querySelectorAll("g.mark-symbol path")]
     .filter((p) => p.__data__.datum.format);
+  const words = [...f.querySelectorAll("g.role-mark text")]
+    .filter((t) => t.textContent.trim() && !texts.has(t.textContent));
   return {
+    words: words.map((t) => [...box(t), t.textContent]),
     boxes: said.map(box), names: names.map(({ front }) => front),
     frame: box(f.querySelector("svg")), front: names.some(({ front }) => front),
     points: marks.map(box).map(([l, t, r, b]) => [(l + r) / 2, (t + b) / 2]),
@@ -117,17 +120,18 @@ def test_a_filter_moves_the_names_and_a_narrow_plot_has_none(
     assert len(found) > 4
 
 
+@pytest.mark.parametrize("kind", ["pareto", "roofline"])
 def test_points_have_names_as_far_as_none_lies_on_another_or_on_a_point(
-    opened: Callable[..., Opened],
+    opened: Callable[..., Opened], kind: str
 ) -> None:
     path = STORED / "2026-11-28-epyc-2core/linear.jsonl"
     for width in (1400, 400):
         shown = opened(html.render([read_run(path)]), width)
-        found = shown.page.evaluate(POINTS)
+        found = shown.page.evaluate(POINTS, kind)
         assert len(found) > 2
         for figure in found:
             assert len(figure["names"]) > 2
-            assert figure["front"]  # the best has a name at least
+            assert figure["front"] or kind == "roofline"  # the best has a name at least
             boxes = figure["boxes"]
             left, top, right, bottom = figure["frame"]
             for place, (x1, y1, x2, y2) in enumerate(boxes):
@@ -138,6 +142,9 @@ def test_points_have_names_as_far_as_none_lies_on_another_or_on_a_point(
                     assert apart or y1 >= other[3] - 2 or y2 <= other[1] + 2
                 for x, y in figure["points"]:
                     assert not (x1 < x < x2 and y1 < y < y2)
+                for a, b, c, d, text in figure["words"]:
+                    apart = x1 >= c - 2 or x2 <= a + 2 or y1 >= d - 3 or y2 <= b + 3
+                    assert apart, text
         if width == 1400:
             others = sum(not front for figure in found for front in figure["names"])
             assert others > len(found)  # not those on the front alone

@@ -293,13 +293,13 @@ def test_the_overview_counts_groups_and_keeps_what_is_undecided() -> None:
     lost = _answers.answer(told(("csr", 4.0, 3.9, 4.1)))
     (said,) = _answers.overview([clear, other, level, lost])
     assert _answers.plain(said) == (
-        "At density 0.5, low_rank is the fastest in 2 of 4 groups, at 0.31–0.41× of dense, "
-        "and dense stays the fastest in 1 of 4 groups; 1 is undecided."
+        "At density 0.5, low_rank is the fastest in 2 of 4 settings, at 0.31–0.41× of dense, "
+        "and dense stays the fastest in 1 of 4 settings; 1 is undecided."
     )
     (none,) = _answers.overview([level, level])
     assert _answers.plain(none) == (
-        "At density 0.5, no group is decided: intervals overlap. "
-        "The shortest times are those of low_rank in 2 of 2 groups, 0.41× of dense."
+        "At density 0.5, no setting is decided: intervals overlap. "
+        "The shortest times are those of low_rank in 2 of 2 settings, 0.41× of dense."
     )
     assert _answers.overview([clear]) == []
 

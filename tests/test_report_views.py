@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from hwbench import plugins, units
+from hwbench.analysis.stats import median
 from hwbench.errors import UsageError
-from hwbench.records import Measurement
+from hwbench.records import Measurement, Reference
 from hwbench.report import (
     _answers,
     _bytes,
@@ -33,8 +34,10 @@ from hwbench.report import (
     _versus,
     _views,
     html,
+    text,
     versus,
 )
+from hwbench.report import _words as words
 from hwbench.report._palette import styles
 from hwbench.report._paper import Sheet
 from hwbench.report._scores import named, scores
@@ -236,7 +239,7 @@ def test_packing_is_only_told_where_it_was_measured_at_the_shape() -> None:
 def test_what_keeps_the_accuracy_is_named_with_its_range() -> None:
     found = asked(run_of(questions()))["Which format is the fastest at the accuracy I need?"]
     assert found[0] == ("With projection error of at most 0.05: dense, nothing faster is as good.")
-    assert any("monarch density=0.5 in 4 of 4 groups" in sentence for sentence in found)
+    assert any("monarch density=0.5 in 4 of 4 settings" in sentence for sentence in found)
 
 
 def test_a_score_has_its_name_unit_and_direction_wherever_it_stands() -> None:
@@ -343,7 +346,7 @@ def test_where_all_is_slower_dense_wins_and_is_said_to() -> None:
     run = run_of([linear_case("dense", None), linear_case("coo", 0.5), linear_case("csr", 0.5)])
     (said,) = asked(run)["Where does nothing beat dense?"]
     assert said == (
-        "In 1 of 1 groups every format is slower than dense: Forward, 1024×1024, 256 tokens, "
+        "In 1 of 1 settings every format is slower than dense: Forward, 1024×1024, 256 tokens, "
         "float32."
     )
 
@@ -351,7 +354,9 @@ def test_where_all_is_slower_dense_wins_and_is_said_to() -> None:
 def test_where_nothing_is_decided_it_is_said() -> None:
     run = run_of([linear_case("dense", None), linear_case("btt", 0.5)], replicates=1)
     (said,) = asked(run)["Where does nothing beat dense?"]
-    assert said.startswith("In 1 of 1 groups no format is significantly faster than dense; in none")
+    assert said.startswith(
+        "In 1 of 1 settings no format is significantly faster than dense; in none"
+    )
 
 
 # what is one experiment, and what stands beside one another
@@ -447,6 +452,55 @@ def test_the_ridge_of_a_roofline_says_its_intensity() -> None:
         assert f"meet at {units.significant(ceiling.ridge)} FLOP per byte" in figure.says
 
 
+def test_a_roofline_is_of_one_pass_and_token_count_and_shares_its_axes() -> None:
+    rows = rows_of(run_of(questions(shapes=((1024, 1024), (512, 1024)))))
+    figures = _views.rooflines(rows)
+    assert [figure.title for figure in figures] == [
+        f"{way}, {tokens} tokens, float32"
+        for way in ("Forward", "Forward and backward")
+        for tokens in (16, 256)
+    ]
+    placed = [row.number for row in rows if row.placement]
+    assert sorted(number for figure in figures for number in figure.rows) == placed
+    for figure in figures:
+        own = [rows[number] for number in figure.rows]
+        assert len({(row.direction, row.tokens) for row in own}) == 1
+        assert len({row.out_features for row in own}) == 2
+    corners = [figure.extra["roofs"] for figure in figures]
+    assert all(each == corners[0] for each in corners)  # so that the axes are the same, too
+    rates = [each["flops_per_second"] for each in corners[0] if each.get("at") == "room"]
+    every = [rows[number].flops / rows[number].time_seconds for number in placed]
+    assert rates[:2] == [min(every), max(every)]
+    one_shape = _views.rooflines(rows_of(run_of(questions())))
+    assert one_shape[0].title == "Forward, 1024×1024, 16 tokens, float32"
+
+
+def test_the_roof_of_a_roofline_names_the_library_that_reached_it() -> None:
+    run = run_of(questions())
+    measured = run.header.ceilings["matmul"]["float32"]
+    for library, said in (("onednn", "110 GFLOP/s matmul by onednn"), (None, "110 GFLOP/s matmul")):
+        product = {**measured, "library": library} if library else measured
+        ceilings = {**run.header.ceilings, "matmul": {"float32": product}}
+        run.header = replace(run.header, ceilings=ceilings)
+        figure = _views.rooflines(rows_of(run))[0]
+        assert said in [each["text"] for each in figure.extra["roofs"]]
+
+
+def test_a_case_that_raises_the_roof_is_told_in_words() -> None:
+    run = run_of(questions())
+    ceilings = {**run.header.ceilings, "matmul": {"float32": {"flops_per_second": 1e9}}}
+    run.header = replace(run.header, ceilings=ceilings)
+    rows = rows_of(run)
+    roof = rows[0].roof
+    assert roof is not None
+    said = f" {words.case(roof.raised_by)} executed "
+    figure = _views.rooflines(rows)[0]
+    assert said in figure.says
+    assert "linear/" not in figure.says
+    assert any(each["text"].endswith("FLOP/s by a case") for each in figure.extra["roofs"])
+    assert [f" {note}" for note in text._raised(rows) if said in f" {note}"]
+
+
 # samples
 
 
@@ -490,6 +544,73 @@ def test_a_named_case_carries_every_sample_and_shows_the_disturbed() -> None:
     states = [point["state"] for point in figure.extra["points"]]
     assert states.count("disturbed") == 150
     assert _samples.series(run, rows, set()) == []
+
+
+def test_every_replicate_of_a_series_has_its_band_and_median_and_says_if_it_was_left_out() -> None:
+    run = spiked()
+    rows = rows_of(run)
+    fitting = next(row for row in rows if row.format == "btt")
+    counted = dict.fromkeys((0, 2), 0.5)
+    rows = [replace(row, by_replicate=counted) if row is fitting else row for row in rows]
+    (figure,) = _samples.series(run, rows, _samples.named_cases([run], ["btt"]))
+    assert figure.says.endswith(
+        "in disturbed blocks; 1 of the replicates (dashed) left out: the machine was slower."
+    )
+    bands = figure.extra["bands"]
+    assert [(band["low"], band["high"]) for band in bands] == [
+        (0.5, 200.5), (200.5, 400.5), (400.5, 600.5),
+    ]  # fmt: skip
+    assert [(band["text"], band["slow"]) for band in bands] == [
+        ("0", False), ("1", True), ("2", False),
+    ]  # fmt: skip
+    for band in bands:
+        own = [
+            point["seconds"]
+            for point in figure.extra["points"]
+            if band["low"] < point["at"] < band["high"] and point["state"] == "quiet"
+        ]
+        assert len(own) == 150
+        assert band["seconds"] == pytest.approx(median(own), rel=1e-3)
+
+
+def test_the_health_of_the_machine_is_told_also_where_all_is_well() -> None:
+    run = run_of(questions())
+    where = replace(run.header.environment, state={"governor": "performance"})
+    run.header = replace(run.header, environment=where)
+    run.results = [replace(result, flags=[]) for result in run.results]
+    rows = rows_of(run)
+    assert _facts.health(run, rows) == (
+        "machine: no replicate slowed, no case disturbed, governor performance", True,
+    )  # fmt: skip
+    slow = [replace(row, slowed=2) if row.format == "csr" else row for row in rows]
+    assert _facts.health(run, slow)[0].startswith("machine: up to 2 of 3 replicates slowed, no")
+    timed_cases = sum(math.isfinite(row.time_seconds) for row in rows)
+    some = [row.case for row in rows if math.isfinite(row.time_seconds)][:3]
+    moved = [
+        replace(row, flags="disturbed,never_quiet") if row.case in some else row for row in rows
+    ]
+    said, well = _facts.health(run, moved)
+    assert f"never quiet in 3 of {timed_cases} timed cases, 3 of {timed_cases} timed cases" in said
+    assert not well
+    assert not _facts.health(run, slow)[1]
+
+
+def test_one_replicate_tells_nothing_of_the_machine_unless_its_reference_is_known() -> None:
+    run = run_of(questions(), replicates=1)
+    rows = rows_of(run)
+    assert _facts.health(run, rows)[0].startswith("machine: one replicate, which does not show")
+    known = {"a group": Reference(seconds=1.0, deviation=0.0, runs=3)}
+    run.header = replace(run.header, references=known)
+    assert _facts.health(run, rows)[0].startswith("machine: no replicate slowed")
+    scored = run_of([projection_case("low_rank", 0.5)])
+    assert _facts.health(scored, rows_of(scored)) == ("", True)
+
+
+def test_many_replicates_have_fewer_numbers_than_bands() -> None:
+    run = spiked(replicates=30)
+    (figure,) = _samples.series(run, rows_of(run), _samples.named_cases([run], ["btt"]))
+    numbered_bands = [band["numbered"] for band in figure.extra["bands"]]
+    assert (len(numbered_bands), sum(numbered_bands)) == (30, 15)
 
 
 def test_a_long_series_is_thinned_and_says_so() -> None:

@@ -231,7 +231,8 @@ class Slowed:
     cases: int  # of these cases the machine was never quiet
 
     def __str__(self) -> str:
-        where = "everywhere" if self.groups == self.of else f"in {self.groups} of {self.of} groups"
+        some = f"in {self.groups} of {self.of} settings"
+        where = "everywhere" if self.groups == self.of else some
         return (
             f"The machine was slower during this whole run: dense took {self.factor:.2f} times "
             f"what it takes on this machine when it is quiet, {where}. Nothing is compared where "

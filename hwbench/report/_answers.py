@@ -108,9 +108,9 @@ def _share_words(share: Share) -> str:
 def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
     decided = [winner for winner in winners if winner.name is not None]
     pieces: Sentence
-    groups = "groups" if len(winners) > 1 else "group"
+    settings = "settings" if len(winners) > 1 else "setting"
     if not decided:
-        undecided = f"{lead}no {groups.removesuffix('s')} is decided: intervals overlap"
+        undecided = f"{lead}no setting is decided: intervals overlap"
         pieces = [(f"{undecided}. The shortest times are those of ", REST)]
         nearest = Counter(winner.nearest for winner in winners)
         for place, (near, times) in enumerate(nearest.most_common(most)):
@@ -118,18 +118,18 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
             low, high = (units.significant(f(ratios), 2) for f in (min, max))
             span = f"{low}–{high}×" if low != high else f"{low}×"
             pieces += [(", and " if place else "", REST), (near, POINT)]
-            pieces.append((f" in {times} of {len(winners)} {groups}, {span} of dense", REST))
+            pieces.append((f" in {times} of {len(winners)} {settings}, {span} of dense", REST))
         return [*pieces, (".", REST)]
     pieces = [(lead, REST)]
     for place, (name, times) in enumerate(Counter(w.name for w in decided).most_common(most)):
         share = f"all {times}" if times == len(winners) else f"{times} of {len(winners)}"
         pieces += [(", and " if place else "", REST), (str(name), POINT)]
         if name == DENSE:
-            pieces.append((f" stays the fastest in {share} {groups}", REST))
+            pieces.append((f" stays the fastest in {share} {settings}", REST))
             continue
         ratios = [winner.relative for winner in decided if winner.name == name]
         low, high = (units.significant(f(ratios), 2) for f in (min, max))
-        pieces.append((f" is the fastest in {share} {groups}, at ", REST))
+        pieces.append((f" is the fastest in {share} {settings}, at ", REST))
         pieces += [(f"{low}–{high}×" if low != high else f"{low}×", SPAN), (" of dense", REST)]
     open_ones = len(winners) - len(decided)
     if open_ones:

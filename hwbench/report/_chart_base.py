@@ -25,7 +25,7 @@ COUNTS = (
 
 _TIPS = {
     "label": "format",
-    "group_title": "group",
+    "group_title": "setting",
     "density_text": "density",
     "time_text": "time",
     "relative_text": "relative to dense",

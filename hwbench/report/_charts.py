@@ -191,6 +191,20 @@ def _pareto(styles: dict[str, Style], score: Score) -> Any:
         size=alt.condition("datum.front", alt.value(_SIZE * 1.7), alt.value(_SIZE * 0.9)),
         opacity=alt.condition("datum.front", alt.value(1), alt.value(0.7)),
     )
+    return alt.layer(
+        _reach_axis(x=x),
+        step.encode(x=x, y=y, order=alt.Order("relative:Q", sort="descending")),
+        _dense_line("x"),
+        span,
+        points,
+        _names_beside(x, y),
+    )
+
+
+def _names_beside(x: alt.X, y: alt.Y) -> Any:
+    """The names beside points; the page's script says which have room, and where."""
+    import altair as alt
+
     names = alt.Chart(alt.NamedData(name="names")).mark_text(
         baseline="middle",
         align=alt.expr("datum.align"),
@@ -198,14 +212,7 @@ def _pareto(styles: dict[str, Style], score: Score) -> Any:
         dy=alt.expr("datum.dy"),
     )
     ink = alt.condition("datum.front", alt.value(INK), alt.value("var(--soft)"))
-    return alt.layer(
-        _reach_axis(x=x),
-        step.encode(x=x, y=y, order=alt.Order("relative:Q", sort="descending")),
-        _dense_line("x"),
-        span,
-        points,
-        names.encode(x=x, y=y, text="text:N", color=ink),
-    )
+    return names.encode(x=x, y=y, text="text:N", color=ink)
 
 
 def _error(styles: dict[str, Style], score: Score, field: str, title: str) -> Any:
@@ -312,7 +319,7 @@ def _roofline(styles: dict[str, Style]) -> Any:
         intensity_text="FLOP per byte", rate_text="executed", efficiency_text="of its roof"
     )
     points = _points(base, styles, tips).encode(x=x, y=y)
-    return alt.layer(*_roofs(x, y), unfused, points)
+    return alt.layer(*_roofs(x, y), unfused, points, _names_beside(x, y))
 
 
 def _roofs(x: alt.X, y: alt.Y) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hwbench.quantities import SAVED_BYTES, Quantity
 from hwbench.report._chart_base import (
@@ -21,8 +21,11 @@ from hwbench.report._chart_base import (
 from hwbench.report._costs import chart_kind
 from hwbench.report._palette import Style
 
+if TYPE_CHECKING:
+    import altair as alt
+
 _SHADES = ("f4", "f3", "f2", "f1", "even", "s1", "s2", "s3", "s4")
-_AXES = {"s": "seconds", "J": "joules a call", "B": "bytes"}
+_AXES = {"s": "time", "J": "joules a call", "B": "bytes"}
 _WARN = "var(--warn)"
 
 
@@ -153,19 +156,24 @@ def _spread(styles: dict[str, Style]) -> Any:
 
 
 def _series() -> Any:
-    """Every sample of one case in its order, a panel a replicate; disturbed blocks stand out."""
+    """Every sample of one case, one replicate after the other; disturbed blocks stand out.
+
+    Each replicate has its number, a shade where it is the second of two, and a line at its median.
+    """
     import altair as alt
 
     states = ["quiet", "disturbed"]
     ground = alt.Chart(alt.NamedData(name="points"), height=260, width="container")
-    return ground.mark_point(filled=True, opacity=0.8).encode(
-        x=alt.X("at:Q", title="sample, in the order of its replicate", axis=alt.Axis(tickCount=6)),
-        y=alt.Y(
-            "seconds:Q",
-            title="time a call",
-            scale=alt.Scale(zero=False),
-            axis=alt.Axis(labelExpr=_SECONDS, tickCount=6),
-        ),
+    x = _along("at")
+    y = alt.Y(
+        "seconds:Q",
+        title="time a call",
+        scale=alt.Scale(zero=False, padding=14),
+        axis=alt.Axis(labelExpr=_SECONDS, tickCount=6),
+    )
+    points = ground.mark_point(filled=True, opacity=0.8).encode(
+        x=x,
+        y=y,
         color=alt.Color(
             "state:N",
             scale=alt.Scale(domain=states, range=[FAINT, _WARN]),
@@ -180,4 +188,44 @@ def _series() -> Any:
             alt.Tooltip("seconds:Q", title="seconds", format=".4s"),
             alt.Tooltip("state:N", title="block"),
         ],
+    )
+    shade, middle, number = _replicates(y)
+    return alt.layer(shade, points, middle, number)
+
+
+def _along(field: str) -> alt.X:
+    """The axis of samples in their order."""
+    import altair as alt
+
+    return alt.X(
+        f"{field}:Q",
+        title="sample, one replicate after the other",
+        scale=alt.Scale(zero=False, nice=False),
+        axis=alt.Axis(tickCount=6),
+    )
+
+
+def _replicates(y: alt.Y) -> tuple[Any, Any, Any]:
+    """The bands of the replicates: their shades, their medians and their numbers."""
+    import altair as alt
+
+    ground = alt.Chart(alt.NamedData(name="bands"))
+    span: dict[str, Any] = {"x": _along("low"), "x2": "high:Q"}
+    shade = ground.transform_filter("datum.shaded").mark_rect(color=FAINT, opacity=0.16)
+    middle = ground.mark_rule(
+        color=INK,
+        strokeWidth=1.6,
+        strokeDash=alt.expr("datum.slow ? [3, 2] : [1, 0]"),
+    )
+    tips = [
+        alt.Tooltip("replicate:N", title="replicate"),
+        alt.Tooltip("seconds:Q", title="median", format=".4s"),
+    ]
+    number = ground.transform_filter("datum.numbered").mark_text(
+        align="left", baseline="top", dx=2, dy=2, color=INK
+    )
+    return (
+        shade.encode(**span, tooltip=tips),
+        middle.encode(**span, y=y, tooltip=tips),
+        number.encode(x=span["x"], y=alt.value(0), text="text:N"),
     )

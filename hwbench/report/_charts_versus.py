@@ -9,7 +9,7 @@ from hwbench.report._palette import Style
 
 _TIPS = {
     "label": "format",
-    "group_title": "group",
+    "group_title": "setting",
     "ratio_text": "ratio",
     "base_text": "first run",
     "time_text": "this run",

@@ -24,7 +24,7 @@ class Starts:
     @property
     def heads(self) -> tuple[str, ...]:
         """The headings of the cells."""
-        heads = ("group", "format", "faster than dense")
+        heads = ("setting", "format", "faster than dense")
         return (*heads, "packing repaid after") if self.packed else heads
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from hwbench import units
-from hwbench.report.rows import Row, known, printable
+from hwbench.analysis.frames import NEVER_QUIET
+from hwbench.report.rows import Row, known, printable, timed
 from hwbench.store import Run
 
 Facts = list[tuple[str, str]]
@@ -31,6 +33,8 @@ class Summary:
     state: str  # complete, or what is missing
     complete: bool
     counts: str
+    health: str  # of the machine while it was timed; empty where nothing was
+    healthy: bool
     tables: list[tuple[str, Facts]]
 
 
@@ -63,6 +67,7 @@ def _distinct(runs: list[Run]) -> list[list[str]]:
 def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
     """The facts of a run that stand before its results, and in the last section."""
     header = run.header
+    health_words, healthy = health(run, rows)
     return Summary(
         machine=machine,
         name=printable(header.run),
@@ -73,6 +78,8 @@ def summary(run: Run, machine: str, rows: list[Row]) -> Summary:
         state=_state(run, rows),
         complete=run.complete,
         counts=counts(run),
+        health=health_words,
+        healthy=healthy,
         tables=_tables(run),
     )
 
@@ -82,16 +89,56 @@ def counts(run: Run) -> str:
 
     A busy machine has further replicates: ``12 replicates (4 asked, 8 further)``.
     """
-    seeds = {case: planned.seeds for case, planned in run.planned.items() if planned.seeds}
-    done: dict[bool, set[int]] = {False: set(), True: set()}
-    for result in run.results:
-        done[result.case in seeds].add(result.replicate)
+    seeds, done = _seeds(run), _replicates(run)
     parts = [_count(len(run.planned), "case")]
     if len(seeds) < len(run.planned) or not seeds:
         parts.append(_replicate_words(len(done[False]), run.header.plan.replicates))
     if seeds:
         parts.append(f"{len(done[True])} of {_count(max(seeds.values()), 'seed')}")
     return ", ".join(parts)
+
+
+def _seeds(run: Run) -> dict[str, int]:
+    """The number of seeds of each scored case."""
+    return {case: planned.seeds for case, planned in run.planned.items() if planned.seeds}
+
+
+def _replicates(run: Run) -> dict[bool, set[int]]:
+    """The replicates that were made; under True the seeds of scored cases."""
+    seeds = _seeds(run)
+    done: dict[bool, set[int]] = {False: set(), True: set()}
+    for result in run.results:
+        done[result.case in seeds].add(result.replicate)
+    return done
+
+
+def health(run: Run, rows: list[Row]) -> tuple[str, bool]:
+    """Whether the machine was left alone while it was timed, and whether all was well.
+
+    It is said of every run, so that a page without a warning is not one that nobody checked.
+    """
+    timed_rows = [row for row in rows if timed(row)]
+    if not timed_rows:
+        return "", True
+    flags = Counter(flag for row in timed_rows for flag in row.flags.split(",") if flag)
+    slow = max(row.slowed for row in timed_rows)
+    replicates = len(_replicates(run)[False])
+    if slow:
+        slowness = f"up to {slow} of {_count(replicates, 'replicate')} slowed"
+    elif replicates > 1 or run.header.references:
+        slowness = "no replicate slowed"
+    else:
+        slowness = "one replicate, which does not show whether it was slowed"
+    parts = [slowness]
+    of = _count(len(timed_rows), "timed case")
+    if never := flags[NEVER_QUIET]:
+        parts.append(f"never quiet in {never} of {of}")
+    disturbed = flags["disturbed"]
+    parts.append(f"{disturbed} of {of} disturbed" if disturbed else "no case disturbed")
+    governor = run.header.environment.state.get("governor")
+    if governor not in (None, "not readable"):
+        parts.append(f"governor {printable(governor)}")
+    return f"machine: {', '.join(parts)}", not (slow or disturbed)
 
 
 def _replicate_words(count: int, planned: int) -> str:

@@ -126,7 +126,7 @@ def _choice(level: str, score: Score, chosen: list[Pair]) -> Sentence:
     for place, (name, times) in enumerate(names.most_common(3)):
         ratios = sorted(pair.relative for pair in chosen if pair.name == name)
         low, high = (units.significant(end, 2) for end in (ratios[0], ratios[-1]))
-        share = f"{times} of {len(chosen)} group{'' if len(chosen) == 1 else 's'}"
+        share = f"{times} of {len(chosen)} setting{'' if len(chosen) == 1 else 's'}"
         span = f"{low}–{high}×" if low != high else f"{low}×"
         where = f" in {share}" if name == DENSE else f" in {share}, {span} of dense"
         pieces += [("; " if place else "", REST), (printable(name), POINT), (where, REST)]
@@ -211,17 +211,17 @@ def _nothing(rows: list[Row]) -> list[Sentence]:
         return [
             [
                 ("Nowhere", POINT),
-                (f": in each of {len(sets)} groups a format is significantly faster.", REST),
+                (f": in each of {len(sets)} settings a format is significantly faster.", REST),
             ]
         ]
     titles = "; ".join(words.group_title(m[0]) for m in dense_wins[:3])
     further = f"; and {len(dense_wins) - 3} more" if len(dense_wins) > 3 else ""
     if not dense_wins:
         lead = (
-            f"In {len(unsure)} of {len(sets)} groups no format is significantly faster than dense"
+            f"In {len(unsure)} of {len(sets)} settings no format is significantly faster than dense"
         )
         return [[(lead, POINT), ("; in none is every format slower.", REST)]]
-    lead = f"In {len(dense_wins)} of {len(sets)} groups every format is slower than dense"
+    lead = f"In {len(dense_wins)} of {len(sets)} settings every format is slower than dense"
     pieces: Sentence = [(lead, POINT), (f": {titles}{further}", REST)]
     if unsure:
         pieces.append((f"; in {len(unsure)} more no format is significantly faster", REST))

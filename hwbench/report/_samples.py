@@ -16,6 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from hwbench import units
+from hwbench.analysis.stats import median
 from hwbench.errors import UsageError
 from hwbench.records import Measurement, Result
 from hwbench.report import _words as words
@@ -28,6 +29,7 @@ FLAGGED = 12
 """Flagged cases whose samples are carried without being asked for."""
 MOST_REPLICATES = 10
 _MOST_SAMPLES = 1500  # of one case; a longer series shows every n-th
+_MOST_NUMBERS = 24  # of replicates over the samples of one case; more show every n-th
 
 
 def attached(run: Run, rows: list[Row]) -> list[Row]:
@@ -130,7 +132,16 @@ def series(run: Run, rows: list[Row], chosen: set[str]) -> list[Figure]:
 
 
 def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
-    points = [point for result, timing in timings for point in _points(result, timing)]
+    """One replicate after the other, each as a band of its own with its median."""
+    points: list[dict[str, Any]] = []
+    bands: list[dict[str, Any]] = []
+    apart = -(-len(timings) // _MOST_NUMBERS)
+    for place, (result, timing) in enumerate(timings):
+        before = len(points)
+        points += _points(result, timing, before)
+        if len(points) > before:
+            bands.append(_band(row, result, timing, (before, len(points))))
+            bands[-1] |= {"shaded": place % 2 == 1, "numbered": place % apart == 0}
     step = -(-len(points) // _MOST_SAMPLES)
     disturbed = sum(point["state"] == "disturbed" for point in points)
     count = f"{len(points)} samples of {len(timings)} replicates"
@@ -139,14 +150,35 @@ def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
         if disturbed
         else "none in a disturbed block"
     )
+    slow = sum(band["slow"] for band in bands)
+    state += f"; {slow} of the replicates (dashed) left out: the machine was slower" if slow else ""
     note = f"One sample in {step} is drawn." if step > 1 else ""
     title = f"{printable(row.label)}, {words.group_title(row, capital=False)}"
     figure = Figure("series", title, f"{count}, {state}.", [row.number], note=note)
     figure.extra["points"] = points[::step]
+    figure.extra["bands"] = bands
     return figure
 
 
-def _points(result: Result, timing: Measurement) -> list[dict[str, Any]]:
+def _band(row: Row, result: Result, timing: Measurement, ends: tuple[int, int]) -> dict[str, Any]:
+    """Where the samples of a replicate begin and end, and the median of the quiet ones.
+
+    ``ends`` are how many samples came before it, and how many there were with its own.
+    """
+    slow = bool(row.by_replicate) and result.replicate not in row.by_replicate
+    samples = _samples(timing) or [each for block in timing.samples or () for each in block]
+    return {
+        "replicate": f"replicate {result.replicate}",
+        "text": f"{result.replicate}",
+        "low": ends[0] + 0.5,
+        "high": ends[1] + 0.5,
+        "seconds": float(f"{median(samples):.4g}"),
+        "slow": slow,
+    }
+
+
+def _points(result: Result, timing: Measurement, before: int) -> list[dict[str, Any]]:
+    """The samples of a replicate, numbered on from ``before``."""
     blocks = timing.samples or [[value] for value in timing.values]
     bad = timing.disturbed or [False] * len(blocks)
     states = [(sample, off) for block, off in zip(blocks, bad, strict=False) for sample in block]
@@ -157,7 +189,7 @@ def _points(result: Result, timing: Measurement) -> list[dict[str, Any]]:
             "replicate": f"replicate {result.replicate}",
             "state": "disturbed" if off else "quiet",
         }
-        for number, (sample, off) in enumerate(states, 1)
+        for number, (sample, off) in enumerate(states, before + 1)
     ]
 
 

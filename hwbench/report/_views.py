@@ -9,7 +9,7 @@ from typing import Any
 from hwbench import units
 from hwbench.analysis.roofline import Line, Roof
 from hwbench.report import _words as words
-from hwbench.report.rows import Row, groups, printable
+from hwbench.report.rows import Group, Row, groups, printable
 
 
 @dataclass
@@ -67,28 +67,44 @@ def spans(numbers: Iterable[int]) -> list[list[int]]:
 
 
 def rooflines(rows: list[Row], most: int = 600) -> list[Figure]:
-    """One figure a run and dtype that has measured roofs and timed cases."""
+    """One figure for each pass and number of tokens that has measured roofs and timed cases.
+
+    Figures of one run and dtype have the same axes, so that passes can be compared by eye.
+    """
     figures = []
-    sets: dict[tuple[int, str], list[Row]] = {}
+    sets: dict[tuple[int, str], dict[Group, list[Row]]] = {}
     for row in rows:
         if row.placement and row.flops > 0:
-            sets.setdefault((row.run, row.dtype), []).append(row)
-    for (_, dtype), members in sets.items():
-        ceiling = members[0].roof
+            pooled = row.group.without("out_features", "in_features")
+            sets.setdefault((row.run, row.dtype), {}).setdefault(pooled, []).append(row)
+    for settings in sets.values():
+        every = [row for members in settings.values() for row in members]
+        ceiling = every[0].roof
         if ceiling is None:
             continue
-        drawn, note = _thinned(members, most)
-        figures.append(
-            Figure(
-                kind="roofline",
-                title=titled(dtype, members[0]),
-                says=_under_the_roof(drawn, ceiling),
-                rows=[row.number for row in drawn],
-                note=note,
-                extra={"roofs": _roof_lines(drawn, ceiling)},
+        corners = _roof_lines(every, ceiling)
+        for members in settings.values():
+            drawn, note = _thinned(members, most)
+            figures.append(
+                Figure(
+                    kind="roofline",
+                    title=_but_shapes(members),
+                    says=_under_the_roof(drawn, ceiling),
+                    rows=[row.number for row in drawn],
+                    note=note,
+                    extra={"roofs": corners},
+                )
             )
-        )
     return figures
+
+
+def _but_shapes(members: list[Row]) -> str:
+    """The title of a group; without the shape where there are several."""
+    parts = words.group_parts(members[0])
+    if len({words.shape(row) for row in members}) > 1:
+        parts.remove(words.shape(members[0]))
+    title = ", ".join(parts)
+    return title[:1].upper() + title[1:]
 
 
 def _thinned(members: list[Row], most: int) -> tuple[list[Row], str]:
@@ -101,14 +117,16 @@ def _thinned(members: list[Row], most: int) -> tuple[list[Row], str]:
         if key not in best or row.efficiency > best[key].efficiency:
             best[key] = row
     efficient = list(best.values())
-    note = f"{len(efficient)} of {len(members)} cases: the most efficient of each format and group"
+    note = (
+        f"{len(efficient)} of {len(members)} cases: the most efficient of each format and setting"
+    )
     if len(efficient) > most:
         step = -(-len(efficient) // most)
         chosen = set(list(groups(efficient))[::step])
         efficient = [row for row in efficient if row.group in chosen]
         note = (
             f"{len(efficient)} of {len(members)} cases: the most efficient of each format, "
-            f"in every {step}th group"
+            f"in every {step}th setting"
         )
     return sorted(efficient, key=lambda row: row.number), f"{note}; the table has all."
 
@@ -126,14 +144,13 @@ def _under_the_roof(members: list[Row], ceiling: Roof) -> str:
     if above:
         sentence += f"; {above} of {len(members)} points lie above a roof"
         sentence += f", {cached} of them because their operands stayed in cache" if cached else ""
-    note = f" {printable(ceiling.note)}" if ceiling.note else ""
-    return f"{sentence}.{note}"
+    return f"{sentence}. {words.raised(ceiling)}".rstrip()
 
 
 def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
     """Corners of every roof, and its words: beside slopes, and stacked over the highest top.
 
-    ``lift`` is in pixels; ``room`` keeps the words within the figure.
+    ``lift`` is in pixels; ``room`` keeps the words and all members within the figure.
     """
     roofs = members[0].roofs
     ridges = [each.ridge for each in roofs]
@@ -154,20 +171,32 @@ def _roof_lines(members: list[Row], ceiling: Roof) -> list[dict[str, Any]]:
     ridge = {"intensity": ceiling.ridge, "flops_per_second": ceiling.flops_per_second}
     label = f"ridge, {units.significant(ceiling.ridge)} FLOP/B"
     corners.append({**ridge, "roof": "ridge", "source": "measured", "text": label, "at": "ridge"})
+    return [*corners, *_roof_names(members, ceiling, high)]
+
+
+def _roof_names(members: list[Row], ceiling: Roof, x: float) -> list[dict[str, Any]]:
+    """The rates of the flat roofs, stacked at their right end, and what nobody sees."""
     tops = sorted(
-        (each for each in roofs if each.source != "cache"), key=lambda e: e.flops_per_second
+        (each for each in members[0].roofs if each.source != "cache"),
+        key=lambda each: each.flops_per_second,
     )
     highest = tops[-1].flops_per_second
+    names: list[dict[str, Any]] = []
     for number, each in enumerate(tops):
         label = units.flops_per_second(each.flops_per_second)
-        label += " matmul" if each.source == "measured" else f" {each.label}"
-        lift = 12 * number
-        corners.append(
-            _corner(high, highest, each) | {"text": label, "at": "compute", "lift": lift}
-        )
-    if len(tops) > 1:
-        corners.append(_corner(high, highest * 3, tops[-1]) | {"text": " ", "at": "room"})
-    return corners
+        label += _product(ceiling) if each.source == "measured" else f" {each.label}"
+        corner = _corner(x, highest, each)
+        names.append({**corner, "text": label, "at": "compute", "lift": 12 * number})
+    rates = [row.flops / row.time_seconds for row in members]
+    ends = [min(rates), max(rates), *([highest * 3] if len(tops) > 1 else [])]
+    return names + [{**_corner(x, rate, tops[-1]), "text": " ", "at": "room"} for rate in ends]
+
+
+def _product(ceiling: Roof) -> str:
+    """What reached the flat roof: the best library, where the run names it, or a case."""
+    if ceiling.raised_by:
+        return " by a case"
+    return f" matmul by {printable(ceiling.library)}" if ceiling.library else " matmul"
 
 
 def _corner(x: float, y: float, line: Line) -> dict[str, Any]:

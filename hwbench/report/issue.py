@@ -50,7 +50,8 @@ def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Set
     """The title of a run and what it answers, as paragraphs."""
     header = run.header
     summary = _facts.summary(run, machine, rows)
-    about = inert(f"{summary.counts}, {summary.state}; {summary.created}")
+    health = f"; {summary.health}" if summary.health else ""
+    about = inert(f"{summary.counts}, {summary.state}; {summary.created}{health}")
     parts = [
         f"### {code(header.suite)} on {code(machine)}",
         f"{about}; run {code(header.run)}, hwbench {code(header.version)}",

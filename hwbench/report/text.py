@@ -358,8 +358,8 @@ def _failures(rows: list[Row]) -> list[RenderableType]:
 
 def _raised(rows: list[Row]) -> list[str]:
     """The notes on roofs that a case exceeds, each once."""
-    notes = {row.roof.note: None for row in rows if row.roof}
-    return [printable(note) for note in notes if note]
+    notes = dict.fromkeys(words.raised(row.roof) for row in rows if row.roof)
+    return [note for note in notes if note]
 
 
 def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:

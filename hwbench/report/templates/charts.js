@@ -102,7 +102,7 @@ function fedBeside(data, figure, passes) {
     ...(figure.kind === "error_density projection_error" && { closed: figure.closed || [] }),
     ...(axisOf(figure) && { reach: reachOf(data, figure, passes) }),
     ...(ENDS[kindOf(figure)] && { ends: [] }),
-    ...(kindOf(figure) === "pareto" && { names: [] }),
+    ...(NAMED[kindOf(figure)] && { names: [] }),
   };
 }
 
@@ -126,7 +126,7 @@ async function drawFigure(data, element, passes) {
   } else {
     element.view?.finalize();
     const whole = structuredClone(specification);
-    whole.datasets = { ...whole.datasets, ...fed, roofs: figure.roofs || [], points: figure.points || [] };
+    whole.datasets = { ...whole.datasets, ...fed, roofs: figure.roofs || [], points: figure.points || [], bands: figure.bands || [] };
     if (step) whole.height = lines;
     const plot = element.querySelector(".plot");
     const result = await window.vegaEmbed(plot, whole, {

@@ -62,7 +62,7 @@ function startHeat(data, filters) {
   function draw() {
     const { heads, lines, groups } = heatTable(data, filters.passes, limit);
     const above = make("tr");
-    above.append(make("th", "group", { rowSpan: 2, scope: "col" }));
+    above.append(make("th", "setting", { rowSpan: 2, scope: "col" }));
     const below = make("tr");
     for (const { label, format, words } of heads) {
       const head = make("th", "", { colSpan: words.length, scope: "colgroup" });
@@ -79,7 +79,7 @@ function startHeat(data, filters) {
     table.hidden = !groups;
     document.getElementById("heat-nothing").hidden = groups > 0;
     button.hidden = groups <= limit;
-    button.textContent = `Show all ${groups} groups`;
+    button.textContent = `Show all ${groups} settings`;
   }
 
   button.addEventListener("click", () => { limit = Infinity; filtered = true; draw(); });

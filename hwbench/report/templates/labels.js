@@ -111,6 +111,11 @@ async function nameEnds(view, figure, rows) {
 
 // --- names beside points ---------------------------------------------------------------------------
 
+// The places of named points, and whose names come first: the front; what lies at a roof or above it.
+const NAMED = {
+  pareto: { fields: ["relative", "error"], first: (row) => row.front },
+  roofline: { fields: ["intensity", "flops_per_second"], first: (row) => row.efficiency > 0.99 },
+};
 const MOST_NAMES = 24; // of one chart
 const MARK = 6; // pixels around the middle of a point that a name leaves free
 const TALL = 13; // pixels of a line of text
@@ -129,10 +134,10 @@ function boxBeside({ x, y }, wide, [right, down]) {
   return { left, top, right: left + wide, bottom: top + TALL };
 }
 
-// The front is named first, then the others, the fastest first; who has no free place has no name.
-function placeNames(points, texts, { width, height, dense, widthOf }) {
-  const taken = [...dense, ...points.map(({ x, y }) => ({ left: x - MARK, top: y - MARK, right: x + MARK, bottom: y + MARK }))];
-  const order = points.map((_, place) => place).sort((a, b) => points[b].row.front - points[a].row.front || points[a].x - points[b].x);
+// Who comes first is named first, then the others from the left; who has no free place has no name.
+function placeNames(points, texts, { width, height, words, widthOf, kind: { fields, first } }) {
+  const taken = [...words, ...points.map(({ x, y }) => ({ left: x - MARK, top: y - MARK, right: x + MARK, bottom: y + MARK }))];
+  const order = points.map((_, place) => place).sort((a, b) => first(points[b].row) - first(points[a].row) || points[a].x - points[b].x);
   const placed = [];
   for (const place of order) {
     if (placed.length === MOST_NAMES) break;
@@ -143,24 +148,39 @@ function placeNames(points, texts, { width, height, dense, widthOf }) {
       const inside = box.left >= 0 && box.right <= width && box.top >= 0 && box.bottom <= height;
       if (!inside || taken.some((other) => overlap(box, other))) continue;
       taken.push(box);
-      const { number, format, series, variant, relative, error, front } = row;
-      placed.push({ number, format, series, variant, relative, error, front, text: texts[place], align: ALIGN[at[0]], dx: at[0] * (MARK + 1), dy: (box.top + box.bottom) / 2 - points[place].y });
+      const { number, format, series, variant } = row;
+      const where = Object.fromEntries(fields.map((name) => [name, row[name]]));
+      placed.push({ number, format, series, variant, ...where, front: first(row), text: texts[place], align: ALIGN[at[0]], dx: at[0] * (MARK + 1), dy: (box.top + box.bottom) / 2 - points[place].y });
       break;
     }
   }
   return placed;
 }
 
+// The words of a roofline where _charts.py draws them: no name of a point may lie on one.
+function roofWords(figure, across, up, height) {
+  return figure.roofs.filter(({ text }) => text.trim()).map(({ text, at, lift, intensity, flops_per_second: rate }) => {
+    const [x, y, wide] = [across(intensity), up(rate), textWidth(text)];
+    const [left, bottom] = {
+      compute: [x - wide, y - 5 - lift], measured: [x - 10 - wide, y + 2], cache: [x + 12, y + 9], ridge: [x + 5, height - 4],
+    }[at];
+    return { left, right: left + wide, top: bottom - TALL, bottom };
+  });
+}
+
 async function namePoints(view, figure, rows) {
-  if (kindOf(figure) !== "pareto") return;
+  const kind = NAMED[kindOf(figure)];
+  if (!kind) return;
   const [across, up] = ["x", "y"].map((name) => view.scale(name));
-  const points = rows.map((row) => ({ row, x: across(row.relative), y: up(row.error) })).filter(({ x, y }) => Number.isFinite(x) && Number.isFinite(y));
+  const [x, y] = kind.fields;
+  const points = rows.map((row) => ({ row, x: across(row[x]), y: up(row[y]) })).filter((at) => Number.isFinite(at.x) && Number.isFinite(at.y));
   const texts = shortNames(points.map(({ row }) => row)).map((name, place) => {
     const { row } = points[place];
     return row.density < 1 ? `${name} ${row.density_text}` : name;
   });
   const denseX = across(1);
   const dense = [{ left: denseX, top: 0, right: denseX + DENSE, bottom: TALL + 3 }];
-  const room = { width: view.width(), height: view.height(), dense, widthOf: textWidth };
+  const words = figure.roofs ? roofWords(figure, across, up, view.height()) : dense;
+  const room = { width: view.width(), height: view.height(), words, widthOf: textWidth, kind };
   await view.data("names", placeNames(points, texts, room)).runAsync();
 }

@@ -58,6 +58,7 @@ function startRows(data, filters) {
   const columns = tableColumns(data).filter(({ needs }) => (needs === "machine" ? data.runs.length > 1 : !needs || data.columns[needs]));
   const find = (id) => document.getElementById(id);
   let limit = STEP;
+  let from = null; // the button of the chart whose rows alone are shown
   const table = find("table");
   const head = table.createTHead().insertRow();
   const body = table.createTBody();
@@ -147,13 +148,24 @@ function startRows(data, filters) {
 
   const rows = () => chosen().map((number) => enrich(data.row(number)));
   find("further").addEventListener("click", () => { limit += 10 * STEP; show(); });
-  find("only").addEventListener("click", () => { state.only = ""; filters.remember(); restart(); });
+  // All rows again, and back to the chart whose rows they were.
+  find("only").addEventListener("click", () => {
+    state.only = "";
+    filters.remember();
+    restart();
+    if (!from) return;
+    filters.reveal(from);
+    from.scrollIntoView({ block: "center" });
+    from.focus({ preventScroll: true });
+    from = null;
+  });
   find("csv").addEventListener("click", () => download(asCsv(data, rows()), "text/csv", `${fileName(data)}.csv`));
   find("json").addEventListener("click", () => download(asJson(data, rows()), "application/json", `${fileName(data)}.json`));
   for (const button of document.querySelectorAll("[data-rows]")) {
     button.addEventListener("click", () => {
       const { figure } = button.closest("figure");
       const section = button.closest(".figures").dataset.section;
+      from = button;
       state.only = `${section}.${data.figures[section].indexOf(figure)}`;
       filters.remember();
       restart();
