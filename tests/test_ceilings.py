@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from hwbench import protocol
 from hwbench.analysis.plateaus import Plateau, levels, named, plateaus
+from hwbench.cli import ceilings as verb
 from hwbench.devices._base import Device
 from hwbench.devices.cpu import Cpu
 from hwbench.formats._base import FORWARD
@@ -471,6 +473,25 @@ def test_the_verb_measures_shows_and_keeps(cache: Path, hwbench: Call) -> None:
     assert code == 0, err
     for words in ("matrix product", "memory level", "smallest call", f"Kept in {cache}"):
         assert words in out
+    moved = re.search(r"^Against those of (\S+ \S+ UTC): (.*)\.$", out, re.MULTILINE)
+    assert moved
+    assert moved[1][:10] == document["measured"][:10]
+    names = [part.split()[0] for part in moved[2].split(", ")]
+    assert names == [*document["matmul"], "copy"]
+
+
+def test_peaks_are_compared_with_those_that_were_kept() -> None:
+    def peaks(rate: float, copy: float, *dtypes: str) -> dict[str, Any]:
+        matmul = {dtype: {"flops_per_second": rate} for dtype in dtypes}
+        return {
+            "matmul": matmul,
+            "copy": {"bytes_per_second": copy},
+            "measured": "2026-11-21T09:30",
+        }
+
+    told = verb._against(peaks(100.0, 50.0, "float32"), peaks(102.0, 49.0, "float32", "bfloat16"))
+    assert told == "Against those of 2026-11-21 09:30: float32 +2.0 %, copy -2.0 %."
+    assert verb._against({}, peaks(1.0, 1.0, "float32")) is None
 
 
 def test_the_verb_refuses_a_dtype_that_there_is_not(cache: Path, hwbench: Call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hwbench_simulated import Fake
 from msgspec.structs import replace
 
 from hwbench import protocol
+from hwbench.cli import selftest as verb
 from hwbench.errors import UsageError
 from hwbench.records import PlannedLine, ResultLine
 from hwbench.store import Run, RunWriter, read_run
@@ -222,3 +224,25 @@ def test_a_delay_on_the_simulated_machine_is_seen_as_it_is(hwbench, monkeypatch)
     first, _, last = document["runs"]
     code, out, _ = hwbench("check", last, "-b", "runs/selftest", "--json")
     assert json.loads(out)["baseline"] == [Path(first).stem]  # what was delayed is no baseline
+
+
+@pytest.mark.parametrize(
+    ("usual", "threshold", "said"),
+    [
+        (0.02, 0.03, "--threshold 3.0 % suits this machine: the gate usually finds a"),
+        (0.05, 0.03, "the gate usually finds a slow-down of 5.0 %."),
+        (0.10, 0.03, "So a --threshold below 6.0 % promises nothing here."),
+        (0.10, 0.10, "the gate usually finds a slow-down of 16.7 %."),
+        (math.inf, 0.03, None),
+    ],
+)  # fmt: skip
+def test_what_follows_for_the_threshold_is_told(
+    usual: float, threshold: float, said: str | None
+) -> None:
+    sights = [
+        selftest.Sight(name, 3, size, None, size, "csr")
+        for name, size in (("time", 0.9), ("relative", usual))
+    ]
+    told = verb._advice(sights, threshold)
+    assert (said in told) if said else told is None
+    assert verb._advice(sights[:1], threshold) is None  # absolute times are not the gate's

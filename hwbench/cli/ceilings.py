@@ -46,7 +46,8 @@ def ceilings(
     try:
         with console.status("Measuring sizes and working sets, about a minute …"):
             reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 120)
-            measured = kept.measure(worker, reply, threads, dtypes)
+            before = kept.kept(reply, threads)
+        measured = kept.measure(worker, reply, threads, dtypes)
     finally:
         worker.close()
     if as_json:
@@ -63,6 +64,8 @@ def ceilings(
     where = measured.get("not_kept") or f"Kept in {kept.path(reply, threads)}."
     _shared.say(where)
     _shared.say(_summary(measured))
+    if said := _against(before, measured):
+        _shared.say(said)
 
 
 def _summary(measured: dict[str, Any]) -> str:
@@ -76,6 +79,26 @@ def _summary(measured: dict[str, Any]) -> str:
     moved = {name: measured[name]["bytes_per_second"] for name in ("copy", "triad")}
     memory = [f"{name} {units.si(rate, 'B/s')}" for name, rate in moved.items()]
     return f"This machine reaches {', '.join([*rates, *memory])}."
+
+
+def _against(before: dict[str, Any], measured: dict[str, Any]) -> str | None:
+    """How the peaks moved since they were kept; None where none of them were."""
+    from hwbench import units
+    from hwbench.report._facts import moment
+
+    rates = {
+        name: (before["matmul"][name], entry, "flops_per_second")
+        for name, entry in measured["matmul"].items()
+        if before and name in before["matmul"]
+    }
+    if before:
+        rates["copy"] = (before["copy"], measured["copy"], "bytes_per_second")
+    moves = {name: now[rate] / was[rate] - 1 for name, (was, now, rate) in rates.items()}
+    said = [
+        f"{name} {'+' if move > 0 else ''}{units.percent(move)}" for name, move in moves.items()
+    ]
+    when = moment(str(before.get("measured", "the last time")))
+    return f"Against those of {when}: {', '.join(said)}." if said else None
 
 
 def _tables(measured: dict[str, Any]) -> list[RenderableType]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from hwbench.studies.selftest import Rate, SelfTest, Sight
 
 _KINDS = ("aa", "ab")
+_OF_WHAT_MATTERS = 0.6  # the threshold over the smallest change that matters: docs/nightly.md
 
 
 def selftest(
@@ -68,11 +71,11 @@ def selftest(
     if as_json:
         _shared.say_json(json.dumps(_plain(result), allow_nan=False))
         return
-    for line in _lines(result):
+    for line in _lines(result, share):
         _shared.say(line)
 
 
-def _lines(result: SelfTest) -> list[str]:
+def _lines(result: SelfTest, threshold: float) -> list[str]:
     from hwbench.report.rows import printable
     from hwbench.units import percent
 
@@ -96,7 +99,28 @@ def _lines(result: SelfTest) -> list[str]:
             f"found in {result.found.events} of {result.found.trials} cases: in more than "
             f"{percent(result.found.least)} with 95 % confidence."
         )
-    return lines
+    advice = _advice(result.sights, threshold)
+    return [*lines, advice] if advice else lines
+
+
+def _advice(sights: Sequence[Sight], threshold: float) -> str | None:
+    """What follows for the threshold of the gate, from the metric that it prefers."""
+    from hwbench.units import percent
+
+    sight = next((each for each in sights if each.metric == "relative"), None)
+    if sight is None or not math.isfinite(sight.usual):
+        return None
+    least = _OF_WHAT_MATTERS * sight.usual
+    if least > threshold:
+        return (
+            f"So a --threshold below {percent(least)} promises nothing here. More replicates, "
+            "longer budgets or a quieter machine let the gate find less."
+        )
+    seen = max(sight.usual, threshold / _OF_WHAT_MATTERS)
+    return (
+        f"So --threshold {percent(threshold)} suits this machine: the gate usually finds a "
+        f"slow-down of {percent(seen)}."
+    )
 
 
 def _size(sight: Sight) -> str:
