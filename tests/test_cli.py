@@ -61,6 +61,11 @@ def tiny(tmp_path: Path) -> str:
         (["run", "--tokens", "many"], "--tokens takes numbers"),
         (["run", "--dtype", "int8"], "Unknown dtype 'int8'"),
         (["run", "--dtype", "bfloat61"], "did you mean 'bfloat16'"),
+        (["run", "--suite", "projection", "--tokens", "16"], "--tokens would change nothing: "),
+        (
+            ["run", "--suite", "compress", "--shape", "8x8", "--dtype", "bfloat16"],
+            "--shape and --dtype would change nothing: the suite compress has no timed cases",
+        ),
         (["run", "--density", "half"], "--density takes numbers"),
         (["run", "--format", "monrach"], "did you mean 'monarch'"),
         (["run", "--filter", "tokns=1"], "did you mean 'tokens'"),

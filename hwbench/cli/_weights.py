@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +170,32 @@ def _formats(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in without_kernels if entry.get("name") != "dense"]
 
 
+def _refuse_idle(document: dict[str, Any], axes: Mapping[str, Any]) -> None:
+    """Refuse an axis of timed cases where the suite times nothing: it would change nothing."""
+    blocks = document.get("cases")
+    if not isinstance(blocks, list) or any(
+        isinstance(block, dict) and ("tokens" in block or "direction" in block) for block in blocks
+    ):
+        return
+    idle = [f"--{name}" for name in ("shape", "tokens", "dtype") if axes.get(name)]
+    if idle:
+        raise UsageError(
+            f"{' and '.join(idle)} would change nothing: the suite "
+            f"{shortened(str(document.get('name')))} has no timed cases. Leave it out, or name "
+            "another suite."
+        )
+
+
 def with_weights(
     document: dict[str, Any], weights: str | None, activations: Path | None, **axes: Any
 ) -> tuple[dict[str, Any], list[str]]:
     """The document with all axes of the command line, and a sentence on each tensor of a file.
 
     Raises:
-        UsageError: two options name the shape, or as the functions above.
+        UsageError: two options name the shape, an option has no case to change, or as the
+            functions above.
     """
+    _refuse_idle(document, axes)
     pairs = named_tensors(weights, activations)
     if pairs and axes["shape"]:
         raise UsageError("--weights brings its own shape; leave --shape out.")
