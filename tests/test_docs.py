@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import sys
@@ -17,6 +18,8 @@ from _formats import CLASSES, describe
 
 from hwbench import cli, plugins
 from hwbench.formats._base import FORWARD, STEP, Format
+from hwbench.report.text import table
+from hwbench.store import read_run
 
 sys.path.insert(0, str(ROOT / "docs"))
 import make_formats
@@ -136,6 +139,27 @@ def test_torch_of_the_readme_is_that_of_the_constraints():
     named = re.findall(r"torch==([\d.]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     pinned = re.findall(r"^torch==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert named == pinned
+
+
+def test_the_output_in_the_readme_is_that_of_the_run_it_links():
+    from rich.console import Console
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    about = re.search(
+        r"\]\((reports/\S+\.jsonl)\) ended like this:\n\n```\n(.*?)^```",
+        text,
+        re.MULTILINE | re.DOTALL,
+    )
+    assert about
+    run = read_run(ROOT / about[1])
+    out = io.StringIO()
+    console = Console(file=out, width=200, no_color=True, highlight=False)
+    for part in table(run, 200):
+        console.print(part)
+    printed = {line.rstrip() for line in out.getvalue().splitlines()}
+    shown = [line for line in about[2].splitlines() if line and not line.startswith("…")]
+    assert len(shown) > 40
+    assert [line for line in shown if line not in printed] == []
 
 
 def test_there_are_commands_to_check():

@@ -23,16 +23,24 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def run(page: str, **replaced: str) -> dict[str, Any]:
+def run(page: str, least: int = 3, **replaced: str) -> dict[str, Any]:
     """What the names of a page hold after its last block."""
     held: dict[str, Any] = {}
     actual = blocks(page)
-    assert len(actual) >= 3
+    assert len(actual) >= least
     for block in actual:
         for before, after in replaced.items():
             block = block.replace(before, after)  # noqa: PLW2901 (each block is changed alone)
         exec(compile(block, page, "exec"), held)
     return held
+
+
+def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = run("../README.md", 1, **{'device="cpu"': 'device="fake"'})
+    assert read_run(held["run"]).complete
+    assert len(held["best"]) == len(read_run(held["run"]).planned) <= len(held["rows"])
+    assert held["layer"].to_dense().shape == held["weight"].shape
 
 
 def test_i_have_a_layer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,11 @@ COLUMNS = frozenset(
 
 
 def load_run(path: str | Path) -> pd.DataFrame:
-    """One row for each case and replicate of a run file; the columns are those of the docs.
+    """One row for each case and replicate of a run file.
+
+    docs/schema.md lists every column. Most often asked for are ``case``, ``format``, ``label``,
+    ``tokens``, ``direction``, ``density``, ``time_seconds``, ``relative_time``, ``score`` and
+    ``status``.
 
     Raises:
         RunFileError: the file cannot be read or is not a run file.
@@ -68,6 +72,10 @@ def load_run(path: str | Path) -> pd.DataFrame:
 
 def summary(path: str | Path) -> pd.DataFrame:
     """One row for each case of a run file, with intervals over its replicates.
+
+    The columns are those of ``load_run``, with the two ends of an interval beside what has one
+    (``time_low``, ``time_high``, ``relative_low`` …), the roofline and ``slowed``, the number of
+    replicates that were left out. docs/schema.md lists them.
 
     Raises:
         RunFileError: the file cannot be read or is not a run file.

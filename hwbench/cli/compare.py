@@ -20,7 +20,10 @@ def compare(
     ),
     as_json: _options.PrintJson = False,
 ) -> None:
-    """Set machines or versions side by side: ratios, what explains them, where the winner flips."""
+    """Set machines or versions side by side: ratios, what explains them, where the winner flips.
+
+    hwbench compare a100.jsonl rtx4090.jsonl --price a100=1.8 --price 4090=0.4 --out compare.html
+    """
     from hwbench.report import versus
     from hwbench.store import read_run
 
