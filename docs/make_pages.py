@@ -1,4 +1,4 @@
-"""Write the tables of docs/suites.md, docs/schema.md and docs/add-a-device.md from the code.
+"""Write the tables of suites.md, schema.md, add-a-device.md and install.md from the code.
 
 A table stands between ``<!-- begin NAME … -->`` and ``<!-- end NAME -->``; the rest of a page is
 written by hand. Names, types, units, defaults and counts come from the code, words from
@@ -26,7 +26,7 @@ from hwbench.store import Run
 from hwbench.workloads._base import Workload
 
 HERE = Path(__file__).parent
-PAGES = [HERE / name for name in ("suites.md", "schema.md", "add-a-device.md")]
+PAGES = [HERE / name for name in ("suites.md", "schema.md", "add-a-device.md", "install.md")]
 WORDS: dict[str, Any] = tomllib.loads((HERE / "pages.toml").read_text(encoding="utf-8"))
 NOTE = "written by docs/make_pages.py"
 RECORDS = [
@@ -67,6 +67,7 @@ def tables() -> dict[str, list[str]]:
         "quantities": quantities(),
         **columns(),
         **check(),
+        **packages(),
     }
 
 
@@ -283,6 +284,48 @@ def check() -> dict[str, list[str]]:
         "check": table(heads, listed("check", document)),
         "changes": table(heads, listed("changes", document["changes"][0])),
     }
+
+
+# --- install.md ---------------------------------------------------------------------------------
+
+
+def requirements() -> dict[str, list[str]]:
+    """The packages that pyproject.toml names, by extra; what is always installed under ""."""
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {"": project["dependencies"], **project["optional-dependencies"]}
+    found = {
+        extra: [re.split(r"[^\w.-]", each)[0] for each in listed] for extra, listed in named.items()
+    }
+    return {extra: [n for n in names if n != project["name"]] for extra, names in found.items()}
+
+
+def packages() -> dict[str, list[str]]:
+    """What each package is for, its size, and the verbs that load it."""
+    named = requirements()
+    always, dev = named.pop(""), named.pop("dev")
+    heads = ["package", "size", "what for"]
+    return {
+        "packages": table(
+            [*heads, "loaded by"], ([*_package(each), _loaded(each)] for each in always)
+        ),
+        "extras": table(
+            ["extra", *heads],
+            ([f"`{extra}`", *_package(each)] for extra, names in named.items() for each in names),
+        ),
+        "development": table(heads, map(_package, dev)),
+    }
+
+
+def _package(name: str) -> list[str]:
+    words = WORDS["packages"][name]
+    return [f"`{name}`", f"{words['megabytes']} MB", words["why"]]
+
+
+def _loaded(name: str) -> str:
+    """The verbs that load a package: those that a test runs, then others in words."""
+    words = WORDS["packages"][name]
+    verbs = [f"`{verb}`" for verb in words["loaded"]]
+    return ", ".join([*verbs, *([words["also"]] if "also" in words else [])])
 
 
 if __name__ == "__main__":

@@ -44,21 +44,6 @@ def top_level() -> set[str]:
     return files | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
 
 
-def imported_by(*arguments: str) -> set[str]:
-    """Every module that a Python process with these arguments imports."""
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return {line.rpartition("|")[2].strip() for line in lines}
-
-
 def test_the_map_in_contributing_has_every_module_and_no_other() -> None:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     listing = contributing.partition("### The map of the packages")[2].split("```")[1]
@@ -153,12 +138,6 @@ def test_what_needs_no_torch_and_no_tables_loads_none() -> None:
     )
     assert process.splitlines() == [*(f"{about} []" for about in [*list(_LIGHT)[:4], "members"]),
                                  *(f"{about} []" for about in list(_LIGHT)[4:])]  # fmt: skip
-
-
-def test_the_command_line_loads_no_torch() -> None:
-    loaded = imported_by("-m", "hwbench", "list", "formats")
-    assert "hwbench.cli" in loaded
-    assert "torch" not in loaded
 
 
 # the report's row is a record, and its group has names
