@@ -641,3 +641,12 @@ def test_twenty_thousand_rows_stay_small() -> None:
     assert len(page.column("case")) == len(run.planned) > 19_000
     assert page.column("case") == list(run.planned)
     assert "The remaining 942 settings are in who wins where" in page.shown
+
+
+def test_no_text_of_the_page_s_own_files_spans_lines_or_looks_like_a_comment() -> None:
+    """Indents and lines of comment are taken out of them, which would change such a text."""
+    for name in ("page.css", *html._SCRIPTS):
+        text = (html._TEMPLATES / name).read_text(encoding="utf-8")
+        odd = [line for line in text.splitlines() if line.count("`") % 2]
+        assert not odd, f"{name}: {odd[0]}"
+        assert len(html._lean(name)) < len(text)

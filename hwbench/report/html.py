@@ -109,9 +109,9 @@ def render(
     template = _environment().get_template("page.html.j2")
     return template.render(
         **_context(_page(runs, machines, rows, chosen, comparisons)),
-        css=_safe((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        css=_safe(_lean("page.css")),
         colours=list(zip(LIGHT, DARK, strict=True)),
-        script=_safe("\n".join((_TEMPLATES / n).read_text(encoding="utf-8") for n in _SCRIPTS)),
+        script=_safe("\n".join(map(_lean, _SCRIPTS))),
         library=_safe(_library()),
     )
 
@@ -451,6 +451,14 @@ def _safe(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)  # noqa: S704 (own files, or JSON with every < escaped)
+
+
+@cache
+def _lean(name: str) -> str:
+    """A file of the page without its indents and lines of comment, which no reader opens there."""
+    lines = (_TEMPLATES / name).read_text(encoding="utf-8").splitlines()
+    stripped = (line.strip() for line in lines)
+    return "\n".join(line for line in stripped if line and not line.startswith("//"))
 
 
 @cache
