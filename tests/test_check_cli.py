@@ -30,7 +30,7 @@ def test_a_regression_is_1(hwbench: Call) -> None:
     code, out, err = hwbench("check", kept(made(9, slower=1.1)), "--baseline", five())
     assert code == 1
     assert one_sentence(err) == "hwbench: Regressed (unconfirmed): 1 case."
-    assert re.search(r"regressed\s+linear/forward/low_rank", out)
+    assert re.search(r"regressed\s+low_rank density=0.5: forward", out)
 
 
 def test_an_improvement_is_0(hwbench: Call) -> None:
@@ -178,7 +178,7 @@ def test_a_case_that_is_gone_is_told(hwbench: Call) -> None:
     fewer = kept(made(9, CASES[:2]))
     code, out, _ = hwbench("check", fewer, "-b", "nights")
     assert code == 0
-    assert re.search(r"gone\s+linear/forward/csr", out)
+    assert re.search(r"gone\s+csr density=", out)
     assert hwbench("check", fewer, "-b", "nights", "--fail-on", "undecided")[0] == 3
 
 

@@ -76,7 +76,7 @@ def test_a_change_beyond_a_factor_of_two_needs_no_spread(
     code, out, _ = hwbench("check", kept(tonight), "-b", before)
     assert code == 1, out
     if baselines == 1:
-        assert "A change by a factor of two needs no spread" in " ".join(out.split())
+        assert "A change by a factor of two needs no" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.45])
@@ -122,7 +122,7 @@ def test_dense_that_became_slower_is_named(hwbench: Call) -> None:
     before = nights()
     code, out, _ = hwbench("check", kept(dense_by(night(9), 1.3)), "-b", before)
     assert code == 1  # dense is a case of its own, judged by its seconds
-    assert "regressed linear/forward/dense" in " ".join(out.split())
+    assert "regressed dense: forward" in " ".join(out.split())
     assert "more time than in the baseline" in " ".join(out.split())
 
 
