@@ -46,7 +46,7 @@ EXCEPTIONS = {
     "report/figures.py import_matplotlib open": "the current folder",
     "report/figures.py _save savefig": BESIDE,
     "report/history.py render read_text": OWN,
-    "report/html.py render read_text": OWN,
+    "report/html.py _lean read_text": OWN,
     "report/pytest_benchmark.py write write_text": BESIDE,
     "store/__init__.py create open": "a name of its own, made there and then",
     "store/__init__.py resume open": "a run that was read, and is read again under its lock",

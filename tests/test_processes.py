@@ -416,7 +416,8 @@ def test_the_command_is_there_and_output_that_nobody_reads_is_not_an_error() -> 
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr.startswith("hwbench: ")
+    # A machine that other tests keep busy is warned of first.
+    assert process.stderr.splitlines()[-1].startswith("hwbench: ")
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
