@@ -68,7 +68,8 @@ KNOBS = {
     "rotate": "whether directions are kept, in place of columns",
     "type": "what a weight is stored as",
     "group": "neighbouring weights of a row that share a scale",
-    "activations": "`none`, or `dynamic`: each token is rounded to int8 by a scale of its own",
+    "activations": "`none`, or `dynamic`: each token is rounded to int8 by a scale of its own, "
+    "or to fp8 where torchao multiplies that",
     "rounding": "`nearest`, or `gptq`: each column's error is made up for by the columns after it",
 }
 

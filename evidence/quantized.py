@@ -13,17 +13,16 @@ geometric. Bytes are shares of the dense layer's where a value takes ``--item-by
 * ``narrow``: as many directions of the inputs as low rank has ranks, with Q counted.
 
 Lines of ``--out`` are kept: a call that was broken off goes on where it stopped. ``--speed`` times
-the kernels of codes instead, which takes a machine that does nothing else.
+the kernels of codes instead, and ``--speed onnxruntime`` int8 with dynamic activations beside
+onnxruntime (``onnx_int8.py``); either takes a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -270,6 +269,7 @@ WITHIN, SLACK = 1.05, 2.5e-6  # of a kernel over its bare spelling, or seconds a
 DYNAMIC = ("linear_dynamic", "int_mm", "onednn")
 WEIGHT_ONLY = {"int8pack": "int8", "int4pack": "int4"}
 SPELT = {"int8pack": "_weight_int8pack_mm", "int4pack": "_weight_int4pack_mm_for_cpu"}
+KERNELS, RIVAL = "kernels", "onnxruntime"  # what --speed times
 Call = Callable[[], object]
 
 
@@ -279,8 +279,6 @@ def timed(rounds: int) -> None:
 
     print(f"{environment.cpu_facts()['name']}, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}")  # fmt: skip
-    if reason := onnx_missing():
-        print(f"onnxruntime is unsupported: {reason}")
     loses: dict[str, list[int]] = {}
     for sides, tokens in itertools.product(SIDES, TOKENS):
         turns = max(15, rounds * 64 // max(64, tokens))
@@ -326,7 +324,7 @@ def forward(made: Any, x: Tensor) -> Call:
 def _dynamic(
     kernels: Any, made: dict[str, Any], sides: tuple[int, int], x: Tensor
 ) -> dict[str, Call]:
-    """Float32: int8 with dynamic activations in each kernel, dense, packed, onnxruntime."""
+    """Float32: int8 with dynamic activations in each kernel, dense, packed."""
     dense, packed = (
         kernels.layer("dense", sides),
         kernels.layer("packed_dense", sides, kernel="onednn"),
@@ -334,16 +332,13 @@ def _dynamic(
     calls = {"F.linear": forward(dense, x), "packed_dense onednn": forward(packed, x)}
     for name, layer in made.items():
         calls |= {name: forward(layer, x), f"{name}, bare": bare(layer, x)}
-    if not onnx_missing():
-        session, array = onnx_session(dense.to_dense().detach()), x.numpy()
-        calls["onnxruntime"] = lambda: session.run(None, {"x": array})
     return calls
 
 
 def _say_dynamic(found: dict[str, float], sides: tuple[int, int], tokens: int) -> None:
     """The default kernel over the faster dense product, and the others beside it."""
     best = min(("F.linear", "packed_dense onednn"), key=lambda name: found[name])
-    for name in (*DYNAMIC, *(["onnxruntime"] if "onnxruntime" in found else [])):
+    for name in DYNAMIC:
         limits = {"F.linear": math.inf, best: math.inf}
         if name == DYNAMIC[0] and tokens > 1:
             limits[best] = 0.45
@@ -424,38 +419,6 @@ def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round_().to(torch.int8), scale
 
 
-def onnx_missing() -> str | None:
-    """Why onnxruntime cannot be timed here, or None where it can; hwbench itself needs neither."""
-    missing = [name for name in ("onnx", "onnxruntime") if not importlib.util.find_spec(name)]
-    if not missing:
-        return None
-    return f"it takes {' and '.join(missing)}, which this environment does not have."
-
-
-def onnx_session(weight: Tensor) -> Any:
-    """A session of onnxruntime with that product in int8, as its own tool makes it."""
-    import onnx
-    import onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "linear",
-        [value("x", onnx.TensorProto.FLOAT, ["tokens", weight.shape[1]])],
-        [value("y", onnx.TensorProto.FLOAT, ["tokens", weight.shape[0]])],
-        [onnx.numpy_helper.from_array(weight.t().contiguous().numpy(), "w")],
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        plain, coded = Path(folder, "plain.onnx"), Path(folder, "coded.onnx")
-        opset = [onnx.helper.make_opsetid("", 17)]
-        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), plain)
-        quantize_dynamic(plain, coded, weight_type=QuantType.QInt8, per_channel=True)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        return onnxruntime.InferenceSession(coded, options, providers=["CPUExecutionProvider"])
-
-
 def main() -> None:
     """Measure what is missing, and print two tables for each claim; or time the kernels."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -464,10 +427,23 @@ def main() -> None:
     parser.add_argument("--item-bytes", type=int, choices=(2, 4), default=2)
     parser.add_argument("--out", type=Path, default=Path("quantized.jsonl"))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--speed", action="store_true", help="time the kernels instead")
+    parser.add_argument(
+        "--speed", nargs="?", const=KERNELS, choices=(KERNELS, RIVAL), help="time these instead"
+    )
     parser.add_argument("--rounds", type=int, default=60, help="of --speed")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=13.0,
+        help="of --speed onnxruntime, for each count of tokens",
+    )
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.speed == RIVAL:
+        import onnx_int8  # the script beside this one; the folder is no package
+
+        onnx_int8.compared(given.seconds)
+        return
     if given.speed:
         timed(given.rounds)
         return

@@ -3,8 +3,8 @@
 A layer on the device ``meta`` takes the way of a GPU: whatever is not the CPU. Three kinds of
 kernels cannot be seen there. Triton's are replaced by calls that make a result of the right shape;
 2:4 products by the stand-ins of ``_two_four``; all of these are noted under their own names. The
-products of torch's sparse tensors are left out: what exists of them is asked of the device itself
-before a case is measured (``_probe``).
+products of torch's sparse tensors, and torchao's, are left out: what exists of them is asked of the
+device itself before a case is measured (``_probe``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Found = set[tuple[str, str]]
 """Operators with the dtypes that they are called in, as the table of CUDA names them."""
 
 ALLOCATES = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
-LIBRARIES = ("spmm", "linear")  # kernels that multiply torch's own sparse tensors
+LIBRARIES = ("spmm", "linear", "torchao")  # kernels that multiply tensors of another class
 
 
 class Operators(TorchDispatchMode):

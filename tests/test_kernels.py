@@ -75,7 +75,7 @@ def test_a_kernel_is_a_class_that_says_what_it_is(cls: type[Format], kernel: Ker
     assert vars(kernel) == {}, "one object serves every layer"
     assert type(kernel).apply is not Kernel.apply
     f = describe(cls, kernel.name, (64, 64))
-    assert f.implementation is kernel
+    assert f.implementation is kernel.for_knobs(f)
     assert kernel.backward_as is None or kernel.backward_as.name in cls.KERNELS
 
 
@@ -162,6 +162,26 @@ def test_costs_and_refusals_are_those_of_the_kernel() -> None:
     assert backward[0] == backward[1], "it takes the backward pass of the other"
     assert second.unsupported("cpu", torch.float32, BACKWARD) == "It does not train."
     assert plain.unsupported("cpu", torch.float32, BACKWARD) is None
+
+
+def test_a_name_may_stand_for_a_kernel_for_some_knobs_and_another_for_others() -> None:
+    class Tall(Second):
+        """For more outputs than inputs."""
+
+        materialises = True
+
+    class Shaped(FullFormat):
+        """Its kernel follows from the shape."""
+
+    class Either(Second, of=Shaped):
+        """By the shape."""
+
+        def for_knobs(self, described: Shaped) -> Second:
+            return Tall() if described.out_features > described.in_features else self
+
+    tall, wide = (Shaped(out_features=n, in_features=4, kernel="second") for n in (5, 3))
+    assert [type(f.implementation) for f in (tall, wide)] == [Tall, Either]
+    assert (tall.MATERIALISES, wide.MATERIALISES) == (True, False)
 
 
 def test_kernels_without_a_class_are_known_by_their_names() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,18 +78,89 @@ def test_a_bare_spelling_computes_what_the_kernel_does(script: Any, tokens: int)
         assert relative(found, script.forward(layer, x)()) < 2e-2, name
 
 
-def test_a_missing_onnxruntime_is_said_once_and_nothing_else_is_missed(
+def test_each_kernel_has_its_time_over_its_bare_spelling(
     script: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each kernel's time over its bare spelling is printed with or without it."""
-    for package in ("onnx", "onnxruntime"):
-        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.syspath_prepend(EVIDENCE)
     monkeypatch.setattr(script, "SIDES", ((64, 128),))
     monkeypatch.setattr(script, "TOKENS", (1,))
     script.timed(1)
     said = capsys.readouterr().out
-    assert said.count("onnxruntime is unsupported: it takes onnx and onnxruntime, which") == 1
-    assert said.count("onnxruntime") == 2
     for name in (*script.DYNAMIC, *script.WEIGHT_ONLY):
         assert f"  {name} / its bare spelling = " in said
+
+
+# --- beside onnxruntime -------------------------------------------------------------------------
+
+PACKAGES = ("onnx", "onnxruntime")
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    made = evidence_script("onnx_int8")
+    monkeypatch.setattr(made, "SIDES", ((64, 128),))
+    monkeypatch.setattr(made, "TOKENS", (1, 8))
+    for name in ("REST", "UNTIMED", "TIMED"):
+        monkeypatch.setattr(made, name, 0.0)
+    return made
+
+
+def test_a_missing_onnxruntime_is_said_in_a_sentence(
+    beside: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in PACKAGES:
+        monkeypatch.setitem(sys.modules, package, None)
+    beside.compared(0.0)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("onnxruntime is unsupported: it takes onnx and onnxruntime, which")
+
+
+def test_ratios_are_ours_over_theirs_in_a_column_for_each_tokens(beside: Any) -> None:
+    found = [
+        {"F.linear": 4e-3, "linear_dynamic": 2e-3, "int_mm": 1e-3, "onednn": 3e-3,
+         "onnxruntime": each}
+        for each in (2e-3, 1e-3)
+    ]  # fmt: skip
+    lines = beside.rows(found, [{"onnxruntime": 0.01}, {"onnxruntime": 0.02}])
+    assert lines["F.linear, ms"] == ["4.000", "4.000"]
+    assert lines["int8 linear_dynamic / onnxruntime"] == ["1.00", "2.00"]
+    assert lines["the fastest of ours / onnxruntime"] == ["0.50", "1.00"]
+    assert lines["error, onnxruntime"] == ["0.0100", "0.0200"]
+    text = beside.table("64x128", {"a": ["1", "2"]}, (1, 8))
+    assert text == "| 64x128 | 1 token | 8 tokens |\n|---|--:|--:|\n| a | 1 | 2 |"
+
+
+def test_every_call_is_rested_before_and_warmed_before_it_is_timed(
+    beside: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that a call moves on by a second, and the first call after another's by ten."""
+    clock, last = [0.0], [""]
+
+    def called(name: str) -> None:
+        clock[0] += 1.0 if last[0] == name else 10.0
+        last[0] = name
+
+    rests: list[float] = []
+    times = SimpleNamespace(perf_counter=lambda: clock[0], sleep=rests.append)
+    monkeypatch.setattr(beside, "time", times)
+    found = beside.medians({name: lambda name=name: called(name) for name in "ab"}, 0.0)
+    assert found == {"a": 1.0, "b": 1.0}
+    assert len(rests) == 2 * (beside.WARM + beside.LEAST)
+
+
+def test_onnxruntime_multiplies_the_same_weight(
+    beside: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it is installed, which none of hwbench's environments needs."""
+    for package in PACKAGES:
+        pytest.importorskip(package)
+    beside.compared(0.0)
+    said = capsys.readouterr().out
+    assert "DynamicQuantizeMatMul" in said or "MatMulIntegerToFloat" in said
+    errors = {
+        line.split(" | ")[0]: [float(cell) for cell in line.strip("| ").split(" | ")[1:]]
+        for line in said.splitlines()
+        if line.startswith("| error")
+    }
+    assert len(errors) == len(beside.OURS) + 1
+    assert all(1e-3 < error < 3e-2 for cells in errors.values() for error in cells)

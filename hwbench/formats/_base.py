@@ -280,8 +280,8 @@ class Format(ABC):
 
     @property
     def implementation(self) -> Kernel:
-        """The kernel that ``kernel`` names."""
-        return self.kernels()[self.kernel]
+        """The kernel that ``kernel`` names, for these knobs."""
+        return self.kernels()[self.kernel].for_knobs(self)
 
     @property
     def MATERIALISES(self) -> bool:  # noqa: N802

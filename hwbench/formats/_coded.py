@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from hwbench.errors import KnobError, UnreachableError
-from hwbench.formats import _quantize
+from hwbench.formats import (
+    _quantize,
+    _torchao,  # noqa: F401  which offers itself after the kernels of torch
+)
 from hwbench.formats._base import (
     BACKWARD_INPUT,
     FORWARD,
@@ -201,8 +204,8 @@ class CodedFormat(CodedWeight):
 
     @property
     def product(self) -> Product:
-        """The kernel."""
-        return self._products()[self.kernel]
+        """The kernel, for these knobs."""
+        return cast(Product, self.implementation)
 
     @classmethod
     def _products(cls) -> dict[str, Product]:

@@ -67,6 +67,11 @@ class Kernel:
             f"{type(layer).__name__} must give apply_weight, or its kernel {self.name} an apply."
         )
 
+    def for_knobs(self, described: Any) -> Kernel:
+        """What multiplies a weight of these knobs: itself, unless its name stands for several."""
+        del described
+        return self
+
     def refuses(
         self, described: Any, device: str, dtype: torch.dtype, direction: str
     ) -> str | None:

@@ -31,13 +31,18 @@ def tried(what: str, right: Callable[[], bool]) -> str | None:
     return None if fine else f"{what} computes a wrong product on this device."
 
 
+def on_cuda() -> bool:
+    """Whether there is a GPU that CUDA speaks to."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator is not None and accelerator.type == "cuda"
+
+
 def refusal(format_: Format, dtype: torch.dtype, direction: str) -> str | None:
     """Why the format's kernel does not run on CUDA in that direction; None where nothing says so.
 
     Without a GPU nothing is known beyond what the format itself tells.
     """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None or accelerator.type != "cuda":
+    if not on_cuda():
         return None
     return _trial(type(format_), format_.kernel, dtype, direction, "cuda")
 

@@ -12,8 +12,13 @@ output, and hwbench measures and shows it. ``int8pack`` and ``int4pack`` widen t
 product in bfloat16, and ``bfloat16_mm`` is one: in another dtype they round activations to that.
 ``dequantise`` has every type and makes the dense weight in each call, so that it saves bytes and
 gains no time. PyTorch gives a notice that the tensors which ``linear_dynamic`` takes will be
-removed; ``int_mm`` and ``onednn`` do without them. On CUDA there are ``bfloat16_mm`` and
-``dequantise`` alone: torchao's kernels are not on offer.
+removed; ``int_mm`` and ``onednn`` do without them.
+
+On CUDA there are ``bfloat16_mm``, ``dequantise`` and, where it is asked for, ``torchao``: products
+of the library of that name (the extra ``torchao``) in bfloat16, by the codes that are chosen here.
+It takes int8 and int4 in weights alone, and int8 and fp8 with ``activations=dynamic``; those of fp8
+are rounded to fp8. For int8 in weights alone torchao has no operator: where nothing is compiled it
+makes the dense weight in each call, as ``dequantise`` does. None of this was measured on a GPU yet.
 
 The gradient of x is that of the dequantised weight. Codes have no gradient.
 """

@@ -9,12 +9,11 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # exported since torch 1.8
 from torch.profiler import ProfilerActivity, profile
 
-from hwbench import plugins
 from hwbench.devices._base import Device
-from hwbench.formats._base import Format
 from hwbench.formats._kernel import Kernel
 from hwbench.protocol import Profile, Ran
 from hwbench.records import Planned
+from hwbench.workloads import _planning
 from hwbench.workloads._base import Subject
 
 _WARM_CALLS = 3  # before the profiler starts: workspaces, packing, code that is made at first use
@@ -53,8 +52,8 @@ def profile_case(
     ]
     rows.sort(key=lambda row: -row.seconds)
     kernels = {row.name for row in rows} if gpu else set()
-    offered = plugins.load("formats", planned.case.format, Format).kernels()
-    verdict, says = claim(offered[planned.kernel], operators, kernels)
+    _, described = _planning.described(planned.case, planned.resolved)
+    verdict, says = claim(described.implementation, operators, kernels)
     return Profile(
         rows=rows, calls=calls, seconds=total, verdict=verdict, says=says,
         trace=str(Path(trace).resolve()) if trace else "",
