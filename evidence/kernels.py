@@ -89,12 +89,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["native"], help="this table alone")
+    parser.add_argument("--only", choices=["native", "blast"], help="this table alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     name = environment.cpu_facts()["name"]
     print(f"{name}, {options.threads} threads, torch {torch.__version__}")
-    if options.only:
+    if options.only == "blast":
+        _blast(options.rounds)
+        return
+    if options.only == "native":
         for dtype in (torch.float32, torch.bfloat16):
             _native(dtype, options.rounds)
         return

@@ -266,7 +266,7 @@ def of_claim(name: str) -> list[str]:
 SIDES = ((1024, 1024), (4096, 1024))
 TOKENS = (1, 16, 64, 256, 1024)
 WITHIN, SLACK = 1.05, 2.5e-6  # of a kernel over its bare spelling, or seconds above it
-DYNAMIC = ("linear_dynamic", "int_mm", "onednn")
+DYNAMIC = ("linear_dynamic", "onednn", "int_mm")  # the default first, where it runs
 WEIGHT_ONLY = {"int8pack": "int8", "int4pack": "int4"}
 SPELT = {"int8pack": "_weight_int8pack_mm", "int4pack": "_weight_int4pack_mm_for_cpu"}
 KERNELS, RIVAL = "kernels", "onnxruntime"  # what --speed times
@@ -280,14 +280,15 @@ def timed(rounds: int) -> None:
     print(f"{environment.cpu_facts()['name']}, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}")  # fmt: skip
     loses: dict[str, list[int]] = {}
+    dynamic = dynamic_here()
     for sides, tokens in itertools.product(SIDES, TOKENS):
         turns = max(15, rounds * 64 // max(64, tokens))
         title = f"{sides[0]}x{sides[1]}, {tokens} tokens"
         print(f"\n{title}")
         x = torch.randn(tokens, sides[1], generator=torch.Generator().manual_seed(0))
-        made = {name: kernels.layer("quantized", sides, kernel=name) for name in DYNAMIC}
+        made = {name: kernels.layer("quantized", sides, kernel=name) for name in dynamic}
         found = kernels.interleaved(_dynamic(kernels, made, sides, x), turns)
-        _say_dynamic(found, sides, tokens)
+        _say_dynamic(found, dynamic, sides, tokens)
         in16 = {
             name: kernels.layer("quantized", sides, torch.bfloat16, kernel=name)
             for name in WEIGHT_ONLY
@@ -306,9 +307,22 @@ def timed(rounds: int) -> None:
             print(f"  {kind} {name} / dense bfloat16 = {ratio:.3f}  {asked(ratio, limit)}")
             if ratio > 1:
                 loses.setdefault(f"{kind}, {sides[0]}x{sides[1]}", []).append(tokens)
-        _say_bare(found)
+        _say_bare(found, (*dynamic, *WEIGHT_ONLY))
     for name, where in loses.items():
         print(f"{name}: weight-only loses to dense bfloat16 at {', '.join(map(str, where))} tokens")
+
+
+def dynamic_here() -> list[str]:
+    """The kernels of int8 with dynamic activations that run here, the default first."""
+    reasons = {
+        name: hwbench.get_format("quantized")
+        .from_knobs(*SIDES[0], kernel=name)
+        .unsupported("cpu", torch.float32, "forward")
+        for name in DYNAMIC
+    }
+    for reason in filter(None, reasons.values()):
+        print(f"not measured: {reason}")
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def forward(made: Any, x: Tensor) -> Call:
@@ -335,23 +349,25 @@ def _dynamic(
     return calls
 
 
-def _say_dynamic(found: dict[str, float], sides: tuple[int, int], tokens: int) -> None:
+def _say_dynamic(
+    found: dict[str, float], dynamic: list[str], sides: tuple[int, int], tokens: int
+) -> None:
     """The default kernel over the faster dense product, and the others beside it."""
     best = min(("F.linear", "packed_dense onednn"), key=lambda name: found[name])
-    for name in DYNAMIC:
+    for name in dynamic:
         limits = {"F.linear": math.inf, best: math.inf}
-        if name == DYNAMIC[0] and tokens > 1:
+        if name == dynamic[0] and tokens > 1:
             limits[best] = 0.45
-        elif name == DYNAMIC[0]:
+        elif name == dynamic[0]:
             limits["F.linear"] = 0.5 if sides == SIDES[0] else 0.25
         for other, limit in limits.items():
             ratio = found[name] / found[other]
             print(f"  int8 dynamic {name} / {other} = {ratio:.3f}  {asked(ratio, limit)}")
 
 
-def _say_bare(found: dict[str, float]) -> None:
+def _say_bare(found: dict[str, float], names: Iterable[str]) -> None:
     """Each kernel over the operators that it is made of, called by themselves."""
-    for name in (*DYNAMIC, *WEIGHT_ONLY):
+    for name in names:
         ours, theirs = found[name], found[f"{name}, bare"]
         within = ours <= WITHIN * theirs or ours - theirs <= SLACK
         ratio, more = ours / theirs, (ours - theirs) * 1e6
@@ -382,7 +398,7 @@ def _bare(made: Any, x: Tensor) -> Call:
         widening, parts = getattr(torch, SPELT[kernel.name]), kernel.packed(made)
         return lambda: widening(x, *parts)
     if kernel.name == "linear_dynamic":
-        _, packed = kernel._packed(made.codes, made.scale)  # noqa: SLF001
+        _, packed = kernel.packed(made.codes, made.scale)
         product = torch.ops.quantized.linear_dynamic
         return (
             (lambda: product(x, packed)) if len(x) == 1 else (lambda: _divided(product, x, packed))
@@ -395,7 +411,7 @@ def _bare(made: Any, x: Tensor) -> Call:
             return torch.mul(torch._int_mm(codes, turned), each).mul_(scale)  # noqa: SLF001
 
         return by_int_mm
-    packed, scales, zeros = kernel._packed(made)  # noqa: SLF001
+    packed, scales, zeros = kernel.packed(made.codes, made.scale)
 
     def by_onednn() -> Tensor:
         codes, each = _rounded(x)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import sys
 import warnings
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +25,14 @@ from hwbench.records import Case
 from hwbench.workloads import _planning
 
 TYPES = list(_quantize.TYPES)
-DYNAMIC = [("linear_dynamic", "int8"), ("int_mm", "int8"), ("onednn", "int8")]
 BITS = {"bfloat16": 16, "int8": 8, "fp8": 8, "int6": 6, "int5": 5, "int4": 4, "nf4": 4}
 ON_CPU = [
     kernel
     for kernel in Quantized.KERNELS
     if not Quantized.from_knobs(48, 64, kernel=kernel).unsupported("cpu", torch.float32, FORWARD)
 ]
+"""Libraries whose sums overflow on the processor at hand are not among them."""
+DYNAMIC = [kernel for kernel in ("linear_dynamic", "onednn", "int_mm") if kernel in ON_CPU]
 
 
 def build(out: int = 48, inputs: int = 64, **knobs: Any) -> Quantized:
@@ -225,9 +227,9 @@ def test_tokens_of_any_size_are_coded(size: float) -> None:
 @pytest.mark.parametrize(
     ("knobs", "kernel"),
     [
-        ({}, "linear_dynamic"),
+        ({}, DYNAMIC[0]),
         ({"type": "int8"}, "int8pack"),
-        ({"type": "int8", "activations": "dynamic"}, "linear_dynamic"),
+        ({"type": "int8", "activations": "dynamic"}, DYNAMIC[0]),
         ({"type": "int8", "group": 32}, "dequantise"),
         ({"type": "int4"}, "int4pack"),
         ({"type": "int4", "group": 16}, "dequantise"),
@@ -261,10 +263,10 @@ def test_every_type_multiplies_by_what_it_stands_for(kind: str, dtype: torch.dty
         assert_near(layer(x), x.double() @ exact.mT, dtype, kind, beside=layer.tolerance(dtype))
 
 
-@pytest.mark.parametrize(("kernel", "kind"), [*DYNAMIC, ("dequantise", "int8")])
-def test_each_token_has_its_own_scale(kernel: str, kind: str) -> None:
+@pytest.mark.parametrize("kernel", [*DYNAMIC, "dequantise"])
+def test_each_token_has_its_own_scale(kernel: str) -> None:
     """A token ten thousand times as large as the others leaves these as exact as they were."""
-    f = build(type=kind, activations="dynamic", kernel=kernel)
+    f = build(type="int8", activations="dynamic", kernel=kernel)
     layer, x = f.project(normal(48, 64)), normal(6, 64)
     x[2] *= 1e4
     exact = x.double() @ copy.deepcopy(layer).double().to_dense().mT
@@ -273,7 +275,7 @@ def test_each_token_has_its_own_scale(kernel: str, kind: str) -> None:
         assert 1e-4 < relative(ours, right) <= layer.tolerance(torch.float32)
 
 
-@pytest.mark.parametrize("kernel", ["int_mm", "onednn", "dequantise"])
+@pytest.mark.parametrize("kernel", [k for k in (*DYNAMIC, "dequantise") if k != "linear_dynamic"])
 def test_integers_multiply_exactly(kernel: str) -> None:
     """Only the activations are rounded: the product of what they were rounded to is exact."""
     f = build(type="int8", activations="dynamic", kernel=kernel)
@@ -283,7 +285,7 @@ def test_integers_multiply_exactly(kernel: str) -> None:
     assert relative(layer(x), exact) <= 1e-6
 
 
-@pytest.mark.parametrize("kernel", [name for name, _ in DYNAMIC])
+@pytest.mark.parametrize("kernel", DYNAMIC)
 def test_a_token_of_zeros_gives_zeros(kernel: str) -> None:
     layer, x = build(kernel=kernel).project(normal(48, 64)), normal(4, 64)
     x[1] = 0
@@ -310,7 +312,7 @@ def test_gradient_of_the_input_is_that_of_the_dequantised_weight(kernel: str) ->
 
 
 def test_what_was_packed_follows_the_codes() -> None:
-    for kernel in ("linear_dynamic", "onednn", "int4pack"):
+    for kernel in {*DYNAMIC, "int4pack"} - {"int_mm"}:
         layer, x = build(kernel=kernel).project(normal(48, 64)), normal(5, 64)
         layer(x)
         layer.codes.copy_(layer.codes.flip(0))
@@ -330,24 +332,56 @@ def test_the_notice_of_removal_is_told_once_by_the_page() -> None:
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def test_a_processor_that_overflows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def saturating(x: Tensor, packed: Any) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(x, packed).clamp(max=32767 * 0.1)
-
-    operators = SimpleNamespace(
-        linear_prepack=torch.ops.quantized.linear_prepack,
-        linear_dynamic=SimpleNamespace(op=saturating),
-    )
-    monkeypatch.setattr(_quantized_kernels, "_quantized", lambda: operators)
-    _quantized_kernels._linear_dynamic_lacks.cache_clear()
-    try:
-        reason = build(kernel="linear_dynamic").unsupported("cpu", torch.float32, FORWARD)
-        assert reason == "linear_dynamic overflows on this processor: use kernel=int_mm."
-        assert build(activations="dynamic").kernel == "int_mm"
-    finally:
-        _quantized_kernels._linear_dynamic_lacks.cache_clear()
+@pytest.fixture
+def _tried_anew() -> Iterator[None]:
+    """What the processor at hand was found to do is forgotten, before and after."""
+    _quantized_kernels._lacks_integers.cache_clear()
+    yield
+    _quantized_kernels._lacks_integers.cache_clear()
 
 
+@pytest.mark.usefixtures("_tried_anew")
+@pytest.mark.parametrize(
+    ("kernel", "namespace", "names"),
+    [
+        ("linear_dynamic", "_quantized", ("linear_prepack", "linear_dynamic")),
+        ("onednn", "_onednn", ("qlinear_prepack", "qlinear_pointwise")),
+    ],
+)
+def test_a_processor_that_overflows_is_told(
+    kernel: str, namespace: str, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operators = getattr(_quantized_kernels, namespace)()
+    pack, multiply = (getattr(operators, name) for name in names)
+
+    def saturating(*arguments: Any) -> Tensor:
+        return multiply(*arguments) * 0.7
+
+    saturating.op = saturating  # type: ignore[attr-defined]
+    made = SimpleNamespace(**dict(zip(names, (pack, saturating), strict=True)))
+    monkeypatch.setattr(_quantized_kernels, namespace, lambda: made)
+    reason = build(kernel=kernel).unsupported("cpu", torch.float32, FORWARD)
+    assert reason == f"{kernel} overflows on this processor: use kernel=int_mm."
+    assert build(activations="dynamic").kernel != kernel
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_kernel_that_is_offered_here_overflows(seed: int) -> None:
+    """Weights and activations at the ends of their ranges, in long sums of one sign or both."""
+    source = generator(seed)
+    inputs, tokens = 64 * int(torch.randint(1, 9, (), generator=source)), 1 + seed % 3
+    share = float(torch.rand((), generator=source))
+
+    def ends(rows: int) -> Tensor:
+        return torch.where(torch.rand(rows, inputs, generator=source) < share, 1.0, -1.0)
+
+    weight, x = ends(48), ends(tokens)
+    for kernel in (*DYNAMIC, "int8pack"):
+        found = build(48, inputs, type="int8", kernel=kernel).project(weight)(x)
+        assert relative(found, x.double() @ weight.double().mT) < 0.01, kernel
+
+
+@pytest.mark.usefixtures("_tried_anew")
 def test_a_torch_without_the_operator_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone:
         def __getattr__(self, name: str) -> Any:
@@ -355,14 +389,10 @@ def test_a_torch_without_the_operator_is_told(monkeypatch: pytest.MonkeyPatch) -
 
     for namespace in ("_quantized", "_aten", "_onednn"):
         monkeypatch.setattr(_quantized_kernels, namespace, Gone)
-    _quantized_kernels._linear_dynamic_lacks.cache_clear()
-    try:
-        for kernel in ("linear_dynamic", "onednn", "int8pack", "int4pack"):
-            reason = build(kernel=kernel).unsupported("cpu", torch.float32, FORWARD)
-            assert "does not run here" in str(reason)
-            assert_sentence(reason)
-    finally:
-        _quantized_kernels._linear_dynamic_lacks.cache_clear()
+    for kernel in ("linear_dynamic", "onednn", "int8pack", "int4pack"):
+        reason = build(kernel=kernel).unsupported("cpu", torch.float32, FORWARD)
+        assert "does not run here" in str(reason)
+        assert_sentence(reason)
 
 
 @pytest.mark.parametrize("name", ["mxfp8", "mxfp4", "nvfp4"])

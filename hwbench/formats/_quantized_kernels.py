@@ -113,7 +113,48 @@ class Product(Kernel, ABC):
         return _quantize.ROUNDING_ERROR if self.activations == "dynamic" else 0.0
 
 
-class LinearDynamic(Product, of=CodedWeight):
+class Largest(Coded):
+    """A layer whose codes are the largest: a sum of its products overflows where any does."""
+
+    trusting = False
+
+    def __init__(self) -> None:
+        self.derived = Derived()
+        self.codes = torch.full((16, 64), 127, dtype=torch.int8)
+        self.scale = torch.ones(16, 1)
+
+    def operands(self) -> tuple[Tensor, ...]:
+        return self.codes, self.scale
+
+
+class Integers(Product, ABC):
+    """A library's product of integers, which is tried before it is trusted.
+
+    Instructions that add two products in 16 bits overflow; processors with VNNI do not use them.
+    """
+
+    type, activations = "int8", "dynamic"
+
+    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
+        return _lacks_integers(type(self))
+
+
+@cache
+def _lacks_integers(kind: type[Integers]) -> str | None:
+    """None where the operator is there and its sums of the largest products are right."""
+    layer, kernel = Largest(), kind()
+    exact = float(layer.codes[0].sum())
+    try:
+        y = kernel.apply(layer, torch.ones(16, 64))
+    except (RuntimeError, AttributeError) as refused:
+        said = str(refused).partition("\n")[0].rstrip(".")
+        return f"{kernel.name} does not run here, use kernel=int_mm: {said}."
+    if float((y - exact).abs().max()) > 0.01 * exact:
+        return f"{kernel.name} overflows on this processor: use kernel=int_mm."
+    return None
+
+
+class LinearDynamic(Integers, of=CodedWeight):
     """``quantized::linear_dynamic`` with tokens that were divided by their largest value first.
 
     The operator rounds activations with one scale a call. PyTorch gives a notice that the tensors
@@ -122,10 +163,9 @@ class LinearDynamic(Product, of=CodedWeight):
 
     name = "linear_dynamic"
     operators = r"quantized::linear_dynamic$"
-    type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        build = lambda: self._packed(layer.codes, layer.scale)  # noqa: E731
+        build = lambda: self.packed(layer.codes, layer.scale)  # noqa: E731
         multiply, packed = layer.derived.get(layer.operands(), build, trusting=layer.trusting)
         wide = x if x.dtype == torch.float32 else x.float()
         if x.shape[0] == 1:
@@ -135,7 +175,7 @@ class LinearDynamic(Product, of=CodedWeight):
             y = multiply(wide / largest, packed).mul_(largest)
         return y if wide is x else y.to(x.dtype)
 
-    def _packed(self, codes: Tensor, scale: Tensor) -> tuple[Any, Any]:
+    def packed(self, codes: Tensor, scale: Tensor) -> tuple[Any, Any]:
         """The operator, and what it takes beside x."""
         zeros = torch.zeros(len(codes), dtype=torch.int64)
         with warnings.catch_warnings():
@@ -146,30 +186,8 @@ class LinearDynamic(Product, of=CodedWeight):
             packed = _quantized().linear_prepack(weight, None)
         return _plain(_quantized().linear_dynamic), packed
 
-    def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
-        return _linear_dynamic_lacks()
-
     def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
         return 2 * (4 + 1) * in_features + 2 * 4 * out_features
-
-
-@cache
-def _linear_dynamic_lacks() -> str | None:
-    """None where the operator is there and its sums of the largest products are right.
-
-    Instructions that add two products in 16 bits overflow; processors with VNNI do not use them.
-    """
-    codes, x = torch.full((8, 64), 127, dtype=torch.int8), torch.ones(1, 64)
-    try:
-        kernel = LinearDynamic()
-        multiply, packed = kernel._packed(codes, torch.ones(8, 1))  # noqa: SLF001
-        y = multiply(x, packed)
-    except (RuntimeError, AttributeError) as refused:
-        said = str(refused).partition("\n")[0].rstrip(".")
-        return f"linear_dynamic does not run here, use kernel=int_mm: {said}."
-    if float((y - 127 * 64).abs().max()) > 0.01 * 127 * 64:
-        return "linear_dynamic overflows on this processor: use kernel=int_mm."
-    return None
 
 
 class IntMm(Product, of=CodedWeight):
@@ -194,35 +212,32 @@ class IntMm(Product, of=CodedWeight):
         return 2 * in_features + 2 * (4 + 4) * out_features
 
 
-class OneDnn(Product, of=CodedWeight):
+class OneDnn(Integers, of=CodedWeight):
     """``onednn::qlinear_pointwise`` of tokens in uint8 and a weight that is packed in advance."""
 
     name = "onednn"
     operators = r"onednn::qlinear_pointwise$"
-    type, activations = "int8", "dynamic"
 
     def apply(self, layer: Coded, x: Tensor) -> Tensor:
-        build = lambda: self._packed(layer)  # noqa: E731
-        packed, scale_of_rows, zeros = layer.derived.get(
-            layer.operands(), build, trusting=layer.trusting
-        )
+        build = lambda: self.packed(layer.codes, layer.scale)  # noqa: E731
+        packed = layer.derived.get(layer.operands(), build, trusting=layer.trusting)
         codes, scale = _quantize.unsigned_tokens(x)
         y: Tensor = _onednn().qlinear_pointwise(
-            codes, 1.0, 128, packed, scale_of_rows, zeros, None,
+            codes, 1.0, 128, *packed, None,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return _quantize.as_before(y.mul_(scale), x)
 
-    def _packed(self, layer: Coded) -> tuple[Tensor, Tensor, Tensor]:
-        scale = layer.scale[:, 0].float().contiguous()
-        packed = _onednn().qlinear_prepack(layer.codes, None)
-        return packed, scale, torch.zeros(len(scale), dtype=torch.int64)
+    def packed(self, codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The weight as the operator wants it, the scale of each row, and its zero points."""
+        scales = scale[:, 0].float().contiguous()
+        packed = _onednn().qlinear_prepack(codes, None)
+        return packed, scales, torch.zeros(len(scales), dtype=torch.int64)
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         if not torch.backends.mkldnn.is_available():
             return "onednn does not run here: PyTorch was built without it."
-        there = hasattr(_onednn(), "qlinear_pointwise")
-        return None if there else "onednn does not run here: torch lacks qlinear_pointwise."
+        return super().lacks(out_features, in_features, dtype)
 
     def token_bytes(self, out_features: int, in_features: int, item_bytes: int) -> int:
         return 2 * (1 + 1) * in_features + 2 * 4 * out_features
