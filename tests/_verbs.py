@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ CALLS = (
 """Words in capitals stand for places: a suite, a run, a model, a text, a folder for outputs."""
 
 
-def verbs() -> set[str]:
+@cache
+def verbs() -> frozenset[str]:
     """The verbs that the parser has, those of a group with its name before them."""
 
     def under(command: Any, way: tuple[str, ...]) -> Iterator[str]:
@@ -57,7 +59,7 @@ def verbs() -> set[str]:
         for name, each in (inner or {}).items():
             yield from under(each, (*way, name))
 
-    return set(under(typer.main.get_command(cli.app), ()))
+    return frozenset(under(typer.main.get_command(cli.app), ()))
 
 
 def verb(call: str) -> str:

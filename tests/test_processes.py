@@ -213,13 +213,12 @@ def test_a_device_that_is_not_there_is_a_sentence_of_the_worker() -> None:
         LocalWorker("fake:7", 1)
 
 
-@pytest.mark.parametrize(
-    "which", ["a signal", *(pytest.param(name, marks=HEAVY) for name in ("an exit", "no end"))]
-)
+@HEAVY
+@pytest.mark.parametrize("which", ["a signal", "an exit", "no end"])
 def test_formats_that_take_their_worker_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    """Each death costs a start of two workers, so one stands in the first tier."""
+    """Each death costs a start of two workers; test_faults.py has workers of this process die."""
     names = {
         "a signal": {
             "segfault": (Status.CRASHED, "SIGSEGV"),
@@ -303,9 +302,8 @@ def test_a_run_of_real_workers_is_that_of_workers_in_this_process(
 # A run
 
 
-@pytest.mark.parametrize(
-    "results", [None, 1, *(pytest.param(n, marks=HEAVY) for n in (0, 11, 12, 13, 20))]
-)
+@HEAVY
+@pytest.mark.parametrize("results", [None, 0, 1, 11, 12, 13, 20])
 def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(
     out: Path, results: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +334,8 @@ def gone(workers: list[int]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("ends", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=HEAVY)])
+@HEAVY
+@pytest.mark.parametrize("ends", [signal.SIGTERM, signal.SIGINT])
 def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
     ends: signal.Signals, out: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,7 +370,8 @@ def test_who_listens_is_seen() -> None:
         assert int(actual.rpartition(":")[2], 16) == server.getsockname()[1]
 
 
-@pytest.mark.parametrize("results", [1, *(pytest.param(n, marks=HEAVY) for n in (0, 13))])
+@HEAVY
+@pytest.mark.parametrize("results", [0, 1, 13])
 def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, results: int) -> None:
     process = begun(out)
     wait(process, lambda: list(out.glob("*.jsonl")) and lines(out) >= results)
@@ -387,6 +387,7 @@ def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, resul
     assert process.returncode == (5 if bad else 0), error
 
 
+@HEAVY
 def test_a_full_disk_loses_nothing_that_was_written(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
