@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,29 @@ def test_what_comes_before_the_first_result_is_not_taken_for_its_time(
             now[0] = 300.0 + done
             listen(Progress(done, 100, now[0], Path("run.jsonl")))
     assert capsys.readouterr().err.splitlines() == ["hwbench: 1 of 100 results"]
+
+
+def test_a_case_of_minutes_leaves_no_log_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the first result too; after the end nothing is printed."""
+    monkeypatch.setattr(_progress, "LOG_SECONDS", 0.01)
+    lines: list[str] = []
+
+    def more(least: int) -> None:
+        deadline, before = time.monotonic() + 60, len(lines)
+        while len(lines) < before + least:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+            lines.extend(capsys.readouterr().err.splitlines())
+
+    with _progress.progress() as listen:
+        more(2)
+        assert set(lines) == {"hwbench: planning; still at work after 0:00"}
+        lines.clear()
+        listen(Progress(3, 12, 1.0, Path("run.jsonl")))
+        more(3)
+        assert lines[-1] == "hwbench: 3 of 12 results; still at work after 0:00"
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert not capsys.readouterr().err

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from hwbench.channels import visible
@@ -18,12 +19,58 @@ if TYPE_CHECKING:
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
+class _Log:
+    """The lines of a log: the state of the run, each half minute.
+
+    A case may take minutes, and who watches a log ends a job that prints nothing for long.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._lock = say, threading.Lock()
+        self._line, self._heard_at = "hwbench: planning", time.monotonic()
+        self._said_at = self._heard_at
+
+    def heard(self, line: str, *, at_once: bool) -> None:
+        """What came from the run, which is printed where it is due."""
+        with self._lock:
+            self._line, self._heard_at = line, time.monotonic()
+            if at_once or self._heard_at - self._said_at >= LOG_SECONDS:
+                self._said_at = self._heard_at
+                self._say(line)
+
+    @contextlib.contextmanager
+    def between(self) -> Iterator[None]:
+        """Print a line after each half minute in which nothing was printed."""
+        ended = threading.Event()
+
+        def wait() -> None:
+            while not ended.wait(max(0.0, self._said_at + LOG_SECONDS - time.monotonic())):
+                self._remind()
+
+        thread = threading.Thread(target=wait, name="hwbench log", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _remind(self) -> None:
+        from hwbench.units import clock
+
+        with self._lock:
+            now = time.monotonic()
+            if now - self._said_at >= LOG_SECONDS:
+                self._said_at = now
+                self._say(f"{self._line}; still at work after {clock(now - self._heard_at)}")
+
+
 @contextlib.contextmanager
 def progress() -> Iterator[Listener]:
     """A listener that draws a bar on a terminal, and writes a line each half minute elsewhere.
 
-    Both go to standard error, when a result comes and never in between: the parent sleeps while a
-    child measures.
+    Both go to standard error. The bar moves when a result comes and never in between: the parent
+    sleeps while a child measures.
     """
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
@@ -33,21 +80,27 @@ def progress() -> Iterator[Listener]:
     words = "{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"
     # A case's id comes from a file, and its brackets are no markup.
     columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words, markup=False))
-    quiet, printed_at = not console.is_terminal, time.monotonic()
-    with Bar(*columns, console=console, auto_refresh=False, transient=True, disable=quiet) as bar:
+    quiet = not console.is_terminal
+
+    def say(line: str) -> None:
+        console.print(visible(line), soft_wrap=True, markup=False, highlight=False)
+
+    log = _Log(say)
+    with (
+        Bar(*columns, console=console, auto_refresh=False, transient=True, disable=quiet) as bar,
+        log.between() if quiet else contextlib.nullcontext(),
+    ):
         task = bar.add_task("planning", total=1, left="")
 
         def listen(progress: Progress) -> None:
-            nonlocal printed_at
             received.append(progress)
             if len(received) > 1 and received[0].done == 0 < received[1].done:
                 # The time before the first result is left out: reading a model happens once.
                 del received[0]
             del received[1:-1]  # the first and the last are enough
             fields = _fields(progress, received[0])
-            if quiet and (progress.note or time.monotonic() - printed_at >= LOG_SECONDS):
-                printed_at = time.monotonic()
-                console.print(visible(_line(fields)), soft_wrap=True, markup=False, highlight=False)
+            if quiet:
+                log.heard(_line(fields), at_once=bool(progress.note))
             bar.update(task, **fields)
             bar.refresh()
 
