@@ -39,7 +39,7 @@ DEFAULTS = {
 }
 """The formulas of a format whose entry in formats.toml does not give them."""
 
-PROBED = ("does not run here", "computes a wrong product")
+PROBED = ("does not run here", "computes a wrong product", "overflows on this processor")
 """Words of a reason that this machine gave, not the format."""
 
 KNOBS = {

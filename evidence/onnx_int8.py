@@ -32,7 +32,7 @@ from hwbench import environment
 
 SIDES = ((1024, 1024), (4096, 1024))
 TOKENS = (1, 16, 64, 256, 1024)
-OURS = ("linear_dynamic", "int_mm", "onednn")
+OURS = ("linear_dynamic", "linear_dynamic_7bit", "int_mm", "onednn")  # where they run
 DENSE, THEIRS = "F.linear", "onnxruntime"
 REST, UNTIMED, TIMED = 5e-3, 3e-3, 1e-2  # seconds of a visit
 WARM, LEAST = 2, 10  # rounds that are not counted, and that are counted at least

@@ -266,7 +266,9 @@ def of_claim(name: str) -> list[str]:
 SIDES = ((1024, 1024), (4096, 1024))
 TOKENS = (1, 16, 64, 256, 1024)
 WITHIN, SLACK = 1.05, 2.5e-6  # of a kernel over its bare spelling, or seconds above it
-DYNAMIC = ("linear_dynamic", "onednn", "int_mm")  # the default first, where it runs
+DYNAMIC = ("linear_dynamic", "linear_dynamic_7bit", "onednn", "int_mm")
+"""Of int8 by int8; the first that runs here is the default."""
+
 WEIGHT_ONLY = {"int8pack": "int8", "int4pack": "int4"}
 SPELT = {"int8pack": "_weight_int8pack_mm", "int4pack": "_weight_int4pack_mm_for_cpu"}
 KERNELS, RIVAL = "kernels", "onnxruntime"  # what --speed times
@@ -397,9 +399,10 @@ def _bare(made: Any, x: Tensor) -> Call:
     if kernel.name in WEIGHT_ONLY:
         widening, parts = getattr(torch, SPELT[kernel.name]), kernel.packed(made)
         return lambda: widening(x, *parts)
-    if kernel.name == "linear_dynamic":
+    if kernel.name.startswith("linear_dynamic"):
         _, packed = kernel.packed(made.codes, made.scale)
-        product = torch.ops.quantized.linear_dynamic
+        operator, seven_bits = torch.ops.quantized.linear_dynamic, kernel.seven_bits
+        product = lambda x, packed: operator(x, packed, seven_bits)  # noqa: E731
         return (
             (lambda: product(x, packed)) if len(x) == 1 else (lambda: _divided(product, x, packed))
         )

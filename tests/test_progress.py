@@ -68,3 +68,16 @@ def test_a_case_of_minutes_leaves_no_log_silent(
     capsys.readouterr()
     time.sleep(0.05)
     assert not capsys.readouterr().err
+
+
+def test_a_log_of_short_cases_has_nothing_about_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    log = _progress._Log(lines.append)
+    for now[0], line in ((29.0, "a"), (31.0, ""), (59.0, "b"), (62.0, ""), (92.0, "")):
+        if line:
+            log.heard(line, at_once=False)
+        else:
+            log.remind()
+    assert lines == ["a", "b", "b; still at work after 0:33"]

@@ -166,5 +166,5 @@ def test_onnxruntime_multiplies_the_same_weight(
         for line in said.splitlines()
         if line.startswith("| error")
     }
-    assert len(errors) == len(beside.OURS) + 1
+    assert 3 <= len(errors) <= len(beside.OURS) + 1
     assert all(1e-3 < error < 3e-2 for cells in errors.values() for error in cells)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hwbench.formats._base import FORWARD, Linear
 from hwbench.formats.quantized import Quantized
 
-IN_FLOAT32 = ("linear_dynamic", "int_mm", "onednn")
+IN_FLOAT32 = ("linear_dynamic", "linear_dynamic_7bit", "int_mm", "onednn")
 ON_CPU = [
     kernel
     for kernel in Quantized.KERNELS
@@ -54,6 +54,7 @@ CODED = [*LARGEST, "div_", "clamp_min_", "div", "round_", "_to_copy"]
 ASKED = {
     ("linear_dynamic", 1): ["linear_dynamic"],
     ("linear_dynamic", 5): [*LARGEST, "clamp_min_", "div", "linear_dynamic", "mul_"],
+    ("linear_dynamic_7bit", 1): ["linear_dynamic"],
     ("int_mm", 1): [*CODED, "t", "_int_mm", "mul", "t", "mul_"],
     ("onednn", 1): [*CODED, "view", "bitwise_xor_", "qlinear_pointwise", "mul_"],
     ("int8pack", 1): ["_weight_int8pack_mm"],
@@ -71,7 +72,9 @@ def test_a_call_asks_pytorch_for_nothing_that_it_does_not_need(kernel: str, toke
     assert asked.names == ASKED[kernel, tokens]
 
 
-@pytest.mark.parametrize(("kernel", "most"), [("linear_dynamic", 5), ("int8pack", 6)])
+@pytest.mark.parametrize(
+    ("kernel", "most"), [("linear_dynamic", 5), ("linear_dynamic_7bit", 5), ("int8pack", 6)]
+)
 def test_a_call_is_few_calls_of_python(kernel: str, most: int) -> None:
     """Of hwbench's own functions, with the check that the codes are those that were packed."""
     layer, x = called(kernel, 1)

@@ -45,7 +45,7 @@ class _Log:
 
         def wait() -> None:
             while not ended.wait(max(0.0, self._said_at + LOG_SECONDS - time.monotonic())):
-                self._remind()
+                self.remind()
 
         thread = threading.Thread(target=wait, name="hwbench log", daemon=True)
         thread.start()
@@ -55,14 +55,16 @@ class _Log:
             ended.set()
             thread.join()
 
-    def _remind(self) -> None:
+    def remind(self) -> None:
+        """Print the last line again where half a minute is over, and how long it is the last."""
         from hwbench.units import clock
 
         with self._lock:
             now = time.monotonic()
             if now - self._said_at >= LOG_SECONDS:
-                self._said_at = now
-                self._say(f"{self._line}; still at work after {clock(now - self._heard_at)}")
+                self._said_at, waited = now, now - self._heard_at
+                late = f"; still at work after {clock(waited)}" if waited >= LOG_SECONDS else ""
+                self._say(f"{self._line}{late}")
 
 
 @contextlib.contextmanager

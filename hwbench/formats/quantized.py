@@ -8,8 +8,11 @@ that ``project`` is given; without activations it is ``nearest``.
 
 Kernels: ``linear_dynamic``, ``int_mm`` and ``onednn`` multiply integers by integers, for which
 every call rounds its activations to int8, with a scale for each token. That is an error of the
-output, and hwbench measures and shows it. ``int8pack`` and ``int4pack`` widen the codes inside a
-product in bfloat16, and ``bfloat16_mm`` is one: in another dtype they round activations to that.
+output, and hwbench measures and shows it. On processors without VNNI sums of ``linear_dynamic``
+and ``onednn`` overflow, and ``linear_dynamic_7bit`` takes their place, with twice that error;
+``int_mm`` is many times slower than a dense product there. ``int8pack`` and ``int4pack`` widen the
+codes inside a product in bfloat16, and ``bfloat16_mm`` is one: in another dtype they round
+activations to that.
 ``dequantise`` has every type and makes the dense weight in each call, so that it saves bytes and
 gains no time. PyTorch gives a notice that the tensors which ``linear_dynamic`` takes will be
 removed; ``int_mm`` and ``onednn`` do without them.
