@@ -115,11 +115,11 @@ def _values(f: Format) -> dict[str, Any]:
 
 
 def _documents() -> list[Path]:
-    own = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-    return [*own, *sorted((ROOT / "docs").rglob("*.md"))]
+    own = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "reports/README.md", "evidence/README.md"]
+    return [*(ROOT / name for name in own), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def _shown(text: str) -> Iterator[str]:
+def _shown(text: str, program: str = r"(\S*/)?hwbench") -> Iterator[str]:
     """The commands in fenced and indented blocks, and in code within sentences."""
     fenced = re.findall(r"^```.*?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^(?: {4}|\t)(.*)$", text, re.MULTILINE)
@@ -128,11 +128,17 @@ def _shown(text: str) -> Iterator[str]:
     for block in [*fenced, *indented, *inline]:
         for line in block.replace("\\\n", " ").splitlines():
             for command in re.split(r"\s(?:&&|\|\||[|;])\s", line.strip().removeprefix("$ ")):
-                if re.match(r"(\S*/)?hwbench(\s|$)", command.strip()):
+                if re.match(rf"{program}(\s|$)", command.strip()):
                     yield command.strip()
 
 
-COMMANDS = sorted({command for path in _documents() for command in _shown(path.read_text())})
+def _commands(program: str = r"(\S*/)?hwbench") -> list[str]:
+    """Each command of that program, a regular expression, once."""
+    texts = [path.read_text(encoding="utf-8") for path in _documents()]
+    return sorted({command for text in texts for command in _shown(text, program)})
+
+
+COMMANDS = _commands()
 
 
 def test_torch_of_the_readme_is_that_of_the_constraints():
@@ -171,6 +177,86 @@ def test_command_shown_is_one_that_exists(command):
     _, *words = shlex.split(re.sub(r"\s[<>]{1,2}\s*\S+$", "", command), comments=True)
     words = [word for word in words if word not in ("…", "...")]
     assert _parsed(words) == next((word for word in words if not word.startswith("-")), None)
+
+
+@pytest.mark.parametrize("command", _commands("make"))
+def test_target_shown_is_one_that_exists(command):
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    variables = set(re.findall(r"^(\w+) *[?:]?=", make, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+): .*## ", make, re.MULTILINE))
+    for word in shlex.split(command, comments=True)[1:]:
+        name, given, _ = word.partition("=")
+        assert name in (variables if given else targets)
+
+
+@pytest.mark.parametrize("command", _commands(r"(\S*/)?(python|pytest)"))
+def test_script_shown_is_one_that_exists(command):
+    """The file is there and knows the options; what runs under ``-m`` is another's."""
+    program, *words = shlex.split(command, comments=True)
+    if not program.endswith("python") or not words or "-m" in words:
+        paths = [word for word in words if word.startswith("tests/")]
+        assert all(next(ROOT.glob(path), None) for each in paths for path in _expanded(each))
+        return
+    script = (ROOT / words[0]).read_text(encoding="utf-8")
+    for word in words[1:]:
+        assert not word.startswith("--") or f'"{word}"' in script, f"{words[0]} has no {word}"
+
+
+def test_the_page_on_evidence_names_every_script_and_what_make_runs() -> None:
+    page = (ROOT / "evidence/README.md").read_text(encoding="utf-8")
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    told, loop = (
+        re.search(pattern, text, re.DOTALL)
+        for pattern, text in [
+            (r"`make evidence`\s+runs (.*?) one after", page),
+            (r"for script in (.*?);", make),
+        ]
+    )
+    assert told
+    assert loop
+    assert re.findall(r"`(\w+)`", told[1]) == loop[1].split()
+    scripts = (ROOT / "evidence").glob("*.py")
+    to_type = {path.stem for path in scripts if "__main__" in path.read_text(encoding="utf-8")}
+    assert to_type <= set(re.findall(r"(\w+)\.py", page))
+
+
+def _expanded(path: str) -> list[str]:
+    """A path with ``{a,b}`` as a shell expands it."""
+    before, brace, rest = path.partition("{")
+    inside, _, after = rest.partition("}")
+    return [f"{before}{each}{after}" for each in inside.split(",")] if brace else [path]
+
+
+# --- blocks ------------------------------------------------------------------------------------
+
+PROGRAMS = {"git", "hwbench", "make", "pip", "pytest", "python", "python3", "ray", "."}
+LISTINGS = {
+    "linear on AMD EPYC",  # held against its run above
+    "hwbench/",  # the map, which test_architecture.py holds against the folders
+    "#SBATCH",  # for a cluster that no test has
+}
+"""How the blocks begin that are neither a language's nor commands."""
+
+RUN = {
+    "python": {"README", "add-a-device", "add-a-format", "i-have-a-checkpoint", "i-have-a-layer",
+               "schema", "testing"},
+    "toml": {"add-a-device", "add-a-format", "suites"},
+}  # fmt: skip
+"""By language, the pages whose blocks a test runs or reads, each of them."""
+
+
+@pytest.mark.parametrize("path", _documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_block_is_one_that_no_test_reads(path):
+    text = path.read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if language not in ("", "bash"):
+            assert path.stem in RUN[language], block
+            continue
+        if block.startswith(tuple(LISTINGS)):
+            continue
+        for line in block.splitlines():
+            words = [word for word in shlex.split(line, comments=True) if "=" not in word]
+            assert not words or words[0].rpartition("/")[2] in PROGRAMS, line
 
 
 @pytest.mark.parametrize("words", [["rum"], ["run", "--sweet", "x"], ["list", "--threads", "2"]])

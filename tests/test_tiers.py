@@ -7,10 +7,17 @@ import subprocess
 import sys
 from collections import Counter
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 import pytest
 from _faulty import ROOT
+from _inline import Workers, died
 from _processes import MOST, ProcessCount
+
+from hwbench.measure import run as runner
+from hwbench.protocol import SoloRequest
+from hwbench.store import read_run
 
 PAGE = (ROOT / "docs/testing.md").read_text(encoding="utf-8")
 PATCHES = sorted((ROOT / "tests/mutations").glob("*.patch"))
@@ -26,6 +33,15 @@ def test_every_test_that_the_page_names_is_there() -> None:
         assert f"def {test}(" in text, f"{file}::{test}"
 
 
+def test_the_example_on_the_page_passes(tmp_path: Path, workers: Workers) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    held: dict[str, Any] = {"died": died, "SoloRequest": SoloRequest}
+    held |= {"read_run": read_run, "runner": runner}
+    exec(example, held)
+    (test,) = (value for name, value in held.items() if name.startswith("test_"))
+    test(tmp_path, workers)
+
+
 def test_every_target_that_the_page_names_is_one() -> None:
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^make ([a-z-]+) ", PAGE, re.MULTILINE))
@@ -36,6 +52,10 @@ def test_every_target_that_the_page_names_is_one() -> None:
 
 def test_six_faults_in_each_area_are_kept() -> None:
     areas = Counter(mutations.header(patch)["Area"] for patch in PATCHES)
+    mutated = PAGE.partition("## Mutations")[2]
+    assert f"are {len(PATCHES)} faults" in mutated
+    told = re.findall(r"(\d+) in (?:what measures\s+on )?(?:the )?(\w+)", mutated)
+    assert {area: str(n) for area, n in areas.items()} == {name.lower(): n for n, name in told}
     assert areas.pop("cuda") == 20
     assert set(areas) == {"scheduling", "resume", "gate", "statistics", "formats"}
     assert min(areas.values()) == 6

@@ -1,4 +1,4 @@
-"""The tutorials: every Python block of a page, one after another, in a folder of its own."""
+"""The tutorials: what stands in the blocks of a page, one after another, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _compress
 import pytest
 
 from hwbench import suite
 from hwbench.store import read_run
 
+Call = Callable[..., tuple[int, str, str]]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -51,25 +53,42 @@ def test_i_have_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'0.left'" in shown
 
 
-def test_i_have_a_checkpoint(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.BertConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        vocab_size=60,
-    )  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        transformers.BertModel(config).save_pretrained(tmp_path / "model")
-        text = (DOCS / "i-have-a-checkpoint.md").read_text(encoding="utf-8")
-        assert '"path/to/a/model"' in text
-        held = run("i-have-a-checkpoint.md", **{"path/to/a/model": str(tmp_path / "model")})
+def test_i_have_a_checkpoint(hwbench: Call, tmp_path: Path) -> None:
+    """Commands and Python of the page in its order: each uses what those before it made."""
+    pytest.importorskip("transformers")
+    (model := tmp_path / "path/to/a/model").mkdir(parents=True)
+    _compress.encoder(model)
+    text = (DOCS / "i-have-a-checkpoint.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert [language for language, _ in shown] == ["", *["python"] * 3, "", "python"]
+    cheap = ["--device", "fake", "--replicates", "1"]
+    held: dict[str, Any] = {}
+    said: dict[str, str] = {}
+    for language, block in shown:
+        if language == "python":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exec(compile(block, "i-have-a-checkpoint.md", "exec"), held)
+            continue
+        for command in block.splitlines():
+            _, verb, *words = shlex.split(command)
+            formats = ["--format", "low_rank,csr"] if "--budget" in words else []
+            code, said[command], error = hwbench(
+                verb, *words, *(cheap if verb != "shapes" else []), *formats
+            )
+            assert code == 0, (command, error)
+    assert len(said) == 4
+    printed = "".join(said.values())
+    for words in ("All linear layers of the model", "the fastest of each shape", "proved a gap of"):
+        assert words in printed
+    assert "error of the last hidden state" in printed
+    assert "The model is in small." in printed
     assert held["small"].encoder.layer[0].intermediate.dense.described.name() == "low_rank"
     assert held["table"]["bytes"].sum() < 0.6 * held["table"]["dense_bytes"].sum()
     assert json.loads((tmp_path / "small" / "hwbench.json").read_text())["schema"] == 1
-    assert "error of the last hidden state" in capsys.readouterr().out
+    assert held["plan"]["layers"]
+    for name, entry in held["plan"]["layers"].items():
+        assert held["planned"].get_submodule(name).described.name() == entry["name"]
 
 
 # --- my nightly gate ---------------------------------------------------------------------------
