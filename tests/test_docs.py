@@ -18,6 +18,7 @@ from _formats import CLASSES, describe
 
 from hwbench import cli, plugins
 from hwbench.formats._base import FORWARD, STEP, Format
+from hwbench.report import figures
 from hwbench.report.text import table
 from hwbench.store import read_run
 
@@ -166,6 +167,15 @@ def test_the_output_in_the_readme_is_that_of_the_run_it_links():
     shown = [line for line in about[2].splitlines() if line and not line.startswith("…")]
     assert len(shown) > 40
     assert [line for line in shown if line not in printed] == []
+
+
+def test_the_caption_beside_the_figure_is_what_its_command_writes():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    run, kind, out = re.search(
+        r"^hwbench plot (\S+) --kind (\w+) --out (docs/\S+)$", text, re.MULTILINE
+    ).groups()
+    caption = (ROOT / out).with_suffix(".caption.txt").read_text(encoding="utf-8")
+    assert caption == figures.caption(read_run(ROOT / run), kind)
 
 
 def test_there_are_commands_to_check():

@@ -149,8 +149,8 @@ def _refusal_here() -> str | None:
         return "oneDNN does not run here: PyTorch was built without it."
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
         return (
-            "oneDNN does not run here: torch gives it float32 products on processors with "
-            "AVX-512 or bfloat16 only."
+            "torch.mm by oneDNN does not run here: torch gives it float32 products on processors "
+            "with AVX-512 or bfloat16 only."
         )
     error = _error()
     if error <= LIMIT:
