@@ -27,7 +27,7 @@ from hwbench.analysis.frames import replicate_rows
 from hwbench.errors import MissingPartError, RunFileError, UnknownNameError, UsageError
 from hwbench.quantities import RELATIVE, TIME
 from hwbench.records import Status
-from hwbench.report import _answers, _palette, export, figures, text
+from hwbench.report import _answers, _facts, _palette, export, figures, text
 from hwbench.report.rows import Row, printable, report_rows
 from hwbench.store import Run
 
@@ -96,13 +96,25 @@ def test_a_run_without_cases_says_so() -> None:
     assert "nothing was measured" in "\n".join(lines(run_of([]), 80))
 
 
-def test_an_unfinished_run_says_what_is_missing_and_how_to_go_on() -> None:
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (10, "89 cases have no result yet"),
+        (98, "1 case has no result yet"),
+        (99, "every case has a result, and some replicates are missing"),
+    ],
+)
+def test_an_unfinished_run_says_what_is_missing_and_how_to_go_on(kept: int, told: str) -> None:
     unfinished = run_of(questions(), complete=False)
-    kept = list(unfinished.planned)[:10]
-    unfinished.results = [r for r in unfinished.results if r.case in kept]
+    assert len(unfinished.planned) == 99
+    with_results = list(unfinished.planned)[:kept]
+    unfinished.results = [r for r in unfinished.results if r.case in with_results]
     shown = " ".join("\n".join(lines(unfinished, 100)).split())
-    assert "not finished: 89 cases have no result yet" in shown
+    assert f"The run is not finished: {told}; go on with" in shown
     assert "--resume 20260102-030405-linear-cpu.jsonl" in shown
+    state = _facts.summary(unfinished, "a machine", report_rows(unfinished)).state
+    assert state.startswith("not finished: ")
+    assert " 0 cases" not in state
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,10 @@ def _replicate_words(count: int, planned: int) -> str:
     return f"{_count(count, 'replicate')} ({planned} asked, {count - planned} further)"
 
 
+UNREPEATED = "every case has a result, and some replicates are missing"
+"""What is said of a run that was cut off after each case had its first result."""
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -164,7 +168,11 @@ def _state(run: Run, rows: list[Row]) -> str:
     if run.footer:
         return f"finished in {units.clock(run.footer.wall_seconds)}"
     missing = sum(row.status == "missing" for row in rows)
-    return f"not finished: {_count(missing, 'case')} without any result"
+    return (
+        f"not finished: {_count(missing, 'case')} without any result"
+        if missing
+        else f"not finished: {UNREPEATED}"
+    )
 
 
 def _tables(run: Run) -> list[tuple[str, Facts]]:

@@ -147,8 +147,9 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
         lines.append("The run holds no cases: nothing was measured.")
     elif not run.complete:
         missing = sum(row.status == "missing" for row in rows)
+        what = f"{missing} case{' has' if missing == 1 else 's have'} no result yet"
         lines.append(
-            f"The run is not finished: {missing} cases have no result yet; "
+            f"The run is not finished: {what if missing else _facts.UNREPEATED}; "
             f"go on with --resume {printable(run.path)}"
         )
     return lines
