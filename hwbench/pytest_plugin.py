@@ -63,7 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Cases(path, config.getoption("hwbench_device")), "hwbench-cases")
 
 
-@dataclass
+# Each is equal to itself alone, because pytest keeps plug-ins in sets.
+@dataclass(eq=False)
 class Cases:
     """The cases of the session: collected, prepared in this process, and told to the saved file."""
 

@@ -63,6 +63,7 @@ def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setattr("cpuinfo.get_cpu_info", dict)  # it starts a dozen programs
+    monkeypatch.setattr("platform.architecture", lambda: ("64bit", "ELF"))  # it starts `file`
 
     def call(*arguments: str) -> Ran:
         result = io.StringIO()
@@ -107,6 +108,16 @@ def test_the_entry_point_is_the_plug_in() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["pytest11"] == {"hwbench": "hwbench.pytest_plugin"}
+
+
+def test_a_suite_is_collected_where_the_tests_have_a_conftest_of_their_own(tests: Run) -> None:
+    """pytest then asks each plug-in of a file's hooks whether it is left out, by its hash."""
+    Path("pytest.ini").write_text("[pytest]\ntestpaths = own\n")
+    Path("own").mkdir()
+    Path("own/conftest.py").write_text("")
+    done = tests("--hwbench-suite", "tiny.toml", "--hwbench-device", "abacus", "--collect-only")
+    assert "Unknown device 'abacus'" in done.stdout  # it was collected, and is planned
+    assert "TypeError" not in done.stdout
 
 
 def test_cases_are_tests_that_save_and_compare_and_fail(
