@@ -120,6 +120,18 @@ def test_a_suite_is_collected_where_the_tests_have_a_conftest_of_their_own(tests
     assert "TypeError" not in done.stdout
 
 
+def test_what_stops_a_suite_is_told_where_warnings_are_errors_as_here(tests: Run) -> None:
+    """pytest-benchmark warns that it saves nothing, before pytest has said why."""
+    import tomllib
+
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]
+    lines = "".join(f"\n    {each}" for each in ours["ini_options"]["filterwarnings"])
+    Path("pytest.ini").write_text(f"[pytest]\nfilterwarnings ={lines}\n")
+    suite = ("--hwbench-suite", "tiny.toml", "--hwbench-device", "abacus")
+    done = tests(*suite, "--benchmark-save", "nightly")
+    assert "Unknown device 'abacus'" in done.stdout
+
+
 def test_cases_are_tests_that_save_and_compare_and_fail(
     tests: Run, hwbench: Callable[..., tuple[int, str, str]]
 ) -> None:
