@@ -17,6 +17,7 @@ from _faulty import ROOT
 from _formats import CLASSES, describe
 
 from hwbench import cli, plugins
+from hwbench.formats import _quantized_kernels
 from hwbench.formats._base import FORWARD, STEP, Format
 from hwbench.report import figures
 from hwbench.report.text import table
@@ -67,6 +68,20 @@ def test_table_of_costs_is_that_of_the_code():
     for name in NAMES:
         cells = [c for d in make_formats.DENSITIES for c in make_formats._relative(name, d)]
         assert f"| [{name}](#{name}) | {' | '.join(cells)} |" in PAGE, STALE
+
+
+def test_what_this_processor_says_is_no_part_of_the_page(monkeypatch):
+    lacks = _quantized_kernels._linear_dynamic_lacks
+    wrong = lambda self, codes, scale: (lambda x, packed: x.new_zeros(1, 8), None)  # noqa: E731
+    monkeypatch.setattr(_quantized_kernels.LinearDynamic, "_packed", wrong)
+    lacks.cache_clear()
+    try:
+        reason = lacks()
+    finally:
+        lacks.cache_clear()
+    assert reason
+    elsewhere, here = ({"by_kernel": {"linear_dynamic": {"cpu float32": r}}} for r in ("", reason))
+    assert make_formats._places(here) == make_formats._places(elsewhere)
 
 
 @pytest.mark.parametrize("name", NAMES)
