@@ -80,7 +80,9 @@ def test_what_this_processor_says_is_no_part_of_the_page(monkeypatch):
     finally:
         lacks.cache_clear()
     assert reason
-    elsewhere, here = ({"by_kernel": {"linear_dynamic": {"cpu float32": r}}} for r in ("", reason))
+    elsewhere, here = (
+        {"by_kernel": {"linear_dynamic": {"cpu float32 forward": each}}} for each in ("", reason)
+    )
     assert make_formats._places(here) == make_formats._places(elsewhere)
 
 
