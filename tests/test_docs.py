@@ -16,7 +16,7 @@ import typer
 from _faulty import ROOT
 from _formats import CLASSES, describe
 
-from hwbench import cli, plugins
+from hwbench import cli, plugins, summary
 from hwbench.formats import _quantized_kernels
 from hwbench.formats._base import FORWARD, STEP, Format
 from hwbench.report import figures
@@ -184,6 +184,34 @@ def test_the_output_in_the_readme_is_that_of_the_run_it_links():
     shown = [line for line in about[2].splitlines() if line and not line.startswith("…")]
     assert len(shown) > 40
     assert [line for line in shown if line not in printed] == []
+
+
+def test_the_table_of_perplexities_is_that_of_the_run_it_links():
+    text = (ROOT / "docs/accuracy.md").read_text(encoding="utf-8")
+    link, under = re.search(
+        r"\]\(\.\./(\S+/compress_lm\.jsonl)\)(.*?)\n\n[^|]", text, re.DOTALL
+    ).groups()
+    measured = summary(ROOT / link).set_index("case")
+    names = {"int8, weight only": "quantized", "2:4": "n_m"}
+    lines = [line[1:-1].split("|") for line in under.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    rows = [row for row in rows[1:] if "evidence/" not in row[3]]
+    assert len(rows) == len(measured) - 1  # dense is the original
+    for name, weighting, density, ratio, *others in rows:
+        (case,) = (
+            each
+            for each, it in measured.iterrows()
+            if f"/{names.get(name, name)}[" in each
+            and f"weighting={weighting.split()[0]}]" in each
+            and (not density or abs(it["density"] - float(density)) < 0.02)
+        )
+        found = measured.loc[case]
+        told = [*zip(others, found[["next_token_divergence", "top1_agreement"]], strict=True)]
+        numbers = re.findall(r"[\d.]+", ratio)
+        ends = ["perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high"]
+        told += zip(numbers, found[ends], strict=False)
+        for number, value in told:
+            assert float(number) == round(value, len(number.partition(".")[2])), (name, weighting)
 
 
 def test_the_caption_beside_the_figure_is_what_its_command_writes():
