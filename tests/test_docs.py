@@ -71,17 +71,12 @@ def test_table_of_costs_is_that_of_the_code():
 
 
 def test_what_this_processor_says_is_no_part_of_the_page(monkeypatch):
-    lacks = _quantized_kernels._linear_dynamic_lacks
-    wrong = lambda self, codes, scale: (lambda x, packed: x.new_zeros(1, 8), None)  # noqa: E731
-    monkeypatch.setattr(_quantized_kernels.LinearDynamic, "_packed", wrong)
-    lacks.cache_clear()
-    try:
-        reason = lacks()
-    finally:
-        lacks.cache_clear()
+    kind = _quantized_kernels.LinearDynamic
+    monkeypatch.setattr(kind, "apply", lambda self, layer, x: x.new_zeros(len(x), 16))
+    reason = _quantized_kernels._lacks_integers.__wrapped__(kind)
     assert reason
     elsewhere, here = (
-        {"by_kernel": {"linear_dynamic": {"cpu float32 forward": each}}} for each in ("", reason)
+        {"by_kernel": {kind.name: {"cpu float32 forward": each}}} for each in ("", reason)
     )
     assert make_formats._places(here) == make_formats._places(elsewhere)
 
