@@ -359,6 +359,8 @@ def main() -> None:
     parser.add_argument("--world", help="only the worlds whose name has this part")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.world and not any(options.world in name for name in WORLDS):
+        parser.error(f"no world is called {options.world!r}: {', '.join(WORLDS)}")
     heads = [f"{size:.0%}, {where}" for size in SIZES for where in WHERE]
     print(f"| of {options.nights} nights | | false | exit 4 | {' | '.join(heads)} |")
     print("|---|---|" + "--:|" * (2 + len(heads)))

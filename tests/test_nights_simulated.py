@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,22 @@ def test_each_rule_of_another_tool_finds_a_doubling_and_passes_the_same(
     for name, rule in rivals.RULES.items():
         assert rule([*before, *(slow if rule is rivals.otava else slow[:1])]), name
         assert not rule([*before, before[-1]]), name
+
+
+def test_the_page_of_the_gate_has_the_rows_of_the_whole_table() -> None:
+    """In the order in which it names them, whatever it calls the machines."""
+    docs = EVIDENCE.parent / "docs"
+    page, whole = (
+        (docs / name).read_text(encoding="utf-8") for name in ("nightly.md", "method.md")
+    )
+    inside = re.search(r"where\s+the rows are called (.*?)\);", page, re.DOTALL)
+    assert inside
+    names = re.findall(r"`([^`]+)`", " ".join(inside[1].split()))
+    way = "`--confirm(?:-by ab)?`"
+    short = re.findall(rf"^\| [^|]+ \| ({way}) \| (.*) \|$", page, re.MULTILINE)
+    long = re.findall(rf"^\| ([^|]+) \| ({way}) \| (.*) \|$", whole, re.MULTILINE)
+    told = {(name, how): cells.split(" | ") for name, how, cells in long}
+    assert len(short) == 2 * len(names)
+    for (how, cells), name in zip(short, (each for each in names for _ in "ab"), strict=True):
+        false, other, _, ten, _, five = told[name, how]
+        assert cells.split(" | ") == [false, other, ten, five]
