@@ -24,6 +24,8 @@ from hwbench.devices._base import Device
 from hwbench.devices.cpu import Cpu
 from hwbench.formats._base import FORWARD
 from hwbench.measure import ceilings
+from hwbench.measure import run as runner
+from hwbench.measure.schedule import Progress
 from hwbench.meters import _ceilings, _libraries
 from hwbench.meters._ceilings import _working_sets, measure_ceilings
 from hwbench.workloads._base import DTYPES
@@ -333,6 +335,19 @@ def test_only_the_first_run_measures_and_a_new_dtype_is_added(cache: Path) -> No
     assert both["matmul"]["bfloat16"] == {"flops_per_second": 2.0, "shape": SHAPE}
     assert both["copy"] == {"bytes_per_second": 2.0, "working_set_bytes": 8}
     assert ceilings.of_machine(worker, reply(), 2, {"bfloat16"}) == both
+
+
+def test_a_run_says_that_it_measures_peaks_before_it_does(cache: Path, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    case = {"workload": "linear", "direction": "forward", "shape": [16, 16], "tokens": 4,
+            "format": [{"name": "dense"}]}  # fmt: skip
+    asked = {"schema": 1, "name": "small", "plan": {"replicates": 1}, "cases": [case]}
+    for _ in range(2):
+        runner.run(asked, device="fake", out=tmp_path, threads=1, listener=told.append)
+    first, *others = told
+    assert (first.done, first.begun) == (0, False)
+    assert "peaks of this machine" in first.note
+    assert all(each.begun and not each.note for each in others), "the second run finds them kept"
 
 
 def test_what_a_busy_machine_gave_is_measured_again_and_the_higher_is_kept(cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import webbrowser
@@ -82,7 +83,10 @@ def tiny(tmp_path: Path) -> str:
         (["run", "--resume", "none.jsonl"], "Cannot read the run none.jsonl"),
         (["run", "--resume", "bad.toml"], "is not a run file"),
         (["run", "--resume", "bad.toml", "--suite", "smoke"], "--resume goes on with the suite"),
-        (["report"], "Missing argument"),
+        (["report"], "Missing argument 'runs': Run files, or folders"),
+        (["plot", "runs"], "Missing option '--kind' / '-k': roofline, pareto, crossover, heatmap"),
+        (["export", "runs"], "Missing option '--to': csv, json, parquet, pytest-benchmark or"),
+        (["baseline", "list", "--old"], "See hwbench baseline list --help."),
         (["report", "none.jsonl"], "There is no run file none.jsonl"),
         (["report", "bad.toml"], "is not a run file"),
         (["report", "."], "holds no run file"),
@@ -99,6 +103,29 @@ def test_a_mistake_is_one_sentence_and_exit_2(hwbench, arguments, words):
     assert out == ""
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["baseline"]])
+def test_without_a_verb_there_is_the_help_and_no_more(hwbench, arguments):
+    code, out, err = hwbench(*arguments)
+    assert (code, err) == (2, "")
+    assert "Usage:" in out
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal_and_has_no_types_of_flags(hwbench, monkeypatch, columns):
+    """No line of a docstring ends long before the frame does, but where a paragraph ends."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", columns)
+    for verb in ("run", "check", "history", "baseline prune"):
+        code, out, _ = hwbench(*verb.split(), "--help")
+        assert code == 0
+        assert "bool" not in out
+        about = re.split(r"\n *[╭]", out)[0].partition("Usage:")[2]
+        lines = [line.strip() for line in about.splitlines()[1:]]
+        for line, after in itertools.pairwise(lines):
+            if line and after:
+                assert len(f"{line} {after.split()[0]}") > columns - 4, (verb, line, after)
 
 
 @pytest.mark.skipif(environment.nvidia_devices() > 0, reason="this machine has an NVIDIA GPU")

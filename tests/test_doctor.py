@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from _check import Call
 from _inline import Workers
 from hwbench_simulated import Fake
 from msgspec.structs import replace
+from typer.main import get_command
 
 from hwbench import environment, protocol
+from hwbench.cli import app
 from hwbench.errors import EnvironmentMismatchError, UnknownNameError
 from hwbench.measure import ceilings
 from hwbench.meters import _health
@@ -264,6 +267,12 @@ def test_the_page_ends_with_a_verdict_and_with_what_to_do() -> None:
     assert head == "Not now, if you can wait: load, quiet, clocks are in doubt."
     assert [line.split(":")[0].strip() for line in remedies] == ["load, quiet", "clocks"]
     assert "--cores" in remedies[0]
+
+
+def test_the_help_names_every_check_that_can_be_required() -> None:
+    (option,) = [o for o in get_command(app).commands["doctor"].params if o.name == "require"]
+    words = re.findall(r"\w+", option.help.partition(":")[2].partition(".")[0])
+    assert tuple(word for word in words if word != "or") == KEYS
 
 
 def test_a_requirement_that_is_none_is_told_before_anything_is_measured(

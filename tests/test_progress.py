@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from hwbench.cli import _progress
+from hwbench.cli import _progress, _shared
 from hwbench.measure.schedule import Progress
+from hwbench.records import Result, Status
 
 
 def test_a_log_has_a_line_each_half_minute_and_each_note(
@@ -81,3 +85,44 @@ def test_a_log_of_short_cases_has_nothing_about_waiting(monkeypatch: pytest.Monk
         else:
             log.remind()
     assert lines == ["a", "b", "b; still at work after 0:33"]
+
+
+def test_a_bar_has_how_much_is_done_where_a_case_is_longer_than_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = StringIO()
+    monkeypatch.setattr(
+        _shared, "console", lambda **_: Console(file=stream, width=80, force_terminal=True)
+    )
+    case = f"projection[matrix=power_law,seeds=1]/csr[{'x' * 100}]/512x512/float32/cpu"
+    result = Result(case=case, replicate=0, seed=0, status=Status.OK)
+    with _progress.progress() as listen:
+        for done in range(1, 12):
+            listen(Progress(done, 28, float(done), Path("run.jsonl"), result))
+    drawn = [line for line in re.split(r"[\r\n]", stream.getvalue()) if "11/28" in line]
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn[-1])
+    assert re.match(r" *39 % ━+.* 11/28 0:17 left projection", plain), plain
+    assert len(plain) <= 80
+
+
+def test_what_precedes_the_run_file_is_drawn_and_not_logged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peaks = Progress(0, 9, 0.0, Path("runs"), note="measuring the peaks", begun=False)
+
+    def interrupted() -> None:
+        with _progress.progress() as listen:
+            listen(peaks)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert capsys.readouterr().err == "", "there is no run to go on with"
+    stream = StringIO()
+    monkeypatch.setattr(
+        _shared, "console", lambda **_: Console(file=stream, width=80, force_terminal=True)
+    )
+    with _progress.progress() as listen:
+        listen(peaks)
+    assert "0/9" in stream.getvalue()
+    assert "measuring the peaks" in stream.getvalue()

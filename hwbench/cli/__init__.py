@@ -8,12 +8,15 @@ interrupted. What becomes of the output changes none of them, see ``_streams``.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 
@@ -45,13 +48,14 @@ from hwbench.errors import HwbenchError, UsageError
 
 BUG, INTERRUPTED = 70, 130
 _COMPLETION = ("--install-completion", "--show-completion")
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="hwbench",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_CONTEXT,
     help="Which weight format should this linear layer use on this machine, "
     "at the accuracy I need?",
     epilog="Start with: hwbench run --suite smoke, then hwbench run, "
@@ -144,7 +148,7 @@ def _code() -> int:
 
 def _ended() -> int:
     try:
-        return app(standalone_mode=False) or 0
+        return _parser()(standalone_mode=False) or 0
     except HwbenchError as error:
         _tell(f"hwbench: {error}")
         return error.exit_code
@@ -157,6 +161,22 @@ def _ended() -> int:
         return _unforeseen(error)
 
 
+def _parser() -> Any:
+    """The command line, with a help that fits every terminal.
+
+    Typer keeps the line breaks of a docstring, and names the type of what is on or off.
+    """
+    commands = [typer.main.get_command(app)]
+    for command in commands:  # which grows
+        commands += getattr(command, "commands", {}).values()
+        command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help or ""))
+        context = typer.Context(command, help_option_names=_CONTEXT["help_option_names"])
+        for option in command.get_params(context):
+            if getattr(option, "is_flag", False):
+                option.metavar = ""
+    return commands[0]
+
+
 def _unforeseen(error: BaseException) -> int:
     """Handles the errors that no verb handles: the system's, the parser's, an exit, a bug."""
     if isinstance(error, SystemExit):
@@ -167,10 +187,27 @@ def _unforeseen(error: BaseException) -> int:
     if isinstance(error, (OSError, MemoryError)):
         return _refused(error)
     if hasattr(error, "format_message"):  # the parser's own: typer keeps the class private
-        _tell(f"hwbench: {error.format_message()} See hwbench --help.")
+        if message := error.format_message():  # else it printed its help, as nothing was asked for
+            _tell(f"hwbench: {_explained(message, error)} See {_path(error)} --help.")
         return UsageError.exit_code
     _tell(f"hwbench: a bug: {type(error).__name__}: {error}. Run with --debug for a traceback.")
     return BUG
+
+
+def _explained(message: str, error: Any) -> str:
+    """The parser's message, with the help on the option or argument that was left out."""
+    words = getattr(getattr(error, "param", None), "help", None)
+    missing = type(error).__name__ == "MissingParameter"
+    return f"{message.removesuffix('.')}: {words}" if missing and words else message
+
+
+def _path(error: Any) -> str:
+    """The command whose help says more: ``hwbench plot``."""
+    names, context = [], getattr(error, "ctx", None)
+    while context is not None and context.parent is not None:
+        names.append(context.info_name)
+        context = context.parent
+    return " ".join(["hwbench", *reversed(names)])
 
 
 def _completing() -> bool:

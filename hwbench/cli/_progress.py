@@ -13,6 +13,8 @@ from hwbench.cli import _shared
 from hwbench.errors import shortened
 
 if TYPE_CHECKING:
+    from rich.progress import Task
+
     from hwbench.measure.schedule import Listener, Progress
 
 
@@ -76,12 +78,24 @@ def progress() -> Iterator[Listener]:
     """
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
+    from rich.table import Column
+    from rich.text import Text
+
+    class Rest(TextColumn):
+        """One line that is cut where the terminal ends: no other column gives way to it."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.description, no_wrap=True, overflow="ellipsis")
 
     console = _shared.console(error=True)
     received: list[Progress] = []
-    words = "{task.completed:.0f}/{task.total:.0f}  {task.fields[left]}  {task.description}"
     # A case's id comes from a file, and its brackets are no markup.
-    columns = (TextColumn("{task.percentage:3.0f} %"), BarColumn(), TextColumn(words, markup=False))
+    columns = (
+        TextColumn("{task.percentage:3.0f} %"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[left]}"),
+        Rest("", table_column=Column(no_wrap=False)),
+    )
     quiet = not console.is_terminal
 
     def say(line: str) -> None:
@@ -102,14 +116,14 @@ def progress() -> Iterator[Listener]:
             del received[1:-1]  # the first and the last are enough
             fields = _fields(progress, received[0])
             if quiet:
-                log.heard(_line(fields), at_once=bool(progress.note))
+                log.heard(_line(fields), at_once=bool(progress.note) and progress.begun)
             bar.update(task, **fields)
             bar.refresh()
 
         try:
             yield listen
         except KeyboardInterrupt:
-            if received:
+            if received and received[-1].begun:
                 path = received[-1].path
                 hint = f"What was measured is in {path}; go on with --resume {path}"
                 console.print(visible(hint), soft_wrap=True)

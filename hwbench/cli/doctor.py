@@ -21,7 +21,11 @@ _STYLES = {"fine": "green", "doubt": "yellow", "absent": "dim", "unknown": "dim"
 def doctor(
     device: _options.Device = "auto",
     require: list[str] | None = typer.Option(
-        None, "--require", help="Checks that must be fine, else exit code 4. Repeat, or use commas."
+        None,
+        "--require",
+        help="Checks that must be fine, else exit code 4: device, libraries, peak, clocks, power, "
+        "throttling, processes, load, quota, quiet, steady, speed, linear, timer, two_four or "
+        "pynvml. Repeat, or use commas.",
     ),
     threads: _options.Threads = None,
     cluster: str | None = typer.Option(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -64,15 +64,23 @@ def machine_path(
 
 
 def of_machine(
-    worker: Asked, reply: protocol.PlanReply, threads: int, dtypes: Collection[str]
+    worker: Asked,
+    reply: protocol.PlanReply,
+    threads: int,
+    dtypes: Collection[str],
+    before: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """The ceilings of these dtypes; those not kept yet are measured and kept."""
+    """The ceilings of these dtypes; those not kept yet are measured and kept.
+
+    ``before`` is called before any is measured.
+    """
     file = path(reply, threads)
     stored = _read(file)
     stored_dtypes = set(stored.get("matmul", {}))
     missing = set(dtypes) | stored_dtypes if busy(stored) else set(dtypes) - stored_dtypes
     if not dtypes or not missing:
         return stored if dtypes else {}
+    before()
     measured = _measured(worker, protocol.CeilingsRequest(dtypes=sorted(missing)))
     return keep(file, _higher(stored, measured) if stored else measured)
 

@@ -25,7 +25,7 @@ from hwbench.analysis.fingerprint import Difference, Severity
 from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
 from hwbench.measure import ceilings, references, revision
 from hwbench.measure.replicate import ANCHOR
-from hwbench.measure.schedule import Listener, State, execute
+from hwbench.measure.schedule import Listener, Progress, State, execute
 from hwbench.measure.transports._base import Seat, Worker
 from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import (
@@ -44,6 +44,7 @@ from hwbench.records import (
 from hwbench.store import Run, RunWriter, read_run, run_path
 
 _PLAN_SECONDS = 600.0  # planning a large suite
+_PEAKS = "measuring the peaks of this machine, which are kept"
 _MOST_MISTAKES = 5  # sentences of a planning error that are shown
 
 
@@ -133,7 +134,10 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
         cases = with_anchors(cases)
         reply = _planned(worker, cases)
         dtypes = {case.dtype for case in cases if case.tokens is not None}
-        roofs = ceilings.of_machine(worker, reply, seat.threads, dtypes)
+        peaks = Progress(0, len(cases), 0.0, question.out, note=_PEAKS, begun=False)
+        roofs = ceilings.of_machine(
+            worker, reply, seat.threads, dtypes, lambda: question.listener(peaks)
+        )
     finally:
         worker.close()
     arguments |= {

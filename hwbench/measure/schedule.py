@@ -46,6 +46,7 @@ class Progress:
     path: Path
     result: Result | None = None
     note: str = ""  # the reason for waiting
+    begun: bool = True  # else nothing is in the run file yet, and path is its folder
 
 
 Listener = Callable[[Progress], None]
