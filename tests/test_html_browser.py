@@ -387,6 +387,47 @@ def test_no_axis_writes_a_round_count_with_a_fraction(opened: Callable[..., Open
     assert [each for each in ticks if re.search(r"\d\.\d{3}", each)] == []
 
 
+def test_names_of_lines_and_of_winners_are_whole_where_there_is_room(
+    opened: Callable[..., Opened],
+) -> None:
+    """They are values of knobs alone; what is cut ends with an ellipsis."""
+    kernels = [
+        replace(case, knobs={**case.knobs, "kernel": "a_kernel_of_mine"})
+        for case in questions()
+        if case.format == "low_rank"
+    ]
+    shown = opened(html.render([run_of([*questions(), *kernels])]))
+    seen = shown.page.evaluate(
+        """() => [...document.querySelectorAll("figure.chart")].filter((f) => f.view)
+          .filter((f) => ["split", "spread", "stored", "winners"].includes(f.kind))
+          .map((f) => [f.kind, [...f.querySelectorAll("svg text")].map((t) => t.textContent)])"""
+    )
+    drawn = {kind: [text for k, texts in seen if k == kind for text in texts] for kind, _ in seen}
+    assert set(drawn) == {"split", "spread", "stored", "winners"}
+    for kind, texts in drawn.items():
+        assert [text for text in texts if "…" in text or "=" in text] == [], kind
+    assert "low_rank 0.5 a_kernel_of_mine, forward" in drawn["split"]
+    assert "low_rank 0.5 a_kernel_of_mine" in drawn["spread"]
+
+
+def test_a_winner_that_has_far_fewer_values_than_asked_for_is_drawn_with_its_density(
+    opened: Callable[..., Opened],
+) -> None:
+    formats = (("dense", None), ("low_rank", 0.5), ("csr", 0.5))
+    run = run_of(
+        [linear_case(name, share, tokens=tokens) for tokens in (16, 256) for name, share in formats]
+    )
+    for id_, planned in run.planned.items():
+        if planned.case.format == "low_rank":
+            run.planned[id_] = replace(planned, density=0.3)
+    shown = opened(html.render([run]))
+    texts = shown.page.evaluate(
+        """() => [...document.querySelectorAll("figure.chart")].filter((f) => f.kind === "winners")
+          .flatMap((f) => [...f.querySelectorAll("svg text")].map((t) => t.textContent))"""
+    )
+    assert texts.count("low_rank 0.3") == 2
+
+
 @pytest.mark.heavy
 def test_twenty_thousand_rows_paint_and_filter_quickly(opened: Callable[..., Opened]) -> None:
     shapes = [(256 * a, 256 * b) for a in range(1, 12) for b in range(1, 10)]

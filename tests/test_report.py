@@ -255,6 +255,17 @@ def test_others_that_beat_dense_are_named() -> None:
     assert said.endswith("; also faster than dense: btt (0.600×).")
 
 
+def test_a_format_with_far_fewer_values_than_asked_for_is_named_with_its_density() -> None:
+    dense, *rows = told(("btt", 0.3, 0.29, 0.31), ("low_rank", 0.41, 0.40, 0.42))
+    rows = [replace(row, density=0.3 if row.format == "btt" else 0.496) for row in rows]
+    found = _answers.answer([dense, *rows])
+    (said,) = map(_answers.plain, found.sentences)
+    assert said.startswith("At density 0.5 the fastest is btt (density 0.3), 0.300× of dense")
+    assert said.endswith("also faster than dense: low_rank (0.410×).")
+    (total,) = map(_answers.plain, _answers.overview([found, found]))
+    assert total.startswith("At density 0.5, btt (density 0.3) is the fastest in all 2 settings")
+
+
 def test_formats_whose_intervals_overlap_are_not_significantly_slower() -> None:
     said = sentence(("low_rank", 0.41, 0.40, 0.45), ("btt", 0.44, 0.43, 0.46))
     assert "not significantly slower: btt (0.440×)" in said

@@ -22,6 +22,7 @@ from hwbench.report import (
     _answers,
     _bytes,
     _charts,
+    _costs,
     _crossing,
     _density,
     _facts,
@@ -150,6 +151,31 @@ def test_a_sweep_on_paper_is_of_one_share(monkeypatch: pytest.MonkeyPatch) -> No
 # crossings
 
 
+def test_a_map_of_winners_has_several_settings_and_names_densities_that_were_not_asked_for() -> (
+    None
+):
+    cases = [
+        linear_case(name, density, tokens=tokens)
+        for name, density in (("dense", None), ("low_rank", 0.5), ("btt", 0.5))
+        for tokens in (16, 256)
+    ]
+    rows = rows_of(run_of(cases))
+    rows = [replace(row, density=0.3) if row.format == "btt" else row for row in rows]
+    (found,) = _density.winners(rows)
+    best = min((row for row in rows if row.format != "dense"), key=lambda row: row.relative_time)
+    name = {"btt": "btt (density 0.3)", "low_rank": "low_rank"}[best.format]
+    assert f"the best is {name}, " in found.says
+    assert _density.winners([row for row in rows if row.tokens == 16]) == []
+
+
+def test_bytes_that_are_the_same_everywhere_are_said_to_be() -> None:
+    rows = rows_of(run_of([linear_case("dense", None), linear_case("low_rank", 0.5)]))
+    stored, *_ = _costs.memory(rows)
+    assert stored.says.startswith("Least: low_rank density=0.5 2.08 MB (0.495× of dense); most:")
+    stored, *_ = _costs.memory([replace(row, stored_bytes=4194304) for row in rows])
+    assert stored.says == "The same in all 2 cases: 4.19 MB."
+
+
 def test_a_crossing_lies_between_its_points_on_logs() -> None:
     found = _crossing.wins([(0.1, 0.5, 0.4, 0.6), (0.4, 2.0, 1.8, 2.2)])
     assert found is not None
@@ -192,9 +218,53 @@ def test_two_noisy_points_make_no_crossing(
 def test_without_a_crossing_it_is_said_on_which_side_all_lie(
     times: tuple[float, float], said: str
 ) -> None:
-    found = _crossing.wins([(0.1, times[0], NAN, NAN), (0.5, times[1], NAN, NAN)])
+    curve = [(x, time, 0.9 * time, 1.1 * time) for x, time in zip((0.1, 0.5), times, strict=True)]
+    found = _crossing.wins(curve)
     assert found is not None
     assert found.in_words() == f"{said} measured"
+    alone = _crossing.wins([(x, time, NAN, NAN) for x, time, _, _ in curve])
+    assert alone is not None
+    assert alone.in_words() == "undecided", "a point without an interval decides nothing"
+
+
+@pytest.mark.parametrize(
+    ("unclear", "said"),
+    [
+        ((False, True), "at 0.100, undecided at 0.400"),
+        ((True, False), "at 0.400, undecided at 0.100"),
+        ((False, False, True), "up to 0.400, undecided at 1.60"),
+        ((True, False, False), "from 0.400 on, undecided at 0.100"),
+        ((False, True, False), "at 0.100 and 1.60, undecided at 0.400"),
+        (
+            (False, True, False, True, False),
+            "at 0.100, 1.60 and 25.6, undecided at 0.400 and 6.40",
+        ),
+        ((True, True), "undecided"),
+    ],
+)
+def test_where_a_format_is_not_significantly_faster_it_is_not_said_to_win(
+    unclear: tuple[bool, ...], said: str
+) -> None:
+    """Whatever the estimates say: all of them are below one here."""
+    curve = [(0.1 * 4**n, 0.9, 0.85, 1.05 if wide else 0.95) for n, wide in enumerate(unclear)]
+    found = _crossing.wins(curve)
+    assert found is not None
+    assert found.in_words() == said
+
+
+def test_counts_of_tokens_are_said_whole() -> None:
+    curve = [(1.0, 0.9, 0.8, 1.1), (16.0, 0.5, 0.4, 0.6), (4096.0, 0.9, 0.8, 1.1)]
+    found = _crossing.wins(curve)
+    assert found is not None
+    assert found.in_words(" tokens") == "at 16 tokens, undecided at 1 and 4096 tokens"
+
+
+def test_noise_between_two_clear_points_makes_one_crossing_whose_interval_holds_it() -> None:
+    curve = [(0.1, 0.5, 0.4, 0.6), (0.2, 1.1, 0.9, 1.3), (0.3, 0.9, 0.8, 1.1), (0.4, 2.0, 1.8, 2.2)]
+    found = _crossing.wins(curve)
+    assert found is not None
+    (crossing,) = found.crossings
+    assert crossing.low <= 0.2 < crossing.at < 0.3 <= crossing.high
 
 
 def test_one_point_crosses_nothing() -> None:

@@ -68,8 +68,11 @@ def test_what_the_roofs_explain_is_said_to_be_and_by_which(base: Run) -> None:
 
 
 def test_what_they_do_not_explain_is_not(base: Run) -> None:
-    counts = _versus.tallied(compared(base, faster(10, 2)))
-    assert counts == {"not explained": 76}
+    found = compared(base, faster(10, 2))
+    assert _versus.tallied(found) == {"not explained": 76}
+    assert versus.heads(found)[-1] == "explained by"
+    told = {cells[-1] for _, lines in versus.lines(found) for cells in lines}
+    assert told == {"nothing"}
 
 
 def test_an_interval_that_is_too_wide_explains_nothing(base: Run) -> None:

@@ -143,9 +143,9 @@ def _winner(ordered: list[Row], contest: dict[Outcome, list[Row]]) -> Winner:
     if all(loses(row) for row in ordered):
         return Winner(DENSE)
     if beats(best) and not contest[Outcome.UNDECIDED]:
-        tied = tuple(printable(row.series) for row in contest[Outcome.TIED])
-        return Winner(printable(best.series), _value(best), tied=tied)
-    return Winner(None, _value(best), printable(best.series))
+        tied = tuple(words.series_name(row) for row in contest[Outcome.TIED])
+        return Winner(words.series_name(best), _value(best), tied=tied)
+    return Winner(None, _value(best), words.series_name(best))
 
 
 def against(best: Row, rivals: Sequence[Row], among: int = 0) -> dict[Outcome, list[Row]]:
@@ -228,7 +228,7 @@ def _absolute(members: list[Row]) -> Sentence:
 def _fastest(lead: str, ordered: list[Row], contest: dict[Outcome, list[Row]]) -> Sentence:
     """The fastest of the formats at one density, as far as the intervals tell."""
     best, faster = ordered[0], [row for row in ordered if beats(row)]
-    best_words: Sentence = [(printable(best.series), POINT), (", ", REST), *_span(best)]
+    best_words: Sentence = [(words.series_name(best), POINT), (", ", REST), *_span(best)]
     if not has_interval(best):
         lead, end = (
             f"{lead}the shortest time is that of ",
@@ -267,7 +267,7 @@ def _rivals(contest: dict[Outcome, list[Row]]) -> str:
 
 
 def _names(rows: list[Row]) -> str:
-    return ", ".join(f"{printable(row.series)} ({units.ratio(_value(row))})" for row in rows)
+    return ", ".join(f"{words.series_name(row)} ({units.ratio(_value(row))})" for row in rows)
 
 
 def _span(row: Row) -> Sentence:

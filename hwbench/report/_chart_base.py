@@ -23,6 +23,9 @@ COUNTS = (
 )
 """The words of an axis of counts: ``1,024``, and ``4k`` for what is round."""
 
+VALUES = "replace({}, regexp(' [a-z_]+=', 'g'), ' ')"
+"""A name with the values of its knobs alone: ``low_rank 0.5 onednn``; its tooltip has all of it."""
+
 _TIPS = {
     "label": "format",
     "group_title": "setting",

@@ -12,6 +12,7 @@ from hwbench.report._chart_base import (
     FAINT,
     INK,
     SIZE,
+    VALUES,
     base,
     colour,
     dash,
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import altair as alt
 
 _SHADES = ("f4", "f3", "f2", "f1", "even", "s1", "s2", "s3", "s4")
+_DENSITY = "datum.best.density_text"
+_OFF = f"isValid(datum.best.asked_density) && {_DENSITY} != datum.best.asked_density"
+"""Whether the density of the best is another than was asked for, in the page's words."""
 _AXES = {"s": "time", "J": "joules a call", "B": "bytes"}
 _WARN = "var(--warn)"
 
@@ -68,7 +72,7 @@ def _lines(field: str, line: str) -> Any:
     sort = alt.EncodingSortField(
         field="place" if several else field, order="ascending" if several else "descending"
     )
-    axis = alt.Axis(labelLimit=230 if several else 190)
+    axis = alt.Axis(labelLimit=230 if several else 190, labelExpr=VALUES.format("datum.label"))
     return alt.Y(f"{line}:N", title=None, sort=sort, axis=axis)
 
 
@@ -102,7 +106,7 @@ def _winners() -> Any:
     best = best.transform_calculate(
         shade="datum.best.shade",
         series="datum.best.series",
-        name="replace(datum.best.series, regexp(' [a-z_]+=', 'g'), ' ')",  # values of knobs only
+        name=f"{VALUES.format('datum.best.series')} + ({_OFF} ? ' ' + {_DENSITY} : '')",
         said="datum.best.relative_short",
     ).encode(
         x=alt.X(
@@ -119,7 +123,8 @@ def _winners() -> Any:
         fill=alt.Fill("shade:N", scale=fills, legend=None), tooltip=tips
     )
     ink = alt.Color("shade:N", scale=inks, legend=None)
-    name = best.mark_text(dy=-7, fontWeight=600, limit=96).encode(text="name:N", color=ink)
+    room = alt.expr("bandwidth('x') - 10")
+    name = best.mark_text(dy=-7, fontWeight=600, limit=room).encode(text="name:N", color=ink)
     times = best.mark_text(dy=8).encode(text="said:N", color=ink)
     return alt.layer(cell, name, times)
 
@@ -133,7 +138,7 @@ def _spread(styles: dict[str, Style]) -> Any:
         "label:N",
         title=None,
         sort=alt.EncodingSortField(field="time_seconds", order="descending"),
-        axis=alt.Axis(labelLimit=190),
+        axis=alt.Axis(labelLimit=190, labelExpr=VALUES.format("datum.label")),
     )
     x = alt.X(
         "low:Q",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwbench.report._chart_base import FAINT, INK, SIZE, base, colour, points, reach, times
+from hwbench.report._chart_base import FAINT, INK, SIZE, VALUES, base, colour, points, reach, times
 from hwbench.report._palette import Style
 
 _TIPS = {
@@ -41,7 +41,8 @@ def _equal() -> Any:
 def _axes(line: str, title: str) -> tuple[Any, Any]:
     import altair as alt
 
-    y = alt.Y(f"{line}:N", title=None, sort=None, axis=alt.Axis(labelLimit=190))
+    axis = alt.Axis(labelLimit=190, labelExpr=VALUES.format("datum.label"))
+    y = alt.Y(f"{line}:N", title=None, sort=None, axis=axis)
     return times(alt.X, title, "ratio"), y
 
 

@@ -117,4 +117,6 @@ def _bytes_figure(
         for row in (least, most)
     ]
     says = f"Least: {ends[0]}; most: {ends[1]}."
+    if len(members) > 1 and size(least) == size(most):
+        says = f"The same in all {len(members)} cases: {units.nbytes(size(least))}."
     return Figure(kind, title, says, [row.number for row in members])

@@ -3,7 +3,8 @@
 Between two measured points the curve is taken as straight on log–log axes. The interval of a
 crossing goes from where the upper ends of the intervals cross to where the lower ends do. A curve
 crosses only between two points whose whole intervals lie on either side of dense: two noisy points
-make no crossing.
+make no crossing. Likewise a format is faster at a point only where the whole interval lies below
+dense, and a point without an interval decides nothing.
 """
 
 from __future__ import annotations
@@ -29,36 +30,51 @@ class Crossing:
 
     at: float
     below: bool  # faster below it, else above it
-    low: float = math.nan
-    high: float = math.nan
+    low: float
+    high: float
 
 
 @dataclass
 class Wins:
-    """Over which of the measured x a format is faster than dense."""
+    """Over which of the measured x a format is significantly faster than dense."""
 
-    measured: tuple[float, float]
-    everywhere: bool = False
+    measured: tuple[float, ...]  # each x, in ascending order
+    faster: tuple[float, ...] = ()  # where the whole interval lies below dense
+    undecided: tuple[float, ...] = ()  # where it holds dense, or is not known
     crossings: list[Crossing] = field(default_factory=list)
-    undecided: bool = False  # the curve crosses, and its intervals do not
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether the words are of all measured x at once."""
+        return not self.crossings and self.faster in ((), self.measured)
 
     def in_words(self, unit: str = "") -> str:
-        """``below 0.42 (0.38–0.47)``; ``everywhere measured``; ``nowhere measured``."""
-        if not self.crossings and self.undecided:
-            return "undecided"
-        if not self.crossings:
-            return "everywhere measured" if self.everywhere else "nowhere measured"
-        return " and ".join(_one(crossing, unit) for crossing in self.crossings)
+        """``below 0.42 (0.38–0.47)``; ``everywhere measured``; ``at 0.1, undecided at 0.5``."""
+        if self.crossings:
+            return " and ".join(_one(crossing, unit) for crossing in self.crossings)
+        if self.faster == self.measured:
+            return "everywhere measured"
+        if not self.faster:
+            return "undecided" if self.undecided else "nowhere measured"
+        text = self._where(self.faster, unit)
+        return f"{text}, undecided {self._where(self.undecided, unit)}" if self.undecided else text
+
+    def _where(self, some: tuple[float, ...], unit: str) -> str:
+        """Some of the measured x: ``up to 0.1``, ``from 64 tokens on``, ``at 0.1 and 0.5``."""
+        count = len(some)
+        said = [f"{x:.0f}" if x >= 1 and x.is_integer() else units.significant(x) for x in some]
+        if count > 1 and some == self.measured[:count]:
+            return f"up to {said[-1]}{unit}"
+        if count > 1 and some == self.measured[-count:]:
+            return f"from {said[0]}{unit} on"
+        *most, last = said
+        return f"at {', '.join(most)} and {last}{unit}" if most else f"at {last}{unit}"
 
 
 def _one(crossing: Crossing, unit: str) -> str:
     side = "below" if crossing.below else "above"
-    text = f"{side} {units.significant(crossing.at)}{unit}"
-    ends = [crossing.low, crossing.high]
-    if any(map(math.isfinite, ends)):
-        low, high = (units.significant(end) if math.isfinite(end) else "?" for end in ends)
-        text += f" ({low}–{high})"
-    return text
+    low, high = (units.significant(end) for end in (crossing.low, crossing.high))
+    return f"{side} {units.significant(crossing.at)}{unit} ({low}–{high})"
 
 
 def wins(points: Sequence[Point]) -> Wins | None:
@@ -66,42 +82,37 @@ def wins(points: Sequence[Point]) -> Wins | None:
     curve = sorted(point for point in points if point[0] > 0 and point[1] > 0)
     if len({point[0] for point in curve}) < 2:
         return None
-    result = Wins((curve[0][0], curve[-1][0]), everywhere=all(point[1] < 1 for point in curve))
-    ends = [_crossings([(p[0], p[place]) for p in curve]) for place in (2, 3)]
-    for after, at, below in _crossings([(x, y) for x, y, _, _ in curve]):
-        if not _sure(curve[: after + 1], curve[after + 1 :], below=below):
-            result.undecided = True
-            continue
-        near = [_nearest(at, below, other) for other in ends]
-        low, high = sorted(near, key=lambda end: (math.isnan(end), end))
-        result.crossings.append(Crossing(at, below, low, high))
+    result = Wins(
+        measured=tuple(dict.fromkeys(x for x, *_ in curve)),
+        faster=tuple(dict.fromkeys(x for x, _, _, high in curve if high < 1)),
+        undecided=tuple(dict.fromkeys(x for x, _, low, high in curve if not (high < 1 or low > 1))),
+    )
+    clear = [place for place, (_, _, low, high) in enumerate(curve) if high < 1 or low > 1]
+    for left, right in pairwise(clear):
+        below = curve[left][3] < 1
+        if below != (curve[right][3] < 1):
+            result.crossings.append(_between(curve[left : right + 1], below=below))
     return result
 
 
-def _sure(before: list[Point], after: list[Point], *, below: bool) -> bool:
-    """Whether the nearest points that are clear of dense lie on its two sides, as they should."""
-    left, right = (
-        [high < 1 for _, _, low, high in points if high < 1 or low > 1]
-        for points in (before, after)
-    )
-    return bool(left and right) and left[-1] == below and right[0] != below
+def _between(curve: list[Point], *, below: bool) -> Crossing:
+    """The crossing of a curve whose ends are clear of dense, on either side of it."""
+    met = _meets([(x, y) for x, y, _, _ in curve]) or [math.sqrt(curve[0][0] * curve[-1][0])]
+    bounded = [point for point in curve if math.isfinite(point[2]) and math.isfinite(point[3])]
+    ends = [x for place in (2, 3) for x in _meets([(p[0], p[place]) for p in bounded])]
+    # The curve changes sides an odd number of times: the middle one stands for all.
+    at = met[len(met) // 2]
+    return Crossing(at, below, min([at, *ends]), max([at, *ends]))
 
 
-def _crossings(curve: list[tuple[float, float]]) -> list[tuple[int, float, bool]]:
-    """Behind which point and where the curve meets one, and whether it is lower to the left."""
-    crossings = []
-    for number, ((x, y), (next_x, next_y)) in enumerate(pairwise(curve)):
-        if not (y > 0 and next_y > 0) or (y < 1) == (next_y < 1):
-            continue
-        share = math.log(y) / (math.log(y) - math.log(next_y))
-        at = math.exp(math.log(x) + share * (math.log(next_x) - math.log(x)))
-        crossings.append((number, at, y < 1))
-    return crossings
-
-
-def _nearest(at: float, below: bool, crossings: list[tuple[int, float, bool]]) -> float:
-    alike = [x for _, x, lower_left in crossings if lower_left == below]
-    return min(alike, key=lambda x: abs(math.log(x / at)), default=math.nan)
+def _meets(curve: list[tuple[float, float]]) -> list[float]:
+    """Each x at which the curve meets one."""
+    met = []
+    for (x, y), (next_x, next_y) in pairwise(curve):
+        if y > 0 and next_y > 0 and (y < 1) != (next_y < 1):
+            share = math.log(y) / (math.log(y) - math.log(next_y))
+            met.append(math.exp(math.log(x) + share * (math.log(next_x) - math.log(x))))
+    return met
 
 
 def points(members: list[Row], x: Callable[[Row], float | None]) -> list[Point]:

@@ -10,7 +10,7 @@ from hwbench.report import _words as words
 from hwbench.report._answers import beats, loses
 from hwbench.report._crossing import by_series, points, repaid, wins
 from hwbench.report._views import Figure
-from hwbench.report.rows import DENSE, Group, Row, groups, known, printable, relative, timed
+from hwbench.report.rows import DENSE, Group, Row, groups, known, relative, timed
 
 
 @dataclass
@@ -38,9 +38,9 @@ def starts(rows: list[Row], most: int = 120) -> Starts:
             winning = wins(points(series, lambda row: row.density))
             if winning is None:
                 continue
-            low, high = (units.significant(end) for end in winning.measured)
             where = winning.in_words()
-            if not winning.crossings:
+            if winning.all_alike:
+                low, high = (units.significant(winning.measured[end]) for end in (0, -1))
                 where += f" ({low}–{high})"
             pays = _repaid(series, dense, packs)
             table.packed |= pays is not None
@@ -76,13 +76,20 @@ def _layers(rows: list[Row]) -> list[Row]:
 
 
 def winners(rows: list[Row]) -> list[Figure]:
-    """The fastest format over shape and tokens, one figure a share, dtype and pass."""
+    """The fastest format over shape and tokens, one figure a share, dtype and pass.
+
+    Where one setting alone was measured at a share there is none: the table of all settings has it.
+    """
     sets: dict[tuple[str, Group], list[Row]] = {}
     for row in _layers(rows):
         if row.format != DENSE and relative(row) is not None and row.tokens:
             shared = row.group.without("out_features", "in_features", "tokens")
             sets.setdefault((row.density_word, shared), []).append(row)
-    common = [key for key, members in sets.items() if len({r.format for r in members}) > 1]
+    common = [
+        key
+        for key, members in sets.items()
+        if len({row.format for row in members}) > 1 and len(set(map(_cell, members))) > 1
+    ]
     figures = []
     for key in common:
         members = sets[key]
@@ -96,17 +103,21 @@ def winners(rows: list[Row]) -> list[Figure]:
     return figures
 
 
+def _cell(row: Row) -> tuple[int, int, int | None]:
+    return row.out_features, row.in_features, row.tokens
+
+
 def _won(members: list[Row]) -> str:
     cells: dict[tuple[int, int, int | None], Row] = {}
     for row in members:
-        place = (row.out_features, row.in_features, row.tokens)
+        place = _cell(row)
         if place not in cells or row.relative_time < cells[place].relative_time:
             cells[place] = row
     sure = sum(beats(row) for row in cells.values())
     best = min(cells.values(), key=lambda row: row.relative_time)
     return (
         f"The fastest format is significantly faster than dense in {sure} of {len(cells)} cells; "
-        f"the best is {printable(best.label)}, {units.ratio(best.relative_time)} of dense at "
+        f"the best is {words.series_name(best)}, {units.ratio(best.relative_time)} of dense at "
         f"{words.shape(best)} and {words.tokens(best)}."
     )
 

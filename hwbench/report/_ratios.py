@@ -39,7 +39,7 @@ def _columns(case: Matched) -> Against:
 
 def explained(case: Matched) -> str:
     """The explanation of a ratio, in a word or two."""
-    return case.explained.removeprefix("explained by ").replace("not explained", "not")
+    return case.explained.removeprefix("explained by ").replace("not explained", "nothing")
 
 
 def figures(rows: list[Row], run: int, base: str) -> list[Figure]:

@@ -133,12 +133,29 @@ def format_name(row: Row) -> str:
     density, asked_density = row.density, row.asked_density
     whole = row.format in LOSSLESS or (density == 1 and not known(asked_density))
     if known(density) and not whole:
-        far = known(asked_density) and abs(density - asked_density) > _FAR * asked_density
-        parts.append(f"density {density:.3g}" + (f" (asked {asked_density:g})" if far else ""))
+        asked = f" (asked {asked_density:g})" if far_from_asked(row) else ""
+        parts.append(f"density {density:.3g}{asked}")
     other_knobs = (knob for knob in sorted(knobs) if knob not in ("density", "kernel"))
     parts += [f"{knob} {word(knobs[knob])}" for knob in other_knobs]
     kernel = f" ({knobs['kernel']})" if "kernel" in knobs else ""
     return printable(", ".join(parts) + kernel)
+
+
+def far_from_asked(row: Row) -> bool:
+    """Whether the density of a row is a tenth off the one that was asked for, or more."""
+    density, asked_density = row.density, row.asked_density
+    if not (known(density) and known(asked_density)):
+        return False
+    return bool(abs(density - asked_density) > _FAR * asked_density)
+
+
+def series_name(row: Row) -> str:
+    """The series of a row, with its density where that is far from the one asked for.
+
+    Beside others of one asked density, ``btt (density 0.0625)`` has fewer values than these.
+    """
+    name = printable(row.series)
+    return f"{name} (density {row.density:.3g})" if far_from_asked(row) else name
 
 
 class Parts(NamedTuple):
