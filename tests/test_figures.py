@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,18 @@ def test_the_front_says_the_density_of_every_point(run: Run) -> None:
             assert any(word.startswith(f"{row.density:.3g}") for word in told), row.case
 
 
+def test_marks_at_an_error_of_zero_are_whole() -> None:
+    exact = run_of(case for case in questions(tokens=(16,)) if case.format in FEW)
+    for result in exact.results:
+        if result.case.startswith("projection") and "csr" in result.case:
+            result.measurements[0].values[:] = [0.0]
+    (ax, *_) = drawn("pareto", [exact]).axes
+    assert ax.get_ylim()[0] == 0
+    lines = [line for line in ax.lines if line.get_marker() not in (None, "None", "")]
+    assert any(0 in line.get_ydata() for line in lines)
+    assert not any(line.get_clip_on() for line in lines)
+
+
 def test_what_the_scores_are_of_stands_once_below(run: Run) -> None:
     figure = drawn("pareto", [run])
     (heading,) = [legend.get_title().get_text() for legend in figure.legends]
@@ -160,6 +174,27 @@ def test_the_colours_of_the_map_are_those_of_the_page() -> None:
         for name, colour in re.findall(r"--h-(\w+): light-dark\((#\w+),", css)
     }
     assert page == _paper_heat._COLOURS
+
+
+def _lab(colour: str) -> tuple[float, float, float]:
+    """A colour in CIELAB, in which distances are about those that are seen."""
+    full = colour[1:] if len(colour) > 4 else "".join(2 * c for c in colour[1:])
+    shares = [int(full[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    r, g, b = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    x = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.95047
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    z = (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.08883
+    x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def test_neighbouring_shades_of_the_map_are_told_apart_in_both_themes() -> None:
+    css = (ROOT / "hwbench/report/templates/page.css").read_text(encoding="utf-8")
+    shades = re.findall(r"--h-(\w+): light-dark\((#\w+), (#\w+)\)", css)
+    assert len(shades) == 9
+    for (name, *ours), (other, *theirs) in pairwise(shades):
+        for one, two in zip(ours, theirs, strict=True):
+            assert math.dist(_lab(one), _lab(two)) > 8, (name, other, one, two)
 
 
 def test_little_of_a_map_is_empty(crossover: Run) -> None:

@@ -128,6 +128,16 @@ def many_groups() -> Run:
     return run_of([*cases, linear_case("csr", 0.5, tokens=44)], replicates=2)
 
 
+def far_from_asked() -> Run:
+    """A run in which one format has far fewer values than were asked for."""
+    run = run_of([linear_case(name, share) for name, share in
+                  (("dense", None), ("low_rank", 0.5), ("csr", 0.5))])  # fmt: skip
+    for id_, planned in run.planned.items():
+        if planned.case.format == "low_rank":
+            run.planned[id_] = replace(planned, density=0.3)
+    return run
+
+
 def stored(path: Path) -> Callable[[], Run]:
     return lambda: read_run(path)
 
@@ -135,6 +145,7 @@ def stored(path: Path) -> Callable[[], Run]:
 _DRAWN_TWICE = {
     **{path.stem: stored(path) for path in _STORED},
     "many groups": many_groups,
+    "far from asked": far_from_asked,
 }
 
 
@@ -158,6 +169,17 @@ def test_the_table_of_winners_holds_the_rows_that_the_data_names(name: str) -> N
     assert table.groups == len({row.group for row in rows if row.case in against})
     assert all(run.planned[case].seeds is None for case in against)
     assert sum(cell.text != "" for _, cells in table.lines for cell in cells) == len(against)
+
+
+def test_a_cell_with_far_fewer_values_than_its_column_asks_for_says_so() -> None:
+    table = _heat.heat(html._rows([far_from_asked()], [""]))
+    ((_, cells),) = table.lines
+    told = {name: cell for (name, *_), cell in zip(table.heads, cells, strict=True)}
+    assert told["low_rank"].text.endswith("†")
+    assert told["low_rank"].says.startswith("density 0.300")
+    assert "†" not in told["csr"].text
+    for run, is_far in ((far_from_asked(), True), (many_groups(), False)):
+        assert ("A cell with † has another density" in html.render([run])) == is_far
 
 
 @pytest.mark.parametrize(
@@ -213,10 +235,17 @@ def _drawn_twice(name: str, run: Run, page: Page) -> None:
     assert heads == table.heads
     assert [word or "–" for each in drawn["heads"] for word in each["words"]] == table.densities
     assert drawn["groups"] == table.groups
-    cells = [[(cell["text"], cell["shade"]) for cell in line["cells"]] for line in drawn["lines"]]
+    cells = [
+        [(cell["text"], cell["shade"], cell.get("says") or "") for cell in line["cells"]]
+        for line in drawn["lines"]
+    ]
     assert cells == [
         [
-            (cell.text, f"{cell.shade}{' best' if cell.best else ' level' if cell.level else ''}")
+            (
+                cell.text,
+                f"{cell.shade}{' best' if cell.best else ' level' if cell.level else ''}",
+                cell.says,
+            )
             for cell in line
         ]
         for _, line in table.lines
@@ -299,6 +328,14 @@ def test_the_machine_and_the_method_are_told(page: Page) -> None:
         assert fact in page.shown
     assert "How each number was made" in page.shown
     assert "Of the 72 intervals of relative time here, about 4 miss" in page.shown
+
+
+def test_facts_have_few_digits_and_keys_that_break_after_dots_alone(text: str) -> None:
+    for value, said in ((0.55126953125, "0.5513"), (1.02, "1.02"), (3, "3"), (True, "True")):
+        assert _facts.worded("load_1min", value) == said
+    keys = re.findall(r"<dt>([^<]*(?:<wbr>[^<]*)+)</dt>", text)
+    assert "device.<wbr>instruction_sets" in keys
+    assert [key for key in keys if re.search(r"[^.]<wbr>", key)] == []
 
 
 def test_the_table_of_winners_shows_every_cell(page: Page) -> None:

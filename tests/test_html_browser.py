@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -97,6 +98,21 @@ def test_a_filter_changes_every_chart_and_the_table(
     assert [part for part in before if before[part] == after[part]] == []
     chosen = shown.page.locator(f"[data-filter={name}] summary").inner_text()
     assert FILTERS[name] in chosen
+
+
+def test_the_table_of_winners_keeps_its_marks_when_a_filter_is_used(
+    opened: Callable[..., Opened],
+) -> None:
+    kernels = [replace(case, knobs={**case.knobs, "kernel": "mkl"})
+               for case in questions() if case.format == "low_rank"]  # fmt: skip
+    shown = opened(html.render([run_of([*questions(), *kernels])]))
+    look = """() => Object.fromEntries([...document.querySelectorAll("#heat [scope=colgroup]")]
+      .map((th) => [th.textContent.trim(), th.querySelector("svg.mark path")?.outerHTML]))"""
+    before = shown.page.evaluate(look)
+    assert before["low_rank"] != before["low_rank kernel=mkl"]
+    shown.tick("format", "low_rank")
+    after = shown.page.evaluate(look)
+    assert after == {name: before[name] for name in ("low_rank", "low_rank kernel=mkl")}
 
 
 def test_a_filter_lets_no_scored_row_into_the_table_of_winners(
@@ -408,6 +424,27 @@ def test_names_of_lines_and_of_winners_are_whole_where_there_is_room(
         assert [text for text in texts if "…" in text or "=" in text] == [], kind
     assert "low_rank 0.5 a_kernel_of_mine, forward" in drawn["split"]
     assert "low_rank 0.5 a_kernel_of_mine" in drawn["spread"]
+
+
+def test_passes_of_a_case_stand_together_and_the_fastest_case_first(
+    opened: Callable[..., Opened],
+) -> None:
+    run = run_of(questions(tokens=(16,), projection=False))
+    shown = opened(html.render([run]))
+    names = shown.page.evaluate(
+        """() => [...document.querySelectorAll("figure.chart")].find((f) => f.kind === "split")
+          .querySelectorAll("g.role-axis-label text").values()
+          .map((t) => t.textContent).filter((t) => /, (forward|step)$/.test(t)).toArray()"""
+    )
+    cases = [name.rpartition(", ")[0] for name in names]
+    assert [name.rpartition(", ")[2] for name in names] == len(names) // 2 * ["forward", "step"]
+    assert cases[::2] == cases[1::2]
+    least: dict[str, float] = {}
+    for row in report_rows(run):
+        name = re.sub(r" [a-z_]+=", " ", row.label)
+        least[name] = min(least.get(name, math.inf), row.time_seconds)
+    assert cases[::2] == sorted(cases[::2], key=lambda name: least[name])
+    assert len(cases) > 20
 
 
 def test_a_winner_that_has_far_fewer_values_than_asked_for_is_drawn_with_its_density(

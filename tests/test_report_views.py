@@ -193,23 +193,23 @@ def test_a_format_that_wins_with_many_tokens_wins_above() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "said"),
     [
-        ((2.0, NAN, NAN), (0.5, NAN, NAN)),
-        ((1.1, 0.9, 1.3), (0.9, 0.7, 1.1)),
-        ((1.1, 1.05, 1.2), (0.9, 0.7, 1.1)),
+        ((2.0, NAN, NAN), (0.5, NAN, NAN), "undecided"),
+        ((1.1, 0.9, 1.3), (0.9, 0.7, 1.1), "undecided"),
+        ((1.1, 1.05, 1.2), (0.9, 0.7, 1.1), "undecided at 256"),
     ],
 )
 def test_two_noisy_points_make_no_crossing(
-    first: tuple[float, float, float], second: tuple[float, float, float]
+    first: tuple[float, float, float], second: tuple[float, float, float], said: str
 ) -> None:
-    found = _crossing.wins([(16, *first), (256, *second)])
+    found = _crossing.wins([(16.0, *first), (256.0, *second)])
     assert found is not None
     assert found.crossings == []
-    assert found.in_words() == "undecided"
-    between = _crossing.wins([(4, 3.0, 2.9, 3.1), (16, *first), (256, *second)])
+    assert found.in_words() == said
+    between = _crossing.wins([(4.0, 3.0, 2.9, 3.1), (16.0, *first), (256.0, *second)])
     assert between is not None
-    assert between.in_words() == "undecided"
+    assert between.in_words() == {"undecided": "undecided from 16 on"}.get(said, said)
     known = [(4.0, 3.0, 2.9, 3.1), (16.0, *first), (256.0, *second), (512.0, 0.3, 0.2, 0.4)]
     assert len((_crossing.wins(known) or found).crossings) == 1
 
@@ -400,6 +400,18 @@ def test_further_replicates_are_told_apart_from_those_asked_for(
     plan = replace(run.header.plan, replicates=asked)
     run.header = replace(run.header, plan=plan)
     assert _facts.counts(run) == said
+
+
+def test_what_keeps_the_most_is_told_once_where_several_runs_say_the_same() -> None:
+    cases = [linear_case("dense", None), linear_case("low_rank", 0.5)]
+    cases += [projection_case(name, 0.5, shape) for name in ("low_rank", "csr")
+              for shape in ((512, 512), (256, 256))]  # fmt: skip
+    runs = [run_of(cases), run_of(cases, name="other")]
+    rows = html._rows(runs, ["here", "there"])
+    said = [_answers.plain(sentence) for sentence in _questions._per_byte(rows)]
+    shares = [each for each in said if each.startswith("In ")]
+    assert len(shares) == len(set(shares))
+    assert {each.rpartition(", ")[2] for each in shares} == {"512×512.", "256×256."}
 
 
 def test_two_four_is_counted_where_it_ran() -> None:

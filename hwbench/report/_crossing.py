@@ -46,7 +46,8 @@ class Wins:
     @property
     def all_alike(self) -> bool:
         """Whether the words are of all measured x at once."""
-        return not self.crossings and self.faster in ((), self.measured)
+        sides = (len(self.faster), len(self.undecided))
+        return not self.crossings and max(sides) in (0, len(self.measured))
 
     def in_words(self, unit: str = "") -> str:
         """``below 0.42 (0.38–0.47)``; ``everywhere measured``; ``at 0.1, undecided at 0.5``."""
@@ -54,10 +55,11 @@ class Wins:
             return " and ".join(_one(crossing, unit) for crossing in self.crossings)
         if self.faster == self.measured:
             return "everywhere measured"
-        if not self.faster:
-            return "undecided" if self.undecided else "nowhere measured"
-        text = self._where(self.faster, unit)
-        return f"{text}, undecided {self._where(self.undecided, unit)}" if self.undecided else text
+        if self.undecided == self.measured:
+            return "undecided"
+        open_ones = f"undecided {self._where(self.undecided, unit)}" if self.undecided else ""
+        faster = self._where(self.faster, unit) if self.faster else ""
+        return ", ".join(filter(None, [faster, open_ones])) or "nowhere measured"
 
     def _where(self, some: tuple[float, ...], unit: str) -> str:
         """Some of the measured x: ``up to 0.1``, ``from 64 tokens on``, ``at 0.1 and 0.5``."""

@@ -24,7 +24,7 @@ class Starts:
     @property
     def heads(self) -> tuple[str, ...]:
         """The headings of the cells."""
-        heads = ("setting", "format", "faster than dense")
+        heads = ("setting", "format", "faster than dense, by density")
         return (*heads, "packing repaid after") if self.packed else heads
 
 

@@ -45,6 +45,9 @@ LEVEL = {
 }
 """The words on a cell that is level with the fastest of its line."""
 
+FAR = "†"
+"""The sign on a cell whose density is a tenth off the one of its column, or more."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -65,6 +68,7 @@ class Heat:
     densities: list[str] = field(default_factory=list)
     lines: list[tuple[list[str], list[Cell]]] = field(default_factory=list)
     groups: int = 0  # of which so many lines are written
+    far: bool = False  # whether any of their cells has the sign FAR
 
 
 def marked(rows: list[Row]) -> list[Row]:
@@ -97,7 +101,8 @@ def heat(rows: list[Row], most: int = 40) -> Heat:
     columns: dict[str, dict[str, str]] = {}
     for row in rows_shown:
         columns.setdefault(row.series, {})[row.density_word] = row.format
-    table = Heat(groups=len(sets))
+    far = any(words.far_from_asked(row) for members in sets for row in members)
+    table = Heat(groups=len(sets), far=far)
     order: list[tuple[str, str]] = []
     for series, densities in columns.items():
         names = sorted(densities, key=_place)
@@ -135,4 +140,7 @@ def _cell(row: Row | None) -> Cell:
         return Cell(text=text, shade="none", says=says)
     text = units.significant(value, 3 if 0.9 < value < 1.1 else 2)
     says = LEVEL.get(row.level, "")
+    if words.far_from_asked(row):
+        text += FAR
+        says = "; ".join(filter(None, [f"density {units.significant(row.density)}", says]))
     return Cell(text=text, shade=shade(row), best=row.best, level=row.level, says=says)

@@ -135,27 +135,35 @@ def _choice(level: str, score: Score, chosen: list[Pair]) -> Sentence:
     return [*pieces, (end, REST)]
 
 
-def _per_byte(rows: list[Row]) -> list[Sentence]:
+def _per_byte(rows: list[Row], most: int = 2) -> list[Sentence]:
+    """What keeps the most at each share, for the first experiments; alike ones are told once."""
     scored = [row for row in rows if row.scored and known(row.score)]
     sentences: list[Sentence] = []
     notes: dict[str, None] = {}
     for share in SHARES:
         fit = [r for r in scored if known(r.stored_ratio) and r.stored_ratio <= share * 1.001]
-        for members in list(groups(fit).values())[:2]:
-            score = score_of(members[0])
-            best = (max if score.higher else min)(members, key=lambda row: row.score)
-            low, high = best.score_low, best.score_high
-            span = f" ({units.significant(low)}–{units.significant(high)})" if known(low) else ""
-            sentences.append(
-                [
-                    (f"In {units.percent(share, 0)} of dense’s bytes: ", REST),
-                    (printable(best.label), POINT),
-                    (f", {score.title} {score.amount(best.score)}{span}", REST),
-                    (f" on {words.workload(best)}, {words.shape(best)}.", REST),
-                ]
-            )
+        kept: dict[str, tuple[Sentence, Row]] = {}
+        for members in groups(fit).values():
+            sentence, best = _keeping_most(members, share)
+            kept.setdefault("".join(text for text, _ in sentence), (sentence, best))
+        for sentence, best in list(kept.values())[:most]:
+            sentences.append(sentence)
             notes[_whose.noted(best)] = None
     return sentences + [[(note, REST)] for note in notes if note]
+
+
+def _keeping_most(members: list[Row], share: float) -> tuple[Sentence, Row]:
+    score = score_of(members[0])
+    best = (max if score.higher else min)(members, key=lambda row: row.score)
+    low, high = best.score_low, best.score_high
+    span = f" ({units.significant(low)}–{units.significant(high)})" if known(low) else ""
+    sentence = [
+        (f"In {units.percent(share, 0)} of dense’s bytes: ", REST),
+        (printable(best.label), POINT),
+        (f", {score.title} {score.amount(best.score)}{span}", REST),
+        (f" on {words.workload(best)}, {words.shape(best)}.", REST),
+    ]
+    return sentence, best
 
 
 def _two_four(rows: list[Row]) -> list[Sentence]:

@@ -43,7 +43,10 @@ function heatCell(data, row) {
   const text = significant(relative, relative > 0.9 && relative < 1.1 ? 3 : 2);
   const level = data.column("level")[row];
   const ring = data.column("best")[row] ? " best" : level ? " level" : "";
-  return { text, shade: data.column("shade")[row] + ring, says: data.level_words[level] };
+  const [density, asked] = ["density", "asked_density"].map((name) => data.column(name)[row]);
+  const far = known(density) && known(asked) && Math.abs(density - asked) > 0.1 * asked;
+  const says = [far && `density ${significant(density)}`, data.level_words[level]].filter(Boolean).join("; ");
+  return { text: far ? `${text}†` : text, shade: data.column("shade")[row] + ring, says };
 }
 
 function startHeat(data, filters) {
@@ -66,7 +69,7 @@ function startHeat(data, filters) {
     const below = make("tr");
     for (const { label, format, words } of heads) {
       const head = make("th", "", { colSpan: words.length, scope: "colgroup" });
-      head.append(sign(format), label);
+      head.append(sign({ series: label, format }), label);
       above.append(head);
       below.append(...words.map((word) => make("th", word || "–", { scope: "col" })));
     }
