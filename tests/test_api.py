@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pydoc
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_help_names_what_a_user_calls() -> None:
     text = pydoc.plain(pydoc.render_doc(hwbench))
     for name in ("run(", "load_run(", "summary(", "get_format("):
         assert name in text
+
+
+def test_no_signature_shows_an_address() -> None:
+    """A default that is a function is ``<function … at 0x7f…>`` in the help."""
+    called = [getattr(hwbench, name) for name in hwbench.__all__ if name != "__version__"]
+    for each in called:
+        assert " at 0x" not in str(inspect.signature(each)), each
+    assert len(called) > 15
 
 
 def test_several_runs_are_one_frame_that_tells_them_apart() -> None:

@@ -108,6 +108,13 @@ def test_formulas_are_those_of_the_code(name, shape):
         assert eval(formula, {"min": min}, ours) == value, (key, known[key], f.knobs())
 
 
+@pytest.mark.parametrize("name", ["blast", "btt", "monarch"])
+def test_help_of_a_format_of_blocks_names_its_factors_and_its_parameters(name):
+    text = " ".join((plugins.load("formats", name, Format).__doc__ or "").split())
+    assert f"{WORDS[name]['parameters']} parameters" in text
+    assert text.count("of shape") == 2
+
+
 def _values(f: Format) -> dict[str, Any]:
     kept = getattr(f, "gradient_entries", f.parameters)()
     index = {"uint8": 1, "int32": 4, "int64": 8}.get(getattr(f, "index_dtype", ""), 0)

@@ -200,7 +200,12 @@ class _Fused(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class Blast(ByDevice):
-    """W in ``out_blocks`` × ``blocks`` blocks over shared bases of ``rank`` columns.
+    """W in a grid of ``out_blocks`` × ``blocks`` blocks over shared bases of ``rank`` columns.
+
+    Block (i, j) is U[i] diag(s[i, j]) V[j] with U of shape (out / out_blocks, rank) and V of shape
+    (rank, in / blocks): all blocks of a row share U[i], all of a column V[j], and a block has
+    ``rank`` couplings s[i, j] of its own. That is rank · (out + in + blocks · out_blocks)
+    parameters.
 
     Raises:
         KnobError: a number of blocks does not fit the size, or the rank is none.

@@ -32,7 +32,11 @@ from hwbench.formats._two_stage import Grid, TwoStage
 
 @dataclass(frozen=True, kw_only=True)
 class Btt(TwoStage):
-    """W in ``out_blocks`` × ``in_blocks`` blocks of rank ``rank``.
+    """W in a grid of ``out_blocks`` × ``in_blocks`` blocks, each of rank ``rank``.
+
+    It is Monarch's family with many small blocks: block (l, k) is R[l, k] L[k, l] with R of shape
+    (out / out_blocks, rank) and L of shape (rank, in / in_blocks), the numbers of blocks being
+    about √out and √in. That is rank · (out_blocks · in + in_blocks · out) parameters.
 
     Raises:
         KnobError: a number of blocks does not fit the size, or no block can have that rank.

@@ -35,7 +35,12 @@ from hwbench.formats._two_stage import Grid, TwoStage
 
 @dataclass(frozen=True, kw_only=True)
 class Monarch(TwoStage):
-    """W in ``out_blocks`` × ``blocks`` blocks of rank ``rank``.
+    """W in a grid of ``out_blocks`` × ``blocks`` blocks, each of rank ``rank``.
+
+    Block (l, k) is R[l, k] L[k, l] with R of shape (out / out_blocks, rank) and L of shape (rank,
+    in / blocks): two block-diagonal matrices, and a regrouping of the values between them. That is
+    rank · (out_blocks · in + blocks · out) parameters. ``order`` says where the outputs of a block
+    lie: next to one another (``blocked``), or apart (``strided``), as in the paper.
 
     Raises:
         KnobError: a number of blocks does not fit the size, or no block can have that rank.

@@ -59,7 +59,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     time_budget_seconds: float | None = None,
     energy: bool = False,
     scores: bool = True,
-    listener: Listener = lambda progress: None,
+    listener: Listener | None = None,
     **changes: Any,
 ) -> Path:
     """Run a suite on one device and return the path of the run file.
@@ -74,7 +74,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         time_budget_seconds: Return a complete, coarser answer in about this time.
         energy: Read the energy of a call too, two seconds a case, in the first replicate.
         scores: Measure accuracy too; without it the cases of scored workloads are left out.
-        listener: Told of every result.
+        listener: Called with a ``Progress`` after every result.
         changes: Fields of the plan to replace, such as ``replicates=1``.
 
     Raises:
@@ -83,7 +83,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     question = Question(
         document=suites.read(suite) if isinstance(suite, str) else suite,
         out=files.named(out, RunFileError), filter=filter, seed=seed, energy=energy, scores=scores,
-        changes=changes, listener=listener,
+        changes=changes, listener=listener or (lambda progress: None),
     )  # fmt: skip
     return answer(question, device, threads, time_budget_seconds)
 
