@@ -137,7 +137,7 @@ def test_no_usable_baseline_is_6(hwbench: Call) -> None:
         ("future.jsonl", "has schema 99; this hwbench reads up to 1"),
         (kept(unfinished), "is not finished; go on with: hwbench run --resume"),
         (new, "is the run itself"),
-        ("newer", "1 of another suite; 1 made after it"),
+        ("newer", "1 of another suite; 1 newer than this run"),
         (kept(made(4, [linear_case("btt", 0.5)])), "No case of the baseline can be compared"),
         (kept(failed(made(5), Status.CRASHED, "x")), "No case of the baseline can be compared"),
     ):

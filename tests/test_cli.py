@@ -224,6 +224,14 @@ def test_quick_is_one_replicate(hwbench, tiny):
     assert {r.replicate for r in read_run(path).results} == {0}
 
 
+def test_list_alone_says_what_can_be_listed(hwbench):
+    code, out, err = hwbench("list")
+    assert (code, err) == (0, "")
+    assert [line.split()[:3] for line in out.splitlines()] == [
+        ["hwbench", "list", kind] for kind in ("formats", "suites", "devices", "runs")
+    ]
+
+
 def test_list_json_and_details(hwbench):
     code, out, _ = hwbench("list", "formats", "--json")
     assert code == 0
@@ -242,6 +250,7 @@ def test_a_format_is_listed_by_name_with_why_its_kernel_is_the_default(hwbench):
         "csr", "semi_structured", "bsr",
     ]  # fmt: skip
     words = " ".join(out.split())
+    assert "Kernels: gather sums rows of xᵀ with embedding_bag" in words, "its docstring"
     assert "default gather; on this CPU it runs in more dtypes or directions than native" in words
     assert "default cusparselt, which does not run on this CPU" in words
     code, out, _ = hwbench("list", "formats", "csr", "--json")

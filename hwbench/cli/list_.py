@@ -129,17 +129,20 @@ def _format_details(names: list[str], *, as_json: bool) -> None:
     if as_json:
         _shared.say_json(msgspec.json.encode(reply.formats).decode())
         return
-    _show(reply.formats)
+    _show(reply.formats, whole=bool(names))
 
 
-def _show(formats: list[FormatDetails]) -> None:
-    """Each format as a heading and a line a fact, wrapped to the terminal."""
+def _show(formats: list[FormatDetails], *, whole: bool) -> None:
+    """Each format as a heading and a line a fact, wrapped to the terminal.
+
+    ``whole`` adds what its docstring says.
+    """
     from rich.text import Text
 
     out = _shared.console()
     for each in formats:
         out.print(Text(visible(each.name), style="bold"))
-        for label, values in _facts(each).items():
+        for label, values in _facts(each, whole=whole).items():
             for number, value in enumerate(values):
                 head = "" if number else label
                 lines = textwrap.wrap(
@@ -151,13 +154,14 @@ def _show(formats: list[FormatDetails]) -> None:
         out.print()
 
 
-def _facts(each: FormatDetails) -> dict[str, list[str]]:
+def _facts(each: FormatDetails, *, whole: bool) -> dict[str, list[str]]:
     if not each.kernels:  # it cannot be loaded; its description has the reason
         return {"what": [each.summary], "not on": [each.description]}
     first, *others = each.kernels
     runs, refused = where_it_runs(each.by_kernel)
+    described = each.description.replace("``", "").split("\n\n") if whole else []
     return {
-        "what": [each.summary],
+        "what": [each.summary, *filter(None, described)],
         "knobs": [_knobs(each)],
         "kernels": [", ".join([f"{first} (default)" if others else first, *others])],
         "default": [_why_default(each)] if others else [],

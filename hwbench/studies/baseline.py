@@ -166,7 +166,7 @@ def _unsuitable(header: Header, new: Header) -> str | None:
     if header.suite != new.suite:
         return "of another suite"
     if header.created > new.created:
-        return "made after it"
+        return "newer than this run"
     return None
 
 
