@@ -76,6 +76,11 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
     return f"{significant(value)} ±{digits if float(digits) else significant(half, 1)}"
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things: ``1 case`` or ``0 cases``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def clock(value: float) -> str:
     """A span as a clock shows it: ``1:05`` or ``2:00:09``."""
     whole = max(0, round(value))

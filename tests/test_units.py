@@ -166,3 +166,7 @@ def test_parse_seconds_refuses_in_words(text: str) -> None:
 def test_parse_seconds_gives_a_duration_or_a_usage_error(text: str) -> None:
     with suppress(UsageError):
         assert 0 < units.parse_seconds(text) < math.inf
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [units.count(number, "case") for number in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]

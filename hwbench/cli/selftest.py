@@ -77,11 +77,12 @@ def selftest(
 
 def _lines(result: SelfTest, threshold: float) -> list[str]:
     from hwbench.report.rows import printable
-    from hwbench.units import percent
+    from hwbench.units import count, percent
 
     machine = f"{printable(result.suite)} on {printable(result.machine)}"
+    runs = f"{count(result.nights, 'run')} of {count(result.replicates, 'replicate')}"
     lines = [
-        f"{machine}: {result.cases} cases, {result.nights} runs of {result.replicates} replicates.",
+        f"{machine}: {count(result.cases, 'case')}, {runs}.",
         f"False nights: {_rate(result.false_nights)}.",
         f"False cases: {_rate(result.false_cases)}.",
     ]
@@ -89,14 +90,14 @@ def _lines(result: SelfTest, threshold: float) -> list[str]:
     names = {"relative": "relative to dense", "time": "absolute time"}
     lines += [
         f"Smallest slow-down found in 9 nights of 10, {names[sight.metric]}: "
-        f"{_size(sight)} (median of {sight.cases} cases), {percent(sight.worst)} at worst "
+        f"{_size(sight)} (median of {count(sight.cases, 'case')}), {percent(sight.worst)} at worst "
         f"({printable(sight.worst_case)})."
         for sight in result.sights
     ]
     if result.slower is not None and result.seen is not None and result.found is not None:
         lines.append(
             f"A delay of {percent(result.slower)} was seen as {percent(result.seen)} (median), and "
-            f"found in {result.found.events} of {result.found.trials} cases: in more than "
+            f"found in {result.found.events} of {count(result.found.trials, 'case')}: in more than "
             f"{percent(result.found.least)} with 95 % confidence."
         )
     advice = _advice(result.sights, threshold)

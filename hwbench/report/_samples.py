@@ -144,7 +144,7 @@ def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
             bands[-1] |= {"shaded": place % 2 == 1, "numbered": place % apart == 0}
     step = -(-len(points) // _MOST_SAMPLES)
     disturbed = sum(point["state"] == "disturbed" for point in points)
-    count = f"{len(points)} samples of {len(timings)} replicates"
+    count = f"{units.count(len(points), 'sample')} of {units.count(len(timings), 'replicate')}"
     state = (
         f"{disturbed} of them (crosses) in disturbed blocks"
         if disturbed

@@ -279,8 +279,8 @@ def lines(history: History) -> list[str]:
     """The history for a terminal: what changed, the newest first."""
     count = len(history.nights)
     first, last = (_facts.moment(history.nights[place].created) for place in (0, -1))
-    output = [(f"{history.suite} on {history.machine}: {count} runs, {first} to {last}, "
-            f"{len(history.series)} cases")]  # fmt: skip
+    output = [(f"{history.suite} on {history.machine}: {units.count(count, 'run')}, {first} "
+            f"to {last}, {units.count(len(history.series), 'case')}")]  # fmt: skip
     for event in history.events[:_EVENTS]:
         night = history.nights[event.run]
         output.append(f"{_facts.moment(night.created)}  {night.run}: {headline(event)}")

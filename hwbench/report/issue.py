@@ -156,7 +156,7 @@ def _fitted(parts: Sequence[str], tables: Sequence[tuple[str, list[str]]], most:
         if len(within) > heading:
             document += head + "".join(f"{line}\n" for line in within) + close
     if left_out:
-        document += f"{left_out} lines were left out for length; the report has all.\n"
+        document += f"{units.count(left_out, 'line')} left out for length; the report has all.\n"
     return document.rstrip("\n") + "\n"
 
 

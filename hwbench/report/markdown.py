@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from hwbench import units
 from hwbench.analysis.outcome import FAILING, FINE, Outcome
 from hwbench.records import Change
 from hwbench.report import _words as words
@@ -43,9 +44,8 @@ def render(outcome: Outcome, most_bytes: int = COMMENT_BYTES) -> str:
     if worst:
         text += "\n" + _table(worst, most_bytes - len(text.encode()) - 200)
     if rest:
-        opening = (
-            f"\n<details><summary>{_cases(len(rest))} without a regression to tell</summary>\n\n"
-        )
+        cases = units.count(len(rest), "case")
+        opening = f"\n<details><summary>{cases} without a regression to tell</summary>\n\n"
         closing = "\n</details>\n"
         room = most_bytes - len((text + opening + closing).encode()) - 200
         text += opening + _table(rest, room) + closing
@@ -75,9 +75,5 @@ def _table(changes: Sequence[Change], room: int) -> str:
             break
         rows.append(row)
     more = len(changes) - len(rows)
-    left_out = f"\n{_cases(more)} more, left out for length.\n" if more else ""
+    left_out = f"\n{units.count(more, 'case')} more, left out for length.\n" if more else ""
     return (_COLUMNS + "".join(rows) if rows else "") + left_out
-
-
-def _cases(count: int) -> str:
-    return "1 case" if count == 1 else f"{count} cases"
