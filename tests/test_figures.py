@@ -223,6 +223,15 @@ def test_ticks_of_time_have_units_and_every_short_axis_several(run: Run) -> None
             assert all(re.fullmatch(r"[\d.]+ (ns|µs|ms|s)", text) for text in shown), shown
 
 
+def test_both_axes_of_a_roofline_have_several_ticks(run: Run) -> None:
+    for ax in drawn("roofline", [run]).axes:
+        if ax.get_visible():
+            for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+                labels = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+                shown = [text.get_text() for at, text in labels if low <= at <= high]
+                assert len([text for text in shown if text]) >= 3, shown
+
+
 @pytest.mark.parametrize("kind", sorted(figures.KINDS))
 def test_formats_stand_in_one_order_in_every_legend(run: Run, kind: str) -> None:
     order = list(dict.fromkeys(row.format for row in report_rows(run)))
