@@ -103,6 +103,22 @@ def test_with_q_counted_it_is_never_better_than_low_rank_by_outputs(
             assert lost(layer) >= least * (1 - 1e-9)
 
 
+@pytest.mark.parametrize(("shape", "inputs"), [((96, 96), 48), ((128, 64), 32)])
+def test_by_outputs_it_starts_from_the_directions_of_its_inputs(
+    shape: tuple[int, int], inputs: int
+) -> None:
+    """So that it comes near to the best matrix of its rank; from any directions it does not."""
+    w, x = weight(*shape).double(), seen(shape[1]).double()
+    gram = _gram.moments(x)
+    layers = (
+        build(*shape, inputs=inputs, rotate=True).project_outputs(w, x),
+        LowRank.from_knobs(*shape, rank=inputs).project_outputs(w, x),
+    )
+    gaps = [layer.to_dense().detach() - w for layer in layers]
+    ours, least = (float((gap @ gram * gap).sum()) for gap in gaps)
+    assert ours <= 1.3 * least
+
+
 def test_bytes_and_densities_decide_how_many_are_kept() -> None:
     assert build(density=0.5).inputs == 16
     assert build(density=0.5, rotate=True).inputs == 384 // 56

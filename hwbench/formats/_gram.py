@@ -160,6 +160,11 @@ class Seen:
         """L of G = L Lᵀ."""
         return torch.linalg.cholesky(self.gram)
 
+    @property
+    def square_rows(self) -> Tensor:
+        """As many rows as inputs, (in, in), whose XᵀX is G: of its columns and its directions."""
+        return self.lower.mT
+
     @cached_property
     def inverse(self) -> Tensor:
         """G⁻¹."""
@@ -315,8 +320,8 @@ def _of_entries(described: Any, weight: Tensor, seen: Seen) -> Any:
 
 def _of_factors(described: Any, weight: Tensor, seen: Seen) -> Any:
     """Refined from the projection that weighs columns; from the plain one it ends higher."""
-    gram, size = (each.to(weight.dtype) for each in (seen.gram, seen.size))
-    best = described.project(weight, activations=size)
+    gram, rows = (each.to(weight.dtype) for each in (seen.gram, seen.square_rows))
+    best = described.project(weight, activations=rows)
     if len(_factors(best)) == 1:  # a long run of steps, which has to stay conjugate
         best, weight, gram = best.to(torch.float64), weight.double(), seen.gram
     refine(best, weight, gram)
