@@ -32,6 +32,7 @@ PICTURES = HERE / "formats"
 DEFAULTS = {
     "index": "0",
     "stored": "item · P + I",
+    "chain": "0",
     "forward": "2 · tokens · P",
     "step": "6 · tokens · P",
     "between": "0",
@@ -230,6 +231,7 @@ def _costs(words_of: dict[str, Any]) -> list[str]:
         ("parameters P", "parameters"),
         ("index bytes I", "index"),
         ("stored bytes", "stored"),
+        ("multiply-adds a token of the chain C", "chain"),
         ("FLOPs, forward", "forward"),
         ("FLOPs, forward and backward", "step"),
         ("between, values a token", "between"),

@@ -97,6 +97,7 @@ def test_formulas_are_those_of_the_code(name, shape):
     ours = _values(f)
     for key, value in {
         "parameters": f.parameters(),
+        **({"chain": sum(f.products())} if "C" in known["forward"].split() else {}),
         "index": f.index_bytes(),
         "stored": f.stored_bytes(ITEM),
         "forward": f.flops(TOKENS, FORWARD),
@@ -126,6 +127,8 @@ def _values(f: Format) -> dict[str, Any]:
         "item": ITEM,
         "index": index,
         "P": f.parameters(),
+        "C": sum(f.products()),
+        "between": f.intermediate_width(),
         "I": f.index_bytes(),
         "D": kept,
     }

@@ -6,11 +6,11 @@ W is read as ``out_blocks`` × ``in_blocks`` blocks. Block (i, j) is Σ_r A[r, i
 square. Nothing is padded: a prime size has one block, or blocks of one. With one term it is the
 plain Kronecker product, with several the tensor train of two cores.
 
-Kernels: ``cheapest`` is ``matmul``, or W formed in the call and one dense product, whichever has
-fewer FLOPs: the chain uses each value once for every row of blocks and every token, so that from
-some tokens on W is formed for less. ``matmul`` is one product with all B and one batched product
-with A, in the cheaper order, with a backward pass of its own; ``einsum`` is the spelling that users
-write.
+Kernels: ``cheapest`` is ``matmul``, or W formed in the call and one dense product, whichever costs
+less: the chain uses each value once for every row of blocks and every token, and writes what lies
+between its products, so that from some tokens on W is formed for less. ``matmul`` is one product
+with all B and one batched product with A, in the cheaper order, with a backward pass of its own;
+``einsum`` is the spelling that users write.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from torch.nn import functional
 
 from hwbench.formats import _block_matmul, _init, _kernel, _sizes
 from hwbench.formats._base import Format, Linear, by_direction
+
+WRITTEN = 32
+"""Multiply-adds in whose time a value is written and read; docs/method.md has what chose it."""
 
 
 class _Map(Linear):
@@ -147,7 +150,7 @@ class Kronecker(Format):
     PAPER = "Van Loan and Pitsianis, Approximation with Kronecker Products, 1993"
     OUTPUTS = "factors"
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     rank: int
     out_blocks: int = None  # type: ignore[assignment]  # filled in below: the larger factor of out
@@ -267,7 +270,7 @@ class Matmul(_kernel.Kernel, of=Kronecker):
 
 
 class Cheapest(Matmul, of=Kronecker, default=True):
-    """The chain of ``matmul``, or W formed in the call and one dense product: of fewer FLOPs.
+    """The chain of ``matmul``, or W formed in the call and one dense product: the cheaper one.
 
     The choice is the same in every direction: either way a step executes three times the FLOPs of
     its forward pass.
@@ -282,9 +285,13 @@ class Cheapest(Matmul, of=Kronecker, default=True):
         return super().apply(layer, x)
 
     def forms(self, described: Kronecker, tokens: int) -> bool:
-        """Whether W and a dense product take fewer FLOPs than the chain."""
+        """Whether W and a dense product cost less than the chain.
+
+        The products of either count, and the values that they write: W twice, as it is copied.
+        """
         weights = described.out_features * described.in_features
-        return tokens * sum(described.products()) > (tokens + described.rank) * weights
+        chain = sum(described.products()) + WRITTEN * described.intermediate_width()
+        return tokens * chain > (tokens + described.rank + 2 * WRITTEN) * weights
 
 
 class Einsum(_kernel.Einsum, of=Kronecker):
