@@ -267,7 +267,7 @@ def ended(command: Sequence[str]) -> tuple[int, str]:
 
 def unsaid(error: str) -> str:
     """What a command wrote beside its lines of progress."""
-    progress = re.compile(r"hwbench: \d+ of \d+ results.*")
+    progress = re.compile(r"hwbench: (\d+ of \d+ results|planning).*")
     return "\n".join(line for line in error.splitlines() if not progress.fullmatch(line))
 
 
