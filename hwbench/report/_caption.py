@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hwbench import units
 from hwbench.report import _facts
 from hwbench.report.rows import printable
 from hwbench.store import Run
@@ -46,7 +47,7 @@ def _run(run: Run, name: str) -> str:
     parts = [
         name + (" (virtual machine)" if host.get("virtual") else ""),
         f"{cores} cores" if cores else "",
-        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "",
+        units.count(threads, "thread") if threads else "",
         f"driver {facts['driver']}" if facts.get("driver") else "",
         f"torch {facts['torch']}" if facts.get("torch") else "torch not recorded",
         f"Python {host['python']}" if host.get("python") else "",

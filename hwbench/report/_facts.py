@@ -54,7 +54,7 @@ def _distinct(runs: list[Run]) -> list[list[str]]:
     """The facts in which runs of one machine differ, of threads, torch and suite."""
     facts = [
         (
-            _count(int(run.header.environment.fingerprint.get("threads") or 0), "thread"),
+            units.count(int(run.header.environment.fingerprint.get("threads") or 0), "thread"),
             f"torch {printable(run.header.environment.fingerprint.get('torch'))}",
             printable(run.header.suite),
         )
@@ -90,11 +90,11 @@ def counts(run: Run) -> str:
     A busy machine has further replicates: ``12 replicates (4 asked, 8 further)``.
     """
     seeds, done = _seeds(run), _replicates(run)
-    parts = [_count(len(run.planned), "case")]
+    parts = [units.count(len(run.planned), "case")]
     if len(seeds) < len(run.planned) or not seeds:
         parts.append(_replicate_words(len(done[False]), run.header.plan.replicates))
     if seeds:
-        parts.append(f"{len(done[True])} of {_count(max(seeds.values()), 'seed')}")
+        parts.append(f"{len(done[True])} of {units.count(max(seeds.values()), 'seed')}")
     return ", ".join(parts)
 
 
@@ -124,13 +124,13 @@ def health(run: Run, rows: list[Row]) -> tuple[str, bool]:
     slow = max(row.slowed for row in timed_rows)
     replicates = len(_replicates(run)[False])
     if slow:
-        slowness = f"up to {slow} of {_count(replicates, 'replicate')} slowed"
+        slowness = f"up to {slow} of {units.count(replicates, 'replicate')} slowed"
     elif replicates > 1 or run.header.references:
         slowness = "no replicate slowed"
     else:
         slowness = "one replicate, which does not show whether it was slowed"
     parts = [slowness]
-    of = _count(len(timed_rows), "timed case")
+    of = units.count(len(timed_rows), "timed case")
     if never := flags[NEVER_QUIET]:
         parts.append(f"never quiet in {never} of {of}")
     disturbed = flags["disturbed"]
@@ -143,16 +143,12 @@ def health(run: Run, rows: list[Row]) -> tuple[str, bool]:
 
 def _replicate_words(count: int, planned: int) -> str:
     if count <= planned:
-        return f"{count} of {_count(planned, 'replicate')}"
-    return f"{_count(count, 'replicate')} ({planned} asked, {count - planned} further)"
+        return f"{count} of {units.count(planned, 'replicate')}"
+    return f"{units.count(count, 'replicate')} ({planned} asked, {count - planned} further)"
 
 
 UNREPEATED = "every case has a result, and some replicates are missing"
 """What is said of a run that was cut off after each case had its first result."""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def moment(text: str) -> str:
@@ -169,7 +165,7 @@ def _state(run: Run, rows: list[Row]) -> str:
         return f"finished in {units.clock(run.footer.wall_seconds)}"
     missing = sum(row.status == "missing" for row in rows)
     return (
-        f"not finished: {_count(missing, 'case')} without any result"
+        f"not finished: {units.count(missing, 'case')} without any result"
         if missing
         else f"not finished: {UNREPEATED}"
     )

@@ -126,7 +126,7 @@ def _choice(level: str, score: Score, chosen: list[Pair]) -> Sentence:
     for place, (name, times) in enumerate(names.most_common(3)):
         ratios = sorted(pair.relative for pair in chosen if pair.name == name)
         low, high = (units.significant(end, 2) for end in (ratios[0], ratios[-1]))
-        share = f"{times} of {len(chosen)} setting{'' if len(chosen) == 1 else 's'}"
+        share = f"{times} of {units.count(len(chosen), 'setting')}"
         span = f"{low}–{high}×" if low != high else f"{low}×"
         where = f" in {share}" if name == DENSE else f" in {share}, {span} of dense"
         pieces += [("; " if place else "", REST), (printable(name), POINT), (where, REST)]

@@ -238,7 +238,7 @@ def headline(versus: Versus) -> str:
     values = _ratios(versus)
     if not values:
         return printable(f"{versus.base} and {versus.other} have no time that can be compared.")
-    middle, cases = median(values), f"{len(values)} case{'' if len(values) == 1 else 's'}"
+    middle, cases = median(values), units.count(len(values), "case")
     quick, slow = (versus.other, versus.base) if middle < 1 else (versus.base, versus.other)
     share = 1 - min(middle, 1 / middle)
     if share < _SAME:

@@ -64,7 +64,7 @@ def shape(row: Row) -> str:
 def tokens(row: Row) -> str | None:
     """``256 tokens``; None where the workload has none."""
     count = row.tokens
-    return None if count is None else f"{count} token{'' if count == 1 else 's'}"
+    return None if count is None else units.count(count, "token")
 
 
 def direction(row: Row) -> str | None:

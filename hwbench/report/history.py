@@ -140,7 +140,7 @@ def _shown(history: History, event: Event) -> dict[str, Any]:
 def headline(event: Event) -> str:
     """How many cases moved at a run, and by how much, in words."""
     parts = [
-        f"{len(moved)} {'case' if len(moved) == 1 else 'cases'} {word} by "
+        f"{units.count(len(moved), 'case')} {word} by "
         f"{units.percent(abs(median([s.ratio for _, s in moved]) - 1))}"
         for moved, word in ((event.regressed, "worse"), (event.improved, "better"))
         if moved
@@ -206,7 +206,7 @@ def _says(series: Series) -> str:
         for value in (min(series.values), max(series.values), series.values[-1])
     )
     runs, steps = len(series.values), len(series.steps)
-    lead = f"{runs} run{'' if runs == 1 else 's'}, {steps} change{'' if steps == 1 else 's'}"
+    lead = f"{units.count(runs, 'run')}, {units.count(steps, 'change')}"
     return f"{lead}: {least} to {most}, last {last}"
 
 

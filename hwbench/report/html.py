@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from hwbench import environment
+from hwbench import environment, units
 from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.quiet import slowed
 from hwbench.errors import UsageError
@@ -349,7 +349,7 @@ def _title(runs: list[Run], machines: list[str]) -> str:
     where = ", ".join(dict.fromkeys(machines))
     if len(runs) > 2:
         many = len({run.header.machine for run in runs})
-        where = f"{many} machine{'' if many == 1 else 's'}, {len(runs)} runs"
+        where = f"{units.count(many, 'machine')}, {len(runs)} runs"
     return f"{suites} on {where}"
 
 

@@ -147,7 +147,7 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
         lines.append("The run holds no cases: nothing was measured.")
     elif not run.complete:
         missing = sum(row.status == "missing" for row in rows)
-        what = f"{missing} case{' has' if missing == 1 else 's have'} no result yet"
+        what = f"{units.count(missing, 'case')} {'has' if missing == 1 else 'have'} no result yet"
         lines.append(
             f"The run is not finished: {what if missing else _facts.UNREPEATED}; "
             f"go on with --resume {printable(run.path)}"
@@ -349,7 +349,7 @@ def _failures(rows: list[Row]) -> list[RenderableType]:
         return []
     parts: list[RenderableType] = [Text(), Text("Not measured, or not to be trusted", style="bold")]
     for (status, reason), members in failed.items():
-        count = f"{len(members)} case{'' if len(members) == 1 else 's'}"
+        count = units.count(len(members), "case")
         parts.append(Text(f"{words.STATUSES.get(status, status)}: {reason} ({count})"))
         parts += [Text(f"  {printable(row.case)}") for row in members[:_LISTED]]
         if len(members) > _LISTED:

@@ -58,7 +58,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
     if len(set(names)) < len(names):
         threads = [run.header.environment.fingerprint.get("threads") for run in runs]
         names = [
-            f"{name}, {count} thread{'' if count == 1 else 's'}" if count else name
+            f"{name}, {units.count(count, 'thread')}" if count else name
             for name, count in zip(names, threads, strict=True)
         ]
     if len(set(names)) < len(names):

@@ -237,7 +237,7 @@ def _notes(baselines: Chosen, run: Run, threshold: float, window: int) -> list[s
     notes, count = list(baselines.notes), len(baselines.runs)
     if 0 < count < window and not baselines.mismatch:
         used = units.percent(raised(threshold, count, window))
-        runs = "1 baseline run" if count == 1 else f"{count} baseline runs"
+        runs = units.count(count, "baseline run")
         notes.append(
             f"Against {runs} instead of {window} the threshold is {used} instead of "
             f"{units.percent(threshold)}."
