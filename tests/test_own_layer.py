@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from _check import Call
+from _formats import relative
 from _scored import described, scored, unsupported, workload
 from _synthetic import scored_case
 from msgspec.structs import replace
@@ -299,6 +300,20 @@ def test_the_errors_are_those_of_the_matrix_and_of_the_held_out_rows(
     assert values["projection_error"] == pytest.approx(
         float(torch.linalg.norm(lost) / torch.linalg.norm(weight.double())), rel=1e-6
     )
+
+
+def test_what_a_kernel_rounds_is_an_error_with_and_without_activations(
+    file: Path, seen: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    weight, rows = load_file(file)[UP].float(), load_file(seen)[UP][ROWS // 2 :]
+    blind = replace(own(file, UP, "quantized"), knobs={"kernel": "int_mm"})
+    given = {**blind.options, "activations": str(seen), "activations_tensor": UP}
+    values, drawn = scored(replace(blind, options=given)), scored(blind)["score"]
+    layer = described(blind).project(weight)
+    assert values["score"] == pytest.approx(relative(layer(rows), rows @ weight.T), rel=1e-3)
+    assert drawn == values["projection_error"] > 1.1 * relative(layer.to_dense(), weight)
 
 
 def test_the_projection_uses_activations_only_where_it_is_asked_to(file: Path, seen: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from _formats import relative
 from _scored import described, unsupported, workload
 from _synthetic import questions, run_of, scored_case
 from msgspec.structs import replace
@@ -19,12 +20,15 @@ from hwbench.analysis.compare import Entry, Reading
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError
 from hwbench.formats.csr import Csr
+from hwbench.formats._base import FORWARD
+from hwbench.formats.quantized import Quantized
 from hwbench.meters.score import Score
 from hwbench.records import Case, Measurement
 from hwbench.report import _whose
 from hwbench.report.rows import Row, report_rows
 from hwbench.report.text import _score
 from hwbench.workloads import _distill, _packaged, _texts, _trained
+from hwbench.workloads._base import DTYPES
 from hwbench.workloads._bert import Bert
 
 COUNT = 2
@@ -116,6 +120,35 @@ def test_every_layer_has_its_own_errors(seen: Any, weighting: str) -> None:
         assert values["score"].values[place] == pytest.approx(float(output), rel=1e-4)
         error = torch.linalg.norm(lost) / torch.linalg.norm(weight)
         assert values["projection_error"].values[place] == pytest.approx(float(error), rel=1e-4)
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kernel", Quantized.KERNELS)
+def test_what_a_kernel_rounds_of_activations_is_counted(
+    seen: Any, kernel: str, dtype: str
+) -> None:
+    one = replace(packaged("quantized"), knobs={"kernel": kernel}, dtype=dtype)
+    actual = described(one)
+    if reason := actual.unsupported("cpu", DTYPES[dtype], FORWARD):
+        pytest.skip(reason)
+    values = measured(one)
+    for place, name in enumerate(_packaged.chosen(384, 384, COUNT)):
+        value, plain = values["score"].values[place], values["projection_error"].values[place]
+        weight = _trained.linears()[name].to(DTYPES[dtype])
+        layer = actual.project(weight)
+        rows = seen["held_out"][name.removesuffix(".weight")].to(weight.dtype)
+        exact = rows.double() @ weight.double().mT
+        own = relative(layer(rows), exact)
+        of_weight = relative(rows.double() @ layer.to_dense().double().mT, exact)
+        rounds = layer.tolerance(weight.dtype) > 0
+        assert value == pytest.approx(own if rounds else of_weight, rel=1e-4)
+        lost = relative(layer.to_dense(), weight)
+        if rounds:
+            assert plain > (1.1 if actual.activations == "dynamic" else 0.95) * lost
+            assert plain == pytest.approx(value, rel=0.1)  # both inputs are normal
+        else:
+            assert plain == pytest.approx(lost, rel=1e-6)
 
 
 @pytest.mark.heavy

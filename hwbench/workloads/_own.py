@@ -14,6 +14,7 @@ from torch import Tensor
 from hwbench.checkpoints import tensors
 from hwbench.checkpoints.tensors import Stored
 from hwbench.errors import UsageError
+from hwbench.formats._base import Linear
 from hwbench.records import Knob
 
 OPTIONS: dict[str, Knob] = {
@@ -27,6 +28,7 @@ OPTIONS: dict[str, Knob] = {
 }
 """Options of a case that name a tensor, in the order in which they are documented."""
 _ROWS = 4096  # rows that are multiplied at once
+_DRAWN = 256  # rows of normal entries at which the rounding of inputs is measured
 
 
 def unreadable(options: Mapping[str, Knob], shape: tuple[int, int]) -> str | None:
@@ -70,20 +72,52 @@ def apart(lost: Tensor, exact: Tensor) -> float:
     return float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
 
 
-def output_error(lost: Tensor, exact: Tensor, rows: Tensor) -> float:
-    """‖(W − Ŵ)X‖ / ‖WX‖ in the Frobenius norm.
+def projection_error(layer: Linear, exact: Tensor, dtype: torch.dtype) -> float:
+    """‖W − Ŵ‖ / ‖W‖ in the Frobenius norm.
+
+    Of a kernel that rounds its inputs it is the ``output_error`` at inputs of independent standard
+    normal entries: where nothing is rounded, the two are the same in the mean.
 
     Args:
-        lost: W − Ŵ, float64, (out_features, in_features).
-        exact: W, likewise.
-        rows: Xᵀ, (rows, in_features); it is multiplied in float64.
+        layer: the stand-in for W, without a bias.
+        exact: W, float64, (out_features, in_features).
+        dtype: of the layer and of its inputs.
+    """
+    if layer.tolerance(dtype) > 0:
+        x = torch.randn(_DRAWN, exact.shape[1], generator=torch.Generator().manual_seed(0))
+        return output_error(layer, exact, x.to(exact.device, dtype))
+    return apart(layer.to_dense().double() - exact, exact)
+
+
+def output_error(layer: Linear, exact: Tensor, rows: Tensor) -> float:
+    """‖WX − Y‖ / ‖WX‖ in the Frobenius norm, where Y is what the layer makes of X.
+
+    Args:
+        layer: the stand-in for W, without a bias.
+        exact: W, float64, (out_features, in_features).
+        rows: Xᵀ, (rows, in_features), in the dtype of the layer.
     """
     sums = torch.zeros(2, dtype=torch.float64)
-    for some in rows.split(_ROWS):
-        wide = some.double()
-        for place, matrix in enumerate((lost, exact)):
-            sums[place] += float((wide @ matrix.T).square().sum())
+    for x in rows.split(_ROWS):
+        sums[0] += float(missed(layer, exact, x).square().sum())
+        sums[1] += float((x.double() @ exact.mT).square().sum())
     return float((sums[0] / sums[1]).sqrt())
+
+
+def missed(layer: Linear, exact: Tensor, x: Tensor) -> Tensor:
+    """What the outputs of a layer miss, float64, (rows, out_features).
+
+    They are the products with its dense matrix in float64; but those of its kernel where that
+    rounds its inputs, which no matrix shows.
+
+    Args:
+        layer: the stand-in for W, without a bias.
+        exact: W, float64, (out_features, in_features).
+        x: Xᵀ, (rows, in_features), in the dtype of the layer.
+    """
+    if layer.tolerance(x.dtype) > 0:
+        return layer(x).double() - x.double() @ exact.mT
+    return x.double() @ (layer.to_dense().double() - exact).mT
 
 
 def _weight(options: Mapping[str, Knob]) -> Stored:

@@ -111,10 +111,9 @@ def _measured(
         inputs = None if weighting == NONE else _seen("calibration")[module].to(device)
         exact = weight.double()
         layer = project_seeing(described, weight, inputs, weighting)
-        lost = layer.to_dense().detach().double() - exact
-        error = _own.apart(lost, exact)
-        rows = _seen("held_out")[module].to(device)
-        results["output_error"].append(_own.output_error(lost, exact, rows))
+        error = _own.projection_error(layer, exact, dtype)
+        rows = _seen("held_out")[module].to(device, dtype)
+        results["output_error"].append(_own.output_error(layer, exact, rows))
         results["projection_error"].append(error)
         results["seconds"].append(time.perf_counter() - begun)
     return results

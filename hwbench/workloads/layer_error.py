@@ -210,14 +210,10 @@ def _error(layer: Linear, weight: Tensor, x: Tensor, key: tuple[str, ...]) -> fl
 
     ``key`` names the layer: the norm of its exact output is the same for every format.
     """
-    part, wide, rows = _part(layer), weight.double(), x.double()
+    exact = weight.double()
     if key not in _NORMS:
-        _NORMS[key] = float(torch.linalg.norm(rows @ wide.mT))
-    if isinstance(part, Tensor):
-        lost = rows @ (wide - part.double()).mT
-    else:
-        lost = part(x).double() - rows @ wide.mT
-    return float(torch.linalg.norm(lost)) / _NORMS[key]
+        _NORMS[key] = float(torch.linalg.norm(x.double() @ exact.mT))
+    return float(torch.linalg.norm(_own.missed(layer, exact, x))) / _NORMS[key]
 
 
 def _of_plan(path: Path, loaded: Model, inputs: Mapping[str, Tensor]) -> dict[str, Part]:

@@ -67,6 +67,9 @@ class Projection(Workload):
     half of the rows, and the projection error stands beside it. With ``weighting`` (none,
     activations or gram) the projection sees the first half, as in ``compress``: activations weigh
     the columns, gram takes all of XᵀX.
+
+    A kernel that rounds its inputs loses more than its matrix shows: the outputs of the layer
+    itself are scored then, for the projection error at 256 inputs of normal entries.
     ``weights_hash`` and ``activations_hash`` say what the tensors held when the run was asked for.
     """
 
@@ -135,12 +138,12 @@ class Projection(Workload):
         def score() -> float:
             with torch.no_grad():
                 exact = weight.double()
-                lost = project().to_dense().detach().double() - exact
-                error = _own.apart(lost, exact)
+                layer = project()
+                error = _own.projection_error(layer, exact, weight.dtype)
                 if rows is None:
                     return error
                 subject.beside[PROJECTION_ERROR.name] = error
-                return _own.output_error(lost, exact, rows[len(rows) // 2 :])
+                return _own.output_error(layer, exact, rows[len(rows) // 2 :].to(weight.dtype))
 
         subject.score = score
         return subject
