@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import NamedTuple
 
 from scipy.stats import kendalltau
@@ -44,18 +44,17 @@ class Kind(NamedTuple):
 
 
 Found = dict[str, dict[Kind, float]]
-"""The mean of each score, by kind."""
+"""Each score, by kind."""
 
 
 def kind(case: Case) -> Kind:
-    """The kind of a case; a kernel changes no accuracy."""
-    knobs = {key: value for key, value in case.knobs.items() if key != "kernel"}
-    words = " ".join(f"{key}={value}" for key, value in sorted(knobs.items()))
+    """The kind of a case."""
+    words = " ".join(f"{key}={value}" for key, value in sorted(case.knobs.items()))
     return Kind(case.format, words, str(case.options.get("weighting", "none")))
 
 
 def scores(paths: list[Path]) -> Found:
-    """Means over layers, windows, pairs and seeds of every score that the runs hold."""
+    """The median over layers or windows of every score, as a page has it; the mean over seeds."""
     values_of: dict[str, dict[Kind, list[float]]] = {name: defaultdict(list) for name in SCORES}
     for path in paths:
         run = read_run(path)
@@ -66,7 +65,7 @@ def scores(paths: list[Path]) -> Found:
             for measurement in result.measurements:
                 name = measurement.quantity if measurement.quantity != "score" else measurement.note
                 if name in values_of and (values := measurement.kept()):
-                    values_of[name][kind(case)].append(fmean(values))
+                    values_of[name][kind(case)].append(median(values))
     means = {
         name: {key: fmean(each) for key, each in some.items()} for name, some in values_of.items()
     }

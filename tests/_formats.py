@@ -30,6 +30,7 @@ from hwbench.formats._base import (
 
 DIRECTIONS = (FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, BACKWARD, STEP)
 SHAPES = ((96, 64), (64, 96), (64, 64), (63, 45), (37, 53))
+FIRST = ((96, 64), (37, 53), (2, 3))  # in the first tier; the second tries the others
 EDGES = ((1, 1), (1, 16), (16, 1), (2, 3))  # built, or refused in words; what is built must work
 DENSITIES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 TOLERANCE = {  # relative, Frobenius, against float64; a product of three factors rounds three times
@@ -153,14 +154,17 @@ def each(parameter: str, values: Iterable[Any]) -> pytest.MarkDecorator:
 
 
 def all_of(values: Iterable[Any]) -> Callable[[Callable[[Any], None]], Any]:
-    """One test for each kernel of each format, of all of its settings in turn.
+    """One test for each kernel of each format, of its settings at the shapes of ``FIRST`` in turn.
 
-    A failure names its setting. Called with a single setting, the test tries that one.
+    A heavy one tries it at all others. A failure names its setting. Called with a single setting,
+    the test tries that one.
     """
     kernels: dict[str, Any] = {}
     for value in values:
         f, marks = (value.values[0], value.marks) if hasattr(value, "marks") else (value, ())
         name = f"{f.name()}-{f.kernel}"
+        if (f.out_features, f.in_features) not in FIRST:
+            name, marks = f"{name}-others", pytest.mark.heavy
         kernels.setdefault(name, pytest.param([], marks=marks, id=name)).values[0].append(f)
 
     def decorated(test: Callable[[Any], None]) -> Any:

@@ -14,10 +14,12 @@ import gc
 import io
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -129,7 +131,8 @@ class InlineWorker(Worker):
         return self._reply(line)
 
     def _reply(self, line: bytes) -> bytes:
-        with _ONE_AT_A_TIME, _as_in_a_fresh_process():
+        device = self._worker.device
+        with _ONE_AT_A_TIME, _as_in_a_fresh_process(), _clock_of(device):
             try:
                 return self._answered(self._worker, line)
             except SystemExit as error:
@@ -164,6 +167,24 @@ def _as_in_a_fresh_process() -> Iterator[None]:
             yield
     finally:
         gc.unfreeze()
+
+
+@contextlib.contextmanager
+def _clock_of(device: Any) -> Iterator[None]:
+    """Warming up and budgets go by a simulated device's clock: a busy host changes no sample."""
+    from hwbench_simulated import Fake
+
+    from hwbench.meters import _sampling, latency
+
+    if not isinstance(device, Fake):
+        yield
+        return
+    begun = time.monotonic() - device.now_seconds
+    clock = SimpleNamespace(
+        monotonic=lambda: begun + device.now_seconds, perf_counter=time.perf_counter
+    )
+    with mock.patch.object(_sampling, "time", clock), mock.patch.object(latency, "time", clock):
+        yield
 
 
 def _opened(device: str, number: int) -> Any:

@@ -85,7 +85,7 @@ def test_no_step_raises_the_error(shape: tuple[int, int], whole: bool) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_by_outputs_it_is_never_worse_than_the_start_of_sparsegpt(
     shape: tuple[int, int], seed: int
 ) -> None:

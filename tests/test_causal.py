@@ -105,6 +105,7 @@ def test_dense_keeps_everything(gpt2: Path, llama: Path) -> None:
     assert scored(case(gpt2, "dense"))["score"] < VOCABULARY / 2  # it has learned something
 
 
+@pytest.mark.heavy
 def test_compression_costs_perplexity_and_healing_brings_some_back(gpt2: Path) -> None:
     rough, fine = (scored(case(gpt2, density=density)) for density in (0.15, 0.8))
     assert rough["perplexity_ratio"] > 1.1 * fine["perplexity_ratio"]

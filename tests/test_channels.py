@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from _faulty import ROOT
 from _synthetic import questions, run_of
+from _tiers import sampled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -112,7 +113,7 @@ VERBS = (
 )
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: ascii(" ".join(verb)))
+@pytest.mark.parametrize("verb", sampled(VERBS, 2), ids=lambda verb: ascii(" ".join(verb)))
 def test_no_field_of_a_run_steers_what_a_verb_prints(hwbench, verb: list[str]) -> None:
     """Each verb tries a third of the names, and neighbours in the list try different ones."""
     names = NAMES[VERBS.index(verb) % 3 :: 3] if "RUN" in verb else NAMES[:1]
@@ -142,7 +143,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("verb", VERBS[::2], ids=lambda verb: ascii(" ".join(verb)))
+@pytest.mark.parametrize("verb", sampled(VERBS[::2], 3), ids=lambda verb: ascii(" ".join(verb)))
 def test_a_terminal_is_sent_what_rich_sends_alone(hwbench, monkeypatch, verb: list[str]) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in NAMES[5:9] if "RUN" in verb else NAMES[:1]:
@@ -160,7 +161,7 @@ def test_a_terminal_is_sent_what_rich_sends_alone(hwbench, monkeypatch, verb: li
             assert all(c.isprintable() or c in "\n\t" for c in plain), ascii(plain)
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize("name", sampled(NAMES, 2), ids=ascii)
 def test_names_of_members_of_other_packages_are_text(hwbench, monkeypatch, name: str) -> None:
     point = EntryPoint(name=name, value="nowhere:Nothing", group="hwbench.formats")
     monkeypatch.setattr(plugins, "_external", lambda kind: {name: point})

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from _check import Call, kept, made, one_sentence
+from _tiers import sampled
 from test_store import HEADER, LINES, result
 
 from hwbench import files
@@ -266,7 +267,7 @@ READING = [
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda name: name[:20])
-@pytest.mark.parametrize("arguments", READING, ids=lambda words: " ".join(words[:2]))
+@pytest.mark.parametrize("arguments", sampled(READING, 2), ids=lambda words: " ".join(words[:2]))
 def test_a_file_that_is_none_is_a_sentence(
     hwbench: Call, runs: Path, arguments: list[str], odd: str
 ):

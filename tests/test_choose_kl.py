@@ -183,6 +183,7 @@ def test_a_plan_of_a_decoder_is_measured_against_single_formats_and_made_again(
         choose.again(path)
 
 
+@pytest.mark.heavy
 def test_a_plan_applied_from_its_file_is_the_model_that_was_measured(
     hwbench: Call, asked: list[str], decoder: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def simulate(
     return runs
 
 
+@pytest.mark.heavy
 def test_on_a_machine_with_plain_noise_the_intervals_hold_and_winners_stay(
     coverage: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,13 +236,8 @@ def test_every_ceiling_is_told_with_its_library_and_clock(run: Run) -> None:
 # --- figures, exports, verdicts ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        kind if kind == "roofline" else pytest.param(kind, marks=pytest.mark.heavy)
-        for kind in figures.KINDS
-    ],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", figures.KINDS)
 def test_every_figure_is_drawn(run: Run, kind: str, tmp_path: Path) -> None:
     figures.plot(run, kind, tmp_path / f"{kind}.svg")
     assert len((tmp_path / f"{kind}.svg").read_text()) > 10_000

@@ -13,6 +13,7 @@ import torch
 from _compress import VOCABULARY, write
 from _scored import described, scored, unsupported
 from _synthetic import scored_case
+from _tiers import sampled
 
 from hwbench import checkpoints as models
 from hwbench import summary
@@ -106,7 +107,7 @@ def without(folder: Path, to: Path, *names: str) -> Path:
     return to
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", sampled(TYPES, 2))
 def test_embeddings_are_those_of_the_automatic_class(
     kind: str, built: Callable[[str], Path]
 ) -> None:

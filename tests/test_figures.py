@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from _check import Call, kept
 from _synthetic import linear_case, questions, run_of
+from _tiers import sampled
 from matplotlib.figure import Figure
 
 from hwbench.errors import SuiteError, UnknownNameError, UsageError
@@ -257,7 +258,7 @@ def test_kernels_of_one_format_are_told_apart() -> None:
 # --- options ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["pareto", "crossover", "roofline"])
+@pytest.mark.parametrize("kind", sampled(["pareto", "crossover", "roofline"], 3))
 def test_one_panel_by_its_number_or_a_part_of_its_title(run: Run, kind: str) -> None:
     told = titles(drawn(kind, [run]))
     assert titles(drawn(kind, [run], panels=("2",))) == [told[1]]
@@ -278,6 +279,7 @@ def test_a_legend_shows_what_its_panels_show(run: Run) -> None:
     assert told == ["monarch"]
 
 
+@pytest.mark.heavy
 def test_the_title_replaces_that_of_one_panel_and_stands_above_several(run: Run) -> None:
     assert titles(drawn("crossover", [run], panels=("1",), title="A & B")) == ["A & B"]
     assert titles(drawn("crossover", [run], panels=("1",), title="")) == [""]
@@ -286,7 +288,7 @@ def test_the_title_replaces_that_of_one_panel_and_stands_above_several(run: Run)
     assert all(titles(several))
 
 
-@pytest.mark.parametrize(("width", "across"), [(3.35, 1), (6.9, 2), (10.0, 3)])
+@pytest.mark.parametrize(("width", "across"), sampled([(3.35, 1), (6.9, 2), (10.0, 3)], 3))
 def test_the_width_is_that_of_the_figure(run: Run, width: float, across: int) -> None:
     figure = drawn("crossover", [run], width=width)
     assert figure.get_figwidth() == width
@@ -296,11 +298,16 @@ def test_the_width_is_that_of_the_figure(run: Run, width: float, across: int) ->
 
 @pytest.mark.parametrize(
     ("kind", "width"),
-    [
-        *(("crossover", 3.35), ("pareto", 3.35), ("scaling", 3.35)),
-        pytest.param("pareto", 6.9, marks=pytest.mark.heavy),
-        pytest.param("roofline", 2.5, marks=pytest.mark.heavy),
-    ],
+    sampled(
+        [
+            ("scaling", 3.35),
+            ("crossover", 3.35),
+            ("pareto", 3.35),
+            ("pareto", 6.9),
+            ("roofline", 2.5),
+        ],
+        5,
+    ),
 )
 def test_no_legend_is_wider_than_the_figure(run: Run, second: Run, kind: str, width: float) -> None:
     figure = drawn(kind, [run, second], width=width)
@@ -328,6 +335,7 @@ def test_a_filter_may_leave_one_of_two_runs_empty(run: Run) -> None:
     assert {row.run for row in rows if not row.scored} == {0}
 
 
+@pytest.mark.heavy
 def test_runs_share_panels_and_are_told_apart_by_their_marks(run: Run, second: Run) -> None:
     one, both = drawn("crossover", [run]), drawn("crossover", [run, second])
     assert titles(one) == titles(both)

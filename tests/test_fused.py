@@ -23,6 +23,7 @@ from _formats import (
     normal,
     random_layer,
 )
+from _tiers import sampled
 from torch.torch_version import TorchVersion
 
 from hwbench import plugins, suite
@@ -101,7 +102,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
 
 
 @needs_interpreter
-@each("f, dtype", [(f, DTYPES[number % len(DTYPES)]) for number, f in enumerate(ALL)])
+@each("f, dtype", sampled([(f, DTYPES[number % len(DTYPES)]) for number, f in enumerate(ALL)], 2))
 def test_step_equals_float64(
     interpreter: ProcessPoolExecutor, f: Format, dtype: torch.dtype
 ) -> None:
@@ -145,7 +146,7 @@ def test_it_compiles_as_a_whole(interpreter: ProcessPoolExecutor, f: Format) -> 
 
 
 @needs_interpreter
-@each("f", ALL)
+@each("f", sampled(ALL, 2))
 def test_what_is_written_is_what_is_said(interpreter: ProcessPoolExecutor, f: Format) -> None:
     tokens = 40  # so many that a product in bfloat16 is written to a view
     y = f.out_features

@@ -27,6 +27,7 @@ from _synthetic import (
     rescored,
     run_of,
 )
+from _tiers import sampled
 from msgspec.structs import replace
 
 from hwbench.errors import UsageError
@@ -156,7 +157,7 @@ def drawn(name: str) -> tuple[Run, Page]:
     return run, Page(html.render([run]))
 
 
-@pytest.mark.parametrize("name", _DRAWN_TWICE)
+@pytest.mark.parametrize("name", sampled(_DRAWN_TWICE, 3))
 def test_the_table_of_winners_holds_the_rows_that_the_data_names(name: str) -> None:
     run, found = drawn(name)
     against = [
@@ -366,6 +367,7 @@ def test_each_format_has_its_own_colour_and_shape_in_the_data(page: Page) -> Non
     assert len({(look["css"], look["path"]) for look in looks.values()}) == len(looks)
 
 
+@pytest.mark.heavy
 def test_every_specification_compiles() -> None:
     import altair as alt
     import vl_convert
@@ -510,7 +512,9 @@ def _only(name: str) -> Run:
     return run_of([])
 
 
-@pytest.mark.parametrize("name", ["accuracy", "times", "one case", "failures", "nothing"])
+@pytest.mark.parametrize(
+    "name", sampled(["accuracy", "times", "one case", "failures", "nothing"], 2)
+)
 def test_every_heading_of_the_contents_has_something_under_it(name: str) -> None:
     text = html.render([_only(name)])
     page = Page(text)

@@ -14,6 +14,7 @@ import torch
 from _formats import normal, random_layer
 from _scored import described, scored, trainable, unsupported
 from _synthetic import scored_case
+from _tiers import sampled
 from msgspec.structs import replace
 from torch import nn
 
@@ -106,7 +107,7 @@ def test_a_later_token_changes_nothing_before_it() -> None:
     assert bool((before[:, 7:] != after[:, 7:]).any(-1).all())
 
 
-@pytest.mark.parametrize("name", ["dense", "low_rank", "monarch"])
+@pytest.mark.parametrize("name", sampled(["low_rank", "dense", "monarch"], 3))
 def test_it_learns_more_than_how_often_each_letter_stands(texts: Path, name: str) -> None:
     entropy = unigram_entropy((texts / "val.txt").read_bytes())
     one = case(name, data=str(texts), steps=150, batch=16, rate=1e-2)

@@ -137,6 +137,7 @@ def test_what_compiles_while_it_is_timed_is_flagged():
         assert ("recompiled" in member.flags) is flagged
 
 
+@pytest.mark.heavy
 def test_many_functions_of_the_same_code_are_all_compiled():
     def one(x: Tensor, add: int) -> Tensor:
         return x + add

@@ -103,6 +103,7 @@ def missing(found: Asked, version: str) -> dict[tuple[str, str], str]:
     return {pair: case for pair, case in found[version].items() if pair not in there}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("version", VERSIONS)
 def test_cuda_has_what_the_suites_ask_for(version: str, of_suites: Asked) -> None:
     assert ("aten::mm", "bfloat16") in of_suites[version]

@@ -19,8 +19,8 @@ from hwbench.analysis import compare
 from hwbench.analysis.compare import Entry, Reading
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError
-from hwbench.formats.csr import Csr
 from hwbench.formats._base import FORWARD
+from hwbench.formats.csr import Csr
 from hwbench.formats.quantized import Quantized
 from hwbench.meters.score import Score
 from hwbench.records import Case, Measurement
@@ -125,9 +125,7 @@ def test_every_layer_has_its_own_errors(seen: Any, weighting: str) -> None:
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", Quantized.KERNELS)
-def test_what_a_kernel_rounds_of_activations_is_counted(
-    seen: Any, kernel: str, dtype: str
-) -> None:
+def test_what_a_kernel_rounds_of_activations_is_counted(seen: Any, kernel: str, dtype: str) -> None:
     one = replace(packaged("quantized"), knobs={"kernel": kernel}, dtype=dtype)
     actual = described(one)
     if reason := actual.unsupported("cpu", DTYPES[dtype], FORWARD):

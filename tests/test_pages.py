@@ -139,6 +139,7 @@ def test_a_run_uses_all_of_them(
     assert columns <= set(json.loads(outcome)[0])
 
 
+@pytest.mark.heavy
 def test_a_kernel_of_one_class_is_listed_planned_and_held_to_the_promises(
     elsewhere: dict[str, str], tmp_path: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from _synthetic import (
     questions,
     run_of,
 )
+from _tiers import sampled
 from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
@@ -382,7 +383,7 @@ def test_every_colour_stands_out_from_its_background(
 _MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 
-@pytest.mark.parametrize("kind", sorted(figures.KINDS))
+@pytest.mark.parametrize("kind", sampled(sorted(figures.KINDS), 3))
 @pytest.mark.parametrize(
     "suffix", [".svg", *(pytest.param(s, marks=pytest.mark.heavy) for s in (".pdf", ".png"))]
 )

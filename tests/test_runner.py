@@ -306,6 +306,7 @@ def test_a_device_that_is_not_there_is_a_sentence(tmp_path: Path):
     assert issubclass(DeviceError, UsageError)
 
 
+@pytest.mark.heavy
 def test_a_huge_layer_is_out_of_memory_and_not_a_killed_machine(tmp_path: Path):
     request = document(["dense"])
     request["cases"][0]["shape"] = [2**23, 2**23]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from _check import Call
+from _tiers import sampled
 
 from hwbench.store import read_run
 from hwbench.studies import share
@@ -87,7 +88,7 @@ def test_a_stream_gets_the_run_alone(hwbench: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"", b'{"line":"resu', b'{"line":"\xc3'], ids=["", "cut", "half"])
-@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0b", "\u00b5"])
+@pytest.mark.parametrize("sign", sampled(["\u2028", "\x85", "\x0b", "\u00b5"], 2))
 def test_every_whole_line_is_shared_and_no_other(tmp_path: Path, sign: str, rest: bytes) -> None:
     """Signs that end a line of text elsewhere end none of a run; an unfinished line is left out."""
     before = private(STORED[0], tmp_path / "run.jsonl")

@@ -34,7 +34,7 @@ def case(name: str = "low_rank", width: int = 16, **options: Any) -> Case:
     return scored_case("training", name, width, **{"steps": 150, **options})
 
 
-FIRST = {("digits", "low_rank"), ("mnist1d", "btt")}
+FIRST = {("digits", "low_rank")}
 TRAINED = [
     pytest.param(task, least, name, marks=() if (task, name) in FIRST else pytest.mark.heavy)
     for task, least in (("digits", 0.2), ("mnist1d", 0.15))
@@ -49,12 +49,14 @@ def test_a_short_training_is_better_than_chance(task: str, least: float, name: s
     assert values["step_seconds"] > 0
 
 
+@pytest.mark.heavy
 def test_a_seed_repeats_itself_and_another_differs() -> None:
     first, again, other = (scored(case(steps=40), seed)["score"] for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
+@pytest.mark.heavy
 def test_more_steps_learn_more() -> None:
     assert scored(case(steps=150))["score"] > scored(case(steps=5))["score"] + 0.1
 

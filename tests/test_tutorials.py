@@ -53,6 +53,7 @@ def test_i_have_a_layer(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'0.left'" in shown
 
 
+@pytest.mark.heavy
 def test_i_have_a_checkpoint(hwbench: Call, tmp_path: Path) -> None:
     """Commands and Python of the page in its order: each uses what those before it made."""
     pytest.importorskip("transformers")

@@ -1,0 +1,25 @@
+"""Which inputs of a test stand in the first tier; the second tries all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def sampled(values: Iterable[Any], step: int, *, beside: Iterable[int] = ()) -> list[Any]:
+    """The values of a parametrised test: each ``step``-th in the first tier, the others heavy.
+
+    A tuple is the values of several parameters. ``beside`` are places that stand in the first tier
+    too. The marks and the id of a ``pytest.param`` are kept.
+    """
+    kept, collected = set(beside), []
+    for place, value in enumerate(values):
+        given = hasattr(value, "marks")
+        several = value.values if given else value if type(value) is tuple else (value,)
+        marks = list(value.marks) if given else []
+        if place % step and place not in kept:
+            marks.append(pytest.mark.heavy)
+        collected.append(pytest.param(*several, marks=marks, id=value.id if given else None))
+    return collected
