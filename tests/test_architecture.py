@@ -126,18 +126,29 @@ nvml.Nvml("none")
 """,
     "the fixtures of all tests": "import sys; sys.path[:0] = ['tests']; import conftest",
 }
+_WORKER = """
+import hwbench.worker
+from hwbench import plugins
+for name in plugins.names("formats"):
+    plugins.load("formats", name, hwbench.formats._base.Format)
+print("a worker", [m for m in sys.modules if m in ("torch._dynamo", "pandas", "matplotlib")])
+"""
+"""A worker that has every format: it loads no compiler, which takes as long as torch."""
+
 _LOADED = "[m for m in sys.modules if m in ('torch', 'pandas', 'numpy', 'scipy')]"
 
 
 def test_what_needs_no_torch_and_no_tables_loads_none() -> None:
     """One process does one thing after the other, and is asked what it loaded after each."""
     steps = [f"{code}\nprint({about!r}, {_LOADED})" for about, code in _LIGHT.items()]
+    steps.append(_WORKER)
     steps.insert(4, "print('members', [m for m in sys.modules if m.startswith('hwbench.formats')])")
     process = subprocess.check_output(
         [sys.executable, "-c", "\n".join(["import sys", *steps])], cwd=ROOT, text=True
     )
     assert process.splitlines() == [*(f"{about} []" for about in [*list(_LIGHT)[:4], "members"]),
-                                 *(f"{about} []" for about in list(_LIGHT)[4:])]  # fmt: skip
+                                 *(f"{about} []" for about in list(_LIGHT)[4:]),
+                                 "a worker []"]  # fmt: skip
 
 
 # the report's row is a record, and its group has names

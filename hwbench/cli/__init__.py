@@ -8,6 +8,7 @@ interrupted. What becomes of the output changes none of them, see ``_streams``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import re
@@ -161,6 +162,7 @@ def _ended() -> int:
         return _unforeseen(error)
 
 
+@functools.cache
 def _parser() -> Any:
     """The command line, with a help that fits every terminal.
 

@@ -15,15 +15,27 @@ formats that share a name share a base class here, or beside the pieces that the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import torch
+F = TypeVar("F", bound=Callable[..., Any])
 
 BATCHED = r"aten::(bmm|baddbmm)$"
 """How a batched product shows."""
+
+
+def uncompiled(function: F) -> F:
+    """Have torch's compiler leave a function, and all that it calls, to Python.
+
+    So does ``torch.compiler.disable``; but that loads the compiler when it decorates, two seconds
+    of every worker that starts, and this where the function is first called.
+    """
+    lazily: Any = torch._disable_dynamo  # type: ignore[attr-defined]  # noqa: SLF001
+    decorated: F = lazily(function)
+    return decorated
 
 
 class Kernel:

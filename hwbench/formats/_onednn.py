@@ -185,7 +185,7 @@ def _demanded(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 # beside what is compiled, as the compiler reads settings when it compiles
-_beside_compiled = torch.compiler.disable(_demanded)
+_beside_compiled = _kernel.uncompiled(_demanded)
 
 
 class OneDnn(_kernel.Kernel):

@@ -25,7 +25,7 @@ from hwbench.formats import _onednn
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._block_matmul import needs_grad
 from hwbench.formats._derived import Derived
-from hwbench.formats._kernel import Kernel, Torch
+from hwbench.formats._kernel import Kernel, Torch, uncompiled
 
 _LAYOUTS_KEPT = 4  # numbers of tokens for which one weight stays packed
 
@@ -86,7 +86,7 @@ class Library(Kernel, ABC):
         layout = packing.layout(self, weight, x.shape[0], trusting)
         return self.multiply(x.contiguous(), layout, weight)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def _uncompiled(self, packing: Packing, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
         """The product beside what is compiled: the compiler reads no layout but its own."""
         return self._product(packing, x, weight, trusting)

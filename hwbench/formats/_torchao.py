@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from hwbench.errors import UsageError
 from hwbench.formats import _probe, _quantize
+from hwbench.formats._kernel import uncompiled
 from hwbench.formats._quantized_kernels import Coded, CodedWeight, InBFloat16
 
 EXTRA = "pip install 'hwbench-torch[torchao]'"
@@ -59,7 +60,7 @@ class TorchAo(InBFloat16, of=CodedWeight):
         y = functional.linear(_quantize.in_rows(x, torch.bfloat16), weight)
         return _quantize.as_before(y, x).contiguous()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def packed(self, layer: Any) -> Any:
         """torchao's tensor of the codes of a layer.
 

@@ -29,6 +29,7 @@ from hwbench.formats._groups import (
     pack_pairs,
     unpack_pairs,
 )
+from hwbench.formats._kernel import uncompiled
 from hwbench.formats._probe import tried
 
 NO_CPU_KERNEL = (
@@ -56,7 +57,7 @@ class _Map(Linear):
         if packed.alg_id_cusparselt != self._algorithms[tokens]:
             packed.alg_id_cusparselt = self._algorithms[tokens]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def packed(self) -> Any:
         """The weight in its kernel's layout, packed at the first call; no part of the state."""
         build = lambda: self.kernel.pack(self.to_dense())  # noqa: E731
