@@ -74,6 +74,7 @@ def case(folder: Path | str, name: str = "low_rank", density: float = 0.5, **opt
     return scored_case("compress", name, SIDE, density, model=str(folder), **options)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("which", ["gpt2", "llama"])
 def test_perplexity_is_that_of_transformers_own_loss(
     which: str, request: pytest.FixtureRequest

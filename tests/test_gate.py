@@ -120,7 +120,7 @@ def entry(values: Sequence[float], quantity: str = "relative_time", **fields: An
 # What the gate is held to
 
 
-@pytest.mark.parametrize("nights", [50, pytest.param(200, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("nights", [25, pytest.param(200, marks=pytest.mark.heavy)])
 def test_one_night_in_a_hundred_at_most_fails_without_a_reason(nights: int) -> None:
     result = simulate(nights)
     assert result.false_nights <= nights // 100  # of nights of 200 cases

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from _formats import assert_near, assert_sentence, generator, normal
+from _tiers import sampled
 from torch import Tensor, nn
 
 from hwbench import plugins
@@ -22,10 +23,8 @@ KERNELS = [
     for name, kernel in LIBRARIES.items()
     if kernel.refuses(None, "cpu", torch.float32, FORWARD) is None
 ]
-CASES = pytest.mark.parametrize(
-    ("name", "kernel"),
-    [(name, kernel) for name in ("packed_dense", "low_rank") for kernel in KERNELS],
-)
+EVERY = [(name, kernel) for name in ("packed_dense", "low_rank") for kernel in KERNELS]
+CASES = pytest.mark.parametrize(("name", "kernel"), EVERY)
 
 
 def made(name: str, kernel: str) -> Linear:
@@ -135,7 +134,7 @@ def test_gradients_are_those_of_the_plain_product(
     assert packed
 
 
-@CASES
+@pytest.mark.parametrize(("name", "kernel"), sampled(EVERY, 3))
 def test_compiled_layer_is_the_same_map(name: str, kernel: str) -> None:
     layer = made(name, kernel)
     call: Any = torch.compile(layer, dynamic=False, backend="eager")

@@ -86,6 +86,7 @@ def photographs(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.heavy
 def test_a_folder_of_cifar10_is_read_and_learned(photographs: Path) -> None:
     actual = _sets.cifar10(photographs)
     assert actual.x.shape == (200, 3, 32, 32)
