@@ -14,6 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import IO, Any
 
@@ -45,7 +46,7 @@ from hwbench.records import (
     without_gc,
 )
 from hwbench.workloads import _planning as planning
-from hwbench.workloads._base import Subject
+from hwbench.workloads._base import Subject, import_for_backward
 
 _KEPT_SHARE = 0.25  # of the free memory may stay occupied by prepared cases between requests
 _NO_COMPILER = (
@@ -313,6 +314,14 @@ def _read_alone(device: str, line: bytes) -> bytes:
     return protocol.encode(Worker(open_device(device)).alone(request))
 
 
+def _import_what_all_read() -> None:
+    """Import what every reading needs, once for all processes that the server forks."""
+    for name in plugins.names("meters"):
+        with suppress(UsageError):  # the worker tells which it cannot import
+            plugins.load("meters", name, Meter)
+    import_for_backward()
+
+
 def _described(
     request: protocol.DescribeRequest | protocol.LayersRequest | protocol.ApplyRequest,
 ) -> protocol.Reply:
@@ -411,7 +420,8 @@ def main() -> None:
     own = None
     if arguments.device == "cpu":  # before a device, or anything else, starts a thread
         alone = partial(_read_alone, arguments.device)
-        own = start_own(alone, _OWN_PROCESS_SECONDS, (arguments.read, arguments.write))
+        closed = (arguments.read, arguments.write)
+        own = start_own(alone, _OWN_PROCESS_SECONDS, closed, _import_what_all_read)
     with os.fdopen(arguments.read, "rb") as requests, os.fdopen(arguments.write, "wb") as replies:
         try:
             device = open_device(arguments.device)

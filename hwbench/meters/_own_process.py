@@ -40,7 +40,10 @@ class OwnProcesses:
 
 
 def start(
-    answer: Callable[[bytes], bytes], seconds: int, closed: Sequence[int] = ()
+    answer: Callable[[bytes], bytes],
+    seconds: int,
+    closed: Sequence[int] = (),
+    ready: Callable[[], None] = lambda: None,
 ) -> OwnProcesses:
     """Fork the server.
 
@@ -48,6 +51,8 @@ def start(
         answer: makes the answer of a request, in a process of its own.
         seconds: after these a process that has not answered is killed.
         closed: descriptors that the server must not hold open.
+        ready: called in the server before the first request, for what all processes need; it may
+            start no thread.
     """
     from_worker, to_server = os.pipe()
     from_server, to_worker = os.pipe()
@@ -57,17 +62,25 @@ def start(
     if server == 0:
         for descriptor in (*closed, to_server, from_server):
             os.close(descriptor)
-        _serve(from_worker, to_worker, answer, seconds)
+        _serve(from_worker, to_worker, answer, seconds, ready)
     os.close(from_worker)
     os.close(to_worker)
     return OwnProcesses(os.fdopen(to_server, "wb"), os.fdopen(from_server, "rb"))
 
 
-def _serve(read: int, write: int, answer: Callable[[bytes], bytes], seconds: int) -> NoReturn:
+def _serve(
+    read: int,
+    write: int,
+    answer: Callable[[bytes], bytes],
+    seconds: int,
+    ready: Callable[[], None],
+) -> NoReturn:
     """Answer requests until the worker closes its end; it never comes back."""
     _die_with_parent()
     with os.fdopen(read, "rb") as requests:
-        for line in requests:
+        for number, line in enumerate(requests):
+            if number == 0:
+                ready()
             process = os.fork()
             if process == 0:
                 _answer(line, write, answer, seconds)

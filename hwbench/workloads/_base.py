@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -200,6 +201,11 @@ def blind(described: Format, weighting: str) -> str | None:
     if weighting == GRAM and not described.OUTPUTS:
         return f"{described.name()} cannot be projected by outputs (weighting = {GRAM!r})."
     return None
+
+
+def import_for_backward() -> None:
+    """Import what torch imports in the first backward pass of a process: no case pays for it."""
+    import_module("torch.fx.experimental.symbolic_shapes")
 
 
 def generator(device: Device, seed: int, stream: int) -> torch.Generator:

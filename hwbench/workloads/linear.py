@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hwbench.devices._base import Device
 from hwbench.formats._base import Format, Linear
 from hwbench.records import ITEM_BYTES, Case, Cost, Direction
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator
+from hwbench.workloads._base import DTYPES, Subject, Workload, generator, import_for_backward
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 3e-2, "float16": 4e-3}
 """Largest relative Frobenius error of output and gradients that counts as right."""
@@ -43,6 +43,8 @@ class LinearLayer(Workload):
         x = _normal((tokens, case.in_features), dtype, generator(device, seed, 2))
         dy = _normal((tokens, case.out_features), dtype, generator(device, seed, 3))
         direction = Direction(case.direction or Direction.FORWARD)
+        if direction is not Direction.FORWARD:
+            import_for_backward()
         layer.requires_grad_(direction not in (Direction.FORWARD, Direction.BACKWARD_INPUT))
         x.requires_grad_(direction not in (Direction.FORWARD, Direction.BACKWARD_WEIGHT))
         call: nn.Module = layer
