@@ -48,7 +48,8 @@ def main() -> None:
 def pages() -> Iterator[tuple[str, str]]:
     """The name and the text of each page."""
     here = REPORTS / "2026-11-28-epyc-2core"
-    yield "linear", html.render([read_run(here / "linear.jsonl")])
+    newest = REPORTS / "2026-11-29-epyc-zen3-2core"
+    yield "linear", html.render([read_run(newest / "linear.jsonl")])
     yield "compress_lm", html.render([read_run(here / "compress_lm.jsonl")])
     machines = ("2026-11-21-epyc-2core", "2026-11-21-xeon-2core")
     runs = [read_run(REPORTS / machine / "linear.jsonl") for machine in machines]

@@ -81,6 +81,25 @@ def test_a_rival_that_was_measured_badly_is_named_and_undoes_nothing() -> None:
     assert [each.outcome for each in standing] == [Outcome.SLOWER, Outcome.BADLY]
 
 
+def test_a_best_that_was_measured_badly_leaves_all_open() -> None:
+    """Dense was slowed beside it in two replicates: its relative times stand below all others."""
+    best = entrant("blast", 0.26, 0.081, 0.261, 0.103)
+    rivals = [entrant("btt", 0.125, 0.207, 0.196, 0.141), entrant("csr", 0.27, 0.34, 0.32, 0.31)]
+    assert {each.outcome for each in standings(best, rivals)} == {Outcome.UNDECIDED}
+
+
+def test_whoever_scatters_more_was_measured_badly() -> None:
+    rng = random.Random(0)
+    found = Counter()
+    for _ in range(200):
+        one, other = (simulated({name: 1.0}, rng, own=own, shared=0.0)[0]
+                      for name, own in (("steady", 0.005), ("scattered", 0.5)))  # fmt: skip
+        (of_other,), (of_one,) = standings(one, [other]), standings(other, [one])
+        assert of_one.outcome is not Outcome.BADLY
+        found[of_other.outcome] += 1
+    assert found[Outcome.BADLY] > 150
+
+
 def test_one_replicate_decides_nothing() -> None:
     (standing,) = standings(entrant("fast", 1.0), [entrant("slow", 2.0)])
     assert standing.outcome is Outcome.UNDECIDED

@@ -4,8 +4,9 @@ Cases that were timed in the same replicates are set against each other replicat
 quotient of their times removes what a replicate did to both. The best is faster than a rival where
 the interval of that quotient lies above one, at a level that is corrected for the number of pairs
 among which the best was found (Bonferroni); the two are *tied* where two one-sided tests prove them
-within 3 % of each other; the rest is undecided. A rival whose quotient is not even known within a
-factor of 1.5 is named as not measured well enough, and undoes no decision.
+within 3 % of each other; the rest is undecided. Where a quotient is not even known within a factor
+of 1.5, the one that scatters more was not measured well enough: a rival is named so, and undoes no
+decision; but a best that is itself known so badly leaves all open.
 """
 
 from __future__ import annotations
@@ -106,11 +107,16 @@ def _standing(
         outcome = Outcome.SLOWER
     elif abs(centre) + half(1 - 2 * CHANCE) < math.log1p(MARGIN):
         outcome = Outcome.TIED
-    elif 2 * half(1 - CHANCE) > math.log(BADLY):
+    elif 2 * half(1 - CHANCE) > math.log(BADLY) and _scatters(rival) >= _scatters(best):
         outcome = Outcome.BADLY
     else:
         outcome = Outcome.UNDECIDED
     return Standing(rival.name, outcome, ratio)
+
+
+def _scatters(entrant: Entrant) -> float:
+    """The variance of the logarithms of its values."""
+    return variance([math.log(value) for value in entrant.values.values()])
 
 
 def _quotients(best: Entrant, rival: Entrant) -> list[float]:
