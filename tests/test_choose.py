@@ -150,6 +150,7 @@ def test_what_loses_less_is_cut_more():
     assert choice.planned.bytes == 125
 
 
+@pytest.mark.heavy
 def test_the_plan_is_never_worse_than_the_best_single_format():
     rng = random.Random(1)
     for _ in range(30):

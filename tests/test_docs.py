@@ -327,7 +327,7 @@ def test_command_that_does_not_exist_is_found(words):
 
 def _parsed(words: list[str]) -> str | None:
     """Parse as the command line would, and run nothing; the verb that was understood."""
-    group = typer.main.get_command(cli.app)
+    group = cli._parser()
     name = None
     try:
         context = group.make_context("hwbench", list(words) or ["--help"])

@@ -23,7 +23,6 @@ from _formats import (
     normal,
     random_layer,
 )
-from _tiers import sampled
 from torch.torch_version import TorchVersion
 
 from hwbench import plugins, suite
@@ -38,12 +37,17 @@ from hwbench.workloads._base import DTYPES as DTYPE_NAMES
 ROOT = Path(__file__).parents[1]
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-needs_interpreter = pytest.mark.skipif(
+_INTERPRETS = pytest.mark.skipif(
     not _fused.interprets(),
     reason="Triton's interpreter needs triton 3.7: older ones fail in numpy 2.4",
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TOKENS = (1, 3, 64, 100)
+
+
+def needs_interpreter(test: Any) -> Any:
+    """It runs in Triton's interpreter, whose processes take seconds to start."""
+    return pytest.mark.heavy(_INTERPRETS(test))
 
 
 def btt(out: int, inputs: int, rank: int, **knobs: Any) -> Format:
@@ -102,7 +106,7 @@ def interpreter() -> Iterator[ProcessPoolExecutor]:
 
 
 @needs_interpreter
-@each("f, dtype", sampled([(f, DTYPES[number % len(DTYPES)]) for number, f in enumerate(ALL)], 2))
+@each("f, dtype", [(f, DTYPES[number % len(DTYPES)]) for number, f in enumerate(ALL)])
 def test_step_equals_float64(
     interpreter: ProcessPoolExecutor, f: Format, dtype: torch.dtype
 ) -> None:
@@ -112,7 +116,6 @@ def test_step_equals_float64(
 
 
 @needs_interpreter
-@pytest.mark.heavy
 @each("dtype", DTYPES)
 @each("f", ALL)
 def test_step_equals_float64_in_every_dtype(
@@ -130,23 +133,19 @@ def test_many_tokens_equal_float64(interpreter: ProcessPoolExecutor, f: Format) 
 
 
 @needs_interpreter
-@each(
-    "f",
-    [ONE_KERNEL[1], *(pytest.param(f, marks=pytest.mark.heavy) for f in (GROUPED[1], COUPLED[2]))],
-)
+@each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
 def test_every_direction_and_layout(interpreter: ProcessPoolExecutor, f: Format) -> None:
     interpreter.submit(_fused.directions, f, torch.float32).result()
 
 
 @needs_interpreter
-@pytest.mark.heavy
 @each("f", [ONE_KERNEL[1], GROUPED[1], COUPLED[2]])
 def test_it_compiles_as_a_whole(interpreter: ProcessPoolExecutor, f: Format) -> None:
     interpreter.submit(_fused.compiled, f).result()
 
 
 @needs_interpreter
-@each("f", sampled(ALL, 2))
+@each("f", ALL)
 def test_what_is_written_is_what_is_said(interpreter: ProcessPoolExecutor, f: Format) -> None:
     tokens = 40  # so many that a product in bfloat16 is written to a view
     y = f.out_features

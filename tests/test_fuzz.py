@@ -45,7 +45,7 @@ def test_the_inputs_that_are_not_mutilated_are_read(file: Path):
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(8), pytest.param(range(8, 400), marks=pytest.mark.heavy)], ids=["8", "400"]
+    "seeds", [range(4), pytest.param(range(4, 400), marks=pytest.mark.heavy)], ids=["4", "400"]
 )
 @pytest.mark.parametrize("kind", _mutants.KINDS)
 def test_a_file_whose_structure_is_kept_is_answered_or_refused(

@@ -10,7 +10,6 @@ import torch
 from _formats import CLASSES, describe
 from _scored import unsupported
 from _synthetic import scored_case
-from _tiers import sampled
 from torch import Tensor
 
 from hwbench.errors import UsageError
@@ -88,7 +87,8 @@ def test_refining_never_raises_the_error(described: Format) -> None:
         before = after
 
 
-@pytest.mark.parametrize("dtype", sampled([torch.bfloat16, torch.float32], 2))
+@pytest.mark.heavy
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_layer_has_the_dtype_of_the_weight(dtype: torch.dtype) -> None:
     exact = weight().to(dtype)
     for described in able(formats()):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from _formats import assert_near, assert_sentence, generator, normal
-from _tiers import sampled
 from torch import Tensor, nn
 
 from hwbench import plugins
@@ -134,7 +133,8 @@ def test_gradients_are_those_of_the_plain_product(
     assert packed
 
 
-@pytest.mark.parametrize(("name", "kernel"), sampled(EVERY, 3))
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "kernel"), EVERY)
 def test_compiled_layer_is_the_same_map(name: str, kernel: str) -> None:
     layer = made(name, kernel)
     call: Any = torch.compile(layer, dynamic=False, backend="eager")

@@ -34,14 +34,14 @@ def case(name: str = "low_rank", width: int = 16, **options: Any) -> Case:
     return scored_case("training", name, width, **{"steps": 150, **options})
 
 
-FIRST = {("digits", "low_rank")}
 TRAINED = [
-    pytest.param(task, least, name, marks=() if (task, name) in FIRST else pytest.mark.heavy)
+    (task, least, name)
     for task, least in (("digits", 0.2), ("mnist1d", 0.15))
     for name in ("dense", "low_rank", "btt", "blast")
 ]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("task", "least", "name"), TRAINED)
 def test_a_short_training_is_better_than_chance(task: str, least: float, name: str) -> None:
     values = scored(case(name, task=task))

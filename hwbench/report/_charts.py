@@ -14,6 +14,7 @@ from hwbench.report._chart_base import COUNTS, FAINT, GRID, INK
 from hwbench.report._chart_base import SIZE as _SIZE
 from hwbench.report._chart_base import base as _base
 from hwbench.report._chart_base import before_names as _before_names
+from hwbench.report._chart_base import channels as _channels
 from hwbench.report._chart_base import colour as _colour
 from hwbench.report._chart_base import dash as _dash
 from hwbench.report._chart_base import names_at_ends as _names_at_ends
@@ -137,7 +138,7 @@ def _reach() -> Any:
 
     ends: list[dict[str, float]] = [{"density": 0.5}, {"density": 1.0}]
     data = alt.InlineData(values=ends)
-    return alt.Chart(data).mark_point(opacity=0, tooltip=None).encode(x="density:Q")
+    return alt.Chart(data).mark_point(opacity=0, tooltip=None).encode(**_channels(x="density:Q"))
 
 
 def _dense_line(along: str) -> Any:
@@ -145,13 +146,14 @@ def _dense_line(along: str) -> Any:
     import altair as alt
 
     data = alt.InlineData(values=[{"one": 1}])
-    base = alt.Chart(data).encode(**{along: alt.datum(1)})
+    base = alt.Chart(data).encode(**_channels(**{along: alt.datum(1)}))
     rule = base.mark_rule(color=INK, strokeDash=[4, 3], strokeWidth=1)
     if along == "x":
         text = base.mark_text(text="dense", align="left", baseline="top", dx=4, dy=2, color=INK)
-        return rule + text.encode(y=alt.value(0))
+        return rule + text.encode(**_channels(y=alt.value(0)))
     text = base.mark_text(text="dense", align="left", baseline="bottom", dx=2, dy=-3, color=INK)
-    return rule.encode(**_as_wide_as_lines()) + text.encode(x=alt.value(0))
+    rule = rule.encode(**_channels(**_as_wide_as_lines()))
+    return rule + text.encode(**_channels(x=alt.value(0)))
 
 
 def _as_wide_as_lines() -> dict[str, Any]:
@@ -183,17 +185,19 @@ def _pareto(styles: dict[str, Style], score: Score) -> Any:
     front = base.transform_filter("datum.front")
     step = front.mark_line(interpolate="step-before", color=FAINT, strokeWidth=1.5)
     span = base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(
-        x="span_low:Q", x2="span_high:Q", y=y, **_colour(styles)
+        **_channels(x="span_low:Q", x2="span_high:Q", y=y, **_colour(styles))
     )
     points = _points(base, styles, _tips(error_text=score.measured)).encode(
-        x=x,
-        y=y,
-        size=alt.condition("datum.front", alt.value(_SIZE * 1.7), alt.value(_SIZE * 0.9)),
-        opacity=alt.condition("datum.front", alt.value(1), alt.value(0.7)),
+        **_channels(
+            x=x,
+            y=y,
+            size=alt.condition("datum.front", alt.value(_SIZE * 1.7), alt.value(_SIZE * 0.9)),
+            opacity=alt.condition("datum.front", alt.value(1), alt.value(0.7)),
+        )
     )
     return alt.layer(
         _reach_axis(x=x),
-        step.encode(x=x, y=y, order=alt.Order("relative:Q", sort="descending")),
+        step.encode(**_channels(x=x, y=y, order=alt.Order("relative:Q", sort="descending"))),
         _dense_line("x"),
         span,
         points,
@@ -212,15 +216,15 @@ def _names_beside(x: alt.X, y: alt.Y) -> Any:
         dy=alt.expr("datum.dy"),
     )
     ink = alt.condition("datum.front", alt.value(INK), alt.value("var(--soft)"))
-    return names.encode(x=x, y=y, text="text:N", color=ink)
+    return names.encode(**_channels(x=x, y=y, text="text:N", color=ink))
 
 
 def _error(styles: dict[str, Style], score: Score, field: str, title: str) -> Any:
     import altair as alt
 
-    base = _base().encode(x=_density(field, title), y=_scored("score", score))
+    base = _base().encode(**_channels(x=_density(field, title), y=_scored("score", score)))
     line = base.mark_line(strokeWidth=1.3, opacity=0.7, **_dash())
-    line = line.encode(detail="series:N", order=f"{field}:Q", **_colour(styles))
+    line = line.encode(**_channels(detail="series:N", order=f"{field}:Q", **_colour(styles)))
     tips = _tips(error_text=score.measured, stored_text="stored")
     points = _points(base, styles, tips[:1] + tips[2:3] + tips[-2:])
     closed = _closed() if (score.name, field) == (PROJECTION_ERROR.name, "density") else []
@@ -231,7 +235,7 @@ def _closed() -> list[Any]:
     """Closed forms, which only the figures of Gaussian matrices have."""
     import altair as alt
 
-    base = alt.Chart(alt.NamedData(name="closed")).encode(x="density:Q", y="score:Q")
+    base = alt.Chart(alt.NamedData(name="closed")).encode(**_channels(x="density:Q", y="score:Q"))
     largest, two_four = (
         base.transform_filter(f"datum.law == '{law}'") for law in ("unstructured", "2:4")
     )
@@ -240,10 +244,10 @@ def _closed() -> list[Any]:
     below = largest.mark_text(align="right", baseline="top", dx=-6, dy=4, color=INK)
     right = two_four.mark_text(align="left", baseline="middle", dx=12, color=INK)
     return [
-        curve.encode(order="density:Q"),
+        curve.encode(**_channels(order="density:Q")),
         ring,
-        below.encode(text="text:N"),
-        right.encode(text="text:N"),
+        below.encode(**_channels(text="text:N")),
+        right.encode(**_channels(text="text:N")),
     ]
 
 
@@ -253,11 +257,11 @@ def _crossover(styles: dict[str, Style]) -> Any:
     # formats of one density stand beside one another: moved by pixels, never in the data
     aside: Any = {"xOffset": {"expr": "datum.aside"}}
     y = _relative(alt.Y, "time relative to dense (log)")
-    base = _base().encode(x=_density(), y=y)
+    base = _base().encode(**_channels(x=_density(), y=y))
     line = base.mark_line(strokeWidth=1.2, opacity=0.45, **_dash(), **aside)
-    line = line.encode(detail="series:N", order="density:Q", **_colour(styles))
+    line = line.encode(**_channels(detail="series:N", order="density:Q", **_colour(styles)))
     span = base.mark_rule(strokeWidth=1.4, **aside)
-    span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
+    span = span.encode(**_channels(y="span_low:Q", y2="span_high:Q", **_colour(styles)))
     points = _points(base, styles, _tips(), **aside)
     names = _names_at_ends(styles)
     return alt.layer(
@@ -276,11 +280,11 @@ def _sweep(styles: dict[str, Style]) -> Any:
         axis=alt.Axis(values=ticks, labelExpr=COUNTS, labelOverlap="greedy"),
     )
     y = _relative(alt.Y, "time relative to dense (log)")
-    base = _base().encode(x=x, y=y)
+    base = _base().encode(**_channels(x=x, y=y))
     line = base.mark_line(strokeWidth=1.2, opacity=0.6, **_dash())
-    line = line.encode(detail="series:N", order="tokens:Q", **_colour(styles))
+    line = line.encode(**_channels(detail="series:N", order="tokens:Q", **_colour(styles)))
     span = base.mark_rule(strokeWidth=1.4)
-    span = span.encode(y="span_low:Q", y2="span_high:Q", **_colour(styles))
+    span = span.encode(**_channels(y="span_low:Q", y2="span_high:Q", **_colour(styles)))
     points, names = _points(base, styles, _tips()), _names_at_ends(styles)
     return alt.layer(_reach_axis(y=y), _equal(), _dense_line("y"), line, span, points, *names)
 
@@ -292,7 +296,7 @@ def _equal() -> Any:
     data = alt.InlineData(values=[{"one": 1}])
     band = alt.Chart(data).mark_rect(color=FAINT, opacity=0.22, tooltip=None)
     ends = {"y": alt.datum(1 / (1 + EQUAL)), "y2": alt.datum(1 + EQUAL)}
-    return band.encode(**ends, **_as_wide_as_lines())
+    return band.encode(**_channels(**ends, **_as_wide_as_lines()))
 
 
 def _roofline(styles: dict[str, Style]) -> Any:
@@ -313,12 +317,12 @@ def _roofline(styles: dict[str, Style]) -> Any:
     )
     base = _base(_ROOF_HEIGHT)
     unfused = base.mark_rule(strokeWidth=1, opacity=0.5, **_dash()).encode(
-        x="unfused_intensity:Q", x2="intensity:Q", y=y, **_colour(styles)
+        **_channels(x="unfused_intensity:Q", x2="intensity:Q", y=y, **_colour(styles))
     )
     tips = _tips(
         intensity_text="FLOP per byte", rate_text="executed", efficiency_text="of its roof"
     )
-    points = _points(base, styles, tips).encode(x=x, y=y)
+    points = _points(base, styles, tips).encode(**_channels(x=x, y=y))
     return alt.layer(*_roofs(x, y), unfused, points, _names_beside(x, y))
 
 
@@ -327,7 +331,7 @@ def _roofs(x: alt.X, y: alt.Y) -> list[Any]:
     import altair as alt
 
     roofs = alt.Chart(alt.NamedData(name="roofs"), width="container", height=_ROOF_HEIGHT).encode(
-        x=x, y=y
+        **_channels(x=x, y=y)
     )
     dashes = alt.Scale(
         domain=["measured", "cache", "datasheet", "formula"],
@@ -335,10 +339,14 @@ def _roofs(x: alt.X, y: alt.Y) -> list[Any]:
     )
     roof = (
         roofs.mark_line(color=INK, strokeWidth=alt.expr("datum.source == 'cache' ? 0.7 : 1.6"))
-        .encode(detail="roof:N", strokeDash=alt.StrokeDash("source:N", scale=dashes, legend=None))
+        .encode(
+            **_channels(
+                detail="roof:N", strokeDash=alt.StrokeDash("source:N", scale=dashes, legend=None)
+            )
+        )
         .transform_filter("!datum.text")
     )
-    label = roofs.encode(text="text:N")
+    label = roofs.encode(**_channels(text="text:N"))
     flat = label.transform_filter("datum.at == 'compute' || datum.at == 'room'").mark_text(
         align="right", baseline="bottom", dy=-5, color=INK, yOffset={"expr": "-(datum.lift || 0)"}
     )
@@ -357,6 +365,6 @@ def _roofs(x: alt.X, y: alt.Y) -> list[Any]:
     foot = alt.value(_ROOF_HEIGHT)
     return [
         *(roof, flat, slope, caches),
-        below.encode(y2=foot),
-        named.encode(y=alt.value(_ROOF_HEIGHT - 4)),
+        below.encode(**_channels(y2=foot)),
+        named.encode(**_channels(y=alt.value(_ROOF_HEIGHT - 4))),
     ]

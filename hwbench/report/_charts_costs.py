@@ -14,6 +14,7 @@ from hwbench.report._chart_base import (
     SIZE,
     VALUES,
     base,
+    channels,
     colour,
     dash,
     points,
@@ -87,12 +88,14 @@ def _bars(
         scale=alt.Scale(zero=True, nice=False, padding=6),
         axis=alt.Axis(labelExpr=words, tickCount=4, labelOverlap=True, labelSeparation=8),
     )
-    ground = base().properties(height=alt.Step(19)).encode(y=_lines(field, line), x=x)
+    ground = base().properties(height=alt.Step(19)).encode(**channels(y=_lines(field, line), x=x))
     bar = ground.mark_rule(strokeWidth=2, opacity=0.55, **dash())
-    bar = bar.encode(x2=alt.datum(0), **colour(styles))
+    bar = bar.encode(**channels(x2=alt.datum(0), **colour(styles)))
     labels = ground.mark_text(align="left", baseline="middle", dx=9)
     tips = [alt.Tooltip(f"{line}:N", title="case"), alt.Tooltip(f"{text}:N", title=title)]
-    return alt.layer(reach(x=x), bar, points(ground, styles, tips), labels.encode(text=f"{text}:N"))
+    return alt.layer(
+        reach(x=x), bar, points(ground, styles, tips), labels.encode(**channels(text=f"{text}:N"))
+    )
 
 
 def _winners() -> Any:
@@ -109,23 +112,27 @@ def _winners() -> Any:
         name=f"{VALUES.format('datum.best.series')} + ({_OFF} ? ' ' + {_DENSITY} : '')",
         said="datum.best.relative_short",
     ).encode(
-        x=alt.X(
-            "tokens:O",
-            title="tokens",
-            axis=alt.Axis(labelAngle=0, orient="top", labelExpr=COUNTS),
-        ),
-        y=alt.Y("shape_text:N", title="out × in", sort=alt.EncodingSortField("best.area")),
+        **channels(
+            x=alt.X(
+                "tokens:O",
+                title="tokens",
+                axis=alt.Axis(labelAngle=0, orient="top", labelExpr=COUNTS),
+            ),
+            y=alt.Y("shape_text:N", title="out × in", sort=alt.EncodingSortField("best.area")),
+        )
     )
     fills = alt.Scale(domain=list(_SHADES), range=[f"var(--h-{name})" for name in _SHADES])
     inks = alt.Scale(domain=list(_SHADES), range=[f"var(--t-{name})" for name in _SHADES])
     tips = [alt.Tooltip("series:N", title="fastest"), alt.Tooltip("said:N", title="of dense")]
     cell = best.mark_rect(stroke="var(--card)", strokeWidth=2, cornerRadius=4).encode(
-        fill=alt.Fill("shade:N", scale=fills, legend=None), tooltip=tips
+        **channels(fill=alt.Fill("shade:N", scale=fills, legend=None), tooltip=tips)
     )
     ink = alt.Color("shade:N", scale=inks, legend=None)
     room = alt.expr("bandwidth('x') - 10")
-    name = best.mark_text(dy=-7, fontWeight=600, limit=room).encode(text="name:N", color=ink)
-    times = best.mark_text(dy=8).encode(text="said:N", color=ink)
+    name = best.mark_text(dy=-7, fontWeight=600, limit=room).encode(
+        **channels(text="name:N", color=ink)
+    )
+    times = best.mark_text(dy=8).encode(**channels(text="said:N", color=ink))
     return alt.layer(cell, name, times)
 
 
@@ -147,9 +154,9 @@ def _spread(styles: dict[str, Style]) -> Any:
         axis=alt.Axis(labelExpr=_SECONDS, labelOverlap="greedy", labelSeparation=9, tickCount=6),
     )
     wide = ground.mark_rule(strokeWidth=1.4, opacity=0.8, **dash())
-    wide = wide.encode(x=x, x2="high:Q", y=y, **colour(styles))
+    wide = wide.encode(**channels(x=x, x2="high:Q", y=y, **colour(styles)))
     half = ground.mark_rule(strokeWidth=7, opacity=0.45)
-    half = half.encode(x="quarter:Q", x2="three_quarters:Q", y=y, **colour(styles))
+    half = half.encode(**channels(x="quarter:Q", x2="three_quarters:Q", y=y, **colour(styles)))
     flat = ground.transform_flatten(["replicates_at"], ["value"])
     dots = flat.mark_tick(thickness=2, size=14, color=INK)
     tips = [
@@ -157,7 +164,7 @@ def _spread(styles: dict[str, Style]) -> Any:
         alt.Tooltip("time_text:N", title="time"),
         alt.Tooltip("flags:N", title="flags"),
     ]
-    return alt.layer(wide, half, dots.encode(x="value:Q", y=y, tooltip=tips))
+    return alt.layer(wide, half, dots.encode(**channels(x="value:Q", y=y, tooltip=tips)))
 
 
 def _series() -> Any:
@@ -177,22 +184,24 @@ def _series() -> Any:
         axis=alt.Axis(labelExpr=_SECONDS, tickCount=6),
     )
     points = ground.mark_point(filled=True, opacity=0.8).encode(
-        x=x,
-        y=y,
-        color=alt.Color(
-            "state:N",
-            scale=alt.Scale(domain=states, range=[FAINT, _WARN]),
-            legend=None,
-        ),
-        shape=alt.Shape(
-            "state:N", scale=alt.Scale(domain=states, range=["circle", "cross"]), legend=None
-        ),
-        size=alt.condition("datum.state == 'disturbed'", alt.value(SIZE), alt.value(SIZE / 3)),
-        tooltip=[
-            alt.Tooltip("replicate:N", title="replicate"),
-            alt.Tooltip("seconds:Q", title="seconds", format=".4s"),
-            alt.Tooltip("state:N", title="block"),
-        ],
+        **channels(
+            x=x,
+            y=y,
+            color=alt.Color(
+                "state:N",
+                scale=alt.Scale(domain=states, range=[FAINT, _WARN]),
+                legend=None,
+            ),
+            shape=alt.Shape(
+                "state:N", scale=alt.Scale(domain=states, range=["circle", "cross"]), legend=None
+            ),
+            size=alt.condition("datum.state == 'disturbed'", alt.value(SIZE), alt.value(SIZE / 3)),
+            tooltip=[
+                alt.Tooltip("replicate:N", title="replicate"),
+                alt.Tooltip("seconds:Q", title="seconds", format=".4s"),
+                alt.Tooltip("state:N", title="block"),
+            ],
+        )
     )
     shade, middle, number = _replicates(y)
     return alt.layer(shade, points, middle, number)
@@ -230,7 +239,7 @@ def _replicates(y: alt.Y) -> tuple[Any, Any, Any]:
         align="left", baseline="top", dx=2, dy=2, color=INK
     )
     return (
-        shade.encode(**span, tooltip=tips),
-        middle.encode(**span, y=y, tooltip=tips),
-        number.encode(x=span["x"], y=alt.value(0), text="text:N"),
+        shade.encode(**channels(**span, tooltip=tips)),
+        middle.encode(**channels(**span, y=y, tooltip=tips)),
+        number.encode(**channels(x=span["x"], y=alt.value(0), text="text:N")),
     )

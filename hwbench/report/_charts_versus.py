@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from hwbench.report._chart_base import FAINT, INK, SIZE, VALUES, base, colour, points, reach, times
+from hwbench.report._chart_base import (
+    FAINT,
+    INK,
+    SIZE,
+    VALUES,
+    base,
+    channels,
+    colour,
+    points,
+    reach,
+    times,
+)
 from hwbench.report._palette import Style
 
 _TIPS = {
@@ -35,7 +46,7 @@ def _equal() -> Any:
 
     data = alt.InlineData(values=[{"one": 1}])
     rule = alt.Chart(data).mark_rule(color=INK, strokeDash=[4, 3], strokeWidth=1)
-    return rule.encode(x=alt.datum(1))
+    return rule.encode(**channels(x=alt.datum(1)))
 
 
 def _axes(line: str, title: str) -> tuple[Any, Any]:
@@ -51,9 +62,9 @@ def _cases(styles: dict[str, Style]) -> Any:
     import altair as alt
 
     x, y = _axes("label", "time over the first run’s (log)")
-    ground = base(alt.Step(22)).encode(y=y)
+    ground = base(alt.Step(22)).encode(**channels(y=y))
     span = ground.mark_rule(strokeWidth=1.6).encode(
-        x="span_low:Q", x2="span_high:Q", **colour(styles)
+        **channels(x="span_low:Q", x2="span_high:Q", **colour(styles))
     )
     roofs = ground.transform_filter("isValid(datum.ratio_roofs)").mark_tick(
         color=INK, thickness=2, size=16
@@ -62,8 +73,8 @@ def _cases(styles: dict[str, Style]) -> Any:
         reach(x=x),
         _equal(),
         span,
-        roofs.encode(x="ratio_roofs:Q"),
-        points(ground, styles, _tips()).encode(x=x),
+        roofs.encode(**channels(x="ratio_roofs:Q")),
+        points(ground, styles, _tips()).encode(**channels(x=x)),
     )
 
 
@@ -72,8 +83,12 @@ def _formats(styles: dict[str, Style]) -> Any:
     import altair as alt
 
     x, y = _axes("format", "time over the first run’s (log)")
-    ground = base(alt.Step(24)).encode(y=y)
-    middle = ground.mark_tick(color=INK, thickness=2, size=18).encode(x="median(ratio):Q")
-    dots = points(ground, styles, _tips()).encode(x=x, size=alt.value(SIZE / 2))
-    wide = ground.mark_rule(color=FAINT, strokeWidth=1).encode(x="min(ratio):Q", x2="max(ratio):Q")
+    ground = base(alt.Step(24)).encode(**channels(y=y))
+    middle = ground.mark_tick(color=INK, thickness=2, size=18).encode(
+        **channels(x="median(ratio):Q")
+    )
+    dots = points(ground, styles, _tips()).encode(**channels(x=x, size=alt.value(SIZE / 2)))
+    wide = ground.mark_rule(color=FAINT, strokeWidth=1).encode(
+        **channels(x="min(ratio):Q", x2="max(ratio):Q")
+    )
     return alt.layer(reach(x=x), _equal(), wide, dots, middle)
