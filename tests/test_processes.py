@@ -107,7 +107,10 @@ def whole(path: Path) -> Run:
     assert run.complete
     pairs = Counter((r.case, r.replicate) for r in run.results)
     assert set(pairs.values()) == {1}
-    assert len(pairs) == REPLICATES * CASES == REPLICATES * len(run.planned)
+    asked = [replicate for _, replicate in pairs if replicate < REPLICATES]
+    assert len(asked) == REPLICATES * CASES == REPLICATES * len(run.planned)
+    # What is too close to call is measured again where there is time for it: some, never all.
+    assert len(pairs) - len(asked) < CASES
     return run
 
 
