@@ -107,10 +107,10 @@ def whole(path: Path) -> Run:
     assert run.complete
     pairs = Counter((r.case, r.replicate) for r in run.results)
     assert set(pairs.values()) == {1}
-    asked = [replicate for _, replicate in pairs if replicate < REPLICATES]
-    assert len(asked) == REPLICATES * CASES == REPLICATES * len(run.planned)
-    # What is too close to call is measured again where there is time for it: some, never all.
-    assert len(pairs) - len(asked) < CASES
+    again = run.footer.state.get("contested", {"cases": 0, "replicates": 0})  # too close to call
+    further = again["cases"] * again["replicates"]
+    assert len(pairs) - further == REPLICATES * CASES == REPLICATES * len(run.planned)
+    assert further == sum(replicate >= REPLICATES for _, replicate in pairs)
     return run
 
 
