@@ -100,6 +100,30 @@ def test_a_filter_changes_every_chart_and_the_table(
     assert FILTERS[name] in chosen
 
 
+def test_what_is_in_view_is_drawn_before_the_tables_below(
+    opened: Callable[..., Opened], text: str
+) -> None:
+    shown = opened(text)
+    ask = """async () => {
+      const words = () => ["passing", "count"].map((id) => document.getElementById(id).textContent);
+      const before = words();
+      delete document.body.dataset.milliseconds;
+      const first = new Promise((done) => new MutationObserver(() => done(words())).observe(
+        document.body, { attributeFilter: ["data-milliseconds"] }));
+      document.querySelector("[data-filter=pass] input").click();
+      const during = await first;
+      const drawn = () => document.body.dataset.drawn === "yes";
+      while (!drawn()) await new Promise((done) => setTimeout(done, 5));
+      const hidden = [...document.querySelectorAll(".plot")].filter(
+        (plot) => getComputedStyle(plot).contentVisibility !== "visible").length;
+      return [before, during, words(), hidden];
+    }"""
+    before, during, after, hidden = shown.page.evaluate(ask)
+    assert during[0] == after[0] != before[0]  # how many rows pass is said at once
+    assert during[1] == before[1] != after[1]
+    assert hidden == 0  # nothing is left out once all is drawn
+
+
 def test_the_table_of_winners_keeps_its_marks_when_a_filter_is_used(
     opened: Callable[..., Opened],
 ) -> None:

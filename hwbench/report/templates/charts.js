@@ -146,7 +146,10 @@ async function drawFigure(data, element, passes) {
   if (element.turn === turn) await nameEnds(element.view, figure, rows);
   if (element.turn === turn) await namePoints(element.view, figure, rows);
   fade(element);
-  for (const svg of element.querySelectorAll(".plot svg")) svg.setAttribute("aria-hidden", "true");
+  for (const svg of element.querySelectorAll(".plot svg")) {
+    svg.setAttribute("aria-hidden", "true");
+    svg.closest(".plot").style.containIntrinsicHeight = `${svg.getAttribute("height")}px`;
+  }
   element.dataset.points = rows.length;
 }
 
@@ -201,10 +204,6 @@ function startCharts(data, filters) {
   }));
   const waiting = new Set();
   let busy = 0;
-  const near = (element) => {
-    const { top, bottom } = element.getBoundingClientRect();
-    return bottom > -200 && top < window.innerHeight + 200;
-  };
 
   // A chart of a section that is not shown has no width: it waits until it is.
   const visible = (element) => element.checkVisibility();
@@ -212,9 +211,11 @@ function startCharts(data, filters) {
   const redraw = (element) => {
     if (!visible(element) || !waiting.delete(element) || !element.figure) return Promise.resolve();
     busy += 1;
+    if (element.stale) describe(element, element.figure, element.shown);
+    element.stale = false;
     return drawFigure(data, element, filters.passes).finally(() => {
       busy -= 1;
-      if (!busy && ![...waiting].some(visible)) document.body.dataset.drawn = "yes";
+      if (!busy && !data.late.size && ![...waiting].some(visible)) document.body.dataset.drawn = "yes";
     });
   };
 
@@ -225,7 +226,7 @@ function startCharts(data, filters) {
     if (!figure) return waiting.delete(element);
     let passing = 0;
     for (const number of figureNumbers(figure)) passing += filters.passes[number];
-    if (figure !== before || passing !== element.shown) describe(element, figure, passing);
+    element.stale ||= figure !== before || passing !== element.shown; // its words
     element.shown = passing;
     return waiting.add(element);
   }
@@ -245,20 +246,30 @@ function startCharts(data, filters) {
       }
       section.box.querySelector(".nothing").hidden = live.length > 0;
     }
-    document.body.dataset.drawn = "no";
-    const first = [...waiting].filter((element) => near(element) && visible(element));
+    const first = [...waiting].filter(inView);
     return Promise.all(first.map(redraw)).then(() => setTimeout(next, 0));
   }
 
-  // What is in view is drawn at once, the rest from top to bottom after it; so a print has all.
+  // What is in view is drawn at once; then the tables, then the other charts from top to bottom. So
+  // a print has all.
   function next() {
+    const [table] = data.late;
+    if (table) {
+      data.late.delete(table);
+      table();
+      setTimeout(next, 0);
+      return;
+    }
     const element = [...waiting].find(visible);
     if (element) redraw(element).then(() => setTimeout(next, 0));
     else if (!busy) document.body.dataset.drawn = "yes"; // also where there is nothing to draw
   }
 
   const watch = new IntersectionObserver(
-    (entries) => entries.forEach(({ isIntersecting, target }) => { if (isIntersecting) redraw(target); }),
+    (entries) => entries.forEach(({ isIntersecting, target }) => {
+      target.classList.toggle("away", !isIntersecting);
+      if (isIntersecting) redraw(target);
+    }),
     { rootMargin: "400px" },
   );
   for (const section of sections) {

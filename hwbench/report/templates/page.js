@@ -48,6 +48,22 @@ function startShadows() {
   }
 }
 
+// Whether an element is in the window or just beyond its edges.
+function inView(element) {
+  const { top, bottom } = element.getBoundingClientRect();
+  return bottom > -200 && top < window.innerHeight + 200 && element.checkVisibility();
+}
+
+// A table of thousands of cells takes longer than all that is in view: out of view it is drawn after that.
+function drawnInTurn(data, id, draw) {
+  const table = document.getElementById(id);
+  if (!table) return () => {};
+  return () => {
+    if (inView(table)) draw();
+    else data.late.add(draw);
+  };
+}
+
 // Answers about groups of which no row passes are set aside.
 function startAnswers(filters, data) {
   const items = [...document.querySelectorAll("[data-group]")];
@@ -90,14 +106,22 @@ startShadows();
 readData().then((data) => {
   const updates = [];
   data.reach = new Map(); // of what passes the filters
+  data.late = new Set(); // what draws the tables that wait
+  const draw = () => {
+    document.body.dataset.drawn = "no"; // until all charts are, those out of view too
+    return updates.map((update) => update());
+  };
   const filters = startFilters(data, (begun) => {
     data.reach.clear();
-    const drawn = updates.map((update) => update());
-    Promise.all(drawn).then(() => { document.body.dataset.milliseconds = performance.now() - begun; });
+    Promise.all(draw()).then(() => { document.body.dataset.milliseconds = performance.now() - begun; });
   });
   const links = startLinks(data, filters);
-  updates.push(startView(filters), startLegends(), links.choose, startRows(data, filters), startHeat(data, filters), startRatios(data, filters), startAnswers(filters, data), startCase(data, filters), startKeeping(data), startDecision(data, filters), startCharts(data, filters), links.show);
-  for (const update of updates) update();
+  const rows = startRows(data, filters);
+  updates.push(startView(filters), startLegends(), links.choose, rows.count);
+  updates.push(drawnInTurn(data, "table", rows.draw), drawnInTurn(data, "heat", startHeat(data, filters)), drawnInTurn(data, "compare", startRatios(data, filters)));
+  updates.push(startAnswers(filters, data), startCase(data, filters), startKeeping(data));
+  updates.push(startDecision(data, filters), startCharts(data, filters), links.show);
+  draw();
 }).catch((error) => {
   const count = document.getElementById("count");
   count.textContent = `This browser could not read the data of the page (${error.message}); a current one can.`;

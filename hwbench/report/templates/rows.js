@@ -87,12 +87,17 @@ function startRows(data, filters) {
     return figure ? { title: figure.title, numbers: new Set(figureNumbers(figure)) } : null;
   }
 
-  function chosen() {
+  function passingRows() {
     const chart = only();
     const passing = [];
     for (let row = 0; row < data.count; row += 1) {
       if (filters.passes[row] && (!chart || chart.numbers.has(row))) passing.push(row);
     }
+    return passing;
+  }
+
+  function chosen() {
+    const passing = passingRows();
     const down = state.sort.startsWith("-");
     const sorted = columns.find((column) => column.title === (down ? state.sort.slice(1) : state.sort));
     columns.forEach((column, place) => {
@@ -134,15 +139,19 @@ function startRows(data, filters) {
     body.replaceChildren(...rows.slice(0, limit).map((number) => line(tabled(number))));
     const count = Math.min(rows.length, limit);
     find("count").textContent = rows.length ? `${count} of ${rows.length} rows${rows.length < data.count ? `, filtered from ${data.count}` : ""}` : "No row passes the filters.";
-    find("passing").textContent = `${rows.length} of ${data.count} rows`;
     find("further").hidden = count === rows.length;
     find("further").textContent = `Show ${Math.min(10 * STEP, rows.length - count)} more`;
     find("only").hidden = !chart;
     find("only").textContent = chart ? `Only: ${chart.title} ✕` : "";
   }
 
+  function count() {
+    find("passing").textContent = `${passingRows().length} of ${data.count} rows`;
+  }
+
   function restart() {
     limit = STEP;
+    count();
     show();
   }
 
@@ -174,7 +183,7 @@ function startRows(data, filters) {
       find("only").focus({ preventScroll: true });
     });
   }
-  return restart;
+  return { count, draw: restart };
 }
 
 const fileName = (data) => data.runs.map((run) => run.name.replaceAll(/[^\w.-]/g, "_")).join("+").slice(0, 120) || "hwbench";
