@@ -394,21 +394,34 @@ def refine(layer: Member, weight: Tensor, gram: Tensor) -> None:
 
 
 def _descend(layer: Member, factor: Tensor, pull: Tensor, gram: Tensor, steps: int) -> None:
-    """Steps of conjugate gradients on one factor; ``pull``, (Ŵ − W) G, is brought up to date."""
-    direction, size = torch.zeros_like(factor), 0.0
-    for _ in range(steps):
+    """Steps of conjugate gradients on one factor; ``pull``, (Ŵ − W) G, is brought up to date.
+
+    Ŵ is linear in the factor, so its derivative is the same in every step: one graph serves all.
+    """
+    others = [each for each in _factors(layer) if each is not factor]
+    for each in others:
+        each.requires_grad_(False)
+    try:
         with torch.enable_grad():
-            dense = layer.to_dense()
-            (slope,) = torch.autograd.grad(dense, factor, pull)
+            graph = layer.to_dense()
+    finally:
+        for each in others:
+            each.requires_grad_(True)
+    # Of ``data`` autograd sees no change: the graph may hold values, which it never needs.
+    values = factor.data
+    dense, direction, size = graph.detach().clone(), torch.zeros_like(values), 0.0
+    for _ in range(steps):
+        (slope,) = torch.autograd.grad(graph, factor, pull, retain_graph=True)
         with torch.no_grad():
             before, size = size, float(slope.square().sum())
             direction = direction * (size / before if before else 0.0) - slope
-            factor.add_(direction)
-            reach = layer.to_dense() - dense.detach()
+            values.add_(direction)
+            reach = layer.to_dense() - dense
             further = reach @ gram
             curvature = float((further * reach).sum())
             step = -float((slope * direction).sum()) / curvature if curvature > 0 else 0.0
-            factor.add_(direction, alpha=step - 1)
+            values.add_(direction, alpha=step - 1)
             if not step:
                 return
+            dense.add_(reach, alpha=step)
             pull.add_(further, alpha=step)
