@@ -11,6 +11,8 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRAWN = "document.body.dataset.drawn === 'yes'"
+EVERYTHING = "#view=everything"
+CLIPBOARD = ["clipboard-read", "clipboard-write"]
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,14 @@ class Opened:
 
     def wait(self) -> None:
         self.page.wait_for_function(DRAWN, timeout=120_000)
+
+    def reset(self) -> None:
+        """Bring the page back to how it was opened: its address holds all that may be chosen."""
+        self.page.evaluate(f"location.hash = {EVERYTHING!r}; document.activeElement.blur();")
+        self.page.evaluate("new Promise((done) => setTimeout(done, 0))")  # the address is read
+        self.wait()
+        self.page.evaluate("scrollTo(0, 0)")
+        self.said.clear()
 
     def tick(self, name: str, value: str) -> None:
         """Choose one value of a filter with the mouse."""
@@ -67,6 +77,27 @@ class Opened:
         )
 
 
+@pytest.fixture(scope="module")
+def _page(chromium: Any, tmp_path_factory: pytest.TempPathFactory, text: str) -> Iterator[Opened]:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(text, encoding="utf-8")
+    view = {"width": 1400, "height": 1000}
+    context = chromium.new_context(
+        viewport=view, reduced_motion="reduce", permissions=CLIPBOARD, accept_downloads=True
+    )
+    page = Opened(context.new_page(), path)
+    page.page.goto(f"{path.as_uri()}{EVERYTHING}")
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def shown(_page: Opened) -> Opened:
+    """The page of the module's ``text``, opened once; for tests whose choices its address holds."""
+    _page.reset()
+    return _page
+
+
 @pytest.fixture
 def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     made = []
@@ -74,7 +105,7 @@ def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     def start(
         text: str,
         width: int = 1400,
-        address: str = "#view=everything",
+        address: str = EVERYTHING,
         *,
         wait: bool = True,
         **options: Any,

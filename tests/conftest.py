@@ -13,11 +13,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from _browser import chromium, opened
+from _browser import _page, chromium, opened, shown
 from _inline import Workers
 from _processes import ProcessCount
 
-__all__ = ["chromium", "opened"]  # fixtures of the tests marked browser
+__all__ = ["_page", "chromium", "opened", "shown"]  # fixtures of the tests marked browser
 
 pytest.register_assert_rewrite("_formats")
 

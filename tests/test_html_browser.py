@@ -88,10 +88,7 @@ def test_nothing_is_said_and_no_request_leaves_the_page(
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_changes_every_chart_and_the_table(
-    opened: Callable[..., Opened], text: str, name: str
-) -> None:
-    shown = opened(text)
+def test_a_filter_changes_every_chart_and_the_table(shown: Opened, name: str) -> None:
     before = shown.drawn()
     shown.tick(name, FILTERS[name])
     after = shown.drawn()
@@ -100,10 +97,7 @@ def test_a_filter_changes_every_chart_and_the_table(
     assert FILTERS[name] in chosen
 
 
-def test_what_is_in_view_is_drawn_before_the_tables_below(
-    opened: Callable[..., Opened], text: str
-) -> None:
-    shown = opened(text)
+def test_what_is_in_view_is_drawn_before_the_tables_below(shown: Opened) -> None:
     ask = """async () => {
       const words = () => ["passing", "count"].map((id) => document.getElementById(id).textContent);
       const before = words();
@@ -152,8 +146,7 @@ def test_a_filter_lets_no_scored_row_into_the_table_of_winners(
     assert len(before) == 2
 
 
-def test_search_changes_every_chart_and_the_table(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text)
+def test_search_changes_every_chart_and_the_table(shown: Opened) -> None:
     before = shown.drawn()
     shown.page.get_by_label("Search").fill("LOW_RANK 0.25")
     shown.wait()
@@ -162,8 +155,7 @@ def test_search_changes_every_chart_and_the_table(opened: Callable[..., Opened],
     assert after["table"].startswith("17 of ")
 
 
-def test_a_link_restores_the_view(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text)
+def test_a_link_restores_the_view(shown: Opened, opened: Callable[..., Opened], text: str) -> None:
     shown.tick("format", "monarch")
     shown.tick("format", "btt")
     shown.tick("tokens", "256")
@@ -193,8 +185,7 @@ def test_an_address_that_makes_no_sense_changes_nothing(
     assert odd.said == []
 
 
-def test_the_downloads_hold_the_rows_that_pass(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text, accept_downloads=True)
+def test_the_downloads_hold_the_rows_that_pass(shown: Opened) -> None:
     shown.tick("format", "csr")
     shown.tick("pass", "Forward and backward")
     rows = {}
@@ -211,8 +202,7 @@ def test_the_downloads_hold_the_rows_that_pass(opened: Callable[..., Opened], te
     assert "time_seconds" in lines[0].split(",")
 
 
-def test_rows_are_sorted_and_taken_from_a_chart(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text)
+def test_rows_are_sorted_and_taken_from_a_chart(shown: Opened) -> None:
     cells = """(name) => {
       const head = [...document.querySelectorAll("#table thead th")].map((c) => c.textContent);
       const rows = [...document.querySelectorAll("#table tbody tr")];
@@ -260,8 +250,7 @@ def test_the_keyboard_reaches_every_control(opened: Callable[..., Opened], text:
     assert reached - {None} == {str(number) for number in range(wanted)}
 
 
-def test_a_filter_is_worked_by_keys_alone(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text)
+def test_a_filter_is_worked_by_keys_alone(shown: Opened) -> None:
     shown.page.locator("[data-filter=format] summary").focus()
     for key in ("Enter", "Tab", "Space", "Escape"):
         shown.page.keyboard.press(key)
@@ -528,10 +517,9 @@ def test_closed_forms_stay_with_the_figure_that_has_them(opened: Callable[..., O
 
 
 def test_the_decision_follows_the_error_the_setting_and_the_filters(
-    opened: Callable[..., Opened], text: str, run: Run
+    shown: Opened, run: Run
 ) -> None:
     settings = decision.settings(numbered(report_rows(run)))
-    shown = opened(text)
     headline = shown.page.locator("#headline")
 
     def says(setting: decision.Setting, limit: float) -> str:
@@ -556,9 +544,8 @@ def test_the_decision_follows_the_error_the_setting_and_the_filters(
 
 
 def test_a_case_opens_from_a_row_a_bar_and_a_mark_and_closes_by_keys(
-    opened: Callable[..., Opened], text: str, run: Run
+    shown: Opened, opened: Callable[..., Opened], text: str, run: Run
 ) -> None:
-    shown = opened(text)
     page, dialog = shown.page, shown.page.locator("#case")
     rows = numbered(report_rows(run))
     table = page.locator("#table tbody tr").nth(2)
@@ -619,8 +606,7 @@ def test_axe_finds_no_serious_violation_in_a_case(
     assert _grave(shown) == []
 
 
-def test_the_command_of_a_case_is_copied(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text, permissions=["clipboard-read", "clipboard-write"])
+def test_the_command_of_a_case_is_copied(shown: Opened) -> None:
     shown.page.locator("#table tbody button").first.click()
     shown.page.locator("#case [data-part=copy]").click()
     shown.page.locator("#case [data-part=status]", has_text="Copied.").wait_for()

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from _browser import Opened
+from _browser import CLIPBOARD, Opened
 from _synthetic import questions, run_of
 
 from hwbench.report import decision, html
@@ -17,7 +17,6 @@ from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
 
 pytestmark = pytest.mark.browser
-CLIPBOARD = ["clipboard-read", "clipboard-write"]
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +79,7 @@ def copied(shown: Opened, table: str, form: str) -> list[str]:
     return shown.page.evaluate("navigator.clipboard.readText()").splitlines()
 
 
-def test_the_ranking_and_the_table_are_copied_as_they_are_filtered(
-    opened: Callable[..., Opened], text: str, run: Run
-) -> None:
-    shown = opened(text, permissions=CLIPBOARD)
+def test_the_ranking_and_the_table_are_copied_as_they_are_filtered(shown: Opened, run: Run) -> None:
     setting = decision.settings(numbered(report_rows(run)))[0]
     head, rule, *lines = copied(shown, "ranking", "markdown")
     assert head.startswith("| format | time relative to dense | time | error | stored |")
@@ -112,7 +108,7 @@ def test_the_ranking_and_the_table_are_copied_as_they_are_filtered(
 
 
 def test_signs_of_a_table_are_escaped(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text, permissions=CLIPBOARD)
+    shown = opened(text, address="", permissions=CLIPBOARD)
     cell = "document.querySelector('#ranking tbody td:last-child')"
     shown.page.evaluate(f"() => {{ {cell}.textContent = 'a|b <i> 5% $x_1$ \\\\ {{}}~^#&'; }}")
     markdown = copied(shown, "ranking", "markdown")[2]

@@ -17,7 +17,6 @@ from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
 
 pytestmark = pytest.mark.browser
-CLIPBOARD = ["clipboard-read", "clipboard-write"]
 STORED = Path(__file__).parents[1] / "reports"
 
 
@@ -107,9 +106,8 @@ def test_every_line_has_its_name_at_its_end_and_no_two_lie_on_one_another(
 
 
 def test_a_filter_moves_the_names_and_a_narrow_plot_has_none(
-    opened: Callable[..., Opened], text: str
+    shown: Opened, opened: Callable[..., Opened], text: str
 ) -> None:
-    shown = opened(text)
     shown.tick("format", "monarch")
     shown.tick("format", "csr")
     for figure in shown.page.evaluate(NAMED):
@@ -174,10 +172,7 @@ def faded(shown: Opened, name: str) -> tuple[bool, int]:
     )
 
 
-def test_a_name_of_a_legend_that_is_hovered_or_focused_stands_out(
-    opened: Callable[..., Opened], text: str
-) -> None:
-    shown = opened(text)
+def test_a_name_of_a_legend_that_is_hovered_or_focused_stands_out(shown: Opened) -> None:
     legend = shown.page.locator("#density ul.legend")
     names = legend.get_by_role("button")
     assert names.count() == 8
@@ -297,9 +292,8 @@ def test_the_address_keeps_the_answer_that_is_shown(
     "figure", ["#picture", "#density figure >> nth=1", "#samples figure >> nth=1"]
 )
 def test_a_link_to_a_chart_opens_it_with_its_filters(
-    opened: Callable[..., Opened], text: str, figure: str
+    shown: Opened, opened: Callable[..., Opened], text: str, figure: str
 ) -> None:
-    shown = opened(text, permissions=CLIPBOARD)
     shown.tick("tokens", "256")
     shown.page.locator(figure).locator("[data-link]").focus()
     shown.page.keyboard.press("Enter")
@@ -324,9 +318,8 @@ def test_a_link_to_a_chart_opens_it_with_its_filters(
 
 
 def test_a_chart_of_a_list_and_a_case_have_addresses(
-    opened: Callable[..., Opened], text: str
+    shown: Opened, opened: Callable[..., Opened], text: str
 ) -> None:
-    shown = opened(text, permissions=CLIPBOARD)
     section = shown.page.locator("[data-section=accuracy]")
     section.locator("select").select_option(index=2)
     shown.wait()
@@ -347,8 +340,9 @@ def test_a_chart_of_a_list_and_a_case_have_addresses(
     assert case.page.locator(".linked").count() == 0
 
 
-def test_the_address_keeps_what_is_unfolded(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text)
+def test_the_address_keeps_what_is_unfolded(
+    shown: Opened, opened: Callable[..., Opened], text: str
+) -> None:
     folded = "[...document.querySelectorAll('main details:not(.alone)')]"
     assert shown.page.evaluate(f"{folded}.length") > 1
     summary = shown.page.locator("#rows details summary").first

@@ -64,11 +64,11 @@ def test_a_case_of_minutes_leaves_no_log_silent(
 
     with _progress.progress() as listen:
         more(2)
-        assert set(lines) == {"hwbench: planning; still at work after 0:00"}
+        assert set(lines) == {"hwbench: planning; still at work, 0:00 without a result"}
         lines.clear()
         listen(Progress(3, 12, 1.0, Path("run.jsonl")))
         more(3)
-        assert lines[-1] == "hwbench: 3 of 12 results; still at work after 0:00"
+        assert lines[-1] == "hwbench: 3 of 12 results; still at work, 0:00 without a result"
     capsys.readouterr()
     time.sleep(0.05)
     assert not capsys.readouterr().err
@@ -84,7 +84,7 @@ def test_a_log_of_short_cases_has_nothing_about_waiting(monkeypatch: pytest.Monk
             log.heard(line, at_once=False)
         else:
             log.remind()
-    assert lines == ["a", "b", "b; still at work after 0:33"]
+    assert lines == ["a", "b", "b; still at work, 0:33 without a result"]
 
 
 def test_a_bar_has_how_much_is_done_where_a_case_is_longer_than_the_terminal(
@@ -101,7 +101,7 @@ def test_a_bar_has_how_much_is_done_where_a_case_is_longer_than_the_terminal(
             listen(Progress(done, 28, float(done), Path("run.jsonl"), result))
     drawn = [line for line in re.split(r"[\r\n]", stream.getvalue()) if "11/28" in line]
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn[-1])
-    assert re.match(r" *39 % ━+.* 11/28 0:17 left projection", plain), plain
+    assert re.match(r" *39 % ━+.* 11/28 0:17 left last: projection", plain), plain
     assert len(plain) <= 80
 
 

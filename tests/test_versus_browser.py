@@ -50,10 +50,7 @@ def test_the_ratios_are_drawn_and_tabled_as_python_wrote_them(
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_changes_the_charts_and_the_table_of_ratios(
-    opened: Callable[..., Opened], text: str, name: str
-) -> None:
-    shown = opened(text)
+def test_a_filter_changes_the_charts_and_the_table_of_ratios(shown: Opened, name: str) -> None:
     before, table = shown.drawn()["versus1"], shown.page.evaluate(TABLE)
     shown.tick(name, FILTERS[name])
     assert shown.drawn()["versus1"] != before
@@ -63,8 +60,9 @@ def test_a_filter_changes_the_charts_and_the_table_of_ratios(
     assert shown.page.locator(".ratios-nothing").is_visible() == none
 
 
-def test_a_link_restores_the_ratios(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text)
+def test_a_link_restores_the_ratios(
+    shown: Opened, opened: Callable[..., Opened], text: str
+) -> None:
     shown.tick("format", "btt")
     shown.tick("tokens", "256")
     there = opened(text, address=shown.page.evaluate("location.hash"))
@@ -74,10 +72,7 @@ def test_a_link_restores_the_ratios(opened: Callable[..., Opened], text: str) ->
     assert one == two
 
 
-def test_the_rows_of_a_chart_of_ratios_are_in_the_table_of_all(
-    opened: Callable[..., Opened], text: str
-) -> None:
-    shown = opened(text)
+def test_the_rows_of_a_chart_of_ratios_are_in_the_table_of_all(shown: Opened) -> None:
     shown.page.locator("[data-section=versus1] [data-rows]").nth(1).click()
     assert shown.page.locator("#count").inner_text().startswith("19 of 19 rows")
     heads = shown.page.locator("#table thead th").all_inner_texts()

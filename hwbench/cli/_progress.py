@@ -65,8 +65,8 @@ class _Log:
             now = time.monotonic()
             if now - self._said_at >= LOG_SECONDS:
                 self._said_at, waited = now, now - self._heard_at
-                late = f"; still at work after {clock(waited)}" if waited >= LOG_SECONDS else ""
-                self._say(f"{self._line}{late}")
+                late = f"; still at work, {clock(waited)} without a result"
+                self._say(f"{self._line}{late if waited >= LOG_SECONDS else ''}")
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ def progress() -> Iterator[Listener]:
 
 
 def _line(fields: dict[str, Any]) -> str:
-    """A line of a log: ``hwbench: 12 of 69 results, 1:20 left; dense/1024x1024 …``."""
+    """A line of a log: ``hwbench: 12 of 69 results, 1:20 left; last: dense/1024x1024 …``."""
     left = f", {fields['left']}" if fields["left"] else ""
     last = f"; {fields['description']}" if fields["description"] else ""
     return f"hwbench: {fields['completed']:.0f} of {fields['total']:.0f} results{left}{last}"
@@ -150,5 +150,5 @@ def _fields(progress: Progress, first: Progress) -> dict[str, Any]:
         "total": progress.total,
         "left": left,
         "description": progress.note
-        or (shortened(progress.result.case) if progress.result else ""),
+        or (f"last: {shortened(progress.result.case)}" if progress.result else ""),
     }

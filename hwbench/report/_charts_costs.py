@@ -107,6 +107,7 @@ def _winners() -> Any:
         groupby=["shape_text", "tokens"],
     )
     best = best.transform_calculate(
+        area="datum.best.area",
         shade="datum.best.shade",
         series="datum.best.series",
         name=f"{VALUES.format('datum.best.series')} + ({_OFF} ? ' ' + {_DENSITY} : '')",
@@ -118,7 +119,7 @@ def _winners() -> Any:
                 title="tokens",
                 axis=alt.Axis(labelAngle=0, orient="top", labelExpr=COUNTS),
             ),
-            y=alt.Y("shape_text:N", title="out × in", sort=alt.EncodingSortField("best.area")),
+            y=alt.Y("shape_text:N", title="out × in", sort=alt.EncodingSortField("area")),
         )
     )
     fills = alt.Scale(domain=list(_SHADES), range=[f"var(--h-{name})" for name in _SHADES])

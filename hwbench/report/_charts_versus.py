@@ -53,7 +53,9 @@ def _axes(line: str, title: str) -> tuple[Any, Any]:
     import altair as alt
 
     axis = alt.Axis(labelLimit=190, labelExpr=VALUES.format("datum.label"))
-    y = alt.Y(f"{line}:N", title=None, sort=None, axis=axis)
+    # With no field to sort by, a chart that is given other rows keeps the lines of both in place.
+    sort = alt.EncodingSortField(field="place", op="min")
+    y = alt.Y(f"{line}:N", title=None, sort=sort, axis=axis)
     return times(alt.X, title, "ratio"), y
 
 

@@ -42,12 +42,14 @@ FLAGS = {
 }
 """The meaning of each flag of a case; other packages' meters may set others."""
 
+FAR = 0.1
+"""From the asked density: a name has both where they differ by more than this share."""
+
 
 _PARTS = re.compile(r"(?:\[[^\]]*\]|[^/\[])+")
 _IN_BRACKETS = re.compile(r"\[([^\]]*)\]")
 _SHAPE = re.compile(r"\d+x\d+")
 _TOKENS = re.compile(r"^t(\d+)$")
-_FAR = 0.1  # from the asked density: a name has both where they differ by more than this share
 _LEAST = 2  # parts of an id before its shape: workload and format
 
 
@@ -146,7 +148,7 @@ def far_from_asked(row: Row) -> bool:
     density, asked_density = row.density, row.asked_density
     if not (known(density) and known(asked_density)):
         return False
-    return bool(abs(density - asked_density) > _FAR * asked_density)
+    return bool(abs(density - asked_density) > FAR * asked_density)
 
 
 def series_name(row: Row) -> str:

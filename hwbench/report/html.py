@@ -375,6 +375,7 @@ def _data(page: _Page) -> dict[str, Any]:
             "directions": words.DIRECTIONS,
             "heat_words": _heat.FAILED,
             "level_words": _heat.LEVEL,
+            "far": words.FAR,
             "looks": {name: {"css": s.css, "path": s.path} for name, s in looks.items()},
             "variants": variants(_drawn(rows)),
             "variant_looks": [asdict(each) | {"hollow": each.hollow} for each in VARIANTS],

@@ -9,7 +9,7 @@ function chartRow(data, number) {
   row.flags ||= "none";
   row.variant = data.variants.get(row.series) ?? 0;
   // A density that is a tenth below what was asked for, or more, is written as it is.
-  const near = known(row.asked_density) && !(Math.abs(row.density - row.asked_density) > 0.1 * row.asked_density);
+  const near = known(row.asked_density) && !farFromAsked(data, row.density, row.asked_density);
   row.density_text = near ? String(row.asked_density) : known(row.density) ? String(Number(row.density.toPrecision(3))) : "–";
   row.time_text = si(row.time_seconds, "s") + range(row.time_low, row.time_high, (v) => si(v, "s"));
   row.relative_text = `${plain(row.relative)}×` + range(row.relative_low, row.relative_high, plain);
@@ -68,6 +68,7 @@ function figureRows(data, figure, passes) {
     for (const [name, values] of Object.entries(figure.own || {})) row[name] = values[place];
     if (figure.own?.series) row.variant = data.variants.get(row.series) ?? 0;
     if ("error" in row) row.error_text = plain(row.error);
+    row.place = rows.length;
     rows.push(row);
   });
   if (figure.kind === "split") pairPasses(data, rows);

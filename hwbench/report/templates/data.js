@@ -57,6 +57,8 @@ function si(value, unit) {
 }
 
 const plain = (value, digits = 3) => (known(value) ? significant(value, digits) : "–");
+// Whether a density is far from the one that was asked for, as far_from_asked of hwbench/report/_words.py.
+const farFromAsked = (data, density, asked) => known(density) && known(asked) && Math.abs(density - asked) > data.far * asked;
 const percent = (value) => (known(value) ? `${(100 * value).toFixed(0)} %` : "–");
 
 // A value in the unit of its quantity, as hwbench/report/_words.py writes it.

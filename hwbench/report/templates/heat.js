@@ -44,7 +44,7 @@ function heatCell(data, row) {
   const level = data.column("level")[row];
   const ring = data.column("best")[row] ? " best" : level ? " level" : "";
   const [density, asked] = ["density", "asked_density"].map((name) => data.column(name)[row]);
-  const far = known(density) && known(asked) && Math.abs(density - asked) > 0.1 * asked;
+  const far = farFromAsked(data, density, asked);
   const says = [far && `density ${significant(density)}`, data.level_words[level]].filter(Boolean).join("; ");
   return { text: far ? `${text}†` : text, shade: data.column("shade")[row] + ring, says };
 }
