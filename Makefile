@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
 
 BROWSER_RESULTS := .pytest_cache/browser.xml
+BROWSER_FILES    = $(shell grep -l pytest.mark.browser tests/test_*.py)
 BROWSER_TESTS := 40                      # fewer than these is a failure: a skipped browser proves nothing
 
 .DEFAULT_GOAL := help
@@ -47,8 +48,8 @@ golden: $(VENV)/.dev ## write what every reader makes of the stored runs in test
 	$(BIN)/python tests/golden/make.py
 
 test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "browser and not heavy" --junit-xml $(BROWSER_RESULTS)
-	$(BIN)/python -m pytest -m "browser and heavy"   # what takes the time of a page, by itself
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "browser and not heavy" --junit-xml $(BROWSER_RESULTS) $(BROWSER_FILES)
+	$(BIN)/python -m pytest -m "browser and heavy" $(BROWSER_FILES)   # what takes the time of a page, by itself
 	@$(BIN)/python -c "import xml.etree.ElementTree as T; s = T.parse('$(BROWSER_RESULTS)').getroot().find('testsuite'); \
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'browser tests ran'); \
 	raise SystemExit(n < $(BROWSER_TESTS) and f'at least $(BROWSER_TESTS) should have run: is there a Chromium?')"

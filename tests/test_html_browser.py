@@ -50,6 +50,12 @@ def text(run: Run) -> str:
     return html.render([run])
 
 
+@pytest.fixture(scope="module")
+def small() -> str:
+    """A page of every part with fewer rows; for tests that take long on each part."""
+    return html.render([run_of(questions(densities=(0.5,)))])
+
+
 @pytest.mark.parametrize("width", [1400, 400])
 def test_every_chart_is_drawn_and_nothing_scrolls_sideways(
     opened: Callable[..., Opened], text: str, width: int
@@ -77,9 +83,9 @@ def test_every_chart_is_drawn_and_nothing_scrolls_sideways(
 
 
 def test_nothing_is_said_and_no_request_leaves_the_page(
-    opened: Callable[..., Opened], text: str
+    opened: Callable[..., Opened], small: str
 ) -> None:
-    shown = opened(text)
+    shown = opened(small)
     shown.tick("format", "monarch")
     shown.page.get_by_role("button", name="Reset").click()
     shown.wait()
@@ -176,11 +182,11 @@ def test_a_link_restores_the_view(shown: Opened, opened: Callable[..., Opened], 
 
 
 def test_an_address_that_makes_no_sense_changes_nothing(
-    opened: Callable[..., Opened], text: str
+    opened: Callable[..., Opened], small: str
 ) -> None:
-    plain = opened(text).drawn()
+    plain = opened(small).drawn()
     address = "#constructor&format=nobody&chart=__proto__.1&density.more=x&sort=y&view=everything"
-    odd = opened(text, address=address)
+    odd = opened(small, address=address)
     assert odd.drawn() == plain
     assert odd.said == []
 
@@ -224,8 +230,8 @@ def test_rows_are_sorted_and_taken_from_a_chart(shown: Opened) -> None:
     assert 0 < chart["y"] < 1000
 
 
-def test_the_keyboard_reaches_every_control(opened: Callable[..., Opened], text: str) -> None:
-    shown = opened(text)
+def test_the_keyboard_reaches_every_control(opened: Callable[..., Opened], small: str) -> None:
+    shown = opened(small)
     wanted = shown.page.evaluate(
         """() => {
           const controls = "a[href], button, input, select, summary, [tabindex='0']";
@@ -262,9 +268,9 @@ def test_a_filter_is_worked_by_keys_alone(shown: Opened) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_violation(
-    opened: Callable[..., Opened], text: str, scheme: str
+    opened: Callable[..., Opened], small: str, scheme: str
 ) -> None:
-    shown = opened(text, color_scheme=scheme, bypass_csp=True)
+    shown = opened(small, color_scheme=scheme, bypass_csp=True)
     shown.page.locator("[data-filter=format] summary").click()
     assert _grave(shown) == []
 
@@ -279,10 +285,10 @@ def _grave(shown: Opened) -> list[tuple[str, list[str]]]:
 
 
 def test_dark_and_light_differ_and_the_button_changes_them(
-    opened: Callable[..., Opened], text: str
+    opened: Callable[..., Opened], small: str
 ) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
-    light, dark = (opened(text, color_scheme=name).page for name in ("light", "dark"))
+    light, dark = (opened(small, color_scheme=name).page for name in ("light", "dark"))
     assert light.evaluate(paper) == "rgb(247, 247, 244)"
     assert dark.evaluate(paper) == "rgb(16, 18, 21)"
     light.locator("#theme").click()
@@ -598,9 +604,9 @@ def test_a_case_tells_its_flags_in_words_and_its_samples_where_the_page_has_them
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_violation_in_a_case(
-    opened: Callable[..., Opened], text: str, scheme: str
+    opened: Callable[..., Opened], small: str, scheme: str
 ) -> None:
-    shown = opened(text, color_scheme=scheme, bypass_csp=True)
+    shown = opened(small, color_scheme=scheme, bypass_csp=True)
     shown.page.locator("#table tbody button").first.click()
     shown.wait()
     assert _grave(shown) == []
@@ -734,9 +740,9 @@ def _commands(
 
 
 def test_the_summary_shows_the_answer_and_everything_the_rest(
-    opened: Callable[..., Opened], text: str
+    opened: Callable[..., Opened], small: str
 ) -> None:
-    shown = opened(text, address="")
+    shown = opened(small, address="")
     page = shown.page
     visible = "[...document.querySelectorAll('main > section')].filter((s) => s.checkVisibility())"
     ids = f"{visible}.map((s) => s.id)"
@@ -759,7 +765,7 @@ def test_the_summary_shows_the_answer_and_everything_the_rest(
     shown.wait()
     assert page.locator("#roofline figure.chart svg path").count() > 10
     for address in ("#rows", "#view=everything"):
-        assert opened(text, address=address).page.locator("#table").is_visible()
+        assert opened(small, address=address).page.locator("#table").is_visible()
     assert shown.said == []
 
 

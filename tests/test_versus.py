@@ -6,10 +6,11 @@ import copy
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from _synthetic import CEILINGS, HOSTILE, hostile_run, linear_case, questions, run_of
+from _synthetic import CEILINGS, DENSITIES, HOSTILE, hostile_run, linear_case, questions, run_of
 
 from hwbench.cli.compare import _prices
 from hwbench.errors import UsageError
@@ -30,9 +31,10 @@ def scaled(roof: float) -> dict[str, Any]:
     return found
 
 
-def faster(by: float, roof: float, **fields: Any) -> Run:
+def faster(by: float, roof: float, densities: Sequence[float] = DENSITIES, **fields: Any) -> Run:
     """The usual run, with every time divided, on a machine whose roofs are higher."""
-    run = run_of(questions(projection=False), ceilings=scaled(roof), **fields)
+    cases = questions(projection=False, densities=densities)
+    run = run_of(cases, ceilings=scaled(roof), **fields)
     for result in run.results:
         for measured in result.measurements:
             if measured.quantity == "time_seconds":
