@@ -398,15 +398,8 @@ def _descend(layer: Member, factor: Tensor, pull: Tensor, gram: Tensor, steps: i
 
     Ŵ is linear in the factor, so its derivative is the same in every step: one graph serves all.
     """
-    others = [each for each in _factors(layer) if each is not factor]
-    for each in others:
-        each.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            graph = layer.to_dense()
-    finally:
-        for each in others:
-            each.requires_grad_(True)
+    with torch.enable_grad():
+        graph = layer.to_dense()
     # Of ``data`` autograd sees no change: the graph may hold values, which it never needs.
     values = factor.data
     dense, direction, size = graph.detach().clone(), torch.zeros_like(values), 0.0
