@@ -68,10 +68,10 @@ function figureRows(data, figure, passes) {
     for (const [name, values] of Object.entries(figure.own || {})) row[name] = values[place];
     if (figure.own?.series) row.variant = data.variants.get(row.series) ?? 0;
     if ("error" in row) row.error_text = plain(row.error);
-    row.place = rows.length;
     rows.push(row);
   });
   if (figure.kind === "split") pairPasses(data, rows);
+  rows.forEach((row, place) => { row.place = place; });
   return cutSpans(findFront(rows, figure.better === "higher" ? -1 : 1), figure.value || "relative");
 }
 
@@ -82,7 +82,6 @@ function pairPasses(data, rows) {
   const passes = Object.keys(data.directions);
   rows.sort((a, b) => least.get(a.label) - least.get(b.label) || ORDER.compare(a.label, b.label)
     || passes.indexOf(a.direction) - passes.indexOf(b.direction));
-  rows.forEach((row, place) => { row.place = place; });
 }
 
 // The front of what is drawn: nothing else that is drawn is both faster and better.

@@ -59,6 +59,7 @@ function drawnInTurn(data, id, draw) {
   const table = document.getElementById(id);
   if (!table) return () => {};
   return () => {
+    data.late.delete(draw);
     if (inView(table)) draw();
     else data.late.add(draw);
   };

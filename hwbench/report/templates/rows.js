@@ -151,17 +151,21 @@ function startRows(data, filters) {
 
   function restart() {
     limit = STEP;
-    count();
     show();
   }
 
   const rows = () => chosen().map((number) => enrich(data.row(number)));
   find("further").addEventListener("click", () => { limit += 10 * STEP; show(); });
+  function showOnly(chart) {
+    state.only = chart;
+    filters.remember();
+    count();
+    restart();
+  }
+
   // All rows again, and back to the chart whose rows they were.
   find("only").addEventListener("click", () => {
-    state.only = "";
-    filters.remember();
-    restart();
+    showOnly("");
     if (!from) return;
     filters.reveal(from);
     from.scrollIntoView({ block: "center" });
@@ -175,9 +179,7 @@ function startRows(data, filters) {
       const { figure } = button.closest("figure");
       const section = button.closest(".figures").dataset.section;
       from = button;
-      state.only = `${section}.${data.figures[section].indexOf(figure)}`;
-      filters.remember();
-      restart();
+      showOnly(`${section}.${data.figures[section].indexOf(figure)}`);
       filters.reveal(find("rows"));
       find("rows").scrollIntoView();
       find("only").focus({ preventScroll: true });
