@@ -48,7 +48,7 @@ golden: $(VENV)/.dev ## write what every reader makes of the stored runs in test
 	$(BIN)/python tests/golden/make.py
 
 test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "browser and not heavy" --junit-xml $(BROWSER_RESULTS) $(BROWSER_FILES)
+	$(PYTEST) -m "browser and not heavy" --junit-xml $(BROWSER_RESULTS) $(BROWSER_FILES)
 	$(BIN)/python -m pytest -m "browser and heavy" $(BROWSER_FILES)   # what takes the time of a page, by itself
 	@$(BIN)/python -c "import xml.etree.ElementTree as T; s = T.parse('$(BROWSER_RESULTS)').getroot().find('testsuite'); \
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'browser tests ran'); \

@@ -46,7 +46,6 @@ class Opened:
         self.page.evaluate("new Promise((done) => setTimeout(done, 0))")  # the address is read
         self.wait()
         self.page.evaluate("scrollTo(0, 0)")
-        self.said.clear()
 
     def tick(self, name: str, value: str) -> None:
         """Choose one value of a filter with the mouse."""
@@ -77,50 +76,54 @@ class Opened:
         )
 
 
+def _opened(
+    chromium: Any,
+    path: Path,
+    text: str,
+    width: int = 1400,
+    address: str = EVERYTHING,
+    **options: Any,
+) -> Opened:
+    path.write_text(text, encoding="utf-8")
+    view = {"width": width, "height": 1000}
+    context = chromium.new_context(viewport=view, reduced_motion="reduce", **options)
+    shown = Opened(context.new_page(), path)
+    shown.page.goto(f"{path.as_uri()}{address}")
+    return shown
+
+
 @pytest.fixture(scope="module")
 def _page(chromium: Any, tmp_path_factory: pytest.TempPathFactory, text: str) -> Iterator[Opened]:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(text, encoding="utf-8")
-    view = {"width": 1400, "height": 1000}
-    context = chromium.new_context(
-        viewport=view, reduced_motion="reduce", permissions=CLIPBOARD, accept_downloads=True
-    )
-    page = Opened(context.new_page(), path)
-    page.page.goto(f"{path.as_uri()}{EVERYTHING}")
-    yield page
-    context.close()
+    shown = _opened(chromium, path, text, permissions=CLIPBOARD, accept_downloads=True)
+    yield shown
+    shown.page.context.close()
 
 
 @pytest.fixture
-def shown(_page: Opened) -> Opened:
-    """The page of the module's ``text``, opened once; for tests whose choices its address holds."""
+def shown(_page: Opened) -> Iterator[Opened]:
+    """The page of the module's ``text``, opened once; for tests whose choices its address holds.
+
+    It has nothing to say in any of them.
+    """
     _page.reset()
-    return _page
+    yield _page
+    said = list(_page.said)
+    _page.said.clear()  # of the next test it says nothing
+    assert said == []
 
 
 @pytest.fixture
 def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    made = []
+    made: list[Opened] = []
 
-    def start(
-        text: str,
-        width: int = 1400,
-        address: str = EVERYTHING,
-        *,
-        wait: bool = True,
-        **options: Any,
-    ) -> Opened:
-        path = tmp_path / "page.html"
-        path.write_text(text, encoding="utf-8")
-        view = {"width": width, "height": 1000}
-        context = chromium.new_context(viewport=view, reduced_motion="reduce", **options)
-        made.append(context)
-        shown = Opened(context.new_page(), path)
-        shown.page.goto(f"{path.as_uri()}{address}")
+    def start(text: str, *where: Any, wait: bool = True, **options: Any) -> Opened:
+        shown = _opened(chromium, tmp_path / "page.html", text, *where, **options)
+        made.append(shown)
         if wait:
             shown.wait()
         return shown
 
     yield start
-    for context in made:
-        context.close()
+    for shown in made:
+        shown.page.context.close()

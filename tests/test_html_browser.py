@@ -162,6 +162,8 @@ def test_search_changes_every_chart_and_the_table(shown: Opened) -> None:
 
 
 def test_a_link_restores_the_view(shown: Opened, opened: Callable[..., Opened], text: str) -> None:
+    shown.tick("shape", "512×1024")  # a chart forgets what it showed before
+    shown.reset()
     shown.tick("format", "monarch")
     shown.tick("format", "btt")
     shown.tick("tokens", "256")
