@@ -34,6 +34,7 @@ test-all: $(VENV)/.dev ## run both tiers, as before a release
 	$(PYTEST) -m "not cuda and not browser"
 
 test-heavy: $(VENV)/.dev ## run the second tier alone, and the drawn inputs again with more of them
+	$(BIN)/python -m pytest -m "browser and heavy" $(BROWSER_FILES)   # what takes the time of a page, by itself
 	$(PYTEST) -m "(heavy or drawn) and not cuda and not browser"
 
 mutations: $(VENV)/.dev ## put known faults back into a copy, one by one: does a test find each?
@@ -47,9 +48,8 @@ docs: $(VENV)/.dev ## write docs/formats.md, its pictures, the tables of other p
 golden: $(VENV)/.dev ## write what every reader makes of the stored runs in tests/golden; look at the diff
 	$(BIN)/python tests/golden/make.py
 
-test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium)
+test-browser: $(VENV)/.dev ## run the tests that open a report in Chromium (Debian: apt-get install chromium-headless-shell)
 	$(PYTEST) -m "browser and not heavy" --junit-xml $(BROWSER_RESULTS) $(BROWSER_FILES)
-	$(BIN)/python -m pytest -m "browser and heavy" $(BROWSER_FILES)   # what takes the time of a page, by itself
 	@$(BIN)/python -c "import xml.etree.ElementTree as T; s = T.parse('$(BROWSER_RESULTS)').getroot().find('testsuite'); \
 	n = int(s.get('tests')) - int(s.get('skipped')); print(n, 'browser tests ran'); \
 	raise SystemExit(n < $(BROWSER_TESTS) and f'at least $(BROWSER_TESTS) should have run: is there a Chromium?')"

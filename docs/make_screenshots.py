@@ -24,7 +24,7 @@ OUT = HERE / "screenshots"
 REPORTS = HERE.parent / "reports"
 SIZES = {"desk": (1400, 900), "telephone": (390, 844)}
 THEMES = ("light", "dark")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 
 
 def main() -> None:

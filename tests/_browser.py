@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
+"""The first one found is used: the shell draws the same page in three quarters of the time."""
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 DRAWN = "document.body.dataset.drawn === 'yes'"
 EVERYTHING = "#view=everything"
 CLIPBOARD = ["clipboard-read", "clipboard-write"]
@@ -18,7 +20,7 @@ CLIPBOARD = ["clipboard-read", "clipboard-write"]
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
+        pytest.skip(f"there is no Chromium on this machine: none of {', '.join(BROWSERS)}")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
