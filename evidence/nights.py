@@ -22,6 +22,7 @@ from typing import Any
 
 from hwbench.analysis.compare import Side, side
 from hwbench.analysis.stats import Rule
+from hwbench.measure import rerun
 from hwbench.measure import run as runner
 from hwbench.records import Verdict
 from hwbench.store import Run, read_run
@@ -81,7 +82,7 @@ def _measured(first: Run, name: str, planned: dict[str, Any], number: int, rest:
     path = first.path.with_name(f"{name}.jsonl")
     if not path.exists():
         time.sleep(rest)
-        runner.anew(
+        rerun.anew(
             first, planned, name,
             replicates=5, seed=20_000 + 100 * number,
             arguments={SLOWER: max(SHARES)} if name.startswith("slow") else {},
@@ -114,7 +115,7 @@ def pairs(runs: list[Run]) -> None:
     for old, new in zip(runs[::2], runs[1::2], strict=False):
 
         def again(cases: list[str], new: Run = new) -> Side:
-            return sided(read_run(runner.again(new, cases, gate.CONFIRMATIONS)))
+            return sided(read_run(rerun.again(new, cases, gate.CONFIRMATIONS)))
 
         judged = gate.judge_cases([sided(old)], sided(new), RULE, window=1, again=again)
         timed = [each for each in judged.changes if each.metric == "relative"]

@@ -11,8 +11,8 @@ import pytest
 from _inline import ten_seconds_a_replicate
 
 from hwbench.analysis.contested import contested
+from hwbench.measure import rerun, schedule
 from hwbench.measure import run as runner
-from hwbench.measure import schedule
 from hwbench.records import Status
 from hwbench.report import decision
 from hwbench.report.rows import numbered, report_rows
@@ -159,7 +159,7 @@ def test_a_confirmation_has_no_answer_of_its_own(
     run = simulate(tmp_path, monkeypatch, replicates_most=4)
     looked: list[Any] = []
     monkeypatch.setattr(schedule, "contested_cases", lambda state: looked.append(1) or set())
-    confirming = read_run(runner.again(run, list(run.planned)[:2], 3))
+    confirming = read_run(rerun.again(run, list(run.planned)[:2], 3))
     assert confirming.complete
     assert not looked
 

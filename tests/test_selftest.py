@@ -64,7 +64,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(selftest.runner, "run", lambda suite, **how: night("first"))
     monkeypatch.setattr(
-        selftest.runner, "anew", lambda found, planned, name, **how: night(name, planned)
+        selftest.rerun, "anew", lambda found, planned, name, **how: night(name, planned)
     )
     return made
 

@@ -15,6 +15,7 @@ from hwbench_simulated import Fake
 from hwbench import protocol
 from hwbench.analysis.frames import load_run
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
+from hwbench.measure import rerun
 from hwbench.measure import run as runner
 from hwbench.measure import schedule as execution
 from hwbench.meters import latency
@@ -307,7 +308,7 @@ def test_a_confirmation_names_the_fact_that_differs(tmp_path):
     where = msgspec.structs.replace(where, fingerprint=facts)
     run.header = msgspec.structs.replace(run.header, environment=where)
     with pytest.raises(EnvironmentMismatchError, match=r"torch was '2\.10\.0' and is"):
-        runner.again(run, [next(iter(run.planned))], 2)
+        rerun.again(run, [next(iter(run.planned))], 2)
 
 
 def test_every_result_of_a_resumed_run_stands_once(tmp_path):

@@ -1,15 +1,14 @@
-"""Suite → Run: planned anew, gone on with, or some of its cases again; no torch.
+"""Suite → Run: planned anew, or gone on with; no torch.
 
 A planning worker resolves what only torch knows; ``execution`` then measures what is missing.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 import secrets
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from hwbench import environment, files, plugins, protocol
 from hwbench import suite as suites
 from hwbench.analysis import fingerprint
 from hwbench.analysis.fingerprint import Difference, Severity
-from hwbench.errors import EnvironmentMismatchError, RunFileError, SuiteError, UsageError
+from hwbench.errors import RunFileError, SuiteError, UsageError
 from hwbench.measure import ceilings, references, revision
 from hwbench.measure.replicate import ANCHOR
 from hwbench.measure.schedule import Listener, Progress, State, execute
@@ -35,13 +34,12 @@ from hwbench.records import (
     Environment,
     Header,
     Plan,
-    Planned,
     PlannedLine,
     Status,
     Suite,
     without_gc,
 )
-from hwbench.store import Run, RunWriter, read_run, run_path
+from hwbench.store import Run, RunWriter, read_run
 
 _PLAN_SECONDS = 600.0  # planning a large suite
 _PEAKS = "measuring the peaks of this machine, which are kept"
@@ -232,123 +230,6 @@ def reopened(stored: Run, listener: Listener) -> State:
     return state
 
 
-def again(
-    stored: Run,
-    cases: Collection[str],
-    replicates: int,
-    *,
-    listener: Listener = lambda progress: None,
-) -> Path:
-    """Measure some cases of a run again, each with its dense, in fresh replicates.
-
-    The run ``<run>-confirm`` is written beside it. Where one is there that holds the cases, it is
-    finished or taken as it is: another look would be another chance.
-
-    Raises:
-        EnvironmentMismatchError: this is not the machine, or not the version, of the run.
-        RunFileError: the new run cannot be written.
-    """
-    planned = with_dense(stored, cases)
-    path = _confirm_path(stored, planned)
-    if path.exists():
-        _refuse_another(stored, read_run(path))
-        return resume(path, listener=listener)
-    return anew(
-        stored,
-        planned,
-        path.stem,
-        replicates=replicates,
-        seed=stored.header.seed + stored.header.plan.replicates,
-        arguments={"confirms": stored.header.run},
-        listener=listener,
-    )
-
-
-def with_dense(stored: Run, cases: Collection[str]) -> dict[str, Planned]:
-    """These cases of a run, and the dense ones that they are timed against."""
-    groups = {stored.planned[case].case.group for case in cases}
-    return {
-        case: planned
-        for case, planned in stored.planned.items()
-        if case in cases or (planned.case.format == ANCHOR and planned.case.group in groups)
-    }
-
-
-def _refuse_another(stored: Run, there: Run) -> None:
-    """Take no run for the confirmation of another that is not one.
-
-    Raises:
-        EnvironmentMismatchError: it was made on another machine or version.
-        RunFileError: it does not say that it confirms the run.
-    """
-    if there.header.arguments.get("confirms") != stored.header.run:
-        raise RunFileError(
-            f"{there.path} does not confirm {stored.header.run}; move it away, and check again."
-        )
-    before, now = (fingerprint.facts(each.header.environment) for each in (stored, there))
-    different = [str(each) for each in fingerprint.differences(before, now) if decides(each)]
-    if different:
-        raise EnvironmentMismatchError(
-            f"{there.path} was made on another machine or version than {stored.path}: "
-            f"{'; '.join(different)}"
-        )
-
-
-def anew(
-    stored: Run,
-    planned: dict[str, Planned],
-    name: str,
-    *,
-    replicates: int,
-    seed: int,
-    arguments: dict[str, Any],
-    listener: Listener = lambda progress: None,
-) -> Path:
-    """Measure planned cases of a run in a run of its own, beside it, on the same machine.
-
-    Raises:
-        EnvironmentMismatchError: this is not the machine, or not the version, of the run.
-        RunFileError: the new run cannot be written.
-    """
-    begun = time.monotonic()
-    seat = LocalSeat(stored.header.device, threads_of(stored))
-    reply = facts(seat)
-    if different := [str(each) for each in _different(stored, reply) if decides(each)]:
-        raise EnvironmentMismatchError(
-            f"this is not the machine, or not the version, of the run {stored.path}: "
-            f"{'; '.join(different)}"
-        )
-    header = replace(
-        stored.header,
-        run=name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        plan=replace(stored.header.plan, replicates=replicates),
-        seed=seed,
-        environment=replace(stored.header.environment, state=_state(reply)),
-        arguments={"threads": seat.threads, **arguments},
-    )
-    lines = [PlannedLine(id=case, planned=each) for case, each in planned.items()]
-    state = State(
-        header=header,
-        planned=planned,
-        writer=RunWriter.create(stored.path.parent, header, lines),
-        listener=listener,
-        done=set(),
-        begun=begun,
-    )
-    return execute(state, seat, None)
-
-
-def _confirm_path(stored: Run, cases: Collection[str]) -> Path:
-    """The confirming run that holds these cases, or the next that there is none of yet."""
-    for number in itertools.count(1):
-        name = f"{stored.header.run}-confirm" + (f"-{number}" if number > 1 else "")
-        path = run_path(stored.path.parent, name)
-        if not path.exists() or set(cases) <= set(read_run(path).planned):
-            return path
-    raise AssertionError("numbers do not end")
-
-
 def resolve_device(device: str) -> str:
     """The device that ``auto`` stands for here; any other name is returned unchanged."""
     if device != "auto":
@@ -427,7 +308,7 @@ def header_of(
     ]
     name = f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}-{secrets.token_hex(2)}"
     allocator, refused = _allocator(suite.plan, reply)
-    state = {**_state(reply), **({"allocator": refused} if refused else {})}
+    state = {**state_of(reply), **({"allocator": refused} if refused else {})}
     return Header(
         schema=SCHEMA,
         run=name,
@@ -463,17 +344,17 @@ def _settings(allocator: str, reply: protocol.PlanReply) -> dict[str, Any]:
     return {**reply.settings, **own}
 
 
-def _state(reply: protocol.PlanReply) -> dict[str, Any]:
+def state_of(reply: protocol.PlanReply) -> dict[str, Any]:
     """The worker's state of the machine now, and the revision of the caller's own code."""
     return {**reply.state, **revision.commit(), **revision.remote()}
 
 
-def decides(difference: Difference) -> bool:
-    """Whether two parts of one run may not differ in this: machine, settings or software."""
-    return difference.severity is Severity.FATAL or difference.software
+def deciding(differences: Sequence[Difference]) -> list[str]:
+    """In words, those that no two parts of one run may have: of machine, settings or software."""
+    return [str(d) for d in differences if d.severity is Severity.FATAL or d.software]
 
 
-def _different(stored: Run, reply: protocol.PlanReply) -> list[Difference]:
+def differences(stored: Run, reply: protocol.PlanReply) -> list[Difference]:
     """The differences between this machine and the run's, as ``fingerprint`` compares them."""
     before = fingerprint.facts(stored.header.environment)
     settings = _settings(_allocator(stored.header.plan, reply)[0], reply)
@@ -487,10 +368,10 @@ def _same_machine(stored: Run, reply: protocol.PlanReply) -> list[str]:
     Raises:
         RunFileError: a difference decides times.
     """
-    different = _different(stored, reply)
-    if deciding := [str(each) for each in different if decides(each)]:
+    different = differences(stored, reply)
+    if fatal := deciding(different):
         raise RunFileError(
-            f"{stored.path} was made on another machine or version ({'; '.join(deciding)}); start "
+            f"{stored.path} was made on another machine or version ({'; '.join(fatal)}); start "
             "a new run instead."
         )
     return [str(each) for each in different]

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from hwbench.analysis.compare import Side, side
 from hwbench.analysis.fingerprint import Severity, differences, facts
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
+from hwbench.measure import rerun
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
 from hwbench.records import Header, Result, Suite
@@ -158,7 +159,7 @@ class InPairs:
 
 
 def _with_dense(run: Run, cases: Collection[str]) -> dict[str, Any]:
-    return {case: planned.case for case, planned in runner.with_dense(run, cases).items()}
+    return {case: planned.case for case, planned in rerun.with_dense(run, cases).items()}
 
 
 def _holds(

@@ -29,7 +29,7 @@ from hwbench.analysis.noise import FEWEST_RUNS
 from hwbench.analysis.outcome import Outcome, cases
 from hwbench.analysis.stats import Rule, median
 from hwbench.errors import EnvironmentMismatchError, RunFileError, UnknownNameError, UsageError
-from hwbench.measure import run as runner
+from hwbench.measure import rerun
 from hwbench.measure.schedule import Listener
 from hwbench.records import Status, without_gc
 from hwbench.store import Run, read_run
@@ -164,7 +164,7 @@ def _confirming(
     """Adds to the question the functions that measure flagged cases again."""
 
     def again(flagged: list[str]) -> Side:
-        return _side(read_run(runner.again(run, flagged, CONFIRMATIONS, listener=listener)))
+        return _side(read_run(rerun.again(run, flagged, CONFIRMATIONS, listener=listener)))
 
     if way != "ab":
         return replace(question, way=way, again=again)

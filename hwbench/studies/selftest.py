@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from hwbench.analysis.compare import Side, side
 from hwbench.analysis.stats import Rule, clopper_pearson, median
 from hwbench.errors import RunFileError, UsageError
+from hwbench.measure import rerun
 from hwbench.measure import run as runner
 from hwbench.measure.replicate import ANCHOR
 from hwbench.measure.schedule import Listener
@@ -202,7 +203,7 @@ def _again(
 ) -> Run:
     """The same cases on another night."""
     number = 2 * night + (slower is not None)
-    path = runner.anew(
+    path = rerun.anew(
         first,
         planned,
         f"{first.header.run}-{'slow' if slower else 'night'}-{night + 1}",
