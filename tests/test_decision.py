@@ -85,6 +85,28 @@ def test_an_exact_and_faster_layer_stands_before_every_lossy_one() -> None:
     assert decision.terminal_lines([setting])[1].startswith("  exact: Use packed_dense (onednn)")
 
 
+@pytest.mark.parametrize(
+    ("ends", "advice"), [((0.9, 1.02), "Keep dense, or try"), ((0.9, 0.99), "Use")]
+)
+def test_what_may_be_no_faster_than_dense_is_no_reason_to_replace_it(
+    ends: tuple[float, float], advice: str
+) -> None:
+    cases = [linear_case("dense", None), linear_case("packed_dense", None)]
+    rows = [
+        changed(row, values={**row.values, "relative_time": 0.96}, relative_low=ends[0],
+                relative_high=ends[1])
+        if row.format == "packed_dense" else row
+        for row in rows_of(run_of(cases))
+    ]  # fmt: skip
+    (setting,) = decision.settings(rows)
+    best = setting.best(0.0)
+    assert best is not None
+    assert setting.says(best).startswith(f"{advice} packed_dense: ")
+    assert setting.says(best).endswith("(0.960×), exact.")
+    close = [each.name for each in setting.close(best, 0.0)]
+    assert close == (["dense"] if advice.startswith("Keep") else [])
+
+
 def test_without_errors_only_what_is_exact_by_its_nature_is_called_so() -> None:
     cases = [linear_case("dense", None), linear_case("low_rank", 0.1)]
     (setting,) = decision.settings(rows_of(run_of(cases)))

@@ -27,6 +27,8 @@ from hwbench.store import Run, read_run
 
 pytestmark = pytest.mark.browser
 
+REPORTS = Path(__file__).parents[1] / "reports"
+
 FILTERS = {
     "format": "monarch",
     "dtype": "bfloat16",
@@ -360,7 +362,7 @@ def test_the_front_of_a_score_that_is_better_higher_rises(opened: Callable[..., 
 
 
 def test_words_on_a_front_do_not_lie_on_one_another(opened: Callable[..., Opened]) -> None:
-    (path,) = (Path(__file__).parents[1] / "reports/2026-11-21-epyc-2core").glob("*.jsonl")
+    (path,) = (REPORTS / "2026-11-21-epyc-2core").glob("*.jsonl")
     shown = opened(html.render([read_run(path)]), 400)
     said = shown.page.evaluate(
         """() => [...document.querySelectorAll("[data-section=accuracy] figure.chart")].map((f) =>
@@ -551,6 +553,17 @@ def test_the_decision_follows_the_error_the_setting_and_the_filters(
     assert shown.page.locator("#decision-nothing").is_visible()
 
 
+def test_the_page_says_of_every_candidate_what_python_says(chromium: Any) -> None:
+    run = read_run(REPORTS / "2026-11-21-xeon-2core" / "linear-packed.jsonl")
+    settings = decision.settings(numbered(report_rows(run)))
+    said = [[each.says(candidate) for candidate in each.candidates] for each in settings]
+    beginnings = {sentence.partition(" ")[0] for sentences in said for sentence in sentences}
+    assert beginnings == {"Use", "Keep"}
+    assert any(s.startswith("Keep dense, or try") for sentences in said for s in sentences)
+    ask = "return data.settings.map((s) => s.candidates.map((each) => sayWhat(data, each)));"
+    assert _of_script(chromium, html.render([run]), "decision.js", ask) == said
+
+
 def test_a_case_opens_from_a_row_a_bar_and_a_mark_and_closes_by_keys(
     shown: Opened, opened: Callable[..., Opened], text: str, run: Run
 ) -> None:
@@ -728,17 +741,24 @@ def _commands(
     chromium: Any, text: str, numbers: list[int], function: str = "reproduce"
 ) -> list[Any]:
     """The command of each row as the script of the page makes it, and what is said beside it."""
+    words = 'const words = (found) => typeof found === "string" ? found : Object.values(found);'
+    ask = f"{words} return asked.map((n) => words({function}(data, n)));"
+    found = _of_script(chromium, text, "case.js", ask, numbers)
+    return [each if isinstance(each, str) else tuple(each) for each in found]
+
+
+def _of_script(chromium: Any, text: str, name: str, ask: str, asked: Any = None) -> Any:
+    """What a script of the page answers from its ``data``; the page is not drawn for it."""
     data = re.search(r'<script [^>]*id="hw-data".*?</script>', text, re.DOTALL)
     assert data is not None
-    script = "".join((html._TEMPLATES / name).read_text() for name in ("data.js", "case.js"))
+    script = "".join((html._TEMPLATES / each).read_text() for each in ("data.js", name))
     page = chromium.new_page()
     page.set_content(data[0])
-    ask = f"""async (numbers) => {{ {script}; const data = await readData();
-      const words = (found) => typeof found === "string" ? found : Object.values(found);
-      return numbers.map((n) => words({function}(data, n))); }}"""
-    found = page.evaluate(ask, numbers)
+    found = page.evaluate(
+        f"async (asked) => {{ {script}; const data = await readData(); {ask} }}", asked
+    )
     page.close()
-    return [each if isinstance(each, str) else tuple(each) for each in found]
+    return found
 
 
 def test_the_summary_shows_the_answer_and_everything_the_rest(

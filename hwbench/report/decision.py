@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 EXACT = 1e-5
 """An error up to which a layer computes what dense does, but for rounding."""
 UNQUIET = "never quiet"  # the verdict of what has a time and no more
+UNDECIDED = "undecided"  # … and of what may be as fast as dense
 _NAMED = 3  # rivals in a line
 
 
@@ -92,7 +93,7 @@ class Candidate:
         if not has_interval(self.row):
             never = NEVER_QUIET in self.row.flags.split(",")
             return UNQUIET if never else "one replicate"
-        return "faster" if beats(self.row) else "slower" if loses(self.row) else "undecided"
+        return "faster" if beats(self.row) else "slower" if loses(self.row) else UNDECIDED
 
 
 @dataclass
@@ -150,12 +151,15 @@ class Setting:
         return [each for each in rivals if keeps(each, limit)]
 
     def says(self, best: Candidate) -> str:
-        """The sentence on what to use, instead of what, at which error."""
-        if best.row.format == DENSE:
-            time = units.seconds(best.row.time_seconds)
-            return f"Keep dense: {time}; nothing within this error is faster."
+        """The sentence on what to use, instead of what, at which error.
+
+        What is not proved to be faster than dense is no reason to replace it.
+        """
         time = units.seconds(best.row.time_seconds)
-        return f"Use {best.name}: {time}{self.instead(best)}, {best.error}."
+        if best.row.format == DENSE:
+            return f"Keep dense: {time}; nothing within this error is faster."
+        advice = "Keep dense, or try" if best.verdict == UNDECIDED else "Use"
+        return f"{advice} {best.name}: {time}{self.instead(best)}, {best.error}."
 
     def modes(self, best: Candidate, limit: float) -> list[str]:
         """A sentence for the best and for each rival as fast that ran in two modes."""
