@@ -564,6 +564,28 @@ def test_the_page_says_of_every_candidate_what_python_says(chromium: Any) -> Non
     assert _of_script(chromium, html.render([run]), "decision.js", ask) == said
 
 
+@pytest.mark.parametrize("run", ["2026-11-29-epyc-zen3-2core", "2026-11-28-epyc-2core"])
+def test_the_page_finds_the_best_of_every_level_that_python_finds(
+    opened: Callable[..., Opened], run: str
+) -> None:
+    stored = read_run(REPORTS / run / "linear.jsonl")
+    settings = decision.settings(numbered(report_rows(stored)))
+    shown = opened(html.render([stored]))
+    for place, setting in enumerate(settings):
+        shown.page.locator("#setting").select_option(str(place))
+        for level in setting.levels:
+            best = setting.best(level.limit)
+            assert best is not None
+            shown.page.locator("#ladder label", has_text=level.label).click()
+            said = shown.page.locator("#headline").inner_text()
+            assert said == setting.headline(best, level.limit)
+            beside = shown.page.locator("#close").inner_text()
+            for relation, rivals in setting.rivals(best, level.limit):
+                names = "; ".join(each.name for each in rivals)
+                words = relation.replace("Tied with it", "Tied within 3 %")
+                assert f"{words}: {names}." in beside
+
+
 def test_a_case_opens_from_a_row_a_bar_and_a_mark_and_closes_by_keys(
     shown: Opened, opened: Callable[..., Opened], text: str, run: Run
 ) -> None:

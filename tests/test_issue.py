@@ -87,7 +87,7 @@ def test_compiled_layers_are_a_sentence_of_the_same_layers_as_they_are() -> None
     assert f"<summary>{compiled.title}</summary>" in text
 
 
-@pytest.mark.parametrize("rivals", ["tied", "close", "unjudged", "modes"])
+@pytest.mark.parametrize("rivals", ["tied", "close", "shorter", "unjudged", "modes"])
 def test_every_kind_of_rival_of_the_terminal_is_in_the_document(
     run: Run, rivals: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +100,12 @@ def test_every_kind_of_rival_of_the_terminal_is_in_the_document(
         assert f"  - {issue.inert(said[0])}" in text
         assert said[0] in spoken
         return
-    words = {"tied": "ied with it", "close": "oo close to call", "unjudged": "aster once, but the"}
+    words = {
+        "tied": "ied with it",
+        "close": "oo close to call",
+        "shorter": "horter times, but not measured",
+        "unjudged": "aster once, but the",
+    }
     name = setting.candidates[3].name
     assert re.search(rf"  - .{words[rivals]}.*: {re.escape(code(name))}", text)
     assert re.search(rf"    .{words[rivals]}.*: {re.escape(name)}", spoken)

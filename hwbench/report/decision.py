@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hwbench import files, units
 from hwbench.analysis.accuracy import Joined
-from hwbench.analysis.contest import MARGIN, Outcome
+from hwbench.analysis.contest import BADLY, MARGIN, Outcome
 from hwbench.analysis.contested import LEVELS, LOSSLESS, NEAR
 from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.analysis.modes import Modes, modes
@@ -86,6 +86,12 @@ class Candidate:
         return math.nan if value is None else value
 
     @property
+    def rough(self) -> bool:
+        """Whether its time over dense's is not even known within a factor of ``BADLY``."""
+        row = self.row
+        return has_interval(row) and row.relative_high > BADLY * row.relative_low
+
+    @property
     def verdict(self) -> str:
         """Against dense, in a word."""
         if self.row.format == DENSE:
@@ -118,14 +124,26 @@ class Setting:
     def best(self, limit: float) -> Candidate | None:
         """The fastest within a largest error; None where nothing is.
 
-        A candidate that was never measured on a quiet machine is named where no other is there.
+        A candidate that was never measured on a quiet machine is named where no other is there, and
+        one with a ``rough`` time where no other format that may be as fast has a better known one.
         """
         accurate = [each for each in self.candidates if keeps(each, limit)]
         quiet = (each for each in accurate if each.verdict != UNQUIET)
-        return next(quiet, accurate[0] if accurate else None)
+        first = next(quiet, accurate[0] if accurate else None)
+        if first is None or not first.rough:
+            return first
+        formats = (each for each in self.close(first, limit) if each.row.format != DENSE)
+        return next((each for each in formats if not each.rough), first)
+
+    def shorter(self, best: Candidate, limit: float) -> list[Candidate]:
+        """The candidates of shorter times than the best that were not measured well enough."""
+        return [each for each in self._before(best, limit) if each.verdict != UNQUIET]
 
     def unjudged(self, best: Candidate, limit: float) -> list[Candidate]:
         """The candidates that took less time than the best on a machine that was never quiet."""
+        return [each for each in self._before(best, limit) if each.verdict == UNQUIET]
+
+    def _before(self, best: Candidate, limit: float) -> list[Candidate]:
         before = self.candidates[: self.candidates.index(best)]
         return [each for each in before if keeps(each, limit)]
 
@@ -142,6 +160,7 @@ class Setting:
         by_relation = [
             ("Tied with it", self.tied(best, limit)),
             ("Too close to call", self.close(best, limit)),
+            ("Shorter times, but not measured well enough", self.shorter(best, limit)),
             ("Faster once, but the machine was never quiet", self.unjudged(best, limit)),
         ]
         return [(relation, rivals) for relation, rivals in by_relation if rivals]
@@ -163,7 +182,8 @@ class Setting:
 
     def modes(self, best: Candidate, limit: float) -> list[str]:
         """A sentence for the best and for each rival as fast that ran in two modes."""
-        modal = self._within(best.modal, limit)
+        modal = [each for each in self.shorter(best, limit) if each.modes]
+        modal += self._within(best.modal, limit)
         return [f"{each.name} {words.modes(each.modes)}." for each in modal]
 
     def headline(self, best: Candidate, limit: float) -> str:
@@ -408,7 +428,9 @@ def _best_row(setting: Setting, error: float) -> dict[str, Any]:
         "error": best.loss if known(best.loss) else None,
         "verdict": best.verdict,
         "tied": [each.name for each in setting.tied(best, error)],
-        "undecided": [each.name for each in setting.close(best, error)],
+        "undecided": [
+            each.name for each in (*setting.shorter(best, error), *setting.close(best, error))
+        ],
     }
 
 
@@ -481,6 +503,7 @@ def packed(settings: Iterable[Setting]) -> list[dict[str, Any]]:
                     "error": candidate.error,
                     "instead": setting.instead(candidate),
                     "verdict": candidate.verdict,
+                    **({"rough": True} if candidate.rough else {}),
                     "tied": candidate.tied,
                     "close": candidate.close,
                     **({"modes": words.modes(candidate.modes)} if candidate.modes else {}),

@@ -7,8 +7,12 @@ const MOST_MODES = 3; // sentences on two modes, as Setting.headline of hwbench/
 
 const within = (candidate, level) => level.limit === null || (candidate.loss !== null && candidate.loss <= level.limit);
 
-function bestOf(candidates) {
-  return candidates.find(({ verdict }) => verdict !== "never quiet") || candidates[0];
+// Among these candidates of a setting; as Setting.best of hwbench/report/decision.py.
+function bestOf(candidates, setting) {
+  const first = candidates.find(({ verdict }) => verdict !== "never quiet") || candidates[0];
+  if (!first || !first.rough) return first;
+  const close = first.close.map((place) => setting.candidates[place]);
+  return candidates.find((each) => close.includes(each) && each.verdict !== "baseline" && !each.rough) || first;
 }
 
 // What to use, instead of what, at which error; as Setting.says of hwbench/report/decision.py.
@@ -57,7 +61,7 @@ function startDecision(data, filters) {
   }
 
   function rung(setting, level, place) {
-    const best = bestOf(eligible(setting.candidates, level));
+    const best = bestOf(eligible(setting.candidates, level), setting);
     const label = make("label", "", { className: place === state.level ? "rung on" : "rung" });
     const input = make("input", "", { type: "radio", name: "level", value: place, checked: place === state.level });
     input.addEventListener("change", () => {
@@ -123,7 +127,7 @@ function startDecision(data, filters) {
     at("everywhere-level").textContent = label;
     const lines = settings.slice(0, MOST_SETTINGS).map(([setting, place]) => {
       const level = setting.levels.find((each) => each.label === label) || setting.levels.at(-1);
-      const best = bestOf(eligible(setting.candidates, level));
+      const best = bestOf(eligible(setting.candidates, level), setting);
       const row = best && enrich(data.row(best.row));
       const line = make("tr", "", { className: place === state.setting ? "on" : "" });
       const title = make("th", "", { scope: "row", className: "left" });
@@ -165,18 +169,22 @@ function startDecision(data, filters) {
     listSettings(settings);
     const level = setting.levels[state.level];
     const candidates = eligible(setting.candidates, level);
-    const best = bestOf(candidates);
+    const best = bestOf(candidates, setting);
     const beside = (words, rivals) => (rivals.length ? [`${words}: ${rivals.map(({ name }) => name).join("; ")}.`] : []);
     const candidatesAt = (places) => eligible(places.map((place) => setting.candidates[place]), level);
-    const modeSentences = best ? candidatesAt(best.modal || []).slice(0, MOST_MODES).map(({ name, modes }) => ` ${name} ${modes}.`) : [];
+    const before = candidates.slice(0, candidates.indexOf(best));
+    const unjudged = before.filter(({ verdict }) => verdict === "never quiet");
+    const shorter = before.filter((each) => !unjudged.includes(each));
+    const modal = best ? [...shorter.filter(({ modes }) => modes), ...candidatesAt(best.modal || [])] : [];
+    const modeSentences = modal.slice(0, MOST_MODES).map(({ name, modes }) => ` ${name} ${modes}.`);
     headline.replaceChildren(
       ...unbroken(best ? sayWhat(data, best) : "Nothing that was measured stays within this error."),
       ...(modeSentences.length ? [make("span", modeSentences.join(""), { className: "modes" })] : []),
     );
-    const unjudged = candidates.slice(0, candidates.indexOf(best));
     close.textContent = best ? [
       ...beside("Tied within 3 %", candidatesAt(best.tied)),
       ...beside("Too close to call", candidatesAt(best.close)),
+      ...beside("Shorter times, but not measured well enough", shorter),
       ...beside("Faster once, but the machine was never quiet", unjudged),
     ].join(" ") : "";
     basis.textContent = [setting.compiled, setting.basis].filter(Boolean).join(" ");
