@@ -111,6 +111,15 @@ def test_every_kind_of_rival_of_the_terminal_is_in_the_document(
     assert re.search(rf"    .{words[rivals]}.*: {re.escape(name)}", spoken)
 
 
+def test_the_document_gives_the_advice_of_the_terminal(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decision.Candidate, "verdict", decision.UNDECIDED)
+    text = issue.render([run])
+    assert "**keep dense, or try " in text
+    assert "**use " not in text
+
+
 def test_a_run_of_scores_says_what_keeps_the_most() -> None:
     cases = [projection_case(name, each) for name in ("low_rank", "csr") for each in (1.0, 0.5)]
     assert "In 50 % of dense’s bytes, use " in issue.render([run_of(cases)])

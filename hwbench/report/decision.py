@@ -49,6 +49,7 @@ EXACT = 1e-5
 """An error up to which a layer computes what dense does, but for rounding."""
 UNQUIET = "never quiet"  # the verdict of what has a time and no more
 UNDECIDED = "undecided"  # … and of what may be as fast as dense
+FASTER = "faster"
 _NAMED = 3  # rivals in a line
 
 
@@ -92,6 +93,19 @@ class Candidate:
         return has_interval(row) and row.relative_high > BADLY * row.relative_low
 
     @property
+    def advice(self) -> str:
+        """What to do with it, where it is the best and not dense.
+
+        Where its interval reaches the time of dense, dense need not be replaced.
+        """
+        return "Keep dense, or try" if self.verdict == UNDECIDED else "Use"
+
+    def replaces(self, rough: Candidate) -> bool:
+        """Whether it is known better, and faster than dense with no more doubt."""
+        certain = (FASTER, UNDECIDED) if rough.verdict == UNDECIDED else (FASTER,)
+        return not self.rough and self.verdict in certain and self.relative < 1
+
+    @property
     def verdict(self) -> str:
         """Against dense, in a word."""
         if self.row.format == DENSE:
@@ -99,7 +113,7 @@ class Candidate:
         if not has_interval(self.row):
             never = NEVER_QUIET in self.row.flags.split(",")
             return UNQUIET if never else "one replicate"
-        return "faster" if beats(self.row) else "slower" if loses(self.row) else UNDECIDED
+        return FASTER if beats(self.row) else "slower" if loses(self.row) else UNDECIDED
 
 
 @dataclass
@@ -124,16 +138,18 @@ class Setting:
     def best(self, limit: float) -> Candidate | None:
         """The fastest within a largest error; None where nothing is.
 
-        A candidate that was never measured on a quiet machine is named where no other is there, and
-        one with a ``rough`` time where no other format that may be as fast has a better known one.
+        A candidate that was never measured on a quiet machine is named where no other is there. One
+        with a ``rough`` time gives way to the next that is known better, if that may be as fast and
+        is as certain to be faster than dense.
         """
         accurate = [each for each in self.candidates if keeps(each, limit)]
         quiet = (each for each in accurate if each.verdict != UNQUIET)
         first = next(quiet, accurate[0] if accurate else None)
         if first is None or not first.rough:
             return first
-        formats = (each for each in self.close(first, limit) if each.row.format != DENSE)
-        return next((each for each in formats if not each.rough), first)
+        later = accurate[accurate.index(first) + 1 :]
+        known_better = next((each for each in later if each.replaces(first)), None)
+        return known_better if known_better in self.close(first, limit) else first
 
     def shorter(self, best: Candidate, limit: float) -> list[Candidate]:
         """The candidates of shorter times than the best that were not measured well enough."""
@@ -170,15 +186,11 @@ class Setting:
         return [each for each in rivals if keeps(each, limit)]
 
     def says(self, best: Candidate) -> str:
-        """The sentence on what to use, instead of what, at which error.
-
-        What is not proved to be faster than dense is no reason to replace it.
-        """
+        """The sentence on what to use, instead of what, at which error."""
         time = units.seconds(best.row.time_seconds)
         if best.row.format == DENSE:
             return f"Keep dense: {time}; nothing within this error is faster."
-        advice = "Keep dense, or try" if best.verdict == UNDECIDED else "Use"
-        return f"{advice} {best.name}: {time}{self.instead(best)}, {best.error}."
+        return f"{best.advice} {best.name}: {time}{self.instead(best)}, {best.error}."
 
     def modes(self, best: Candidate, limit: float) -> list[str]:
         """A sentence for the best and for each rival as fast that ran in two modes."""
@@ -245,7 +257,8 @@ def _compiled(setting: Setting) -> str:
     if best is None:
         return ""
     time = units.seconds(best.row.time_seconds)
-    sentence = f"Compiled, the answer is {best.name}: {time}"
+    answer = f"{DENSE}, or {best.name}" if best.verdict == UNDECIDED else best.name
+    sentence = f"Compiled, the answer is {answer}: {time}"
     if best.row.format != DENSE:
         sentence += f"{setting.instead(best)}, {best.error}"
     compiling = best.row.value(COMPILE.name)
@@ -386,8 +399,9 @@ def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
         One row for each setting, with the columns ``setting case format label density
         time_seconds dense_seconds relative_time relative_low relative_high stored_bytes error
         verdict tied undecided``. ``error`` is None where the run has none; ``tied`` and
-        ``undecided`` are lists of the names of rivals. Where nothing is within the error, the
-        row holds the setting alone.
+        ``undecided`` are lists of the names of rivals, of which the latter may also have a
+        shorter time that is hardly known. With the verdict *undecided* dense may be as fast.
+        Where nothing is within the error, the row holds the setting alone.
 
     Raises:
         RunFileError: the file cannot be read or is not a run file.
@@ -470,12 +484,12 @@ def without_compiled_twins(settings: Iterable[Setting]) -> list[Setting]:
 def answers(setting: Setting) -> list[tuple[Level, Candidate]]:
     """The answers that differ, each with the smallest error that allows it."""
     differing: list[tuple[Level, Candidate]] = []
-    before: Candidate | None = None
+    before: list[Candidate] = []
     for level in setting.levels:
         best = setting.best(level.limit)
-        if best is None or best is before:
+        if best is None or (found := [best, *setting.shorter(best, level.limit)]) == before:
             continue
-        before = best
+        before = found
         differing.append((level, best))
     return differing
 

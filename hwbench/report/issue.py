@@ -91,7 +91,8 @@ def _use(setting: decision.Setting, best: decision.Candidate) -> str:
     time = units.seconds(best.row.time_seconds)
     if best.row.format == DENSE:
         return f"**keep {code(best.name)}**, {time}; nothing within this error is faster"
-    return f"**use {code(best.name)}**, {time}{setting.instead(best)}, {inert(best.error)}"
+    advice = best.advice[0].lower() + best.advice[1:]
+    return f"**{advice} {code(best.name)}**, {time}{setting.instead(best)}, {inert(best.error)}"
 
 
 def _rivals(rivals: Sequence[decision.Candidate]) -> str:

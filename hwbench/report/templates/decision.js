@@ -11,8 +11,12 @@ const within = (candidate, level) => level.limit === null || (candidate.loss !==
 function bestOf(candidates, setting) {
   const first = candidates.find(({ verdict }) => verdict !== "never quiet") || candidates[0];
   if (!first || !first.rough) return first;
-  const close = first.close.map((place) => setting.candidates[place]);
-  return candidates.find((each) => close.includes(each) && each.verdict !== "baseline" && !each.rough) || first;
+  const certain = first.verdict === "undecided" ? ["faster", "undecided"] : ["faster"];
+  const dense = setting.candidates.findIndex(({ verdict }) => verdict === "baseline");
+  const before = dense < 0 ? setting.candidates : setting.candidates.slice(0, dense); // they are sorted by time over dense's
+  const later = candidates.slice(candidates.indexOf(first) + 1);
+  const better = later.find((each) => !each.rough && certain.includes(each.verdict) && before.includes(each));
+  return better && first.close.includes(setting.candidates.indexOf(better)) ? better : first;
 }
 
 // What to use, instead of what, at which error; as Setting.says of hwbench/report/decision.py.
