@@ -71,6 +71,7 @@ class Candidate:
     # Later candidates: those proved to be as fast within 3 %, and those that may be.
     tied: list[int] = field(default_factory=list)
     close: list[int] = field(default_factory=list)
+    surer: list[int] = field(default_factory=list)  # … to a rough one: those that may replace it
     modes: Modes | None = None  # where its replicates fall into two
     # Itself and later candidates, if in two modes of which the fast one is as fast as this one.
     modal: list[int] = field(default_factory=list)
@@ -145,11 +146,10 @@ class Setting:
         accurate = [each for each in self.candidates if keeps(each, limit)]
         quiet = (each for each in accurate if each.verdict != UNQUIET)
         first = next(quiet, accurate[0] if accurate else None)
-        if first is None or not first.rough:
-            return first
-        later = accurate[accurate.index(first) + 1 :]
-        known_better = next((each for each in later if each.replaces(first)), None)
-        return known_better if known_better in self.close(first, limit) else first
+        if first is None:
+            return None
+        surer = next(iter(self._within(first.surer, limit)), None)
+        return surer if surer in self.close(first, limit) else first
 
     def shorter(self, best: Candidate, limit: float) -> list[Candidate]:
         """The candidates of shorter times than the best that were not measured well enough."""
@@ -353,6 +353,7 @@ def _set_against_later(place: int, candidates: list[Candidate]) -> None:
     best, later = candidates[place], range(place + 1, len(candidates))
     most = NEAR * best.relative
     near = list(takewhile(lambda each: candidates[each].relative <= most, later))  # they are sorted
+    best.surer = [each for each in near if best.rough and candidates[each].replaces(best)]
     layers = {
         candidates[each].row.number: each for each in near if candidates[each].row.format != DENSE
     }
@@ -517,7 +518,7 @@ def packed(settings: Iterable[Setting]) -> list[dict[str, Any]]:
                     "error": candidate.error,
                     "instead": setting.instead(candidate),
                     "verdict": candidate.verdict,
-                    **({"rough": True} if candidate.rough else {}),
+                    **({"surer": candidate.surer} if candidate.surer else {}),
                     "tied": candidate.tied,
                     "close": candidate.close,
                     **({"modes": words.modes(candidate.modes)} if candidate.modes else {}),

@@ -10,13 +10,8 @@ const within = (candidate, level) => level.limit === null || (candidate.loss !==
 // Among these candidates of a setting; as Setting.best of hwbench/report/decision.py.
 function bestOf(candidates, setting) {
   const first = candidates.find(({ verdict }) => verdict !== "never quiet") || candidates[0];
-  if (!first || !first.rough) return first;
-  const certain = first.verdict === "undecided" ? ["faster", "undecided"] : ["faster"];
-  const dense = setting.candidates.findIndex(({ verdict }) => verdict === "baseline");
-  const before = dense < 0 ? setting.candidates : setting.candidates.slice(0, dense); // they are sorted by time over dense's
-  const later = candidates.slice(candidates.indexOf(first) + 1);
-  const better = later.find((each) => !each.rough && certain.includes(each.verdict) && before.includes(each));
-  return better && first.close.includes(setting.candidates.indexOf(better)) ? better : first;
+  const surer = first && (first.surer || []).find((place) => candidates.includes(setting.candidates[place]));
+  return surer !== undefined && first.close.includes(surer) ? setting.candidates[surer] : first;
 }
 
 // What to use, instead of what, at which error; as Setting.says of hwbench/report/decision.py.
