@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import os
 import random
 import signal
@@ -433,6 +434,8 @@ def main() -> None:
         )
         replies.write(protocol.encode(hello) + b"\n")
         replies.flush()
+        gc.collect()
+        gc.freeze()  # modules last as long as the process: no later collection looks at them
         serve(device, requests, replies, own)
 
 

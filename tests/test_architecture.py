@@ -131,9 +131,18 @@ import hwbench.worker
 from hwbench import plugins
 for name in plugins.names("formats"):
     plugins.load("formats", name, hwbench.formats._base.Format)
+from hwbench import protocol, suite
+worker = hwbench.worker.Worker(hwbench.worker.open_device("cpu"))
+layers = {"workload": "linear", "direction": ["forward", "step"], "shape": [32, 32], "tokens": 8,
+          "format": [{"name": "dense"}]}
+cases = suite.build({"schema": 1, "name": "two", "cases": [layers]}, "cpu").cases
+for planned in worker.plan(protocol.PlanRequest(cases=cases)).planned:
+    alone = worker.solo(protocol.SoloRequest(planned=planned, replicate=0, seed=0))
+    assert alone.result.status == "ok", alone.result.reason
 print("a worker", [m for m in sys.modules if m in ("torch._dynamo", "pandas", "matplotlib")])
 """
-"""A worker that has every format: it loads no compiler, which takes as long as torch."""
+"""A worker that has every format, and reads two cases with every meter: it loads no compiler, which
+takes as long as torch."""
 
 _LOADED = "[m for m in sys.modules if m in ('torch', 'pandas', 'numpy', 'scipy')]"
 

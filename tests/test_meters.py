@@ -137,6 +137,16 @@ def test_what_compiles_while_it_is_timed_is_flagged():
         assert ("recompiled" in member.flags) is flagged
 
 
+def test_counting_the_flops_of_compiled_code_compiles_nothing():
+    weight = torch.ones(8, 8)
+    made = compiled(lambda x: x.expand(4, 8) @ weight, itertools.repeat(8))
+    made.cost = subject("dense").cost  # its presence says that FLOPs are counted
+    _compiling.call(made)
+    before = _compiling.compiled()
+    assert readings(cost.CountedCost(), made) == {"counted_flops": [512.0]}
+    assert _compiling.compiled().since(before) == _compiling.Compiled(0, 0, ())
+
+
 @pytest.mark.heavy
 def test_many_functions_of_the_same_code_are_all_compiled():
     def one(x: Tensor, add: int) -> Tensor:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from hwbench import environment
 from hwbench.devices import _allocator
@@ -123,10 +123,11 @@ class Cpu(Device):
         return environment.memory_available_bytes()
 
     def peak_bytes(self, call: Callable[[], object]) -> int:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        # torch.profiler would import torch's compiler first, which takes seconds.
+        with profile(profile_memory=True, use_kineto=True) as profiler:
             call()
         held_bytes = peak = 0
-        for event in profiler.profiler.kineto_results.events():
+        for event in profiler.kineto_results.events():
             if event.name() == "[memory]":
                 held_bytes += event.nbytes()
                 peak = max(peak, held_bytes)

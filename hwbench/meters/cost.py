@@ -26,6 +26,11 @@ class _Counter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: torch would import its compiler first, which takes a second or two."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
@@ -34,6 +39,17 @@ class _Counter(TorchDispatchMode):
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
+
+
+class _CompiledCounter(_Counter):
+    """A counter that the compiler of torch does not trace: the counted step is compiled."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 class CountedCost(Meter):
@@ -47,7 +63,8 @@ class CountedCost(Meter):
         if subject.cost is None or subject.score is not None:
             return []
         states = subject.states(1)
-        with torch.set_grad_enabled(subject.grad), _Counter() as counter:
+        counting = _CompiledCounter() if subject.compiled else _Counter()
+        with torch.set_grad_enabled(subject.grad), counting as counter:
             subject.step(states[0])
         device.synchronize()
         return [
