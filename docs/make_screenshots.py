@@ -1,11 +1,13 @@
-"""Photograph the first screen of four pages: light and dark, on a desk and on a telephone.
+"""Photograph the first screen of four pages, and the answer of a run as a notebook draws it.
 
-Run it as ``.venv/bin/python docs/make_screenshots.py`` after the page was changed, and look at the
-pictures. It needs Chromium. Nothing is measured; the run of a GPU is a simulated one of the tests.
+A page is photographed light and dark, on a desk and on a telephone. Run it as
+``.venv/bin/python docs/make_screenshots.py`` after the page was changed, and look at the pictures.
+It needs Chromium. Nothing is measured; the run of a GPU is a simulated one of the tests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from pathlib import Path
 from msgspec.structs import replace
 from PIL import Image
 
-from hwbench.report import html, versus
+from hwbench.report import html, notebook, versus
 from hwbench.store import Run, read_run
 
 HERE = Path(__file__).parent
@@ -24,6 +26,15 @@ OUT = HERE / "screenshots"
 REPORTS = HERE.parent / "reports"
 SIZES = {"desk": (1400, 900), "telephone": (390, 844)}
 THEMES = ("light", "dark")
+NOTEBOOK = (1300, 1000)
+NEWEST = "2026-11-29-epyc-zen3-2core"
+CELL = """<style>
+body { font: 14px/1.4 sans-serif; margin: 16px }
+table { border-collapse: collapse; font-size: 12px }
+th, td { padding: 0.4em 0.8em; text-align: right; max-width: 32em }
+tbody tr:nth-child(odd) { background: #f5f5f5 }
+</style>"""
+"""The style that Jupyter gives to the tables of its cells, in short."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
 
 
@@ -43,13 +54,17 @@ def main() -> None:
                 for size, (width, height) in SIZES.items():
                     path = framed(text, theme, Path(name), width, height)
                     photograph(browser, path, OUT / f"{page}-{size}-{theme}.png", width, height)
+        path = Path(name) / "notebook.html"
+        with contextlib.chdir(HERE.parent):  # the path that the picture shows is that of a checkout
+            answer = notebook.answer(f"reports/{NEWEST}/linear.jsonl")._repr_html_()
+        path.write_text(f"<!doctype html><meta charset=utf-8>{CELL}{answer}", encoding="utf-8")
+        photograph(browser, path, OUT / "notebook.png", *NOTEBOOK)
 
 
 def pages() -> Iterator[tuple[str, str]]:
     """The name and the text of each page."""
     here = REPORTS / "2026-11-28-epyc-2core"
-    newest = REPORTS / "2026-11-29-epyc-zen3-2core"
-    yield "linear", html.render([read_run(newest / "linear.jsonl")])
+    yield "linear", html.render([read_run(REPORTS / NEWEST / "linear.jsonl")])
     yield "compress_lm", html.render([read_run(here / "compress_lm.jsonl")])
     machines = ("2026-11-21-epyc-2core", "2026-11-21-xeon-2core")
     runs = [read_run(REPORTS / machine / "linear.jsonl") for machine in machines]

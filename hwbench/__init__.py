@@ -3,6 +3,7 @@
 Measure, and read what was measured:
 
 * ``run(suite, device="auto")`` measures a suite and returns the path of the run file.
+* ``answer(path)`` is what to use in each setting, as lines, and as a table in a notebook.
 * ``load_run(path)`` is a DataFrame with a row for each case and replicate.
 * ``load_runs([path, …])`` is the same of several runs, with their machines.
 * ``summary(path)`` is a DataFrame with a row for each case, and intervals over its replicates.
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from hwbench.measure.run import run
     from hwbench.meters._base import Meter
     from hwbench.report.decision import best
+    from hwbench.report.notebook import answer
     from hwbench.workloads._base import Subject, Workload
     from hwbench.workloads._capture import capture
     from hwbench.workloads._convert import convert
@@ -64,6 +66,7 @@ _HOMES = {
     "save_converted": "hwbench.workloads._converted",
     "round_down": "hwbench.formats._base",
     "unreachable": "hwbench.formats._base",
+    "answer": "hwbench.report.notebook",
     "best": "hwbench.report.decision",
     "load_run": "hwbench.analysis.frames",
     "load_runs": "hwbench.analysis.frames",
@@ -80,6 +83,7 @@ __all__ = [
     "Subject",
     "Workload",
     "__version__",
+    "answer",
     "best",
     "budget",
     "capture",

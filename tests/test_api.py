@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from _check import kept
+from _synthetic import hostile_run, linear_case, run_of
+from msgspec.structs import replace
 
 import hwbench
-from hwbench.errors import UsageError
+from hwbench import units
+from hwbench.errors import RunFileError, UsageError
 from hwbench.report import decision
 from hwbench.report.rows import numbered, report_rows
 from hwbench.store import read_run
@@ -57,3 +62,61 @@ def test_best_is_what_the_page_says() -> None:
         assert row["error"] is None or row["error"] <= 0.1
     with pytest.raises(UsageError, match="0 or more"):
         hwbench.best(RUNS[0], error=-1)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
+def test_the_answer_is_that_of_the_terminal_and_a_notebook_draws_it(path: Path) -> None:
+    told = hwbench.answer(path)
+    settings = decision.settings(numbered(report_rows(read_run(path))))
+    assert repr(told) == str(told)
+    for line in decision.terminal_lines(settings, most=len(settings)):
+        assert line in str(told)
+    cells = _Cells()
+    cells.feed(told._repr_html_())
+    assert not cells.open
+    for setting in decision.without_compiled_twins(settings):
+        assert setting.title in cells.text
+        for level, best in decision.answers(setting):
+            place = cells.text.index(level.label, cells.text.index(setting.title))
+            assert cells.text[place + 1] == f"{best.advice} {best.name}"
+            assert cells.text[place + 2] == units.seconds(best.row.time_seconds)
+    assert f"hwbench report {path}" in cells.text
+
+
+class _Cells(HTMLParser):
+    """The texts of a fragment in their order, and the elements that are not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: object) -> None:
+        assert tag not in ("script", "style", "link", "img")
+        self.open += [] if tag == "br" else [tag]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += [data] if data.strip() else []
+
+
+def test_the_answer_of_scores_alone_and_of_nothing_is_in_words(tmp_path: Path) -> None:
+    scored = next(RUNS[0].parents[1].glob("*/compress_lm_full.jsonl"))
+    assert " of dense’s bytes, use " in str(hwbench.answer(scored))
+    assert " of dense’s bytes, use " in hwbench.answer(scored)._repr_html_()
+    alone = kept(run_of([linear_case("dense", None)]), tmp_path)
+    for text in (str(hwbench.answer(alone)), hwbench.answer(alone)._repr_html_()):
+        assert "times no format against dense and scores none" in text
+    with pytest.raises(RunFileError):
+        hwbench.answer(tmp_path / "none.jsonl")
+
+
+def test_nothing_in_a_run_becomes_an_element_of_the_notebook(tmp_path: Path) -> None:
+    run = hostile_run()
+    run.header = replace(run.header, run="hostile")  # the name of its file
+    cells = _Cells()
+    cells.feed(hwbench.answer(kept(run, tmp_path))._repr_html_())
+    assert not cells.open
+    assert any("</script>" in text for text in cells.text)

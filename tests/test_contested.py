@@ -178,5 +178,25 @@ def test_who_is_contested_is_who_the_answer_calls_undecided(
                 continue
             rivals = [each for each in setting.close(best, level.limit)
                       if each.row.format != "dense"]  # fmt: skip
-            words |= {each.row.case for each in [best, *rivals]} if rivals else set()
+            if rivals or best.verdict == decision.UNDECIDED:
+                words |= {each.row.case for each in [best, *rivals]}
     assert contested(run) == words
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.97, 0.98, 0.99, 1.5])
+def test_the_fastest_is_contested_where_dense_may_be_as_fast(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    script = {"seed": 5, "case_noise": 0.015, "slow": {"packed_dense": factor}}
+    monkeypatch.setenv("HWBENCH_FAKE", json.dumps(script))
+    asked = document()
+    asked["cases"] = [
+        {**asked["cases"][0], "format": [{"name": "dense"}, {"name": "packed_dense"}]}
+    ]
+    run = read_run(runner.run(asked, device="fake", out=tmp_path, threads=1))
+    (setting,) = decision.settings(numbered(report_rows(run)))
+    best = setting.best(0.0)
+    assert best is not None
+    undecided_ = best.verdict == decision.UNDECIDED
+    assert contested(run) == ({best.row.case} if undecided_ else set())
+    assert undecided_ == (factor in (0.97, 0.98, 0.99))

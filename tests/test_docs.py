@@ -299,7 +299,7 @@ LISTINGS = {
 
 RUN = {
     "python": {"README", "add-a-device", "add-a-format", "i-have-a-checkpoint", "i-have-a-layer",
-               "schema", "testing"},
+               "python", "schema", "testing"},
     "toml": {"add-a-device", "add-a-format", "suites"},
 }  # fmt: skip
 """By language, the pages whose blocks a test runs or reads, each of them."""

@@ -47,6 +47,7 @@ def run(**asked: Any) -> Path:
 
 
 CALLS: dict[tuple[str, str], Callable[[str], object]] = {
+    ("answer", "path"): hwbench.answer,
     ("best", "path"): hwbench.best,
     ("load_run", "path"): hwbench.load_run,
     ("load_runs", "paths"): lambda text: hwbench.load_runs([text]),

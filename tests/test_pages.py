@@ -186,7 +186,7 @@ def _read_as_shown(path: Path) -> dict[str, list[float]]:
         collected.setdefault(re.match(r"\w+", case)[0], []).append(share)
     exec(LOADING, result)
     assert len(result["rows"]) == len(result["run"].results)
-    assert len(result["best"]) == len(result["run"].planned)
+    assert len(result["cases"]) == len(result["run"].planned)
     return collected
 
 

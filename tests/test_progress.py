@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+import hwbench
 from hwbench.cli import _progress, _shared
+from hwbench.measure import telling
 from hwbench.measure.schedule import Progress
 from hwbench.records import Result, Status
 
@@ -126,3 +130,64 @@ def test_what_precedes_the_run_file_is_drawn_and_not_logged(
         listen(peaks)
     assert "0/9" in stream.getvalue()
     assert "measuring the peaks" in stream.getvalue()
+
+
+class _Cell:
+    """The output of a cell: ``IPython.display.display`` and the handle that it returns."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+        self.outputs = 0
+
+    def display(self, bundle: dict[str, str], *, raw: bool, display_id: bool) -> _Cell:
+        assert raw
+        assert display_id
+        self.outputs += 1
+        self.update(bundle, raw=raw)
+        return self
+
+    def update(self, bundle: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        assert list(bundle) == ["text/plain"]
+        self.shown.append(bundle["text/plain"])
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> _Cell:
+    """A notebook around this process."""
+    made = _Cell()
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", made)
+    return made
+
+
+def test_a_notebook_shows_one_line_that_each_result_renews(cell: _Cell, tmp_path: Path) -> None:
+    hwbench.run("smoke", device="fake", out=tmp_path, threads=1)
+    assert cell.outputs == 1
+    assert cell.shown[0].startswith("0 of ")
+    assert re.fullmatch(r"19 of 19 results, 0:00 left; last: \S+", cell.shown[-1])
+    assert len(cell.shown) >= 19
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        None,
+        SimpleNamespace(),
+        SimpleNamespace(get_ipython=lambda: None),
+        SimpleNamespace(get_ipython=SimpleNamespace),  # IPython in a terminal
+    ],
+)
+def test_a_script_and_a_terminal_show_nothing_unasked(
+    module: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    assert telling.in_notebook() is None
+
+
+def test_a_listener_of_ones_own_takes_the_place_of_the_line(cell: _Cell, tmp_path: Path) -> None:
+    heard: list[Progress] = []
+    hwbench.run("smoke", device="fake", out=tmp_path, threads=1, listener=heard.append)
+    assert heard
+    assert not cell.shown

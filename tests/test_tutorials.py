@@ -41,8 +41,20 @@ def test_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     held = run("../README.md", 1, **{'device="cpu"': 'device="fake"'})
     assert read_run(held["run"]).complete
-    assert len(held["best"]) == len(read_run(held["run"]).planned) <= len(held["rows"])
+    assert len(held["cases"]) == len(read_run(held["run"]).planned) <= len(held["rows"])
     assert held["layer"].to_dense().shape == held["weight"].shape
+
+
+def test_in_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = run("python.md", 2, **{'"linear", device="cpu"': '"smoke", device="fake"'})
+    shown = capsys.readouterr().out
+    assert "Forward, " in shown
+    assert set(held["best"]["format"]) == {"dense"}  # all others lose more than 5 %
+    assert (held["fastest"]["relative_time"] <= held["best"]["relative_time"]).all()
+    assert len(held["cases"]) <= len(held["rows"]) == len(held["several"])
 
 
 def test_i_have_a_layer(capsys: pytest.CaptureFixture[str]) -> None:

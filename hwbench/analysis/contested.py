@@ -2,7 +2,7 @@
 
 For each setting, and each largest error that is asked about, the fastest is set against those that
 may be as fast (``analysis.contest``). Where the two are neither told apart nor proved to be tied,
-both are contested.
+both are contested. So is the fastest alone where dense may be as fast.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _undecided(
     members: Iterable[Mapping[str, Any]],
     values: Mapping[str, Mapping[int, float]],
 ) -> set[str]:
-    """The fastest of ``rows`` and the rivals that may be as fast; empty without such rivals."""
+    """The fastest of ``rows`` and the rivals that may be as fast; empty where all is decided."""
     timed = [row for row in rows if row["relative_time"] > 0]
     if not timed:
         return set()
@@ -95,4 +95,9 @@ def _undecided(
         among=len(entrants),
     )
     open_ = {each.rival for each in ranked if each.outcome is Outcome.UNDECIDED}
-    return open_ | {best["case"]} if open_ else set()
+    return open_ | {best["case"]} if open_ or _reaches_dense(best) else set()
+
+
+def _reaches_dense(row: Mapping[str, Any]) -> bool:
+    """Whether a format that took less time than dense may be as slow."""
+    return row["relative_time"] < 1 <= row.get("relative_high", math.nan)

@@ -6,11 +6,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hwbench.channels import visible
 from hwbench.cli import _shared
-from hwbench.errors import shortened
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -81,6 +80,8 @@ def progress() -> Iterator[Listener]:
     from rich.table import Column
     from rich.text import Text
 
+    from hwbench.measure.telling import Telling
+
     class Rest(TextColumn):
         """One line that is cut where the terminal ends: no other column gives way to it."""
 
@@ -88,7 +89,6 @@ def progress() -> Iterator[Listener]:
             return Text(task.description, no_wrap=True, overflow="ellipsis")
 
     console = _shared.console(error=True)
-    received: list[Progress] = []
     # A case's id comes from a file, and its brackets are no markup.
     columns = (
         TextColumn("{task.percentage:3.0f} %"),
@@ -107,48 +107,23 @@ def progress() -> Iterator[Listener]:
         log.between() if quiet else contextlib.nullcontext(),
     ):
         task = bar.add_task("planning", total=1, left="")
+        telling = Telling()
 
         def listen(progress: Progress) -> None:
-            received.append(progress)
-            if len(received) > 1 and received[0].done == 0 < received[1].done:
-                # The time before the first result is left out: reading a model happens once.
-                del received[0]
-            del received[1:-1]  # the first and the last are enough
-            fields = _fields(progress, received[0])
+            standing = telling.standing(progress)
             if quiet:
-                log.heard(_line(fields), at_once=bool(progress.note) and progress.begun)
-            bar.update(task, **fields)
+                log.heard(f"hwbench: {standing}", at_once=bool(progress.note) and progress.begun)
+            bar.update(
+                task, completed=standing.done, total=standing.total, left=standing.left,
+                description=standing.last,
+            )  # fmt: skip
             bar.refresh()
 
         try:
             yield listen
         except KeyboardInterrupt:
-            if received and received[-1].begun:
-                path = received[-1].path
+            if telling.latest and telling.latest.begun:
+                path = telling.latest.path
                 hint = f"What was measured is in {path}; go on with --resume {path}"
                 console.print(visible(hint), soft_wrap=True)
             raise
-
-
-def _line(fields: dict[str, Any]) -> str:
-    """A line of a log: ``hwbench: 12 of 69 results, 1:20 left; last: dense/1024x1024 …``."""
-    left = f", {fields['left']}" if fields["left"] else ""
-    last = f"; {fields['description']}" if fields["description"] else ""
-    return f"hwbench: {fields['completed']:.0f} of {fields['total']:.0f} results{left}{last}"
-
-
-def _fields(progress: Progress, first: Progress) -> dict[str, Any]:
-    """The bar's fields: the part done, the time left, and the last case that ended."""
-    from hwbench.units import clock
-
-    done, left = progress.done - first.done, ""
-    if done:
-        each = (progress.seconds - first.seconds) / done
-        left = f"{clock(each * (progress.total - progress.done))} left"
-    return {
-        "completed": progress.done,
-        "total": progress.total,
-        "left": left,
-        "description": progress.note
-        or (f"last: {shortened(progress.result.case)}" if progress.result else ""),
-    }

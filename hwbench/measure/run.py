@@ -22,7 +22,7 @@ from hwbench import suite as suites
 from hwbench.analysis import fingerprint
 from hwbench.analysis.fingerprint import Difference, Severity
 from hwbench.errors import RunFileError, SuiteError, UsageError
-from hwbench.measure import ceilings, references, revision
+from hwbench.measure import ceilings, references, revision, telling
 from hwbench.measure.replicate import ANCHOR
 from hwbench.measure.schedule import Listener, Progress, State, execute
 from hwbench.measure.transports._base import Seat, Worker
@@ -72,7 +72,8 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         time_budget_seconds: Return a complete, coarser answer in about this time.
         energy: Read the energy of a call too, two seconds a case, in the first replicate.
         scores: Measure accuracy too; without it the cases of scored workloads are left out.
-        listener: Called with a ``Progress`` after every result.
+        listener: Called with a ``Progress`` after every result. Without one, a notebook shows a
+            line with what is done and the time left, and a script shows nothing.
         changes: Fields of the plan to replace, such as ``replicates=1``.
 
     Raises:
@@ -81,7 +82,7 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
     question = Question(
         document=suites.read(suite) if isinstance(suite, str) else suite,
         out=files.named(out, RunFileError), filter=filter, seed=seed, energy=energy, scores=scores,
-        changes=changes, listener=listener or (lambda progress: None),
+        changes=changes, listener=listener or telling.in_notebook() or (lambda progress: None),
     )  # fmt: skip
     return answer(question, device, threads, time_budget_seconds)
 

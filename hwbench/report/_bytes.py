@@ -13,6 +13,7 @@ from hwbench.report.rows import Row, known
 _SHARES = (0.5, 0.25, 0.1, 1.0)
 """Shares of dense's bytes in the order in which they make the sentence."""
 _FEWER = 0.9  # of the asked bytes: a sentence says how many a format takes that needs fewer
+NOTHING = "The run times no format against dense and scores none."
 HEADS = ("stored", "of dense’s bytes", "format")
 
 

@@ -51,6 +51,7 @@ UNQUIET = "never quiet"  # the verdict of what has a time and no more
 UNDECIDED = "undecided"  # … and of what may be as fast as dense
 FASTER = "faster"
 _NAMED = 3  # rivals in a line
+_PLAIN = ("Keep", "Use")  # what the page's script says where it is told nothing else
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,16 @@ class Candidate:
 
     @property
     def advice(self) -> str:
-        """What to do with it, where it is the best and not dense.
+        """What to do with it, where it is the best: of dense "Keep", of most others "Use".
 
-        Where its interval reaches the time of dense, dense need not be replaced.
+        Where its interval reaches the time of dense, dense need not be replaced; where it has no
+        interval, a run with more replicates, or on a quieter machine, has to tell.
         """
-        return "Keep dense, or try" if self.verdict == UNDECIDED else "Use"
+        if self.row.format == DENSE:
+            return "Keep"
+        if self.verdict == UNDECIDED:
+            return "Keep dense, or try"
+        return "Use" if has_interval(self.row) else "Try"
 
     def replaces(self, rough: Candidate) -> bool:
         """Whether it is known better, and faster than dense with no more doubt."""
@@ -518,6 +524,7 @@ def packed(settings: Iterable[Setting]) -> list[dict[str, Any]]:
                     "error": candidate.error,
                     "instead": setting.instead(candidate),
                     "verdict": candidate.verdict,
+                    **({} if candidate.advice in _PLAIN else {"advice": candidate.advice}),
                     **({"surer": candidate.surer} if candidate.surer else {}),
                     "tied": candidate.tied,
                     "close": candidate.close,

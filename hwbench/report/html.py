@@ -433,6 +433,11 @@ def _environment() -> Any:
     return environment
 
 
+def fragment(template: str, **values: object) -> str:
+    """A template filled in: a part of some other page."""
+    return str(_environment().get_template(template).render(**values))
+
+
 def _breakable(name: str) -> Any:
     """A name, escaped, that may be broken after an underscore."""
     from markupsafe import Markup, escape

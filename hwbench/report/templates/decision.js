@@ -19,8 +19,7 @@ function sayWhat(data, best) {
   const row = enrich(data.row(best.row));
   const time = si(row.time_seconds, "s");
   if (row.format === "dense") return `Keep dense: ${time}; nothing within this error is faster.`;
-  const advice = best.verdict === "undecided" ? "Keep dense, or try" : "Use";
-  return `${advice} ${best.name}: ${time}${best.instead}, ${best.error}.`;
+  return `${best.advice || "Use"} ${best.name}: ${time}${best.instead}, ${best.error}.`;
 }
 
 // A sentence as nodes in which no line ends between a time and its unit.

@@ -1,0 +1,76 @@
+"""What a run tells while it is made, in words; a line in a notebook that each result renews."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hwbench.channels import visible
+from hwbench.errors import shortened
+from hwbench.units import clock
+
+if TYPE_CHECKING:
+    from hwbench.measure.schedule import Listener, Progress
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: results, the time left, and the last case that ended or a note."""
+
+    done: int
+    total: int
+    left: str
+    last: str
+
+    def __str__(self) -> str:
+        left = f", {self.left}" if self.left else ""
+        last = f"; {self.last}" if self.last else ""
+        return f"{self.done} of {self.total} results{left}{last}"
+
+
+class Telling:
+    """Turns what a listener receives into words."""
+
+    def __init__(self) -> None:
+        self._first: Progress | None = None
+        self.latest: Progress | None = None
+
+    def standing(self, progress: Progress) -> Standing:
+        """Where the run stands after this step.
+
+        The time before the first result is left out: reading a model happens once.
+        """
+        if self._first is None or self._first.done == 0 < progress.done:
+            self._first = progress
+        self.latest = progress
+        done, left = progress.done - self._first.done, ""
+        if done:
+            each = (progress.seconds - self._first.seconds) / done
+            left = f"{clock(each * (progress.total - progress.done))} left"
+        case = f"last: {shortened(progress.result.case)}" if progress.result else ""
+        return Standing(progress.done, progress.total, left, progress.note or case)
+
+
+def in_notebook() -> Listener | None:
+    """A listener that keeps one line of the cell's output up to date; None outside of a notebook.
+
+    A notebook is where IPython runs in a kernel: Jupyter, VS Code, Colab.
+    """
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if getattr(shell, "kernel", None) is None:
+        return None
+    telling = Telling()
+    shown: Any = None
+
+    def listen(progress: Progress) -> None:
+        nonlocal shown
+        line = {"text/plain": visible(str(telling.standing(progress)))}
+        if shown is None:
+            display: Any = importlib.import_module("IPython.display").display
+            shown = display(line, raw=True, display_id=True)
+        else:
+            shown.update(line, raw=True)
+
+    return listen
