@@ -26,7 +26,7 @@ OUT = HERE / "screenshots"
 REPORTS = HERE.parent / "reports"
 SIZES = {"desk": (1400, 900), "telephone": (390, 844)}
 THEMES = ("light", "dark")
-NOTEBOOK = (1300, 1000)
+NOTEBOOK = (1300, 1160)
 NEWEST = "2026-11-29-epyc-zen3-2core"
 CELL = """<style>
 body { font: 14px/1.4 sans-serif; margin: 16px }

@@ -435,7 +435,7 @@ def main() -> None:
         replies.write(protocol.encode(hello) + b"\n")
         replies.flush()
         gc.collect()
-        gc.freeze()  # modules last as long as the process: no later collection looks at them
+        gc.freeze()  # modules that are loaded by now last as long as the process
         serve(device, requests, replies, own)
 
 

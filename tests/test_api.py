@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import shlex
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from _check import kept
-from _synthetic import hostile_run, linear_case, run_of
+from _synthetic import failed, hostile_run, linear_case, run_of
 from msgspec.structs import replace
 
 import hwbench
 from hwbench import units
 from hwbench.errors import RunFileError, UsageError
-from hwbench.report import decision
+from hwbench.records import Status
+from hwbench.report import decision, text
 from hwbench.report.rows import numbered, report_rows
 from hwbench.store import read_run
 
@@ -66,11 +69,13 @@ def test_best_is_what_the_page_says() -> None:
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.parent.name)
 def test_the_answer_is_that_of_the_terminal_and_a_notebook_draws_it(path: Path) -> None:
-    told = hwbench.answer(path)
-    settings = decision.settings(numbered(report_rows(read_run(path))))
+    told, run = hwbench.answer(path), read_run(path)
+    settings = decision.settings(numbered(report_rows(run)))
     assert repr(told) == str(told)
-    for line in decision.terminal_lines(settings, most=len(settings)):
-        assert line in str(told)
+    ends = [str(part) for part in text.table(run, 400)]
+    answer = ends[ends.index("What to use, by the largest error that you accept") + 1 :]
+    for line in answer:
+        assert line in str(told).splitlines() or line.startswith("… and ")
     cells = _Cells()
     cells.feed(told._repr_html_())
     assert not cells.open
@@ -102,15 +107,49 @@ class _Cells(HTMLParser):
         self.text += [data] if data.strip() else []
 
 
+def said(path: str | Path) -> str:
+    """What the answer says: every sentence of it stands in both of its forms."""
+    told = hwbench.answer(path)
+    cells = _Cells()
+    cells.feed(told._repr_html_())
+    whole = " ".join(cells.text)
+    lines = [line for line in str(told).splitlines() if not line.startswith(" ")]
+    assert lines
+    for line in lines:
+        assert line.rstrip(":") in whole or line.partition(":")[0] in cells.text, line
+    return str(told)
+
+
 def test_the_answer_of_scores_alone_and_of_nothing_is_in_words(tmp_path: Path) -> None:
     scored = next(RUNS[0].parents[1].glob("*/compress_lm_full.jsonl"))
-    assert " of dense’s bytes, use " in str(hwbench.answer(scored))
-    assert " of dense’s bytes, use " in hwbench.answer(scored)._repr_html_()
-    alone = kept(run_of([linear_case("dense", None)]), tmp_path)
-    for text in (str(hwbench.answer(alone)), hwbench.answer(alone)._repr_html_()):
-        assert "times no format against dense and scores none" in text
+    assert " of dense’s bytes, use " in said(scored)
+    alone = run_of([linear_case("dense", None)])
+    assert "times no format against dense and scores none" in said(kept(alone, tmp_path))
     with pytest.raises(RunFileError):
         hwbench.answer(tmp_path / "none.jsonl")
+
+
+def test_the_answer_says_what_is_wrong_with_a_run(tmp_path: Path) -> None:
+    cases = [linear_case("dense", None), linear_case("btt", 0.5), linear_case("blast", 0.5)]
+    broken = failed(run_of(cases), Status.CRASHED, "It fell over.")
+    told = said(kept(broken, tmp_path))
+    assert "3 cases have no result that counts" in told
+    assert "No case has a result that counts, so there is no answer." in told
+    unfinished = run_of(cases)
+    unfinished.footer = None
+    del unfinished.results[-1:]
+    assert "not finished" in said(kept(unfinished, tmp_path / "unfinished"))
+    disturbed = run_of(cases)
+    for result in disturbed.results:
+        result.flags.append("disturbed")
+    assert "3 of 3 timed cases were disturbed" in said(kept(disturbed, tmp_path / "disturbed"))
+
+
+def test_the_command_of_the_answer_can_be_pasted(tmp_path: Path) -> None:
+    path = kept(run_of([linear_case("dense", None)]), tmp_path / "my  runs; echo hi")
+    page = hwbench.answer(path)._repr_html_()
+    command = unescape(page.partition("<code>")[2].partition("</code>")[0])
+    assert shlex.split(command) == ["hwbench", "report", path]
 
 
 def test_nothing_in_a_run_becomes_an_element_of_the_notebook(tmp_path: Path) -> None:

@@ -174,12 +174,13 @@ def test_who_is_contested_is_who_the_answer_calls_undecided(
     words: set[str] = set()
     for setting in decision.settings(numbered(report_rows(run))):
         for level in setting.levels:
-            if (best := setting.best(level.limit)) is None or best.row.format == "dense":
+            if (best := setting.best(level.limit)) is None:
                 continue
+            own = {best.row.case} if best.row.format != "dense" else set()
             rivals = [each for each in setting.close(best, level.limit)
                       if each.row.format != "dense"]  # fmt: skip
             if rivals or best.verdict == decision.UNDECIDED:
-                words |= {each.row.case for each in [best, *rivals]}
+                words |= {each.row.case for each in rivals} | own
     assert contested(run) == words
 
 

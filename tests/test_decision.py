@@ -168,6 +168,43 @@ def test_a_level_with_another_rival_of_a_shorter_time_is_an_answer_of_its_own() 
     assert "Shorter times, but not measured well enough: btt" in said
 
 
+def test_a_level_whose_shorter_times_were_never_quiet_is_an_answer_of_its_own() -> None:
+    run = moved({"packed_dense": [0.80, 0.801, 0.80, 0.799], "btt": SURE})
+    rows = [
+        changed(row, flags="never_quiet", relative_low=math.nan, relative_high=math.nan)
+        if row.format == "btt" else row
+        for row in rows_of(run)
+    ]  # fmt: skip
+    (setting,) = decision.settings(rows)
+    found = [(level.label, best.row.format) for level, best in decision.answers(setting)]
+    assert found == [("exact", "packed_dense"), ("any error", "packed_dense")]
+    said = "\n".join(decision.terminal_lines([setting]))
+    assert "Faster once, but the machine was never quiet: btt" in said
+
+
+def test_an_answer_without_an_interval_says_what_that_means() -> None:
+    cases = [linear_case("dense", None), linear_case("packed_dense", None)]
+    both = [*cases, *(changed(each, mode="compile") for each in cases)]
+    (said,) = {
+        line
+        for asked in (cases, both)
+        for line in decision.terminal_lines(decision.settings(rows_of(run_of(asked, replicates=1))))
+        if line.startswith("Try: ")
+    }
+    assert "no interval" in said
+    lines = decision.terminal_lines(decision.settings(rows_of(run_of(both, replicates=1))))
+    assert any(line.startswith("  Compiled, the shortest time is that of ") for line in lines)
+    sure = decision.terminal_lines(decision.settings(rows_of(run_of(cases))))
+    assert not any("Try" in line for line in sure)
+
+
+def test_where_dense_is_left_out_the_least_slow_is_no_advice() -> None:
+    slow = moved({"packed_dense": [2.0, 2.01, 2.0, 1.99], "btt": [3.0, 3.01, 3.0, 2.99]})
+    (setting,) = decision.settings(rows_of(slow))
+    best = next(each for each in setting.candidates if each.row.format != "dense")
+    assert setting.says(best).startswith("Keep dense; the least slow is packed_dense: ")
+
+
 def test_without_errors_only_what_is_exact_by_its_nature_is_called_so() -> None:
     cases = [linear_case("dense", None), linear_case("low_rank", 0.1)]
     (setting,) = decision.settings(rows_of(run_of(cases)))

@@ -2,7 +2,8 @@
 
 For each setting, and each largest error that is asked about, the fastest is set against those that
 may be as fast (``analysis.contest``). Where the two are neither told apart nor proved to be tied,
-both are contested. So is the fastest alone where dense may be as fast.
+both are contested. So is the fastest where dense may be as fast, and what may be as fast as dense
+where that is the fastest.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def contested(run: Run) -> set[str]:
     How far the machine moves between runs is left aside: no further replicate makes that less.
 
     Args:
-        run: a run, finished or not; only replicates in which the machine was quiet count.
+        run: a run as it stands before its footer; only replicates in which the machine was quiet
+            count.
     """
     rows, values = summary_rows(run), by_replicate(run)
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
@@ -86,6 +88,9 @@ def _undecided(
     if not timed:
         return set()
     best = min(timed, key=lambda row: float(row["relative_time"]))
+    level = {row["case"] for row in timed if _level_with_dense(row)}
+    if best["relative_time"] >= 1:
+        return {row["case"] for row in timed if row["relative_time"] <= NEAR} & level
     near = NEAR * best["relative_time"]
     rivals = [row for row in timed if row is not best and row["relative_time"] <= near]
     entrants = {row["case"]: Entrant(row["case"], values[row["case"]]) for row in members}
@@ -95,9 +100,9 @@ def _undecided(
         among=len(entrants),
     )
     open_ = {each.rival for each in ranked if each.outcome is Outcome.UNDECIDED}
-    return open_ | {best["case"]} if open_ or _reaches_dense(best) else set()
+    return open_ | {best["case"]} if open_ or best["case"] in level else set()
 
 
-def _reaches_dense(row: Mapping[str, Any]) -> bool:
-    """Whether a format that took less time than dense may be as slow."""
-    return row["relative_time"] < 1 <= row.get("relative_high", math.nan)
+def _level_with_dense(row: Mapping[str, Any]) -> bool:
+    """Whether the interval of a relative time reaches that of dense."""
+    return bool(row["relative_low"] <= 1 <= row["relative_high"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,4 +49,4 @@ def print_run(path: Path, run: Run, *, as_json: bool, width: int = 0, sort: str 
     for part in table(run, console.width, sort):
         console.print(part)
     _shared.say()
-    _shared.say(f"The run is in {path}. Its page: hwbench report {path}")
+    _shared.say(f"The run is in {path}. Its page: hwbench report {shlex.quote(str(path))}")

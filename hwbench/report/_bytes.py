@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hwbench import units
 from hwbench.report import _experiments, _whose
 from hwbench.report import _words as words
 from hwbench.report._scores import score_of
-from hwbench.report.rows import Row, known
+from hwbench.report.rows import Row, known, printable
 
 _SHARES = (0.5, 0.25, 0.1, 1.0)
 """Shares of dense's bytes in the order in which they make the sentence."""
 _FEWER = 0.9  # of the asked bytes: a sentence says how many a format takes that needs fewer
-NOTHING = "The run times no format against dense and scores none."
 HEADS = ("stored", "of dense’s bytes", "format")
 
 
@@ -35,6 +35,19 @@ def answers(rows: list[Row]) -> list[ByteAnswer]:
     """Every experiment that has a score, in the order of the rows."""
     rows_with_bytes = [r for r in rows if r.scored and known(r.score) and known(r.stored_ratio)]
     return [_experiment(members) for members in _experiments.experiments(rows_with_bytes)]
+
+
+def lines(answers: Sequence[ByteAnswer]) -> list[str]:
+    """The answers for a terminal, and whose weights the scores are of."""
+    told = [f"{printable(each.title)}: {each.says}" for each in answers]
+    return [*told, *dict.fromkeys(each.note for each in answers if each.note)]
+
+
+def nothing(rows: Sequence[Row]) -> str:
+    """Why a run has no answer at all."""
+    if any(row.status == "ok" for row in rows):
+        return "The run times no format against dense and scores none."
+    return "No case has a result that counts, so there is no answer."
 
 
 def _experiment(members: list[Row]) -> ByteAnswer:

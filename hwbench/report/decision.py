@@ -50,6 +50,9 @@ EXACT = 1e-5
 UNQUIET = "never quiet"  # the verdict of what has a time and no more
 UNDECIDED = "undecided"  # … and of what may be as fast as dense
 FASTER = "faster"
+SLOWER = "slower"
+TRY = "Try"
+_TRY_WORDS = f"{TRY}: its time has no interval, so it is not proved to be faster than dense."
 _NAMED = 3  # rivals in a line
 _PLAIN = ("Keep", "Use")  # what the page's script says where it is told nothing else
 
@@ -98,14 +101,16 @@ class Candidate:
     def advice(self) -> str:
         """What to do with it, where it is the best: of dense "Keep", of most others "Use".
 
-        Where its interval reaches the time of dense, dense need not be replaced; where it has no
-        interval, a run with more replicates, or on a quieter machine, has to tell.
+        Where its interval reaches the time of dense, dense need not be replaced; where it has none,
+        as after one replicate, nothing is proved. It is slower only where a filter left dense out.
         """
         if self.row.format == DENSE:
             return "Keep"
         if self.verdict == UNDECIDED:
             return "Keep dense, or try"
-        return "Use" if has_interval(self.row) else "Try"
+        if self.verdict == SLOWER:
+            return "Keep dense; the least slow is"
+        return "Use" if has_interval(self.row) else TRY
 
     def replaces(self, rough: Candidate) -> bool:
         """Whether it is known better, and faster than dense with no more doubt."""
@@ -120,7 +125,7 @@ class Candidate:
         if not has_interval(self.row):
             never = NEVER_QUIET in self.row.flags.split(",")
             return UNQUIET if never else "one replicate"
-        return FASTER if beats(self.row) else "slower" if loses(self.row) else UNDECIDED
+        return FASTER if beats(self.row) else SLOWER if loses(self.row) else UNDECIDED
 
 
 @dataclass
@@ -159,13 +164,14 @@ class Setting:
 
     def shorter(self, best: Candidate, limit: float) -> list[Candidate]:
         """The candidates of shorter times than the best that were not measured well enough."""
-        return [each for each in self._before(best, limit) if each.verdict != UNQUIET]
+        return [each for each in self.quicker(best, limit) if each.verdict != UNQUIET]
 
     def unjudged(self, best: Candidate, limit: float) -> list[Candidate]:
         """The candidates that took less time than the best on a machine that was never quiet."""
-        return [each for each in self._before(best, limit) if each.verdict == UNQUIET]
+        return [each for each in self.quicker(best, limit) if each.verdict == UNQUIET]
 
-    def _before(self, best: Candidate, limit: float) -> list[Candidate]:
+    def quicker(self, best: Candidate, limit: float) -> list[Candidate]:
+        """The candidates of shorter times than the best, within the same largest error."""
         before = self.candidates[: self.candidates.index(best)]
         return [each for each in before if keeps(each, limit)]
 
@@ -264,7 +270,8 @@ def _compiled(setting: Setting) -> str:
         return ""
     time = units.seconds(best.row.time_seconds)
     answer = f"{DENSE}, or {best.name}" if best.verdict == UNDECIDED else best.name
-    sentence = f"Compiled, the answer is {answer}: {time}"
+    lead = "the shortest time is that of" if best.advice == TRY else "the answer is"
+    sentence = f"Compiled, {lead} {answer}: {time}"
     if best.row.format != DENSE:
         sentence += f"{setting.instead(best)}, {best.error}"
     compiling = best.row.value(COMPILE.name)
@@ -345,8 +352,9 @@ def _levels(score: Score | None, candidates: list[Candidate]) -> list[Level]:
 def _basis(experiment: Joined | None, score: Score | None) -> str:
     if experiment is None or score is None:
         return (
-            "This run measures no errors, so it can recommend exact formats only; a second block "
-            'of the suite, with workload = "projection" and the same formats, measures them.'
+            "This run measures no errors: what a format loses is known of exact ones alone. A "
+            'second block of the suite, with workload = "projection" and the same formats, '
+            "measures it."
         )
     timed, scored = experiment.shapes
     row = row_of(experiment.scored)
@@ -364,13 +372,13 @@ def _set_against_later(place: int, candidates: list[Candidate]) -> None:
         candidates[each].row.number: each for each in near if candidates[each].row.format != DENSE
     }
     if best.row.format == DENSE:
-        best.close = [each for each in near if candidates[each].verdict not in ("faster", "slower")]
+        best.close = [each for each in near if candidates[each].verdict not in (FASTER, SLOWER)]
         return
     rivals = [candidates[each].row for each in layers.values()]
     contest = against(best.row, rivals, among=len(candidates) - 1)
     best.tied = sorted(layers[row.number] for row in contest[Outcome.TIED])
     best.close = [layers[row.number] for row in contest[Outcome.UNDECIDED]]
-    if best.verdict not in ("faster", "slower"):
+    if best.verdict not in (FASTER, SLOWER):
         best.close += [each for each in near if candidates[each].row.format == DENSE]
     best.close.sort()
 
@@ -463,8 +471,18 @@ def terminal_lines(settings: Iterable[Setting], most: int = 8) -> list[str]:
         most: settings that are spelled out; the others are counted.
     """
     settings = without_compiled_twins(settings)
+    lines = setting_lines(settings[:most])
+    if len(settings) > most:
+        lines.append(f"… and {len(settings) - most} more settings; the page has them all.")
+    lines += explained(settings)
+    lines += dict.fromkeys(setting.basis for setting in settings if setting.synthetic)
+    return lines
+
+
+def setting_lines(settings: Iterable[Setting]) -> list[str]:
+    """The answers of each setting: what to use, and its rivals."""
     lines: list[str] = []
-    for setting in settings[:most]:
+    for setting in settings:
         lines.append(f"{setting.title}:")
         for level, best in answers(setting):
             lines.append(f"  {level.label}: {setting.headline(best, level.limit)}")
@@ -473,10 +491,13 @@ def terminal_lines(settings: Iterable[Setting], most: int = 8) -> list[str]:
                 more = f" and {len(rivals) - _NAMED} more" if len(rivals) > _NAMED else ""
                 lines.append(f"    {relation}: {names}{more}.")
         lines += [f"  {setting.compiled}"] if setting.compiled else []
-    if len(settings) > most:
-        lines.append(f"… and {len(settings) - most} more settings; the page has them all.")
-    lines += dict.fromkeys(setting.basis for setting in settings if setting.synthetic)
     return lines
+
+
+def explained(settings: Iterable[Setting]) -> list[str]:
+    """What "Try" means, where an answer says so."""
+    said = (best for setting in settings for _, best in answers(setting))
+    return [_TRY_WORDS] if any(best.advice == TRY for best in said) else []
 
 
 def without_compiled_twins(settings: Iterable[Setting]) -> list[Setting]:
@@ -494,7 +515,10 @@ def answers(setting: Setting) -> list[tuple[Level, Candidate]]:
     before: list[Candidate] = []
     for level in setting.levels:
         best = setting.best(level.limit)
-        if best is None or (found := [best, *setting.shorter(best, level.limit)]) == before:
+        if best is None:
+            continue
+        found = [best, *setting.quicker(best, level.limit)]
+        if found == before:
             continue
         before = found
         differing.append((level, best))

@@ -63,7 +63,7 @@ def _answer(run: Run, machine: str, rows: list[Row], settings: list[decision.Set
         parts.append(f"**{code(byte_answer.title)}**: {inert(byte_answer.says)}")
         parts += [inert(byte_answer.note)] if byte_answer.note else []
     if not byte_answers:
-        parts.append(_bytes.NOTHING)
+        parts.append(_bytes.nothing(rows))
     return parts
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from hwbench import files, units
-from hwbench.analysis.quiet import slowed
+from hwbench.channels import visible
 from hwbench.errors import RunFileError
 from hwbench.report import _bytes, _facts, decision, html
 from hwbench.report import _words as words
-from hwbench.report.rows import numbered, printable, report_rows
+from hwbench.report.rows import Row, numbered, report_rows
 from hwbench.store import read_run
 
 
@@ -28,7 +29,7 @@ class _Line(NamedTuple):
 class Answer:
     """What to use in each setting of a run, by the largest error that you accept.
 
-    ``print`` writes the lines with which ``hwbench run`` ends; a notebook draws them as a table.
+    ``print`` writes it as ``hwbench run`` ends, of all settings; a notebook draws a table.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -39,29 +40,44 @@ class Answer:
         """
         run = read_run(files.named(path, RunFileError))
         rows = numbered(report_rows(run))
-        slowdown = slowed(run.header, run.planned, run.results)
-        self.path = run.path
-        self._head = [*([str(slowdown)] if slowdown else []),
-                      printable(f"{run.header.suite} on {run.header.machine}: "
-                                f"{_facts.counts(run)}")]  # fmt: skip
+        (machine,) = _facts.machines([run])
+        facts = _facts.summary(run, machine, rows)
+        self._head = [
+            *html.cautions([run], [rows], [machine]),
+            f"{facts.suite} on {machine}: {facts.counts}, {facts.state}; {facts.created}",
+            *([facts.health] if facts.health else []),
+            *_unmeasured(rows),
+        ]
         self._settings = decision.without_compiled_twins(decision.settings(rows))
         self._bytes = [] if self._settings else _bytes.answers(rows)
+        self._foot = [
+            *decision.explained(self._settings),
+            *dict.fromkeys(each.basis for each in self._settings),
+            *([] if self._settings or self._bytes else [_bytes.nothing(rows)]),
+        ]
+        self._page = visible(f"hwbench report {shlex.quote(str(run.path))}")
 
     def __str__(self) -> str:
-        lines = decision.terminal_lines(self._settings, most=len(self._settings))
-        for each in self._bytes:
-            lines += [f"{printable(each.title)}: {each.says}", *([each.note] if each.note else [])]
-        return "\n".join([*self._head, *(lines or [_bytes.NOTHING])])
+        lines = [*decision.setting_lines(self._settings), *_bytes.lines(self._bytes)]
+        return "\n".join([*self._head, *lines, *self._foot])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """The same as HTML that needs no style and no script."""
         return html.fragment(
-            "notebook.html.j2", head=self._head, path=self.path, nothing=_bytes.NOTHING,
-            bytes=self._bytes, settings=[(setting, _lines(setting)) for setting in self._settings],
-            bases=dict.fromkeys(each.basis for each in self._settings),
+            "notebook.html.j2", head=self._head, bytes=self._bytes, foot=self._foot,
+            page=self._page, settings=[(setting, _lines(setting)) for setting in self._settings],
         )  # fmt: skip
+
+
+def _unmeasured(rows: list[Row]) -> list[str]:
+    """How many cases have no result that counts, where there are any."""
+    count = sum(row.status != "ok" for row in rows)
+    if not count:
+        return []
+    have = "has" if count == 1 else "have"
+    return [f"{units.count(count, 'case')} {have} no result that counts: the page says why."]
 
 
 def _lines(setting: decision.Setting) -> list[_Line]:
@@ -92,7 +108,7 @@ def answer(path: str | Path) -> Answer:
         path: a run file.
 
     Returns:
-        An object that ``print`` writes as the lines with which ``hwbench run`` ends, and a notebook
+        An object that ``print`` writes as ``hwbench run`` ends, of all settings, and a notebook
         draws as a table.
 
     Raises:

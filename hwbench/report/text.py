@@ -27,7 +27,7 @@ from hwbench.quantities import (
     Quantity,
     built_in,
 )
-from hwbench.report import _clock, _facts, _heat, _totals, _whose, decision
+from hwbench.report import _bytes, _clock, _facts, _heat, _totals, _whose, decision
 from hwbench.report import _words as words
 from hwbench.report._scores import score_of
 from hwbench.report.rows import (
@@ -92,12 +92,15 @@ def table(run: Run, width: int = 80, sort: str = "time") -> list[RenderableType]
 
 
 def _answer(rows: list[Row]) -> list[RenderableType]:
-    """The answer in a few lines; nothing where nothing was timed against dense."""
+    """The answer in a few lines; nothing where nothing was timed against dense, or scored."""
     from rich.text import Text
 
     lines = decision.terminal_lines(decision.settings(rows))
-    head = Text("What to use, by the largest error that you accept", style="bold")
-    return [Text(), head, *map(Text, lines)] if lines else []
+    head = "What to use, by the largest error that you accept"
+    if not lines:
+        lines = _bytes.lines(_bytes.answers(rows))
+        head = "What keeps the most, by the bytes that you have"
+    return [Text(), Text(head, style="bold"), *map(Text, lines)] if lines else []
 
 
 def _speed(row: Row) -> tuple[bool, float]:
