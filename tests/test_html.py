@@ -495,7 +495,7 @@ def test_without_ceilings_there_is_a_sentence_and_no_roofline() -> None:
 
 def test_without_projections_there_is_a_sentence() -> None:
     page = Page(html.render([run_of(questions(projection=False))]))
-    assert 'second block of the suite, with workload = "projection"' in page.shown
+    assert 'A second block of the suite, with workload = "projection"' in page.shown
     assert "#accuracy" not in {link.get("href") for link in page.tags("a")}
 
 

@@ -474,7 +474,7 @@ def terminal_lines(settings: Iterable[Setting], most: int = 8) -> list[str]:
     lines = setting_lines(settings[:most])
     if len(settings) > most:
         lines.append(f"… and {len(settings) - most} more settings; the page has them all.")
-    lines += explained(settings)
+    lines += explained(settings[:most])
     lines += dict.fromkeys(setting.basis for setting in settings if setting.synthetic)
     return lines
 
