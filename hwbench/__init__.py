@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from hwbench.formats._kernel import Kernel
     from hwbench.measure.run import run
     from hwbench.meters._base import Meter
-    from hwbench.report.decision import best
+    from hwbench.report.best import best
     from hwbench.report.notebook import answer
     from hwbench.workloads._base import Subject, Workload
     from hwbench.workloads._capture import capture
@@ -67,7 +67,7 @@ _HOMES = {
     "round_down": "hwbench.formats._base",
     "unreachable": "hwbench.formats._base",
     "answer": "hwbench.report.notebook",
-    "best": "hwbench.report.decision",
+    "best": "hwbench.report.best",
     "load_run": "hwbench.analysis.frames",
     "load_runs": "hwbench.analysis.frames",
     "summary": "hwbench.analysis.frames",

@@ -11,16 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hwbench import files, units
+from hwbench import units
 from hwbench.analysis.accuracy import Joined
 from hwbench.analysis.contest import BADLY, MARGIN, Outcome
 from hwbench.analysis.contested import LEVELS, LOSSLESS, NEAR
 from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.analysis.modes import Modes, modes
-from hwbench.errors import RunFileError, UsageError
 from hwbench.quantities import COMPILE
 from hwbench.records import Mode
 from hwbench.report import _whose
@@ -34,16 +32,10 @@ from hwbench.report.rows import (
     Row,
     groups,
     known,
-    numbered,
     printable,
     relative,
-    report_rows,
     row_of,
 )
-from hwbench.store import read_run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EXACT = 1e-5
 """An error up to which a layer computes what dense does, but for rounding."""
@@ -401,66 +393,6 @@ def _find_modes(candidates: list[Candidate]) -> None:
         candidate.modal = [
             at for at, fast in in_two_modes if at == number or (at > number and fast <= reach)
         ]
-
-
-def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
-    """The format to use in each setting of a run: the fastest within a largest error.
-
-    Args:
-        path: a run file.
-        error: the largest error, relative; 0 asks for exact formats, ``math.inf`` for any.
-
-    Returns:
-        One row for each setting, with the columns ``setting case format label density
-        time_seconds dense_seconds relative_time relative_low relative_high stored_bytes error
-        verdict tied undecided``. ``error`` is None where the run has none; ``tied`` and
-        ``undecided`` are lists of the names of rivals, of which the latter may also have a
-        shorter time that is hardly known. With the verdict *undecided* dense may be as fast.
-        Where nothing is within the error, the row holds the setting alone.
-
-    Raises:
-        RunFileError: the file cannot be read or is not a run file.
-        UsageError: the error is below zero.
-    """
-    import pandas as pd
-
-    if not error >= 0:
-        raise UsageError(f"The largest error must be 0 or more, not {error}.")
-    run_settings = settings(numbered(report_rows(read_run(files.named(path, RunFileError)))))
-    return pd.DataFrame([_best_row(setting, error) for setting in run_settings], columns=_BEST)
-
-
-_BEST = (
-    *("setting", "case", "format", "label", "density", "time_seconds", "dense_seconds"),
-    *("relative_time", "relative_low", "relative_high", "stored_bytes", "error", "verdict"),
-    *("tied", "undecided"),
-)
-
-
-def _best_row(setting: Setting, error: float) -> dict[str, Any]:
-    best = setting.best(error)
-    if best is None:
-        return {"setting": setting.title, "tied": [], "undecided": []}
-    row = best.row
-    return {
-        "setting": setting.title,
-        "case": row.case,
-        "format": row.format,
-        "label": best.name,
-        "density": row.density,
-        "time_seconds": row.time_seconds,
-        "dense_seconds": setting.dense_seconds(best),
-        "relative_time": best.relative,
-        "relative_low": row.relative_low,
-        "relative_high": row.relative_high,
-        "stored_bytes": row.stored_bytes,
-        "error": best.loss if known(best.loss) else None,
-        "verdict": best.verdict,
-        "tied": [each.name for each in setting.tied(best, error)],
-        "undecided": [
-            each.name for each in (*setting.shorter(best, error), *setting.close(best, error))
-        ],
-    }
 
 
 def terminal_lines(settings: Iterable[Setting], most: int = 8) -> list[str]:
