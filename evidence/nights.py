@@ -24,10 +24,9 @@ from hwbench.analysis.compare import Side, side
 from hwbench.analysis.stats import Rule
 from hwbench.measure import rerun
 from hwbench.measure import run as runner
-from hwbench.records import Verdict
+from hwbench.records import SLOWER, Verdict
 from hwbench.store import Run, read_run
 from hwbench.studies import gate, selftest
-from hwbench.studies.baseline import SLOWER
 
 SUITE = {
     "schema": 1,

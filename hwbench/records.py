@@ -327,6 +327,19 @@ class Environment(Record):
     settings: dict[str, Any] = {}
 
 
+CONFIRMS = "confirms"
+"""The argument in the header of a run that measured some cases of another one again."""
+SLOWER = "slower"
+"""The argument in the header of a run whose calls were delayed on purpose."""
+PAIRED = "pair"
+"""The argument in the header of a side of ``hwbench ab``."""
+_PURPOSES = {
+    CONFIRMS: "measured cases of another run again",
+    SLOWER: "slowed on purpose",
+    PAIRED: "a side of hwbench ab",
+}
+
+
 class Header(Record, tag="header", tag_field="line"):
     """The first line of a run file."""
 
@@ -351,6 +364,16 @@ class Header(Record, tag="header", tag_field="line"):
         device = self.environment.fingerprint.get("device")
         name = device.get("name") if isinstance(device, dict) else None
         return str(name or self.device)
+
+    @property
+    def purpose(self) -> str | None:
+        """What the run was made for, in words; None where it is a measurement of its own."""
+        return next((_PURPOSES[name] for name in _PURPOSES if name in self.arguments), None)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the run can be gone on with by itself; a side of ``hwbench ab`` cannot."""
+        return PAIRED not in self.arguments
 
 
 class PlannedLine(Record, tag="case", tag_field="line"):

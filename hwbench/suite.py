@@ -170,6 +170,20 @@ def _plan(table: dict[str, Any]) -> Plan:
     return plan
 
 
+def replanned(plan: Plan, changes: Mapping[str, Any]) -> Plan:
+    """The plan with some of its fields replaced; ``replicates_most`` follows more replicates.
+
+    Raises:
+        SuiteError: a value is wrong.
+        UnknownNameError: a plan has no such field.
+    """
+    table = {name: getattr(plan, name) for name in plan.__struct_fields__} | dict(changes)
+    most, asked = table["replicates_most"], table["replicates"]
+    if "replicates_most" not in changes and most is not None and isinstance(asked, int):
+        table["replicates_most"] = max(most, asked)
+    return _plan(table)
+
+
 def _block(block: object, plan: Plan, device: str) -> Iterator[Case]:
     if not isinstance(block, dict):
         raise SuiteError(f"a [[cases]] block must be a table, not {_quoted(block)}.")

@@ -43,8 +43,9 @@ def ten_seconds_a_replicate(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now, measure = [0.0], schedule.measure
 
     def ten_seconds(*args: Any) -> dict[str, float]:
+        spans = measure(*args)
         now[0] += 10.0
-        return measure(*args)
+        return spans
 
     monkeypatch.setattr(schedule, "measure", ten_seconds)
     monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: now[0]))

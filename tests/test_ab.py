@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from hwbench import protocol
 from hwbench.analysis.compare import Entry, Reading, Side
 from hwbench.analysis.pairs import judge_pairs
 from hwbench.analysis.stats import Rule
-from hwbench.errors import RunFileError, UsageError
-from hwbench.records import Header, Verdict
+from hwbench.errors import RunFileError, SuiteError, UsageError
+from hwbench.records import Header, ResultLine, Verdict
 from hwbench.store import RunWriter, read_header, read_run
 from hwbench.studies import _sides
+from hwbench.studies import ab as study
 
 SUITE = (
     'schema = 1\nname = "tiny"\n[plan]\nreplicates = 3\nbudget_seconds = 0.005\n'
@@ -116,6 +118,49 @@ def test_where_one_file_cannot_be_begun_the_other_is_taken_away(
     code, _, err = hwbench("ab", *sides, "-s", "tiny.toml", "-d", "fake", "--threads", "1")
     assert (code, err) == (2, "hwbench: There is no room for it.\n")
     assert not list(Path("runs").iterdir())
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_side_that_was_cut_off_is_not_gone_on_with(
+    hwbench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    """Resumed alone, it would hold replicates of other code, without their partners."""
+    write = RunWriter._write
+
+    def until(self: RunWriter, *lines: Any) -> None:
+        if isinstance(lines[0], ResultLine) and lines[0].result.replicate == 1:
+            raise stop
+        write(self, *lines)
+
+    monkeypatch.setattr(RunWriter, "_write", until)
+    sides = ("--a", sys.executable, "--b", sys.executable)
+    code, _, err = hwbench("ab", *sides, "-s", "tiny.toml", "-d", "fake", "--threads", "1")
+    assert code == (130 if isinstance(stop, KeyboardInterrupt) else 2)
+    assert "start it again" in err or "start again" in err
+    assert "--resume" not in err
+    monkeypatch.setattr(RunWriter, "_write", write)
+    for path in Path("runs").glob("*.jsonl"):
+        before = path.read_bytes()
+        code, _, err = hwbench("run", "--resume", str(path))
+        assert (code, "is a side of hwbench ab" in err) == (2, True)
+        assert path.read_bytes() == before
+        assert "--resume" not in hwbench("show", str(path))[1]
+
+
+@pytest.mark.parametrize("replicates", [0, 1001, 2.5, True, "3"])
+def test_so_many_pairs_or_replicates_cannot_be_made(tmp_path: Path, replicates: Any) -> None:
+    suite = tomllib.loads(SUITE)
+    how = {"device": "fake", "out": tmp_path, "threads": 1, "replicates": replicates}
+    with pytest.raises(SuiteError, match=r"\[plan\]"):
+        study.ab(sys.executable, sys.executable, suite, **how)
+    with pytest.raises(SuiteError, match=r"\[plan\]"):
+        package.run(suite, **how)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_field_that_no_plan_has_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Unknown key of \\[plan\\] 'replicate'"):
+        package.run(tomllib.loads(SUITE), device="fake", out=tmp_path, replicate=3)
 
 
 def test_an_interpreter_against_itself(

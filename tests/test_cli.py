@@ -75,6 +75,16 @@ def tiny(tmp_path: Path) -> str:
         (["run", "--suite", "compress", "--model", "."], "holds no config.json"),
         (["run", "--suite", "smoke", "--model", "."], "smoke has no such case"),
         (["run", "--resume", "bad.toml", "--model", "."], "--resume goes on with the suite"),
+        *(
+            (["run", "--resume", "bad.toml", *option], "--resume goes on with the suite, the plan")
+            for option in (
+                *(["--replicates", "3"], ["--quick"], ["--no-scores"], ["--out", "elsewhere"]),
+                *(["--seed", "1"], ["--device", "cpu"], ["--threads", "1"], ["--energy"]),
+                ["--allocator", "system"],
+            )
+        ),
+        (["profile", "-f", "dense", "--shape", "8x8,4x4"], "takes one case, and these options"),
+        (["profile", "-f", "blast", "--knob", "blocks=[2,4]"], "takes one case, and these options"),
         (["run", "--suite", "training_cifar10", "--data", "none"], "--data 'none' is not a folder"),
         (["run", "--suite", "training_gpt2", "--data", "none"], "--data 'none' is not a folder"),
         (["run", "--suite", "training", "--data", "."], "--data is for suites that ask for it"),
@@ -172,6 +182,19 @@ def test_run_and_resume_go_through(hwbench, tiny):
     code, out, _ = hwbench("run", "--resume", str(path), "--json")
     assert code == 0
     assert {row["format"] for row in json.loads(out)} == {"dense", "low_rank"}
+
+
+def test_a_resumed_run_in_which_a_case_failed_is_5_too(hwbench, tiny):
+    assert hwbench("run", "--suite", tiny, "--device", "fake", "--threads", "1")[0] == 0
+    (path,) = Path("runs").glob("*.jsonl")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"status":"ok"', '"status":"crashed"', 1), encoding="utf-8")
+    whole = hwbench("run", "--resume", str(path))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]), encoding="utf-8")
+    cut = hwbench("run", "--resume", str(path), "--print-path")
+    for code, _, err in (whole, cut):
+        assert (code, "1 case was wrong, crashed or timed out" in err) == (5, True)
+    assert read_run(path).complete
 
 
 def test_report_export_plot_list_compare_and_history_read_a_run(hwbench, golden):

@@ -247,13 +247,17 @@ def test_what_is_no_nights_measure_is_left_out_and_counted(nights: Path) -> None
     for number, arguments in enumerate(({"confirms": "x"}, {"slower": 0.1}, {"pair": "a"})):
         kept(night(60 + number, arguments=arguments), nights)
     (nights / "notes.jsonl").write_text("remember the milk\n")
+    (nights / "copy.jsonl").write_bytes(min(nights.iterdir()).read_bytes())
     kept(night(70, suite="other"), nights)
     told = history(nights)
     assert [(each.suite, len(each.nights)) for each in told.histories] == [
         ("linear", 40),
         ("other", 1),
     ]
-    for why in ("cannot be read", "not finished", "slowed on purpose", "a side of hwbench ab"):
+    for why in (
+        *("cannot be read", "not finished", "slowed on purpose", "a side of hwbench ab"),
+        "the same run again",
+    ):
         assert f"1 {why}" in told.notes[0]
     assert [each.suite for each in history(nights, suite="other").histories] == ["other"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,35 @@ def test_what_dense_scatters_makes_no_night_nearer_than_another() -> None:
         machine = Machine(seed)
         stored = machine.nights(10) + machine.nights(6, slower={"csr": 1.2})
         assert list(match(stored, machine.night()).nights) == [11, 12, 13, 14, 15]
+
+
+def of_groups(night: Side, groups: Sequence[int]) -> Side:
+    """The same cases as if they were of other shapes."""
+    moved = {
+        f"{case}/{groups[each.group[0]]}": replace(each, group=(groups[each.group[0]],))
+        for case, each in night.cases.items()
+    }
+    return replace(night, cases=moved)
+
+
+@pytest.mark.parametrize("others", [1, 2, 9, 11, 12])
+@pytest.mark.parametrize("tonight", [1.0, 1.3])
+def test_nights_of_other_shapes_are_none_to_compare_with(others: int, tonight: float) -> None:
+    machine = Machine()
+    stored = machine.nights(12)
+    elsewhere = range(GROUPS, 2 * GROUPS)
+    for place in range(others):
+        stored[place] = of_groups(stored[place], elsewhere)
+    alike = range(others, 12)
+    actual = match(stored, machine.night(tonight))
+    assert list(actual.nights) == (list(alike)[-5:] or list(range(7, 12)))
+    far = tonight > 1 and len(alike) >= FEWEST_STORED
+    assert bool(actual.stranger) == far
+    if far:
+        assert f"the nearest of {len(alike)} nights" in actual.stranger
+    half = range(GROUPS // 2, GROUPS // 2 + GROUPS)  # half of its groups are tonight's
+    stored = machine.nights(8) + [of_groups(each, half) for each in machine.nights(4)]
+    assert bool(match(stored, machine.night(tonight)).stranger) == (tonight > 1)
 
 
 def test_suites_without_dense_have_the_last_nights() -> None:

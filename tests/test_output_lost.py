@@ -114,7 +114,7 @@ VERBS = [
     (["list", "suites", "--json"], 0),
     (["baseline", "list", "-o", "nights"], 0),
     (["run", "--resume", "base.jsonl"], 0),
-    (["run", "--resume", "wrong.jsonl", "--json"], 0),
+    (["run", "--resume", "wrong.jsonl", "--json"], 5),
     (["doctor", "--require", "nothing"], 2),
     (["check", "gone.jsonl", "-b", "base.jsonl"], 2),
     (["--version"], 0),

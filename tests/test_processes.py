@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from hwbench import protocol
 from hwbench.errors import UsageError
 from hwbench.measure import run as runner
-from hwbench.measure.transports._base import WorkerDiedError, WorkerTimedOutError
+from hwbench.measure.transports._base import SeatLostError, WorkerDiedError, WorkerTimedOutError
 from hwbench.measure.transports.local import LocalSeat, LocalWorker
 from hwbench.records import Case, Plan, Status
 from hwbench.store import Run, read_run
@@ -142,6 +142,56 @@ def test_a_worker_says_hello_answers_and_ends() -> None:
     finally:
         worker.close()
     assert not Path(f"/proc/{worker.hello.pid}/exe").exists()
+
+
+def test_a_seat_that_is_let_go_while_its_worker_starts_keeps_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Ctrl-C does it, from another thread."""
+    seat, started = LocalSeat("fake", 1), list[LocalWorker]()
+
+    def let_go(self: LocalWorker) -> protocol.Hello:
+        started.append(self)
+        seat.close()
+        return hello(self)
+
+    hello = LocalWorker._hello
+    monkeypatch.setattr(LocalWorker, "_hello", let_go)
+    with pytest.raises(SeatLostError, match="was let go"):
+        seat.start()
+    (worker,) = started
+    assert worker._process.poll() is not None
+    with pytest.raises(SeatLostError, match="was let go"):
+        seat.start()
+
+
+def test_what_a_dead_worker_started_ends_with_it(tmp_path: Path) -> None:
+    """A worker that dies by itself, as of memory, while its compiler is at work."""
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!{sys.executable}\nimport pathlib, subprocess\n"
+        'started = subprocess.Popen(["sleep", "300"], stdout=subprocess.DEVNULL)\n'
+        f"pathlib.Path({str(tmp_path / 'number')!r}).write_text(str(started.pid))\n"
+        "raise SystemExit(3)\n"
+    )
+    script.chmod(0o755)
+    with pytest.raises(WorkerDiedError, match="exit code 3"):
+        LocalWorker("fake", 1, str(script))
+    number = int((tmp_path / "number").read_text())
+    assert _ended(number)
+
+
+def _ended(number: int) -> bool:
+    """Whether a process is gone, or a zombie that nobody waits for, within a second."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def test_a_worker_that_keeps_memory_faults_no_more_and_has_a_process_of_its_own_read_a_case() -> (

@@ -16,6 +16,7 @@ from hwbench.analysis.quiet import counted, slowed
 from hwbench.errors import SuiteError
 from hwbench.measure import fleet, references, schedule
 from hwbench.measure import run as runner
+from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import Plan
 from hwbench.report import text
 from hwbench.report.html import render
@@ -252,3 +253,69 @@ def test_a_stored_spread_that_is_no_number_is_not_used(
     for damaged in (3, {"relative_time": []}, {"relative_time": {"a": ["x", 1]}}):
         run.footer = replace(run.footer, state={"between_runs": damaged})
         assert between(run, "relative_time") == {}
+
+
+def copied(path: Path, **header: Any) -> Path:
+    """The run again in a file beside it, with other words in its header."""
+    first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    name = header.get("run", f"{path.stem}.shared")
+    other = path.with_name(f"{name}.jsonl")
+    changed = {**json.loads(first), **header}
+    other.write_text("".join([json.dumps(changed, separators=(",", ":")), "\n", *rest]), "utf-8")
+    return other
+
+
+@pytest.mark.parametrize(
+    "aside", ["copy", "pair", "confirms", "slower", "damaged line", "newer word", "text"]
+)
+def test_what_is_no_earlier_run_of_its_own_neither_counts_nor_stops_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside: str
+) -> None:
+    """Two runs that tell how far cases move, and beside them a file that must not make three."""
+    for number, factor in enumerate((1.0, 1.2)):
+        effects = {"seed": number, "noise": 0.001, "slow": {"low_rank": factor}}
+        run = simulate(tmp_path, monkeypatch, effects)
+    if aside == "copy":
+        copied(run.path)
+    elif aside in ("pair", "confirms", "slower"):
+        copied(
+            run.path, run="20260101-000000-quiet-fake-0001", arguments={aside: "x", "threads": 1}
+        )
+    elif aside == "text":
+        run.path.with_name("notes.jsonl").write_text("remember the milk\n")
+    else:
+        other = copied(run.path, run="20260101-000000-quiet-fake-0001")
+        text_ = other.read_text(encoding="utf-8")
+        word = ('"status":"ok"', '"status":"glorious"') if aside == "newer word" else ("1", "l")
+        *lines, last = text_.splitlines(keepends=True)
+        other.write_text("".join([*lines[:-1], lines[-1].replace(*word), last]), encoding="utf-8")
+    last = simulate(tmp_path, monkeypatch, {"seed": 9, "noise": 0.001})
+    assert last.complete
+    assert between(last, "relative_time") == {}
+    another = simulate(tmp_path, monkeypatch, {"seed": 10, "noise": 0.001})
+    assert between(another, "relative_time").keys() == {c for c in last.planned if "low_rank" in c}
+
+
+@pytest.mark.parametrize("budget", [17.0, 37.0, 57.0, None])
+def test_a_time_budget_is_shared_with_the_cpu_that_waits_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None
+) -> None:
+    """Two devices of one machine, of which the second waits as a CPU does."""
+    monkeypatch.setenv("HWBENCH_FAKE", json.dumps({"seed": 1}))
+    ten_seconds_a_replicate(monkeypatch)
+    for module in (fleet, runner):
+        monkeypatch.setattr(module, "time", schedule.time)
+    monkeypatch.setattr(fleet.Squad, "takes", lambda *_: False)
+    seats = [LocalSeat("fake", 1), LocalSeat("fake", 1)]
+    monkeypatch.setattr(fleet, "_is_cpu", lambda squad: squad.seats[0] is seats[1])
+    question = runner.Question(document=document(), out=tmp_path)
+    made = fleet.Fleet(lambda: seats, time_budget_seconds=budget).run(question)
+    counts = []
+    for run in map(read_run, made):
+        assert run.complete
+        counts.append({len(each) for case, each in replicates(run).items() if "linear" in case})
+    (first,), (second,) = counts
+    kept = references.of_machine(run.header.environment, run.planned)
+    assert bool(kept) == (max(first, second) > 1)
+    assert abs(first - second) <= 1
+    assert (first == 4) == (budget is None)

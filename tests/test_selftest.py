@@ -48,11 +48,11 @@ def written(run: Run, folder: Path, slower: float) -> Path:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A machine whose runs are made up; ``jumps`` are nights on which all is 1.5 times as slow."""
-    made: dict[str, Any] = {"jumps": set(), "delays": {}}
+    made: dict[str, Any] = {"jumps": set(), "delays": {}, "replicates": 5}
     numbers = count()
 
     def night(name: str, planned: Any = None) -> Path:
-        run = run_of(CASES, replicates=5, seed=next(numbers), name=name)
+        run = run_of(CASES, replicates=made["replicates"], seed=next(numbers), name=name)
         if planned is not None:
             run.planned = planned
             for case, each in planned.items():
@@ -161,6 +161,7 @@ def test_stored_runs_of_identical_code_are_checked_like_nights(
             path.unlink()
         else:
             assert run.complete
+    (tmp_path / "a copy.jsonl").write_bytes(result.runs[0].read_bytes())
     again = selftest.stored(tmp_path)
     assert again.nights == 12
     assert again.false_nights == result.false_nights
@@ -199,6 +200,17 @@ def test_the_lines_say_rates_bounds_and_sizes(hwbench, machine: dict[str, Any]) 
     assert "Smallest slow-down found in 9 nights of 10, relative to dense: " in out
     assert "absolute time: " in out
     assert "A delay of 20.0 % was seen as " in out
+
+
+@pytest.mark.parametrize("nights", ["2", "3"])
+def test_what_too_few_nights_do_not_tell_is_null(
+    hwbench, machine: dict[str, Any], nights: str
+) -> None:
+    machine["replicates"] = 1
+    code, out, err = hwbench("selftest", "aa", "--nights", nights, "--json")
+    assert (code, err) == (0, "")
+    sizes = json.loads(out, parse_constant=pytest.fail)["detectable"].values()
+    assert {size["worst"] for size in sizes} == {None}
 
 
 def test_a_delay_on_the_simulated_machine_is_seen_as_it_is(hwbench, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from hwbench import files
 from hwbench.errors import RunFileError
 from hwbench.records import (
     SCHEMA,
@@ -176,3 +177,28 @@ def test_a_run_name_cannot_leave_its_folder(tmp_path: Path):
 def test_a_missing_file_is_a_sentence(tmp_path: Path):
     with pytest.raises(RunFileError, match="Cannot read the run"):
         read_run(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("limit", ["MOST_OF_A_RUN", "MOST_OF_MEMORY"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_never_grows_beyond_what_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, resumed: bool
+) -> None:
+    monkeypatch.setattr(files, limit, 60_000)
+    header = replace(HEADER, plan=Plan(replicates=1000))
+    writer = RunWriter.create(tmp_path, header, LINES)
+    refused = ""
+    for written in range(1000):
+        if resumed and written % 5 == 4:
+            writer.close()
+            writer = RunWriter.resume(read_run(writer.path))
+        try:
+            writer.append(result(written))
+        except RunFileError as error:
+            refused = str(error)
+            break
+    writer.close()
+    assert "larger than what hwbench reads" in refused
+    run = read_run(writer.path)
+    assert 5 < len(run.results) == written
+    assert not run.truncated

@@ -104,7 +104,8 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
 
     Distances are rounded to steps of half of these 5 %, or of dense's own scatter where that is
     larger, and of equally near nights the later are taken. So an old night does not bring back a
-    change after which the baseline was moved.
+    change after which the baseline was moved. A night that timed dense in no group of tonight's, as
+    one of other shapes, is left out where another did.
 
     Args:
         stored: comparable runs, oldest first; the last ``STORED`` count. Where fewer than three of
@@ -121,10 +122,11 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
     tonight, limit = _dense(new), math.log1p(DENSE_MOVED)
     dense = {place: _dense(stored[place]) for place in places}
     away = {place: _apart(dense[place], tonight) for place in places}
-    if len(places) < FEWEST_STORED or all(math.isnan(each[0]) for each in away.values()):
-        return Matched(places[-window:])
+    alike = [place for place in places if not math.isnan(away[place][0])]
+    if len(alike) < FEWEST_STORED:
+        return Matched((alike or places)[-window:])
     step = min(max(limit / 2, _SURELY * _scatter([*dense.values(), tonight])), limit)
-    order = sorted(places, key=lambda place: (math.floor(away[place][0] / step), -place))
+    order = sorted(alike, key=lambda place: (math.floor(away[place][0] / step), -place))
     near = [place for place in order if away[place][0] <= limit]
     if len(near) < min(FEWEST_RUNS, window):
         earlier = range(max(0, len(stored) - KNOWN), places[0])
@@ -132,7 +134,8 @@ def match(stored: Sequence[Side], new: Side, window: int = WINDOW) -> Matched:
         near += comparable[::-1]
     if len(near) >= min(FEWEST_RUNS, window):
         return Matched(sorted(near[:window]))
-    return Matched(places[-window:], stranger=_strange(near, len(places), min(away.values())[1]))
+    nearest = min(away[place] for place in alike)[1]
+    return Matched(alike[-window:], stranger=_strange(near, len(alike), nearest))
 
 
 def _strange(near: Sequence[int], of: int, nearest: float) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hwbench.channels import visible
@@ -123,7 +124,15 @@ def progress() -> Iterator[Listener]:
             yield listen
         except KeyboardInterrupt:
             if telling.latest and telling.latest.begun:
-                path = telling.latest.path
-                hint = f"What was measured is in {path}; go on with --resume {path}"
-                console.print(visible(hint), soft_wrap=True)
+                console.print(visible(_left(telling.latest.path)), soft_wrap=True)
             raise
+
+
+def _left(path: Path) -> str:
+    """What an interrupted run leaves, in a sentence."""
+    from hwbench.store import read_header
+
+    left = f"What was measured is in {path}"
+    if read_header(path).resumable:
+        return f"{left}; go on with --resume {path}"
+    return f"{left}; a side of hwbench ab cannot be gone on with: start it again"

@@ -69,9 +69,13 @@ def profile(
         ],
     }  # fmt: skip
     cases = suites.build(document, name.partition(":")[0]).cases
+    if len(cases) != 1:
+        raise UsageError(
+            f"profile takes one case, and these options make {len(cases)}: give one of each."
+        )
     planned, result = _profiled(cases, name, threads, calls, trace)
     if as_json:
-        _shared.say_json(json.dumps({"case": planned.case.id, **msgspec.to_builtins(result)}))
+        _shared.say_json({"case": planned.case.id, **msgspec.to_builtins(result)})
     else:
         for part in _report(planned.case.id, result):
             _shared.console().print(part, soft_wrap=isinstance(part, str))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from hwbench.measure.run import Question
     from hwbench.measure.schedule import Listener
     from hwbench.store import Run
+
+_OUT = Path("runs")
 
 
 def run(
@@ -49,7 +50,7 @@ def run(
     on: _options.OnKinds = None,
     shards: _options.Shards = None,
     wait: _options.Wait = "10m",
-    out: _options.OutFolder = Path("runs"),
+    out: _options.OutFolder = _OUT,
     as_json: _options.RunAsJson = False,
     print_path: _options.PrintPath = False,
 ) -> None:
@@ -67,7 +68,6 @@ def run(
     from hwbench import suite as suites
     from hwbench.cli import _weights
     from hwbench.measure import run as runner
-    from hwbench.store import read_run
     from hwbench.studies import doctor
     from hwbench.units import parse_seconds
 
@@ -80,12 +80,17 @@ def run(
         device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
     )
     if resume is not None:
-        ours = (suite, format_, filter_, shape, tokens, dtype, density, stored, model, data)
-        if any(ours) or weights or activations:
-            raise UsageError("--resume goes on with the suite that the run was started with.")
+        asked = (suite, format_, filter_, shape, tokens, dtype, density, stored, model, data,
+                 weights, activations)  # fmt: skip
+        planned = (replicates, quick, energy, allocator, no_scores, seed, out != _OUT)
+        if any((*asked, *planned)) or not fleet.only_finds:
+            raise UsageError(
+                "--resume goes on with the suite, the plan and the device that the run was started "
+                "with; leave their options out."
+            )
         with progress() as listener:
             fleet.resume(resume, listener)
-        return _show({resume: read_run(resume)}, as_json=as_json, print_path=print_path)
+        return _finished([resume], as_json=as_json, print_path=print_path)
     document, sentences = _weights.with_weights(
         suites.read(suite or "linear"),
         weights,
@@ -108,6 +113,13 @@ def run(
             document=document, out=out, filter=filter_, seed=seed, energy=energy,
             scores=not no_scores, changes=changes, listener=listener,
         ))  # fmt: skip
+    _finished(paths, as_json=as_json, print_path=print_path)
+
+
+def _finished(paths: Iterable[Path], *, as_json: bool, print_path: bool) -> None:
+    """Show the runs, and raise where one of their cases failed."""
+    from hwbench.store import read_run
+
     runs = {path: read_run(path) for path in paths}
     _show(runs, as_json=as_json, print_path=print_path)
     run_failed([result for run in runs.values() for result in run.results])
@@ -150,6 +162,11 @@ class _Fleet:
         if not many and (self.on or self.shards):
             raise UsageError("--on and --shards need --cluster, or a list in --device.")
         return many
+
+    @property
+    def only_finds(self) -> bool:
+        """Whether its options say no more than where the machines of a run are to be found."""
+        return self.cluster is not None or (self.device == "auto" and self.threads is None)
 
     def run(self, question: Question) -> list[Path]:
         if not self.many:
@@ -208,7 +225,7 @@ def _show(runs: Mapping[Path, Run], *, as_json: bool, print_path: bool) -> None:
 
     if as_json and len(runs) > 1:
         rows = [{"run": str(path), **row} for path, run in runs.items() for row in rows_json(run)]
-        _shared.say_json(json.dumps(rows))
+        _shared.say_json(rows)
         return
     for path, run in runs.items():
         if print_path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -149,10 +150,13 @@ class Fleet:
         self.states = [state for _, state in begun]
         hosts = [each for each in begun if not each[0].seats[0].kind and _is_cpu(each[0])]
         others = [each for each in begun if each not in hosts]
+        turns = [turn for turn in (others, *([host] for host in hosts)) if turn]
+        first = min(state.begun for _, state in begun)
         futures: list[Future[Path]] = []
         try:
-            for together in (others, *([host] for host in hosts)):
-                calls = [partial(self._execute, squad, state) for squad, state in together]
+            for place, turn in enumerate(turns):
+                share = self._share(first, len(turns) - place)
+                calls = [partial(self._execute, squad, state, share) for squad, state in turn]
                 futures += pool.at_once(calls, self._stop)
         finally:
             self._let_go()
@@ -160,16 +164,25 @@ class Fleet:
             future.result()
         return [state.writer.path for state in self.states]
 
-    def _execute(self, squad: Squad, state: State) -> Path:
+    def _share(self, first: float, turns: int) -> float | None:
+        """The host time at which a turn has to end, where so many share the rest of the budget."""
+        if self.time_budget_seconds is None:
+            return None
+        now = time.monotonic()
+        return now + (first + self.time_budget_seconds - now) / turns
+
+    def _execute(self, squad: Squad, state: State, end: float | None) -> Path:
         remote = bool(squad.seats[0].kind)
+        budget = None if end is None else end - state.begun
         if len(squad.seats) == 1 and not remote:
-            return schedule.execute(state, squad.seats[0], self.time_budget_seconds)
+            return runner.with_references(schedule.execute(state, squad.seats[0], budget))
         shards = self.shards or -(-len(squad.seats) // state.header.plan.replicates)
-        return pool.execute(
-            state, squad.seats, self.time_budget_seconds, shards=shards,
+        path = pool.execute(
+            state, squad.seats, budget, shards=shards,
             more=(lambda: self._returned(squad)) if remote else None,
             patience_seconds=self.patience_seconds,
         )  # fmt: skip
+        return path if remote else runner.with_references(path)
 
     def _returned(self, squad: Squad) -> list[Seat]:
         """Seats of the same kind that can be had again."""

@@ -94,31 +94,30 @@ def between_runs(
 
 
 def _earlier(header: Header, folder: Path) -> list[Run]:
-    """Return the last complete runs of the suite on the machine, without confirmations."""
-    runs: list[Run] = []
+    """Return the last complete runs of the suite on the machine, each once, and each of its own."""
+    runs: dict[str, Run] = {}
     for path in reversed(list_runs(folder)):
         if len(runs) == EARLIER:
             break
-        if not _header_fits(path, header):
+        try:
+            if not _fits(read_header(path), header):
+                continue
+            run = read_run(path)
+        except RunFileError:  # a file of something else, or a damaged one: no earlier run
             continue
-        run = read_run(path)
         if run.complete and not any(each.added_seconds for each in run.planned.values()):
-            runs.append(run)
-    return runs
+            runs.setdefault(run.header.run, run)
+    return list(runs.values())
 
 
-def _header_fits(path: Path, header: Header) -> bool:
-    try:
-        other = read_header(path)
-    except RunFileError:  # a file of something else, which is no earlier run
-        return False
+def _fits(other: Header, header: Header) -> bool:
     differences = fingerprint.differences(
         fingerprint.facts(other.environment), fingerprint.facts(header.environment)
     )
     return (
         (other.suite, other.device) == (header.suite, header.device)
         and other.run != header.run
-        and "confirms" not in other.arguments
+        and other.purpose is None
         and not any(each.severity is Severity.FATAL for each in differences)
     )
 

@@ -17,7 +17,7 @@ from hwbench.measure import run as runner
 from hwbench.measure.replicate import ANCHOR
 from hwbench.measure.schedule import Listener, State, execute
 from hwbench.measure.transports.local import LocalSeat
-from hwbench.records import Planned, PlannedLine
+from hwbench.records import CONFIRMS, Planned, PlannedLine
 from hwbench.store import Run, RunWriter, read_run, run_path
 
 
@@ -48,7 +48,7 @@ def again(
         path.stem,
         replicates=replicates,
         seed=stored.header.seed + stored.header.plan.replicates,
-        arguments={"confirms": stored.header.run},
+        arguments={CONFIRMS: stored.header.run},
         listener=listener,
     )
 
@@ -125,7 +125,7 @@ def _refuse_another(stored: Run, there: Run) -> None:
         EnvironmentMismatchError: it was made on another machine or version.
         RunFileError: it does not say that it confirms the run.
     """
-    if there.header.arguments.get("confirms") != stored.header.run:
+    if there.header.arguments.get(CONFIRMS) != stored.header.run:
         raise RunFileError(
             f"{there.path} does not confirm {stored.header.run}; move it away, and check again."
         )

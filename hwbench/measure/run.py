@@ -77,7 +77,8 @@ def run(  # noqa: PLR0913 (each is an option of the command line)
         changes: Fields of the plan to replace, such as ``replicates=1``.
 
     Raises:
-        UsageError: the suite, a knob, the device or the folder is not usable as asked.
+        UsageError: the suite, a field of the plan, a knob, the device or the folder is not usable
+            as asked.
     """
     question = Question(
         document=suites.read(suite) if isinstance(suite, str) else suite,
@@ -106,10 +107,10 @@ def answer(
 ) -> Path:
     """Measure on one device of this machine; returns the run file, and raises as ``run`` does."""
     seat = LocalSeat(resolve_device(device), usable_threads(threads))
-    return _with_references(execute(begin(question, seat), seat, time_budget_seconds))
+    return with_references(execute(begin(question, seat), seat, time_budget_seconds))
 
 
-def _with_references(path: Path) -> Path:
+def with_references(path: Path) -> Path:
     """The path of a run; the machine keeps the run's times of dense as a reference."""
     if (stored := read_run(path)).complete:
         references.add(stored)
@@ -126,7 +127,7 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
     """
     begun = time.monotonic()
     built = suites.build(question.document, seat.device.partition(":")[0])
-    built = replace(built, plan=replace(built.plan, **question.changes))
+    built = replace(built, plan=suites.replanned(built.plan, question.changes))
     cases = suites.select(built.cases, question.filter) if question.filter else built.cases
     worker = seat.start()
     try:
@@ -207,15 +208,20 @@ def resume(
     state = reopened(stored, listener)
     if noted:
         state.notes["resumed_after"] = noted
-    return _with_references(execute(state, seat, time_budget_seconds))
+    return with_references(execute(state, seat, time_budget_seconds))
 
 
 def reopened(stored: Run, listener: Listener) -> State:
     """A run that was cut off, ready to be gone on with.
 
     Raises:
-        RunFileError: the run cannot be written, or another process writes it.
+        RunFileError: the run cannot be written, another process writes it, or it is a side of
+            ``hwbench ab``.
     """
+    if not stored.header.resumable:
+        raise RunFileError(
+            f"{stored.path} is a side of hwbench ab, which measures both in pairs; start it again."
+        )
     # Under the lock the writer reads the file again, and brings the run up to date.
     writer = RunWriter.resume(stored)
     state = State(

@@ -26,7 +26,7 @@ from hwbench.measure import references
 from hwbench.measure.replicate import ANCHOR, SPANS, Keep, Replicate
 from hwbench.measure.transports._base import Seat, Worker
 from hwbench.quantities import RELATIVE, TIME
-from hwbench.records import Footer, Header, Planned, Result, ResultLine, Status
+from hwbench.records import CONFIRMS, Footer, Header, Planned, Result, ResultLine, Status
 from hwbench.store import RunWriter, read_run
 
 WHOLE = (0, 1)
@@ -194,9 +194,9 @@ class Work:
         return self.end is None or time.monotonic() + 0.7 * self.longest <= self.end
 
     def conclude(self, notes: dict[str, Any], *, here: bool = True) -> None:
-        """Write the footer; a run in which a case has no result at all gets none."""
+        """Write the footer; none where the run was interrupted, or a case has no result at all."""
         state = self.state
-        if state.planned.keys() - {case for case, _ in state.done}:
+        if state.stopped or state.planned.keys() - {case for case, _ in state.done}:
             return
         if self.stopped is None and len(state.done) < state.total:
             self.stopped = "The time budget ended within the last replicate."
@@ -275,7 +275,7 @@ def _settle(work: Work, seat: Seat, planned_seconds: float) -> None:
     """
     state, plan = work.state, work.state.header.plan
     first = 1 + max((each.replicate for each in state.timed), default=plan.most)
-    if first >= plan.most or work.stopped or "confirms" in state.header.arguments:
+    if first >= plan.most or work.stopped or CONFIRMS in state.header.arguments:
         return
     now, left = time.monotonic(), 2 * planned_seconds - work.taken
     left = min(left, CONTESTED_SHARE * planned_seconds if work.end is None else work.end - now)

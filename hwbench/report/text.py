@@ -151,10 +151,9 @@ def _head(run: Run, rows: list[Row]) -> list[str]:
     elif not run.complete:
         missing = sum(row.status == "missing" for row in rows)
         what = f"{units.count(missing, 'case')} {'has' if missing == 1 else 'have'} no result yet"
-        lines.append(
-            f"The run is not finished: {what if missing else _facts.UNREPEATED}; "
-            f"go on with --resume {printable(run.path)}"
-        )
+        rest = what if missing else _facts.UNREPEATED
+        how = f"; go on with --resume {printable(run.path)}" if header.resumable else "."
+        lines.append(f"The run is not finished: {rest}{how}")
     return lines
 
 

@@ -2,7 +2,8 @@
 
 The first line is the header; then one line for each planned case, one for each result, and a footer
 when the run is complete. A line is written whole and flushed, so a killed run loses at most the
-line in flight; the reader drops an unfinished last line, and a resumed run cuts it off.
+line in flight; the reader drops an unfinished last line, and a resumed run cuts it off. None grows
+beyond what can be read again.
 """
 
 from __future__ import annotations
@@ -69,9 +70,12 @@ class Run:
 class RunWriter:
     """Appends lines to one run file and holds its lock until closed."""
 
+    resumable = True  # whether a run that is cut off can be gone on with
+
     def __init__(self, path: Path, handle: IO[bytes]) -> None:
         self.path = path
         self._handle = handle
+        self._size = self._memory = 0  # bytes of what was written, and that reading it takes
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,6 +107,7 @@ class RunWriter:
             handle = begun.open("xb", buffering=0)
             try:
                 writer = cls(path, handle)
+                writer.resumable = header.resumable
                 writer._write(header, *planned)
                 files.place(begun, path)
             except BaseException:
@@ -140,13 +145,15 @@ class RunWriter:
 
     def _catch_up(self, run: Run) -> None:
         number = self._handle.fileno()
-        now = read_run(run.path)
+        data = _read(run.path)
+        now = parsed(run.path, data)
         if now.header != run.header or not os.path.samestat(os.fstat(number), run.path.stat()):
             raise RunFileError(f"{run.path} was replaced by another file; start again.")
         if now.complete and not run.complete:
             raise RunFileError(f"{run.path} was completed by another process; there is no rest.")
         run.planned, run.results = now.planned, now.results
         run.size, run.truncated = now.size, now.truncated
+        self._size, self._memory = run.size, files.memory(data[: run.size])
         os.ftruncate(number, run.size)
         self._handle.seek(0, os.SEEK_END)
 
@@ -154,18 +161,26 @@ class RunWriter:
         """Write lines, each whole, and flush them.
 
         Raises:
-            RunFileError: the disk is full or the file went away; what was written before stays.
+            RunFileError: the disk is full, the file went away, or it would be larger than what
+                ``read_run`` reads; what was written before stays.
         """
         try:
             self._write(*lines)
         except OSError as error:
+            how = f"go on with --resume {self.path}" if self.resumable else "start again"
             raise RunFileError(
                 f"Cannot write to {self.path}: {error.strerror}. What was measured before is in "
-                f"it; free some space and go on with --resume {self.path}."
+                f"it; free some space and {how}."
             ) from error
 
     def _write(self, *lines: Line) -> None:
         data = b"".join(_encoder.encode(line) + b"\n" for line in lines)
+        self._size, self._memory = self._size + len(data), self._memory + files.memory(data)
+        if self._size > files.MOST_OF_A_RUN or self._memory > files.MOST_OF_MEMORY:
+            raise RunFileError(
+                f"{self.path} would be larger than what hwbench reads as a run. What was measured "
+                "before is in it; measure the other cases in runs of their own, with --filter."
+            )
         while data:
             data = data[self._handle.write(data) :]
 
@@ -213,11 +228,14 @@ def read_run(path: Path) -> Run:
         RunFileError: there is no such file, it is not a run file, or a line in it is damaged or
             says what cannot be.
     """
+    return parsed(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        data = files.read(path, files.MOST_OF_A_RUN)
+        return files.read(path, files.MOST_OF_A_RUN)
     except OSError as error:
         raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
-    return parsed(path, data)
 
 
 def parsed(path: Path, data: bytes) -> Run:

@@ -37,10 +37,9 @@ from hwbench.measure.replicate import SPANS
 from hwbench.measure.schedule import Listener, Progress, State, finish, measure
 from hwbench.measure.transports import local
 from hwbench.measure.transports._base import Worker
-from hwbench.records import Allocator, Case, Header, PlannedLine, Status, Suite
+from hwbench.records import PAIRED, Allocator, Case, Header, PlannedLine, Status, Suite
 from hwbench.store import RunWriter, read_run
 from hwbench.studies._sides import Origin, resolve, worker_folder
-from hwbench.studies.baseline import PAIRED
 
 _PLAN_SECONDS = 600.0
 _SIDES = ("a", "b")
@@ -96,7 +95,7 @@ def ab(  # noqa: PLR0913 (each is an option of the command line)
     document = suites.read(suite) if isinstance(suite, str) else suite
     built = suites.build(document, device.partition(":")[0])
     if replicates is not None:
-        built = replace(built, plan=replace(built.plan, replicates=replicates))
+        built = replace(built, plan=suites.replanned(built.plan, {"replicates": replicates}))
     cases = suites.select(built.cases, filter) if filter else built.cases
     built = replace(built, cases=runner.with_anchors(cases))
     how = How(

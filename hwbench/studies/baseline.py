@@ -22,14 +22,9 @@ from hwbench.records import ANSWERS, Header, Status
 from hwbench.report import pytest_benchmark
 from hwbench.store import Run, list_runs, parsed, read_header, read_run, run_path
 
-_COPIES = "the same run again"
-_NOTED = ("cannot be read", "damaged", "not finished", _COPIES)
-CONFIRMS = "confirms"
-"""The argument in the header of a run that measured some cases of another one again."""
-SLOWER = "slower"
-"""The argument in the header of a run whose calls were delayed on purpose."""
-PAIRED = "pair"
-"""The argument in the header of a side of ``hwbench ab``."""
+COPIES = "the same run again"
+"""Why a second file of one run is left out, as ``hwbench share`` makes one."""
+_NOTED = ("cannot be read", "damaged", "not finished", COPIES)
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ def _from_folder(folder: Path, run: Run, window: int) -> Chosen:
         if reason := _unsuitable(header, run.header):
             left_out[reason] += 1
         elif header.run in {each.header.run for each in chosen}:
-            left_out[_COPIES] += 1
+            left_out[COPIES] += 1
         elif different := fatal(header, run.header):
             others.append((path, different))
         elif (old := _readable(path, left_out)) is not None:
@@ -161,23 +156,12 @@ def _unsuitable(header: Header, new: Header) -> str | None:
     """Why a run is no baseline of another; None where it may be."""
     if header.run == new.run:
         return "the run itself"
-    if why := purpose(header):
-        return why
+    if header.purpose:
+        return header.purpose
     if header.suite != new.suite:
         return "of another suite"
     if header.created > new.created:
         return "newer than this run"
-    return None
-
-
-def purpose(header: Header) -> str | None:
-    """Name the purpose of a run that is no nightly measurement; None where it is one."""
-    if CONFIRMS in header.arguments:
-        return "measured cases of another run again"
-    if SLOWER in header.arguments:
-        return "slowed on purpose"
-    if PAIRED in header.arguments:
-        return "a side of hwbench ab"
     return None
 
 
@@ -253,12 +237,8 @@ def _put(target: Path, data: bytes) -> None:
 
 
 def _unworthy(run: Run) -> str | None:
-    if CONFIRMS in run.header.arguments:
-        return "it measured some cases of another run again"
-    if SLOWER in run.header.arguments:
-        return "it was slowed on purpose"
-    if PAIRED in run.header.arguments:
-        return "it is a side of hwbench ab"
+    if run.header.purpose:
+        return f"it is no measurement of its own: {run.header.purpose}"
     failed = {result.case for result in run.results if result.status not in ANSWERS}
     if failed:
         return f"{cases(len(failed))} in it failed"

@@ -19,10 +19,9 @@ from hwbench.errors import EnvironmentMismatchError, RunFileError, UsageError
 from hwbench.measure import rerun
 from hwbench.measure import run as runner
 from hwbench.measure.schedule import Listener
-from hwbench.records import Header, Result, Suite
+from hwbench.records import CONFIRMS, Header, Result, Suite
 from hwbench.store import Run, read_run, run_path
 from hwbench.studies import ab
-from hwbench.studies.baseline import CONFIRMS
 
 _REVISIONS = "revisions"
 """The argument in the header of such a run: the revision of the baseline, and tonight's."""

@@ -40,7 +40,7 @@ from hwbench.analysis.stats import median
 from hwbench.errors import RunFileError
 from hwbench.records import Header, Verdict, without_gc
 from hwbench.store import Run, read_header, read_run
-from hwbench.studies.baseline import machine_key, purpose, run_files
+from hwbench.studies.baseline import COPIES, machine_key, run_files
 
 _STATE = ("governor", "turbo", "hostname")
 
@@ -114,20 +114,25 @@ def _runs(folder: Path, suite: str | None, left_out: Counter[str]) -> Iterator[R
     """The runs of the folder that make a history, one at a time."""
     if not folder.is_dir():
         raise RunFileError(f"{folder} is not a folder.")
+    seen: set[str] = set()
     for path in run_files(folder):
         try:
             header = read_header(path)
             if suite is not None and header.suite != suite:
                 left_out["of another suite"] += 1
                 continue
-            if why := purpose(header):
-                left_out[why] += 1
+            if header.purpose:
+                left_out[header.purpose] += 1
+                continue
+            if header.run in seen:
+                left_out[COPIES] += 1
                 continue
             run = read_run(path)
         except RunFileError:
             left_out["cannot be read"] += 1
             continue
         if run.complete:
+            seen.add(header.run)
             yield run
         else:
             left_out["not finished"] += 1

@@ -22,10 +22,10 @@ from hwbench.measure import rerun
 from hwbench.measure import run as runner
 from hwbench.measure.replicate import ANCHOR
 from hwbench.measure.schedule import Listener
-from hwbench.records import Change, Planned, Status, Verdict
+from hwbench.records import SLOWER, Change, Planned, Status, Verdict
 from hwbench.store import Run, read_header, read_run
 from hwbench.studies import gate
-from hwbench.studies.baseline import SLOWER, machine_key, purpose, run_files
+from hwbench.studies.baseline import machine_key, run_files
 
 FEWEST_NIGHTS = 2
 _SEEDS_A_NIGHT = 1000  # no two replicates of a self-test share their data and order
@@ -170,7 +170,8 @@ def run(
 def stored(folder: Path, *, threshold: float = 0.03) -> SelfTest:
     """Check stored runs of identical code, each against the runs before it.
 
-    It takes the finished runs of the folder with the suite and the machine of the last one.
+    It takes the finished runs of the folder with the suite and the machine of the last one, each
+    once.
 
     Raises:
         RunFileError: the folder cannot be read.
@@ -179,8 +180,8 @@ def stored(folder: Path, *, threshold: float = 0.03) -> SelfTest:
     if not folder.is_dir():
         raise RunFileError(f"{folder} is not a folder.")
     headers = [(path, read_header(path)) for path in run_files(folder)]
-    nights = sorted((h.created, h.run, p) for p, h in headers if purpose(h) is None)
-    runs = [run for run in (read_run(path) for _, _, path in nights) if run.complete]
+    by_run = {h.run: (h.created, h.run, p) for p, h in headers[::-1] if h.purpose is None}
+    runs = [run for run in (read_run(path) for *_, path in sorted(by_run.values())) if run.complete]
     alike = [run for run in runs if _place(run) == _place(runs[-1])]
     if len(alike) < FEWEST_NIGHTS:
         raise UsageError(

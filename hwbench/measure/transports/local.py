@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,16 +49,19 @@ class LocalSeat(Seat):
         self.device, self.threads = device, threads
         self.name, self.kind = device, ""
         self._worker: LocalWorker | None = None
-        self._closed = False
+        self._closed = threading.Event()
 
     def start(self) -> LocalWorker:
-        if self._closed:
+        if self._closed.is_set():
             raise SeatLostError(f"The device {self.name} was let go.")
         self._worker = LocalWorker(self.device, self.threads)
+        if self._closed.is_set():  # while it started
+            self._worker.close()
+            raise SeatLostError(f"The device {self.name} was let go.")
         return self._worker
 
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
         if self._worker is not None:
             self._worker.kill()
 
@@ -101,7 +106,7 @@ class LocalWorker(Worker):
         )
         os.close(read_request)
         os.close(write_reply)
-        self._buffer = b""
+        self._buffer, self._killed = b"", False
         try:
             self.hello = self._hello()
         except BaseException:
@@ -158,8 +163,10 @@ class LocalWorker(Worker):
 
     def kill(self) -> None:
         """Stop the process and everything that it started, at once."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._killed:  # once: afterwards the number may be another group's
+            self._killed = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def close(self) -> None:
