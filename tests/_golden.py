@@ -336,7 +336,7 @@ def _history_json() -> str:
     from hwbench.report.history import plain
 
     told = _history()
-    return normal(_json(json.loads(plain(told.histories, told.notes))))
+    return normal(_json(plain(told.histories, told.notes)))
 
 
 def _history_page() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import sys
 from importlib.metadata import EntryPoint
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from hwbench import channels, cli, plugins
+from hwbench.cli import _shared
 from hwbench.records import Footer, PlannedLine, ResultLine
 from hwbench.store import read_run
 
@@ -251,9 +253,30 @@ def test_text_without_commands_is_written_as_it_is() -> None:
         assert stream.getvalue() == text
 
 
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60)
+@given(_VALUES)
+def test_what_is_no_number_is_null_in_json(value: object) -> None:
+    def plain(each: object) -> object:
+        if isinstance(each, dict):
+            return {key: plain(inner) for key, inner in each.items()}
+        if isinstance(each, list):
+            return [plain(inner) for inner in each]
+        return None if isinstance(each, float) and not math.isfinite(each) else each
+
+    assert json.loads(_shared.as_json(value), parse_constant=pytest.fail) == plain(value)
+
+
 def test_only_the_shared_helper_prints(tmp_path: Path) -> None:
-    """So that no verb prints a path or a name raw."""
+    """So that no verb prints a path, a name, or a number that JSON has no word for, raw."""
     for file in sorted((ROOT / "hwbench/cli").glob("*.py")):
         if file.name not in ("_shared.py", "__init__.py"):
             source = file.read_text(encoding="utf-8")
-            assert not re.findall(r"typer\.(?:secho|echo)\(|(?<![.\w])print\(", source), file
+            raw = r"typer\.(?:secho|echo)\(|(?<![.\w])print\(|json\.(?:dumps|encode)\("
+            assert not re.findall(raw, source), file

@@ -342,7 +342,7 @@ def test_a_plan_within_a_time_is_passed_and_made_again(
 
     code, again, error = hwbench("choose", "--plan", str(path), "--json")
     assert code == 0, error
-    assert {**json.loads(again), "measured": plan["measured"]} == {**plan, "plan": str(path)}
+    assert json.loads(again) == {**plan, "plan": str(path)}
     older = tmp_path / "older.jsonl"
     lines = Path(plan["run"]).read_text(encoding="utf-8").splitlines(keepends=True)
     older.write_text("".join(each for each in lines if "model_pass" not in each), encoding="utf-8")

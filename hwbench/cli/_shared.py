@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -39,9 +41,25 @@ def say(sentence: str = "", *, error: bool = False) -> None:
     typer.echo(visible(sentence), err=error)
 
 
-def say_json(text: str) -> None:
-    """Print JSON; its strings can steer neither a terminal nor a log."""
-    typer.echo(plain_json(text))
+def say_json(document: object, **style: Any) -> None:
+    """Print a document ``as_json``; its strings can steer neither a terminal nor a log."""
+    typer.echo(plain_json(as_json(document, **style)))
+
+
+def as_json(document: object, **style: Any) -> str:
+    """A document as JSON; a number that is not known, or without a limit, is null.
+
+    ``style`` are arguments of ``json.dumps``.
+    """
+    return json.dumps(_finite(document), allow_nan=False, **style)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def listed(values: list[str] | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
@@ -52,7 +51,7 @@ def list_(
             }
             for each in entries
         ]
-        _shared.say_json(json.dumps(rows))
+        _shared.say_json(rows)
         return
     for each in entries:
         header = each.header

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ def ceilings(
     finally:
         worker.close()
     if as_json:
-        _shared.say_json(json.dumps(measured))
+        _shared.say_json(measured)
         return
     out = _shared.console()
     for part in _tables(measured):

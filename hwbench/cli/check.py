@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -112,7 +111,9 @@ def tell(
     well otherwise it is the exit code.
     """
     if as_json:
-        _shared.say_json(_json(outcome))
+        from hwbench.analysis.outcome import plain
+
+        _shared.say_json(plain(outcome))
     else:
         _show(outcome)
     if github:
@@ -144,23 +145,18 @@ def _show(outcome: Outcome) -> None:
         console.print(part)
 
 
-def _json(outcome: Outcome) -> str:
-    from hwbench.analysis.outcome import plain
-
-    return json.dumps(plain(outcome), allow_nan=False)
-
-
 def write(
     outcome: Outcome, *, junit: Path | None, markdown: Path | None, json_out: Path | None
 ) -> list[RunFileError]:
     """Write every requested report, whatever the verdict; returns why one could not be written."""
+    from hwbench.analysis.outcome import plain
     from hwbench.report import junit as xml
     from hwbench.report import markdown as comment
 
     reports: list[tuple[Path | None, Callable[[Outcome], str]]] = [
         (junit, xml.render),
         (markdown, comment.render),
-        (json_out, lambda outcome: _json(outcome) + "\n"),
+        (json_out, lambda outcome: _shared.as_json(plain(outcome)) + "\n"),
     ]
     unwritten = []
     for path, render in reports:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -89,9 +88,9 @@ def choose(
         plan = out
     wholes = _measured_and_written(choice, plan, apply, place) if apply is not None else {}
     if as_json:
-        described = {**study.described(choice, run, choice.picked)}
-        measured = {name: vars(whole) for name, whole in wholes.items()}
-        _shared.say_json(json.dumps({**described, "plan": str(plan), "measured": measured}))
+        described = study.described(choice, run, choice.picked)
+        whole = {name: vars(each) for name, each in wholes.items()}
+        _shared.say_json({**described, "plan": str(plan), **({"whole": whole} if whole else {})})
         return
     for line in _plan_lines(choice, run, plan, wholes, apply):
         _shared.say(line)

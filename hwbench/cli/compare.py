@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
@@ -36,7 +35,7 @@ def compare(
     if out is not None:
         files.write_text(out, versus.page(read, comparison), "the report ")
     if as_json:
-        _shared.say_json(json.dumps(versus.plain(comparison), indent=1, ensure_ascii=False))
+        _shared.say_json(versus.plain(comparison), indent=1, ensure_ascii=False)
     else:
         console = _shared.console()
         for part in versus.table(comparison):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,7 @@ def doctor(
         return _cluster(cluster, device, threads, required, as_json=as_json)
     checks = study.examine(device, threads)
     if as_json:
-        _shared.say_json(json.dumps([asdict(check) for check in checks]))
+        _shared.say_json([asdict(check) for check in checks])
     else:
         _show(checks)
     study.demand(checks, required)
@@ -69,7 +68,7 @@ def _cluster(
     finally:
         joined.close()
     if as_json:
-        _shared.say_json(json.dumps([asdict(node) for node in nodes]))
+        _shared.say_json([asdict(node) for node in nodes])
     else:
         table = Table.grid(padding=(0, 2))
         for node in nodes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from pathlib import Path
@@ -55,7 +54,7 @@ def list_(
         kind, folder
     )
     if as_json:
-        _shared.say_json(json.dumps(rows))
+        _shared.say_json(rows)
         return
     width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
@@ -68,7 +67,7 @@ def _kinds(*, as_json: bool) -> None:
     """Prints the names of the lists."""
     if as_json:
         rows = [{"name": name, "about": about} for name, about in _KINDS.items()]
-        _shared.say_json(json.dumps(rows))
+        _shared.say_json(rows)
         return
     for name, about in _KINDS.items():
         _shared.say(f"hwbench list {name:<8}  {about}")
@@ -127,7 +126,7 @@ def _format_details(names: list[str], *, as_json: bool) -> None:
     finally:
         worker.close()
     if as_json:
-        _shared.say_json(msgspec.json.encode(reply.formats).decode())
+        _shared.say_json(msgspec.to_builtins(reply.formats))
         return
     _show(reply.formats, whole=bool(names))
 

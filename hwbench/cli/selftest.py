@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +68,7 @@ def selftest(
                 out=out, threads=threads, replicates=replicates,
             )  # fmt: skip
     if as_json:
-        _shared.say_json(json.dumps(_plain(result), allow_nan=False))
+        _shared.say_json(_plain(result))
         return
     for line in _lines(result, share):
         _shared.say(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +41,7 @@ def print_run(path: Path, run: Run, *, as_json: bool, width: int = 0, sort: str 
     from hwbench.report.text import rows_json, table
 
     if as_json:
-        _shared.say_json(json.dumps(rows_json(run)))
+        _shared.say_json(rows_json(run))
         return
     console = _shared.console()
     console.width = max(console.width, width)

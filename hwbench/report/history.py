@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -296,11 +295,9 @@ def lines(history: History) -> list[str]:
     return [line[: len(line) - len(line.lstrip())] + printable(line) for line in output]
 
 
-def plain(histories: Sequence[History], notes: Sequence[str]) -> str:
-    """The histories as JSON."""
-    return json.dumps(
-        {"notes": list(notes), "histories": [_plain(each) for each in histories]}, allow_nan=False
-    )
+def plain(histories: Sequence[History], notes: Sequence[str]) -> dict[str, Any]:
+    """The histories as ``history --json`` prints them."""
+    return {"notes": list(notes), "histories": [_plain(each) for each in histories]}
 
 
 def _night(night: Night) -> dict[str, Any]:
