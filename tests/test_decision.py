@@ -9,12 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from _synthetic import linear_case, projection_case, questions, run_of
+from _synthetic import linear_case, projection_case, questions, rescored, run_of
 from msgspec.structs import replace as changed
 
+from hwbench.analysis import contested
+from hwbench.analysis.contested import LOSSLESS
+from hwbench.analysis.frames import summary_rows
 from hwbench.records import Measurement
 from hwbench.report import _words as words
-from hwbench.report import decision
+from hwbench.report import best, decision
 from hwbench.report.rows import Row, known, numbered, report_rows
 from hwbench.store import Run, read_run
 
@@ -83,6 +86,43 @@ def test_an_exact_and_faster_layer_stands_before_every_lossy_one() -> None:
         assert best.name == "packed_dense (onednn)"
         assert setting.says(best).endswith("(0.300×), exact.")
     assert decision.terminal_lines([setting])[1].startswith("  exact: Use packed_dense (onednn)")
+
+
+@pytest.fixture(scope="module")
+def by_decibels() -> Run:
+    """Timed and scored in decibels, the higher the better; dense and packed_dense have no score."""
+    cases = [linear_case(name, None) for name in ("dense", "packed_dense")]
+    for name in ("low_rank", "monarch"):
+        cases += [linear_case(name, 0.5), projection_case(name, 0.5)]
+    return rescored(run_of(cases))
+
+
+def test_what_is_exact_is_within_every_level_of_a_score_that_is_no_error(by_decibels: Run) -> None:
+    (setting,) = decision.settings(rows_of(by_decibels))
+    assert not setting.by_error
+    (packed,) = json.loads(json.dumps(decision.packed([setting]), allow_nan=False))
+    assert len(packed["levels"]) == len(setting.levels) > 3
+    for level, told in zip(setting.levels, packed["levels"], strict=True):
+        for each, one in zip(setting.candidates, packed["candidates"], strict=True):
+            within = told["limit"] is None or one["loss"] <= told["limit"]  # as the page has it
+            assert within == decision.keeps(each, level.limit), (each.name, level)
+            if each.row.format in LOSSLESS:
+                assert within
+    losses = {each.row.case: each.loss for each in setting.candidates}
+    for row in summary_rows(by_decibels):
+        if row["format"] in LOSSLESS and row["case"] in losses:
+            assert all(contested._keeps(row, {}, level.limit) for level in setting.levels)
+
+
+def test_a_largest_error_asks_nothing_of_other_scores(by_decibels: Run) -> None:
+    (setting,) = decision.settings(rows_of(by_decibels))
+    for error in (0.0, 0.1, 1e9):
+        row = best._row(setting, error)
+        assert row["format"] in LOSSLESS
+        assert row["error"] == 0.0
+    anything = best._row(setting, math.inf)
+    assert anything["format"] == setting.candidates[0].row.format not in LOSSLESS
+    assert anything["error"] is None
 
 
 @pytest.mark.parametrize(

@@ -564,6 +564,30 @@ def test_the_page_says_of_every_candidate_what_python_says(chromium: Any) -> Non
     assert _of_script(chromium, html.render([run]), "decision.js", ask) == said
 
 
+def test_what_is_said_of_every_setting_stays_within_the_chosen_error(
+    opened: Callable[..., Opened],
+) -> None:
+    """The second setting has no level of 20 %, and its fastest format has no score."""
+    cases = [linear_case("dense", None, tokens=t) for t in (16, 256)]
+    cases += [linear_case(n, d, tokens=16) for n, d in (("csr", 0.5), ("low_rank", 0.1))]
+    cases += [linear_case(n, d) for n, d in (("csr", 0.5), ("monarch", 0.3))]
+    cases += [projection_case(n, d) for n, d in (("csr", 0.5), ("low_rank", 0.1))]
+    run = run_of(cases)
+    first, second = decision.settings(numbered(report_rows(run)))
+    labels = [level.label for level in second.levels]
+    assert "≤ 20 %" in {level.label for level in first.levels} - set(labels)
+    assert second.candidates[0].row.format == "monarch"
+    within, anything = second.best(0.2), second.best(math.inf)
+    assert within is not None
+    assert anything is not None
+    shown = opened(html.render([run]))
+    line = shown.page.locator("#everywhere tbody tr").nth(1).locator("td").first
+    shown.page.locator("#ladder label", has_text="≤ 20 %").click()
+    assert line.inner_text() == within.name
+    shown.page.locator("#ladder label", has_text="any error").click()
+    assert line.inner_text() == anything.name != within.name
+
+
 @pytest.mark.parametrize("run", ["2026-11-29-epyc-zen3-2core", "2026-11-28-epyc-2core"])
 def test_the_page_finds_the_best_of_every_level_that_python_finds(
     opened: Callable[..., Opened], run: str

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -444,15 +445,15 @@ def test_where_nothing_is_decided_it_is_said() -> None:
 # what is one experiment, and what stands beside one another
 
 
-def weighted_run(whole: bool = True) -> Run:
-    """Two formats fitted to three things, with dense of which a smaller one keeps half."""
+def weighted_run(whole: Sequence[str] = ("none",)) -> Run:
+    """Two formats fitted to three things, dense under some of them, and a dense of half depth."""
     cases = [
         scored_case("compress_lm", name, 64, density, weighting=weighting)
         for weighting in ("none", "activations", "gram")
         for name in ("csr", "n_m")
         for density in (0.5, 0.25)
     ]
-    cases += [scored_case("compress_lm", "dense", 64, weighting="none")] if whole else []
+    cases += [scored_case("compress_lm", "dense", 64, weighting=weighting) for weighting in whole]
     cases += [scored_case("compress_lm", "dense", 64, weighting="none", depth=0.5)]
     run = run_of(cases, replicates=1)
     for number, result in enumerate(run.results):
@@ -463,10 +464,14 @@ def weighted_run(whole: bool = True) -> Run:
     return run
 
 
-def test_weightings_and_depth_are_series_of_one_chart_as_they_are_of_one_answer() -> None:
-    rows = rows_of(weighted_run())
+@pytest.mark.parametrize("whole", [("none",), ("gram",), ("none", "activations", "gram")])
+def test_weightings_and_depth_are_series_of_one_chart_as_they_are_of_one_answer(
+    whole: Sequence[str],
+) -> None:
+    rows = rows_of(weighted_run(whole))
     by_density, by_bytes = _trade.errors(rows)
     (answer,) = _bytes.answers(rows)
+    assert set(answer.groups) == {row.group_number for row in rows}
     for figure in (by_density, by_bytes):
         assert figure.rows == [row.number for row in rows]
         assert figure.title.startswith(f"{answer.title}: ")
@@ -488,7 +493,7 @@ def test_weightings_and_depth_are_series_of_one_chart_as_they_are_of_one_answer(
 
 
 def test_without_a_whole_dense_weightings_stay_apart_in_charts_and_answers() -> None:
-    rows = rows_of(weighted_run(whole=False))
+    rows = rows_of(weighted_run(whole=()))
     assert len(_trade.errors(rows)) == 2 * len({row.options for row in rows}) == 8
 
 

@@ -74,7 +74,7 @@ def _limits(run: Run, joined: Joined) -> list[float]:
 
 
 def _keeps(row: Mapping[str, Any], losses: Mapping[str, float], limit: float) -> bool:
-    lossless = 0.0 if row["format"] in LOSSLESS else math.nan
+    lossless = -math.inf if row["format"] in LOSSLESS else math.nan
     return limit == math.inf or losses.get(row["case"], lossless) <= limit
 
 

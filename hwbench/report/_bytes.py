@@ -9,7 +9,7 @@ from hwbench import units
 from hwbench.report import _experiments, _whose
 from hwbench.report import _words as words
 from hwbench.report._scores import score_of
-from hwbench.report.rows import Row, known, printable
+from hwbench.report.rows import Row, is_whole_dense, known, printable
 
 _SHARES = (0.5, 0.25, 0.1, 1.0)
 """Shares of dense's bytes in the order in which they make the sentence."""
@@ -81,7 +81,9 @@ def _sentence(members: list[Row], front: list[Row]) -> str:
     dense = _experiments.dense(members)
     dense_sentence = f" Dense: {_score_words(dense)}." if dense else ""
     for share in _SHARES:
-        fit = [row for row in front if row.stored_ratio <= share * 1.001 and row is not dense]
+        fit = [
+            row for row in front if row.stored_ratio <= share * 1.001 and not is_whole_dense(row)
+        ]
         if fit:
             best = fit[-1]
             fewer = best.stored_ratio < _FEWER * share

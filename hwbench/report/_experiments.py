@@ -22,12 +22,15 @@ _UNWEIGHTED = "none"
 
 
 def experiments(rows: Iterable[Row]) -> list[list[Row]]:
-    """The rows by experiment: those without the whole dense join the one that has it.
+    """The rows by experiment: those without the whole dense join those that have it.
 
     Only what differs in weighting and depth alone is joined.
     """
     by_group = list(groups(rows).values())
-    with_dense = {_key(members[0]): list(members) for members in by_group if dense(members)}
+    with_dense: dict[tuple[object, ...], list[Row]] = {}
+    for members in by_group:
+        if dense(members):
+            with_dense.setdefault(_key(members[0]), []).extend(members)
     without_dense = []
     for members in by_group:
         if dense(members):
@@ -71,7 +74,9 @@ def fitted(row: Row) -> str:
     """The weighting of a row's projection, or the depth of its model, in words; else nothing."""
     if not row.scored:
         return ""
-    if row.format == DENSE and not is_whole_dense(row):
+    if is_whole_dense(row):
+        return ""
+    if row.format == DENSE:
         return f"{units.percent(_options(row)[_DEPTH], 0)} of its blocks"
     weighting = _options(row).get(_WEIGHTING, _UNWEIGHTED)
     return "" if weighting == _UNWEIGHTED else f"weighted by {printable(word(weighting))}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwbench import files
+from hwbench.analysis.contested import LOSSLESS
 from hwbench.errors import RunFileError, UsageError
 from hwbench.report.decision import Setting, settings
 from hwbench.report.rows import known, numbered, report_rows
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 def best(path: str | Path, error: float = 0.0) -> pd.DataFrame:
     """The format to use in each setting of a run: the fastest within a largest error.
+
+    Where a run scores something else than relative errors, such as a perplexity, a limit leaves
+    the exact formats.
 
     Args:
         path: a run file.
@@ -49,7 +55,18 @@ _COLUMNS = (
 )
 
 
+def _by_exactness(setting: Setting) -> Setting:
+    """The setting as if it had no scores: of all but exact formats no error is known."""
+    candidates = [
+        replace(each, loss=0.0 if each.row.format in LOSSLESS else math.nan)
+        for each in setting.candidates
+    ]
+    return replace(setting, candidates=candidates, by_error=True)
+
+
 def _row(setting: Setting, error: float) -> dict[str, Any]:
+    if not setting.by_error and error < math.inf:
+        setting = _by_exactness(setting)
     best = setting.best(error)
     if best is None:
         return {"setting": setting.title, "tied": [], "undecided": []}
@@ -66,7 +83,7 @@ def _row(setting: Setting, error: float) -> dict[str, Any]:
         "relative_low": row.relative_low,
         "relative_high": row.relative_high,
         "stored_bytes": row.stored_bytes,
-        "error": best.loss if known(best.loss) else None,
+        "error": best.loss if setting.by_error and known(best.loss) else None,
         "verdict": best.verdict,
         "tied": [each.name for each in setting.tied(best, error)],
         "undecided": [

@@ -44,7 +44,9 @@ UNDECIDED = "undecided"  # … and of what may be as fast as dense
 FASTER = "faster"
 SLOWER = "slower"
 TRY = "Try"
+NOTHING_FASTER = "nothing within this error is proved to be faster"
 _TRY_WORDS = f"{TRY}: its time has no interval, so it is not proved to be faster than dense."
+_LEAST = -1e300  # a loss below every other, which JSON can hold; infinity it cannot
 _NAMED = 3  # rivals in a line
 _PLAIN = ("Keep", "Use")  # what the page's script says where it is told nothing else
 
@@ -131,6 +133,7 @@ class Setting:
     levels: list[Level]
     basis: str  # what the errors are of, or why there are none
     scored: int | None = None  # the number of the group of the experiment that they are of
+    by_error: bool = True  # the losses are relative errors, or nothing was scored
     synthetic: bool = False  # of a matrix that nobody trained
     compiled: str = ""  # what the same setting answers where layers are compiled; else nothing
 
@@ -193,7 +196,7 @@ class Setting:
         """The sentence on what to use, instead of what, at which error."""
         time = units.seconds(best.row.time_seconds)
         if best.row.format == DENSE:
-            return f"Keep dense: {time}; nothing within this error is faster."
+            return f"Keep dense: {time}; {NOTHING_FASTER}."
         return f"{best.advice} {best.name}: {time}{self.instead(best)}, {best.error}."
 
     def modes(self, best: Candidate, limit: float) -> list[str]:
@@ -291,8 +294,14 @@ def _setting(rows: list[Row], experiments: list[Joined]) -> Setting:
         levels=_levels(score, candidates),
         basis=_basis(experiment, score),
         scored=row_of(experiment.scored).group_number if experiment else None,
+        by_error=score is None or _is_error(score),
         synthetic=_synthetic(experiment),
     )
+
+
+def _is_error(score: Score) -> bool:
+    """Whether zero is exact and more is worse."""
+    return score.zero and not score.higher
 
 
 def _trust(experiment: Joined) -> tuple[bool, bool, float]:
@@ -310,11 +319,11 @@ def _synthetic(experiment: Joined | None) -> bool:
 
 def _candidate(row: Row, score: Score | None, scored: Row | None) -> Candidate:
     if row.format in LOSSLESS and scored is None:
-        return Candidate(row, 0.0 if score is None or score.zero else -math.inf, "exact")
+        return Candidate(row, 0.0 if score is None or _is_error(score) else _LEAST, "exact")
     if score is None or scored is None:
         return Candidate(row, math.nan, "its error is not measured")
     value = scored.score
-    if not score.higher and score.zero and value <= EXACT:
+    if _is_error(score) and value <= EXACT:
         return Candidate(row, 0.0, "exact")
     span = ""
     if known(scored.score_low):
@@ -327,7 +336,7 @@ def _candidate(row: Row, score: Score | None, scored: Row | None) -> Candidate:
 def _levels(score: Score | None, candidates: list[Candidate]) -> list[Level]:
     if score is None:
         return [Level("exact", 0.0), Level("any error", math.inf)]
-    if score.higher or not score.zero:
+    if not _is_error(score):
         sign = -1 if score.higher else 1
         levels = [
             Level(f"{score.bound} {score.amount(level)}", sign * level) for level in score.levels
@@ -466,6 +475,7 @@ def packed(settings: Iterable[Setting]) -> list[dict[str, Any]]:
             "basis": setting.basis,
             "scored": setting.scored,
             "synthetic": setting.synthetic,
+            "by_error": setting.by_error,
             **({"compiled": setting.compiled} if setting.compiled else {}),
             "dense": None if setting.dense is None else setting.dense.number,
             "levels": [

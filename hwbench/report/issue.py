@@ -90,7 +90,7 @@ def _settings(settings: Sequence[decision.Setting]) -> list[str]:
 def _use(setting: decision.Setting, best: decision.Candidate) -> str:
     time = units.seconds(best.row.time_seconds)
     if best.row.format == DENSE:
-        return f"**keep {code(best.name)}**, {time}; nothing within this error is faster"
+        return f"**keep {code(best.name)}**, {time}; {decision.NOTHING_FASTER}"
     advice = best.advice[0].lower() + best.advice[1:]
     return f"**{advice} {code(best.name)}**, {time}{setting.instead(best)}, {inert(best.error)}"
 

@@ -18,7 +18,7 @@ function bestOf(candidates, setting) {
 function sayWhat(data, best) {
   const row = enrich(data.row(best.row));
   const time = si(row.time_seconds, "s");
-  if (row.format === "dense") return `Keep dense: ${time}; nothing within this error is faster.`;
+  if (row.format === "dense") return `Keep dense: ${time}; nothing within this error is proved to be faster.`;
   return `${best.advice || "Use"} ${best.name}: ${time}${best.instead}, ${best.error}.`;
 }
 
@@ -121,10 +121,12 @@ function startDecision(data, filters) {
   }
 
   function everywhere(settings) {
-    const label = data.settings[state.setting].levels[state.level].label;
+    const chosen = data.settings[state.setting];
+    const { label, limit } = chosen.levels[state.level];
     at("everywhere-level").textContent = label;
     const lines = settings.slice(0, MOST_SETTINGS).map(([setting, place]) => {
-      const level = setting.levels.find((each) => each.label === label) || setting.levels.at(-1);
+      const level = setting.levels.find((each) => each.label === label)
+        || (setting.by_error === chosen.by_error ? { limit } : setting.levels.at(-1));
       const best = bestOf(eligible(setting.candidates, level), setting);
       const row = best && enrich(data.row(best.row));
       const line = make("tr", "", { className: place === state.setting ? "on" : "" });
