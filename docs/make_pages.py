@@ -244,8 +244,8 @@ def example() -> Run:
     """A run of one case in which every column has a value."""
     case = records.Case(
         workload="linear", format="dense", out_features=2, in_features=2, dtype="float32",
-        device="cpu", knobs={"density": 0.5}, tokens=1, direction="forward", regime="hot",
-        mode="eager",
+        device="cpu", knobs={"density": 0.5, "stored": 0.5}, tokens=1, direction="forward",
+        regime="hot", mode="eager",
     )  # fmt: skip
     cost = records.Cost(parameters=2, stored_bytes=8, flops=4, dense_flops=8, compulsory_bytes=24)
     planned = records.Planned(case=case, kernel="torch", density=0.5, cost=cost)

@@ -27,7 +27,7 @@ REPORTS = HERE.parent / "reports"
 SIZES = {"desk": (1400, 900), "telephone": (390, 844)}
 THEMES = ("light", "dark")
 NOTEBOOK = (1300, 1160)
-NEWEST = "2026-11-29-epyc-zen3-2core"
+NEWEST = "2026-11-29-xeon-2core"
 CELL = """<style>
 body { font: 14px/1.4 sans-serif; margin: 16px }
 table { border-collapse: collapse; font-size: 12px }
