@@ -16,8 +16,8 @@ from hwbench.analysis import contested
 from hwbench.analysis.contested import LOSSLESS
 from hwbench.analysis.frames import summary_rows
 from hwbench.records import Measurement
+from hwbench.report import _answers, _heat, best, decision
 from hwbench.report import _words as words
-from hwbench.report import best, decision
 from hwbench.report.rows import Row, known, numbered, report_rows
 from hwbench.store import Run, read_run
 
@@ -206,6 +206,25 @@ def test_a_level_with_another_rival_of_a_shorter_time_is_an_answer_of_its_own() 
     assert found == [("exact", "packed_dense"), ("any error", "packed_dense")]
     said = "\n".join(decision.terminal_lines([setting]))
     assert "Shorter times, but not measured well enough: btt" in said
+
+
+@pytest.mark.parametrize(("time", "named"), [(0.2, False), (0.4, True)])
+def test_no_winner_is_named_where_a_shorter_time_was_never_quiet(time: float, named: bool) -> None:
+    """The next run may measure that one well, and name it."""
+    rows = [
+        changed(row, flags="never_quiet", relative_low=math.nan, relative_high=math.nan,
+                by_replicate={}) if row.format == "btt" else row
+        for row in rows_of(moved({"btt": [time] * 4, "low_rank": STEADY}))
+    ]  # fmt: skip
+    (winner,) = _answers.answer([row for row in rows if not row.scored]).winners.values()
+    assert winner.name == ("low_rank" if named else None)
+    assert winner.nearest == ("" if named else "low_rank")
+    (sentence,) = _answers.answer(rows).sentences
+    lead = "the fastest is" if named else "the shortest time that is known well enough is that of"
+    assert f"{lead} low_rank, 0.300×" in _answers.plain(sentence)
+    assert "not measured well enough: btt" in _answers.plain(sentence)
+    marks = {row.format: row.level for row in _heat.marked(rows)}
+    assert marks["btt"] == ("" if named else "undecided")
 
 
 def test_a_level_whose_shorter_times_were_never_quiet_is_an_answer_of_its_own() -> None:

@@ -16,7 +16,7 @@ from hwbench.analysis.frames import summary_rows
 from hwbench.analysis.noise import between_runs, estimates
 from hwbench.analysis.quiet import counted, dense_seconds, of_machine, of_run, slowed
 from hwbench.analysis.stats import estimate
-from hwbench.records import Estimate, Measurement, Reference, Result, Status
+from hwbench.records import Estimate, Measurement, Plan, Reference, Result, Status
 
 
 def result(replicate: int, dense: float, ratio: float = 0.5) -> Result:
@@ -180,9 +180,26 @@ def test_summary_and_comparison_leave_out_the_same_replicates() -> None:
     assert (row["slowed"], row["replicates"]) == (1, 4)
     assert row["relative_time"] == pytest.approx(0.51, rel=0.001)
     assert row["time_seconds"] == pytest.approx(0.51, rel=0.001), "of the same replicates"
+    run.header = replace(run.header, plan=Plan(replicates=3))
     (entry,) = side(run.header, run.planned, run.results).cases.values()
     assert sorted(entry.readings["relative_time"].values) == [0, 1, 3]
     assert sorted(entry.readings["time_seconds"].values) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("asked", [1, 3, 4, 5, 10])
+@pytest.mark.parametrize("quiet", range(2, 8))
+def test_runs_are_compared_by_all_replicates_where_too_few_were_quiet(
+    asked: int, quiet: int
+) -> None:
+    slow = {0, 3}
+    dense = iter([1.0, 1.004, 0.998, 1.002, 0.996, 1.0, 1.003, 0.999])
+    every = range(quiet + len(slow))
+    run = of_case([result(n, 1.3 if n in slow else next(dense), 0.5) for n in every])
+    run.header = replace(run.header, plan=Plan(replicates=asked))
+    (entry,) = side(run.header, run.planned, run.results).cases.values()
+    counting = set(every) - slow if quiet >= min(asked, 5) else set(every)
+    assert set(entry.readings["relative_time"].values) == counting
+    assert set(entry.readings["time_seconds"].values) == set(every)
 
 
 def test_where_the_machine_was_never_quiet_there_is_a_time_and_no_interval() -> None:

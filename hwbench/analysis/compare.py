@@ -127,8 +127,8 @@ def side(
     """Make the side of one run from its records.
 
     A replicate's value of a quantity is the median over its blocks that count; relative times are
-    those of the replicates that were not slow, or of all where the machine was never quiet. A
-    planned case without any result is absent, unless planning already found it unsupported.
+    those of the replicates that were not slow, or of all where too few were quiet. A planned case
+    without any result is absent, unless planning already found it unsupported.
     """
     if not isinstance(planned, Mapping):
         planned = {line.id: line.planned for line in planned}
@@ -136,8 +136,9 @@ def side(
     for result in results:
         by_case[result.case][result.replicate] = result
     count = counted(header, planned, [each for of in by_case.values() for each in of.values()])
+    asked = header.plan.replicates
     cases = {
-        case: _entry(case_plan, list(by_case[case].values()), count.get(case))
+        case: _entry(case_plan, list(by_case[case].values()), count.get(case), asked)
         for case, case_plan in planned.items()
         if case in by_case or case_plan.unsupported is not None
     }
@@ -149,13 +150,15 @@ def side(
     )
 
 
-def _entry(planned: Planned, results: list[Result], count: Counted | None) -> Entry:
+def _entry(
+    planned: Planned, results: list[Result], count: Counted | None, replicates: int
+) -> Entry:
     status, reason = Status.UNSUPPORTED, planned.unsupported
     if results:
         gravest = max(results, key=_gravity)
         status, reason = gravest.status, gravest.reason
     good = [result for result in results if result.status is Status.OK]
-    slow = count.slow if count and not count.never else frozenset()
+    slow = count.set_aside(replicates) if count else frozenset[int]()
     quiet = [result for result in good if result.replicate not in slow]
     return Entry(
         workload=planned.case.workload,
@@ -173,7 +176,7 @@ def _entry(planned: Planned, results: list[Result], count: Counted | None) -> En
 
 
 def _readings(good: list[Result], quiet: list[Result]) -> dict[str, Reading]:
-    """The values of each quantity by replicate; relative times of quiet replicates alone."""
+    """The values of each quantity by replicate; relative times of ``quiet`` replicates alone."""
     counting = {result.replicate for result in quiet}
     values: dict[str, dict[int, float]] = {}
     contracts: dict[str, set[str]] = {}

@@ -31,6 +31,9 @@ DEVIATIONS = 3.0
 FEWEST = 2
 """Where fewer replicates were quiet, a case has no interval and no verdict."""
 
+ENOUGH = 5
+"""Runs are compared by their quiet replicates where these are so many, or as many as planned."""
+
 ALONE = -0.5
 """Below this slope of log relative time on log dense, dense alone scatters, and all count."""
 
@@ -59,6 +62,14 @@ class Counted:
     def never(self) -> bool:
         """Whether too few replicates were quiet, though there were enough."""
         return len(self.quiet) < FEWEST <= len(self.quiet) + len(self.slow)
+
+    def set_aside(self, planned: int) -> frozenset[int]:
+        """The replicates that do not count where runs are compared with each other.
+
+        On a machine that is hardly ever quiet the quiet ones are few, and chosen by luck: then all
+        count. ``planned`` is how many replicates the plan asks for.
+        """
+        return self.slow if len(self.quiet) >= min(ENOUGH, planned) else frozenset()
 
     def of(self, values: Mapping[int, float]) -> list[float]:
         """The values of the quiet replicates; all of them where too few are."""

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from hwbench import units
 from hwbench.analysis.contest import Outcome
 from hwbench.report import _words as words
-from hwbench.report._answers import against, beats
+from hwbench.report._answers import against, beats, quicker
 from hwbench.report.rows import DENSE, STORED, Row, groups, known, relative
 
 STEPS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
@@ -83,6 +83,7 @@ def marked(rows: list[Row]) -> list[Row]:
         contest = against(best, [row for row in members if relative(row) is not None])
         for outcome in (Outcome.TIED, Outcome.UNDECIDED):
             level |= {row.number: str(outcome.value) for row in contest[outcome]}
+        level |= {row.number: str(Outcome.UNDECIDED.value) for row in quicker(best, contest)}
     return [
         replace(row, best=row.number in winners, level=level.get(row.number, ""))
         if row.number in winners or row.number in level
