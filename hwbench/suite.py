@@ -359,6 +359,7 @@ def quickened(document: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SuiteError: ``quick`` is not a table, or names what the block does not have.
     """
+    _well_formed(document)
     blocks = []
     for block in document.get("cases", []):
         table = block.get("quick", {})
@@ -429,7 +430,9 @@ def _is_dense(block: Mapping[str, Any]) -> bool:
 def _well_formed(document: Mapping[str, Any]) -> None:
     """Tables where tables belong; what they hold is checked when the suite is built."""
     blocks = document.get("cases", [])
-    for block in blocks if isinstance(blocks, list) else [blocks]:
+    if not isinstance(blocks, list):
+        raise SuiteError("a case is written as [[cases]], with two brackets.")
+    for block in blocks:
         by_kind = block.get("on", {}) if isinstance(block, dict) else None
         if not isinstance(by_kind, dict) or not all(
             isinstance(axes, dict) for axes in by_kind.values()

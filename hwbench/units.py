@@ -8,6 +8,7 @@ import re
 from hwbench.errors import UsageError
 
 _PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
+_UP = 1 + 2**-52  # so that a tie is rounded up, as JavaScript does: 5/16 is 0.313 on a page too
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)?\s*")
 _DURATION_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, None: 1.0}
 
@@ -29,6 +30,7 @@ def significant(value: float, digits: int = 3) -> str:
     """``value`` rounded to ``digits`` significant digits, never in exponent form up to 1e6."""
     if value == 0:
         return "0"
+    value *= _UP
     if abs(value) >= 1e6 or abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -55,7 +57,7 @@ def flops_per_second(value: float | None) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction as per cent: ``percent(0.031)`` is ``"3.1 %"``."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value * _UP:.{digits}f} %"
 
 
 def ratio(value: float | None) -> str:
@@ -69,7 +71,7 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
         return "–"
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return significant(value)
-    half = (high - low) / 2
+    half = (high - low) / 2 * _UP
     places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
     # A half width that the value's digits would round to nothing has a digit of its own.
     digits = f"{half:.{places}f}"

@@ -303,6 +303,17 @@ def test_what_cannot_be_installed_is_said(hwbench: Callable[..., Any], tmp_path:
         _sides.resolve("--a", "--output=x", "shared", tmp_path)
 
 
+def test_a_branch_may_be_called_like_a_folder(hwbench: Callable[..., Any], tmp_path: Path) -> None:
+    git("init", "-q")
+    Path("docs").mkdir()
+    Path("docs/notes.txt").write_text("x")
+    git("add", "docs")
+    git("commit", "-qm", "one")
+    git("branch", "docs")
+    with pytest.raises(UsageError, match=r"neither pyproject\.toml nor setup\.py"):
+        _sides.resolve("--b", "docs", "shared", tmp_path)  # so it was found to be a revision
+
+
 def test_a_revision_of_hwbench_runs_its_own_worker(
     hwbench: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,3 +262,26 @@ def test_promotion_takes_a_name_and_no_path(tmp_path: Path, night: str, ends: in
     if not ends:
         assert arguments[0][:2] == ("baseline", "promote")
         assert arguments[0][2].endswith("nights/good.jsonl")
+
+
+def test_a_wheel_of_the_version_that_is_there_replaces_it(tmp_path: Path) -> None:
+    """pip takes a file of a version that is installed for installed, whatever it holds."""
+    python, log = tmp_path / "home/venv/bin/python", tmp_path / "log"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    python.chmod(0o755)
+    (tmp_path / "dist").mkdir()
+    for name in ("one-0.1.0.whl", "two-0.1.0.whl"):
+        (tmp_path / "dist" / name).touch()
+    environment = {
+        **os.environ, "WHEEL": "torch==2.13.0 dist/*.whl", "HWBENCH_SOURCE": str(ROOT),
+        "HWBENCH_HOME": str(tmp_path / "home"), "GITHUB_PATH": str(tmp_path / "path"),
+    }  # fmt: skip
+    script = ["bash", "-eo", "pipefail", "-c", STEPS["Install"]["run"]]
+    subprocess.run(script, cwd=tmp_path, env=environment, check=True)
+    first, *again = log.read_text().splitlines()
+    assert first.endswith(f"--upgrade torch==2.13.0 dist/one-0.1.0.whl dist/two-0.1.0.whl {ROOT}")
+    assert again == [
+        f"-m pip install --quiet --force-reinstall --no-deps dist/{name}-0.1.0.whl"
+        for name in ("one", "two")
+    ]

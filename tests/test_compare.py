@@ -500,3 +500,31 @@ def test_a_growth_from_nothing_is_without_measure() -> None:
     change_ = change(entry([0.0], "saved_bytes"), entry([8.0], "saved_bytes"), metric="memory")
     assert change_.ratio is not None
     assert change_.ratio.value == math.inf
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(-2.0, -2.2), (-2.2, -2.0), (-0.1, 0.1), (0.1, -0.1), (0.0, -0.05), (0.0, 0.05), (-0.05, 0.0),
+     (30.0, 33.0), (33.0, 30.0)],
+)  # fmt: skip
+def test_a_score_below_zero_moves_the_way_that_it_moves(
+    before: float, after: float, better: str
+) -> None:
+    """A signal-to-noise ratio, a cosine and a log-likelihood may lie below zero."""
+    old, new = (replace(scored([value]), better=better) for value in (before, after))
+    good = (after > before) == (better == "higher")
+    assert change(old, new).verdict is (Verdict.IMPROVED if good else Verdict.REGRESSED)
+
+
+@pytest.mark.parametrize("metric", ["energy_joules", "numerical_error"])
+def test_the_floor_of_times_is_none_of_other_quantities(metric: str) -> None:
+    """A fifth more energy of a call of two microseconds is a fifth more."""
+
+    def both(factor: float) -> Entry:
+        values = tuple(factor * value for value in STEADY)
+        return with_more(entry(tuple(2e-6 * value for value in STEADY)), entry(values, metric))
+
+    rule = Rule(threshold=0.03, margin=0.03, floor=0.5e-6)
+    change_ = change(both(1.0), both(1.2), metric=metric, rule=rule)
+    assert change_.verdict is Verdict.REGRESSED

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from _check import Call, kept
-from _synthetic import linear_case, questions, run_of
+from _synthetic import linear_case, projection_case, questions, run_of
 from _tiers import sampled
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hwbench.errors import SuiteError, UnknownNameError, UsageError
 from hwbench.report import _caption, _paper, _paper_heat, figures
@@ -222,6 +223,29 @@ def test_ticks_of_time_have_units_and_every_short_axis_several(run: Run) -> None
             assert len(ticks) >= 3
             shown = [label.get_text() for label in ax.get_yticklabels()]
             assert all(re.fullmatch(r"[\d.]+ (ns|µs|ms|s)", text) for text in shown), shown
+
+
+def test_what_has_no_other_density_is_named_with_the_one_that_it_has() -> None:
+    cases = [
+        linear_case(name, density, tokens=tokens)
+        for name, density in (("dense", None), ("two_four_training", None), ("btt", 0.5))
+        for tokens in (16, 256)
+    ]
+    said = " ".join(text.get_text() for text in drawn("scaling", [run_of(cases)]).findobj(Text))
+    assert "dense at density 1.00 and two_four_training at density 0.495" in " ".join(said.split())
+
+
+def test_panels_of_two_experiments_are_told_apart() -> None:
+    cases = [linear_case("dense", None), linear_case("low_rank", 0.5), linear_case("btt", 0.5)]
+    cases += [
+        projection_case(name, 0.5, matrix=matrix)
+        for matrix in ("gaussian", "power_law")
+        for name in ("low_rank", "btt")
+    ]
+    axes = drawn("pareto", [run_of(cases)]).axes
+    titles = [title for ax in axes if (title := ax.get_title(loc="left") or ax.get_title())]
+    assert len(titles) == len(set(titles)) == 2
+    assert any("gaussian" in title for title in titles)
 
 
 def test_both_axes_of_a_roofline_have_several_ticks(run: Run) -> None:

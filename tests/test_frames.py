@@ -97,7 +97,9 @@ def test_a_case_above_the_roof_raises_it_for_all_and_the_table_says_so() -> None
     assert text._raised(report_rows(run)) == []
 
 
-@pytest.mark.parametrize("name", ["status", "case", "flops", "efficiency", "time_low"])
+@pytest.mark.parametrize(
+    "name", ["status", "case", "flops", "efficiency", "time_low", "ratio", "run", "threads"]
+)
 def test_a_quantity_that_is_called_like_a_column_takes_none_from_it(name: str) -> None:
     plain = run_of([linear_case("dense", None)])
     run = measured(run_of([linear_case("dense", None)]), name, [5.0, 5.0, 5.0])

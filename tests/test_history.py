@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from hwbench import units
 from hwbench.analysis.changepoints import FEWEST, Series, change_points, correlation
+from hwbench.quantities import ENERGY, Quantity
 from hwbench.records import (
     Case,
     Measurement,
@@ -475,3 +476,35 @@ def test_a_thousand_runs_are_one_history(tmp_path: Path) -> None:
     (event,) = one.events
     assert abs(event.run - 700) <= 1
     assert len(pages.render([one], [])) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("metric", "quantity", "value", "said"),
+    [
+        ("energy_joules", ENERGY, 0.0123, "12.3 mJ"),
+        ("warmth", Quantity(name="warmth", unit="K"), 300.0, "300 K"),
+        ("relative", Quantity(name="relative_time", unit="×"), 0.5, "0.500×"),
+        ("pages", Quantity(name="pages"), 12.0, "12.0"),
+    ],
+)
+def test_a_quantity_is_written_in_its_unit(
+    metric: str, quantity: Quantity, value: float, said: str
+) -> None:
+    series = Series("case", metric, range(3), [value] * 3, quantity=quantity)
+    assert pages._says(series) == f"3 runs, 0 changes: {said} to {said}, last {said}"
+
+
+def test_a_series_knows_what_it_is_of_and_counts_what_has_no_logarithm(tmp_path: Path) -> None:
+    case = scored_case("image", "low_rank", 64)
+    for number in range(12):
+        run = night(number)
+        run.planned = {case.id: Planned(case=case, better="higher", seeds=1)}
+        score = 30.0 if number < 10 else -1.0
+        read = Measurement(quantity="score", unit="", values=[score], note="example")
+        run.results = [
+            Result(case=case.id, replicate=0, seed=0, status=Status.OK, measurements=[read])
+        ]
+        kept(run, tmp_path / "nights")
+    (one,) = history(tmp_path / "nights").histories
+    (series,) = one.series
+    assert (len(series.values), series.left_out, series.quantity.name) == (10, 2, "score")

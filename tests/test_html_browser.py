@@ -335,6 +335,7 @@ def test_large_data_is_unpacked_in_the_page(
 def test_the_page_writes_numbers_as_python_does(chromium: Any) -> None:
     values = [m * 10.0**e for e in range(-11, 15) for m in (1, 1.2346, 4.996, 9.995, 9.9951)]
     values += [0, 1234, 999.4, 999.6, 123456, 0.00012345]
+    values += [n / 2**k for k in range(12) for n in (1, 3, 5, 7, 11, 13, 1001, -5)]  # ties
     script = (html._TEMPLATES / "data.js").read_text()
     page = chromium.new_page()
     ask = f"(values) => {{ {script}; return values.map((v) => [si(v, 's'), significant(v)]); }}"

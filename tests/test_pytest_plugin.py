@@ -296,6 +296,17 @@ def test_an_exported_run_comes_back(
     assert [r.reason for r in back.results if r.case == CASES[2].id] == ["signal 11"]
 
 
+def test_an_exported_run_that_was_not_finished_is_none_that_was(
+    hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    run = made(9, CASES)
+    run.footer = None
+    path = Path(exported(kept(run), hwbench, "ex"))
+    assert not pytest_benchmark.read(path).complete
+    run = made(8, CASES)
+    assert pytest_benchmark.read(Path(exported(kept(run), hwbench, "other"))).complete
+
+
 def test_the_gate_reads_exported_files(
     hwbench: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

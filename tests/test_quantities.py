@@ -162,12 +162,18 @@ def test_a_quantity_with_the_name_of_another_column_gets_one_of_its_own(name):
 
 
 def test_every_other_column_is_a_name_that_no_quantity_may_have():
+    from hwbench.analysis import frames
     from hwbench.analysis.frames import COLUMNS
+    from hwbench.report import _pack, html
 
     run = foreign_run()
     own = {each.name for each in (*quantities.MEASURED, WARMTH, PAGES)}
     rows = [*replicate_rows(run), *summary_rows(run)]
     assert {name for row in rows for name in row} - own == COLUMNS
+    script = (html._TEMPLATES / "data.js").read_text(encoding="utf-8")
+    enriched = set(re.findall(r"^  row\.(\w+) =", script, re.MULTILINE))
+    assert {"relative", "flops_per_second"} <= enriched
+    assert {*_pack.TEXT, *_pack.NUMBERS, *frames._origin(run), *enriched} <= frames.TAKEN
 
 
 # --- the worker declares what hwbench does not --------------------------------------------------

@@ -322,7 +322,7 @@ def test_the_overview_counts_groups_and_keeps_what_is_undecided() -> None:
     )
     (none,) = _answers.overview([level, level])
     assert _answers.plain(none) == (
-        "At density 0.5, no setting is decided: intervals overlap. "
+        "At density 0.5, no setting is decided. "
         "The shortest times are those of low_rank in 2 of 2 settings, 0.41× of dense."
     )
     assert _answers.overview([clear]) == []

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from hwbench import plugins, units
+from hwbench.analysis.quiet import Counted
 from hwbench.analysis.stats import median
 from hwbench.errors import UsageError
 from hwbench.records import Measurement, Reference
@@ -633,13 +634,17 @@ def test_a_named_case_carries_every_sample_and_shows_the_disturbed() -> None:
     assert _samples.series(run, rows, set()) == []
 
 
-def test_every_replicate_of_a_series_has_its_band_and_median_and_says_if_it_was_left_out() -> None:
+@pytest.mark.parametrize("name", ["btt", "dense"])
+def test_every_replicate_of_a_series_has_its_band_and_median_and_says_if_it_was_left_out(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     run = spiked()
-    rows = rows_of(run)
-    fitting = next(row for row in rows if row.format == "btt")
-    counted = dict.fromkeys((0, 2), 0.5)
-    rows = [replace(row, by_replicate=counted) if row is fitting else row for row in rows]
-    (figure,) = _samples.series(run, rows, _samples.named_cases([run], ["btt"]))
+    counts = dict.fromkeys(run.planned, Counted(frozenset({0, 2}), frozenset({1})))
+    monkeypatch.setattr(_samples, "counted", lambda *_: counts)
+    (figure,) = _samples.series(run, rows_of(run), _samples.named_cases([run], [name]))
+    if name == "dense":
+        assert "1 of the replicates (dashed) left out" in figure.says
+        return
     assert figure.says.endswith(
         "in disturbed blocks; 1 of the replicates (dashed) left out: the machine was slower."
     )

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hwbench.errors import RunFileError
+from hwbench.records import Plan
 from hwbench.report import pytest_benchmark
 from hwbench.store import read_run
 
@@ -275,3 +276,25 @@ def test_a_benchmark_twice_or_a_time_below_zero_is_refused(saved: tuple[Path, di
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(RunFileError, match="cannot be -1"):
         pytest_benchmark.read(path)
+
+
+@pytest.mark.parametrize(("replicates", "most"), [(5, None), (5, 7), (5, 20), (5, 1000), (1, 9)])
+def test_as_many_replicates_are_read_as_a_plan_may_make(
+    tmp_path: Path, replicates: int, most: int | None
+) -> None:
+    """``replicates_most`` may ask for more than three times the replicates."""
+    lines = lines_of(EDITED[0])
+    plan = lines[0]["plan"]
+    plan |= {"replicates": replicates, "replicates_most": most}
+    result = next(line["result"] for line in lines if line["line"] == "result")
+    allowed = max(3 * replicates, Plan(replicates=replicates, replicates_most=most).most)
+    for number in (allowed - 1, allowed):
+        shown = [line for line in lines if line["line"] != "result"]
+        shown.insert(-1, {"line": "result", "result": {**result, "replicate": number}})
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in shown), encoding="utf-8")
+        if number < allowed:
+            assert len(read_run(path).results) == 1
+        else:
+            with pytest.raises(RunFileError, match="is none of"):
+                read_run(path)

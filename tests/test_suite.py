@@ -263,3 +263,10 @@ def test_linear_compiles_on_cuda_alone() -> None:
     for device, modes in (("cpu", {"eager"}), ("cuda", {"eager", "compile"})):
         cases = suite.build(suite.read("linear"), device).cases
         assert {case.mode for case in cases if case.tokens} == modes
+
+
+@pytest.mark.parametrize("read", [suite.override, suite.quickened])
+def test_cases_in_single_brackets_are_a_mistake_in_words(read: Any) -> None:
+    document = {"schema": 1, "name": "x", "cases": {"workload": "linear", "format": []}}
+    with pytest.raises(SuiteError, match="two brackets"):
+        read(document)

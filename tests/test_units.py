@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import ROUND_HALF_UP, Decimal
 
 import pytest
 from hypothesis import example, given
@@ -170,3 +171,16 @@ def test_parse_seconds_gives_a_duration_or_a_usage_error(text: str) -> None:
 
 def test_one_of_a_thing_is_no_plural() -> None:
     assert [units.count(number, "case") for number in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
+
+
+@given(st.integers(-(2**20), 2**20).filter(bool), st.integers(0, 20))
+def test_a_tie_is_rounded_away_from_zero_as_a_page_does(numerator: int, power: int) -> None:
+    """Python's own way, to even, would write 5/16 as 0.312 where the page's script has 0.313."""
+    value = numerator / 2**power
+    for text, whole in ((units.significant(value), value), (units.percent(value, 0), 100 * value)):
+        number = text.removesuffix(" %")
+        if "e" in number:
+            continue
+        places = len(number.partition(".")[2])
+        exact = Decimal(whole).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+        assert Decimal(number) == exact, (value, text)

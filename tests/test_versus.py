@@ -244,3 +244,27 @@ def test_the_machine_readable_form_is_whole(base: Run) -> None:
     (found,) = json.loads(json.dumps(versus.plain(versus.compare([base, faster(2, 2)]))))
     assert len(found["cases"]) == len(base.planned)
     assert {"case", "ratio", "low", "high", "expected", "explained"} <= set(found["cases"][0])
+
+
+def test_a_ratio_counts_the_replicates_that_the_times_beside_it_count(base: Run) -> None:
+    """Half of the replicates ran beside a busy neighbour, which dense shows."""
+    other = run_of(questions(projection=False), replicates=8, fingerprint=machine("Slow One"))
+    for result in other.results:
+        for measured in result.measurements:
+            if measured.quantity == "time_seconds" and result.replicate % 2:
+                measured.values[:] = [1.5 * value for value in measured.values]
+    for matched in compared(base, other).matched:
+        if matched.ratio is not None:
+            beside = matched.other.time_seconds / matched.base.time_seconds
+            assert matched.ratio.value == pytest.approx(beside, rel=0.01)
+            assert matched.ratio.counts[1] == (4 if matched.other.slowed else 8)
+
+
+def test_cases_that_the_table_leaves_out_are_counted(
+    base: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparisons = versus.compare([base, faster(2, 2, fingerprint=machine("Fast Two"))])
+    words = "more cases: --out writes a page with all"
+    assert words not in "".join(map(str, versus.table(comparisons)))
+    monkeypatch.setattr(versus, "_MOST", 70)
+    assert f"6 {words}" in "".join(map(str, versus.table(comparisons)))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from hwbench.analysis.power import student
 from hwbench.analysis.stats import median
+from hwbench.quantities import Quantity
 from hwbench.records import Verdict
 
 FEWEST = 3  # runs that make a level
@@ -34,6 +35,9 @@ _MOST_KEPT = 0.5
 _USUAL = 0.85  # share of the moves between nights that are no steps or spikes
 _MARGIN = 1.0  # over the root of the number of nights: by simulation
 _FLAT = 1e-9  # noise of a series that never moves, so that any step of it counts
+
+
+_UNKNOWN = Quantity(name="")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Series:
     runs: Sequence[int]
     values: Sequence[float]
     steps: Sequence[Step] = ()
-    left_out: int = 0  # runs with another timing contract or revision of the format
+    left_out: int = 0  # runs with another timing contract or revision, or no value above zero
+    quantity: Quantity = _UNKNOWN  # what the values are of, and their unit
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from hwbench import quantities, units
 from hwbench.analysis.fingerprint import Severity, differences, facts
 from hwbench.analysis.power import MOST_REPLICATES, replicates_needed
 from hwbench.analysis.quiet import Counted, counted
-from hwbench.analysis.stats import Judgement, Rule, judge, median, spread, verdict
+from hwbench.analysis.stats import Judgement, Rule, as_quotient, judge, median, spread, verdict
 from hwbench.errors import UnknownNameError
-from hwbench.quantities import RELATIVE, SCORE, TIME, Quantity
+from hwbench.quantities import GRAPH, RELATIVE, SCORE, TIME, Quantity
 from hwbench.records import (
     ANSWERS,
     Change,
@@ -380,7 +380,8 @@ def _judged(
             exact,
             f"{subject} exact, and compared as {'it is' if len(pairs) == 1 else 'they are'}.",
         )
-    times = [] if by_seed else list(_replicates(baseline, TIME.name).values())
+    timed = quantity in (TIME.name, RELATIVE.name, GRAPH.name)
+    times = list(_replicates(baseline, TIME.name).values()) if timed else []
     judgement = judge(
         first,
         second,
@@ -416,7 +417,7 @@ def enormous(ratio: Ratio) -> bool:
 def _by_seed(old: Sequence[float], new: Sequence[float], rule: Rule, better: str) -> Judgement:
     """The verdict on scores of too few seeds for a spread; the scores are exact."""
     before, after = math.fsum(old) / len(old), math.fsum(new) / len(new)
-    value = after / before if before else (math.inf if after else 1.0)
+    value = as_quotient(after - before, abs(before))
     exact = Ratio(value=value, low=value, high=value, counts=(len(old), len(new)))
     decision = verdict(exact, threshold=rule.threshold, margin=rule.margin, better=better)
     return Judgement(decision, exact)
@@ -468,7 +469,7 @@ def _exact(
             verdict, before = Verdict.IMPROVED, best(old)
         else:
             after = before
-        value = after / before if before else (math.inf if after else 1.0)
+        value = as_quotient(after - before, abs(before))
         ratio = Ratio(value=value, low=value, high=value, counts=(len(old), len(now)))
         judgements.append(Judgement(verdict, ratio))
         if before != after:

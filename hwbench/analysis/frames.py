@@ -53,6 +53,17 @@ COLUMNS = frozenset(
 )
 """The columns of ``load_run`` and ``summary`` that hold no quantity; none may have their names."""
 
+_OF_RUN = ("run", "machine", "created", "torch", "hwbench", "threads")
+_OF_PAGE = (
+    *("against_dense", "base_seconds", "best", "density_word", "explained", "group_number"),
+    *("level", "ratio", "ratio_high", "ratio_low", "ratio_roofs", "series", "shade"),
+    *("relative", "stored_ratio", "flops_per_second", "unfused_intensity"),
+    *(f"replicate_{number}" for number in range(10)),
+    *(f"spread_{share}" for share in (5, 25, 75, 95)),
+)
+TAKEN = COLUMNS | {*_OF_RUN, *_OF_PAGE}
+"""What no quantity may be called: these columns, those of ``load_runs``, and those of the page."""
+
 
 def load_run(path: str | Path) -> pd.DataFrame:
     """One row for each case and replicate of a run file.
@@ -147,7 +158,7 @@ def measured(run: Run) -> dict[str, Quantity]:
         for each in result.measurements:
             if each.quantity not in by_name:
                 declared = quantities.find(each.quantity, run.header.quantities, each.unit)
-                if each.quantity in COLUMNS:
+                if each.quantity in TAKEN:
                     declared = replace(declared, name=f"measured_{each.quantity}")
                 by_name[each.quantity] = declared
     return by_name

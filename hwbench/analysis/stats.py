@@ -155,12 +155,13 @@ def _quotient(
         centre, low, high = map(_exp, shift(*logs))
     else:
         base = abs(_location(first, level)[0])
-        centre, low, high = (_relative(change, base) for change in shift(first, second))
+        centre, low, high = (as_quotient(change, base) for change in shift(first, second))
     counts = (len(first), len(second))
     return Ratio(value=centre, low=low, high=high, counts=counts, level=level)
 
 
-def _relative(change: float, base: float) -> float:
+def as_quotient(change: float, base: float) -> float:
+    """One plus a change over the size of what changed, which may lie below zero."""
     if base > 0:
         return 1 + change / base
     return 1 + (math.copysign(math.inf, change) if change else 0)  # from 0: nothing, or anything

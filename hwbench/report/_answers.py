@@ -110,7 +110,7 @@ def _tally(lead: str, winners: list[Winner], most: int = 3) -> Sentence:
     pieces: Sentence
     settings = "settings" if len(winners) > 1 else "setting"
     if not decided:
-        undecided = f"{lead}no setting is decided: intervals overlap"
+        undecided = f"{lead}no setting is decided"
         pieces = [(f"{undecided}. The shortest times are those of ", REST)]
         nearest = Counter(winner.nearest for winner in winners)
         for place, (near, times) in enumerate(nearest.most_common(most)):

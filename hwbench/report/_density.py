@@ -168,7 +168,8 @@ def _densities(rows: list[Row]) -> set[float]:
 
 def _crossings(rows: list[Row]) -> str:
     if not any(known(row.relative_low) for row in rows):
-        return "One replicate: points without intervals decide nothing."
+        why = words.no_interval(rows)
+        return f"{why[0].upper()}{why[1:]}: points without one decide nothing."
     series = by_series(rows)
     winning = [f"{name} {at}" for name, members in series.items() if (at := _winning(members))]
     losing = [name for name, members in series.items() if all(loses(row) for row in members)]

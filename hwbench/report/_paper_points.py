@@ -51,9 +51,11 @@ def pareto(rows: list[Row], sheet: Sheet) -> Figure:
         experiment_words = f"{words.workload(scored)} {words.shape(scored)} {scored.dtype}"
         sets.setdefault((timed.group.without("run"), experiment_words), []).append(join)
     panels = []
-    for experiment in sets.values():
+    several = len({name for _, name in sets}) > 1
+    for (_, name), experiment in sets.items():
         drawn = [row_of(pair.timed) for join in experiment for pair in drawable(join)]
-        panels.append(Panel(titled(row_of(experiment[0].timed)), drawn, _trade(experiment, looks)))
+        title = titled(row_of(experiment[0].timed)) + (f"; {name}" if several else "")
+        panels.append(Panel(title, drawn, _trade(experiment, looks)))
     return paneled(panels, looks, sheet, [_scored(experiment[0]) for experiment in sets.values()])
 
 

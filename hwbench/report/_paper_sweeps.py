@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hwbench import units
 from hwbench.errors import UsageError
 from hwbench.report import _words as words
 from hwbench.report._paper import (
@@ -147,8 +148,13 @@ def scaling(rows: list[Row], sheet: Sheet) -> Figure:
     ]
     if not panels:
         raise UsageError("Scaling needs at least two token counts of one shape; the run has none.")
-    without = {row.format for panel in panels for row in panel.rows if not _has_share(row)}
-    note = f"{' and '.join(sorted(without))} at density 1" if without else ""
+    without = {
+        row.format: f"{row.format} at density {units.significant(row.density)}"
+        for panel in panels
+        for row in panel.rows
+        if not _has_share(row) and known(row.density)
+    }
+    note = " and ".join(without[name] for name in sorted(without))
     return paneled(panels, looks, sheet, [note] if note and any(map(_has_share, drawn)) else [])
 
 

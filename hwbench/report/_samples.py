@@ -16,6 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from hwbench import units
+from hwbench.analysis.quiet import counted
 from hwbench.analysis.stats import median
 from hwbench.errors import UsageError
 from hwbench.records import Measurement, Result
@@ -128,10 +129,16 @@ def series(run: Run, rows: list[Row], chosen: set[str]) -> list[Figure]:
     timings_of, shown = _timings(run), chosen | set(flagged[:FLAGGED])
     ordered = sorted(rows, key=lambda row: row.case not in chosen)
     drawn = [row for row in ordered if row.case in shown and timings_of.get(row.case)]
-    return [_figure(row, timings_of[row.case]) for row in drawn]
+    count = counted(run.header, run.planned, run.results) if drawn else {}
+    left_out = {case: each.slow for case, each in count.items() if not each.never}
+    return [
+        _figure(row, timings_of[row.case], left_out.get(row.case, frozenset())) for row in drawn
+    ]
 
 
-def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
+def _figure(
+    row: Row, timings: list[tuple[Result, Measurement]], left_out: frozenset[int]
+) -> Figure:
     """One replicate after the other, each as a band of its own with its median."""
     points: list[dict[str, Any]] = []
     bands: list[dict[str, Any]] = []
@@ -140,7 +147,8 @@ def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
         before = len(points)
         points += _points(result, timing, before)
         if len(points) > before:
-            bands.append(_band(row, result, timing, (before, len(points))))
+            bands.append(_band(result, timing, (before, len(points))))
+            bands[-1]["slow"] = result.replicate in left_out
             bands[-1] |= {"shaded": place % 2 == 1, "numbered": place % apart == 0}
     step = -(-len(points) // _MOST_SAMPLES)
     disturbed = sum(point["state"] == "disturbed" for point in points)
@@ -160,12 +168,11 @@ def _figure(row: Row, timings: list[tuple[Result, Measurement]]) -> Figure:
     return figure
 
 
-def _band(row: Row, result: Result, timing: Measurement, ends: tuple[int, int]) -> dict[str, Any]:
+def _band(result: Result, timing: Measurement, ends: tuple[int, int]) -> dict[str, Any]:
     """Where the samples of a replicate begin and end, and the median of the quiet ones.
 
     ``ends`` are how many samples came before it, and how many there were with its own.
     """
-    slow = bool(row.by_replicate) and result.replicate not in row.by_replicate
     samples = _samples(timing) or [each for block in timing.samples or () for each in block]
     return {
         "replicate": f"replicate {result.replicate}",
@@ -173,7 +180,6 @@ def _band(row: Row, result: Result, timing: Measurement, ends: tuple[int, int]) 
         "low": ends[0] + 0.5,
         "high": ends[1] + 0.5,
         "seconds": float(f"{median(samples):.4g}"),
-        "slow": slow,
     }
 
 

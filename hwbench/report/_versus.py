@@ -16,6 +16,7 @@ from statistics import median
 from hwbench import units
 from hwbench.analysis.fingerprint import Difference, Severity, differences, facts
 from hwbench.analysis.frames import replicate_rows
+from hwbench.analysis.quiet import counted
 from hwbench.analysis.roofline import COMPUTE
 from hwbench.analysis.stats import ratio
 from hwbench.errors import UsageError
@@ -111,11 +112,16 @@ def _matching(case: str) -> str:
 
 
 def _replicates(run: Run) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {_key(row): [] for row in report_rows(run)}
+    """The seconds of each case, replicate by replicate, of those that the row's own time counts."""
+    count = counted(run.header, run.planned, run.results)
+    values: dict[str, dict[int, float]] = {case: {} for case in run.planned}
     for row in replicate_rows(run):
         if known(row["time_seconds"]) and row["time_seconds"] > 0:
-            times[_matching(row["case"])].append(row["time_seconds"])
-    return times
+            values[row["case"]][row["replicate"]] = row["time_seconds"]
+    return {
+        _matching(case): count[case].of(each) if case in count else [*each.values()]
+        for case, each in values.items()
+    }
 
 
 def _matched(base: Row, other: Row, old: list[float], new: list[float]) -> Matched:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hwbench import units
 from hwbench.analysis.contested import LOSSLESS
+from hwbench.analysis.frames import NEVER_QUIET
 from hwbench.analysis.modes import Modes
 from hwbench.analysis.roofline import Roof
 from hwbench.quantities import Quantity
@@ -121,6 +123,13 @@ def share(row: Row) -> str:
     if asked_share.endswith(STORED):
         return f"{asked_share.removesuffix(STORED)} of dense's bytes"
     return f"density {asked_share}"
+
+
+def no_interval(rows: Iterable[Row]) -> str:
+    """Why none of these rows has an interval."""
+    if any(NEVER_QUIET in row.flags.split(",") for row in rows):
+        return "the machine was never quiet, so there is no interval"
+    return "one replicate gives no interval"
 
 
 def format_name(row: Row) -> str:

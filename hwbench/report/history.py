@@ -189,7 +189,7 @@ def _row(history: History, series: Series) -> dict[str, Any]:
         "anchor": _anchor(history, series),
         "says": _says(series),
         "metric": _NAMES.get(series.metric, series.metric),
-        "last": _amount(series.metric, series.values[-1]),
+        "last": _amount(series, series.values[-1]),
         "spread": units.percent(_spread(series)),
         "count": len(series.values),
         "left_out": series.left_out,
@@ -201,7 +201,7 @@ def _row(history: History, series: Series) -> dict[str, Any]:
 def _says(series: Series) -> str:
     """The numbers of a line in words, also for readers who cannot see it."""
     least, most, last = (
-        _amount(series.metric, value)
+        _amount(series, value)
         for value in (min(series.values), max(series.values), series.values[-1])
     )
     runs, steps = len(series.values), len(series.steps)
@@ -209,11 +209,12 @@ def _says(series: Series) -> str:
     return f"{lead}: {least} to {most}, last {last}"
 
 
-def _amount(metric: str, value: float) -> str:
-    if metric == "score":
+def _amount(series: Series, value: float) -> str:
+    if series.metric == "score":
         return units.significant(value)
-    write = {"time": units.seconds, "memory": units.nbytes}.get(metric, units.ratio)
-    return write(value)
+    if series.metric == "relative":
+        return units.ratio(value)
+    return words.amount(value, series.quantity)
 
 
 def _spread(series: Series) -> float:

@@ -62,6 +62,7 @@ class _About(msgspec.Struct):
     header: Header
     cases: list[Planned]
     ended: list[Result] = msgspec.field(default_factory=list)  # without a time
+    complete: bool = True
 
 
 class _Document(msgspec.Struct):
@@ -69,10 +70,12 @@ class _Document(msgspec.Struct):
     hwbench: _About | None = None
 
 
-def about(header: Header, planned: Iterable[Planned], ended: Iterable[Result]) -> dict[str, Any]:
-    """The value of the key ``hwbench``."""
-    cases, results = list(planned), list(ended)
-    plain: dict[str, Any] = msgspec.to_builtins(_About(header=header, cases=cases, ended=results))
+def about(
+    header: Header, planned: Iterable[Planned], ended: Iterable[Result], *, complete: bool = True
+) -> dict[str, Any]:
+    """The value of the key ``hwbench``; ``complete`` is whether the run ended by itself."""
+    said = _About(header=header, cases=list(planned), ended=list(ended), complete=complete)
+    plain: dict[str, Any] = msgspec.to_builtins(said)
     return plain
 
 
@@ -115,7 +118,7 @@ def document(run: Run) -> dict[str, Any]:
         ],
         "datetime": run.header.created,
         "version": "5.0.0",  # of the format of pytest-benchmark's files
-        "hwbench": about(run.header, cases, ended),
+        "hwbench": about(run.header, cases, ended, complete=run.complete),
     }
 
 
@@ -208,7 +211,7 @@ def read(path: Path) -> Run:
         header=header,
         planned=sense.planned,
         results=results,
-        footer=Footer(finished=header.created, wall_seconds=0.0),
+        footer=Footer(finished=header.created, wall_seconds=0.0) if about_run.complete else None,
     )
 
 

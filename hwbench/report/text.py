@@ -374,7 +374,7 @@ def _foot(run: Run, rows: list[Row]) -> list[RenderableType]:
         return [Text(), *whose] if whose else []
     intervals = any(known(row.relative_low) for row in rows)
     spread = "± is half its 95 % interval over replicates"
-    interval = spread if intervals else "one replicate gives no interval"
+    interval = spread if intervals else words.no_interval(rows)
     lines = [f"relative: time over dense in the same rounds; {interval}."]
     if most := max(row.slowed for row in rows):
         ending = "" if most == 1 else "s"

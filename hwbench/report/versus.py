@@ -22,7 +22,7 @@ from hwbench.report._versus import (
     statistics,
     summary,
 )
-from hwbench.report.rows import groups, known, printable
+from hwbench.report.rows import Row, groups, known, printable
 from hwbench.store import Run
 
 if TYPE_CHECKING:
@@ -108,11 +108,15 @@ def _compared(versus: Versus) -> html.Compared:
 def lines(versus: Versus, most: int = _MOST) -> list[tuple[str, list[list[str]]]]:
     """Group titles with their rows: format, density, both times, the ratio, what explains it."""
     by_case = {id(matched.base): matched for matched in versus.matched}
-    timed = [m.base for m in versus.matched if m.ratio is not None or m.explained]
     return [
         (words.group_title(members[0]), [_line(by_case[id(row)]) for row in members])
-        for members in groups(timed[:most]).values()
+        for members in groups(_timed(versus)[:most]).values()
     ]
+
+
+def _timed(versus: Versus) -> list[Row]:
+    """The cases of the base that have a ratio, or a reason why they have none."""
+    return [m.base for m in versus.matched if m.ratio is not None or m.explained]
 
 
 def heads(versus: Versus) -> tuple[str, ...]:
@@ -159,6 +163,9 @@ def table(comparisons: Sequence[Versus]) -> list[RenderableType]:
             for line in cells:
                 grid.add_row(*map(Text, line))
             parts += [Text(), Text(title, style="bold"), grid]
+        if (further := len(_timed(versus)) - _MOST) > 0:
+            where = "--out writes a page with all, --json has them"
+            parts += [Text(), Text(f"{units.count(further, 'more case')}: {where}.")]
         if versus.flips:
             parts += [Text(), Text("Where another format is the fastest", style="bold")]
             parts += [Text(f"  {sentence}") for sentence in flips(versus)]

@@ -33,11 +33,10 @@ from hwbench.records import (
     ResultLine,
     without_gc,
 )
-from hwbench.store.sense import Sense
+from hwbench.store.sense import MOST_REPLICATES, Sense
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Line)
-MOST_REPLICATES = 1000
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """The errors of a file system without locks."""

@@ -26,6 +26,8 @@ from hwbench.records import (
     Result,
 )
 
+MOST_REPLICATES = 1000
+"""A plan asks for at most so many replicates."""
 MOST_ADDED = 3
 """A run that is made longer has at most so many times the replicates of its plan."""
 
@@ -108,7 +110,8 @@ class Sense:
             return f"replicate {result.replicate} of the case is there twice"
         self._seen.add(key)
         replicates = max(self.header.plan.replicates, planned.seeds or 0)
-        if not 0 <= result.replicate < MOST_ADDED * replicates:
+        most = max(MOST_ADDED * replicates, min(self.header.plan.most, MOST_REPLICATES))
+        if not 0 <= result.replicate < most:
             return f"replicate {result.replicate} is none of {replicates}"
         names = set()
         for read in result.measurements:

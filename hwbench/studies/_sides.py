@@ -55,8 +55,8 @@ def resolve(option: str, name: str, install: str, worker: Path) -> Origin:
     """
     if install not in INSTALLS:
         raise UnknownNameError("install", install, INSTALLS)
-    if _INTERPRETER.fullmatch(name) or Path(name).exists():
-        python = shutil.which(str(Path(name).absolute()) if Path(name).exists() else name)
+    if _INTERPRETER.fullmatch(name) or Path(name).is_file():
+        python = shutil.which(str(Path(name).absolute()) if Path(name).is_file() else name)
         if python is None:
             raise UsageError(f"{option} {name} is no program that can be started.")
         return Origin(python=python, paths=[str(worker)], label=name)

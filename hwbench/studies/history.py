@@ -198,7 +198,7 @@ def _series(runs: Sequence[_Read], case: str, metric: str) -> Series | None:
             usable = [(n, value) for n, value in pairs if value > 0]
             if usable:
                 numbers, values = zip(*usable, strict=True)
-                return Series(case, name, numbers, values, left_out=len(having) - len(alike))
+                return Series(case, name, numbers, values, left_out=len(having) - len(usable))
     return None
 
 
@@ -217,7 +217,7 @@ def _stepped(
     steps = change_points(
         plain.values, floor=threshold, series=count, better=better, kept=correlated
     )
-    return Series(plain.case, plain.metric, plain.runs, plain.values, steps, plain.left_out)
+    return replace(plain, steps=steps, quantity=declared)
 
 
 def _events(runs: Sequence[_Read], series: Sequence[Series]) -> list[Event]:
