@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -178,7 +178,7 @@ def checks(plan: protocol.PlanReply, reading: Reading, load: Load) -> Iterator[C
     yield _peak(device)
     yield _clocks(state, device, host, gpu=gpu)
     yield _power(state, device)
-    yield _throttling(state, gpu=gpu)
+    yield _throttling(state, health.disturbances, gpu=gpu)
     yield _processes(state, gpu=gpu)
     yield _load(load)
     yield _quota()
@@ -251,11 +251,13 @@ def _power(state: Mapping[str, Any], device: Mapping[str, Any]) -> Check:
     return Check("power", Verdict.DOUBT if watts > _COOL * limit else Verdict.FINE, message)
 
 
-def _throttling(state: Mapping[str, Any], *, gpu: bool) -> Check:
+def _throttling(state: Mapping[str, Any], disturbances: Sequence[str], *, gpu: bool) -> Check:
+    """Whether the device is slowed now; what a quota did before is told and in no doubt."""
     if not gpu:
+        now = [each for each in disturbances if "throttled" in each]
         periods = state.get("throttled_periods", 0)
-        message = f"{periods:.0f} periods throttled by a quota since it began"
-        return Check("throttling", Verdict.DOUBT if periods else Verdict.FINE, message)
+        message = f"{now[0] if now else 'not now'}; {periods:.0f} periods since its quota began"
+        return Check("throttling", Verdict.DOUBT if now else Verdict.FINE, message)
     reasons = state.get("clocks_event_reasons")
     if not isinstance(reasons, list):
         return Check("throttling", Verdict.UNKNOWN, str(reasons or state.get("nvml", "not read")))
