@@ -27,8 +27,8 @@ import hwbench
 from hwbench import environment, plugins, protocol, quantities
 from hwbench.devices._base import Device, Step
 from hwbench.devices._settings import restored, settings
-from hwbench.errors import DeviceError, HwbenchError, UsageError
-from hwbench.meters import allocator, latency
+from hwbench.errors import DeviceError, HwbenchError, SuiteError, UsageError
+from hwbench.meters import _slips, allocator, latency
 from hwbench.meters._base import Meter, left_out
 from hwbench.meters._ceilings import measure_ceilings
 from hwbench.meters._health import examine
@@ -67,9 +67,14 @@ class Worker:
         meters = []
         for name in plugins.names("meters"):
             try:
-                meters.append((name, plugins.load("meters", name, Meter)()))
+                meter = plugins.load("meters", name, Meter)()
             except UsageError as error:
                 self.left_out[name] = str(error)
+                continue
+            if problem := _slips.undeclarable(meter.QUANTITIES):
+                self.left_out[name] = f"The meter {name!r} cannot be used: {problem}."
+                continue
+            meters.append((name, meter))
         self.meters = sorted(meters, key=lambda named: named[1].ORDER)
 
     def answer(self, request: protocol.Request) -> protocol.Reply:
@@ -103,9 +108,15 @@ class Worker:
         """Resolve every case; all mistakes are gathered, not only the first."""
         planned, mistakes = [], []
         resolved: planning.Resolved = {}
+        senses: dict[str, _slips.Plannable] = {}
         for case in request.cases:
             try:
-                planned.append(planning.planned(case, self.device, resolved))
+                each = planning.planned(case, self.device, resolved)
+                if case.workload not in senses:
+                    senses[case.workload] = _slips.Plannable(planning.quantities(case.workload))
+                if problem := senses[case.workload].problem(each):
+                    raise SuiteError(f"{problem}.")
+                planned.append(each)
             except HwbenchError as error:
                 mistakes.append(f"{case.label} for {case.out_features}x{case.in_features}: {error}")
         return protocol.PlanReply(
@@ -136,10 +147,27 @@ class Worker:
 
     def solo(self, request: protocol.SoloRequest) -> protocol.SoloReply:
         """Prepare one case and read error, score, memory and one call of it."""
-        planned, case = request.planned, request.planned.case
+        case = request.planned.case
         result = Result(
             case=case.id, replicate=request.replicate, seed=request.seed, status=Status.OK
         )
+        result, held_bytes = self._tried(request, result)
+        if case.id not in self.live:
+            gc.collect()  # a score and its subject hold each other, and often a model
+        self.device.release_memory()
+        return protocol.SoloReply(
+            result=result,
+            held_bytes=held_bytes,
+            free_bytes=self._free(),
+            call_seconds=max(result.values(quantities.FIRST_CALL.name), default=0.0),
+        )
+
+    def _tried(self, request: protocol.SoloRequest, result: Result) -> tuple[Result, int]:
+        """Read one case, and the bytes that it holds; it is kept only where it is yet to be timed.
+
+        Nothing else refers to its subject when this returns.
+        """
+        planned, case = request.planned, request.planned.case
         before = settings()
         self.device.use_allocator(request.allocator)
         try:
@@ -153,27 +181,17 @@ class Worker:
             self.live.pop(case.id, None)
             if self._lost():
                 raise
-            if _is_out_of_memory(error):
-                return self._ended(result, Status.OUT_OF_MEMORY, _sentence(error))
-            if _is_no_compiler(error):
-                return self._ended(result, Status.UNSUPPORTED, _NO_COMPILER)
-            traceback.print_exc()
-            return self._ended(result, Status.CRASHED, " ".join([_sentence(error), *changed]))
+            return _failed(result, error, changed), 0
         if changed := restored(before):
             result = replace(result, status=Status.WRONG, reason=" ".join(changed), measurements=[])
         if result.status is Status.WRONG:
             self.live.pop(case.id, None)
-            return protocol.SoloReply(result=result, free_bytes=self._free())
-        bytes_held = subject.nbytes()
-        if bytes_held + sum(s.nbytes() for s in self.live.values()) < _KEPT_SHARE * self._free():
+            return result, 0
+        held_bytes = subject.nbytes()
+        others = sum(each.nbytes() for each in self.live.values())
+        if subject.score is None and held_bytes + others < _KEPT_SHARE * self._free():
             self.live[case.id] = subject
-        self.device.release_memory()
-        return protocol.SoloReply(
-            result=result,
-            held_bytes=bytes_held,
-            free_bytes=self._free(),
-            call_seconds=max(result.values(quantities.FIRST_CALL.name), default=0.0),
-        )
+        return result, held_bytes
 
     def alone(self, request: protocol.SoloRequest) -> protocol.Timed:
         """Read the quantities of one case that need a process without any other case."""
@@ -243,10 +261,11 @@ class Worker:
                 continue
             if meter.ON_REQUEST and name not in request.on_request:
                 continue
-            if allowed is not None and not meter.NEEDED and time.monotonic() - begun >= allowed:
-                measurements += [left_out(quantity) for quantity in meter.QUANTITIES]
-                continue
-            read = meter.read(subject, self.device)
+            late = allowed is not None and time.monotonic() - begun >= allowed
+            if late and not meter.NEEDED:
+                read = [left_out(quantity) for quantity in meter.QUANTITIES]
+            else:
+                read = [*meter.read(subject, self.device)]
             error = max((v for m in read if m.quantity == quantities.NUMERICAL_ERROR.name
                          for v in m.values), default=0.0)  # fmt: skip
             if not error <= subject.tolerance and subject.numerical_error is not None:
@@ -255,7 +274,17 @@ class Worker:
                     f"{subject.tolerance:g}."
                 )
                 return replace(result, status=Status.WRONG, reason=reason)
-            measurements += read
+            declared = [*meter.QUANTITIES, *subject.declared]
+            so_far = replace(result, measurements=measurements)
+            if problem := _slips.slip(request.planned, so_far, read, declared):
+                who = (
+                    f"workload {request.planned.case.workload}"
+                    if name == "score"
+                    else f"meter {name}"
+                )
+                reason = f"The {who} returned what no run can hold: {problem}."
+                return replace(result, status=Status.WRONG, reason=reason)
+            measurements = [*measurements, *read]
         return replace(result, measurements=measurements, flags=allocator.flags(measurements))
 
     def _prepared(self, planned: Planned, seed: int) -> Subject:
@@ -295,10 +324,16 @@ class Worker:
                 f"{self._free():.3g} are free."
             )
 
-    def _ended(self, result: Result, status: Status, reason: str) -> protocol.SoloReply:
-        self.device.release_memory()
-        ended = replace(result, status=status, reason=reason)
-        return protocol.SoloReply(result=ended, free_bytes=self._free())
+
+def _failed(result: Result, error: Exception, changed: list[str]) -> Result:
+    """The result of a case that raised an error; ``changed`` says what was put back after it."""
+    if _is_out_of_memory(error):
+        return replace(result, status=Status.OUT_OF_MEMORY, reason=_sentence(error))
+    if _is_no_compiler(error):
+        return replace(result, status=Status.UNSUPPORTED, reason=_NO_COMPILER)
+    traceback.print_exception(error)
+    reason = " ".join([_sentence(error), *changed])
+    return replace(result, status=Status.CRASHED, reason=reason)
 
 
 def _in_own_process(own: OwnProcesses, request: protocol.SoloRequest) -> list[Measurement] | str:

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from msgspec.structs import replace
 import hwbench as package
 from hwbench import checkpoints, quantities
 from hwbench.analysis.frames import summary_rows
-from hwbench.errors import HwbenchError, UsageError
+from hwbench.errors import HwbenchError, SuiteError, UsageError
 from hwbench.formats._base import FORWARD
 from hwbench.meters.score import Score
 from hwbench.records import Case
@@ -31,7 +32,7 @@ from hwbench.store import read_run
 from hwbench.studies import _choosing, _groups, _question, choose
 from hwbench.studies._choosing import Budget, Costs, Layer, Passed
 from hwbench.studies._question import Question
-from hwbench.workloads import _reading, layer_error
+from hwbench.workloads import _reading, layer_error, model_pass
 from hwbench.workloads._base import BEST, Subject, added, layer_format
 
 pytest.importorskip("transformers")
@@ -263,14 +264,34 @@ def test_a_pass_is_its_layers_and_the_rest(decoder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("length", "shape"),
-    [(1, (1, 1)), (48, (1, 48)), (64, (1, 64)), (128, (2, 64)), (96, (2, 48)), (131, (131, 1))],
+    [(1, (1, 1)), (48, (1, 48)), (64, (1, 64)), (128, (2, 64)), (96, (2, 48)), (129, (3, 43))],
 )
 def test_a_pass_has_as_many_tokens_as_asked_for(decoder: Path, length: int, shape) -> None:
-    from hwbench.workloads import model_pass
-
     ids, mask = model_pass._batch(str(decoder), length)
     assert ids.shape == mask.shape == shape
     assert bool(mask.all())
+
+
+@pytest.mark.parametrize("most", [1, 2, 7, 64, 127, 128, 512])
+def test_a_pass_is_of_whole_texts_of_at_least_half_of_what_is_read(most: int) -> None:
+    for length in range(1, 5 * most):
+        try:
+            width = model_pass._width(length, most)
+        except SuiteError as error:
+            said = re.findall(r"(\d+) or (\d+) tokens would be", str(error))
+            less, more = (int(each) for each in said[0])
+            assert less < length < more
+            assert all(each % model_pass._width(each, most) == 0 for each in (less, more))
+            continue
+        assert length % width == 0
+        assert width == length or most / 2 <= width <= most
+
+
+def test_a_pass_that_would_be_of_single_tokens_is_a_mistake(decoder: Path) -> None:
+    case = replace(judged(decoder, "dense", (32, 32)), workload="model_pass",
+                   options={"model": str(decoder), "length": 131})  # fmt: skip
+    with pytest.raises(SuiteError, match="32 to 64 tokens, .* 129 or 132 tokens would be"):
+        workload(case).check(case)
 
 
 def layers_in(seed: int) -> list[Layer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ from _scored import scored, unsupported
 from _synthetic import scored_case
 
 from hwbench import plugins
+from hwbench.checkpoints import layer_plan
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import Format
 from hwbench.protocol import PlanReply, PlanRequest
 from hwbench.records import Case
 from hwbench.worker import Worker
-from hwbench.workloads import _distill, _embeddings, _planning, _reading, _texts, _trained
+from hwbench.workloads import (
+    _convert,
+    _distill,
+    _embeddings,
+    _planning,
+    _reading,
+    _texts,
+    _trained,
+)
 from hwbench.workloads._bert import Bert
 from hwbench.workloads.compress import Compress
 
@@ -226,6 +236,59 @@ def test_cost_is_that_of_all_layers(tiny: Path) -> None:
     assert actual is not None
     layer = 4 * 4 * (16 + 16) + 2 * 5 * (16 + 32)  # ranks 4 and 5 at density one half
     assert actual.parameters == 2 * layer
+
+
+@pytest.fixture
+def plan(tiny: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+    """A function that writes a plan: every other layer in low rank, projected in that way."""
+
+    def write(weighting: str, text: str) -> Path:
+        linears = Bert.load(tiny).linears()
+        document = {
+            "model": str(tiny), "weighting": weighting, "text": text,
+            "shapes": {n: [each.out_features, each.in_features] for n, each in linears.items()},
+            "layers": {n: {"name": "low_rank", "rank": 3} for n in list(linears)[::2]},
+        }  # fmt: skip
+        path = tmp_path / "plan.json"
+        path.write_text(json.dumps(document))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("text", ["sentences", "prose"])
+@pytest.mark.parametrize("weighting", ["activations", "best"])
+def test_the_layers_of_a_plan_are_projected_as_the_plan_says(
+    tiny: Path, plan: Callable[[str, str], Path], weighting: str, text: str
+) -> None:
+    path = plan(weighting, text)
+    original = Bert.load(tiny)
+    lines = _reading.drawn(_texts.calibration(text), 0)
+    inputs = _distill.activations(original, *Bert.tokens(tiny, lines))
+    chosen = [each for each in _convert.planned(original, layer_plan(path).entries())
+              if each.described]  # fmt: skip
+    student = _convert.swapped(original, {
+        each.name: _convert.projected(each, inputs[each.name], weighting) for each in chosen
+    })  # fmt: skip
+    assert isinstance(student, Bert)
+    ids, mask = Bert.tokens(tiny, _reading.drawn(_texts.held_out(), 0))
+    with torch.no_grad():
+        expected, _ = original.judge(student, ids, mask)
+    for own in ("none", "activations"):
+        actual = scored(case(tiny, "dense", plan=str(path), weighting=own))
+        assert actual["score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_density_of_a_plan_is_that_of_its_layers(
+    tiny: Path, plan: Callable[[str, str], Path]
+) -> None:
+    planned = _planning.planned(case(tiny, "dense", plan=str(plan("best", "prose"))), Cpu(0), {})
+    linears = list(Bert.load(tiny).linears().values())
+    dense = [each.out_features * each.in_features for each in linears]
+    low = sum(3 * (each.out_features + each.in_features) for each in linears[::2])
+    assert planned.cost is not None
+    assert planned.cost.parameters == low + sum(dense[1::2])
+    assert planned.density == pytest.approx((low + sum(dense[1::2])) / sum(dense))
 
 
 def test_what_cannot_be_read_is_unsupported_with_the_reason(tiny: Path, tmp_path: Path) -> None:

@@ -179,9 +179,11 @@ def test_what_is_missing_damaged_or_too_short_is_said(tmp_path: Path) -> None:
 def test_options_that_do_not_fit_are_said() -> None:
     with pytest.raises(SuiteError, match="a multiple of 3"):
         Training().check(case(heads=3))
-    with pytest.raises(SuiteError, match="depth of a training must be between 1 and 1000"):
+    with pytest.raises(
+        SuiteError, match="depth of workload training must be from 1 to 1000, not 0"
+    ):
         Training().check(case(depth=0))
-    with pytest.raises(SuiteError, match="context of a training must be between 1 and"):
+    with pytest.raises(SuiteError, match="context of workload training must be from 1 to"):
         Training().check(case(context=2**40))
     with pytest.raises(SuiteError, match="mnist1d has no use for context"):
         Training().check(case(task="mnist1d"))

@@ -312,3 +312,43 @@ def test_a_converted_model_takes_the_place_of_its_own_kind(model: Path) -> None:
     checkpoints.check_free(model)
     checkpoints.check_free(model / "new")
     assert issubclass(UsageError, HwbenchError)
+
+
+OTHERS = (
+    *("model.safetensors.index.json", "model-00001-of-00002.safetensors", "consolidated.00.pth"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin"),
+    *("model.fp16.safetensors", "Model-Q4_K_M.gguf", "adapter_config.json", "model.ckpt"),
+    *("adapter_model.safetensors", "tf_model.h5", "flax_model.msgpack", "model.onnx", "model.pt"),
+)
+"""Files of a model in the forms in which models are published, beside that of the fixture."""
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["a model", "beside a converted model"])
+@pytest.mark.parametrize("name", [*OTHERS, "config.json", "model.safetensors"])
+def test_a_model_in_any_form_is_not_written_over(tmp_path: Path, name: str, own: bool) -> None:
+    (tmp_path / name).write_bytes(b"weights")
+    if own:
+        (tmp_path / checkpoints.CONVERTED).write_text("{}")
+    if own and name not in OTHERS:
+        checkpoints.check_free(tmp_path)  # a conversion before this one wrote it
+        return
+    with pytest.raises(UsageError) as told:
+        checkpoints.check_free(tmp_path)
+    assert f"did not convert ({name}), and it is not written over" in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "a.jsonl", "tokenizer.json", "README.md", "x.toml"])
+def test_a_folder_of_other_files_is_free(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    checkpoints.check_free(tmp_path)
+
+
+def test_a_converted_model_is_not_put_beside_the_shards_of_another(
+    hwbench: Call, there: Path
+) -> None:
+    (there / "model.safetensors").rename(there / "model-00001-of-00001.safetensors")
+    (there / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    before = _bytes(there)
+    code, _, err = hwbench("choose", "--plan", "plan.json", "--apply", str(there))
+    assert (code, "did not convert" in one_sentence(err)) == (2, True)
+    assert _bytes(there) == before

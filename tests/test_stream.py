@@ -24,12 +24,16 @@ from _stream import (
     jitter,
     opened,
 )
+from _synthetic import linear_case
 
+from hwbench import plugins
 from hwbench.devices.cuda import Cuda
+from hwbench.formats._base import Format
 from hwbench.meters import _ceilings, _health, energy, latency
 from hwbench.meters._sampling import MOST_QUEUED, Calibration, calibrate, take
-from hwbench.records import Measurement, Plan
+from hwbench.records import Direction, Measurement, Plan
 from hwbench.workloads._base import Subject
+from hwbench.workloads.linear import LinearLayer
 
 PLAN = Plan(budget_seconds=0.1, relative_width=0.02)
 US = 1e-6
@@ -285,6 +289,37 @@ def test_a_graph_that_the_host_cannot_launch_in_time_has_a_reason(
     actual = latency.graph_seconds(member, device)
     assert actual.values == []
     assert actual.note == "The host fell behind the device even when it launched graphs."
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_a_graph_of_a_backward_pass_alone_is_not_tried(
+    runtime: tuple[Cuda, Stream], monkeypatch: pytest.MonkeyPatch, direction: Direction
+) -> None:
+    device, stream = runtime
+    case = linear_case("dense", None, shape=(8, 8), tokens=2, direction=direction)
+    dense = plugins.load("formats", "dense", Format).from_knobs(8, 8)
+    subject = LinearLayer().prepare(case, dense, device, 0)
+    step, tried = subject.step, []
+
+    def launching(state: Any) -> Any:
+        stream.launch(5 * US, 60 * US)
+        return step(state)
+
+    def capture(call: Callable[[], object]) -> Callable[[], None] | str:
+        tried.append(call)
+        return Cuda.capture(device, call)
+
+    subject.step = launching
+    monkeypatch.setattr(device, "capture", capture)
+    actual = latency.graph_seconds(latency.Member(id="case", subject=subject, calls=4), device)
+    alone = direction not in (Direction.FORWARD, Direction.STEP)
+    assert bool(tried) is not alone
+    if alone:
+        assert str(actual.note).startswith("A backward pass alone is not replayed as a graph")
+        assert actual.values == []
+    else:
+        assert actual.note is None
+        assert actual.values
 
 
 # --- energy ------------------------------------------------------------------------------------

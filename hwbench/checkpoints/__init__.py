@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,11 @@ _FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*",
     "merges.txt", "special_tokens_map.json", _POOLING, *_PIECES,
 )  # fmt: skip
+_MODELS = (
+    "config.json", _ADAPTER, "*.safetensors", "*.index.json", "*.bin", "*.bin.*", "*.gguf",
+    "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx",
+)  # fmt: skip
+"""Files of a model, in the forms in which they are published."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", *_PIECES)
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -115,16 +122,29 @@ def check_free(directory: Path) -> None:
     """Whether a converted model may be written here: no other model is written over.
 
     Raises:
-        UsageError: it is no folder, or holds a model that hwbench did not convert.
+        UsageError: it is no folder that can be read, or holds a model that hwbench did not convert,
+            be it in another form or in part.
     """
     directory = files.named(directory)
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} is not a folder; choose another.")
-    if (directory / WEIGHTS).exists() and not (directory / CONVERTED).exists():
+    if not directory.is_dir():
+        if directory.exists():
+            raise UsageError(f"{directory} is not a folder; choose another.")
+        return
+    own = (WEIGHTS, "config.json") if (directory / CONVERTED).exists() else ()
+    if other := next((name for name in _of_models(directory) if name not in own), None):
         raise UsageError(
-            f"{directory} holds a model that hwbench did not convert, and it is not written over; "
-            "choose another folder."
+            f"{directory} holds a model that hwbench did not convert ({other}), and it is not "
+            "written over; choose another folder."
         )
+
+
+def _of_models(directory: Path) -> list[str]:
+    """The names of what lies in a folder and belongs to a model, in whatever form."""
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise UsageError(f"{directory} cannot be read: {error.strerror}.") from error
+    return [name for name in names if any(map(partial(fnmatch, name.lower()), _MODELS))]
 
 
 class PlannedLayer(NamedTuple):

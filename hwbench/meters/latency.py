@@ -44,6 +44,12 @@ NO_ANCHOR = (
     "The host fell behind the device in the samples of dense: there is nothing to divide by."
 )
 
+NO_REPLAY = (
+    "A backward pass alone is not replayed as a graph: each call uses up a forward pass that is "
+    "made before it."
+)
+"""Why a call that an untimed part makes a state for has no time in a graph."""
+
 
 class Latency(Meter):
     """One call alone, before any round: the first sign that a case runs, and how long it takes.
@@ -326,6 +332,8 @@ def _replayed(member: Member, device: Device) -> Measurement | str:
     Launching a graph costs the device some microseconds, which are no part of a call: a user has
     many calls in one graph.
     """
+    if member.subject.before is not None:
+        return NO_REPLAY
     calls = max(1, min(member.calls, GRAPH_CALLS))
     replay = device.capture(_bound(member.subject, calls))
     if isinstance(replay, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 
 from hwbench import plugins
 from hwbench.devices._base import Device, Step
-from hwbench.errors import SuiteError, UnknownNameError, UnreachableError
+from hwbench.errors import (
+    KnobError,
+    SuiteError,
+    UnknownNameError,
+    UnreachableError,
+    UsageError,
+    shortened,
+)
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._gram import Seen
 from hwbench.quantities import Quantity
@@ -25,6 +33,14 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+MOST_SEEDS = 100_000
+MANY = 10**9
+"""The most of what nothing else bounds: steps, windows, tokens."""
+
+_EASY = 20_160
+"""Features that a whole number of blocks of every usual size has: 2⁶ · 3² · 5 · 7."""
 
 
 @dataclass
@@ -71,13 +87,16 @@ class Workload(ABC):
 
     Workloads with a ``SCORE`` are run once a seed; the others are timed, in rounds anchored on
     dense where they have tokens, and repeated in every replicate. ``OPTIONS`` are the keys that a
-    suite may give beside the axes, with their defaults; ``AXES`` the axes that mean something.
-    ``QUANTITIES`` declare what a score finds beside it, the values of ``Subject.beside``.
+    suite may give beside the axes, with their defaults; ``LIMITS`` the least and the most of those
+    that are numbers: a whole number may be either, any other has to be above the least. ``AXES``
+    are the axes that mean something. ``QUANTITIES`` declare what a score finds beside it, the
+    values of ``Subject.beside``.
     """
 
     SCORE: ClassVar[Quantity | None] = None
     QUANTITIES: ClassVar[tuple[Quantity, ...]] = ()
     OPTIONS: ClassVar[Mapping[str, Knob]] = {}
+    LIMITS: ClassVar[Mapping[str, tuple[float, float]]] = {}
     AXES: ClassVar[tuple[str, ...]] = ("tokens", "direction", "regime", "mode")
 
     def options(self, case: Case) -> dict[str, Knob]:
@@ -85,7 +104,7 @@ class Workload(ABC):
 
         Raises:
             UnknownNameError: the workload has no such option.
-            SuiteError: an option has a value of another type than its default.
+            SuiteError: an option has another type than its default, or lies beyond its limits.
         """
         merged = dict(self.OPTIONS)
         for key, value in case.options.items():
@@ -94,8 +113,23 @@ class Workload(ABC):
             if isinstance(value, bool) or type(value) is not type(merged[key]):
                 expected = type(merged[key]).__name__
                 raise SuiteError(f"{key} of workload {case.workload} must be a {expected}.")
+            self._check_limits(case, key, value)
             merged[key] = value
         return merged
+
+    def _check_limits(self, case: Case, key: str, value: Knob) -> None:
+        if isinstance(value, str):
+            return
+        least, most = {"seeds": (1, MOST_SEEDS), **self.LIMITS}.get(key, (-math.inf, math.inf))
+        if isinstance(value, int):
+            fits, words = least <= value <= most, f"from {least} to {most}"
+        else:
+            fits = least < value <= most and math.isfinite(value)
+            words = f"above {least} and at most {most}"
+        if not fits:
+            words = words if math.isfinite(most) else "a finite number"
+            what = shortened(repr(value))
+            raise SuiteError(f"{key} of workload {case.workload} must be {words}, not {what}.")
 
     def check(self, case: Case) -> None:
         """Refuse a case that is a mistake in every format.
@@ -141,14 +175,65 @@ def layer_format(case: Case, out_features: int, in_features: int) -> Format:
     """The format of one layer of a model, resolved from the knobs as they were written.
 
     Raises:
-        UnreachableError: a layer of that size cannot have the density.
+        UnreachableError: a layer of that size cannot have the density, or does not fit what the
+            case leaves to the format.
     """
     kind = plugins.load("formats", case.format, Format)
     try:
-        item = ITEM_BYTES[case.dtype]
-        return kind.from_knobs(out_features, in_features, item_bytes=item, **case.knobs)
+        return fitted(kind, out_features, in_features, ITEM_BYTES[case.dtype], case.knobs)
     except UnreachableError as error:
         raise UnreachableError(f"In a layer of {out_features}×{in_features}, {error}") from error
+
+
+def fitted(
+    kind: type[Format],
+    out_features: int,
+    in_features: int,
+    item_bytes: int,
+    knobs: Mapping[str, Knob],
+) -> Format:
+    """The format of one layer; a default that does not fit its size is no mistake of the caller's.
+
+    Raises:
+        UnreachableError: the share cannot be reached, or the size does not fit the knobs that the
+            caller leaves to the format.
+        KnobError: a knob that was given has a value that it cannot take.
+    """
+    try:
+        return kind.from_knobs(out_features, in_features, item_bytes=item_bytes, **knobs)
+    except UnreachableError:
+        raise
+    except KnobError as error:
+        if _is_of_defaults(kind, (out_features, in_features), knobs):
+            size = f"{out_features}×{in_features}"
+            raise UnreachableError(
+                f"{kind.name()} does not fit {size} by its defaults: {error}"
+            ) from error
+        raise
+
+
+def _is_of_defaults(kind: type[Format], sides: tuple[int, int], knobs: Mapping[str, Knob]) -> bool:
+    """Whether a size is at odds with what the knobs leave to the format, and not with the knobs."""
+    defaults, decided = kind.knob_defaults(), kind.decided_knobs()
+    altered = {key: value for key, value in knobs.items() if key in defaults}
+    whole: dict[str, Knob] = {"density": 1.0} if decided else {}
+    if _takes(kind, sides, {**whole, **altered}):
+        return False  # what a share decides in its place was given, and is too large
+    if all(type(value) is not int for value in altered.values()):
+        return _takes(kind, (_EASY, _EASY), knobs)  # no name and no switch is at odds with a size
+    ones = {key: 1 for key, value in defaults.items() if type(value) is int and key not in knobs}
+    return bool(ones) and _takes(kind, sides, {**ones, **knobs})
+
+
+def _takes(kind: type[Format], sides: tuple[int, int], knobs: Mapping[str, Knob]) -> bool:
+    """Whether a layer of that size has these knobs, be it at another share."""
+    try:
+        kind.from_knobs(sides[0], sides[1], **dict[str, Any](knobs))
+    except UnreachableError:
+        return True
+    except UsageError:
+        return False
+    return True
 
 
 def layers_cost(case: Case, shapes: Iterable[tuple[int, int]]) -> Cost:

@@ -13,7 +13,7 @@ from hwbench.errors import KnobError, UnreachableError, UsageError
 from hwbench.formats._base import Format
 from hwbench.quantities import Quantity
 from hwbench.records import ITEM_BYTES, Case, Direction, Planned
-from hwbench.workloads._base import DTYPES, Workload
+from hwbench.workloads._base import DTYPES, Workload, fitted
 
 
 def described(case: Case, resolved: dict[str, Any]) -> tuple[Workload, Format]:
@@ -43,7 +43,8 @@ Resolved = dict[tuple[Any, ...], tuple[Format, dict[str, Any]]]
 def planned(case: Case, device: Device, resolved: Resolved) -> Planned:
     """The case with the facts of its device and format; ``resolved`` keeps the formats.
 
-    A share that the format cannot reach is no mistake: the case is unsupported, and says why.
+    A share that the format cannot reach, and a default that the size does not fit, are no mistakes:
+    the case is unsupported, and says why.
 
     Raises:
         HwbenchError: an option, a knob or the tokens do not fit.
@@ -78,7 +79,7 @@ def _resolved(
     out, inputs, item = case.out_features, case.in_features, ITEM_BYTES[case.dtype]
     key = (case.format, out, inputs, item, repr(sorted(case.knobs.items())))
     if key not in resolved:
-        format_ = format_class.from_knobs(out, inputs, item_bytes=item, **case.knobs)
+        format_ = fitted(format_class, out, inputs, item, case.knobs)
         format_ = format_.on(device.torch_device.type)
         facts: dict[str, Any] = {
             "resolved": format_.knobs(),

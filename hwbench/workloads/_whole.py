@@ -36,8 +36,6 @@ def check_depth(case: Case, depth: float) -> None:
     Raises:
         SuiteError: it may not.
     """
-    if not 0 < depth <= 1:
-        raise SuiteError(f"depth must be above 0 and at most 1, not {depth:g}.")
     if depth < 1 and case.format != "dense":
         raise SuiteError(
             f"depth drops whole blocks of a dense model; {case.format} keeps them all."

@@ -20,6 +20,7 @@ from hwbench.records import Case, Cost
 from hwbench.workloads import _convert, _distill, _reading, _texts, _whole
 from hwbench.workloads._base import (
     DTYPES,
+    MANY,
     NONE,
     WEIGHTINGS,
     Subject,
@@ -63,10 +64,10 @@ class Compress(Workload):
     Options: ``weighting`` (none; activations: columns count as much as the calibration text uses
     them; gram: the outputs on that text count, with all of XᵀX), ``heal`` (steps of distillation, 0
     for none), ``model``, ``plan`` (the file of a plan of ``hwbench choose``, which then says the
-    format of each layer, and how it is projected), ``text`` (sentences, or prose: passages of a
-    book, which are longer), ``depth`` (for dense alone: the share of the blocks that are kept, the
-    first ones) and ``seeds``. The shape of the case stands for the model's layers; the
-    knobs are resolved for each of them.
+    format of each layer, how it is projected, and on which texts), ``text`` (sentences, or prose:
+    passages of a book, which are longer), ``depth`` (for dense alone: the share of the blocks that
+    are kept, the first ones) and ``seeds``. The shape of the case stands for the model's layers;
+    the knobs are resolved for each of them.
     """
 
     SCORE = quantities.EMBEDDING_COSINE
@@ -83,6 +84,7 @@ class Compress(Workload):
         "weighting": "none", "heal": 0, "model": "", "plan": "", "text": _texts.SENTENCES,
         "seeds": 1, "depth": 1.0,
     }  # fmt: skip
+    LIMITS = {"heal": (0, MANY), "depth": (0, 1)}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
     def check(self, case: Case) -> None:
@@ -115,6 +117,10 @@ class Compress(Workload):
         return layers_cost(case, self._shapes(case))
 
     def density(self, case: Case, described: Format) -> float:
+        if not self._unreadable(case) and (plan := self._plan(case)):
+            cost = self.cost(case, described)
+            assert cost is not None
+            return cost.parameters / sum(starmap(mul, (each.shape for each in plan.layers)))
         if self._unreadable(case) or float(self.options(case)["depth"]) == 1:
             return described.density()
         whole = _reading.reader(self._folder(case)).shapes(self._folder(case))
@@ -161,14 +167,18 @@ class Compress(Workload):
             return project_seeing(described, weight, activations, weighting).trust_versions()
 
         def score() -> float:
-            inputs = None
-            if weighting != NONE:
-                inputs = _distill.activations(original, ids, mask)
-            with torch.no_grad():
-                if plan := self._plan(case):
-                    student = _converted(original, plan, inputs or {})
-                else:
+            if plan := self._plan(case):
+                lines = _reading.drawn(_texts.calibration(plan.text), seed)
+                seen = (t.to(where) for t in reader.tokens(folder, lines))
+                with torch.no_grad():
+                    student = _converted(original, plan, _distill.activations(original, *seen))
+            else:
+                inputs = None
+                if weighting != NONE:
+                    inputs = _distill.activations(original, ids, mask)
+                with torch.no_grad():
                     student = _distill.compressed(original, project, inputs)
+            with torch.no_grad():
                 if depth < 1:
                     student.shorten(depth)
                 kept, beside = original.judge(student, *texts)

@@ -17,7 +17,7 @@ from hwbench import environment, quantities
 from hwbench.analysis import blocks
 from hwbench.checkpoints import smollm2
 from hwbench.devices._base import Device
-from hwbench.errors import SuiteError, UnknownNameError
+from hwbench.errors import UnknownNameError
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._gram import Seen
 from hwbench.records import Case, Cost
@@ -84,15 +84,13 @@ class CompressLm(Workload):
         *(quantities.MODEL_BYTES, quantities.MODEL_PARAMETERS),
     )
     OPTIONS = {"weighting": "none", "calibration": 16, "windows": 32, "depth": 1.0}  # noqa: RUF012 (declared in the base)
+    LIMITS = {"calibration": (1, MOST), "windows": (FEWEST, MOST), "depth": (0, 1)}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
     def check(self, case: Case) -> None:
         options = self.options(case)
         if options["weighting"] not in WEIGHTINGS:
             raise UnknownNameError("weighting", str(options["weighting"]), WEIGHTINGS)
-        for name, fewest in (("calibration", 1), ("windows", FEWEST)):
-            if not fewest <= int(options[name]) <= MOST:
-                raise SuiteError(f"{name} must be from {fewest} to {MOST}.")
         _whole.check_depth(case, float(options["depth"]))
 
     def cost(self, case: Case, described: Format) -> Cost | None:

@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +24,7 @@ from hwbench.records import ITEM_BYTES, Case, Cost
 from hwbench.workloads import _convert, _reading, _texts
 from hwbench.workloads._base import (
     DTYPES,
+    MANY,
     Subject,
     Workload,
     added,
@@ -51,17 +53,21 @@ class ModelPass(Workload):
 
     Options: ``model`` (a folder, or NAME@COMMIT; empty for all-MiniLM-L6-v2), ``plan`` (the file of
     a plan of ``hwbench choose``; empty for none), ``length`` (the tokens of a pass; more than the
-    model reads at once are several texts of equal length) and ``seeds``.
+    model reads at once are several texts of equal length, at least half of what it reads) and
+    ``seeds``.
     """
 
     SCORE = PASS_SECONDS
     QUANTITIES = (LINEAR_SECONDS, DENSE_PASS_SECONDS)
     OPTIONS = {"model": "", "plan": "", "length": 128, "seeds": 1}  # noqa: RUF012 (as the base has)
+    LIMITS = {"length": (1, MANY)}  # noqa: RUF012 (as the base has)
     AXES = ()
 
     def check(self, case: Case) -> None:
-        if int(self.options(case)["length"]) < 1:
-            raise SuiteError("length of the workload model_pass is at least 1.")
+        options = self.options(case)
+        model, length = str(options["model"]), int(options["length"])
+        if not _reading.unreadable(model):
+            _width(length, _most(model))
 
     def cost(self, case: Case, described: Format) -> Cost | None:
         """Parameters and bytes at rest of all linear layers together, before a plan."""
@@ -138,13 +144,44 @@ def _on(loaded: Model, device: Device, dtype: torch.dtype) -> Model:
 
 def _batch(model: str, length: int) -> tuple[Tensor, Tensor]:
     """Ids and mask of so many tokens of prose in texts of one length, (texts, tokens)."""
+    ids = _tokens(model)
+    width = _width(length, _most(model))
+    row = ids[:, :width].expand(length // width, width).contiguous()
+    return row, torch.ones_like(row, dtype=torch.bool)
+
+
+@lru_cache(maxsize=1)
+def _tokens(model: str) -> Tensor:
+    """As many tokens of prose as the model reads at once, (1, tokens)."""
     directory = _reading.folder(model)
     text = " ".join(_texts.judged(_texts.PROSE))
     ids, mask = _reading.reader(directory).tokens(directory, [text])
-    most = int(mask.sum())
-    width = next(each for each in range(min(length, most), 0, -1) if length % each == 0)
-    row = ids[:, :width].expand(length // width, width).contiguous()
-    return row, torch.ones_like(row, dtype=torch.bool)
+    return ids[:, : int(mask.sum())]
+
+
+def _most(model: str) -> int:
+    """The most tokens of one text."""
+    return _tokens(model).shape[1]
+
+
+def _width(length: int, most: int) -> int:
+    """The tokens of each text of a pass: as many as can be, of ``most`` at most.
+
+    Raises:
+        SuiteError: so many tokens are no whole number of texts, unless of short ones.
+    """
+    if length <= most:
+        return length
+    least = -(-most // 2)
+    width = next((each for each in range(most, least - 1, -1) if length % each == 0), None)
+    if width is None:
+        texts = -(-length // most)
+        less, more = (texts * each for each in (length // texts, -(-length // texts)))
+        raise SuiteError(
+            f"A pass of {length} tokens is no whole number of texts of {least} to {most} tokens, "
+            f"of which the model reads {most} at once; {less} or {more} tokens would be."
+        )
+    return width
 
 
 def _planned(original: Model, case: Case, path: Path, tokens: int) -> tuple[Model, Cost]:

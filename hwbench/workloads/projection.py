@@ -16,6 +16,7 @@ from hwbench.records import Case, Cost
 from hwbench.workloads import _own, _packaged, _trained
 from hwbench.workloads._base import (
     DTYPES,
+    MANY,
     NONE,
     WEIGHTINGS,
     Subject,
@@ -76,6 +77,7 @@ class Projection(Workload):
     SCORE = PROJECTION_ERROR
     QUANTITIES = (PROJECTION_ERROR,)
     OPTIONS = {"matrix": "power_law", "seeds": 1, "layers": 3, "weighting": "none", **_own.OPTIONS}  # noqa: RUF012 (declared in the base)
+    LIMITS = {"layers": (1, MANY)}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
     def check(self, case: Case) -> None:
@@ -92,8 +94,6 @@ class Projection(Workload):
             raise SuiteError(f"{', '.join(_own.OPTIONS)} are options of matrix = 'file'.")
         if matrix in (FILE, PACKAGED) and options["seeds"] != 1:
             raise SuiteError(f"matrix = {matrix!r} draws nothing: seeds must be 1.")
-        if int(options["layers"]) < 1:
-            raise SuiteError("layers must be at least 1.")
         if weighting != NONE and matrix != PACKAGED and not options["activations"]:
             raise SuiteError(f"weighting = {weighting!r} needs activations, a file of them.")
 

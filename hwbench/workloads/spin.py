@@ -12,6 +12,7 @@ class Spin(Workload):
     """Keep the device busy for ``microseconds``; a time that is reported otherwise is wrong."""
 
     OPTIONS = {"microseconds": 200}  # noqa: RUF012 (declared in the base)
+    LIMITS = {"microseconds": (1, 10**6)}  # noqa: RUF012 (declared in the base)
     AXES = ()
 
     def cost(self, case: Case, described: Format) -> Cost | None:

@@ -17,7 +17,15 @@ from hwbench.errors import SuiteError, UnknownNameError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.quantities import STEP_SECONDS, TEST_ACCURACY, Quantity
 from hwbench.records import Case, Cost
-from hwbench.workloads._base import DTYPES, Subject, Workload, generator, layer_format, layers_cost
+from hwbench.workloads._base import (
+    DTYPES,
+    MANY,
+    Subject,
+    Workload,
+    generator,
+    layer_format,
+    layers_cost,
+)
 from hwbench.workloads._networks import Block
 from hwbench.workloads._tasks import TASKS, Lesson, Settings, Task
 
@@ -47,6 +55,10 @@ class Training(Workload):
         "task": "digits", "data": "", "steps": 1000, "batch": 64, "rate": 2e-3, "seeds": 3,
         "context": 1024, "depth": 12, "heads": 12,
     }  # fmt: skip
+    LIMITS = {  # noqa: RUF012 (declared in the base)
+        "steps": (1, MANY), "batch": (1, MANY), "rate": (0, MANY),
+        **{name: (1, most) for name, most in _SIZES.items()},
+    }  # fmt: skip
     AXES = ()
 
     def check(self, case: Case) -> None:
@@ -55,9 +67,6 @@ class Training(Workload):
             if option in case.options and option not in task.uses:
                 raise SuiteError(f"the task {name} has no use for {option}.")
         settings = self._settings(case)
-        for option, most in _SIZES.items():
-            if not 1 <= getattr(settings, option) <= most:
-                raise SuiteError(f"{option} of a training must be between 1 and {most}.")
         multiple = task.multiple(settings)
         if case.out_features != case.in_features or case.in_features % multiple:
             raise SuiteError(
