@@ -11,11 +11,13 @@ import pytest
 import torch
 from _tiers import sampled
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import hwbench
 from hwbench import plugins
 from hwbench.errors import UnknownNameError, UsageError
 from hwbench.formats._base import FORWARD, STEP, Format, Linear
+from hwbench.formats.semi_structured import SemiStructured
 from hwbench.workloads import _convert
 
 NAMES = plugins.names("formats")
@@ -241,6 +243,111 @@ def test_biases_dtypes_modes_and_gradients_are_kept_and_the_model_is_left_alone(
     assert new_model.tokens.weight is not model.tokens.weight
 
 
+@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("weight", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_weight_and_bias_each_keep_whether_they_learn(name, weight, bias, tmp_path):
+    model = small()
+    model.up.weight.requires_grad_(weight)
+    model.up.bias.requires_grad_(bias)
+    new_model = converted(model, format=name, **options(name))
+    hwbench.save_converted(new_model, tmp_path)
+    for each in (new_model, hwbench.load_converted(tmp_path, Small().eval())):
+        learns = {n: p.requires_grad for n, p in each.up.named_parameters()}
+        assert learns.pop("bias") == bias
+        assert all(own == weight for own in learns.values())
+
+
+def test_each_parameter_of_a_saved_layer_keeps_whether_it_learns(tmp_path):
+    new_model = converted(small(), format="low_rank", density=0.5)
+    new_model.up.left.requires_grad_(False)
+    hwbench.save_converted(new_model, tmp_path)
+    back = hwbench.load_converted(tmp_path, Small().eval())
+    assert [n for n, p in back.up.named_parameters() if not p.requires_grad] == ["left"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_files_with_one_flag_a_layer_are_still_read(trained, tmp_path):
+    hwbench.save_converted(converted(small(), format="low_rank", density=0.5), tmp_path)
+    described = json.loads((tmp_path / "hwbench.json").read_text())
+    for entry in described["layers"].values():
+        del entry["frozen"]
+        entry["trained"] = trained
+    (tmp_path / "hwbench.json").write_text(json.dumps(described))
+    back = hwbench.load_converted(tmp_path, Small().eval())
+    assert all(p.requires_grad == trained for p in back.up.parameters())
+
+
+def test_a_layer_that_cannot_learn_in_its_format_is_frozen_and_named(monkeypatch):
+    monkeypatch.setattr(SemiStructured, "unsupported", lambda *_: None)
+    with pytest.warns(UserWarning, match=r"do not learn in .*: up, down \(semi_structured\)\."):
+        new_model = hwbench.convert(small(), format="semi_structured", skip=["head"])
+    assert [n for n, p in new_model.up.named_parameters() if p.requires_grad] == ["bias"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hwbench.convert(small().requires_grad_(False), format="semi_structured", skip=["head"])
+
+
+class T5Like(nn.Module):
+    """As T5DenseActDense of transformers, which asks a layer for the dtype of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wi = nn.Linear(64, 96, bias=False)
+        self.wo = nn.Linear(96, 64, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.wi(x))
+        if isinstance(self.wo.weight, Tensor) and x.dtype != self.wo.weight.dtype:
+            x = x.to(self.wo.weight.dtype)
+        return self.wo(x)
+
+
+class MambaLike(nn.Module):
+    """As a mixer of Mamba, which multiplies by the weight of a layer itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dt_proj = nn.Linear(64, 96)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.dt_proj.weight @ x.mT).mT + self.dt_proj.bias
+
+
+@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("parent", [T5Like, MambaLike])
+def test_a_parent_may_read_the_weight_of_a_converted_layer(name, parent, tmp_path):
+    new_model = converted(parent(), format=name, **unrounded(name))
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    y, expected = new_model(x), densified(new_model)(x)
+    assert float((y - expected).detach().norm() / expected.detach().norm()) < 1e-5
+    if name in TRAINED:
+        y.square().sum().backward()
+        assert all(p.grad is not None for p in new_model.parameters())
+    hwbench.save_converted(new_model, tmp_path)
+    back = hwbench.load_converted(tmp_path, parent())
+    assert torch.allclose(back(x), y, atol=1e-6)
+
+
+def test_calibration_keeps_copies_of_the_rows_that_it_looks_at():
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(x)
+            x.zero_()
+            return y
+
+    model = Overwriting()
+    layers = _convert.planned(model, "dense")
+    batch = torch.ones(2 * _convert.ROWS, 4)
+    inputs = _convert.activations(model, [batch], layers)["up"]
+    assert torch.equal(inputs, torch.ones(_convert.ROWS, 4))
+    assert inputs.untyped_storage().nbytes() == inputs.nbytes
+
+
 def test_activations_of_calibration_change_the_projection():
     batches = [IDS, (IDS,), {"ids": IDS}]
     plain = converted(small(), format="low_rank", density=0.3)
@@ -302,6 +409,55 @@ def test_layers_that_are_read_or_act_otherwise_stay():
     new_model = converted(model, format="low_rank", density=0.9)
     x = torch.ones(2, 3, 8)
     assert torch.equal(new_model["encoder"](x), model["encoder"](x))
+
+
+def _replaced_forward(layer: nn.Linear) -> None:
+    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)  # type: ignore[method-assign]
+
+
+ATTACHED: dict[str, tuple[Any, str]] = {
+    "forward": (lambda m: m.register_forward_hook(lambda _, __, y: 2 * y), "hooks"),
+    "forward_pre": (lambda m: m.register_forward_pre_hook(lambda _, x: (2 * x[0],)), "hooks"),
+    "backward": (lambda m: m.register_full_backward_hook(lambda *_: None), "hooks"),
+    "backward_pre": (lambda m: m.register_full_backward_pre_hook(lambda *_: None), "hooks"),
+    "instance": (_replaced_forward, "forward pass was replaced"),
+    "parametrised": (nn.utils.parametrizations.weight_norm, "parametrised"),
+}
+
+
+@pytest.mark.parametrize("attach", ATTACHED)
+def test_a_layer_that_something_is_attached_to_stays_and_is_named(attach):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    act, why = ATTACHED[attach]
+    act(model[0])
+    with pytest.warns(UserWarning, match=rf"stay as they are: 0 \(.*{why}"):
+        new_model = hwbench.convert(model, format="dense")
+    assert isinstance(new_model[1], Linear)
+    assert not isinstance(new_model[0], Linear)
+    x = torch.ones(2, 64)
+    assert torch.allclose(new_model(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("attach", ATTACHED)
+def test_a_layer_that_something_is_attached_to_is_not_replaced_by_a_load(attach, tmp_path):
+    hwbench.save_converted(converted(small(), format="low_rank", density=0.5), tmp_path)
+    blank = Small()
+    act, why = ATTACHED[attach]
+    act(blank.up)
+    with pytest.raises(UsageError, match=rf"up of the model cannot be replaced: .*{why}.*\.$"):
+        hwbench.load_converted(tmp_path, blank)
+
+
+@pytest.mark.filterwarnings("ignore:These layers stay as they are:UserWarning")
+@pytest.mark.parametrize("skip", [[], ["0"]])
+def test_a_pruned_layer_is_named_as_torch_cannot_copy_it(skip):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    with pytest.raises(UsageError, match=r"0 holds a tensor that is computed .* prune\.remove\.$"):
+        hwbench.convert(model, format="dense", skip=skip)
+    prune.remove(model[0], "weight")
+    x = torch.ones(2, 64)
+    assert torch.allclose(hwbench.convert(model, format="dense")(x), model(x), atol=1e-6)
 
 
 def test_a_dry_run_counts_bytes_also_of_what_has_no_values():
@@ -408,6 +564,16 @@ def _spoiled(**changes: Any) -> Any:
     return spoil
 
 
+def _frozen(names: Any) -> Any:
+    def spoil(folder: Any) -> None:
+        path = folder / "hwbench.json"
+        described = json.loads(path.read_text())
+        described["layers"]["up"]["frozen"] = names
+        path.write_text(json.dumps(described))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -420,6 +586,8 @@ def _spoiled(**changes: Any) -> Any:
         (_spoiled(layers={"up": 3}), "something else than a table"),
         (_spoiled(layers={"up": {}}), "without a format"),
         (_spoiled(layers={}), "another architecture"),
+        (_frozen(["rihgt"]), "'rihgt' frozen, which is no parameter"),
+        (_frozen(3), "3 frozen, which is no parameter"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_sentence(spoil, words, tmp_path):

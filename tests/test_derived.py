@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import itertools
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._derived import Derived
 
-SIDE, TOKENS = 64, 5
+SIDE, TOKENS = 64, 20  # of fewer tokens blast keeps nothing
 
 
 def _runs_here() -> list[Format]:
@@ -45,8 +48,14 @@ def assert_right(layer: Linear, call: Callable[[Tensor], Tensor] | None = None) 
     beside = layer.tolerance(dtype)
     for seed in (1, 2):
         x = normal(TOKENS, SIDE, seed=seed).to(dtype)
-        assert_near((call or layer)(x), x.double() @ dense.mT, dtype, beside=beside)
+        assert_near(
+            (layer if call is None else call)(x), x.double() @ dense.mT, dtype, beside=beside
+        )
     assert_near(layer.to_dense(), dense, dtype)
+
+
+def test_all_fused_optimizers_are_tried() -> None:
+    assert {each.__name__ for each in OPTIMIZERS} >= {"SGD", "Adam", "AdamW", "Adagrad"}
 
 
 def test_all_formats_that_run_here_are_tried() -> None:
@@ -84,14 +93,27 @@ def replaced(layer: Linear, other: Linear) -> None:
         setattr(layer, name, buffer)
 
 
+OPTIMIZERS: list[Any] = [
+    each
+    for each in vars(torch.optim).values()
+    if isinstance(each, type) and "fused" in inspect.signature(each).parameters
+]
+
+
 def stepped(layer: Linear, other: Linear) -> None:
+    """By every optimizer of torch that can be fused, as it is and fused."""
     if not list(layer.parameters()):
         return  # codes are not trained
-    layer.requires_grad_()
-    with torch.enable_grad():
-        layer(normal(TOKENS, SIDE)).square().sum().backward()
-    torch.optim.SGD(layer.parameters(), lr=0.1).step()
-    layer.requires_grad_(False).zero_grad()
+    for optimizer, fused in itertools.product(OPTIMIZERS, (False, True)):
+        layer.requires_grad_()
+        with torch.enable_grad():
+            layer(normal(TOKENS, SIDE)).square().sum().backward()
+        before = [parameter.detach().clone() for parameter in layer.parameters()]
+        optimizer(layer.parameters(), lr=0.1, fused=fused).step()
+        layer.requires_grad_(False).zero_grad()
+        moved = zip(before, layer.parameters(), strict=True)
+        assert not all(torch.equal(old, new) for old, new in moved)
+        assert_right(layer)
 
 
 def in_inference(layer: Linear, other: Linear) -> None:
@@ -125,6 +147,31 @@ def test_every_change_that_pytorch_counts_is_seen(f: Format, trusting: bool) -> 
             assert_right(layer)
             change(layer, other)
             assert_right(layer)
+
+
+def stepped_fused(layer: Linear, other: Linear) -> None:
+    if list(layer.parameters()):
+        with torch.enable_grad():
+            layer.requires_grad_()(normal(TOKENS, SIDE)).square().sum().backward()
+        torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+        layer.requires_grad_(False).zero_grad()
+
+
+# torch's tracer makes an object of a class of which torch asks that none be made.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace:UserWarning")
+@EVERY
+def test_every_change_of_parameters_is_seen_by_compiled_code(f: Format) -> None:
+    layer, other = layer_of(f, trusting=True), layer_of(f, 1)
+    call: Any = torch.compile(layer, backend="aot_eager")
+    with torch.no_grad():
+        assert_right(layer)  # what is kept is there when the call is traced
+        for change in (one_entry, stepped_fused, loaded, one_entry):
+            assert_right(layer, call)
+            change(layer, other)
+            assert_right(layer, call)
+            assert_right(layer)
+    torch.compiler.reset()
 
 
 def through_data(layer: Linear) -> None:

@@ -61,8 +61,6 @@ class CodedMap(Linear, Coded):
 
     def apply_weight(self, x: Tensor) -> Tensor:
         """x Ŵᵀ for what the codes stand for."""
-        if x.shape[0] == 0:
-            return x @ self.coded_dense().mT
         if x.requires_grad and torch.is_grad_enabled():
             y: Tensor = _StraightThrough.apply(x, self)  # type: ignore[no-untyped-call]
             return y

@@ -5,22 +5,32 @@ tensor begins at version 0, and what is written through ``.data`` or a NumPy arr
 Here a tensor is the one before where it is the same object, in the same memory, which is held so
 that nobody else can be given it, at the same version. Unless its layer trusts versions, its
 content is compared as well, bit by bit, with a copy.
+
+An optimizer may write around the counters too: torch's fused ones do, and so do those of other
+libraries. Where a version is believed, the step of any optimizer is therefore counted here.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, Self, TypeVar
+from functools import cache
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hwbench.formats._kernel import uncompiled
 
 T = TypeVar("T")
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNTRACKED = -1  # the version of a tensor that counts none
+
+_believed: Any = WeakTensorKeyDictionary()
+"""The tensors whose versions are believed, of those that an optimizer could change."""
 
 
 class _Mark(NamedTuple):
@@ -53,8 +63,10 @@ class Derived(Generic[T]):
     def get(self, sources: Sequence[Tensor], build: Callable[[], T], *, trusting: bool) -> T:
         """The value, made by ``build`` where it was not made from these very tensors.
 
-        While a compiler traces, the value that is there is taken as it is. Every small call waits
-        for this one, so that the tensors are looked at here, and not in functions of their own.
+        While a compiler traces, the value that is there is taken as it is, and compiled code looks
+        at nothing: what is derived of parameters is asked for beside it. Indices and codes change
+        by a load, which clears this. Every small call waits for this one, so that the tensors are
+        looked at here, and not in functions of their own.
 
         Args:
             sources: the tensors that it is made from.
@@ -101,6 +113,9 @@ def _mark(tensor: Tensor, trusting: bool) -> _Mark | None:
         return None
     version = _version(tensor)
     copied = None if trusting and version != _UNTRACKED else tensor.detach().clone()
+    if copied is None and tensor.is_floating_point():
+        _count_steps()
+        _believed[tensor] = None
     layout = tensor.dtype, tensor.shape, tensor.stride()
     return _Mark(weakref.ref(tensor), version, address, *layout, copied, tensor.detach())
 
@@ -116,7 +131,27 @@ def _version(tensor: Tensor) -> int:
         return _UNTRACKED
 
 
+@cache
+def _count_steps() -> None:
+    """Have the step of every optimizer counted, from the first version on that is believed."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    register_optimizer_step_post_hook(_stepped)
+
+
+@uncompiled  # also in a step that is compiled, whose fused part is not
+def _stepped(optimizer: Any, *_: Any) -> None:
+    """Count a step for those of its parameters whose versions are believed."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter in _believed:
+                torch.autograd.graph.increment_version(parameter)
+
+
 def _identical(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one layout hold the same bits, so that NaN is itself."""
+    """Whether two tensors of one layout hold the same bits, so that NaN is itself.
+
+    On the meta device there are none.
+    """
     bits = _BITS[one.element_size()]
-    return torch.equal(one.detach().view(bits), other.view(bits))
+    return one.is_meta or torch.equal(one.detach().view(bits), other.view(bits))

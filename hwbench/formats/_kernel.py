@@ -65,6 +65,12 @@ class Kernel:
     adds_bias: ClassVar[bool] = False
     """Whether ``apply`` adds the layer's ``bias``, where it has one, as part of a product."""
 
+    gives_gradients: ClassVar[bool] = True
+    """Whether a call gives the layer's parameters a gradient, if ever so slowly."""
+
+    autocasts: ClassVar[bool] = False
+    """Whether ``torch.autocast`` chooses the type that a call computes in; else the layer does."""
+
     backward_as: ClassVar[type[Kernel] | None] = None
     """The kernel whose backward pass it takes, where it has none of its own."""
 

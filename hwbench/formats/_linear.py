@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled  # of one device type it asks ten times as long
+from torch.nn import functional
 
 from hwbench.formats._kernel import Kernel, Torch
 
@@ -23,6 +26,9 @@ class Linear(nn.Module, ABC):
 
     kernel: Kernel = Torch()
 
+    weight_is_inner: ClassVar[bool] = False
+    """Whether a parameter ``weight`` is another matrix than W, see ``InnerWeight``."""
+
     def __init__(self, out_features: int, in_features: int, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features = out_features
@@ -39,13 +45,58 @@ class Linear(nn.Module, ABC):
     def to_dense(self) -> Tensor:
         """W as a dense tensor of shape (out_features, in_features), differentiable."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the map to x of shape (…, in_features)."""
-        if x.dim() == 2:
-            y = self.apply_weight(x)
+    @property
+    def weight(self) -> Tensor:
+        """W as ``nn.Linear`` has it, for what reads it beside a call: ``to_dense``.
+
+        It is formed anew at each look, unless the layer stores it: the parameter ``weight``, where
+        there is one, is W itself, or else the layer is an ``InnerWeight``.
+        """
+        own = self._parameters.get("weight")
+        return self.to_dense() if own is None or self.weight_is_inner else own
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        """A parameter never comes here: ``nn.Module`` registers it."""
+        raise TypeError(
+            f"The weight of {type(self).__name__} is formed from what it stores and cannot be set "
+            f"to a {type(value).__name__}: set a parameter of the layer, or project anew."
+        )
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As ``nn.Module`` does, which would first form the weight to see whether there is one."""
+        if name == "weight" and param is not None:
+            self._parameters[name] = param
         else:
-            y = self.apply_weight(x.reshape(-1, self.in_features))
-            y = y.reshape(*x.shape[:-1], self.out_features)
+            super().register_parameter(name, param)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the map to x of shape (…, in_features).
+
+        Under ``torch.autocast`` it computes in the type that it stores, and returns autocast's.
+
+        Raises:
+            RuntimeError: x has another width, as ``nn.Linear`` raises it.
+        """
+        shape = x.shape
+        if not shape or shape[-1] != self.in_features:
+            raise RuntimeError(
+                f"The input of a layer of {self.in_features} inputs has the shape {tuple(shape)}: "
+                f"its last side must be {self.in_features}."
+            )
+        if _is_any_autocast_enabled() and not self.kernel.autocasts:
+            kind = x.device.type
+            if torch.is_autocast_enabled(kind):
+                with torch.autocast(kind, enabled=False):
+                    y = self.forward(x.to(self._stored_dtype()))
+                return y.to(torch.get_autocast_dtype(kind))
+        rows = x if len(shape) == 2 else x.reshape(-1, self.in_features)
+        if rows.shape[0] == 0:
+            y = functional.linear(rows, self.to_dense(), self.bias)  # kernels need a token
+            return y.reshape(*shape[:-1], self.out_features)
+        y = self.apply_weight(rows)
+        if rows is not x:
+            y = y.reshape(*shape[:-1], self.out_features)
         bias = self.bias
         return y if bias is None or self.kernel.adds_bias else y + bias
 
@@ -74,6 +125,11 @@ class Linear(nn.Module, ABC):
             if name != "bias"
         ]
 
+    def _stored_dtype(self) -> torch.dtype:
+        """The type that it computes in: float32 where it stores any, as beside codes."""
+        kinds = {each.dtype for each in self.stored_tensors() if each.is_floating_point()}
+        return torch.float32 if torch.float32 in kinds or not kinds else min(kinds, key=str)
+
     def forget(self) -> None:
         """Drop what was derived from parameters and buffers and kept beside them.
 
@@ -85,10 +141,10 @@ class Linear(nn.Module, ABC):
 
         Some layers keep a packed weight, or an order of their indices. By default each call
         compares the tensors with a copy, bit by bit, before it uses what was made from them, which
-        may cost as much as it saves. With this, only a change that PyTorch counts is seen: an
-        in-place operation, an optimizer's step, another tensor in place of this one, a load. Who
-        writes around the counters, through ``.data`` or a NumPy array, owes a call of ``forget``.
-        hwbench times layers like this.
+        may cost as much as it saves. With this, only a change that is counted is seen: an in-place
+        operation, an optimizer's step, another tensor in place of this one, a load. Who writes
+        around the counters, through ``.data`` or a NumPy array, owes a call of ``forget``. hwbench
+        times layers like this.
         """
         self.trusting = True
         return self
@@ -104,3 +160,16 @@ class Linear(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"out_features={self.out_features}, in_features={self.in_features}"
+
+
+class InnerWeight(Linear):
+    """A layer whose parameter ``weight`` is not W: who looks at ``.weight`` sees W all the same."""
+
+    weight_is_inner = True
+
+    @property
+    def inner(self) -> Tensor:
+        """The parameter that is stored as ``weight``."""
+        own = self._parameters["weight"]
+        assert own is not None
+        return own

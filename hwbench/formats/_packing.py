@@ -14,7 +14,7 @@ every step would pack anew: there ``mkl`` refuses, and ``onednn`` multiplies pla
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from hwbench.formats._kernel import Kernel, Torch, uncompiled
 
 _LAYOUTS_KEPT = 4  # numbers of tokens for which one weight stays packed
 
+Chain: TypeAlias = "tuple[tuple[Tensor, Packing], ...]"
+"""Each weight (out, in) in the order in which x meets them, and what is packed of it."""
+
 
 class Packable(Format):
     """A format that is a chain of products by weights that may be packed."""
@@ -38,7 +41,7 @@ class PackableMap(Linear):
     """The live map of such a format."""
 
     @abstractmethod
-    def chain(self) -> tuple[tuple[Tensor, Packing], ...]:
+    def chain(self) -> Chain:
         """Each weight (out, in) in the order in which x meets them, and what is packed of it."""
 
     def forget(self) -> None:
@@ -69,27 +72,31 @@ class Library(Kernel, ABC):
         Raises:
             UsageError: the kernel cannot pack a weight of that dtype, or on that device.
         """
-        for weight, packing in layer.chain():
-            if x.shape[0] == 0 or needs_grad(x, weight):
+        chain = layer.chain()
+        if torch.compiler.is_compiling() and not needs_grad(x, *(weight for weight, _ in chain)):
+            return self._uncompiled(chain, x, layer.trusting)
+        return self._products(chain, x, layer.trusting)
+
+    def _products(self, chain: Chain, x: Tensor, trusting: bool) -> Tensor:
+        for weight, packing in chain:
+            if needs_grad(x, weight):
                 x = self.unpacked(x, weight)
-            elif torch.compiler.is_compiling():
-                x = self._uncompiled(packing, x, weight, layer.trusting)
             else:
-                x = self._product(packing, x, weight, layer.trusting)
+                layout = packing.layout(self, weight, x.shape[0], trusting)
+                x = self.multiply(x.contiguous(), layout, weight)
         return x
+
+    @uncompiled
+    def _uncompiled(self, chain: Chain, x: Tensor, trusting: bool) -> Tensor:
+        """All products beside what is compiled: the compiler reads no layout but its own.
+
+        A call of this in a loop would have the compiler take up what is called here again.
+        """
+        return self._products(chain, x, trusting)
 
     def unpacked(self, x: Tensor, weight: Tensor) -> Tensor:
         """x Wᵀ where nothing may be packed."""
         return functional.linear(x, weight)
-
-    def _product(self, packing: Packing, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
-        layout = packing.layout(self, weight, x.shape[0], trusting)
-        return self.multiply(x.contiguous(), layout, weight)
-
-    @uncompiled
-    def _uncompiled(self, packing: Packing, x: Tensor, weight: Tensor, trusting: bool) -> Tensor:
-        """The product beside what is compiled: the compiler reads no layout but its own."""
-        return self._product(packing, x, weight, trusting)
 
     @abstractmethod
     def multiply(self, x: Tensor, layout: Tensor, weight: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
 from hwbench.formats import _alternating, _block_matmul, _init, _kernel, _onednn, _sizes, _triton
 from hwbench.formats._base import Linear
@@ -62,8 +63,8 @@ class _Map(Linear):
         couplings: Tensor = self.couplings
         if self.by_component:
             return couplings
-        if _block_matmul.needs_grad(couplings):
-            return couplings.permute(2, 0, 1).contiguous()
+        if is_compiling() or _block_matmul.needs_grad(couplings):  # a trace would keep the copy
+            return self._components()
         return self._turned.get((couplings,), self._components, trusting=self.trusting)
 
     def _components(self) -> Tensor:

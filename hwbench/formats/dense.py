@@ -20,6 +20,7 @@ class Torch(_kernel.Torch, of=Dense):
     """The layer as PyTorch has it."""
 
     adds_bias = True
+    autocasts = True
 
     def apply(self, layer: FullMap, x: Tensor) -> Tensor:
         return functional.linear(x, layer.weight, layer.bias)

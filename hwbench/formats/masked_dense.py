@@ -15,19 +15,20 @@ from torch.nn import functional
 from hwbench.formats import _kernel
 from hwbench.formats._base import Linear, by_direction
 from hwbench.formats._entries import KeptFormat, executed
+from hwbench.formats._linear import InnerWeight
 
 
-class _Map(Linear):
+class _Map(InnerWeight):
     mask: Tensor  # (out, in) bool
 
     def __init__(self, weight: Tensor, mask: Tensor, kernel: _kernel.Kernel) -> None:
         super().__init__(*weight.shape)
         self.kernel = kernel
-        self.weight = nn.Parameter(weight)  # (out, in)
+        self.register_parameter("weight", nn.Parameter(weight))  # (out, in)
         self.register_buffer("mask", mask)
 
     def to_dense(self) -> Tensor:
-        return self.weight * self.mask
+        return self.inner * self.mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,15 @@ from hwbench.formats import _kernel
 from hwbench.formats._base import Format, Linear
 from hwbench.formats._init import column_weights, working
 from hwbench.formats._kernel import Kernel
+from hwbench.formats._linear import InnerWeight
 
 
-class _Map(Linear, ABC):
+class _Map(InnerWeight, ABC):
     """A dense layer of what it sees of its inputs."""
 
     def __init__(self, values: Tensor, in_features: int, kernel: Kernel) -> None:
         super().__init__(values.shape[0], in_features)
-        self.weight = nn.Parameter(values)  # (out, inputs)
+        self.register_parameter("weight", nn.Parameter(values))  # (out, inputs)
         self.kernel = kernel
 
     @abstractmethod
@@ -49,8 +50,8 @@ class _Kept(_Map):
         return x.index_select(1, self.kept)
 
     def to_dense(self) -> Tensor:
-        zeros = self.weight.new_zeros(self.out_features, self.in_features)
-        return zeros.index_copy(1, self.kept.long(), self.weight)
+        zeros = self.inner.new_zeros(self.out_features, self.in_features)
+        return zeros.index_copy(1, self.kept.long(), self.inner)
 
 
 class _Rotated(_Map):
@@ -64,7 +65,7 @@ class _Rotated(_Map):
         return functional.linear(x, self.basis)
 
     def to_dense(self) -> Tensor:
-        return self.weight @ self.basis
+        return self.inner @ self.basis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,4 +148,4 @@ class Torch(_kernel.Torch, of=Narrow):
     """A product with the inputs that are kept, or with the coordinates in their directions."""
 
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
-        return functional.linear(layer.reduced(x), layer.weight)
+        return functional.linear(layer.reduced(x), layer.inner)

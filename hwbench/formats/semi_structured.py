@@ -131,6 +131,7 @@ class SemiStructured(Format):
 class Pair(_two_four.SparseCores):
     """The shared part of the kernels; all are torch's."""
 
+    gives_gradients = False
     multiples: ClassVar[tuple[int, int]] = (16, 16)
     """out_features and in_features must be multiples of these, at 16 bits."""
 

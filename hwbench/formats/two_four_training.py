@@ -24,6 +24,7 @@ from hwbench.errors import KnobError, UsageError
 from hwbench.formats import _two_four
 from hwbench.formats._base import Format, Linear, by_direction
 from hwbench.formats._entries import executed, scores
+from hwbench.formats._linear import InnerWeight
 from hwbench.formats._probe import tried
 
 NO_CPU_KERNEL = (
@@ -34,17 +35,18 @@ NO_CPU_KERNEL = (
 TILES_AT_ONCE = 2**18  # tiles whose ninety candidates are compared at a time: 90 MiB
 
 
-class _Map(Linear):
+class _Map(InnerWeight):
     def __init__(self, spec: TwoFourTraining, weight: Tensor) -> None:
         super().__init__(spec.out_features, spec.in_features)
         self.kernel: Pruning = spec.pruning()
         self.narrow = weight.dtype  # a copy in float64 is pruned as this layer is
-        self.weight = nn.Parameter(weight)  # (out, in), all of it: what is kept may change
+        # (out, in), all of it: what is kept may change
+        self.register_parameter("weight", nn.Parameter(weight))
 
     def to_dense(self) -> Tensor:
         """The pruned weight."""
-        weight = self.weight.detach()
-        return self.weight * self.kernel.kept(weight, self.narrow)
+        weight = self.inner.detach()
+        return self.inner * self.kernel.kept(weight, self.narrow)
 
 
 class _Product(torch.autograd.Function):
@@ -188,7 +190,7 @@ class Pruning(_two_four.SparseCores, ABC):
     def apply(self, layer: _Map, x: Tensor) -> Tensor:
         if x.device.type == "cpu":
             raise UsageError(NO_CPU_KERNEL)
-        y: Tensor = _Product.apply(x, layer.weight, self)  # type: ignore[no-untyped-call]
+        y: Tensor = _Product.apply(x, layer.inner, self)  # type: ignore[no-untyped-call]
         return y
 
     @abstractmethod
@@ -294,9 +296,9 @@ def _refusal(kernel: Pruning, dtype: torch.dtype) -> str | None:
         y.backward(dy)
         dense = layer.to_dense().detach()
         assert x.grad is not None
-        assert layer.weight.grad is not None
+        assert layer.inner.grad is not None
         dweight = (dy.t() @ x) * (dense != 0)
-        pairs = ((y, x @ dense.t()), (x.grad, dy @ dense), (layer.weight.grad, dweight))
+        pairs = ((y, x @ dense.t()), (x.grad, dy @ dense), (layer.inner.grad, dweight))
         return all(float((a - b).detach().norm() / b.norm()) < 0.02 for a, b in pairs)
 
     return tried(f"kernel={kernel.name} of two_four_training", right)

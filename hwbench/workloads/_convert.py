@@ -1,8 +1,9 @@
 """``hwbench.convert``: a copy of a model with its linear layers in a format.
 
 Layers are torch's ``nn.Linear`` and transformers' ``Conv1D``. A layer stays as it is, and is named
-with its reason, where it shares its weight with another module, where its parent reads its weight
-without calling it, where it has a forward pass of its own, or where the format does not fit it.
+with its reason, where it shares its weight with another module, where a part of torch reads its
+weight without calling it, where it has a forward pass of its own, where hooks or parametrisations
+are attached to it, or where the format does not fit it.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ def convert(
 ) -> Any:
     """A copy of a model with its linear layers projected onto a format; the model stays as it is.
 
-    Biases, dtypes, devices, ``requires_grad`` and the training mode are kept. The new layers
-    believe version counters, see ``Linear.trust_versions``. A layer that stays as it is without
-    being skipped is named in a warning.
+    Biases, dtypes, devices, ``requires_grad`` of weight and bias, and the training mode are kept.
+    The new layers believe version counters, see ``Linear.trust_versions``. A layer that stays as it
+    is without being skipped is named in a warning, and so is one that learned and cannot do so in
+    its format.
 
     Args:
         model: any module.
@@ -86,8 +88,8 @@ def convert(
         and after, and in ``kept`` the reason where a layer stays.
 
     Raises:
-        UsageError: no layer can be converted, one has no values or quantised ones, or a name in
-            ``skip`` or ``format`` is of no linear layer.
+        UsageError: no layer can be converted, one has no values or quantised ones, a name in
+            ``skip`` or ``format`` is of no linear layer, or the model cannot be copied.
         UnknownNameError: there is no such format or knob.
     """
     layers = planned(model, format, density, skip, knobs, values=not dry_run)
@@ -98,6 +100,8 @@ def convert(
     converted = [each for each in layers if each.described is not None]
     if not converted:
         raise UsageError(_nothing(layers))
+    if frozen := _frozen(converted):
+        warnings.warn(frozen, stacklevel=2)
     inputs = {} if calibration is None else activations(model, calibration, converted)
     replacements = {each.name: projected(each, inputs.get(each.name)) for each in converted}
     return swapped(model, replacements)
@@ -204,12 +208,28 @@ def linears(model: nn.Module) -> list[LinearLayer]:
             reason = f"torch's {type(parent).__name__} reads its weight without calling it"
         elif others := shared[_place(module.weight)] - {name}:
             reason = f"shares its weight with {min(others)}"
+        elif held := attached(module):
+            reason = held
         layers.append(
             LinearLayer(name, module, rows, columns, weight.dtype, weight.device, kept=reason)
         )
     if not layers:
         raise UsageError(f"{type(model).__name__} holds no linear layers.")
     return layers
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def attached(module: nn.Module) -> str:
+    """What is attached to a layer that one in its place would lack; "" without any."""
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        return "hooks are registered on it, which would be lost: remove them before"
+    if "forward" in vars(module):
+        return "its forward pass was replaced: convert it before that is done"
+    if nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrised: remove its parametrizations before"
+    return ""
 
 
 def _owners(model: nn.Module) -> dict[Any, set[str]]:
@@ -241,16 +261,32 @@ def projected(
     with torch.no_grad():
         layer = project_seeing(each.described, weight, inputs, weighting)
     layer.described = each.described
+    layer.requires_grad_(_learns(each) and layer.kernel.gives_gradients)
     if bias is not None:
-        layer.bias = nn.Parameter(bias.clone())
-    learns = next(each.module.parameters()).requires_grad
-    return layer.trust_versions().requires_grad_(learns).train(each.module.training)
+        layer.bias = nn.Parameter(bias.clone(), bool(each.module.bias.requires_grad))
+    return layer.trust_versions().train(each.module.training)
+
+
+def _learns(each: LinearLayer) -> bool:
+    """Whether the model trains the weight of the layer."""
+    return bool(each.module.weight.requires_grad)
 
 
 def swapped(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of the model, with these modules in place of the ones with their names."""
+    """A copy of the model, with these modules in place of the ones with their names.
+
+    Raises:
+        UsageError: another module holds a computed tensor, of which torch makes no copy.
+    """
     modules = dict(model.named_modules())
     memo: dict[int, Any] = {id(modules[name]): layer for name, layer in replacements.items()}
+    for name, module in modules.items():
+        values = vars(module).values() if id(module) not in memo else ()
+        if any(isinstance(value, Tensor) and not value.is_leaf for value in values):
+            raise UsageError(
+                f"{name or type(module).__name__} holds a tensor that is computed from others, "
+                "which torch cannot copy: make it permanent before, as with prune.remove."
+            )
     return copy.deepcopy(model, memo)
 
 
@@ -306,7 +342,8 @@ def _keeper(
         (x,) = (*inputs, *named.values())
         room = ROWS - sum(len(rows) for rows in captured[name])
         if room > 0:
-            captured[name].append(x.detach().reshape(-1, x.shape[-1])[:room])
+            # A copy: a view would keep the whole batch, and change where a model writes to it.
+            captured[name].append(x.detach().reshape(-1, x.shape[-1])[:room].clone())
 
     return keep
 
@@ -347,6 +384,22 @@ def _left(layers: Sequence[LinearLayer]) -> str | None:
         return None
     groups = [f"{_named(names)} ({why.rstrip('.')})" for why, names in reasons.items()]
     return f"These layers stay as they are: {'; '.join(groups)}."
+
+
+def _frozen(layers: Sequence[LinearLayer]) -> str | None:
+    """A sentence that names the layers that learn no more; None without any."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for each in layers:
+        assert each.described is not None
+        if _learns(each) and not each.described.implementation.gives_gradients:
+            names[each.described.name()].append(each.name)
+    if not names:
+        return None
+    groups = [f"{_named(those)} ({name})" for name, those in names.items()]
+    return (
+        "These layers do not learn in their format, whose kernel gives no gradient of a weight, "
+        f"and are frozen but for their biases: {'; '.join(groups)}."
+    )
 
 
 def _named(names: Sequence[str]) -> str:

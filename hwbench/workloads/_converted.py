@@ -120,6 +120,7 @@ def described(name: str, layer: Linear) -> dict[str, Any]:
         "dtype": str(values.dtype).removeprefix("torch."),
         "bias": layer.bias is not None,
         "trained": next((p.requires_grad for p in layer.parameters()), True),
+        "frozen": [name for name, p in layer.named_parameters() if not p.requires_grad],
     }
 
 
@@ -164,7 +165,27 @@ def empty(name: str, entry: Any, file: str = "The file") -> Linear:
     if entry.get("bias"):
         layer.bias = nn.Parameter(torch.zeros(format_.out_features, dtype=dtype))
     layer.described = format_
-    return layer.trust_versions().requires_grad_(bool(entry.get("trained", True)))
+    _freeze(layer, entry, where)
+    return layer.trust_versions()
+
+
+def _freeze(layer: Linear, entry: Mapping[str, Any], where: str) -> None:
+    """Have those parameters learn that did; older files have one flag for all.
+
+    Raises:
+        UsageError: the entry names a parameter that the layer has not.
+    """
+    frozen = entry.get("frozen")
+    if frozen is None:
+        layer.requires_grad_(bool(entry.get("trained", True)))
+        return
+    own = dict(layer.named_parameters())
+    names = frozen if isinstance(frozen, list) else [frozen]
+    if strange := [name for name in names if not isinstance(name, str) or name not in own]:
+        lacking = shortened(repr(strange[0]))
+        raise UsageError(f"{where} with {lacking} frozen, which is no parameter of the layer.")
+    for name, parameter in own.items():
+        parameter.requires_grad_(name not in names)
 
 
 def _put(model: nn.Module, name: str, layer: Linear) -> None:
@@ -183,6 +204,8 @@ def _put(model: nn.Module, name: str, layer: Linear) -> None:
             f"{name} of the model is {has}, where the file has "
             f"{layer.out_features}×{layer.in_features}: it is of another architecture."
         )
+    if held := _convert.attached(before):
+        raise UsageError(f"{name} of the model cannot be replaced: {held}.")
     setattr(model.get_submodule(parent), last, layer.train(before.training))
 
 
