@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import ROUND_HALF_UP, Decimal
 
 from hwbench.errors import UsageError
 
 _PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
-_UP = 1 + 2**-52  # so that a tie is rounded up, as JavaScript does: 5/16 is 0.313 on a page too
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)?\s*")
 _DURATION_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, None: 1.0}
 
@@ -30,14 +30,24 @@ def significant(value: float, digits: int = 3) -> str:
     """``value`` rounded to ``digits`` significant digits, never in exponent form up to 1e6."""
     if value == 0:
         return "0"
-    value *= _UP
     if abs(value) >= 1e6 or abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{places}f}"
+    text = fixed(value, places)
     if abs(float(text)) >= 10.0 ** (digits - places) and places:  # rounding added a digit
-        text = f"{value:.{places - 1}f}"
+        text = fixed(value, places - 1)
     return text
+
+
+def fixed(value: float, places: int) -> str:
+    """``value`` with so many decimals; a tie goes away from zero, as in the page's script.
+
+    ``format`` would write 5/16, which is a tie of 0.312 and 0.313, as the even one.
+    """
+    if abs(value) < 2**53 and (2 * value * 10.0**places).is_integer():
+        up = Decimal(value).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+        return f"{up:f}"
+    return f"{value:.{places}f}"
 
 
 def seconds(value: float | None) -> str:
@@ -57,7 +67,7 @@ def flops_per_second(value: float | None) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction as per cent: ``percent(0.031)`` is ``"3.1 %"``."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value * _UP:.{digits}f} %"
+    return "–" if value is None or not math.isfinite(value) else f"{fixed(100 * value, digits)} %"
 
 
 def ratio(value: float | None) -> str:
@@ -71,10 +81,10 @@ def interval(value: float | None, low: float | None, high: float | None) -> str:
         return "–"
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return significant(value)
-    half = (high - low) / 2 * _UP
+    half = (high - low) / 2
     places = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
     # A half width that the value's digits would round to nothing has a digit of its own.
-    digits = f"{half:.{places}f}"
+    digits = fixed(half, places)
     return f"{significant(value)} ±{digits if float(digits) else significant(half, 1)}"
 
 

@@ -200,7 +200,7 @@ def test_json_means_the_same_in_an_encoding_that_lacks_signs(monkeypatch: pytest
     for stream in (ascii_only(0), eastern(0), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")):
         monkeypatch.setattr(sys, "stdout", stream)
         with _streams.steady(), guarded():
-            _shared.say_json(json.dumps(words, ensure_ascii=False))
+            _shared.say_json(words, ensure_ascii=False)
         stream.flush()
         assert json.loads(stream.buffer.getvalue()) == words  # type: ignore[attr-defined]
 
