@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from _check import kept
-from _synthetic import failed, hostile_run, linear_case, run_of
+from _synthetic import failed, hostile_run, linear_case, run_of, scored_case
 from msgspec.structs import replace
 
 import hwbench
 from hwbench import units
 from hwbench.errors import RunFileError, UsageError
-from hwbench.records import Status
+from hwbench.records import Measurement, Status
 from hwbench.report import decision, text
 from hwbench.report.rows import numbered, report_rows
 from hwbench.store import read_run
@@ -159,3 +159,16 @@ def test_nothing_in_a_run_becomes_an_element_of_the_notebook(tmp_path: Path) -> 
     cells.feed(hwbench.answer(kept(run, tmp_path))._repr_html_())
     assert not cells.open
     assert any("</script>" in text for text in cells.text)
+
+
+def test_scores_of_a_model_without_dense_say_why_there_is_no_answer(tmp_path: Path) -> None:
+    """What share of dense's bytes a model of several layers has is not known without dense."""
+    run = run_of([scored_case("compress", "low_rank", 64, seeds=1)], replicates=1)
+    ((case, planned),) = run.planned.items()
+    assert planned.cost is not None
+    run.planned[case] = replace(planned, cost=replace(planned.cost, parameters=10 * 64 * 64))
+    read = Measurement(quantity="score", unit="", values=[0.9], note="embedding_cosine")
+    run.results[0].measurements[:] = [read]
+    why = "Dense is not among what was scored"
+    assert any(why in str(part) for part in text.table(run, 200))
+    assert why in str(hwbench.answer(kept(run, tmp_path)))

@@ -45,6 +45,8 @@ def lines(answers: Sequence[ByteAnswer]) -> list[str]:
 
 def nothing(rows: Sequence[Row]) -> str:
     """Why a run has no answer at all."""
+    if any(row.scored and known(row.score) for row in rows):
+        return "Dense is not among what was scored, so no share of its bytes is known."
     if any(row.status == "ok" for row in rows):
         return "The run times no format against dense and scores none."
     return "No case has a result that counts, so there is no answer."
