@@ -45,7 +45,7 @@ def fixed(value: float, places: int) -> str:
     ``format`` would write 5/16, which is a tie of 0.312 and 0.313, as the even one.
     """
     if places < 10 and abs(value) < 2**53 and (2 * value * 10.0**places).is_integer():
-        up = Decimal(value).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+        up = Decimal(float(value)).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
         return f"{up:f}"
     return f"{value:.{places}f}"
 

@@ -369,3 +369,16 @@ def test_a_packed_2_to_4_weight_is_that_of_the_layer(kernel: str, trusting: bool
             layer.forget()
         assert_its_product(layer)
     assert_its_product(copy.deepcopy(layer))
+
+
+def test_a_step_that_changes_nothing_leaves_a_graph_as_it_was() -> None:
+    """An optimizer of several parts, of which another one was used, steps between two passes."""
+    kind = describe(CLASSES["low_rank"], "mkl", (SIDE, SIDE))
+    layer = kind.random(dtype=torch.float32, generator=generator()).trust_versions()
+    x = normal(TOKENS, SIDE)
+    with torch.no_grad():
+        layer(x)  # from here on its versions are believed
+    y = layer(x).sum()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()  # no gradient, so no change
+    y.backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -161,3 +162,50 @@ def test_autocast_is_given_its_type_and_gradients_reach_what_is_stored(f: Format
             assert parameter.grad is None or parameter.grad.dtype == parameter.dtype
         with torch.autocast("cpu", torch.bfloat16, enabled=False):
             assert layer(x).dtype == home(f)
+
+
+def _weight_norm_of_old(layer: Linear) -> None:
+    nn.utils.weight_norm(layer)
+
+
+def _weight_norm(layer: Linear) -> None:
+    nn.utils.parametrizations.weight_norm(layer)
+
+
+def _spectral_norm(layer: Linear) -> None:
+    nn.utils.parametrizations.spectral_norm(layer).eval()
+
+
+def _orthogonal(layer: Linear) -> None:
+    nn.utils.parametrizations.orthogonal(layer)
+
+
+def _pruned(layer: Linear) -> None:
+    nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+
+
+def _sharded(layer: Linear) -> None:
+    """As wrappers do that hold the values elsewhere and put a view of them in the place."""
+    values = layer._parameters.pop("weight")
+    assert values is not None
+    layer.weight = values.detach() * 2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "change",
+    [_weight_norm_of_old, _weight_norm, _spectral_norm, _orthogonal, _pruned, _sharded],
+)
+def test_what_torch_does_to_a_weight_can_be_done_to_a_dense_layer(
+    change: Callable[[Linear], None],
+) -> None:
+    (f,) = {f.kernel: f for f in SETTINGS if f.name() == "dense"}.values()
+    layer, twin = random_layer(f), nn.Linear(f.in_features, f.out_features, bias=False)
+    twin.weight = nn.Parameter(layer.weight.detach().clone())
+    for one in (layer, twin):
+        torch.manual_seed(0)
+        change(one)  # type: ignore[arg-type]
+    x = normal(5, f.in_features)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), twin(x), atol=1e-5)
+    assert torch.equal(copy.deepcopy(layer.eval()).to_dense(), layer.to_dense())

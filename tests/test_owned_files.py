@@ -324,7 +324,7 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["a model", "beside a converted model"])
-@pytest.mark.parametrize("name", [*OTHERS, "config.json", "model.safetensors"])
+@pytest.mark.parametrize("name", [*OTHERS, "model.safetensors"])
 def test_a_model_in_any_form_is_not_written_over(tmp_path: Path, name: str, own: bool) -> None:
     (tmp_path / name).write_bytes(b"weights")
     if own:
@@ -352,3 +352,16 @@ def test_a_converted_model_is_not_put_beside_the_shards_of_another(
     code, _, err = hwbench("choose", "--plan", "plan.json", "--apply", str(there))
     assert (code, "did not convert" in one_sentence(err)) == (2, True)
     assert _bytes(there) == before
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "training_args.bin", "optimizer.pt", "rng_state.pth"]
+)
+def test_what_holds_no_weights_is_written_beside(tmp_path: Path, name: str, ours: bool) -> None:
+    """A configuration that was saved before, and what a trainer leaves."""
+    (tmp_path / name).touch()
+    if ours:
+        for each in ("hwbench.json", "model.safetensors", "config.json"):
+            (tmp_path / each).touch()
+    checkpoints.check_free(tmp_path)

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -184,3 +186,8 @@ def test_a_tie_is_rounded_away_from_zero_as_a_page_does(numerator: int, power: i
         places = len(number.partition(".")[2])
         exact = Decimal(whole).quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
         assert Decimal(number) == exact, (value, text)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_numbers_of_numpy_are_numbers(kind: Any) -> None:
+    assert (units.significant(kind(0.5)), units.percent(kind(0.125), 0)) == ("0.500", "13 %")

@@ -36,10 +36,10 @@ _FILES = (
     "merges.txt", "special_tokens_map.json", _POOLING, *_PIECES,
 )  # fmt: skip
 _MODELS = (
-    "config.json", _ADAPTER, "*.safetensors", "*.index.json", "*.bin", "*.bin.*", "*.gguf",
-    "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx",
+    _ADAPTER, "*.safetensors", "*.index.json", "*model*.bin", "*.gguf", "*model*.pt", "*model*.pth",
+    "consolidated*.pth", "*model*.ckpt", "*model*.h5", "*model*.msgpack", "*.onnx",
 )  # fmt: skip
-"""Files of a model, in the forms in which they are published."""
+"""Files with the values of a model, in the forms in which they are published."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", *_PIECES)
 _CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -130,7 +130,7 @@ def check_free(directory: Path) -> None:
         if directory.exists():
             raise UsageError(f"{directory} is not a folder; choose another.")
         return
-    own = (WEIGHTS, "config.json") if (directory / CONVERTED).exists() else ()
+    own = (WEIGHTS,) if (directory / CONVERTED).exists() else ()
     if other := next((name for name in _of_models(directory) if name not in own), None):
         raise UsageError(
             f"{directory} holds a model that hwbench did not convert ({other}), and it is not "

@@ -144,7 +144,7 @@ def _stepped(optimizer: Any, *_: Any) -> None:
     """Count a step for those of its parameters whose versions are believed."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter in _believed:
+            if parameter.grad is not None and parameter in _believed:
                 torch.autograd.graph.increment_version(parameter)
 
 

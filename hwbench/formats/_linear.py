@@ -26,6 +26,7 @@ class Linear(nn.Module, ABC):
 
     kernel: Kernel = Torch()
 
+    _stores_weight: bool = False  # whether a parameter weight was ever registered
     weight_is_inner: ClassVar[bool] = False
     """Whether a parameter ``weight`` is another matrix than W, see ``InnerWeight``."""
 
@@ -52,21 +53,43 @@ class Linear(nn.Module, ABC):
         It is formed anew at each look, unless the layer stores it: the parameter ``weight``, where
         there is one, is W itself, or else the layer is an ``InnerWeight``.
         """
-        own = self._parameters.get("weight")
-        return self.to_dense() if own is None or self.weight_is_inner else own
+        if not self._stores_weight:
+            return self.to_dense()
+        own = self._stored_weight()
+        return self.to_dense() if self.weight_is_inner else own
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
-        """A parameter never comes here: ``nn.Module`` registers it."""
+        """A parameter never comes here, as ``nn.Module`` registers it.
+
+        Where one is stored, torch's weight_norm and others put a tensor in its place.
+        """
+        if self._stores_weight:
+            vars(self)["weight"] = value
+            return
         raise TypeError(
             f"The weight of {type(self).__name__} is formed from what it stores and cannot be set "
             f"to a {type(value).__name__}: set a parameter of the layer, or project anew."
         )
 
+    def _stored_weight(self) -> Tensor:
+        """The parameter ``weight``, or the tensor that stands in its place.
+
+        Raises:
+            AttributeError: it was taken away, as while torch parametrises it.
+        """
+        own = self._parameters.get("weight")
+        own = vars(self).get("weight") if own is None else own
+        if own is None:
+            raise AttributeError(f"The parameter weight of {type(self).__name__} was taken away.")
+        return own
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """As ``nn.Module`` does, which would first form the weight to see whether there is one."""
         if name == "weight" and param is not None:
+            vars(self).pop(name, None)
             self._parameters[name] = param
+            self._stores_weight = True
         else:
             super().register_parameter(name, param)
 
@@ -170,6 +193,4 @@ class InnerWeight(Linear):
     @property
     def inner(self) -> Tensor:
         """The parameter that is stored as ``weight``."""
-        own = self._parameters["weight"]
-        assert own is not None
-        return own
+        return self._stored_weight()
