@@ -52,16 +52,18 @@ class Plannable:
     """Whether a run can hold cases of a workload that declares these quantities."""
 
     def __init__(self, declared: Sequence[Quantity]) -> None:
-        self._declared, self._senses = declared, dict[str, Sense]()
+        self._declared = declared
+        self._senses: dict[str, tuple[Sense, str | None]] = {}  # with what the declarations lack
 
     def problem(self, planned: Planned) -> str | None:
         """Why a run cannot hold the case, as a clause; None where it can."""
         device = planned.case.device
         if device not in self._senses:
-            self._senses[device] = _sense(device, self._declared)
-        sense = self._senses[device]
+            fresh = _sense(device, self._declared)
+            self._senses[device] = fresh, fresh.of_header()
+        sense, problem = self._senses[device]
         sense.planned.clear()  # that a case is there twice is no matter of it alone
-        return sense.of_header() or sense.of_case(planned)
+        return problem or sense.of_case(planned)
 
 
 def _unwritable(read: Measurement) -> str | None:

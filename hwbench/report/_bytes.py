@@ -43,9 +43,14 @@ def lines(answers: Sequence[ByteAnswer]) -> list[str]:
     return [*told, *dict.fromkeys(each.note for each in answers if each.note)]
 
 
+def scored(rows: Sequence[Row]) -> bool:
+    """Whether anything has a score."""
+    return any(row.scored and known(row.score) for row in rows)
+
+
 def nothing(rows: Sequence[Row]) -> str:
     """Why a run has no answer at all."""
-    if any(row.scored and known(row.score) for row in rows):
+    if scored(rows):
         return "Dense is not among what was scored, so no share of its bytes is known."
     if any(row.status == "ok" for row in rows):
         return "The run times no format against dense and scores none."

@@ -100,7 +100,7 @@ def _answer(rows: list[Row]) -> list[RenderableType]:
     if not lines:
         lines = _bytes.lines(_bytes.answers(rows))
         head = "What keeps the most, by the bytes that you have"
-    if not lines and any(row.scored and known(row.score) for row in rows):
+    if not lines and _bytes.scored(rows):
         return [Text(), Text(_bytes.nothing(rows))]
     return [Text(), Text(head, style="bold"), *map(Text, lines)] if lines else []
 
