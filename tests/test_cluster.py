@@ -17,6 +17,7 @@ import pytest
 from _check import Call
 from _faulty import ROOT
 
+from hwbench import __version__ as version
 from hwbench.errors import (
     DeviceError,
     EnvironmentMismatchError,
@@ -223,6 +224,74 @@ def test_the_address_given_is_all_that_is_spoken_to(monkeypatch: pytest.MonkeyPa
         "ray://10.0.0.7:10001",
         "10.0.0.7:6379",
     ]
+
+
+class Nodes:
+    """Ray as a seat speaks to it, with one actor whose node may die."""
+
+    def __init__(self) -> None:
+        kinds = ["GetTimeoutError", "RayActorError", "RayTaskError", "RuntimeEnvSetupError"]
+        error = type("RayError", (Exception,), {})
+        errors = {"RayError": error} | {kind: type(kind, (error,), {}) for kind in kinds}
+        self.exceptions = types.SimpleNamespace(**errors)
+        self.death: Exception | None = None
+        self.killed = 0
+
+    def remote(self, actor: type) -> Any:
+        asked = ("ready", "start", "exchange", "stop")
+        calls = {name: types.SimpleNamespace(remote=lambda *_, name=name: name) for name in asked}
+        made = types.SimpleNamespace(remote=lambda *_: types.SimpleNamespace(**calls))
+        return types.SimpleNamespace(options=lambda **_: made)
+
+    def get(self, reference: str, timeout: float) -> Any:
+        if self.death:
+            raise self.death
+        return {"ready": {"hwbench": version}, "exchange": ("answer", b"{}")}.get(reference)
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def kill(self, actor: Any) -> None:
+        self.killed += 1
+
+
+DEATHS = {
+    "RayActorError": "went away",
+    "GetTimeoutError": "does not answer",
+    "RayError": "cannot be reached",
+}
+
+
+@pytest.mark.parametrize("first", ["close", "exchange", "start"])
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_seat_says_what_became_of_it_whoever_met_it_first(
+    monkeypatch: pytest.MonkeyPatch, death: str, first: str
+):
+    """A worker is let go after each chunk: a node that died since is met there as well."""
+    from hwbench.measure.transports.ray import RaySeat
+
+    nodes = Nodes()
+    strategies = types.SimpleNamespace(NodeAffinitySchedulingStrategy=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "ray", nodes)
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
+    node = {"NodeID": "1", "NodeManagerHostname": "there"}
+    seat = RaySeat(node, 0, "A100", {"num_gpus": 1, "num_cpus": 2.0})
+    worker = seat.start()
+    assert worker.exchange(b"{}", 1.0) == b"{}"
+    nodes.death = getattr(nodes.exceptions, death)("gone")
+    sentence = f"^A100 0 of there {DEATHS[death]}\\.$"
+    if first == "close":
+        worker.close()
+    else:
+        with pytest.raises(SeatLostError, match=sentence):
+            seat.start() if first == "start" else worker.exchange(b"{}", 1.0)
+    for ask in (seat.start, lambda: worker.exchange(b"{}", 1.0)):
+        with pytest.raises(SeatLostError, match=sentence):
+            ask()
+    seat.close()
+    with pytest.raises(SeatLostError, match=sentence):
+        seat.start()
+    assert nodes.killed == 1
 
 
 def command(tmp_path: Path, *options: str) -> list[str]:

@@ -103,7 +103,7 @@ class RaySeat(Seat):
         self.name = f"{kind or self.device} {number} of {node['NodeManagerHostname']}"
         self._held = resources
         self._actor: Any = None
-        self._closed = False
+        self._ended = ""  # why nothing more can be had of it
 
     def start(self) -> RayWorker:
         if self._actor is None:
@@ -117,8 +117,8 @@ class RaySeat(Seat):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        if self._closed:
-            raise SeatLostError(f"{self.name} was let go.")
+        if self._ended:
+            raise SeatLostError(f"{self.name} {self._ended}.")
         here = NodeAffinitySchedulingStrategy(node_id=self.node, soft=False)
         holder = ray.remote(Holder).options(scheduling_strategy=here, max_restarts=0, **self._held)
         self._actor = holder.remote(self.device, self.threads)
@@ -139,8 +139,8 @@ class RaySeat(Seat):
         import ray
         from ray import exceptions
 
-        if self._closed or self._actor is None:
-            raise SeatLostError(f"{self.name} was let go.")
+        if self._actor is None:
+            raise SeatLostError(f"{self.name} {self._ended}.")
         try:
             reference = getattr(self._actor, method).remote(*arguments)
             return ray.get(reference, timeout=timeout_seconds + _GRACE_SECONDS)
@@ -160,13 +160,14 @@ class RaySeat(Seat):
             raise self._lost("cannot be reached") from error
 
     def _lost(self, how: str) -> SeatLostError:
+        self._ended = self._ended or how
         self.close()
-        return SeatLostError(f"{self.name} {how}.")
+        return SeatLostError(f"{self.name} {self._ended}.")
 
     def close(self) -> None:
         import ray
 
-        self._closed = True
+        self._ended = self._ended or "was let go"
         actor, self._actor = self._actor, None
         if actor is not None and ray.is_initialized():
             ray.kill(actor)
