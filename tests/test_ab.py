@@ -139,7 +139,9 @@ def test_a_side_that_was_cut_off_is_not_gone_on_with(
     assert "start it again" in err or "start again" in err
     assert "--resume" not in err
     monkeypatch.setattr(RunWriter, "_write", write)
-    for path in Path("runs").glob("*.jsonl"):
+    paths = list(Path("runs").glob("*.jsonl"))
+    assert len(paths) == 2
+    for path in paths:
         before = path.read_bytes()
         code, _, err = hwbench("run", "--resume", str(path))
         assert (code, "is a side of hwbench ab" in err) == (2, True)
@@ -282,7 +284,7 @@ def test_an_interpreter_without_torch_is_refused(
     ],
 )
 def test_a_mistake_is_one_sentence_and_2(hwbench, monkeypatch, arguments, words) -> None:
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd()))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd().parent))
     rest = [] if "-s" in arguments else ["-s", "tiny.toml"]
     code, out, err = hwbench("ab", *arguments, *rest)
     assert (code, out) == (2, "")

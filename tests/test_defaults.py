@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from hwbench import plugins, protocol
 from hwbench.devices.cpu import Cpu
 from hwbench.errors import KnobError, UnreachableError
-from hwbench.formats._base import Format
+from hwbench.formats._base import FORWARD, Format
 from hwbench.measure import run as runner
 from hwbench.records import Knob, Status
 from hwbench.store import read_run
@@ -23,7 +23,7 @@ from hwbench.studies._question import Question, document
 from hwbench.worker import Worker
 from hwbench.workloads._base import fitted
 
-SIZES = [(312, 312), (64, 312), (312, 64), (2, 64), (64, 2), (7, 5), (30, 30), (1, 1), (13, 17)]
+SIZES = [(64, 64), (312, 312), (64, 312), (312, 64), (2, 64), (64, 2), (7, 5), (30, 30), (1, 1), (13, 17)]
 FORMATS = plugins.names("formats")
 
 
@@ -52,9 +52,11 @@ def left_alone(name: str) -> list[dict[str, Knob]]:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_size_makes_a_mistake_of_a_knob_that_nobody_gave(name: str) -> None:
+    parameters = []
     for size, knobs in itertools.product(SIZES, left_alone(name)):
         with suppress(UnreachableError):
-            fitted(kind(name), *size, 4, knobs)
+            parameters.append(fitted(kind(name), *size, 4, knobs).cost(1, 4, FORWARD).parameters)
+    assert min(parameters, default=0) > 0
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -10,9 +10,9 @@ import json
 import random
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from _inline import Workers, died
 from hwbench import protocol
 from hwbench.errors import RunFileError
 from hwbench.measure import run as runner
+from hwbench.measure import schedule
 from hwbench.records import Status
 from hwbench.store import Run, read_run
 
@@ -250,10 +251,19 @@ def test_a_line_or_a_header_of_another_schema_is_refused(finished: Path, tmp_pat
 def test_a_clock_that_jumps_changes_no_time_and_loses_nothing(
     out: Path, jump: int, monkeypatch: pytest.MonkeyPatch, workers: Workers
 ):
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + (jump if len(workers.started) > 2 else 0))
+    class Clock(datetime):
+        """The date and time of the machine, set anew while the run is on its way."""
+
+        @classmethod
+        def now(cls, zone: tzinfo | None = None) -> datetime:
+            return datetime.now(zone) + timedelta(seconds=jump * (len(workers.started) > 2))
+
+    monkeypatch.setattr(runner, "datetime", Clock)
+    monkeypatch.setattr(schedule, "datetime", Clock)
     path = runner.run(str(out.parent / "s.toml"), device="fake", out=out, threads=1)
     run = whole(path)
+    created, finished = map(datetime.fromisoformat, (run.header.created, run.footer.finished))
+    assert abs((finished - created).total_seconds()) > 86400 / 2, "the clock did not jump"
     assert 0 < run.footer.wall_seconds < 86400
     assert all(v > 0 for r in run.results for v in r.values("time_seconds"))
 

@@ -130,9 +130,11 @@ def test_a_format_that_is_slower_by_itself_regresses_whatever_dense_did(hwbench:
     before = nights()
     tonight = dense_by(night(9), 0.7)
     tonight = scaled(tonight, 1.3, ("time_seconds", "relative_time"), "linear/forward/csr")
-    code, out, _ = hwbench("check", kept(tonight), "-b", before)
+    code, out, _ = hwbench("check", kept(tonight), "-b", before, "--json")
     assert code == 1
-    assert "1 case" in " ".join(out.split()) or "regressed" in out
+    regressed = [each for each in json.loads(out)["changes"] if each["verdict"] == "regressed"]
+    assert regressed
+    assert all(each["case"].startswith("linear/forward/csr") for each in regressed)
 
 
 def test_a_dense_that_stayed_is_not_spoken_of(hwbench: Call) -> None:

@@ -95,7 +95,11 @@ def test_what_did_not_run_is_listed_with_its_reason() -> None:
 
 def test_nothing_is_lost_of_a_whole_run() -> None:
     rows = summary_rows(run_of(questions()))
-    for one in join(rows, rows):
+    joined = join(rows, rows)
+    groups = {(row["direction"], row["tokens"]) for row in rows if row["direction"]}
+    assert {(one.timed["direction"], one.timed["tokens"]) for one in joined} == groups
+    assert len(joined) == len(groups) > 1
+    for one in joined:
         result = [*(pair.timed for pair in one.pairs), *(each.row for each in one.alone)]
         group = [r for r in rows if all(r[k] == one.timed[k] for k in ("direction", "tokens"))]
         others = [r["label"] for r in group if r["format"] != "dense"]

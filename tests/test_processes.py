@@ -6,6 +6,7 @@ which fault here is in ``docs/testing.md``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -364,12 +365,12 @@ def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(
     if results is None:  # before the run file is there: while it plans
         wait(process, lambda: children(process.pid))
     else:
-        wait(process, lambda: list(out.glob("*.jsonl")) and lines(out) >= results)
+        wait(process, lambda: list(out.glob("[!.]*.jsonl")) and lines(out) >= results)
     workers = children(process.pid)
     process.kill()
     process.communicate()
     gone(workers)
-    files = list(out.glob("*.jsonl"))
+    files = list(out.glob("[!.]*.jsonl"))
     if results is None:
         assert not files
         return
@@ -377,6 +378,14 @@ def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(
     assert len(before) >= results
     after = {(r.case, r.replicate): r for r in resumed(files[0], monkeypatch).results}
     assert all(after[key] == result for key, result in before.items())
+
+
+def kill(child: int) -> bool:
+    """Whether the process was there to be killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+        return True
+    return False
 
 
 def gone(workers: list[int]) -> None:
@@ -397,7 +406,7 @@ def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
     wait(process, lambda: lines(out) >= 2)
     workers = children(process.pid)
     process.send_signal(signal.SIGSTOP)
-    (path,) = out.glob("*.jsonl")
+    (path,) = out.glob("[!.]*.jsonl")
     refused = hwbench("run", "--resume", str(path))
     listeners = listening(process.pid, *workers)
     process.send_signal(signal.SIGCONT)
@@ -409,7 +418,7 @@ def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
     assert process.returncode == 130
     assert "go on with --resume" in error
     gone(workers)
-    (path,) = out.glob("*.jsonl")
+    (path,) = out.glob("[!.]*.jsonl")
     before = read_run(path)
     assert not before.complete
     after = {(r.case, r.replicate): r for r in resumed(path, monkeypatch).results}
@@ -427,13 +436,14 @@ def test_who_listens_is_seen() -> None:
 @pytest.mark.parametrize("results", [0, 1, 13])
 def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, results: int) -> None:
     process = begun(out)
-    wait(process, lambda: list(out.glob("*.jsonl")) and lines(out) >= results)
-    for child in children(process.pid):
-        os.kill(child, signal.SIGKILL)
+    killed: list[int] = []
+    wait(process, lambda: list(out.glob("[!.]*.jsonl")) and lines(out) >= results)
+    wait(process, lambda: killed.extend(filter(kill, children(process.pid))) or killed)
     _, error = process.communicate(timeout=500)
-    (path,) = out.glob("*.jsonl")
+    (path,) = out.glob("[!.]*.jsonl")
     run = whole(path)
     bad = [r for r in run.results if r.status is not Status.OK]
+    assert killed
     # a case that failed is answered without a measurement in the replicates that follow
     assert len({r.case for r in bad}) <= 1
     assert all("SIGKILL" in r.reason for r in bad)
@@ -455,7 +465,7 @@ def test_a_full_disk_loses_nothing_that_was_written(
     assert ended.returncode == 2, ended.stderr
     assert "Cannot write to" in ended.stderr
     assert "--resume" in ended.stderr
-    (path,) = out.glob("*.jsonl")
+    (path,) = out.glob("[!.]*.jsonl")
     before = read_run(path).results
     assert 0 < len(before) < REPLICATES * CASES
     assert resumed(path, monkeypatch).results[: len(before)] == before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 from _faulty import install, uninstall
 from _inline import Workers, died, hangs, no_memory
 
-import hwbench as package
 from hwbench import protocol
 from hwbench.analysis.frames import load_run, summary
 from hwbench.errors import DeviceError, RunFileError, SuiteError, UsageError
@@ -333,8 +331,3 @@ def test_a_time_budget_returns_every_case(
     assert 3 < len(replicates) < 12  # fewer than asked: it ran out
     assert "time budget" in str(run.footer.state["stopped"])
     assert len(workers.started) == 1 + len(replicates)
-
-
-def test_the_public_names_are_lazy():
-    assert package.get_format("low_rank").name() == "low_rank"
-    assert os.fspath(package.__file__)

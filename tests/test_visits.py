@@ -180,14 +180,21 @@ def test_a_run_ends_within_its_budget_and_one_group(budget, tmp_path, monkeypatc
 def test_what_a_budget_left_unmeasured_is_said_and_can_be_gone_on_with(
     hwbench, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(execution.Ends, "spent", property(lambda self: self.budget is not None))
     suite = tmp_path / "s.toml"
     suite.write_text(TOML, encoding="utf-8")
     options = ("--suite", str(suite), "--device", "fake", "--time-budget", "1s")
-    code, out, _ = hwbench("run", *options)
-    assert code == 5  # nothing at all was measured
+    with monkeypatch.context() as patched:
+        patched.setattr(execution.Ends, "spent", property(lambda self: self.budget is not None))
+        code, out, _ = hwbench("run", *options)
+    assert code == 5  # nothing was measured; what cannot run is known when it is planned
     assert "The run is not finished: 3 cases have no result yet" in out
-    monkeypatch.undo()
+    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    assert {result.status for result in read_run(path).results} == {Status.UNSUPPORTED}
+    code, out, _ = hwbench("run", "--resume", str(path))
+    run = read_run(path)
+    assert (code, run.complete) == (0, True)
+    assert {result.case for result in run.results} == set(run.planned)
+    assert "not finished" not in out
 
 
 # --- runs that were cut off ---------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""What an option of the command line says reaches what it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from _check import Call, kept, made
+
+from hwbench import environment
+from hwbench.store import read_run
+
+SUITE = """
+schema = 1
+name = "tiny"
+[plan]
+replicates = 1
+budget_seconds = 0.005
+[[cases]]
+workload = "linear"
+direction = "forward"
+shape = [64, 64]
+tokens = 4
+format = [{ name = "dense" }, { name = "low_rank", density = 0.5 }]
+"""
+
+
+@pytest.fixture(autouse=True)
+def suite(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(SUITE)
+
+
+def test_cores_are_those_that_the_process_is_kept_on(
+    hwbench: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[str] = []
+    monkeypatch.setattr(environment, "pin", pinned.append)
+    assert hwbench("run", "-s", "s.toml", "-d", "fake", "--cores", "0")[0] == 0
+    assert pinned == ["0"]
+
+
+def test_cores_that_are_not_there_are_a_mistake(hwbench: Call) -> None:
+    code, _, err = hwbench("run", "-s", "s.toml", "-d", "fake", "--cores", "0,99999")
+    assert (code, "are not all among those allowed here" in err) == (2, True)
+    assert not Path("runs").exists()
+
+
+def test_stored_takes_the_place_of_the_densities_of_a_suite(hwbench: Call) -> None:
+    assert hwbench("run", "-s", "s.toml", "-d", "fake", "--stored", "0.25")[0] == 0
+    (path,) = Path("runs").glob("*.jsonl")
+    planned = read_run(path).planned
+    dense = next(p.cost for p in planned.values() if p.case.format == "dense")
+    (other,) = [p for p in planned.values() if p.case.format != "dense"]
+    assert other.case.knobs == {"stored": 0.25}
+    assert other.cost.stored_bytes <= 0.25 * dense.stored_bytes
+
+
+def two_machines() -> list[str]:
+    """The paths of runs on two machines; the second takes half as long."""
+    paths = []
+    for day, (name, slower) in enumerate((("A100", 1.0), ("RTX 4090", 0.5)), 1):
+        run = made(day, facts={"device": {"name": name}}, steady=True)
+        for result in run.results:
+            for measurement in result.measurements:
+                if measurement.quantity == "time_seconds":
+                    measurement.values[:] = [slower * value for value in measurement.values]
+        paths.append(kept(run))
+    return paths
+
+
+@pytest.mark.parametrize("price", ["a100=0", "a100=inf", "a100=nan", "a100=-1", "=1", "a100", "a="])
+def test_a_price_that_is_none_is_a_mistake(hwbench: Call, price: str) -> None:
+    code, _, err = hwbench("compare", *two_machines(), "--price", price)
+    assert (code, "--price is NAME=PRICE" in err) == (2, True)
+
+
+def test_prices_are_set_against_speed(hwbench: Call) -> None:
+    paths = two_machines()
+    code, without, _ = hwbench("compare", *paths)
+    assert (code, "an hour" in without) == (0, False)
+    code, out, err = hwbench("compare", *paths, "--price", "a100=2", "--price", "4090=1")
+    assert code == 0, err
+    assert "At 2 and 1 an hour a call costs 0.25" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_given_its_completion(
+    hwbench: Call, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    code, out, err = hwbench("--show-completion", shell)
+    assert (code, err) == (0, "")
+    assert f"complete_{shell}" in out
