@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections import Counter
@@ -317,3 +318,31 @@ def test_what_the_command_cannot_do_is_one_sentence(hwbench, monkeypatch, argume
     assert code == 2
     assert words in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_a_value_is_the_layers_have_sides_or_a_sentence_says_why(name):
+    """Parts that a model may do without, such as shared experts, are zero or empty."""
+    given = told(name)
+    given |= given.get("text_config", {})
+    given |= {"text_config": dict(given)} if "text_config" in given else {}
+    refused = []
+    keys = [key for key, each in given.items() if isinstance(each, int | list)]
+    for key, value in itertools.product(keys, [0, 3, {}, {"a": 1}, [1.5], ["all"], [True], [0]]):
+        changed = {**given, key: value}
+        changed |= {"text_config": changed} if "text_config" in given else {}
+        try:
+            found = _architectures.layers(changed)
+        except UsageError as error:
+            refused.append((key, str(error)))
+        else:
+            assert all(min(x.out_features, x.in_features, x.count) > 0 for x in found)
+    assert refused
+    assert all(key in sentence for key, sentence in refused)
+
+
+@pytest.mark.parametrize("key", ["first_k_dense_replace", "n_shared_experts", "mlp_only_layers"])
+def test_a_model_may_do_without_a_part(key):
+    name = "qwen3_30b_a3b" if key == "mlp_only_layers" else "deepseek_v3"
+    without = _architectures.layers({**told(name), key: [] if key == "mlp_only_layers" else 0})
+    assert sum(x.count for x in without) > 0

@@ -48,8 +48,8 @@ class Config:
     def __init__(self, settings: Mapping[str, Any], where: str) -> None:
         self.settings, self.where = settings, where
 
-    def size(self, name: str, default: int | None = None) -> int:
-        """A whole number above zero.
+    def size(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number, by default one above zero.
 
         Raises:
             UsageError: it is absent and has no default, or is something else.
@@ -59,9 +59,23 @@ class Config:
             return default
         if value is None:
             raise UsageError(f"{self.where} does not say {name}, which its layers follow from.")
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**24:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 2**24:
             raise UsageError(
-                f"{name} in {self.where} must be a whole number between 1 and {2**24}, "
+                f"{name} in {self.where} must be a whole number between {least} and {2**24}, "
+                f"not {shortened(repr(value))}."
+            )
+        return value
+
+    def places(self, name: str) -> list[int]:
+        """Which layers of the depth are meant; none where nothing is said.
+
+        Raises:
+            UsageError: it is no list of whole numbers.
+        """
+        value = self.settings.get(name) or []
+        if not isinstance(value, list) or not all(type(each) is int for each in value):
+            raise UsageError(
+                f"{name} in {self.where} must be a list of whole numbers, "
                 f"not {shortened(repr(value))}."
             )
         return value
@@ -128,7 +142,9 @@ def _attention(c: Config, default_head: int | None = None) -> list[Layer]:
 
 
 def _gated(hidden: int, inner: int, depth: int, prefix: str = "") -> list[Layer]:
-    """A feed-forward part with a gate."""
+    """A feed-forward part with a gate; nothing where no layer has one."""
+    if not inner or not depth:
+        return []
     names = (f"{prefix}gate_proj", f"{prefix}up_proj")
     return [
         Layer(names, inner, hidden, 2 * depth),
@@ -177,7 +193,7 @@ def _experts(
 
 def _qwen3_moe(c: Config) -> list[Layer]:
     hidden, depth = c.size("hidden_size"), c.size("num_hidden_layers")
-    only = c.settings.get("mlp_only_layers") or []
+    only = c.places("mlp_only_layers")
     step = c.size("decoder_sparse_step", 1)
     sparse = sum(1 for layer in range(depth) if layer not in only and (layer + 1) % step == 0)
     parts = _attention(c, default_head=128)
@@ -228,7 +244,7 @@ def _deepseek_v3(c: Config) -> list[Layer]:
     value = c.size("v_head_dim")
     queries, pairs = heads * (plain + turned), heads * (plain + value)
     ranks = c.size("q_lora_rank"), c.size("kv_lora_rank")
-    dense = min(depth, c.size("first_k_dense_replace"))
+    dense = min(depth, c.size("first_k_dense_replace", least=0))
     wide = c.size("moe_intermediate_size")
     parts = [
         Layer(("q_a_proj · q_b_proj",), queries, hidden, depth, shipped=_low_rank(ranks[0])),
@@ -242,7 +258,7 @@ def _deepseek_v3(c: Config) -> list[Layer]:
             hidden, wide, depth=depth - dense, used=c.size("num_experts_per_tok"),
             experts=c.size("n_routed_experts"),
         )  # fmt: skip
-        shared = wide * c.size("n_shared_experts")
+        shared = wide * c.size("n_shared_experts", least=0)
         parts += _gated(hidden, shared, depth - dense, "shared_experts.")
     return [*parts, _head(c)]
 
@@ -268,7 +284,7 @@ def _deepseek_v4(c: Config) -> list[Layer]:
             hidden, wide, depth=depth, used=c.size("num_experts_per_tok"),
             experts=c.size("n_routed_experts"),
         ),
-        *_gated(hidden, wide * c.size("n_shared_experts"), depth, "shared_experts."),
+        *_gated(hidden, wide * c.size("n_shared_experts", least=0), depth, "shared_experts."),
         _head(c),
     ]  # fmt: skip
 
