@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,26 @@ from _check import Call
 from _faulty import ROOT
 
 from hwbench import __version__ as version
+from hwbench import protocol
 from hwbench.errors import (
     DeviceError,
     EnvironmentMismatchError,
     IncompleteRunError,
     UsageError,
+    WorkerError,
 )
 from hwbench.measure import fleet
 from hwbench.measure import run as runner
 from hwbench.measure.pool import execute
-from hwbench.measure.transports._base import Seat, SeatLostError, Worker
+from hwbench.measure.transports import local
+from hwbench.measure.transports._base import (
+    Seat,
+    SeatLostError,
+    Worker,
+    WorkerDiedError,
+    WorkerFailedError,
+    WorkerTimedOutError,
+)
 from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import Status
 from hwbench.store import Run, read_run
@@ -77,7 +88,7 @@ class Frail(Seat):
 
     def __init__(self, name: str, requests: int | None = None) -> None:
         self.name, self.kind, self.device, self.threads = name, "A100", "fake", 1
-        self.left = requests
+        self.left, self.closed = requests, threading.Event()
         self._seat = LocalSeat("fake", 1)
 
     def start(self) -> Worker:
@@ -90,7 +101,11 @@ class Frail(Seat):
             if self.left < 0:
                 raise SeatLostError(f"{self.name} went away.")
 
+    def hear(self, line: bytes) -> None:
+        """What a test looks at before each request."""
+
     def close(self) -> None:
+        self.closed.set()
         self._seat.close()
 
 
@@ -99,6 +114,7 @@ class FrailWorker(Worker):
         self.seat, self.worker = seat, worker
 
     def exchange(self, line: bytes, timeout_seconds: float) -> bytes:
+        self.seat.hear(line)
         self.seat.spend()
         answer = self.worker.exchange(line, timeout_seconds)
         self.seat.spend()  # the answer may be lost on its way
@@ -150,19 +166,21 @@ def test_a_run_whose_machines_are_gone_says_what_is_missing_and_is_resumed(tmp_p
     assert all(after[key] == result for key, result in before.items())
 
 
-def test_equal_devices_share_one_run_and_other_kinds_have_their_own(tmp_path: Path):
-    class Other(Frail):
-        def __init__(self) -> None:
-            super().__init__("other")
-            self.kind = "RTX4090"
+def other(seat: type[Frail] = Frail) -> Frail:
+    """A device of another kind."""
+    actual = seat("other")
+    actual.kind = "RTX4090"
+    return actual
 
+
+def test_equal_devices_share_one_run_and_other_kinds_have_their_own(tmp_path: Path):
     question = runner.Question(document=document(2), out=tmp_path)
-    actual = [Frail("one"), Frail("two"), Other()]
+    actual = [Frail("one"), Frail("two"), other()]
     paths = fleet.Fleet(lambda: actual).run(question)
     runs = [whole(path, 2) for path in paths]
     assert [run.header.arguments["cluster"] for run in runs] == ["A100", "RTX4090"]
     assert set(runs[0].footer.state["seats"].values()) == {"one", "two"}
-    only = fleet.Fleet(lambda: [Frail("one"), Other()], on=["rtx 4090"]).run(question)
+    only = fleet.Fleet(lambda: [Frail("one"), other()], on=["rtx 4090"]).run(question)
     assert [read_run(path).header.arguments["cluster"] for path in only] == ["RTX4090"]
     with pytest.raises(DeviceError, match="no machine with H200"):
         fleet.Fleet(lambda: [Frail("one")], on=["H200"]).run(question)
@@ -173,13 +191,29 @@ def test_equal_devices_share_one_run_and_other_kinds_have_their_own(tmp_path: Pa
 def test_a_list_of_local_devices_needs_no_cluster(tmp_path: Path, hwbench: Call):
     (tmp_path / "s.toml").write_text(SUITE.format(replicates=1))
     code, _, err = hwbench(
-        "run", "--suite", "s.toml", "--device", "fake,fake:0", "--threads", "1", "--shards", "2"
+        "run", "--suite", "s.toml", "--device", "fake:0,fake:1", "--threads", "1", "--shards", "2"
     )
     assert (code, err) == (0, "")
     (path,) = (tmp_path / "runs").glob("*.jsonl")
-    assert len(whole(path, 1).footer.state["seats"]) == 2
-    with pytest.raises(UsageError, match="twice"):
-        fleet.local_seats(["cpu", "cpu"], 1)
+    assert set(whole(path, 1).footer.state["seats"].values()) == {"fake:0", "fake:1"}
+
+
+TWICE = "cpu,cpu cpu,cpu:0 cuda,cuda:0 cuda:1,cuda:01 auto,cuda:0 cuda:0,auto cuda:x,cuda:x"
+
+
+@pytest.mark.parametrize("listed", TWICE.split())
+def test_a_device_is_named_once_by_whatever_name(monkeypatch: pytest.MonkeyPatch, listed: str):
+    monkeypatch.setattr("hwbench.environment.nvidia_devices", lambda: ["cuda:0"])
+    devices = listed.split(",")
+    again = "cuda" if devices[1] == "auto" else devices[1]
+    with pytest.raises(UsageError, match=f"--device names {again} twice; a device measures alone."):
+        fleet.local_seats(devices, 1)
+
+
+def test_devices_with_another_index_or_kind_are_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hwbench.environment.nvidia_devices", list)
+    for devices in (["cuda", "cuda:1"], ["cuda:1", "cuda:10"], ["auto", "cuda:0"]):
+        assert len(fleet.local_seats(devices, 1)) == 2
 
 
 def test_a_device_that_cannot_be_planned_for_leaves_no_run_of_the_others(tmp_path: Path):
@@ -246,13 +280,127 @@ class Nodes:
     def get(self, reference: str, timeout: float) -> Any:
         if self.death:
             raise self.death
-        return {"ready": {"hwbench": version}, "exchange": ("answer", b"{}")}.get(reference)
+        answers = {"ready": {"hwbench": version}, "start": ("", ""), "exchange": ("answer", b"{}")}
+        return answers.get(reference)
 
     def is_initialized(self) -> bool:
         return True
 
     def kill(self, actor: Any) -> None:
         self.killed += 1
+
+
+class InProcess(Nodes):
+    """Ray whose actors are objects of this process, on one node with a GPU and one without."""
+
+    def remote(self, actor: Callable[..., Any]) -> Any:
+        def made(*arguments: Any) -> Any:
+            actual = actor(*arguments)
+            names = ("ready", "start", "exchange", "stop")
+            calls = {
+                name: types.SimpleNamespace(remote=getattr(actual, name)) for name in names
+            }  # fmt: skip
+            return types.SimpleNamespace(**calls)
+
+        return types.SimpleNamespace(options=lambda **_: types.SimpleNamespace(remote=made))
+
+    def get(self, reference: Any, timeout: float) -> Any:
+        return reference
+
+    def init(self, **how: Any) -> None: ...
+
+    def shutdown(self) -> None: ...
+
+    def nodes(self) -> list[dict[str, Any]]:
+        usual = {"Alive": True, "NodeManagerHostname": "there"}
+        kinds = ({"CPU": 4.0, "GPU": 2.0}, {"CPU": 2.0})
+        return [{**usual, "NodeID": str(n), "Resources": kind} for n, kind in enumerate(kinds)]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    ray = InProcess()
+    strategies = types.SimpleNamespace(NodeAffinitySchedulingStrategy=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
+    return ray
+
+
+def test_the_devices_of_a_cluster_are_those_of_one_kind(in_process: InProcess):
+    from hwbench.measure.transports.ray import Cluster
+
+    joined = Cluster("auto")
+    found = {kind: [s.device for s in joined.seats(kind, None)] for kind in ("auto", "cpu", "fake")}
+    assert found == {"auto": ["cuda"] * 2, "cpu": ["cpu"] * 2, "fake": ["fake"] * 2}
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu:0", "cuda,cpu", "cuda:0,cuda:1", "auto:1"])
+@pytest.mark.parametrize("verb", ["run", "doctor", "resume"])
+def test_a_cluster_takes_one_kind_of_device_without_an_index(
+    tmp_path: Path, hwbench: Call, in_process: InProcess, device: str, verb: str
+):
+    """A device of a cluster is Ray's to choose; else a seat without a GPU was told cuda:0."""
+    asked = [verb]
+    if verb == "resume":
+        state = start(tmp_path)
+        state.writer.close()
+        asked = ["run", "--resume", str(state.writer.path)]
+    code, _, err = hwbench(*asked, "--cluster", "auto", "--device", device)
+    assert code == 2
+    assert (
+        f"With --cluster, --device is one kind without an index, such as cuda, and not {device!r}: "
+        "Ray chooses the devices."
+    ) in err
+
+
+ENDS = [
+    WorkerDiedError("The worker process died (signal 9, SIGKILL)."),
+    WorkerTimedOutError("It did not end in time and was stopped."),
+    WorkerFailedError("RuntimeError: CUDA error"),
+    WorkerError("The worker began with SoloReply."),
+]
+
+
+@pytest.mark.parametrize("end", ENDS[:2] + ENDS[3:], ids=lambda end: type(end).__name__)
+def test_a_worker_of_a_cluster_that_ends_at_its_start_is_no_mistake_of_the_request(
+    monkeypatch: pytest.MonkeyPatch, in_process: InProcess, end: WorkerError
+):
+    from hwbench.measure.transports.ray import Cluster
+
+    def ending(*_: Any) -> None:
+        raise end
+
+    (seat, _) = Cluster("auto").seats("fake", None)
+    monkeypatch.setattr(local, "LocalWorker", ending)
+    with pytest.raises(type(end)) as raised:
+        seat.start()
+    assert (type(raised.value), str(raised.value)) == (type(end), str(end))
+    (node, _) = nodes_study.examine(Cluster("auto").seats("fake", None))
+    assert (node.missed, node.checks) == (f"{str(end).rstrip('.')}.", [])
+
+
+def test_what_a_node_cannot_do_is_one_line(monkeypatch: pytest.MonkeyPatch, in_process: InProcess):
+    from hwbench.measure.transports.ray import Cluster
+
+    errors = in_process.exceptions
+    silent = errors.RayTaskError()
+    silent.cause = AssertionError()
+    told = errors.RayTaskError()
+    told.cause = ValueError("a reason\nNo module named 'torch'")
+    setup = errors.RuntimeEnvSetupError("pip failed.\nTraceback\n  more")
+    for error, words in (
+        (silent, "cannot run hwbench: AssertionError"),
+        (told, "cannot run hwbench: No module named 'torch'"),
+        (setup, "cannot start a worker: pip failed."),
+    ):
+
+        def get(reference: Any, timeout: float, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(in_process, "get", get)
+        with pytest.raises(UsageError) as raised:
+            Cluster("auto").seats("cpu", None)[0].start()
+        assert str(raised.value) == f"CPU 0 of there {words}"
 
 
 DEATHS = {
@@ -426,6 +574,16 @@ def test_the_last_node_of_a_kind_is_named_as_missing_and_the_run_resumed(
     assert all(after[key] == result for key, result in before.items())
 
 
+@pytest.mark.parametrize("name", ["load", "quota"])
+def test_what_is_read_where_the_command_runs_cannot_be_required_of_a_cluster(
+    hwbench: Call, name: str
+):
+    """It is said before the cluster is asked anything."""
+    code, out, err = hwbench("doctor", "--cluster", "auto", "--require", f"steady,{name}")
+    assert (code, out) == (2, "")
+    assert f"--require {name}: read where the command runs" in err
+
+
 def test_unequal_devices_are_named_before_minutes_are_spent(tmp_path: Path):
     actual = nodes_study.examine([Frail("one"), Frail("two"), Frail("gone", 0)])
     assert [bool(node.missed) for node in actual] == [False, False, True]
@@ -436,3 +594,191 @@ def test_unequal_devices_are_named_before_minutes_are_spent(tmp_path: Path):
     nodes_study.demand(actual, [])
     with pytest.raises(EnvironmentMismatchError, match="gone"):
         nodes_study.demand(actual, ["steady"])
+
+
+def ending(name: str, end: WorkerError, at: str) -> Frail:
+    """A device whose worker ends so when it is started, or asked for something."""
+
+    class Ending(Frail):
+        def spend(self) -> None:
+            if at == "start":
+                raise end
+
+        def hear(self, line: bytes) -> None:
+            if f'"say":"{at}"'.encode() in line:
+                raise end
+
+    return Ending(name)
+
+
+@pytest.mark.parametrize("at", ["start", "plan", "health"])
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: type(end).__name__)
+def test_a_worker_that_ends_while_it_is_asked_for_facts_is_one_line_of_the_page(
+    end: WorkerError, at: str
+):
+    fine, bad = nodes_study.examine([Frail("one"), ending("bad", end, at)])
+    assert fine.checks
+    assert (bad.name, bad.checks, bad.facts) == ("bad", [], {})
+    assert bad.missed == f"{str(end).rstrip('.')}."
+    with pytest.raises(EnvironmentMismatchError, match=r"bad: [^.]*[^.]\.$"):
+        nodes_study.demand([bad], ["steady"])
+
+
+def test_of_an_error_of_several_lines_the_page_has_the_first(monkeypatch: pytest.MonkeyPatch):
+    (bad,) = nodes_study.examine([ending("bad", WorkerError("It broke.\nWhere\nand why"), "plan")])
+    assert bad.missed == "It broke."
+
+
+@pytest.mark.parametrize("at", ["start", "plan"])
+@pytest.mark.parametrize("end", ENDS, ids=lambda end: type(end).__name__)
+def test_a_cluster_is_measured_without_the_device_whose_worker_ends_before(
+    tmp_path: Path, end: WorkerError, at: str
+):
+    bad, notes = ending("bad", end, at), []
+    question = runner.Question(document=document(1), out=tmp_path)
+    (path,) = fleet.Fleet(lambda: [bad, Frail("one")], listener=notes.append).run(question)
+    assert set(whole(path, 1).footer.state["seats"].values()) == {"one"}
+    said = f"bad: {str(end).rstrip('.')}."
+    (told,) = [each for each in notes if "left out" in each.note]
+    assert (told.note, told.done, told.total) == (f"left out: {said}", 0, 24)
+    assert bad.closed.is_set()
+    with pytest.raises(DeviceError) as raised:
+        fleet.Fleet(lambda: [ending("bad", end, at)], on=["A100"]).run(question)
+    assert str(raised.value) == f"There is no machine with A100 that can be had now. {said}"
+    assert raised.value.__cause__ is end
+
+
+class Later(Frail):
+    """Its worker ends when it has told its facts and plans."""
+
+    end: WorkerError
+    asked = 0
+
+    def hear(self, line: bytes) -> None:
+        self.asked += b'"say":"plan"' in line
+        if self.asked > 1:
+            raise self.end
+
+
+@pytest.mark.parametrize("end", [*ENDS, SeatLostError("bad went away.")])
+def test_the_next_device_of_the_kind_plans_where_one_ends(tmp_path: Path, end: WorkerError):
+    def bad() -> Later:
+        seat = Later("bad")
+        seat.end = end
+        return seat
+
+    question = runner.Question(document=document(1), out=tmp_path)
+    (path,) = fleet.Fleet(lambda: [bad(), Frail("one")]).run(question)
+    assert set(whole(path, 1).footer.state["seats"].values()) == {"one"}
+    (path,) = fleet.Fleet(lambda: [bad(), other()]).run(question)
+    assert whole(path, 1).header.arguments["cluster"] == "RTX4090"
+    actual = [other(), bad()]
+    with pytest.raises(DeviceError, match="There is no machine with A100 that can be had now. bad"):
+        fleet.Fleet(lambda: actual, on=["RTX4090", "A100"]).run(question)
+    assert len(list(tmp_path.iterdir())) == 2  # and no run that was begun
+    assert all(seat.closed.is_set() for seat in actual)
+
+
+def test_a_device_of_this_machine_is_never_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = local.LocalWorker
+
+    def starting(device: str, *rest: Any) -> Any:
+        if device == "fake:1":
+            raise WorkerDiedError("The worker process died (signal 9, SIGKILL).")
+        return made(device, *rest)
+
+    monkeypatch.setattr(local, "LocalWorker", starting)
+    question = runner.Question(document=document(1), out=tmp_path)
+    with pytest.raises(WorkerDiedError):
+        fleet.Fleet(lambda: fleet.local_seats(["fake:0", "fake:1"], 1)).run(question)
+    assert not list(tmp_path.iterdir())
+
+
+class Observer(Frail):
+    """Looks at its first measured case whether another device is let go, for so many seconds."""
+
+    other: Frail
+    seconds = 0.0
+    seen: bool | None = None
+
+    def hear(self, line: bytes) -> None:
+        if self.seen is None and b'"say":"solo"' in line:
+            self.seen = self.other.closed.wait(self.seconds)
+
+
+def test_a_run_that_is_resumed_holds_no_device_of_another_kind(tmp_path: Path):
+    state = start(tmp_path)
+    state.writer.close()
+    mine = Observer("mine")
+    mine.other = other()
+    assert fleet.Fleet(lambda: [mine.other, mine]).resume(state.writer.path) == [state.writer.path]
+    assert mine.seen is True
+
+
+def test_a_run_that_cannot_be_resumed_holds_no_device(tmp_path: Path):
+    state = start(tmp_path)  # which writes it
+    for actual in ([other()], [Frail("mine"), other()]):
+        with pytest.raises(UsageError, match="which is not there now|written by another process"):
+            fleet.Fleet(lambda actual=actual: actual).resume(state.writer.path)
+        assert all(seat.closed.is_set() for seat in actual)
+    state.writer.close()
+
+
+def test_a_kind_that_is_measured_is_let_go_before_the_others(tmp_path: Path):
+    quick, slow = Frail("quick"), other(Observer)
+    slow.other, slow.seconds = quick, 30.0
+    question = runner.Question(document=document(1), out=tmp_path)
+    assert len(fleet.Fleet(lambda: [quick, slow]).run(question)) == 2
+    assert slow.seen is True
+    assert slow.closed.is_set()
+
+
+def test_a_device_that_came_back_is_let_go_with_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """So is one that is another by now, at once."""
+    monkeypatch.setattr("hwbench.measure.pool._LOOK_SECONDS", 0.001)
+    back, changed, slow = Frail("back"), Frail("changed"), other(Observer)
+    changed.threads = 2
+    found = iter([[Frail("first", 20), slow], [changed], [changed, back]])
+    slow.other, slow.seconds = back, 30.0
+    question = runner.Question(document=document(2), out=tmp_path)
+    actual = fleet.Fleet(lambda: next(found), patience_seconds=60.0)
+    for path in actual.run(question):
+        whole(path, 2)
+    assert slow.seen is True
+    assert changed.closed.is_set()
+
+
+def test_what_a_worker_raised_is_a_sentence_and_its_traceback_a_note():
+    class Broken(Worker):
+        def exchange(self, line: bytes, timeout_seconds: float) -> bytes:
+            reply = protocol.Mistake(
+                sentence="ValueError: a reason", detail="Traceback …\n  here\n"
+            )
+            return protocol.encode(reply)
+
+        def close(self) -> None: ...
+
+    with pytest.raises(WorkerFailedError) as raised:
+        Broken().ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 1.0)
+    assert str(raised.value) == "ValueError: a reason"
+    assert raised.value.__notes__ == ["In the worker:\nTraceback …\n  here"]
+
+
+def test_the_traceback_of_a_worker_is_shown_with_debug_alone(
+    tmp_path: Path, hwbench: Call, monkeypatch: pytest.MonkeyPatch
+):
+    def failing(*_: Any) -> None:
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr("hwbench.worker.Worker.answer", failing)
+    (tmp_path / "s.toml").write_text(SUITE.format(replicates=1))
+    asked = ("run", "--suite", "s.toml", "--device", "fake", "--threads", "1")
+    assert hwbench(*asked) == (70, "", "hwbench: ValueError: a mistake of ours\n")
+    code, _, err = hwbench("--debug", *asked)
+    assert code == 70
+    assert "In the worker:\nTraceback" in err
+    assert err.splitlines()[-1] == "hwbench: ValueError: a mistake of ours"

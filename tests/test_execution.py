@@ -1,21 +1,26 @@
-"""Work shared by seats: one that throttles leaves it to the others."""
+"""Work shared by seats: one that throttles leaves it to the others, and one error ends it."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from _synthetic import linear_case, run_of
+from msgspec.structs import replace
 
+from hwbench.errors import IncompleteRunError, RunFileError
 from hwbench.measure import pool, schedule
 from hwbench.measure.pool import Pool
 from hwbench.measure.replicate import SPANS
-from hwbench.measure.schedule import State, Work
-from hwbench.records import Measurement, Result, Status
+from hwbench.measure.schedule import Ends, State, Unit, Work
+from hwbench.measure.transports._base import SeatLostError
+from hwbench.records import Measurement, PlannedLine, Result, Status
 from hwbench.store import RunWriter, read_run
 
 
@@ -31,7 +36,7 @@ class Seat:
 
 def measured(state: State, number: int, start: Any, *rest: Any) -> dict[str, float]:
     """One result, disturbed on the seat that is called hot; the hot one is quick, the cool slow."""
-    hot = start() == "hot"
+    hot = start().startswith("hot")
     time.sleep(0.01 if hot else 0.1)
     result = Result(
         case=next(iter(state.planned)), replicate=number, seed=0, status=Status.OK,
@@ -47,8 +52,10 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     monkeypatch.setattr(pool, "measure", measured)
     run = run_of([linear_case("dense", None)], replicates=8)
     notes: list[str] = []
+    lines = [PlannedLine(id=case, planned=planned) for case, planned in run.planned.items()]
     state = State(
-        header=run.header, planned=run.planned, writer=RunWriter.create(tmp_path, run.header, []),
+        header=run.header, planned=run.planned,
+        writer=RunWriter.create(tmp_path, run.header, lines),
         listener=lambda progress: notes.append(progress.note), done=set(),
     )  # fmt: skip
     actual = Work.of(state, None)
@@ -83,20 +90,172 @@ def test_the_only_seat_goes_on(work: Work) -> None:
     assert time.monotonic() - begun < pool.REST_SECONDS
 
 
+def test_seats_that_are_all_disturbed_do_not_all_rest(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "REST_SECONDS", 10.0)
+    begun = time.monotonic()
+    serve(work, "hot", "hot too")
+    assert time.monotonic() - begun < pool.REST_SECONDS
+
+
+def test_a_seat_rests_only_while_another_works(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = Pool(work, [], busy=3, resting=1)
+    rested: list[int] = []
+
+    def woken(seconds: float) -> None:
+        rested.append(several.resting)
+        several.busy -= 1  # another one is lost
+
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=time.monotonic, sleep=woken))
+    several._rest(Seat("hot"))  # type: ignore[arg-type]
+    assert rested == [2]
+    assert (several.busy, several.resting) == (2, 1)
+    several._rest(Seat("hot"))  # type: ignore[arg-type]
+    assert rested == [2]
+    assert len(work.notes) == 1  # type: ignore[attr-defined]
+
+
+def test_a_rest_ends_with_the_time_budget(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 1.0
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(pool, "time", clock)
+    monkeypatch.setattr(schedule, "time", clock)
+    work.end = 105.0
+    several = Pool(work, [], busy=2)
+    several._rest(Seat("hot"))  # type: ignore[arg-type]
+    assert now == [105.0]
+    several._rest(Seat("hot"))  # type: ignore[arg-type]
+    assert now == [105.0]
+
+
+def test_seats_that_rest_share_no_time_budget(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    work.end = 80.0
+    work.state.header = replace(
+        work.state.header, plan=replace(work.state.header.plan, replicates=8)
+    )
+    taken = Pool(work, [], busy=3, resting=2)._take()
+    assert taken == (Unit(0, 0), Ends(10.0, 80.0))
+
+
+def test_a_lost_unit_of_the_first_replicate_is_not_left_out(work: Work) -> None:
+    """Units that went away with their machines come back in any order."""
+    work.end = time.monotonic() - 1.0
+    work.units.rotate(-1)  # the second replicate stands before the first
+    assert not work.ended()
+    work.units.pop()
+    assert work.ended()
+    assert work.stopped == "The time budget ended after 1 replicates."
+
+
+def waiting(
+    work: Work, monkeypatch: pytest.MonkeyPatch, budget: float | None, after: int
+) -> list[float]:
+    """A run whose only seat goes away after so many units, and none comes back in an hour."""
+    now, left = [0.0], [after]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def going(state: State, number: int, start: Any, *rest: Any) -> dict[str, float]:
+        if not left[0]:
+            raise SeatLostError("It went away.")
+        left[0] -= 1
+        now[0] += 1.0
+        return measured(state, number, start, *rest)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(pool, "time", clock)
+    monkeypatch.setattr(schedule, "time", clock)
+    monkeypatch.setattr(pool, "measure", going)
+    work.state.begun = 0.0
+    seats: Any = [Seat("cool")]
+    try:
+        pool.execute(work.state, seats, budget, more=tuple, patience_seconds=3600.0)
+    finally:
+        assert [note for note in work.notes if note] == [  # type: ignore[attr-defined]
+            "waiting: no machine with cpu is left"
+        ]
+    return now
+
+
+def test_who_waits_for_a_machine_is_told_once(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(IncompleteRunError, match="It went away"):
+        waiting(work, monkeypatch, None, 2)
+
+
+def test_nobody_waits_beyond_the_time_budget(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ended,) = waiting(work, monkeypatch, 60.0, 2)
+    assert 60.0 <= ended < 70.0
+    footer = read_run(work.state.writer.path).footer
+    assert footer is not None
+    assert footer.state["stopped"] == "The time budget ended after 2 replicates."
+
+
+def test_without_a_first_replicate_a_run_is_incomplete_when_its_time_is_over(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(IncompleteRunError):
+        waiting(work, monkeypatch, 60.0, 0)
+
+
+def test_after_a_result_that_cannot_be_written_no_seat_writes_any(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the disk has space again: the other seat is in the middle of its unit."""
+    seats: Any = [Seat("other"), Seat("first")]  # whose error comes first is raised, not whose seat
+    several = Pool(work, seats)
+    append, begun = work.state.writer.append, threading.Event()
+
+    def failing(*lines: Any) -> None:
+        monkeypatch.setattr(work.state.writer, "append", append)
+        raise RunFileError("Cannot write: No space left on device.")
+
+    def act(state: State, number: int, start: Any, *rest: Any) -> dict[str, float]:
+        if start() == "first":
+            assert begun.wait(60)
+            monkeypatch.setattr(work.state.writer, "append", failing)
+        else:
+            begun.set()
+            deadline = time.monotonic() + 60
+            while not several.failed:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        return measured(state, number, start, *rest)
+
+    monkeypatch.setattr(pool, "measure", act)
+    with pytest.raises(RunFileError, match="No space left"):
+        several.run()
+    assert work.state.done == set()
+    assert work.state.stopped
+
+
 def test_what_goes_wrong_on_one_seat_ends_the_others(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = pool.measure
+    made, begun = pool.measure, threading.Event()
+    seats: Any = [Seat("cool"), Seat("bad")]
+    several = Pool(work, seats)
 
     def failing(state: State, number: int, start: Any, *rest: Any) -> dict[str, float]:
         if start() == "bad":
+            assert begun.wait(60)
             raise ValueError("a mistake of ours")
+        begun.set()
+        deadline = time.monotonic() + 60
+        while not several.failed:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
         return made(state, number, start, *rest)
 
     monkeypatch.setattr(pool, "measure", failing)
-    seats: Any = [Seat("cool"), Seat("bad")]
     with pytest.raises(ValueError, match="a mistake of ours"):
-        Pool(work, seats).run()
+        several.run()
     assert len(work.state.done) == 1  # the unit that was begun; no other was taken
     assert work.state.stopped
 

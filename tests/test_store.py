@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -167,6 +171,68 @@ def test_a_run_that_is_there_is_never_begun_anew(written: Path):
         with pytest.raises(RunFileError, match=r"Cannot write a run into .*: File exists; "):
             RunWriter.create(written.parent, HEADER, LINES)
     assert written.read_bytes() == before
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes for a while: a write is short, and the next refused."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_half_a_line_is_cut_off_and_none_is_written_behind_it(tmp_path: Path, resumed: bool):
+    """Of several devices one may have a result when the disk has space again."""
+    writer = RunWriter.create(tmp_path, HEADER, LINES)
+    writer.append(result(0))
+    if resumed:
+        writer.close()
+        writer = RunWriter.resume(read_run(writer.path))
+    before = writer.path.read_bytes()
+    with (
+        room_for(len(before) + 30),
+        pytest.raises(RunFileError, match="File too large.*free some space and go on") as first,
+    ):
+        writer.append(result(1))
+    assert writer.path.read_bytes() == before
+    with pytest.raises(RunFileError) as second:
+        writer.append(result(2))
+    assert str(second.value) == str(first.value)
+    writer.close()
+    assert writer.path.read_bytes() == before
+    again = RunWriter.resume(read_run(writer.path))
+    again.append(result(2))
+    again.close()
+    assert read_run(writer.path).results == [result(0).result, result(2).result]
+
+
+def test_half_a_line_that_cannot_be_cut_off_is_told_and_stays_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(number: int, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    writer = RunWriter.create(tmp_path, HEADER, LINES)
+    writer.append(result(0))
+    size = writer.path.stat().st_size
+    with monkeypatch.context() as patch, room_for(size + 30):
+        patch.setattr(os, "ftruncate", broken)
+        with pytest.raises(
+            RunFileError, match=r"half a line that cannot be cut off \(Input/output"
+        ):
+            writer.append(result(1))
+    with pytest.raises(RunFileError, match="half a line"):
+        writer.append(result(2))
+    writer.close()
+    run = read_run(writer.path)
+    assert run.truncated
+    assert (run.size, run.results) == (size, [result(0).result])
+    RunWriter.resume(run).close()
+    assert not read_run(writer.path).truncated
 
 
 def test_a_run_name_cannot_leave_its_folder(tmp_path: Path):

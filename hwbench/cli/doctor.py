@@ -62,6 +62,7 @@ def _cluster(
     from hwbench.measure.transports.ray import Cluster
     from hwbench.studies import nodes as study
 
+    study.check_required(required)
     joined = Cluster(address)
     try:
         nodes = study.examine(joined.seats(device, threads))

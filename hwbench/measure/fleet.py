@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from hwbench.analysis.fingerprint import differences
-from hwbench.errors import DeviceError, UsageError
+from hwbench.errors import DeviceError, UsageError, WorkerError, first_line
 from hwbench.measure import pool, schedule
 from hwbench.measure import run as runner
 from hwbench.measure.run import Question
@@ -48,6 +48,11 @@ class Squad:
             self.seats[0].device.partition(":")[0],
         ) and not differences(first, mine)
 
+    def close(self) -> None:
+        """Let its devices go."""
+        for seat in self.seats:
+            seat.close()
+
 
 @dataclass
 class Fleet:
@@ -61,6 +66,7 @@ class Fleet:
     listener: Listener = lambda progress: None
     states: list[State] = field(default_factory=list)
     held: list[Seat] = field(default_factory=list)
+    missed: dict[str, WorkerError] = field(default_factory=dict)  # by the sentence on its seat
     lock: threading.Lock = field(default_factory=threading.Lock)
     progress_of: dict[Path, Progress] = field(default_factory=dict)
 
@@ -71,12 +77,16 @@ class Fleet:
             DeviceError: there is no such device.
             IncompleteRunError: machines went away and nobody was left to take their work.
             UsageError: the suite, a knob or the folder is not usable as asked.
+            WorkerError: the worker of a device of this machine died, hung or failed while it was
+                asked for its facts. Such a device of a cluster is left out.
         """
         question = replace(question, listener=self._hear)
         begun: list[tuple[Squad, State]] = []
         try:
             for squad in self._squads():
-                begun.append((squad, _begun(question, squad)))  # noqa: PERF401 (kept where one fails)
+                if (state := self._begun(question, squad)) is not None:
+                    begun.append((squad, state))  # noqa: PERF401 (kept where one fails)
+            self._demand([squad for squad, _ in begun])
         except BaseException:
             for _, state in begun:
                 state.writer.discard()
@@ -85,50 +95,100 @@ class Fleet:
         return self._measure(begun)
 
     def resume(self, path: Path) -> list[Path]:
-        """Go on with a run on the devices that it was made on.
+        """Go on with a run on the devices that it was made on; all others are let go before.
 
         Raises:
             DeviceError: none of the devices is one that the run was made on.
+            IncompleteRunError: machines went away and nobody was left to take their work.
+            RunFileError: the run cannot be read or written, or another process writes it.
         """
         run = read_run(path)
         if run.complete:
             return [path]
-        mine = [squad for squad in self._squads() if _made_on(run.header, squad)]
-        if not mine:
+        try:
+            squads = self._squads()
+            mine = next((squad for squad in squads if _made_on(run.header, squad)), None)
+            if mine is None:
+                raise DeviceError(  # noqa: TRY301 (what was found is let go)
+                    f"{path} was made on {run.header.machine}, which is not there now, or not "
+                    "with the same software; start a new run instead."
+                )
+            for squad in squads:
+                if squad is not mine:
+                    squad.close()
+            begun = [(mine, runner.reopened(run, self._hear))]
+        except BaseException:
+            self._let_go()
+            raise
+        return self._measure(begun)
+
+    def _begun(self, question: Question, squad: Squad) -> State | None:
+        """The run of a squad, planned on the first of its seats that answers.
+
+        A seat of a cluster that does not is left out; None where that is all of them.
+        """
+        while squad.seats:
+            seat = squad.seats[0]
+            try:
+                return runner.begin(question, seat, cluster=seat.kind or None)
+            except WorkerError as error:
+                if not seat.kind:
+                    raise
+                self._miss(seat, error)
+            squad.seats.remove(seat)
+        return None
+
+    def _miss(self, seat: Seat, error: WorkerError) -> None:
+        """Leave a seat out whose worker died, hung or failed before anything was measured."""
+        sentence = f"{first_line(error)}."
+        named = sentence if isinstance(error, SeatLostError) else f"{seat.name}: {sentence}"
+        self.missed[named] = error
+        seat.close()
+
+    def _demand(self, squads: Sequence[Squad]) -> None:
+        """Hold what was found to what was asked for.
+
+        Raises:
+            DeviceError: there is no such device; it says why those that were found are left out.
+        """
+        absent = [t for t in self.on if not any(_matches(s.seats[0], s.reply, [t]) for s in squads)]
+        if absent or not squads:
+            device = " or ".join(absent) if absent else "such a device"
+            why = "".join(f" {sentence}" for sentence in self.missed)
             raise DeviceError(
-                f"{path} was made on {run.header.machine}, which is not there now, or not with "
-                "the same software; start a new run instead."
-            )
-        return self._measure([(mine[0], runner.reopened(run, self._hear))])
+                f"There is no machine with {device} that can be had now.{why}"
+            ) from next(reversed(self.missed.values()), None)
 
     def _squads(self) -> list[Squad]:
         """Ask every seat for its facts, and put equal seats together."""
         squads: list[Squad] = []
-        missed: list[str] = []
-        for seat, reply in self._wanted(self.find(), missed):
+        for seat, reply in self._wanted(self.find(), self._miss):
             joined = next((squad for squad in squads if squad.takes(seat, reply)), None)
             if joined:
                 joined.seats.append(seat)
             else:
                 squads.append(Squad(_name(seat, reply, self.on), [seat], reply))
-        absent = [t for t in self.on if not any(_matches(s.seats[0], s.reply, [t]) for s in squads)]
-        if absent or not squads:
-            why = f" {' '.join(missed)}" if missed else ""
-            conditions = " or ".join(absent) if absent else "such a device"
-            raise DeviceError(f"There is no machine with {conditions} that can be had now.{why}")
+        self._demand(squads)
         return squads
 
-    def _wanted(self, seats: Sequence[Seat], missed: list[str]) -> list[tuple[Seat, PlanReply]]:
-        """Ask all seats for their facts at once; keep the wanted seats, and close the others."""
+    def _wanted(
+        self, seats: Sequence[Seat], miss: Callable[[Seat, WorkerError], None]
+    ) -> list[tuple[Seat, PlanReply]]:
+        """Ask all seats for their facts at once; keep the wanted seats, and close the others.
+
+        ``miss`` receives those of a cluster whose worker died, hung or failed. A device of this
+        machine was asked for by its name, so that none of them is left out.
+        """
         self.held += seats
         calls = [partial(runner.facts, seat) for seat in seats]
         answered = []
         for seat, answer in zip(seats, pool.at_once(calls, self._let_go), strict=True):
             try:
                 known = answer.result()
-            except SeatLostError as error:
-                missed.append(str(error))
-                seat.close()
+            except WorkerError as error:
+                if not seat.kind:
+                    raise
+                miss(seat, error)
                 continue
             if _matches(seat, known, self.on):
                 answered.append((seat, known))
@@ -152,6 +212,10 @@ class Fleet:
         others = [each for each in begun if each not in hosts]
         turns = [turn for turn in (others, *([host] for host in hosts)) if turn]
         first = min(state.begun for _, state in begun)
+        for state in self.states:
+            state.total = state.expected()
+        for sentence in self.missed:
+            self.states[0].tell(note=f"left out: {sentence}")
         futures: list[Future[Path]] = []
         try:
             for place, turn in enumerate(turns):
@@ -172,6 +236,13 @@ class Fleet:
         return now + (first + self.time_budget_seconds - now) / turns
 
     def _execute(self, squad: Squad, state: State, end: float | None) -> Path:
+        """Make one run; its devices are let go while other kinds are still measured."""
+        try:
+            return self._executed(squad, state, end)
+        finally:
+            squad.close()
+
+    def _executed(self, squad: Squad, state: State, end: float | None) -> Path:
         remote = bool(squad.seats[0].kind)
         budget = None if end is None else end - state.begun
         if len(squad.seats) == 1 and not remote:
@@ -185,9 +256,17 @@ class Fleet:
         return path if remote else runner.with_references(path)
 
     def _returned(self, squad: Squad) -> list[Seat]:
-        """Seats of the same kind that can be had again."""
+        """Seats of the same kind that can be had again; they belong to the squad then."""
         fresh = [seat for seat in self.find() if seat.kind == squad.seats[0].kind]
-        return [seat for seat, reply in self._wanted(fresh, []) if squad.takes(seat, reply)]
+        back = []
+        # One that does not answer is looked for again, which the pool says.
+        for seat, reply in self._wanted(fresh, lambda seat, error: seat.close()):
+            if squad.takes(seat, reply):
+                back.append(seat)
+            else:
+                seat.close()
+        squad.seats += back
+        return back
 
     def _hear(self, progress: Progress) -> None:
         """Tell the listener of all runs as one."""
@@ -204,23 +283,21 @@ def local_seats(devices: Iterable[str], threads: int | None) -> list[Seat]:
     """The devices of this machine that a list names.
 
     Raises:
-        UsageError: one is named twice, or there is no such kind.
+        UsageError: one is named twice, if by two names, or there is no such kind.
     """
     named = [runner.resolve_device(device) for device in devices]
+    known: set[tuple[str, int | str]] = set()
     for device in named:
-        if named.count(device) > 1:
+        if (place := _place(device)) in known:
             raise UsageError(f"--device names {device} twice; a device measures alone.")
+        known.add(place)
     return [LocalSeat(device, runner.usable_threads(threads)) for device in named]
 
 
-def _begun(question: Question, squad: Squad) -> State:
-    """The run of a squad, planned on the first of its seats that answers."""
-    for seat in squad.seats[:-1]:
-        try:
-            return runner.begin(question, seat, cluster=seat.kind or None)
-        except SeatLostError:
-            continue
-    return runner.begin(question, squad.seats[-1], cluster=squad.seats[-1].kind or None)
+def _place(device: str) -> tuple[str, int | str]:
+    """What a name stands for: cuda is cuda:0, and so is cuda:00; a worker refuses what is none."""
+    kind, _, index = device.partition(":")
+    return kind, int(index or 0) if index.isdecimal() or not index else index
 
 
 def _made_on(header: Header, squad: Squad) -> bool:

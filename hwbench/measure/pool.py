@@ -1,8 +1,8 @@
 """One run on several seats at once: they share its units, and take over those of a lost seat.
 
 Each seat is served on a thread of a pool from the standard library, and one lock guards what they
-share. A seat that is disturbed rests while others have work; where every machine went away, the
-pool waits for one to come back.
+share. A seat that is disturbed rests while another works; where every machine went away, the pool
+waits for one to come back. It does neither beyond the end of a time budget.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from hwbench.errors import IncompleteRunError
+from hwbench.errors import IncompleteRunError, RunFileError
 from hwbench.measure.schedule import Ends, State, Unit, Work, measure
 from hwbench.measure.transports._base import Seat, SeatLostError
 from hwbench.quantities import TIME
@@ -61,13 +61,14 @@ def execute(
 
     Raises:
         IncompleteRunError: every seat went away and none came back; the file can be resumed.
+        RunFileError: a result could not be written; none was written after it.
     """
     work = Work.of(state, time_budget_seconds, shards)
     pool = Pool(work, list(seats), more or tuple, patience_seconds)
     try:
         state.tell()
         pool.run()
-        if work.units:
+        if work.units and not work.ended():
             raise pool.incomplete()
         notes = {"seats": pool.where, "shards": shards, "lost": pool.lost}
         work.conclude(notes, here=more is None)
@@ -85,7 +86,8 @@ class Pool:
     more: Callable[[], Sequence[Seat]] = tuple
     patience_seconds: float = 0.0
     busy: int = 0  # seats that are served
-    failed: bool = False  # something else than a machine that went away ended a seat
+    resting: int = 0  # those of them that leave the work to the others
+    failed: BaseException | None = None  # the first error that is no machine that went away
     where: dict[str, str] = field(default_factory=dict)  # the seat of each unit
     lost: list[str] = field(default_factory=list)
     gone: list[Seat] = field(default_factory=list)
@@ -96,9 +98,7 @@ class Pool:
         seats = list(self.seats)
         try:
             while seats:
-                self.busy = len(seats)
-                for served in at_once([self._serving(seat) for seat in seats], self._stop):
-                    served.result()
+                self._serve_all(seats)
                 seats = (self._left() or self._awaited()) if self.work.units else []
         except BaseException:
             self._stop()
@@ -122,6 +122,13 @@ class Pool:
         for seat in self.seats:
             seat.close()
 
+    def _serve_all(self, seats: Sequence[Seat]) -> None:
+        """Serve all seats at once; raises the first error, for which the others were stopped."""
+        self.busy = len(seats)
+        at_once([self._serving(seat) for seat in seats], self._stop)
+        if self.failed is not None:
+            raise self.failed
+
     def _serving(self, seat: Seat) -> Callable[[], None]:
         return lambda: self._serve(seat)
 
@@ -134,8 +141,9 @@ class Pool:
         except SeatLostError:
             self.gone.append(seat)
             seat.close()
-        except BaseException:
-            self.failed = True
+        except BaseException as error:
+            with self.lock:
+                self.failed = self.failed or error
             raise
         finally:
             with self.lock:
@@ -143,20 +151,21 @@ class Pool:
 
     def _take(self) -> tuple[Unit, Ends] | None:
         with self.lock:
-            return None if self.failed else self.work.take(self.busy)
+            return None if self.failed else self.work.take(self.busy - self.resting)
 
     def _measured_disturbed(self, seat: Seat, unit: Unit, ends: Ends) -> bool:
         """Measure a unit, and return whether most of its times were disturbed.
 
         Raises:
             SeatLostError: the machine went away; the unit was put back.
+            RunFileError: a result could not be written.
         """
         begun = time.monotonic()
         flagged: list[bool] = []
 
         def keep(result: Result) -> None:
             with self.lock:
-                self.work.state.keep(result)
+                self._store(result)
             if result.values(TIME.name):
                 flagged.append("disturbed" in result.flags)
 
@@ -173,31 +182,51 @@ class Pool:
             self.where[f"{unit.replicate}.{unit.shard}"] = seat.name
         return 2 * sum(flagged) > len(flagged)
 
-    def _rest(self, seat: Seat) -> None:
-        """Leave the work to others for a while, if there are others: this one throttles."""
-        until = time.monotonic() + REST_SECONDS
-        if self._left_to_others():
-            note = f"{seat.name} was disturbed: the others take its work"
-            self.work.state.tell(note=note)
-        while self._left_to_others() and time.monotonic() < until:
-            time.sleep(_GLANCE_SECONDS)
+    def _store(self, result: Result) -> None:
+        """Store a result; after one that cannot be written no seat stores any."""
+        try:
+            self.work.state.keep(result)
+        except RunFileError as error:
+            self.failed, self.work.state.stopped = self.failed or error, True
+            raise
 
-    def _left_to_others(self) -> bool:
+    def _rest(self, seat: Seat) -> None:
+        """Leave the work to others for a while, if another works: this one throttles."""
         with self.lock:
-            going = not self.failed and not self.work.state.stopped
-            return going and self.busy > 1 and bool(self.work.units)
+            if not self._left_to_others(self.busy - self.resting - 1):
+                return
+            self.resting += 1
+        try:
+            self.work.state.tell(note=f"{seat.name} was disturbed: the others take its work")
+            until = time.monotonic() + REST_SECONDS
+            while time.monotonic() < until and self._rests_on():
+                time.sleep(_GLANCE_SECONDS)
+        finally:
+            with self.lock:
+                self.resting -= 1
+
+    def _rests_on(self) -> bool:
+        with self.lock:
+            return self._left_to_others(self.busy - self.resting)
+
+    def _left_to_others(self, others: int) -> bool:
+        """Whether so many other seats, which do not rest, have work and the time for it."""
+        stopped = self.failed or self.work.state.stopped or self.work.over
+        return not stopped and others > 0 and bool(self.work.units)
 
     def _left(self) -> list[Seat]:
         """Seats that had nothing to do any more when another one went away."""
         return [seat for seat in self.seats if seat not in self.gone]
 
     def _awaited(self) -> list[Seat]:
-        """Seats that came back in time."""
-        state, begun = self.work.state, time.monotonic()
+        """Seats that came back in time; a listener is told once that they are waited for."""
+        state, until, told = self.work.state, time.monotonic() + self.patience_seconds, False
         while not (seats := list(self.more())):
-            if state.stopped or time.monotonic() - begun > self.patience_seconds:
+            if state.stopped or self.work.over or time.monotonic() > until:
                 return []
-            state.tell(note=f"waiting: no machine with {_device(state)} is left")
+            if not told:
+                state.tell(note=f"waiting: no machine with {_device(state)} is left")
+            told = True
             time.sleep(_LOOK_SECONDS)
         self.seats += seats
         return seats

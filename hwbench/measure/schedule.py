@@ -108,6 +108,10 @@ class State:
         path = self.writer.path
         self.listener(Progress(len(self.done), self.total, seconds, path, result, note))
 
+    def expected(self) -> int:
+        """How many results the plan asks for."""
+        return sum(self.seeds(planned) for planned in self.planned.values())
+
     def seeds(self, planned: Planned) -> int:
         """How many results the case shall have."""
         return self.header.plan.replicates if planned.seeds is None else planned.seeds
@@ -154,7 +158,7 @@ class Work:
     @classmethod
     def of(cls, state: State, time_budget_seconds: float | None, shards: int = 1) -> Work:
         """Every replicate of a run, each in so many shards."""
-        state.total = sum(state.seeds(planned) for planned in state.planned.values())
+        state.total = state.expected()
         replicates = max(state.seeds(planned) for planned in state.planned.values())
         end = None if time_budget_seconds is None else state.begun + time_budget_seconds
         units = deque(Unit(r, shard) for r in range(replicates) for shard in range(shards))
@@ -174,14 +178,29 @@ class Work:
             return None
         if self.end is None:
             return self.units.popleft(), Ends()
-        if self.units[0].replicate > 0 and not self.affords_another():
-            self.stopped = f"The time budget ended after {self.units[0].replicate} replicates."
-            self.units.clear()
+        if self.ended():
             return None
         now, replicates = time.monotonic(), self.state.header.plan.replicates
         left = sum(unit.replicate < replicates for unit in self.units) / max(1, seats)
         ends = Ends(now + (self.end - now) / max(1.0, left), self.end)
         return self.units.popleft(), ends
+
+    @property
+    def over(self) -> bool:
+        """Whether the whole time budget is spent."""
+        return Ends(budget=self.end).spent
+
+    def ended(self) -> bool:
+        """Whether the time budget leaves no room for another replicate; its units are left out.
+
+        A replicate that is the first of its cases is made in any case.
+        """
+        first = min((unit.replicate for unit in self.units), default=0)
+        if first == 0 or self.affords_another():
+            return False
+        self.stopped = f"The time budget ended after {first} replicates."
+        self.units.clear()
+        return True
 
     def add(self, spans: dict[str, float], seconds: float) -> None:
         """Count a unit that was measured: its seconds by span, and in all."""

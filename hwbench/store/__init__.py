@@ -2,8 +2,9 @@
 
 The first line is the header; then one line for each planned case, one for each result, and a footer
 when the run is complete. A line is written whole and flushed, so a killed run loses at most the
-line in flight; the reader drops an unfinished last line, and a resumed run cuts it off. None grows
-beyond what can be read again.
+line in flight; the reader drops an unfinished last line, and a resumed run cuts it off. A writer
+that could not write a line cuts it off too, and writes no other behind it. None grows beyond what
+can be read again.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class RunWriter:
 
     def __init__(self, path: Path, handle: IO[bytes]) -> None:
         self.path = path
+        self._refused = ""  # why nothing more is written
         self._handle = handle
         self._size = self._memory = 0  # bytes of what was written, and that reading it takes
         try:
@@ -157,31 +159,49 @@ class RunWriter:
         self._handle.seek(0, os.SEEK_END)
 
     def append(self, *lines: Line) -> None:
-        """Write lines, each whole, and flush them.
+        """Write lines, all of them whole, and flush them.
 
         Raises:
             RunFileError: the disk is full, the file went away, or it would be larger than what
-                ``read_run`` reads; what was written before stays.
+                ``read_run`` reads; what was written before stays. All later calls raise it again:
+                other threads may hold lines, and behind half a line they would be lost.
         """
+        if self._refused:
+            raise RunFileError(self._refused)
         try:
             self._write(*lines)
         except OSError as error:
             how = f"go on with --resume {self.path}" if self.resumable else "start again"
-            raise RunFileError(
+            self._refused = (
                 f"Cannot write to {self.path}: {error.strerror}. What was measured before is in "
-                f"it; free some space and {how}."
-            ) from error
+                f"it{self._cut()}; free some space and {how}."
+            )
+            raise RunFileError(self._refused) from error
+        except RunFileError as error:
+            self._refused = str(error)
+            raise
+
+    def _cut(self) -> str:
+        """Cut off what was written of an unfinished line; says so where that cannot be done."""
+        try:
+            os.ftruncate(self._handle.fileno(), self._size)
+        except OSError as error:
+            return (
+                f", behind it half a line that cannot be cut off ({error.strerror}) and is not read"
+            )
+        return ""
 
     def _write(self, *lines: Line) -> None:
         data = b"".join(_encoder.encode(line) + b"\n" for line in lines)
-        self._size, self._memory = self._size + len(data), self._memory + files.memory(data)
-        if self._size > files.MOST_OF_A_RUN or self._memory > files.MOST_OF_MEMORY:
+        size, memory = self._size + len(data), self._memory + files.memory(data)
+        if size > files.MOST_OF_A_RUN or memory > files.MOST_OF_MEMORY:
             raise RunFileError(
                 f"{self.path} would be larger than what hwbench reads as a run. What was measured "
                 "before is in it; measure the other cases in runs of their own, with --filter."
             )
         while data:
             data = data[self._handle.write(data) :]
+        self._size, self._memory = size, memory
 
     def close(self) -> None:
         """Release the file and its lock."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hwbench.analysis.fingerprint import differences
-from hwbench.errors import EnvironmentMismatchError, UsageError
-from hwbench.measure.transports._base import Seat, SeatLostError
+from hwbench.errors import EnvironmentMismatchError, UsageError, WorkerError, first_line
+from hwbench.measure.transports._base import Seat
 from hwbench.studies.doctor import Check, Load, Verdict, ask, checks
 
 _OF_THIS_MACHINE = ("load", "quota")  # read where the command runs, and not where the device is
@@ -43,8 +43,8 @@ def _examined(seat: Seat) -> Node:
             plan, reading = ask(worker, seat.threads)
         finally:
             worker.close()
-    except (SeatLostError, UsageError) as error:
-        return Node(seat.name, seat.kind, {}, [], missed=str(error))
+    except (WorkerError, UsageError) as error:
+        return Node(seat.name, seat.kind, {}, [], missed=f"{first_line(error)}.")
     finally:
         seat.close()
     results = [c for c in checks(plan, reading, Load(None, 0.0)) if c.key not in _OF_THIS_MACHINE]
@@ -67,13 +67,26 @@ def unequal(nodes: Sequence[Node]) -> list[str]:
     return sentences
 
 
+def check_required(required: Collection[str]) -> None:
+    """Refuse what no device of a cluster can be held to.
+
+    Raises:
+        UsageError: a check is of the machine where the command runs.
+    """
+    if local := [name for name in _OF_THIS_MACHINE if name in required]:
+        raise UsageError(
+            f"--require {' and '.join(local)}: read where the command runs, and not on a cluster's "
+            "machines; leave it out with --cluster."
+        )
+
+
 def demand(nodes: Sequence[Node], required: Collection[str]) -> None:
     """Hold every device to what is required.
 
     Raises:
         EnvironmentMismatchError: a required check is not fine on one, or one could not be asked.
     """
-    failed = [f"{node.name}: {node.missed}" for node in nodes if node.missed]
+    failed = [f"{node.name}: {node.missed.rstrip('.')}" for node in nodes if node.missed]
     failed += [
         f"{node.name}, {check.key}: {check.says.rstrip('.')}"
         for node in nodes

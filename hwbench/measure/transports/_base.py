@@ -36,7 +36,8 @@ class Worker(ABC):
         Raises:
             WorkerDiedError: the process ended; the message says how.
             WorkerTimedOutError: no answer came in time; the process was killed.
-            WorkerFailedError: the request raised; the message's first line says what.
+            WorkerFailedError: the request raised; the message says what, and a note holds the
+                worker's traceback, which only --debug shows.
             SeatLostError: its machine went away.
             UsageError: the worker found a mistake in the request.
         """
@@ -44,7 +45,9 @@ class Worker(ABC):
         reply = protocol.decode_reply(line)
         if isinstance(reply, protocol.Mistake):
             if reply.detail:
-                raise WorkerFailedError(f"{reply.sentence}\n{reply.detail}")
+                error = WorkerFailedError(reply.sentence)
+                error.add_note(f"In the worker:\n{reply.detail.rstrip()}")
+                raise error
             raise UsageError(reply.sentence)
         if not isinstance(reply, expected):
             raise WorkerError(f"The worker answered {type(reply).__name__}.")

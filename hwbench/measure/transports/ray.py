@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import hwbench
-from hwbench.errors import HwbenchError, MissingPartError, UsageError
+from hwbench.errors import MissingPartError, UsageError, WorkerError, first_line
 from hwbench.measure.transports._base import (
     Seat,
     SeatLostError,
@@ -30,6 +30,13 @@ from hwbench.measure.transports.local import START_SECONDS, LocalSeat, LocalWork
 _HOLD_SECONDS = 60.0  # to wait for a device that another job may hold
 _GRACE_SECONDS = 60.0  # beyond a request's own limit, until its machine is given up
 _ACCELERATOR = "accelerator_type:"  # how Ray names the resource of a kind of device
+_MISTAKE = "mistake"
+_ENDS: dict[str, type[WorkerError]] = {
+    "timed_out": WorkerTimedOutError,
+    "died": WorkerDiedError,
+    "failed": WorkerError,
+}
+"""How a worker may end on its node, as the actor tells it, and the error that it is here."""
 
 
 class Holder:
@@ -43,30 +50,34 @@ class Holder:
         """The facts of this node that the driver checks before it trusts the node."""
         return {"hwbench": hwbench.__version__, "host": socket.gethostname()}
 
-    def start(self) -> str:
-        """Start a fresh worker; an error's sentence where that cannot be done."""
+    def start(self) -> tuple[str, str]:
+        """Start a fresh worker; how it ended, or what is wrong, where that cannot be done."""
         self.stop()
         try:
             self._worker = self._seat.start()
-        except HwbenchError as error:
-            return str(error)
-        return ""
+        except UsageError as error:
+            return _MISTAKE, str(error)
+        except WorkerError as error:
+            return _how(error), str(error)
+        return "", ""
 
     def exchange(self, line: bytes, timeout_seconds: float) -> tuple[str, bytes]:
         """The worker's answer, or how it ended."""
         assert self._worker is not None
         try:
             return "answer", self._worker.exchange(line, timeout_seconds)
-        except WorkerTimedOutError as error:
-            return "timed_out", str(error).encode()
-        except WorkerDiedError as error:
-            return "died", str(error).encode()
+        except WorkerError as error:
+            return _how(error), str(error).encode()
 
     def stop(self) -> None:
         """End the worker."""
         if self._worker is not None:
             self._worker.close()
             self._worker = None
+
+
+def _how(error: WorkerError) -> str:
+    return next(how for how, kind in _ENDS.items() if isinstance(error, kind))
 
 
 class RayWorker(Worker):
@@ -77,10 +88,8 @@ class RayWorker(Worker):
 
     def exchange(self, line: bytes, timeout_seconds: float) -> bytes:
         how, answer = self._seat.call("exchange", timeout_seconds, line, timeout_seconds)
-        if how == "timed_out":
-            raise WorkerTimedOutError(answer.decode())
-        if how == "died":
-            raise WorkerDiedError(answer.decode())
+        if how in _ENDS:
+            raise _ENDS[how](answer.decode())
         return bytes(answer)
 
     def close(self) -> None:
@@ -108,7 +117,10 @@ class RaySeat(Seat):
     def start(self) -> RayWorker:
         if self._actor is None:
             self._hold()
-        if sentence := self.call("start", START_SECONDS):
+        how, sentence = self.call("start", START_SECONDS)
+        if how in _ENDS:
+            raise _ENDS[how](sentence)
+        if how == _MISTAKE:
             raise UsageError(f"{self.name}: {sentence}")
         return RayWorker(self)
 
@@ -148,9 +160,10 @@ class RaySeat(Seat):
             doubt = "is held by another job, or " if method == "ready" else ""
             raise self._lost(f"{doubt}does not answer") from None
         except exceptions.RuntimeEnvSetupError as error:
-            raise UsageError(f"{self.name} cannot start a worker: {error}.") from error
+            raise UsageError(f"{self.name} cannot start a worker: {first_line(error)}.") from error
         except exceptions.RayTaskError as error:
-            cause = str(error.cause or error).strip().splitlines()[-1]
+            lines = str(error.cause or error).strip().splitlines()
+            cause = lines[-1] if lines else type(error.cause or error).__name__
             raise UsageError(f"{self.name} cannot run hwbench: {cause}") from error
         except exceptions.RayActorError as error:
             if "ModuleNotFoundError" in str(error):
@@ -199,7 +212,16 @@ class Cluster:
             raise UsageError(f"There is no Ray cluster at {address}: {why}") from error
 
     def seats(self, kind: str, threads: int | None) -> list[Seat]:
-        """The devices of all nodes: GPUs where there are any or ``kind`` says cuda, else CPUs."""
+        """The devices of all nodes: GPUs where there are any or ``kind`` says cuda, else CPUs.
+
+        Raises:
+            UsageError: ``kind`` has an index, or is a list.
+        """
+        if {":", ","} & {*kind}:
+            raise UsageError(
+                "With --cluster, --device is one kind without an index, such as cuda, and not "
+                f"{kind!r}: Ray chooses the devices."
+            )
         import ray
 
         nodes = [node for node in ray.nodes() if node["Alive"]]
