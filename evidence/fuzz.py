@@ -8,7 +8,7 @@ caches, models, data) are changed with their structure kept, and put through ver
 may end in a traceback or an exit code that is not documented, last longer than 20 seconds, or take
 this process beyond 2 GiB. A number is the seed of each of these, so the same inputs are tried
 everywhere. With --resume the counts of the six kinds are kept in a file, and a second call goes on
-from there.
+from there; whether it can be written is tried first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ import _fuzz
 import _mutants
 
 from hwbench import files
+from hwbench.errors import RunFileError
 
 COUNT = 34_000  # of each of the three kinds
 LIMIT_SECONDS = 10.0
@@ -140,12 +141,33 @@ class Tally:
         )
 
 
-def kept_structures(count: int, folder: Path, state: Path | None) -> int:
+def resumed(state: Path) -> dict[str, Tally]:
+    """The counts that a file holds, by kind; it is written again, so that it can be later.
+
+    Raises:
+        SystemExit: it cannot be written, or holds something else.
+    """
+    try:
+        text = state.read_text("utf-8") if state.exists() else "{}"
+        tallies = {kind: Tally(**counts) for kind, counts in json.loads(text).items()}
+    except OSError as error:
+        raise SystemExit(f"--resume {state} cannot be read: {error.strerror}.") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SystemExit(f"--resume {state} holds something else than counts.") from error
+    if unknown := tallies.keys() - _mutants.KINDS:
+        raise SystemExit(f"--resume {state} has counts of {min(unknown)}, which is no kind.")
+    try:
+        files.write_text(state, text)
+    except RunFileError as error:
+        raise SystemExit(f"--resume: {error}") from error
+    return tallies
+
+
+def kept_structures(
+    count: int, folder: Path, stored: Mapping[str, Tally], state: Path | None
+) -> int:
     """Try so many mutations of each kind and print what came of them; the number of failures."""
-    tallies = {kind: Tally() for kind in _mutants.KINDS}
-    if state is not None and state.exists():
-        stored = json.loads(state.read_text("utf-8"))
-        tallies |= {kind: Tally(**counts) for kind, counts in stored.items()}
+    tallies = {kind: stored.get(kind) or Tally() for kind in _mutants.KINDS}
     for kind, tally in tallies.items():
         place = folder / kind
         place.mkdir()
@@ -171,6 +193,7 @@ def main() -> None:
     signal.signal(signal.SIGPROF, _hang)
     signal.signal(signal.SIGALRM, _hang)
     options = _arguments()
+    stored = resumed(options.resume) if options.resume else {}
     importlib.import_module("torch")  # no input shall be charged with it, or cut it off
     begun = datetime.now(UTC).isoformat(timespec="seconds")
     print(f"{begun}, {platform.platform()}, Python {platform.python_version()}", flush=True)
@@ -179,7 +202,7 @@ def main() -> None:
         if options.count:
             path = Path(folder) / "input.toml"
             failed += mutilated(path, options.count)
-        failed += kept_structures(options.structures, Path(folder), options.resume)
+        failed += kept_structures(options.structures, Path(folder), stored, options.resume)
     raise SystemExit(failed > 0)
 
 

@@ -4,11 +4,12 @@
 taken here anew, with a device's own marks, so that hwbench's sampling loop is among what is
 checked. ``--device cpu`` rehearses it with small layers; what needs a GPU says "not on cpu" there.
 
-* ``gaps``: every format in every dtype, forward and step: which operators PyTorch lacks.
+* ``gaps``: every format in every dtype, forward and step: which operators PyTorch lacks. A format
+  that has none of the densities is taken as its kernels have it where nothing else is asked for.
 * ``prefill``: a time must not depend on how long the queue is filled before it starts.
 * ``graph``: event, graphs of 1 and of 20 calls, and the profiler must agree within 3 %.
 * ``two_four``: 2:4 with and without the copy that puts its result in order, and at its best.
-* ``fused``: the fused kernels, right and beside ``bmm`` and dense.
+* ``fused``: the fused kernels, right and beside ``bmm`` and dense, or why a layer cannot have one.
 * ``cold``: a call after hwbench's eviction, and after one that leaves dirty lines behind.
 * ``nvml``: what a probe costs, how often energy is counted, what a quiet card is accused of.
 * ``roof``: large dense layers over the measured matrix rate.
@@ -18,6 +19,7 @@ checked. ``--device cpu`` rehearses it with small layers; what needs a GPU says 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -42,7 +44,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hwbench import plugins
 from hwbench.devices._base import Device
-from hwbench.errors import UsageError, first_line
+from hwbench.errors import KnobError, UnreachableError, first_line
 from hwbench.formats._base import Format, Linear
 from hwbench.meters._ceilings import measure_ceilings
 
@@ -171,15 +173,23 @@ def gaps(bench: Bench) -> Checks:
 
 def _gaps(bench: Bench, name: str) -> Row:
     kernels = [each for each in kernels_of(name) if not each.startswith("triton")]
-    ran, refused, failed = 0, 0, {}
-    for kernel, dtype, density, direction in product(kernels, DTYPES, DENSITIES, DIRECTIONS):
-        reason = _ran(bench, format_at(name, density, kernel), dtype, direction)
-        ran += reason is None
-        refused += reason == ""
-        if reason:
-            words = str(dtype).removeprefix("torch.")
-            failed[f"{kernel} density {density} {words} {direction}"] = reason
-    return {"ran": ran, "unsupported": refused, "failed": failed}
+    ran, refused, failed = 0, list[str](), {}
+    for kernel in kernels:
+        try:
+            offered = formats_of(name, kernel)
+        except KnobError as reason:
+            refused.append(first_line(reason))
+            continue
+        for (density, described), dtype, direction in product(offered.items(), DTYPES, DIRECTIONS):
+            if words := described.unsupported(bench.device.kind, dtype, direction):
+                refused.append(words)
+            elif wrong := _failed(bench, described, dtype, direction):
+                case = (kernel, density, str(dtype).removeprefix("torch."), direction)
+                failed[" ".join(filter(None, case))] = wrong
+            else:
+                ran += 1
+    row: Row = {"ran": ran, "unsupported": len(refused), "failed": failed}
+    return row | ({"reason": refused[0]} if refused else {})
 
 
 def kernels_of(name: str) -> tuple[str, ...]:
@@ -187,20 +197,25 @@ def kernels_of(name: str) -> tuple[str, ...]:
     return plugins.load("formats", name, Format).KERNELS
 
 
-def format_at(name: str, density: float, kernel: str) -> Format | None:
-    """A small square format; None where it cannot have that density."""
-    knobs: Row = {"kernel": kernel} if name == "dense" else {"kernel": kernel, "density": density}
-    try:
-        return format_of(name, GAPS_SIDE, **knobs)
-    except UsageError:
-        return None
+def formats_of(name: str, kernel: str) -> dict[str, Format]:
+    """Small square formats of a kernel, by the words of the density that each has.
+
+    One that can have none of the densities, as codes of all weights, is there as it is by itself.
+
+    Raises:
+        KnobError: the kernel cannot have this shape.
+    """
+    reached = {}
+    for density in DENSITIES:
+        with contextlib.suppress(UnreachableError):
+            described = format_of(name, GAPS_SIDE, kernel=kernel, density=density)
+            reached[f"density {density}"] = described
+    return reached or {"": format_of(name, GAPS_SIDE, kernel=kernel)}
 
 
-def _ran(bench: Bench, described: Format | None, dtype: torch.dtype, direction: str) -> str | None:
-    """Why one call failed; empty where the format refuses it in words, None where it ran."""
+def _failed(bench: Bench, described: Format, dtype: torch.dtype, direction: str) -> str | None:
+    """Why one call failed; None where it did not."""
     device, training = bench.device, direction == "step"
-    if described is None or described.unsupported(device.kind, dtype, direction):
-        return ""
     try:
         source = torch.Generator(device.torch_device).manual_seed(0)
         layer = described.random(dtype=dtype, generator=source)
@@ -360,7 +375,11 @@ def _fused(bench: Bench, name: str, density: float, tokens: int) -> Row:
     row["dense_seconds"] = seconds(bench, bench.step("dense", tokens))
     compiled = [each for each in kernels_of(name) if each.startswith("triton")]
     for kernel in ("bmm", *compiled):
-        layer, x = bench.layer(name, tokens, density=density, kernel=kernel)
+        try:
+            layer, x = bench.layer(name, tokens, density=density, kernel=kernel)
+        except LookupError as reason:
+            row[f"{kernel}_unsupported"] = str(reason)
+            continue
         row[f"{kernel}_error"] = error(layer(x), layer, x)
         row[f"{kernel}_seconds"] = seconds(bench, partial(layer, x))
     return row

@@ -17,7 +17,8 @@ from hwbench.store import read_run
 MOST_LINES, MOST_COLUMNS = 60, 150
 _DROPPED = ("check", "case", "took", "kernels", "searched_kernels", "reads")
 _TESTS = 5  # failed tests that are named
-_CASES = 2  # cases named of each run
+_CASES = 2  # the quickest cases that are named of each run, beside the slowest
+_UNSUPPORTED = "_unsupported"  # ends the key of a fused kernel that a case could not have
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -68,9 +69,16 @@ def contract(out: Path) -> list[str]:
         facts = {key: value for key, value in row.items() if key not in _DROPPED}
         if row["check"] == "gaps" and "failed" in row and "ran" in row:
             lines += [f"gaps         {row['case']} {c}: {w}" for c, w in row["failed"].items()]
-        elif "triton_seconds" in row:
+            if not row["ran"]:
+                lines.append(f"gaps         {row['case']}: nothing ran{_refusals(row)}")
+        elif row["check"] == "fused" and "dense_seconds" in row:
             name, _, tokens = row["case"].rpartition(", ")
-            fused.setdefault(name, []).append(f"{tokens} {', '.join(_fused(row))}")
+            if words := _fused(row):
+                fused.setdefault(name, []).append(f"{tokens} {', '.join(words)}")
+            for key in row:
+                if key.endswith(_UNSUPPORTED):
+                    kernel = key.removesuffix(_UNSUPPORTED)
+                    unasked[f"fused        {name} {kernel}: unsupported, {row[key]}"] += 1
         elif len(facts) > 1:
             lines.append(f"{row['check']:12s} {row['case']}: {_words(facts)}")
         else:
@@ -79,17 +87,25 @@ def contract(out: Path) -> list[str]:
     return lines + [f"{words} ({count} cases)" for words, count in unasked.items()]
 
 
+def _refusals(row: dict[str, Any]) -> str:
+    """How many calls of a format were refused in words; the first of the words."""
+    if not row.get("unsupported"):
+        return ""
+    return f", {row['unsupported']} calls unsupported: {row.get('reason', 'no reason is kept')}"
+
+
 def _fused(row: dict[str, Any]) -> list[str]:
     """The time of each fused kernel over the usual one's and over dense; its error where large.
 
-    In bfloat16 any of the kernels errs by less than a hundredth.
+    A dash stands where the usual one was not timed. In bfloat16 any of the kernels errs by less
+    than a hundredth.
     """
     words = []
     for kernel in [key.removesuffix("_error") for key in row if key.endswith("_error")]:
         if kernel == "bmm":
             continue
-        over = [row[f"{kernel}_seconds"] / row[f"{other}_seconds"] for other in ("bmm", "dense")]
-        ratios = "/".join(units.significant(each, 2) for each in over)
+        own, others = row[f"{kernel}_seconds"], (row.get(f"{o}_seconds") for o in ("bmm", "dense"))
+        ratios = "/".join(units.significant(own / o, 2) if o else "–" for o in others)
         wrong = row[f"{kernel}_error"]
         words.append(ratios if wrong < 0.01 else f"{ratios} WRONG by {wrong:.2g}")
     return words
@@ -124,7 +140,7 @@ def tests(out: Path) -> list[str]:
 
 
 def runs(out: Path) -> list[str]:
-    """Each run: its cases by status, its flags, and what is furthest from dense."""
+    """Each run: its cases by status, its flags, and what is the furthest from dense either way."""
     lines = []
     for file in sorted(out.glob("*.jsonl")):
         if file.name in ("facts.jsonl", "contract.jsonl"):
@@ -144,7 +160,11 @@ def runs(out: Path) -> list[str]:
         quick = sorted(
             (row for row in rows if row["relative_time"] > 0), key=lambda row: row["relative_time"]
         )
-        lines += [f"  {row['case']}: {row['relative_time']:.3f} of dense" for row in quick[:_CASES]]
+        shown = [("", row) for row in quick[:_CASES]]
+        shown += [("slowest, ", row) for row in quick[_CASES:][-1:]]
+        lines += [
+            f"  {how}{row['case']}: {row['relative_time']:.3f} of dense" for how, row in shown
+        ]
         failed = Counter(
             row["reason"] for row in rows if row["status"] in ("crashed", "wrong", "timed_out")
         )

@@ -340,7 +340,7 @@ def second_visit(command: Asked) -> list[Step]:
     """The steps of a short, second visit: what failed before, and what the first left out."""
     failed = failed_tests(command.before / "tests.xml") if command.before else []
     claimed = ("semi_structured",) if command.device.startswith("cuda") else ("monarch",)
-    layer = ("--dtype", "bfloat16", "--shape", "4096x4096", "--tokens", "4096")
+    layer = ("--density", "0.5", "--dtype", "bfloat16", "--shape", "4096x4096", "--tokens", "4096")
     trace = ("--trace", "{out}/trace.json", "--json")
     formats = ("--format", "low_rank,monarch,semi_structured", "--density", "0.5")
     forward = ("--filter", "direction=forward")
@@ -351,7 +351,7 @@ def second_visit(command: Asked) -> list[Step]:
         Step("doctor", command.hwbench("doctor", "--json"), 5, 12, 25, said=True),
         Step(
             "tests", command.pytest(*failed), 8, 15, 30, packages=("pytest",),
-            skip="" if failed else "no earlier visit with failed tests was named",
+            skip="" if failed else _nothing_failed(command.before),
         ),
         Step("contract", command.contract("gaps,prefill,graph,two_four"), 8, 25, 35),
         Step("crossover", command.run(*crossing), 10, 30, 35, elastic=True),
@@ -377,6 +377,14 @@ def _workers() -> tuple[str, ...]:
     if not importlib.util.find_spec("xdist"):
         return ()
     return ("-n", str(max(1, min(10, len(os.sched_getaffinity(0)) - 1))), "--dist", "worksteal")
+
+
+def _nothing_failed(before: Path | None) -> str:
+    """Why there is no test to repeat."""
+    if before is None:
+        return "no earlier visit was named"
+    results = before / "tests.xml"
+    return f"{results} has no failed test" if results.exists() else f"there is no {results}"
 
 
 def failed_tests(results: Path) -> list[str]:
@@ -452,6 +460,8 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="OUT of an earlier visit")
     parser.add_argument("--only", help="these steps, such as facts,contract")
     options = parser.parse_args()
+    if options.before is not None and not options.before.is_dir():
+        raise SystemExit(f"There is no folder {options.before}: name an earlier visit's OUT.")
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):

@@ -4,19 +4,20 @@ Every inner linear layer of SmolLM2-135M is projected plainly and by outputs (``
 and ``"gram"``), by what it sees on calibration windows of the book; the output error
 ‖(W − Ŵ)X‖ / ‖WX‖ is taken on windows of other chapters, in float64. The table says on how many
 layers the second is lower, and names the layer where it does worst. Lines of ``--out`` are kept: a
-call that was broken off goes on where it stopped.
+call that was broken off goes on where it stopped. Lines of other windows, or of other code, are
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import _kept
 import torch
 from torch import Tensor
 
@@ -97,19 +98,24 @@ def compared(described: Format, layer: Layer, density: float) -> Row:
 def measured(
     names: Iterable[str], density: float, windows: int, every: int, out: Path
 ) -> list[Row]:
-    """The rows of all layers; what ``out`` holds already is not measured again."""
-    stored = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
-    rows = [Row(**each) for each in stored]
-    done = {(row.layer, row.format, row.density) for row in rows}
+    """The rows of these layers and formats; what ``out`` holds already is not measured again."""
+    settings = {"windows": windows}
+    stored = [Row(**each) for each in _kept.rows(out, __file__, settings)]
+    known = {(row.layer, row.format, row.density): row for row in stored}
+    rows, there = list[Row](), 0
     for layer in layers(windows, every):
         for name in names:
-            if (layer.name, name, density) in done:
-                continue
-            described = hwbench.get_format(name).from_knobs(*layer.weight.shape, density=density)
-            with torch.no_grad():
-                rows.append(compared(described, layer, density))
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]._asdict()) + "\n")
+            key = (layer.name, name, density)
+            there += key in known
+            if key not in known:
+                described = hwbench.get_format(name).from_knobs(
+                    *layer.weight.shape, density=density
+                )
+                with torch.no_grad():
+                    known[key] = compared(described, layer, density)
+                _kept.keep(out, __file__, settings, [known[key]._asdict()])
+            rows.append(known[key])
+    print(_kept.told(out, there, len(rows)), flush=True)
     return rows
 
 
@@ -145,7 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gram.jsonl"))
     options = parser.parse_args()
     rows = measured(options.formats, options.density, options.windows, options.every, options.out)
-    print(table(row for row in rows if row.density == options.density))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ format. Each round takes four times of all its layers, in a random order:
 * in turn: the layers called one after another, each with its own weights and with the input that
   the model gave it, as ``hwbench choose`` should add them up;
 * hot: each layer called twice in a row, of which the second counts;
-* cold: each layer called after a buffer larger than the caches has been written.
+* cold: each layer called after hwbench has taken the caches, see ``Cpu.evict_caches``.
 
 A column is the median over the rounds of that time over the time in the model. Hooks cost time too:
 what an empty pair of them takes is measured and taken off. ``rest`` is the dense model's pass
 without its linear layers; ``pass`` is the layers in turn plus that rest, over the measured pass.
 
-Run it on a machine that does nothing else: ``python evidence/in_model.py --seconds 200``.
+Run it on a machine that does nothing else: ``python evidence/in_model.py --seconds 200``. The cold
+layers are timed beside these seconds, and take the longer the larger the caches are.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 import hwbench
 from hwbench.checkpoints import smollm2
+from hwbench.devices.cpu import Cpu
 from hwbench.errors import KnobError
 from hwbench.formats._base import FORWARD
 from hwbench.workloads._llama import Llama
@@ -43,7 +45,7 @@ TOKENS = (1, 128)
 FEWEST = 5
 """Rounds, however little time there is."""
 
-COLD_BYTES, COLD_ROUNDS = 2**27, 2
+COLD_ROUNDS = 2
 CONFIG = smollm2.Config(
     vocab_size=1000, hidden_size=576, intermediate_size=1536, num_hidden_layers=8,
     num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=2048, rms_norm_eps=1e-5,
@@ -157,11 +159,11 @@ def hot(timed: Timed) -> float:
     return total
 
 
-def cold(timed: Timed, buffer: Tensor) -> float:
-    """Seconds of the layers, each after a buffer has taken the caches."""
+def cold(timed: Timed, device: Cpu) -> float:
+    """Seconds of the layers, each after the caches were taken and what was written is back."""
     total = 0.0
     for layer, x in timed.layers:
-        buffer.add_(1)
+        device.evict_caches()
         start = time.perf_counter()
         layer(x)
         total += time.perf_counter() - start
@@ -175,8 +177,8 @@ def whole(timed: Timed) -> float:
     return time.perf_counter() - start
 
 
-def rounds(timed: Timed, seconds: float, hooks_seconds: float, buffer: Tensor) -> None:
-    """Take all times of a model again and again, in random orders, for so long."""
+def rounds(timed: Timed, seconds: float, hooks_seconds: float, device: Cpu) -> None:
+    """Take all times of a model again and again, in random orders, for so long without the cold."""
     ways: dict[str, Callable[[], float]] = {
         "in model": lambda: in_model(timed, hooks_seconds),
         "in turn": lambda: in_turn(timed),
@@ -193,7 +195,9 @@ def rounds(timed: Timed, seconds: float, hooks_seconds: float, buffer: Tensor) -
             passed(timed)
             timed.seconds[name].append(ways[name]())
         if done < COLD_ROUNDS:
-            timed.seconds["cold"].append(cold(timed, buffer))
+            begun = time.perf_counter()
+            timed.seconds["cold"].append(cold(timed, device))
+            until += time.perf_counter() - begun
         done += 1
 
 
@@ -213,7 +217,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     each = options.seconds / len(FORMATS) / len(TOKENS)
-    hooks_seconds, buffer = of_hooks(), torch.zeros(COLD_BYTES // 4)
+    hooks_seconds, device = of_hooks(), Cpu()
     print(f"{torch.get_num_threads()} threads; a pair of hooks takes {1e6 * hooks_seconds:.2f} us")
     print(f"{'format':<16}{'tokens':>7}{'in model':>11}{'in turn':>9}{'hot':>7}{'cold':>7}"
           f"{'pass':>7}{'rounds':>8}")  # fmt: skip
@@ -228,7 +232,7 @@ def main() -> None:
                 continue
             for tokens in TOKENS:
                 timed = prepared(model, tokens)
-                rounds(timed, each, hooks_seconds, buffer)
+                rounds(timed, each, hooks_seconds, device)
                 middle = {n: statistics.median(s) for n, s in timed.seconds.items()}
                 if name == "dense":
                     rest[tokens] = middle["pass"] - middle["in model"]

@@ -34,9 +34,9 @@ def layer(
     return layer.trust_versions()
 
 
-def forward(layer_: hwbench.Linear, tokens: int) -> Call:
-    """One forward call without autograd."""
-    x = torch.randn(tokens, layer_.in_features, dtype=next(layer_.parameters()).dtype)
+def forward(layer_: hwbench.Linear, tokens: int, dtype: torch.dtype | None = None) -> Call:
+    """One forward call without autograd; a layer of codes, without parameters, needs a dtype."""
+    x = torch.randn(tokens, layer_.in_features, dtype=dtype or next(layer_.parameters()).dtype)
 
     def call() -> object:
         with torch.no_grad():
@@ -45,9 +45,9 @@ def forward(layer_: hwbench.Linear, tokens: int) -> Call:
     return call
 
 
-def step(layer_: hwbench.Linear, tokens: int) -> Call:
+def step(layer_: hwbench.Linear, tokens: int, dtype: torch.dtype | None = None) -> Call:
     """One forward and backward call with every gradient."""
-    dtype = next(layer_.parameters()).dtype
+    dtype = dtype or next(layer_.parameters()).dtype
     x = torch.randn(tokens, layer_.in_features, dtype=dtype, requires_grad=True)
     dy = torch.randn(tokens, layer_.out_features, dtype=dtype)
     tensors = [x, *layer_.parameters()]

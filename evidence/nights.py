@@ -4,23 +4,31 @@ One suite is measured night after night on this machine, with one thread and fiv
 the first five, a shorter run follows each night in which every call of two formats is delayed, one
 by 10 % of its own time and one by 5 %; the two change places from night to night. Then
 
-* every night but the first five is checked against the five before it, with confirmation: what
-  fails is false;
+* every night but the first five is checked against the nights before it, as ``hwbench check
+  --confirm`` does: against the last five until ten are stored, and then against the five of the
+  last twenty that are nearest to it by their seconds of dense. What fails (exit 1) is false;
 * nights are compared in disjoint pairs, one run a side, with confirmation: what regressed is false;
-* every delayed run is checked against the five nights before it, and against its own night alone.
+* every delayed run is judged by the gate as well, without confirmation: against the nights before
+  its own, chosen in the same way, and against its own night alone, as ``--window 1`` has it. One
+  that is told to be another machine's (exit 4) finds nothing, and is counted. It can be told so by
+  dense alone: the gate suspects the machine where three formats move, and two are delayed.
 
-Seeds, cases and pairs are fixed here. The folder keeps the runs; a second call goes on with them.
+Seeds, cases and pairs are fixed here. The folder keeps the runs; a second call finishes the one
+that was cut off, and goes on with them.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from hwbench.analysis.compare import Side, side
+from hwbench.analysis.nights import KNOWN, NightResult, Question, judge_night
+from hwbench.analysis.outcome import FINE, NOT_COMPARABLE, REGRESSION
 from hwbench.analysis.stats import Rule
 from hwbench.measure import rerun
 from hwbench.measure import run as runner
@@ -49,6 +57,7 @@ SUITE = {
 }  # fmt: skip
 SLOWED = ("low_rank", "monarch")
 SHARES = (0.10, 0.05)
+_NIGHT = re.compile(r"(night|slow)-\d+\.jsonl")
 RULE = Rule(threshold=0.03, margin=0.03, floor=gate.FLOOR_SECONDS)
 
 
@@ -58,8 +67,19 @@ def shares(night: int) -> dict[str, float]:
 
 
 def measured(folder: Path, nights: int, rest: float) -> tuple[list[Run], dict[int, Run]]:
-    """The runs of all nights, and the delayed ones by night; those that exist are read."""
-    first = folder / "first"
+    """The runs of all nights, and the delayed ones by night; those that exist are read.
+
+    One that was cut off is finished: the replicates that it lacks are of today.
+    """
+    first, there = folder / "first", stored(folder)
+    if there:
+        dates = sorted(run.header.created for run in there)
+        cut = sum(not run.complete for run in there)
+        print(
+            f"{len(there)} runs were there already, made from {dates[0]} to {dates[-1]}; "
+            f"{cut} of them were cut off, and are finished now",
+            flush=True,
+        )
     if not first.exists():
         path = runner.run(SUITE, device="cpu", out=folder, threads=1, seed=20_000)
         first.write_text(path.name)
@@ -79,7 +99,12 @@ def measured(folder: Path, nights: int, rest: float) -> tuple[list[Run], dict[in
 
 def _measured(first: Run, name: str, planned: dict[str, Any], number: int, rest: float) -> Run:
     path = first.path.with_name(f"{name}.jsonl")
-    if not path.exists():
+    if path.exists():
+        if not read_run(path).complete:
+            time.sleep(rest)
+            runner.resume(path)
+            print(f"{name} finished", flush=True)
+    else:
         time.sleep(rest)
         rerun.anew(
             first, planned, name,
@@ -90,13 +115,21 @@ def _measured(first: Run, name: str, planned: dict[str, Any], number: int, rest:
     return read_run(path)
 
 
+def stored(folder: Path) -> list[Run]:
+    """The nights of a folder that an earlier call measured, delayed ones among them."""
+    first = folder / "first"
+    names = [first.read_text()] if first.exists() else []
+    names += [path.name for path in sorted(folder.glob("*.jsonl")) if _NIGHT.fullmatch(path.name)]
+    return [read_run(folder / name) for name in names]
+
+
 def sided(run: Run) -> Side:
     """The cases of a run with their values."""
     return side(run.header, run.planned, run.results)
 
 
 def nightly(runs: list[Run]) -> None:
-    """Every night against the five before it, as ``hwbench check --confirm`` does."""
+    """Every night but the first five, as ``hwbench check --confirm`` judges it."""
     codes = Counter[int]()
     for run in runs[gate.WINDOW :]:
         outcome = gate.check(run.path, run.path.parent, confirm=True)
@@ -105,7 +138,12 @@ def nightly(runs: list[Run]) -> None:
             if change.verdict is Verdict.REGRESSED:
                 print(f"  false: {run.header.run} {change.case}: {change.reason}")
     total = sum(codes.values())
-    print(f"identical nights against five: {total - codes[0]} of {total} exits were not 0")
+    others = codes.keys() - {FINE, REGRESSION, NOT_COMPARABLE}
+    words = "".join(f", {codes[code]} were {code}" for code in sorted(others))
+    print(
+        f"identical nights against five: {codes[REGRESSION]} of {total} failed (exit 1), "
+        f"{codes[NOT_COMPARABLE]} were another machine's (exit 4){words}"
+    )
 
 
 def pairs(runs: list[Run]) -> None:
@@ -125,18 +163,26 @@ def pairs(runs: list[Run]) -> None:
     print(f"identical pairs: {wrong} of {compared} comparisons regressed ({counts})")
 
 
+def judged(stored: list[Side], new: Side, window: int) -> NightResult:
+    """The gate's verdicts on a run, unconfirmed."""
+    return judge_night(stored[-KNOWN:], new, Question(rule=RULE, window=window))
+
+
 def found(runs: list[Run], slow: dict[int, Run]) -> None:
     """Every delayed case: found against five nights, and against its own night alone."""
     hits: dict[tuple[str, float, str], list[bool]] = {}
     nights: dict[tuple[str, float], list[bool]] = {}
+    strange = Counter[str]()
+    sides = [sided(run) for run in runs]
     for night, run in slow.items():
-        window = [sided(each) for each in runs[night - gate.WINDOW : night]]
-        for against, old in (("five", window), ("one", [sided(runs[night])])):
-            changes = gate.judge_cases(old, sided(run), RULE, window=len(old)).changes
+        for against, old in (("five", sides[:night]), ("one", [sides[night]])):
+            decision = judged(old, sided(run), gate.WINDOW if against == "five" else 1)
+            same = decision.stranger is None
+            strange[against] += not same
             for share, name in zip(shares(night).values(), shares(night), strict=True):
                 verdicts = [
-                    (each.case, each.verdict is Verdict.REGRESSED)
-                    for each in changes
+                    (each.case, same and each.verdict is Verdict.REGRESSED)
+                    for each in decision.judged.changes
                     if each.case in run.planned and run.planned[each.case].case.format == name
                 ]
                 nights.setdefault((against, share), []).append(any(hit for _, hit in verdicts))
@@ -148,7 +194,8 @@ def found(runs: list[Run], slow: dict[int, Run]) -> None:
         each, all_ = sum(map(sum, cases)), sum(map(len, cases))
         print(
             f"{share:.0%} slower, against {against}: the format is found on "
-            f"{sum(nights_found)} of {len(nights_found)} nights, {each} of {all_} of its cases"
+            f"{sum(nights_found)} of {len(nights_found)} nights, {each} of {all_} of its cases; "
+            f"{strange[against]} nights were another machine's (exit 4)"
         )
     for (against, share, case), tried in sorted(hits.items()):
         print(f"  {against:4s} {share:4.0%} {sum(tried):3d} of {len(tried):3d}  {case}")

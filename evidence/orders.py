@@ -2,8 +2,9 @@
 
 Reads run files of ``projection`` or ``linear`` (output error), ``compress_lm`` (divergence of the
 next token) and ``compress`` (how early a sentence finds its partner), any of them. A row is a
-format with its knobs, as asked for. The first table has a column for each score and the place in
-it; the second Kendall's τ-b between every two scores, over the formats that both have.
+format with its knobs, as asked for; layers of all shapes are pooled. The first table has a column
+for each score and the place in it; the second Kendall's τ-b between every two scores, over the
+formats that both have.
 """
 
 from __future__ import annotations
@@ -54,8 +55,13 @@ def kind(case: Case) -> Kind:
 
 
 def scores(paths: list[Path]) -> Found:
-    """The median over layers or windows of every score, as a page has it; the mean over seeds."""
-    values_of: dict[str, dict[Kind, list[float]]] = {name: defaultdict(list) for name in SCORES}
+    """The median over the layers of all shapes, or the windows, of every score.
+
+    It is taken in each run and for each seed; what stands for a kind is the mean of these medians.
+    """
+    values_of: dict[str, dict[Kind, dict[tuple[Path, int], list[float]]]] = {
+        name: defaultdict(lambda: defaultdict(list)) for name in SCORES
+    }
     for path in paths:
         run = read_run(path)
         for result in run.results:
@@ -65,9 +71,10 @@ def scores(paths: list[Path]) -> Found:
             for measurement in result.measurements:
                 name = measurement.quantity if measurement.quantity != "score" else measurement.note
                 if name in values_of and (values := measurement.kept()):
-                    values_of[name][kind(case)].append(median(values))
+                    values_of[name][kind(case)][path, result.replicate] += values
     means = {
-        name: {key: fmean(each) for key, each in some.items()} for name, some in values_of.items()
+        name: {key: fmean(map(median, each.values())) for key, each in some.items()}
+        for name, some in values_of.items()
     }
     return {name: some for name, some in means.items() if some}
 

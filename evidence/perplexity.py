@@ -4,21 +4,22 @@ SmolLM2-135M is scored as the workload scores it, dense and in formats. The same
 projected ones as ``to_dense`` gives them, then go into transformers' ``LlamaForCausalLM``, and its
 own loss is taken on the first of the same windows, in float32. Each line has both perplexities on
 these windows, and the perplexity of all windows over that of the model as it was. Lines of
-``--out`` are kept: a call that was broken off goes on where it stopped.
+``--out`` are kept: a call that was broken off goes on where it stopped. Lines of other windows, or
+of other code, are measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import _kept
 import torch
 from torch import Tensor
 
@@ -112,6 +113,18 @@ def measured(case: str, windows: int, checked: int) -> Row:
     return Row(case, math.exp(ours), math.exp(fmean(theirs)), math.exp(after - before))
 
 
+def rows_of(cases: Sequence[str], windows: int, checked: int, out: Path) -> Iterator[Row]:
+    """The rows of these cases; what ``out`` holds already is not measured again."""
+    settings = {"windows": windows, "checked": checked}
+    stored = {each["case"]: Row(**each) for each in _kept.rows(out, __file__, settings)}
+    print(_kept.told(out, sum(case in stored for case in cases), len(cases)), flush=True)
+    for case in cases:
+        if case not in stored:
+            stored[case] = measured(case, windows, checked)
+            _kept.keep(out, __file__, settings, [stored[case]._asdict()])
+        yield stored[case]
+
+
 def main() -> None:
     """Measure what is missing, print a line for each case, and fail where the two disagree."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -122,19 +135,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("perplexity.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    rows = {row.case: row for row in (Row(**json.loads(line)) for line in lines)}
-    for case in options.cases:
-        if case not in rows:
-            rows[case] = measured(case, options.windows, options.checked)
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[case]._asdict()) + "\n")
-        row = rows[case]
+    rows = []
+    for row in rows_of(options.cases, options.windows, options.checked, options.out):
+        rows.append(row)
         print(
-            f"{case}: {row.ours:.6g}, by transformers {row.theirs:.6g}, apart {row.apart():.1e}; "
-            f"on all windows {row.ratio:.4g} times the original"
+            f"{row.case}: {row.ours:.6g}, by transformers {row.theirs:.6g}, apart "
+            f"{row.apart():.1e}; on all windows {row.ratio:.4g} times the original",
+            flush=True,
         )
-    if worst := [row.case for row in rows.values() if row.apart() > AGREED]:
+    if worst := [row.case for row in rows if row.apart() > AGREED]:
         raise SystemExit(f"{', '.join(worst)}: the perplexities are more than {AGREED:g} apart.")
 
 

@@ -288,7 +288,13 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--code", type=Path, metavar="FOLDER", help="of fetched repositories")
     parser.add_argument("--profile", action="store_true", help="what slower cells spend time on")
     parser.add_argument("--list", action="store_true", help="say what the layers are, time none")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.rounds < FEWEST:
+        parser.error(
+            f"--rounds must be at least {FEWEST}: of fewer than six no median has an interval, and "
+            "nothing is called slower without one."
+        )
+    return options
 
 
 def main() -> None:

@@ -12,21 +12,22 @@ geometric. Bytes are shares of the dense layer's where a value takes ``--item-by
 * ``armor``: blocks of 16 by outputs against the 2:4 matrix of SparseGPT that they start from.
 * ``narrow``: as many directions of the inputs as low rank has ranks, with Q counted.
 
-Lines of ``--out`` are kept: a call that was broken off goes on where it stopped. ``--speed`` times
-the kernels of codes instead, and ``--speed onnxruntime`` int8 with dynamic activations beside
-onnxruntime (``onnx_int8.py``); either takes a machine that does nothing else.
+Lines of ``--out`` are kept: a call that was broken off goes on where it stopped. Lines of other
+code are measured again. ``--speed`` times the kernels of codes instead, and ``--speed onnxruntime``
+int8 with dynamic activations beside onnxruntime (``onnx_int8.py``); either takes a machine that
+does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _kept
 import torch
 from torch import Tensor
 
@@ -192,18 +193,19 @@ def compared(name: str, layer: Layer, item_bytes: int) -> Row:
 
 def measured(wanted: list[str], names: list[str], item_bytes: int, out: Path) -> list[Row]:
     """The rows of all layers and settings; what ``out`` holds already is not measured again."""
-    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    rows = [Row(**json.loads(line)) for line in lines]
+    settings: dict[str, Any] = {}  # a row has all of them
+    rows = [Row(**each) for each in _kept.rows(out, __file__, settings)]
     known = {(row.layer, row.setting, row.item_bytes) for row in rows}
     missing = {
         name: [s for s in wanted if (name, s, item_bytes) not in known] for name in names
     }  # fmt: skip
+    every = len(names) * len(wanted)
+    print(_kept.told(out, every - sum(map(len, missing.values())), every), flush=True)
     for layer in layers(name for name, some in missing.items() if some):
         for setting in missing[layer.name]:
             with torch.no_grad():
                 rows.append(compared(setting, layer, item_bytes))
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]._asdict()) + "\n")
+            _kept.keep(out, __file__, settings, [rows[-1]._asdict()])
     return [r for r in rows if r.layer in names and r.item_bytes == item_bytes]
 
 

@@ -208,8 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nights", type=int, default=100, help="nights without a change")
     parser.add_argument(
-        "--worlds", nargs="+", default=["plain", "nights shift by format", "a pool of three hosts"]
-    )
+        "--worlds", nargs="+", metavar="WORLD", choices=[*WORLDS], default=[*WORLDS],
+        help="only these; else all",
+    )  # fmt: skip
     options = parser.parse_args()
     heads = [f"{size:.0%}, {where}" for size in SIZES for where in WHERE]
     print(f"| world | rule | false nights of {options.nights} | {' | '.join(heads)} |")

@@ -4,25 +4,27 @@ Layers of SmolLM2-135M are projected by what they see on the first four chapters
 output error ‖(W − Ŵ)X‖ / ‖WX‖ is taken on the fifth and sixth, which projections of ``compress_lm``
 see too, and never on the chapters that it scores. A line for each format and count has the mean
 over the layers of the error there and on the fitted chapters, each over that of the count in force.
-Lines of ``--out`` are kept: a call that was broken off goes on where it stopped.
+Lines of ``--out`` are kept: a call that was broken off goes on where it stopped. Lines of another
+processor, other threads or other code are measured again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import _kept
 import torch
 from torch import Tensor
 
 import hwbench
+from hwbench import environment
 from hwbench.checkpoints import smollm2
 from hwbench.formats import _gram, _pruned
 from hwbench.formats._gram import Seen
@@ -54,6 +56,10 @@ CONSTANTS = (
 )
 
 
+KEY = ("layer", "constant", "format", "density", "count")
+"""The fields of a row that say what it is of."""
+
+
 class Layer(NamedTuple):
     """A layer, what it sees of the fitted text, and XᵀX of the text that chooses."""
 
@@ -63,10 +69,19 @@ class Layer(NamedTuple):
     held: Tensor  # (in, in), float64
 
 
-def layers(names: tuple[str, ...]) -> Iterator[Layer]:
-    """These layers, each with what it sees."""
+def layers(names: Sequence[str]) -> Iterator[Layer]:
+    """These layers, each with what it sees.
+
+    Raises:
+        SystemExit: the model has no layer of such a name.
+    """
+    if not names:
+        return
     file = smollm2.path()
     model = Llama.load(file)
+    known = {name.removeprefix("model.layers.") for name in model.linears()}
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"SmolLM2 has no layer {unknown[0]}; one is {LAYERS[0]}.")
     last = max(int(name.split(".")[0]) for name in names)
     parts = [
         model.visited(_prose.windows(partial(encoded, file), part, count))
@@ -112,6 +127,38 @@ def tried(layer: Layer, constant: Constant, density: float) -> Iterator[dict[str
             }
 
 
+def measured(
+    names: Sequence[str], constants: Sequence[Constant], density: float, out: Path
+) -> list[dict[str, object]]:
+    """The rows of these layers and constants; what ``out`` holds already is not measured again."""
+    settings: dict[str, Any] = {
+        "windows": WINDOWS,
+        "threads": torch.get_num_threads(),
+        "processor": environment.cpu_facts()["name"],
+    }
+    known = {tuple(row[field] for field in KEY): row for row in _kept.rows(out, __file__, settings)}
+    wanted = {
+        (name, constant.name): [
+            (name, constant.name, format_name, density, count)
+            for format_name in constant.formats
+            for count in constant.counts
+        ]
+        for name in names
+        for constant in constants
+    }
+    keys = [key for some in wanted.values() for key in some]
+    print(_kept.told(out, sum(key in known for key in keys), len(keys)), flush=True)
+    missing = {some[0][:2] for some in wanted.values() if any(key not in known for key in some)}
+    of_layers = [name for name in names if any(layer == name for layer, _ in missing)]
+    for layer in layers(of_layers):
+        for constant in constants:
+            if (layer.name, constant.name) in missing:
+                new = list(tried(layer, constant, density))
+                _kept.keep(out, __file__, settings, new)
+                known |= {tuple(row[field] for field in KEY): row for row in new}
+    return [known[key] for key in keys]
+
+
 def table(rows: list[dict[str, object]]) -> str:
     """A line for each format and count."""
     lines = [
@@ -143,26 +190,16 @@ def main() -> None:
     """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", nargs="*", default=LAYERS)
-    parser.add_argument("--constants", nargs="*", default=[each.name for each in CONSTANTS])
+    names = [each.name for each in CONSTANTS]
+    parser.add_argument("--constants", nargs="*", choices=names, default=names)
     parser.add_argument("--density", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("rounds.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    rows = [json.loads(line) for line in lines]
-    done = {(row["layer"], row["constant"], row["density"]) for row in rows}
+    constants = [each for each in CONSTANTS if each.name in options.constants]
     with torch.no_grad():
-        for layer in layers(tuple(options.layers)):
-            for constant in CONSTANTS:
-                key = (layer.name, constant.name, options.density)
-                if constant.name not in options.constants or key in done:
-                    continue
-                new_rows = list(tried(layer, constant, options.density))
-                rows += new_rows
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.writelines(json.dumps(row) + "\n" for row in new_rows)
-    print(table([row for row in rows if row["density"] == options.density]))
+        print(table(measured(options.layers, constants, options.density, options.out)))
 
 
 if __name__ == "__main__":

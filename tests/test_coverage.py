@@ -9,9 +9,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from _check import FACTS, kept, made
 from _evidence import script as evidence_script
+from msgspec.structs import replace
 
 from hwbench.measure import run as runner
+from hwbench.records import CONFIRMS
 from hwbench.report._answers import Winner
 from hwbench.store import Run, read_run
 
@@ -100,6 +103,32 @@ def test_a_winner_that_another_run_does_not_know_is_a_contradiction(coverage: Mo
     assert counted(Winner("btt"), Winner("btt"), open_one) == (4, 0, 2)
     assert counted(Winner("btt"), Winner("monarch")) == (2, 2, 2)
     assert counted(Winner("btt", tied=("monarch",)), Winner("monarch")) == (2, 0, 2)
+
+
+def test_what_is_read_is_of_one_suite_and_one_machine(
+    coverage: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for day in (1, 2):
+        kept(made(day), tmp_path)
+    confirming = made(3)
+    confirming.header = replace(confirming.header, arguments={CONFIRMS: "another"})
+    cut = made(4)
+    cut.footer = None
+    for run in (confirming, cut):
+        kept(run, tmp_path)
+    assert [run.header.run for run in coverage.comparable(tmp_path)] == [
+        made(day).header.run for day in (1, 2)
+    ]
+    told = capsys.readouterr().out
+    assert f"1 runs of {tmp_path} are left out: measured cases of another run again" in told
+    assert f"1 runs of {tmp_path} are left out: cut off" in told
+    kept(made(5, facts={**FACTS, "threads": 4}), tmp_path)
+    with pytest.raises(SystemExit, match="of two machines or versions: threads was 2 and is 4"):
+        coverage.comparable(tmp_path)
+    kept(made(5, suite="other"), other := tmp_path / "other")
+    kept(made(4), other)
+    with pytest.raises(SystemExit, match="holds runs of two suites, linear and other"):
+        coverage.comparable(other)
 
 
 def test_without_anything_to_tell_a_figure_says_so(coverage: ModuleType) -> None:

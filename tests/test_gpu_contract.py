@@ -129,6 +129,42 @@ def test_gaps_names_the_operator_that_is_missing(
     assert len(lacking["failed"]) + lacking["ran"] == whole["ran"]
 
 
+@pytest.mark.parametrize("name", ["quantized", "packed_dense", "armor", "dense"])
+def test_a_format_without_these_densities_is_among_the_gaps(bench: Any, name: str) -> None:
+    row = gpu_contract._gaps(bench, name)
+    assert row["ran"] > 0
+    assert row["failed"] == {}
+
+
+def test_a_format_is_taken_at_each_density_that_it_has() -> None:
+    assert list(gpu_contract.formats_of("csr", "gather")) == ["density 0.5", "density 0.1"]
+    assert list(gpu_contract.formats_of("n_m", "gather")) == ["density 0.5"]
+    (usual,) = gpu_contract.formats_of("quantized", "int4pack").items()
+    assert (usual[0], usual[1].type) == ("", "int4")
+
+
+def test_a_fused_kernel_that_a_layer_cannot_have_leaves_the_times_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As monarch with 4 blocks at side 4096, whose groups of outputs are too wide for one."""
+
+    class Narrow(Bench):
+        gpu = True
+
+        def layer(self, name: str, tokens: int, **knobs: Any) -> Any:
+            kernel = knobs.pop("kernel", "")
+            if kernel == "triton_fused":
+                raise LookupError("groups of 64 outputs are too wide")
+            return super().layer(name, tokens, **knobs)
+
+    monkeypatch.setattr(gpu_contract, "seconds", lambda bench, step: 1e-5)
+    narrow = Narrow(Cpu(), 64, torch.float32, few=2, some=4, many=8)
+    row = gpu_contract._fused(narrow, "monarch", 0.5, 2)
+    timed = {key for key in row if key.endswith("_seconds")}
+    assert timed == {"dense_seconds", "bmm_seconds", "triton_seconds"}
+    assert row["triton_fused_unsupported"] == "groups of 64 outputs are too wide"
+
+
 def test_a_queue_that_ran_dry_is_seen() -> None:
     device = Queue()
     filled = partial(gpu_contract.sampled, device, lambda: None, 3)
@@ -220,3 +256,44 @@ def test_the_table_says_all_of_it_within_its_lines(out: Path) -> None:
 def test_the_fused_kernels_have_a_line_a_format_and_a_wrong_one_says_so(out: Path) -> None:
     (line,) = [line for line in gpu_table.contract(out) if line.startswith("fused")]
     assert "16 tokens 0.50/2.5; 512 tokens 0.50/2.5 WRONG by 0.4" in line
+
+
+def test_a_fused_kernel_that_is_refused_is_told_once_beside_the_times_of_the_others(
+    tmp_path: Path,
+) -> None:
+    seconds = {"dense_seconds": 4e-6, "bmm_seconds": 2e-5, "triton_seconds": 1e-5}
+    errors = {"bmm_error": 0.002, "triton_error": 0.003}
+    row = {"check": "fused", **seconds, **errors, "triton_fused_unsupported": "too wide"}
+    rows = [{**row, "case": f"monarch density=0.5, {tokens} tokens"} for tokens in (16, 512)]
+    alone = {
+        "check": "fused", "case": "blast density=0.5, 16 tokens", "dense_seconds": 4e-6,
+        "bmm_unsupported": "no room", "triton_seconds": 8e-6, "triton_error": 0.001,
+    }  # fmt: skip
+    (tmp_path / "contract.jsonl").write_text(lines(*rows, alone))
+    assert gpu_table.contract(tmp_path) == [
+        "fused        monarch density=0.5: 16 tokens 0.50/2.5; 512 tokens 0.50/2.5",
+        "fused        blast density=0.5: 16 tokens –/2.0",
+        "fused        monarch density=0.5 triton_fused: unsupported, too wide (2 cases)",
+        "fused        blast density=0.5 bmm: unsupported, no room (1 cases)",
+    ]
+
+
+def test_a_format_of_which_nothing_ran_has_a_line(tmp_path: Path) -> None:
+    ran = {"check": "gaps", "case": "csr", "ran": 9, "unsupported": 3, "failed": {}}
+    none = {**ran, "case": "packed_dense", "ran": 0, "unsupported": 12, "reason": "CPUs only"}
+    (tmp_path / "contract.jsonl").write_text(lines(ran, none))
+    assert gpu_table.contract(tmp_path) == [
+        "gaps         packed_dense: nothing ran, 12 calls unsupported: CPUs only"
+    ]
+
+
+def test_a_run_names_its_slowest_case_beside_the_quickest(tmp_path: Path) -> None:
+    names = ("low_rank", "monarch", "btt", "csr")
+    cases = [linear_case("dense", None), *(linear_case(name, 0.5) for name in names)]
+    written(run_of(cases), tmp_path, "linear")
+    _, *named = gpu_table.runs(tmp_path)
+    assert len(named) == 3
+    assert "low_rank" in named[0]
+    assert "monarch" in named[1]
+    assert named[2].startswith("  slowest, ")
+    assert "csr" in named[2]

@@ -20,6 +20,7 @@ import pytest
 import typer
 from _evidence import EVIDENCE, script
 
+import hwbench
 from hwbench import cli
 
 PASSED = '<testsuites><testsuite tests="1"><testcase classname="tests.test_a" name="test_b"/>'
@@ -210,6 +211,16 @@ def test_every_option_of_a_step_is_one_of_its_verb(seconds: float) -> None:
     assert lacking == COMING
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_profile_of_a_visit_is_of_a_format_with_all_its_knobs(device: str) -> None:
+    steps = {step.name: step for step in gpu_visit.steps(gpu_visit.Asked(device), 150)}
+    words = list(steps["profile"].command)
+    value = {a: b for a, b in itertools.pairwise(words) if a.startswith("--")}
+    out_features, in_features = map(int, value["--shape"].split("x"))
+    kind = hwbench.get_format(value["--format"])
+    kind.from_knobs(out_features, in_features, density=float(value["--density"]))
+
+
 @pytest.mark.parametrize("seconds", [480, 150])
 def test_every_run_of_a_visit_has_cases_on_a_gpu(seconds: float) -> None:
     from hwbench import suite
@@ -251,6 +262,28 @@ def test_what_failed_before_is_what_is_tested_again(tmp_path: Path) -> None:
     steps = {s.name: s for s in gpu_visit.steps(gpu_visit.Asked("cuda", before=tmp_path), 150)}
     assert "tests/test_units.py::test_x[1-a]" in steps["tests"].command
     assert not steps["tests"].skip
+
+
+def test_why_there_is_nothing_to_test_again(tmp_path: Path) -> None:
+    def reason(before: Path | None) -> str:
+        steps = gpu_visit.steps(gpu_visit.Asked("cuda", before=before), 150)
+        return str(next(step.skip for step in steps if step.name == "tests"))
+
+    assert reason(None) == "no earlier visit was named"
+    assert reason(tmp_path) == f"there is no {tmp_path / 'tests.xml'}"
+    (tmp_path / "tests.xml").write_text(PASSED)
+    assert reason(tmp_path) == f"{tmp_path / 'tests.xml'} has no failed test"
+
+
+def test_an_earlier_visit_that_is_not_there_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    words = ["gpu_visit.py", "--out", str(out), "--before", str(tmp_path / "vist")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="There is no folder .*vist: name an earlier visit's OUT"):
+        gpu_visit.main()
+    assert not out.exists()
 
 
 # --- files and packages -----------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_the_page_of_the_gate_has_the_rows_of_the_whole_table() -> None:
     page, whole = (
         (docs / name).read_text(encoding="utf-8") for name in ("nightly.md", "method.md")
     )
-    inside = re.search(r"where\s+the rows are called (.*?)\);", page, re.DOTALL)
+    inside = re.search(r"where\s+the rows are called\s+(.*?)\);", page, re.DOTALL)
     assert inside
     names = re.findall(r"`([^`]+)`", " ".join(inside[1].split()))
     way = "`--confirm(?:-by ab)?`"

@@ -49,6 +49,22 @@ def test_medians_are_of_every_format_but_dense(script: Any, found: Any) -> None:
     assert errors == {"low_rank": pytest.approx(0.6), "csr": 0.2, "btt": pytest.approx(0.9)}
 
 
+def test_the_median_is_over_the_layers_of_all_shapes(
+    script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of the medians of each shape, 0.4, is of no layer."""
+    values = {64: [0.1, 0.1, 0.1], 128: [0.1, 0.2, 0.2], 256: [0.9, 0.9, 0.3]}
+    cases = [scored_case("projection", "csr", side, weighting="gram") for side in values]
+    run = run_of(cases)
+    for place, each in enumerate(run.results):
+        actual = values[run.planned[each.case].case.out_features]
+        one = Measurement(quantity="score", unit="", values=actual, note="output_error")
+        run.results[place] = replace(each, status=Status.OK, reason=None, measurements=[one])
+    monkeypatch.setattr(script, "read_run", lambda path: run)
+    (errors,) = script.scores([Path("a")]).values()
+    assert list(errors.values()) == [pytest.approx(0.2)]
+
+
 def test_the_table_has_the_place_by_each_score(script: Any, found: Any) -> None:
     lines = script.table(found).splitlines()
     assert lines[0] == "| format | output error | KL of the next token | partner retrieval |"

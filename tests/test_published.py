@@ -142,6 +142,15 @@ def test_a_cell_is_timed_by_the_default_and_the_fastest(
     assert not default.slower
 
 
+def test_too_few_rounds_for_an_interval_are_refused(
+    script: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.parsed(["--rounds", str(script.FEWEST)]).rounds == script.FEWEST
+    with pytest.raises(SystemExit):
+        script.parsed(["--rounds", "5"])
+    assert "--rounds must be at least 9: of fewer than six" in capsys.readouterr().err
+
+
 def test_a_kernel_that_was_fast_once_is_not_told_as_the_fastest(
     script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
