@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,111 @@ def test_a_line_without_end_is_cut_before_it_is_tokenized(
     assert {1 << 14, 5000} <= {len(each) for each in given}
     assert max(map(len, given)) == 1 << 14
     assert actual
+
+
+# --- names and shapes of what is stored -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["consolidated", "model.fp16", "acts"])
+def test_another_file_of_the_folder_changes_no_name(
+    folder: Path, texts: Path, tmp_path: Path, name: str
+) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    shutil.copy(folder / "model.safetensors", model / f"{name}.safetensors")
+    actual = capture(str(model), texts, tmp_path / "acts.safetensors")
+    assert actual == capture(str(folder), texts, tmp_path / "expected.safetensors")
+
+
+def test_a_model_in_several_files_has_the_names_of_all(
+    folder: Path, texts: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    expected = capture(str(folder), texts, tmp_path / "expected.safetensors")
+    model = shutil.copytree(folder, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    places = {}
+    for number in range(2):
+        part = f"model-0000{number + 1}-of-00002.safetensors"
+        names = [name for place, name in enumerate(weights) if place % 2 == number]
+        save_file({name: weights[name] for name in names}, model / part, {"format": "pt"})
+        places |= dict.fromkeys(names, part)
+    index = {"metadata": {}, "weight_map": places}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert capture(str(model), texts, tmp_path / "acts.safetensors") == expected
+
+
+@pytest.mark.parametrize("layers", ["*", "*attn.c_proj*", "*mlp*"])
+def test_a_weight_that_is_stored_transposed_is_refused(
+    texts: Path, tmp_path: Path, layers: str
+) -> None:
+    """GPT-2 stores (in, out): run would score a square one on inputs of its transpose."""
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=SIDE, n_layer=1, n_head=2, n_positions=64, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    model, out = write(tmp_path / "gpt2", transformers.GPT2LMHeadModel(config)), tmp_path / "acts"
+    with pytest.raises(
+        UsageError, match=r"is stored transposed, as in_features×out_features \(\d+×\d+\)"
+    ):
+        capture(str(model), texts, out, layers=layers)
+    assert not out.exists()
+
+
+def test_a_layer_whose_weight_the_files_do_not_name_is_refused(
+    folder: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, out = _reading.reader(folder), tmp_path / "acts.safetensors"
+    other = write_other(tmp_path / "other.safetensors")
+    monkeypatch.setattr(kind, "weight_files", lambda _: [other])
+    with pytest.raises(UsageError, match="hold no tensor that is the weight of"):
+        capture(str(folder), texts, out)
+    assert not out.exists()
+
+
+def write_other(path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(2, 2)}, path)
+    return path
+
+
+# --- a folder that is mended while Python goes on -------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_was_mended_is_read_again(
+    folder: Path, texts: Path, tmp_path: Path, file: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model, out = shutil.copytree(folder, tmp_path / "model"), tmp_path / "acts.safetensors"
+    if file == "model.safetensors":
+        weights = load_file(model / file)
+        next(iter(weights.values())).fill_(float("nan"))
+        save_file(weights, model / file, {"format": "pt"})
+    elif file == "config.json":
+        config = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps({**config, "intermediate_size": 52}))
+    else:
+        (model / file).write_text("{}")
+    with pytest.raises(UsageError):
+        capture(str(model), texts, out)
+    shutil.copy(folder / file, model / file)
+    assert capture(str(model), texts, out) == capture(str(folder), texts, out)
+
+
+def test_other_texts_and_weights_of_a_folder_are_other_inputs(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(folder, tmp_path / "model")
+    first, _ = _reading.read(str(model))
+    assert _reading.read(str(model))[0] is first
+    states = _reading.last_states(str(model))[2]
+    weights = {name: 2 * value for name, value in load_file(model / "model.safetensors").items()}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    second, _ = _reading.read(str(model))
+    name = next(iter(first.linears()))
+    assert torch.equal(second.linears()[name].weight, 2 * first.linears()[name].weight)
+    assert not torch.equal(_reading.last_states(str(model))[2], states)

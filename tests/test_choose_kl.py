@@ -33,7 +33,7 @@ from hwbench.workloads._base import BEST, project_seeing
 transformers = pytest.importorskip("transformers")
 
 Call = Callable[..., tuple[int, str, str]]
-GROUP = "model.model.layers.{0-1}.mlp.up_proj"
+GROUP = "model.layers.{0-1}.mlp.up_proj"
 
 # --- groups ---------------------------------------------------------------------------------------
 
@@ -223,7 +223,7 @@ def test_the_losses_of_a_run_are_sensitivities_times_errors(
     own = [layers[name] for name in _groups.of_name(GROUP)]
     divergence = measured[GROUP, "kl", "low_rank density=0.4"]  # the one that is nearer to a half
     assert divergence > 0
-    reference = measured["model.model.layers.1.mlp.up_proj", "layer", "low_rank density=0.4"]
+    reference = measured["model.layers.1.mlp.up_proj", "layer", "low_rank density=0.4"]
     for layer in own:
         assert layer.group == GROUP
         assert layer.sensitivity == pytest.approx(divergence / reference**2)
@@ -256,7 +256,7 @@ def test_the_divergence_of_a_group_is_that_of_the_model_with_its_layers_changed(
 
 
 def test_a_plan_is_judged_as_it_is_converted(decoder: Path, tmp_path: Path) -> None:
-    layers = {"model.model.layers.1.mlp.down_proj": {"name": "low_rank", "density": 0.5}}
+    layers = {"model.layers.1.mlp.down_proj": {"name": "low_rank", "density": 0.5}}
     shapes = {name: [32, 48] for name in layers}
     path = tmp_path / "plan.json"
     result = {"model": str(decoder), "shapes": shapes, "layers": layers,

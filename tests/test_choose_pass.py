@@ -40,7 +40,7 @@ pytest.importorskip("transformers")
 Call = Callable[..., tuple[int, str, str]]
 INT8 = {"name": "quantized"}
 TOKENS = 2048  # so many that work, and not launches, is what takes time
-GROUP = "model.model.layers.{0-1}.mlp.up_proj"
+GROUP = "model.layers.{0-1}.mlp.up_proj"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,8 @@ def judged(model: Path, name: str, sides: tuple[int, int], **options: Any) -> Ca
 def diverged(model: Path, layers: dict[str, dict[str, Any]]) -> float:
     """Nats a token that a model loses with layers converted as users convert them."""
     loaded, _ = _reading.read(str(model), "prose")
-    small = package.convert(loaded, format=layers)
+    inner = {f"{loaded.PREFIX}{name}": entry for name, entry in layers.items()}
+    small = package.convert(loaded, format=inner)
     ids, mask, _ = _reading.last_states(str(model), "prose")
     with torch.no_grad():
         expected, ours = (F.log_softmax(each(ids, mask)[mask], -1) for each in (loaded, small))
@@ -171,7 +172,7 @@ def test_layers_that_share_a_weight_are_one_sentence(
     code, _, error = hwbench("choose", "--model", str(decoder), *place, "--budget", "bytes=50%")
     assert code == 2
     result = error.rpartition("hwbench: ")[2]  # transformers tells that it read the model
-    assert "cannot be converted: shares its weight with model.model.layers" in result
+    assert "cannot be converted: shares its weight with model.layers" in result
     assert result.count("\n") == 1
 
 

@@ -496,6 +496,18 @@ def test_each_layer_can_have_a_format_of_its_own(tmp_path):
         ({"format": "low_rank", "density": 0.5, "rnk": 2}, "Unknown knob"),
         ({"format": {"uup": {"name": "dense"}}}, "did you mean 'up'"),
         ({"format": {"up": {}}}, "Unknown"),
+        ({"format": {"up": "low_rank"}}, "format gives 'up' 'low_rank'; give a table such as"),
+        ({"format": {"up": None}}, "format gives 'up' None; give a table"),
+        ({"format": ["low_rank"]}, "or a table of layers by name, not a list"),
+        ({"format": None}, "or a table of layers by name, not a NoneType"),
+        (
+            {"format": "low_rank", "density": 0.5, "calibration": [{"pictures": 1}]},
+            r"does not take a batch of calibration \(TypeError: .*pictures",
+        ),
+        (
+            {"format": "low_rank", "density": 0.5, "calibration": [torch.ones(2, 5)]},
+            r"does not take a batch of calibration \(",
+        ),
         ({"format": {"up": {"name": "dense"}}, "density": 0.5}, "go with one format"),
         ({"format": "low_rank", "density": 0.5, "skip": ["*"]}, "Every linear layer is skipped"),
         ({"format": "low_rank", "density": 0.5, "calibration": []}, "holds no batches"),

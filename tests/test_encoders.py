@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _compress import VOCABULARY, write
+from _compress import VOCABULARY, encoder, write
 from _scored import described, scored, unsupported
 from _synthetic import scored_case
 from _tiers import sampled
@@ -20,7 +20,7 @@ from hwbench import summary
 from hwbench.formats._base import Linear
 from hwbench.records import Case
 from hwbench.store import read_run
-from hwbench.workloads import _distill, _texts, _trained
+from hwbench.workloads import _distill, _reading, _texts, _trained
 from hwbench.workloads._bert import Bert
 from hwbench.workloads._causal import Causal
 from hwbench.workloads._encoder import Encoder
@@ -286,6 +286,28 @@ def test_what_cannot_be_read_is_refused_with_the_reason(
     broken = shutil.copytree(roberta, tmp_path / "tokenizer")
     (broken / "tokenizer.json").write_text("{}")
     assert "transformers cannot read" in str(unsupported(case(broken)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 5}, "cuts a hidden_size of 16 into 5 heads"),
+        ({"num_attention_heads": 0}, "gives num_attention_heads 0, where 1 is the least"),
+        ({"num_hidden_layers": 0}, "gives num_hidden_layers 0, where 1 is the least"),
+        ({"num_hidden_layers": -1}, "gives num_hidden_layers -1"),
+        ({"type_vocab_size": 0}, "gives type_vocab_size 0"),
+        ({"max_position_embeddings": 0}, "gives max_position_embeddings 0"),
+        ({"num_attention_heads": None}, "holds no BERT that can be read"),
+    ],
+)
+def test_a_bert_of_sizes_that_none_can_have_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    folder = encoder(tmp_path)
+    assert _reading.unreadable(str(folder)) is None
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    assert words in str(_reading.unreadable(str(folder)))
 
 
 @pytest.mark.parametrize("name", ["T5", "Bart"])

@@ -142,6 +142,31 @@ def test_without_the_data_it_is_unsupported(monkeypatch: pytest.MonkeyPatch) -> 
     assert "mnist1d is not installed" in str(Training().unsupported(one, described(one), Cpu(0)))
 
 
+@pytest.mark.parametrize(("task", "count"), [("digits", 1438), ("mnist1d", 4000)])
+def test_a_batch_is_whole_or_cannot_be(task: str, count: int) -> None:
+    """A smaller one than was asked for would be trained without a word."""
+    data = {"digits": _sets.digits, "mnist1d": _sets.mnist1d}[task]()
+    assert len(data.x) == count
+    for batch, words in ((count, None), (count + 1, f"A batch of {count + 1} is more than the")):
+        one = case(task=task, batch=batch)
+        reason = Training().unsupported(one, described(one), Cpu(0))
+        assert (reason is None) if words is None else (words in str(reason))
+    source = torch.Generator().manual_seed(0)
+    for size in (count, 1000):
+        batches = data.batches(size, source)
+        assert {len(next(batches)[0]) for _ in range(6)} == {size}
+    with pytest.raises(ValueError, match="cannot be taken of"):
+        next(data.batches(count + 1, source))
+
+
+def test_a_batch_of_more_pictures_than_there_are_is_unsupported(photographs: Path) -> None:
+    count = len(_sets.cifar10(photographs).x)
+    for batch in (count, count + 1):
+        one = case(task="cifar10", data=str(photographs), batch=batch)
+        reason = Training().unsupported(one, described(one), Cpu(0))
+        assert (reason is None) == (batch == count)
+
+
 def test_a_wrong_width_or_task_is_said() -> None:
     with pytest.raises(SuiteError, match="width twice"):
         Training().check(case(width=18))

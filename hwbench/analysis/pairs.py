@@ -21,6 +21,7 @@ from hwbench.analysis.judging import TIMED
 from hwbench.analysis.noise import Variance, moderated, spread_within
 from hwbench.analysis.power import student
 from hwbench.analysis.stats import Rule, median, median_interval, variance, verdict
+from hwbench.quantities import TIME
 from hwbench.records import Change, Ratio, Verdict
 
 FALSE = 0.005  # the chance that any case is called changed when none is
@@ -43,7 +44,8 @@ def judge_pairs(first: Side, second: Side, rule: Rule, metric: str = "auto") -> 
             bound = student(freedom, 1 - 2 * FALSE / len(usable))
             error = spread / len(values) * (_MEDIAN if case in spiked else 1.0)
             if case in spiked:
-                settled[case] = _by_median(settled[case], values, rule)
+                base = _seconds(first, case)
+                settled[case] = _by_median(settled[case], values, rule, base)
             settled[case] = _settled(settled[case], bound * math.sqrt(error))
     return list(settled.values())
 
@@ -60,7 +62,15 @@ def _spiked(values: Sequence[float]) -> bool:
     return variance(values) > _SPIKED * spread_within([values])[0]
 
 
-def _by_median(change: Change, values: Sequence[float], rule: Rule) -> Change:
+def _seconds(side: Side, case: str) -> float | None:
+    """The median time of a case, in the unit of a rule's floor; None where none was taken."""
+    reading = side.cases[case].readings.get(TIME.name)
+    return median([*reading.values.values()]) if reading and reading.values else None
+
+
+def _by_median(
+    change: Change, values: Sequence[float], rule: Rule, base_seconds: float | None
+) -> Change:
     """The verdict by the median of the quotients, with the interval of its order."""
     ends = median_interval(values, rule.level)
     if ends is None or change.ratio is None:
@@ -70,7 +80,9 @@ def _by_median(change: Change, values: Sequence[float], rule: Rule) -> Change:
         value=math.exp(median(values)), low=low, high=high, counts=change.ratio.counts,
         level=rule.level,
     )  # fmt: skip
-    decision = verdict(ratio, threshold=rule.threshold, margin=rule.margin)
+    decision = verdict(
+        ratio, threshold=rule.threshold, margin=rule.margin, base=base_seconds, floor=rule.floor
+    )
     reason = "Single replicates are far off, so the median of the pairs decides."
     return replace(change, verdict=decision, ratio=ratio, reason=reason, replicates_needed=None)
 

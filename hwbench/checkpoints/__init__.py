@@ -31,10 +31,12 @@ _ADAPTER = "adapter_config.json"  # of peft
 _MERGE = "merge it into the model (merge_and_unload of peft) and give what comes out"
 _LFS = b"version https://git-lfs"
 _PIECES = ("spiece.model", "sentencepiece.bpe.model", "spm.model")
-_FILES = (
-    "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*",
-    "merges.txt", "special_tokens_map.json", _POOLING, *_PIECES,
+BESIDE_WEIGHTS = (
+    "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", _POOLING,
+    *_PIECES,
 )  # fmt: skip
+"""Patterns of the files that a model is read with, beside its weights."""
+_FILES = (*BESIDE_WEIGHTS, "*.safetensors", "*.safetensors.index.json")
 _MODELS = (
     _ADAPTER, "*.safetensors", "*.index.json", "*model*.bin", "*.gguf", "*model*.pt", "*model*.pth",
     "consolidated*.pth", "*model*.ckpt", "*model*.h5", "*model*.msgpack", "*.onnx",
@@ -183,11 +185,18 @@ def layer_plan(path: Path) -> LayerPlan:
     model, shapes, entries = (document.get(key) for key in ("model", "shapes", "layers"))
     if not (isinstance(model, str) and isinstance(shapes, dict) and isinstance(entries, dict)):
         raise UsageError(f"{path} is no plan of hwbench choose: it lacks model, shapes or layers.")
+    if not shapes:
+        raise UsageError(f"{path} gives the shape of no layer; it is no plan of a model.")
+    if strange := next((name for name in entries if name not in shapes), None):
+        raise UsageError(
+            f"{path} gives {shortened(repr(strange))} a format and no shape: each layer of the "
+            "model stands under shapes, by the same name."
+        )
     layers = []
     for name, shape in shapes.items():
         entry = entries.get(name, {"name": "dense"})
         sides = shape if isinstance(shape, list) else []
-        if len(sides) != 2 or not all(type(side) is int for side in sides):
+        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             raise UsageError(f"{path} gives {shortened(repr(name))} no shape.")
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise UsageError(f"{path} gives {shortened(repr(name))} no format.")

@@ -58,18 +58,29 @@ def pass_of(run: Run) -> Pass | None:
     """The pass of the model that a run measured; None where an older version made the run.
 
     Raises:
+        UsageError: the run is not finished.
         CasesFailedError: it could not be measured.
     """
+    _check_finished(run)
     pass_cases = [each.case for each in run.planned.values() if each.case.workload == "model_pass"]
     if not pass_cases:
         return None
-    names = {case.id for case in pass_cases}
-    for result in run.results:
-        if result.case in names and result.status is not Status.OK:
-            raise CasesFailedError(f"A pass of the model was not measured: {result.reason}")
     rows = [row for row in summary_rows(run) if row["workload"] == "model_pass"]
+    for row in rows:
+        if row["status"] != Status.OK:
+            raise CasesFailedError(f"A pass of the model was not measured: {row['reason']}")
     inside = {(row["out_features"], row["in_features"]): row[LINEAR_SECONDS.name] for row in rows}
     return Pass(median(float(row["score"]) for row in rows), inside)
+
+
+def _check_finished(run: Run) -> None:
+    """Whether a run holds all that it was asked for.
+
+    Raises:
+        UsageError: it does not yet.
+    """
+    if not run.complete:
+        raise UsageError(f"{run.path} is not finished; go on with: hwbench run --resume {run.path}")
 
 
 def layers_of(run: Run) -> list[Layer]:
@@ -79,9 +90,10 @@ def layers_of(run: Run) -> list[Layer]:
     the relative time of the candidate alone.
 
     Raises:
-        UsageError: it is another run.
+        UsageError: it is another run, or is not finished.
         CasesFailedError: dense was not measured of a layer, or a group not at all.
     """
+    _check_finished(run)
     rows = [row for row in summary_rows(run) if row["status"] == "ok"]
     timed: dict[Shape, dict[str, Row]] = defaultdict(dict)
     for row in rows:
@@ -191,21 +203,23 @@ def _losses(bare: Layer, judged: str, lost: _Lost) -> tuple[Layer, dict[str, flo
 def _sensitivity(group: str, lost: _Lost, errors: Mapping[str, float]) -> float:
     """Return the loss of the whole model for each unit of the squared error of a group.
 
-    A candidate with a share of dense decides it where one was asked for, else one without.
+    A candidate with a share of dense decides it where one was asked for, else one without. One that
+    changes nothing, as a sparse format of a pruned layer, tells nothing; then any other decides,
+    and where none of them changes anything, it is ``LEAST``.
 
     Raises:
         CasesFailedError: it was not measured.
     """
     labels, measured = lost.asked[group], lost.groups.get(group, {})
-    shared = [label for label in labels if label in lost.shared]
-    for label in shared or labels:
+    deciding = [label for label in labels if label in lost.shared] or labels
+    if not any(label in measured for label in deciding):
+        raise CasesFailedError(
+            f"What {group} does to the whole model was not measured; choose cannot go on."
+        )
+    for label in (*deciding, *labels):
         if label in measured and errors.get(label, 0.0) > 0:
             return max(measured[label], LEAST) / errors[label]
-    if not shared and any(label in measured for label in labels):
-        return LEAST  # nothing that was measured loses anything
-    raise CasesFailedError(
-        f"What {group} does to the whole model was not measured; choose cannot go on."
-    )
+    return LEAST
 
 
 def _costs(timed: Row, dense: Row, loss: float, inside: float | None) -> Costs:

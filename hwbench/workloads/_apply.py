@@ -6,11 +6,10 @@ import shutil
 
 from hwbench import checkpoints, files
 from hwbench.errors import UsageError
-from hwbench.workloads import _convert, _reading
+from hwbench.workloads import _convert, _planned, _reading
 from hwbench.workloads._converted import save_converted
-from hwbench.workloads._transformers import Pretrained
 
-_COPIED = ("config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+_COPIED = checkpoints.BESIDE_WEIGHTS
 
 
 def layers(model: str) -> list[tuple[str, int, int]]:
@@ -22,7 +21,7 @@ def layers(model: str) -> list[tuple[str, int, int]]:
     if reason := _reading.unreadable(model):
         raise UsageError(reason)
     loaded, inputs = _reading.read(model)
-    by_name = {each.name: each for each in _convert.linears(loaded)}
+    by_name = {each.name: each for each in _convert.linears(loaded.inside())}
     for name in loaded.linears():
         if by_name[name].kept:
             raise UsageError(f"{name} cannot be converted: {by_name[name].kept}.")
@@ -46,18 +45,15 @@ def apply(plan: str, out: str) -> str:
     if reason := _reading.unreadable(layer_plan.model):
         raise UsageError(reason)
     loaded, inputs = _reading.read(layer_plan.model, layer_plan.text)
-    converted = [each for each in _convert.planned(loaded, layer_plan.entries()) if each.described]
-    if not converted:
+    if not layer_plan.entries():
         raise UsageError(f"{plan} leaves every layer dense; there is nothing to convert.")
-    replacements = {
-        each.name: _convert.projected(each, inputs.get(each.name), layer_plan.weighting)
-        for each in converted
-    }
-    student = _convert.swapped(loaded, replacements)
-    # The class that users have is the one inside of ours, where there is one.
-    save_converted(student.model if isinstance(student, Pretrained) else student, out)
+    folder = files.named(out)
+    save_converted(_planned.converted(loaded, layer_plan, inputs).inside(), folder)
     source = _reading.folder(layer_plan.model)
-    for pattern in _COPIED:
-        for path in source.glob(pattern):
-            shutil.copy(path, files.named(out) / path.name)
-    return str(files.named(out))
+    for path in (each for pattern in _COPIED for each in source.glob(pattern)):
+        if not path.is_file():  # a folder of that name holds what no model is read with
+            continue
+        to = folder / path.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to)
+    return str(folder)

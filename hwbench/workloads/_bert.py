@@ -6,7 +6,6 @@ Devlin et al., BERT, 2019, arXiv:1810.04805. Modules have the names of the weigh
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +18,14 @@ from hwbench import files
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads import _whole
 from hwbench.workloads._embeddings import Embedder
-from hwbench.workloads._models import MOST_TOKENS, check_tokens, not_finite, padded, quantised
+from hwbench.workloads._models import (
+    MOST_TOKENS,
+    check_tokens,
+    kept_while_unchanged,
+    not_finite,
+    padded,
+    quantised,
+)
 
 _WORDS = "embeddings.word_embeddings.weight"
 
@@ -133,9 +139,11 @@ def _closing(inputs: int, hidden: int, eps: float) -> nn.ModuleDict:
     )
 
 
-@lru_cache(maxsize=4)
+@kept_while_unchanged(4)
 def _unreadable(folder: Path) -> str | None:
     try:
+        if reason := _impossible(models.config(folder)):
+            return f"{folder / 'config.json'} {reason}."
         with torch.device("meta"):
             model = Bert(models.config(folder))
         check_tokens(Bert, folder, model.vocabulary())
@@ -149,6 +157,23 @@ def _unreadable(folder: Path) -> str | None:
         if shapes.get(name) != list(value.shape):
             return f"{folder}/model.safetensors has no {name} of shape {list(value.shape)}."
     return quantised(folder / "model.safetensors") or not_finite(folder / "model.safetensors")
+
+
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+    "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
+
+
+def _impossible(config: dict[str, Any]) -> str | None:
+    """Says which size no BERT can have; None where there is none."""
+    for name in _SIZES:
+        if int(config[name]) < 1:
+            return f"gives {name} {int(config[name])}, where 1 is the least"
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    if hidden % heads:
+        return f"cuts a hidden_size of {hidden} into {heads} heads, which is no whole number each"
+    return None
 
 
 def _held(folder: Path) -> dict[str, list[int]]:

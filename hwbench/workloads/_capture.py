@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from hwbench import checkpoints, files
 from hwbench.checkpoints import tensors
 from hwbench.errors import MissingPartError, UsageError, shortened
 from hwbench.workloads import _distill, _reading
+from hwbench.workloads._models import Model
 
 ROWS = 4096
 _CHARACTERS = 1 << 14  # of a line: only 128 tokens are used, and tokenizing more would take long
@@ -37,8 +38,9 @@ def capture(
         The shapes that were written, by name.
 
     Raises:
-        UsageError: the model or the text cannot be read, no layer matches, a layer sees what is no
-            number, or the file cannot be written.
+        UsageError: the model or the text cannot be read, no layer matches, the model's files hold
+            no weight of a layer or hold it transposed, a layer sees what is no number, or the file
+            cannot be written.
         MissingPartError: a package is missing that the model is read with.
     """
     if reason := checkpoints.no_package("safetensors"):
@@ -52,13 +54,14 @@ def capture(
     if reason := kind.unreadable(folder):
         raise UsageError(reason)
     loaded = kind.load(folder)
-    names = _stored_names(folder, loaded.linears())
+    names = _names(kind.weight_files(folder), loaded)
     selected = {ours: name for ours, name in names.items() if fnmatch.fnmatchcase(name, layers)}
     if not selected:
         raise UsageError(
             f"No linear layer matches {shortened(layers)!r}; there are such as "
             f"{', '.join(list(names.values())[:3])}."
         )
+    _check_stored(selected, kind.weight_files(folder), loaded)
     captured: dict[str, list[Tensor]] = defaultdict(list)
     rows_of: dict[str, int] = defaultdict(int)
     for start in range(0, len(lines), _TEXTS):
@@ -83,25 +86,51 @@ def _lines(texts: Path) -> list[str]:
     return lines
 
 
-def _stored_names(folder: Path, ours: Iterable[str]) -> dict[str, str]:
-    """The name in the model's files of the weight of each layer.
+def _names(paths: Iterable[Path], loaded: Model) -> dict[str, str]:
+    """The name in the model's files of the weight of each layer; its own where they have none.
 
     A class may put its weights below a further name, or leave one out: then the one ends as the
     other does.
     """
-    stored = [
-        name for path in sorted(folder.glob("*.safetensors")) for name in tensors.header(path)
-    ]
+    stored = [name for path in paths for name in tensors.header(path)]
     names = {}
-    for name in ours:
-        weight = f"{name}.weight"
-        same = [
-            each
-            for each in stored
-            if each == weight or each.endswith(f".{weight}") or weight.endswith(f".{each}")
+    for ours in loaded.linears():
+        weight = f"{ours}.weight"
+        same = [each for each in stored if each == weight] or [
+            each for each in stored if each.endswith(f".{weight}") or weight.endswith(f".{each}")
         ]
-        names[name] = same[0] if len(same) == 1 else weight
+        names[ours] = same[0] if len(same) == 1 else weight
     return names
+
+
+def _check_stored(selected: Mapping[str, str], paths: Iterable[Path], loaded: Model) -> None:
+    """Whether these layers multiply by the weights of these names, as the files hold them.
+
+    Raises:
+        UsageError: there is no such weight, it is that of two layers, or it is transposed.
+    """
+    stored = {name: each for path in paths for name, each in tensors.header(path).items()}
+    layer_of: dict[str, str] = {}
+    for ours, name in selected.items():
+        linear = loaded.linears()[ours]
+        shape = (linear.out_features, linear.in_features)
+        if name not in stored or layer_of.setdefault(name, ours) != ours:
+            raise UsageError(
+                f"The files of the model hold no tensor that is the weight of {ours} alone; leave "
+                "the layer out with --layers."
+            )
+        sides, wanted = ("×".join(map(str, each)) for each in (stored[name].shape, shape))
+        if ours in loaded.transposed:
+            raise UsageError(
+                f"{name} is stored transposed, as in_features×out_features ({sides}), and hwbench "
+                "run takes it for out_features×in_features: it would score another layer. hwbench "
+                "choose reads such a model as it is."
+            )
+        if stored[name].shape != shape:
+            raise UsageError(
+                f"{name} is stored as {sides}, and its layer multiplies by a matrix of {wanted}; "
+                "leave the layer out with --layers."
+            )
 
 
 def _written(captured: dict[str, Tensor], out: Path) -> dict[str, tuple[int, int]]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hwbench import plugins
-from hwbench.errors import KnobError, UnknownNameError, UsageError
+from hwbench.errors import KnobError, UnknownNameError, UsageError, first_line, shortened
 from hwbench.formats._base import FORWARD, Format, Linear
 from hwbench.formats._given import weight_and_bias
 from hwbench.records import Knob
@@ -131,6 +131,7 @@ def planned(
         own = {**({} if density is None else {"density": density}), **(knobs or {})}
         plan: Plan = {name: {"name": format, **own} for name in names}
     else:
+        _check_table(format)
         if density is not None or knobs:
             raise UsageError("A density and knobs go with one format, not with a table of layers.")
         for name in format:
@@ -138,6 +139,25 @@ def planned(
                 raise UnknownNameError("layer", str(name), names)
         plan = format
     return [_settled(each, plan.get(each.name), skip, values=values) for each in every]
+
+
+def _check_table(format: Any) -> None:
+    """Whether a plan is one.
+
+    Raises:
+        UsageError: it is no table of tables; the sentence says what it holds instead.
+    """
+    if not isinstance(format, Mapping):
+        raise UsageError(
+            "format is a format's name, or a table of layers by name, not a "
+            f"{type(format).__name__}."
+        )
+    for name, entry in format.items():
+        if not isinstance(entry, Mapping):
+            raise UsageError(
+                f"format gives {shortened(repr(name))} {shortened(repr(entry))}; give a table such "
+                'as {"name": "low_rank", "rank": 8}.'
+            )
 
 
 def _settled(
@@ -321,18 +341,31 @@ def activations(
 
 
 def _called(model: nn.Module, batch: Any) -> None:
-    """Run one batch through the model, unpacked by the batch's type."""
+    """Run one batch through the model, unpacked by the batch's type.
+
+    Raises:
+        UsageError: it is of another type, or the model does not take it.
+    """
+    args: Sequence[Any] = ()
+    named: Mapping[str, Any] = {}
     if isinstance(batch, Mapping):
-        model(**batch)
+        named = batch
     elif isinstance(batch, (tuple, list)):
-        model(*batch)
+        args = batch
     elif isinstance(batch, Tensor):
-        model(batch)
+        args = (batch,)
     else:
         raise UsageError(
             "A batch of calibration is a tensor, a tuple of arguments or a dictionary of keyword "
             f"arguments, not a {type(batch).__name__}."
         )
+    try:
+        model(*args, **named)
+    except Exception as error:  # the boundary: the caller's model given the caller's batch
+        why = shortened(first_line(error), 160)
+        raise UsageError(
+            f"The model does not take a batch of calibration ({type(error).__name__}: {why})."
+        ) from error
 
 
 def _keeper(

@@ -41,7 +41,7 @@ def compressed(model: Model, project: Project, activations: Mapping[str, Tensor]
         layer = project(linear.weight.detach(), inputs)
         if linear.bias is not None:
             layer.bias = nn.Parameter(linear.bias.detach().clone())
-        student.set_submodule(name, layer)
+        student.inside().set_submodule(name, layer)
     return student.requires_grad_(False)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, update_wrapper
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Generic, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hwbench import checkpoints as models
 from hwbench import files
 from hwbench.errors import UsageError, shortened
 from hwbench.workloads import _texts
@@ -55,11 +57,74 @@ def not_finite(*paths: Path) -> str | None:
     return None
 
 
+State = tuple[tuple[str, int, int], ...]
+"""Name, bytes and time of the last change, in nanoseconds, of each file of a folder."""
+
+
+def state(folder: Path) -> State:
+    """What a folder holds now; it differs once a file was written, replaced or taken away.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    if not folder.is_dir():
+        return ()
+    facts = []
+    for path in sorted([*folder.iterdir(), *folder.glob("*/config.json")]):
+        if path.is_file():
+            about = path.stat()
+            facts.append((str(path), about.st_size, about.st_mtime_ns))
+    return tuple(facts)
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class KeptWhileUnchanged(Generic[_P, _T]):
+    """A function of a folder, its last argument, whose results are kept while that is unchanged."""
+
+    def __init__(self, function: Callable[_P, _T], most: int) -> None:
+        def of_state(now: State, *args: _P.args, **named: _P.kwargs) -> _T:
+            del now  # it is part of the key alone
+            return function(*args, **named)
+
+        self._kept: Any = lru_cache(maxsize=most)(of_state)
+        update_wrapper(self, function)
+
+    def __call__(self, *args: _P.args, **named: _P.kwargs) -> _T:
+        """The result for the folder as it is now."""
+        folder = args[-1]
+        assert isinstance(folder, Path)
+        result: _T = self._kept(state(folder), *args, **named)
+        return result
+
+    def cache_clear(self) -> None:
+        """Forget every result."""
+        self._kept.cache_clear()
+
+
+def kept_while_unchanged(
+    most: int,
+) -> Callable[[Callable[_P, _T]], KeptWhileUnchanged[_P, _T]]:
+    """Keep the last ``most`` results of a function by its arguments, of which a folder is the last.
+
+    A result is made anew once a file of the folder changed: a notebook outlives many a mistake.
+    """
+    return lambda function: KeptWhileUnchanged(function, most)
+
+
 class Model(nn.Module, ABC):
     """Token ids and mask of shape (batch, tokens) → the outputs that the model is judged by.
 
     A class is a way to read models, too: ask ``unreadable`` before anything else of a folder.
     """
+
+    PREFIX: ClassVar[str] = ""
+    """What stands before the name of a layer in this module, and not in the one that users have."""
+
+    transposed: frozenset[str] = frozenset()
+    """The layers whose weights stand in the file as (in_features, out_features)."""
 
     @classmethod
     @abstractmethod
@@ -70,6 +135,15 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def load(cls, folder: Path) -> Self:
         """The model of a folder, in float32."""
+
+    @classmethod
+    def weight_files(cls, folder: Path) -> list[Path]:
+        """The files that ``load`` reads weights from.
+
+        Raises:
+            UsageError: they are not those of a folder in this layout.
+        """
+        return [folder / models.WEIGHTS]
 
     @classmethod
     @abstractmethod
@@ -87,7 +161,18 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def linears(self) -> dict[str, nn.Linear]:
-        """The linear layers that a format can stand in for, by name."""
+        """The linear layers that a format can stand in for, by the name that users know."""
+
+    def inside(self) -> nn.Module:
+        """The module that users have: names of layers are relative to it."""
+        return self.get_submodule(self.PREFIX.removesuffix("."))
+
+    def own_name(self, name: str) -> str:
+        """The name of a layer as ``linears`` has it.
+
+        Plans and suites of older versions have the prefix of this class before it.
+        """
+        return name if name in self.linears() else name.removeprefix(self.PREFIX)
 
     def shorten(self, depth: float) -> None:
         """Keep the first blocks alone, that share of them.
@@ -100,6 +185,10 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def vocabulary(self) -> int:
         """How many tokens there are."""
+
+    def no_outputs(self) -> str | None:
+        """Why ``apart`` knows no outputs of the last states, in words; None where it does."""
+        return None
 
     @abstractmethod
     def apart(self, ours: Tensor, target: Tensor, mask: Tensor) -> Tensor:

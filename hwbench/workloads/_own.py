@@ -5,6 +5,7 @@ Everything is read as float32, whatever the file stores. Nothing in a file is ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,8 +69,15 @@ def activations(options: Mapping[str, Knob]) -> Tensor | None:
 
 
 def apart(lost: Tensor, exact: Tensor) -> float:
-    """‖lost‖ / ‖exact‖ in the Frobenius norm."""
-    return float(torch.linalg.norm(lost) / torch.linalg.norm(exact))
+    """‖lost‖ / ‖exact‖ in the Frobenius norm, as ``relative`` has it."""
+    return relative(float(torch.linalg.norm(lost)), float(torch.linalg.norm(exact)))
+
+
+def relative(lost: float, exact: float) -> float:
+    """What is lost of what there was: 0 where nothing is lost, infinite where there was nothing."""
+    if lost == 0:
+        return 0.0
+    return lost / exact if exact != 0 else math.inf
 
 
 def projection_error(layer: Linear, exact: Tensor, dtype: torch.dtype) -> float:
@@ -101,7 +109,7 @@ def output_error(layer: Linear, exact: Tensor, rows: Tensor) -> float:
     for x in rows.split(_ROWS):
         sums[0] += float(missed(layer, exact, x).square().sum())
         sums[1] += float((x.double() @ exact.mT).square().sum())
-    return float((sums[0] / sums[1]).sqrt())
+    return relative(*(float(each.sqrt()) for each in sums))
 
 
 def missed(layer: Linear, exact: Tensor, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from hwbench.workloads import _distill, _texts, _trained
 from hwbench.workloads._bert import Bert
 from hwbench.workloads._causal import Causal
 from hwbench.workloads._encoder import Encoder
-from hwbench.workloads._models import Model
+from hwbench.workloads._models import Model, State, kept_while_unchanged, state
 
 _READERS: dict[str, type[Model]] = {
     models.BERT: Bert,
@@ -49,6 +49,16 @@ def unreadable(model: str) -> str | None:
     )  # fmt: skip
 
 
+@kept_while_unchanged(4)
+def no_outputs(folder: Path) -> str | None:
+    """Why the model of a folder has no outputs to compare in healing, in words; None where it has.
+
+    Ask ``unreadable`` first. The weights of a model that predicts the next token are read for it.
+    """
+    kind = reader(folder)
+    return kind.load(folder).no_outputs() if kind is Causal else None
+
+
 def drawn(texts: list[str], seed: int) -> list[str]:
     """The texts of a seed, in their order."""
     source = torch.Generator().manual_seed(seed)
@@ -68,24 +78,34 @@ def read(model: str, text: str = _texts.SENTENCES) -> tuple[Model, dict[str, Ten
         The model, and (rows, in_features) by the name of the layer; a layer that nothing passes
         through has none.
     """
-    return _read(model, text)
+    directory = folder(model)
+    return _read(model, text, directory, state(directory))
 
 
-@lru_cache(maxsize=1)
+def now(model: str) -> State:
+    """What the folder of a model holds now, for a key of what is kept of it."""
+    return state(folder(model))
+
+
 def loaded(model: str) -> Model:
     """A model in float32 on the CPU, as a run stores it."""
     directory = folder(model)
+    return _loaded(directory, state(directory))
+
+
+@lru_cache(maxsize=1)
+def _loaded(directory: Path, state_: State) -> Model:
+    del state_  # it is part of the key alone
     return reader(directory).load(directory)
 
 
 @lru_cache(maxsize=1)
-def _read(model: str, text: str) -> tuple[Model, dict[str, Tensor]]:
-    directory = folder(model)
+def _read(model: str, text: str, directory: Path, state_: State) -> tuple[Model, dict[str, Tensor]]:
+    del state_
     batch = reader(directory).tokens(directory, _texts.calibration(text))
     return loaded(model), _distill.activations(loaded(model), *batch)
 
 
-@lru_cache(maxsize=1)
 def last_states(model: str, text: str = _texts.SENTENCES) -> tuple[Tensor, Tensor, Tensor]:
     """Ids and mask of the texts that judge, (texts, tokens), and the model's last states there.
 
@@ -93,6 +113,14 @@ def last_states(model: str, text: str = _texts.SENTENCES) -> tuple[Tensor, Tenso
         Ids, mask, and (tokens that are none of padding, hidden).
     """
     directory = folder(model)
+    return _last_states(model, text, directory, state(directory))
+
+
+@lru_cache(maxsize=1)
+def _last_states(
+    model: str, text: str, directory: Path, state_: State
+) -> tuple[Tensor, Tensor, Tensor]:
+    del state_
     ids, mask = reader(directory).tokens(directory, _texts.judged(text))
     with torch.no_grad():
         return ids, mask, read(model, text)[0].states(ids, mask)[-1][mask]

@@ -34,7 +34,15 @@ class Data(NamedTuple):
         return Data(*(each.to(where) for each in self))
 
     def batches(self, size: int, source: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels, each once in a random order and then anew, without end."""
+        """Inputs and labels in a random order, and then in another, without end.
+
+        Each batch is whole: those that are left of an order and make none are passed over.
+
+        Raises:
+            ValueError: there are fewer inputs than one batch takes.
+        """
+        if size > len(self.x):
+            raise ValueError(f"A batch of {size} cannot be taken of {len(self.x)} inputs.")
         waiting = torch.empty(0, dtype=torch.int64, device=self.x.device)
         while True:
             if len(waiting) < size:
@@ -47,6 +55,10 @@ class Data(NamedTuple):
         with torch.no_grad():
             each = [network(x).argmax(-1) for x in self.x_test.split(_AT_ONCE)]
         return float((torch.cat(each) == self.y_test).double().mean())
+
+
+DIGITS, MNIST1D = 1438, 4000
+"""Inputs of each that are trained on."""
 
 
 def digits() -> Data:
@@ -100,6 +112,11 @@ def _strange(path: Path, changed: int) -> str | None:
     if len(labels) > 1 and int(labels.min()) == largest:
         return f"{path} has the label {largest} alone, which teaches nothing."
     return None
+
+
+def pictures(folder: Path) -> int:
+    """The pictures of CIFAR-10 that are trained on; ask ``no_cifar10`` first."""
+    return sum((folder / name).stat().st_size for name in _TRAINING) // (1 + _PIXELS)
 
 
 def cifar10(folder: Path) -> Data:

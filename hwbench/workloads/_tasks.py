@@ -45,6 +45,7 @@ class Task(NamedTuple):
     score: Quantity = TEST_ACCURACY
     uses: tuple[str, ...] = ()  # options that mean something, beside those of every task
     multiple: Callable[[Settings], int] = lambda _: 4  # the width must be a multiple of it
+    inputs: Callable[[Settings], int] | None = None  # of its data; None where any number is drawn
 
 
 def _transformer(width: int, depth: int, wider: int) -> list[tuple[int, int]]:
@@ -52,8 +53,12 @@ def _transformer(width: int, depth: int, wider: int) -> list[tuple[int, int]]:
     return each * depth
 
 
-def _packaged(data: Callable[[], _sets.Data], package: str) -> dict[str, Any]:
-    return {"lesson": lambda _, where: data().to(where), "missing": lambda _: no_package(package)}
+def _packaged(data: Callable[[], _sets.Data], package: str, inputs: int) -> dict[str, Any]:
+    return {
+        "lesson": lambda _, where: data().to(where),
+        "missing": lambda _: no_package(package),
+        "inputs": lambda _: inputs,
+    }
 
 
 def _gpt2(s: Settings, make: Make) -> nn.Module:
@@ -67,18 +72,19 @@ TASKS = {
     "digits": Task(
         network=lambda s, make: Vision(s.width, make),
         layers=lambda s: _transformer(s.width, 2, 2),
-        **_packaged(_sets.digits, "sklearn"),
+        **_packaged(_sets.digits, "sklearn", _sets.DIGITS),
     ),
     "mnist1d": Task(
         network=lambda s, make: Perceptron(s.width, make),
         layers=lambda s: [(s.width, s.width)] * 3,
-        **_packaged(_sets.mnist1d, "mnist1d"),
+        **_packaged(_sets.mnist1d, "mnist1d", _sets.MNIST1D),
     ),
     "cifar10": Task(
         network=lambda s, make: Photographs(s.width, make),
         layers=lambda s: _transformer(s.width, 4, 2),
         lesson=lambda s, where: _sets.cifar10(s.data).to(where),
         missing=lambda s: _sets.no_cifar10(s.data),
+        inputs=lambda s: _sets.pictures(s.data),
         uses=("data",),
     ),
     "gpt2": Task(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,6 +21,7 @@ from hwbench.workloads._models import (
     MOST_TOKENS,
     Model,
     check_tokens,
+    kept_while_unchanged,
     not_finite,
     padded,
     quantised,
@@ -32,6 +32,8 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 class Pretrained(Model):
     """A model that one of the automatic classes of ``transformers`` makes."""
+
+    PREFIX = "model."
 
     AUTO: ClassVar[str]
     """The automatic class."""
@@ -45,13 +47,14 @@ class Pretrained(Model):
         for name in self.UNUSED:
             if isinstance(getattr(model, name, None), nn.Module):
                 setattr(model, name, nn.Identity())
-        _make_linear(model)
+        self.transposed = _make_linear(model)
 
     def linears(self) -> dict[str, nn.Linear]:
+        """The linear layers by the name that they have in the model of the automatic class."""
         head = self.model.get_output_embeddings()
         return {
             name: each
-            for name, each in self.named_modules()
+            for name, each in self.model.named_modules()
             if isinstance(each, nn.Linear) and each is not head
         }
 
@@ -69,6 +72,10 @@ class Pretrained(Model):
         return cls(model, folder).eval().requires_grad_(False)
 
     @classmethod
+    def weight_files(cls, folder: Path) -> list[Path]:
+        return _weights(folder)
+
+    @classmethod
     def shapes(cls, folder: Path) -> list[tuple[int, int]]:
         return _shapes(cls, folder)
 
@@ -80,7 +87,7 @@ class Pretrained(Model):
         )
 
 
-@lru_cache(maxsize=4)
+@kept_while_unchanged(4)
 def _unreadable(kind: type[Pretrained], folder: Path) -> str | None:
     try:
         if not _shapes(kind, folder):
@@ -96,7 +103,7 @@ def _unreadable(kind: type[Pretrained], folder: Path) -> str | None:
         return f"transformers cannot read {folder}: {shortened(why, 160)}"
 
 
-@lru_cache(maxsize=4)
+@kept_while_unchanged(4)
 def _blank(kind: type[Pretrained], folder: Path) -> Any:
     """The model as its configuration describes it, on the meta device: it holds no weights.
 
@@ -120,7 +127,7 @@ def _blank(kind: type[Pretrained], folder: Path) -> Any:
         return automatic.from_config(config, trust_remote_code=False)
 
 
-@lru_cache(maxsize=4)
+@kept_while_unchanged(4)
 def _shapes(kind: type[Pretrained], folder: Path) -> list[tuple[int, int]]:
     layers = kind(copy.deepcopy(_blank(kind, folder)), folder).linears().values()
     return [(each.out_features, each.in_features) for each in layers]
@@ -204,7 +211,7 @@ def _vocabulary(config: Any, folder: Path) -> int:
     return size
 
 
-@lru_cache(maxsize=4)
+@kept_while_unchanged(4)
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -224,10 +231,15 @@ def _most_tokens(blank: Any) -> int:
     return min(MOST_TOKENS, places) if places > 0 else MOST_TOKENS
 
 
-def _make_linear(model: nn.Module) -> None:
-    """Replace transformers' Conv1D, which stores its weight transposed, by torch's Linear."""
+def _make_linear(model: nn.Module) -> frozenset[str]:
+    """Replace transformers' Conv1D, which stores its weight transposed, by torch's Linear.
+
+    Returns:
+        The names of the layers that were replaced.
+    """
     from transformers.pytorch_utils import Conv1D
 
+    names = set()
     for name, each in list(model.named_modules()):
         if isinstance(each, Conv1D):
             rows, columns = each.weight.shape[1], each.weight.shape[0]
@@ -235,3 +247,5 @@ def _make_linear(model: nn.Module) -> None:
             linear.weight = nn.Parameter(each.weight.detach().t().contiguous())
             linear.bias = nn.Parameter(each.bias.detach())
             model.set_submodule(name, linear)
+            names.add(name)
+    return frozenset(names)

@@ -17,7 +17,7 @@ from hwbench.errors import SuiteError, UnknownNameError, UsageError
 from hwbench.formats._base import STEP, Format, Linear
 from hwbench.quantities import Quantity
 from hwbench.records import Case, Cost
-from hwbench.workloads import _convert, _distill, _reading, _texts, _whole
+from hwbench.workloads import _distill, _planned, _reading, _texts, _whole
 from hwbench.workloads._base import (
     DTYPES,
     MANY,
@@ -32,7 +32,6 @@ from hwbench.workloads._base import (
     layers_cost,
     project_seeing,
 )
-from hwbench.workloads._models import Model
 
 _CALLS, _WARM = 5, 2  # forward passes: their median is the latency; and untimed ones before them
 _LATENCY_BATCH = 16  # sentences of one pass
@@ -145,6 +144,8 @@ class Compress(Workload):
             return "depth drops blocks of encoders of type bert; those of other models all stay."
         if reason := blind(described, str(self.options(case)["weighting"])):
             return reason
+        if self.options(case)["heal"] and (reason := _reading.no_outputs(self._folder(case))):
+            return reason
         direction = STEP if self.options(case)["heal"] else "forward"
         kind = device.torch_device.type
         return described.unsupported(kind, DTYPES[case.dtype], direction)
@@ -171,7 +172,9 @@ class Compress(Workload):
                 lines = _reading.drawn(_texts.calibration(plan.text), seed)
                 seen = (t.to(where) for t in reader.tokens(folder, lines))
                 with torch.no_grad():
-                    student = _converted(original, plan, _distill.activations(original, *seen))
+                    student = _planned.converted(
+                        original, plan, _distill.activations(original, *seen)
+                    )
             else:
                 inputs = None
                 if weighting != NONE:
@@ -221,15 +224,3 @@ class Compress(Workload):
         """The case's plan of formats by layer; None without one."""
         path = str(self.options(case)["plan"])
         return models.layer_plan(Path(path)) if path else None
-
-
-def _converted(original: Model, plan: models.LayerPlan, inputs: dict[str, Tensor]) -> Model:
-    """A copy of the model with each layer as the plan has it."""
-    chosen = [each for each in _convert.planned(original, plan.entries()) if each.described]
-    replacements = {
-        each.name: _convert.projected(each, inputs.get(each.name), plan.weighting)
-        for each in chosen
-    }
-    student = _convert.swapped(original, replacements)
-    assert isinstance(student, Model)
-    return student.requires_grad_(False)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from hwbench.quantities import (
     Quantity,
 )
 from hwbench.records import ITEM_BYTES, Case, Cost
-from hwbench.workloads import _convert, _own, _reading, _texts
+from hwbench.workloads import _convert, _own, _planned, _reading, _texts
 from hwbench.workloads._base import (
     ACTIVATIONS,
     BEST,
@@ -107,6 +108,8 @@ class LayerError(Workload):
             return 'judged = "kl" needs a model that predicts the next token.'
         if options["judged"] == COSINE and causal:
             return 'judged = "cosine" needs an encoder; this model predicts the next token.'
+        if options["judged"] == KL and (reason := _reading.loaded(model).no_outputs()):
+            return reason
         if options["plan"]:
             return _unfit(Path(str(options["plan"])))
         loaded, inputs = _reading.read(model, str(options["text"]))
@@ -144,7 +147,7 @@ class LayerError(Workload):
                 (name,) = names
                 if options["judged"] == OUTPUT:
                     return _moved(model, text, {name: _part(project(name))})
-                key = (model, text, name, case.dtype)
+                key = (model, _reading.now(model), text, name, case.dtype)
                 return _error(project(name), weights[name], rows[name][1::2][:_ROWS], key)
 
         return Subject(
@@ -161,9 +164,13 @@ class LayerError(Workload):
 def _named(loaded: Model, layer: str) -> list[str]:
     """The layer of this name, or those of the group."""
     linears = loaded.linears()
-    if layer in linears:
-        return [layer]
-    return [name for name in checkpoints.group_members(layer) if name in linears]
+    own = loaded.own_name(layer)
+    if own in linears:
+        return [own]
+    members = checkpoints.group_members(layer)
+    if not set(members) <= set(linears):  # of an older version, or not all there
+        members = [name.removeprefix(loaded.PREFIX) for name in members]
+    return [name for name in members if name in linears]
 
 
 def _absent(
@@ -195,9 +202,9 @@ def _unfit(path: Path) -> str | None:
 
 # --- the model with its layers replaced -----------------------------------------------------------
 
-_PARTS: dict[tuple[str, ...], Part] = {}  # the stand-ins of the plan that was judged last
+_PARTS: dict[tuple[Any, ...], Part] = {}  # the stand-ins of the plan that was judged last
 
-_NORMS: dict[tuple[str, ...], float] = {}  # of the exact outputs of layers
+_NORMS: dict[tuple[Any, ...], float] = {}  # of the exact outputs of layers
 
 
 def _part(layer: Linear) -> Part:
@@ -205,7 +212,7 @@ def _part(layer: Linear) -> Part:
     return layer if layer.tolerance(torch.float32) > 0 else layer.to_dense().detach()
 
 
-def _error(layer: Linear, weight: Tensor, x: Tensor, key: tuple[str, ...]) -> float:
+def _error(layer: Linear, weight: Tensor, x: Tensor, key: tuple[Any, ...]) -> float:
     """The relative error of a layer's output at these rows, with its kernel's rounding.
 
     ``key`` names the layer: the norm of its exact output is the same for every format.
@@ -213,17 +220,18 @@ def _error(layer: Linear, weight: Tensor, x: Tensor, key: tuple[str, ...]) -> fl
     exact = weight.double()
     if key not in _NORMS:
         _NORMS[key] = float(torch.linalg.norm(x.double() @ exact.mT))
-    return float(torch.linalg.norm(_own.missed(layer, exact, x))) / _NORMS[key]
+    return _own.relative(float(torch.linalg.norm(_own.missed(layer, exact, x))), _NORMS[key])
 
 
 def _of_plan(path: Path, loaded: Model, inputs: Mapping[str, Tensor]) -> dict[str, Part]:
     """The stand-in for each layer of a plan; those of the plan before are used again."""
     plan = checkpoints.layer_plan(path)
-    parts: dict[tuple[str, ...], Part] = {}
-    for each in _convert.planned(loaded, plan.entries()):
-        if each.described is None:
-            continue
-        how = (plan.model, plan.weighting, plan.text, each.name, repr(plan.entries()[each.name]))
+    parts: dict[tuple[Any, ...], Part] = {}
+    model = (plan.model, _reading.now(plan.model))
+    for each in _planned.layers(loaded, plan):
+        assert each.described is not None
+        format_ = (each.described.name(), repr(each.described.knobs()))
+        how = (model, plan.weighting, plan.text, each.name, *format_)
         if how not in _PARTS:
             _PARTS[how] = _part(_convert.projected(each, inputs.get(each.name), plan.weighting))
         parts[how] = _PARTS[how]
@@ -244,11 +252,11 @@ def _changed(loaded: Model, parts: Mapping[str, Part]) -> Iterator[None]:
                 linear.weight.data = part.to(weight)
             else:
                 part.bias = linear.bias
-                loaded.set_submodule(name, part.to(weight.device).eval())
+                loaded.inside().set_submodule(name, part.to(weight.device).eval())
         yield
     finally:
         for name, (linear, weight) in saved.items():
-            loaded.set_submodule(name, linear)
+            loaded.inside().set_submodule(name, linear)
             linear.weight.data = weight
 
 

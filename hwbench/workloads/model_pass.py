@@ -6,7 +6,6 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,7 @@ from hwbench.errors import SuiteError, UsageError
 from hwbench.formats._base import FORWARD, Format
 from hwbench.quantities import DENSE_PASS_SECONDS, LINEAR_SECONDS, PASS_SECONDS
 from hwbench.records import ITEM_BYTES, Case, Cost
-from hwbench.workloads import _convert, _reading, _texts
+from hwbench.workloads import _planned, _reading, _texts
 from hwbench.workloads._base import (
     DTYPES,
     MANY,
@@ -31,7 +30,7 @@ from hwbench.workloads._base import (
     layer_format,
     layers_cost,
 )
-from hwbench.workloads._models import Model
+from hwbench.workloads._models import Model, kept_while_unchanged
 
 ROUNDS = 9
 """How often each time is taken; the median counts."""
@@ -109,7 +108,7 @@ class ModelPass(Workload):
         def score() -> float:
             with torch.no_grad():
                 if plan:
-                    student, cost = _planned(original, case, Path(plan), batch[0].numel())
+                    student, cost = _as_planned(original, case, Path(plan), batch[0].numel())
 
                     def planned(_: Any) -> Tensor:
                         return student(*batch)
@@ -118,7 +117,7 @@ class ModelPass(Workload):
                     steps = [subject.step, planned]
                     subject.beside[DENSE_PASS_SECONDS.name], after = _in_turn(steps, device)
                     return after
-                key = (name, length, case.dtype, device)
+                key = (name, _reading.now(name), length, case.dtype, device)
                 if key not in _TIMED:
                     _TIMED.clear()
                     _TIMED[key] = _apart(original, costs, subject.step, device)
@@ -132,7 +131,7 @@ class ModelPass(Workload):
 
 
 _Inside = dict[tuple[int, int], float]  # seconds of all layers of a shape
-_TIMED: dict[tuple[str, int, str, Device], tuple[float, _Inside]] = {}  # the last model
+_TIMED: dict[tuple[Any, ...], tuple[float, _Inside]] = {}  # the last model
 
 
 def _on(loaded: Model, device: Device, dtype: torch.dtype) -> Model:
@@ -150,10 +149,13 @@ def _batch(model: str, length: int) -> tuple[Tensor, Tensor]:
     return row, torch.ones_like(row, dtype=torch.bool)
 
 
-@lru_cache(maxsize=1)
 def _tokens(model: str) -> Tensor:
     """As many tokens of prose as the model reads at once, (1, tokens)."""
-    directory = _reading.folder(model)
+    return _tokens_of(_reading.folder(model))
+
+
+@kept_while_unchanged(1)
+def _tokens_of(directory: Path) -> Tensor:
     text = " ".join(_texts.judged(_texts.PROSE))
     ids, mask = _reading.reader(directory).tokens(directory, [text])
     return ids[:, : int(mask.sum())]
@@ -184,24 +186,18 @@ def _width(length: int, most: int) -> int:
     return width
 
 
-def _planned(original: Model, case: Case, path: Path, tokens: int) -> tuple[Model, Cost]:
+def _as_planned(original: Model, case: Case, path: Path, tokens: int) -> tuple[Model, Cost]:
     """A copy of the model with each layer in its planned format, and the cost of its layers."""
     plan = checkpoints.layer_plan(path)
     _, inputs = _reading.read(plan.model, plan.text)
-    converted = [each for each in _convert.planned(original, plan.entries()) if each.described]
-    replacements = {
-        each.name: _convert.projected(each, inputs.get(each.name), plan.weighting)
-        for each in converted
-    }
-    student = _convert.swapped(original, replacements)
-    assert isinstance(student, Model)
+    student = _planned.converted(original, plan, inputs)
     costs = [
         layer_format(replace(case, format=each.format, knobs=each.knobs), *each.shape).cost(
             tokens, ITEM_BYTES[case.dtype], FORWARD
         )
         for each in plan.layers
     ]
-    return student.requires_grad_(False), added(costs)
+    return student, added(costs)
 
 
 # --- times ----------------------------------------------------------------------------------------

@@ -81,8 +81,14 @@ class Training(Workload):
         return layers_cost(case, self._task(case).layers(self._settings(case)))
 
     def unsupported(self, case: Case, described: Format, device: Device) -> str | None:
-        if reason := self._task(case).missing(self._settings(case)):
+        options, task, settings = self.options(case), self._task(case), self._settings(case)
+        if reason := task.missing(settings):
             return reason
+        if task.inputs and (most := task.inputs(settings)) < int(options["batch"]):
+            return (
+                f"A batch of {options['batch']} is more than the {most} inputs that the task "
+                f"{options['task']} learns from."
+            )
         return described.unsupported(device.torch_device.type, DTYPES[case.dtype], STEP)
 
     def prepare(self, case: Case, described: Format, device: Device, seed: int) -> Subject:
