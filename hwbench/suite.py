@@ -332,6 +332,8 @@ def _product(table: Mapping[str, Any]) -> list[dict[str, Knob]]:
                     f"{shortened(key)} must be a number, a word or a list of them, "
                     f"not {_quoted(each)}."
                 )
+            if isinstance(each, float) and not math.isfinite(each):
+                raise SuiteError(f"{shortened(key)} must be a finite number, not {each}.")
             if isinstance(each, int) and abs(each) >= _TOO_LARGE:
                 raise SuiteError(f"{shortened(key)} is out of range: {_quoted(each)}.")
             if isinstance(each, str) and not (each.isprintable() and len(each) <= _LONGEST_WORD):

@@ -88,10 +88,8 @@ class Worker:
                 return protocol.CeilingsReply(ceilings=measured, cache_bytes=caches)
             case protocol.HealthRequest(side=side):
                 return protocol.HealthReply(found=examine(self.device, side))
-            case protocol.ProfileRequest(planned=planned):
-                subject = self._prepared(planned, request.seed)
-                profile = profile_case(self.device, subject, planned, request.calls, request.trace)
-                return protocol.ProfileReply(found=profile)
+            case protocol.ProfileRequest():
+                return protocol.ProfileReply(found=self.profiled(request))
             case protocol.SoloRequest():
                 return self.solo(request)
             case protocol.ChunkRequest():
@@ -197,6 +195,22 @@ class Worker:
         """Read the quantities of one case that need a process without any other case."""
         subject = self._prepared(request.planned, request.seed)
         return protocol.Timed(measurements=allocator.compared(subject, self.device))
+
+    def profiled(self, request: protocol.ProfileRequest) -> protocol.Profile:
+        """Profile some calls of one case.
+
+        Raises:
+            UsageError: there is no room for it, or no compiler.
+        """
+        planned = request.planned
+        try:
+            self._check_room(planned)
+            subject = self._prepared(planned, request.seed)
+            return profile_case(self.device, subject, planned, request.calls, request.trace)
+        except Exception as error:
+            if (why := _missing(error)) is None:
+                raise
+            raise UsageError(f"{planned.case.label} cannot run here: {why}") from error
 
     def chunk(self, request: protocol.ChunkRequest) -> protocol.ChunkReply:
         """Time the cases of one chunk in rounds around the anchor."""
@@ -323,6 +337,13 @@ class Worker:
                 f"It needs about {needed:.3g} bytes with its float64 reference; "
                 f"{self._free():.3g} are free."
             )
+
+
+def _missing(error: Exception) -> str | None:
+    """What this machine lacks for a case that raised an error; None where the case is to blame."""
+    if _is_out_of_memory(error):
+        return f"out of memory: {_sentence(error)}"
+    return _NO_COMPILER if _is_no_compiler(error) else None
 
 
 def _failed(result: Result, error: Exception, changed: list[str]) -> Result:

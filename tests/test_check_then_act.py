@@ -115,6 +115,8 @@ OVER = [
     ["check", "a.jsonl", "-b", "b.jsonl", "--junit", "{}"],
     ["check", "a.jsonl", "-b", "b.jsonl", "--markdown", "{}"],
     ["check", "a.jsonl", "-b", "nights", "--json-out", "{}"],
+    ["plot", "a.jsonl", "--kind", "pareto", "-o", "{}"],
+    ["profile", "-f", "dense", "--shape", "8x8", "--device", "cpu", "--trace", "{}"],
 ]
 
 

@@ -267,9 +267,10 @@ def test_the_errors_and_times_of_a_run_are_those_of_its_cases(
         (["--budget", "bytes=50%", "--objective", "ppl"], "Unknown objective 'ppl'"),
         (["--budget", "bytes=50%", "--format", "low_rnk"], "did you mean 'low_rank'"),
         (["--budget", "bytes=50%", "--density", "2"], "--density is above 0"),
-        (["--budget", "bytes=50%", "--plan", "x.json"], "give it alone"),
+        (["--budget", "bytes=50%", "--plan", "x.json"], "--plan takes what was asked for from its"),
         (["--budget", "bytes=50%", "--model", "/nowhere"], "There is no folder"),
-        (["--budget", "bytes=50%", "--from", "x.jsonl"], "leave --model out"),
+        (["--budget", "bytes=50%", "--from", "x.jsonl"], "leave --model, --format, --density, "),
+        (["--budget", "bytes=50%", "--density", "nan"], "--density takes finite numbers"),
     ],
 )
 def test_a_mistake_is_one_sentence(
@@ -278,6 +279,30 @@ def test_a_mistake_is_one_sentence(
     code, _, error = hwbench(*asked, *arguments)
     assert code == 2
     assert words in error
+    assert error.count("\n") == 1
+
+
+GIVEN = {
+    "model": "x", "objective": "error", "format": "low_rank", "density": "0.5", "tokens": "128",
+    "replicates": "3", "budget": "bytes=50%", "from": "x.jsonl", "out": "plan.json",
+}  # fmt: skip
+"""Options that say what is asked, also with the values that they have where they are left out."""
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        *(("--from", name) for name in GIVEN if name not in ("budget", "from", "out")),
+        *(("--plan", name) for name in GIVEN),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    hwbench: Call, first: str, name: str
+) -> None:
+    needed = ["--budget", "bytes=50%"] if first == "--from" else []
+    code, _, error = hwbench("choose", first, "none.json", *needed, f"--{name}", GIVEN[name])
+    assert code == 2
+    assert f"{first} takes what was asked for from its file; leave --{name} out." in error
     assert error.count("\n") == 1
 
 
@@ -401,6 +426,9 @@ def test_layers_that_share_a_weight_are_refused(monkeypatch: pytest.MonkeyPatch)
 
         def linears(self) -> dict[str, nn.Linear]:
             return {"first": self.first, "second": self.second}
+
+        def inside(self) -> nn.Module:
+            return self
 
     seen = {name: torch.ones(2, 8) for name in ("first", "second")}
     monkeypatch.setattr(_reading, "unreadable", lambda model: None)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
+import threading
 import webbrowser
 from pathlib import Path
 
 import pytest
-from _check import Call
+from _check import Call, one_sentence
 from _faulty import install, uninstall
 
 from hwbench import environment, suite
 from hwbench.cli import list_
+from hwbench.errors import UsageError
 from hwbench.measure import run as runner
 from hwbench.protocol import FormatDetails
 from hwbench.store import read_run
@@ -83,6 +88,22 @@ def tiny(tmp_path: Path) -> str:
                 ["--allocator", "system"],
             )
         ),
+        *(
+            (["run", "--resume", "bad.toml", *option], "--resume takes --on, --shards and --wait")
+            for option in (["--shards", "4"], ["--on", "A100"], ["--wait", "10m"])
+        ),
+        *(
+            (["run", "--suite", "smoke", *option], "need --cluster, or a list in --device")
+            for option in (["--shards", "4"], ["--on", "A100"])
+        ),
+        (["run", "--suite", "smoke", "--wait", "5m"], "--wait needs --cluster"),
+        (["run", "--suite", "smoke", "--device", "cpu,fake", "--wait", "5m"], "--wait needs"),
+        (["run", "--density", "nan"], "--density takes finite numbers, not 'nan'"),
+        (["run", "--density", "0.5,inf"], "--density takes finite numbers, not 'inf'"),
+        (["run", "--stored=-inf"], "--stored takes finite numbers, not '-inf'"),
+        (["run", "--tokens", "9" * 400], "tokens must be a whole number"),
+        (["ceilings", "--threads", "99999"], "--threads must be between 1 and 4096"),
+        (["run", "--resume=~nobody-of-that-name/x.jsonl"], "there is no such user"),
         (["profile", "-f", "dense", "--shape", "8x8,4x4"], "takes one case, and these options"),
         (["profile", "-f", "blast", "--knob", "blocks=[2,4]"], "takes one case, and these options"),
         (["run", "--suite", "training_cifar10", "--data", "none"], "--data 'none' is not a folder"),
@@ -195,6 +216,101 @@ def test_a_resumed_run_in_which_a_case_failed_is_5_too(hwbench, tiny):
     for code, _, err in (whole, cut):
         assert (code, "1 case was wrong, crashed or timed out" in err) == (5, True)
     assert read_run(path).complete
+
+
+def test_a_home_folder_that_no_shell_put_in_is_found(hwbench, tiny, tmp_path, monkeypatch):
+    """A shell replaces ~ at the begin of a word alone, and not in --resume=~/runs/x.jsonl."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    words = ("--suite", tiny, "--device", "fake", "--threads", "1", "--out=~/runs", "--print-path")
+    code, out, err = hwbench("run", *words)
+    assert code == 0, err
+    path = Path(out.strip())
+    assert path.parent == home / "runs"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(lines[:-3]), encoding="utf-8")
+    code, out, err = hwbench("run", f"--resume=~/runs/{path.name}", "--print-path")
+    assert (code, out.strip()) == (0, str(path)), err
+    assert read_run(path).complete
+    assert hwbench("report", "~/runs", "--out=~/page.html")[0] == 0
+    assert hwbench("export", f"~/runs/{path.name}", "--to", "csv", "--out=~/rows.csv")[0] == 0
+    assert hwbench("baseline", "promote", "~/runs", "--out=~/kept")[0] == 0
+    assert {each.name for each in home.iterdir()} == {"runs", "page.html", "rows.csv", "kept"}
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize("target", ["", ".", "/", "..", "folder", "x" * 300 + ".png"])
+def test_a_figure_that_can_be_no_file_is_one_sentence(hwbench, golden, target):
+    Path("folder").mkdir()
+    code, _, err = hwbench("plot", str(golden), "--kind", "pareto", "--out", target)
+    assert code == 2
+    one_sentence(err)
+
+
+def written_to(pipe, call):
+    """What a pipe received, and what the call said."""
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(Path(pipe).read_bytes()), daemon=True)
+    reader.start()
+    said = call()
+    reader.join(60)
+    return read[0], said
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [
+        ("export RUN --to json -o", b"["),
+        ("export RUN --to csv -o", b"case,"),
+        ("report RUN -o", b"<!doctype html>"),
+        ("report RUN --format md -o", b"#"),
+        ("compare RUN RUN -o", b"<!doctype html>"),
+        ("history FOLDER -o", b"<!doctype html>"),
+        ("check RUN -b RUN --json-out", b"{"),
+        ("shapes llama_3_1_8b -o", b"schema = 1"),
+        ("share RUN -o", b"{"),
+    ],
+)
+def test_a_stream_gets_what_was_asked_for_and_nothing_that_is_said(hwbench, golden, words, begins):
+    places = {"RUN": str(golden), "FOLDER": str(golden.parent)}
+    words = [places.get(word, word) for word in words.split()]
+    data, (code, out, err) = written_to("pipe", lambda: hwbench(*words, "pipe"))
+    assert code in (0, 6), err
+    assert data.startswith(begins)
+    assert out == ""
+    assert err
+    code, out, err = hwbench(*words, "file")
+    assert out, "of a file it is said where that is"
+    assert len(Path("file").read_bytes()) == pytest.approx(len(data), rel=0.01)
+
+
+def test_our_own_output_is_a_stream_also_where_it_is_a_file(tmp_path):
+    (tmp_path / "rows.json").touch()
+    code = (
+        "import sys; sys.argv[0] = 'hwbench'; from hwbench.cli import _shared; from pathlib import "
+        "Path; print([_shared.is_stream(Path(each)) for each in sys.argv[1:]], file=sys.stderr)"
+    )
+    with (tmp_path / "rows.json").open("w") as out:
+        ended = subprocess.run(
+            [sys.executable, "-c", code, "/dev/stdout", "rows.json", "other.json", "/dev/null"],
+            stdout=out, stderr=subprocess.PIPE, cwd=tmp_path, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+    assert ended.stderr == "[True, True, False, True]\n"
+
+
+def test_who_waits_for_ceilings_is_told_before_they_are_measured(hwbench, capsys, monkeypatch):
+    said = []
+
+    def stop(*_):
+        said.append(capsys.readouterr().err)
+        raise UsageError("Enough.")
+
+    monkeypatch.setattr("hwbench.measure.ceilings.measure", stop)
+    assert hwbench("ceilings", "--device", "fake")[0] == 2
+    assert said == ["Measuring sizes and working sets, about a minute …\n"]
 
 
 def test_report_export_plot_list_compare_and_history_read_a_run(hwbench, golden):

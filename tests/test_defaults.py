@@ -23,7 +23,18 @@ from hwbench.studies._question import Question, document
 from hwbench.worker import Worker
 from hwbench.workloads._base import fitted
 
-SIZES = [(64, 64), (312, 312), (64, 312), (312, 64), (2, 64), (64, 2), (7, 5), (30, 30), (1, 1), (13, 17)]
+SIZES = [
+    (64, 64),
+    (312, 312),
+    (64, 312),
+    (312, 64),
+    (2, 64),
+    (64, 2),
+    (7, 5),
+    (30, 30),
+    (1, 1),
+    (13, 17),
+]
 FORMATS = plugins.names("formats")
 
 

@@ -21,7 +21,7 @@ from hwbench import units
 from hwbench.errors import UsageError
 from hwbench.measure import run as runner
 from hwbench.records import Case
-from hwbench.report import _pack, decision, html
+from hwbench.report import _pack, decision, html, versus
 from hwbench.report.rows import numbered, report_rows
 from hwbench.store import Run, read_run
 
@@ -648,6 +648,139 @@ def test_a_case_opens_from_a_row_a_bar_and_a_mark_and_closes_by_keys(
     there = opened(text, address=page.evaluate("location.hash"))
     assert there.page.locator("#case h2").inner_text() == dialog.locator("h2").inner_text()
     assert shown.said == there.said == []
+
+
+ON_TOP = """() => {
+  const tooltip = document.getElementById("vg-tooltip-element");
+  if (!tooltip || getComputedStyle(tooltip).visibility !== "visible") return "";
+  tooltip.style.pointerEvents = "auto"; // else no point is of it
+  const { left, top, width, height } = tooltip.getBoundingClientRect();
+  const there = document.elementFromPoint(left + width / 2, top + height / 2);
+  tooltip.style.pointerEvents = "";
+  return tooltip.contains(there) ? tooltip.innerText : "";
+}"""
+"""The words of the tooltip, where nothing stands above it."""
+
+
+def test_the_tooltip_of_a_chart_can_be_read_in_a_case_before_and_after(
+    opened: Callable[..., Opened], small: str
+) -> None:
+    """The first chart that is hovered is one of a case: no tooltip was made before it."""
+    shown = opened(small)
+    page, dialog = shown.page, shown.page.locator("#case")
+    for _ in range(2):
+        page.locator("#table tbody button").first.click()
+        assert page.evaluate(ON_TOP) == ""
+        dialog.locator("figure[data-part=spread] .mark-rect path").first.hover(force=True)
+        assert "case" in page.evaluate(ON_TOP)
+        page.keyboard.press("Escape")
+        assert page.evaluate(ON_TOP) == "", "it went with its chart"
+        mark = page.locator("#picture svg .mark-symbol path").first
+        mark.hover(force=True)
+        assert "time" in page.evaluate(ON_TOP)
+        mark.click(force=True)
+        assert dialog.is_visible()
+        assert page.evaluate(ON_TOP) == "", "it is of a chart behind the dialog"
+        page.keyboard.press("Escape")
+    assert page.locator("#vg-tooltip-element").count() == 1
+    assert shown.said == []
+
+
+def test_words_that_are_selected_keep_no_button_from_opening_its_case(shown: Opened) -> None:
+    page, dialog = shown.page, shown.page.locator("#case")
+    select = "getSelection().selectAllChildren(document.querySelector('h1'))"
+    for button in ("#ranking tbody tr button", "#table tbody tr button"):
+        page.evaluate(select)
+        page.locator(button).first.focus()
+        page.keyboard.press("Enter")
+        assert dialog.is_visible()
+        page.keyboard.press("Escape")
+    page.evaluate(select)
+    cell = page.locator("#table tbody tr").first.locator("td").nth(4)
+    cell.dispatch_event("click")  # a mouse that was pressed would end the selection
+    assert not dialog.is_visible()
+
+
+def test_a_setting_that_is_chosen_by_keys_keeps_the_focus(shown: Opened) -> None:
+    page = shown.page
+    for place in (1, 0):
+        button = page.locator("#everywhere tbody button").nth(place)
+        title = button.inner_text()
+        button.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#setting").input_value() == str(place)
+        focused = page.evaluate(
+            "[document.activeElement.innerText, document.activeElement.closest('table')?.id]"
+        )
+        assert focused == [title, "everywhere"]
+
+
+@pytest.fixture(scope="module")
+def long() -> str:
+    """A page of two machines whose every table shows its first rows alone."""
+    formats = (("dense", None), ("csr", 0.5))
+    cases = [linear_case(*each, tokens=tokens) for tokens in range(16, 96) for each in formats]
+    runs = [
+        run_of(cases, seed=seed, fingerprint={"device": {"name": name}, "threads": 2})
+        for seed, name in enumerate(("Slow One", "Fast Two"))
+    ]
+    return versus.page(runs, versus.compare(runs))
+
+
+@pytest.mark.parametrize(
+    ("more", "table"),
+    [("#further", "#table"), ("#heat-more", "#heat"), (".ratios-more", ".ratios")],
+)
+def test_a_button_that_showed_all_hands_its_focus_on(
+    opened: Callable[..., Opened], long: str, more: str, table: str
+) -> None:
+    shown = opened(long)
+    button = shown.page.locator(more).first
+    assert button.is_visible()
+    rows = f"{table} tbody tr:not(:has([scope=rowgroup]))"
+    before = shown.page.locator(rows).count()
+    button.focus()
+    shown.page.keyboard.press("Enter")
+    assert not button.is_visible()
+    assert shown.page.locator(rows).count() > before
+    focused = "(rows) => rows.findIndex((row) => row.contains(document.activeElement))"
+    assert shown.page.locator(rows).evaluate_all(focused) == before
+    assert shown.said == []
+
+
+def test_a_link_that_arrives_changes_the_case_that_is_open(shown: Opened) -> None:
+    page, dialog = shown.page, shown.page.locator("#case")
+    ids = {}
+    for number in ("1", "4"):
+        page.evaluate(f"location.hash = '#view=everything&case={number}'")
+        page.evaluate("new Promise((done) => setTimeout(done, 0))")  # the address is read
+        shown.wait()
+        ids[number] = dialog.locator("[data-part=id]").inner_text()
+        assert dialog.is_visible()
+    assert ids["1"] != ids["4"]
+    page.evaluate("document.getElementById('case').scrollTop = 40")
+    page.evaluate("location.hash = '#view=everything&case=4&search=dense'")
+    page.evaluate("new Promise((done) => setTimeout(done, 0))")
+    shown.wait()
+    assert dialog.locator("[data-part=id]").inner_text() == ids["4"]
+    assert page.evaluate("document.getElementById('case').scrollTop") == 40, "the same case stays"
+
+
+def test_the_notice_of_a_copied_link_goes_away_and_comes_again(
+    opened: Callable[..., Opened], small: str
+) -> None:
+    shown = opened(small, permissions=["clipboard-read", "clipboard-write"])
+    page, notice = shown.page, shown.page.locator("#notice")
+    page.clock.install()
+    for _ in range(2):
+        page.locator("#picture [data-link]").click()
+        page.locator("#notice", has_text="Link copied.").wait_for()
+        page.clock.run_for(5000)
+        assert notice.inner_text() == "Link copied."
+        page.clock.run_for(5000)
+        assert notice.inner_text() == ""
+    assert notice.get_attribute("role") == "status"
+    assert notice.evaluate("(element) => element.getBoundingClientRect().height") == 0
 
 
 def test_a_case_tells_its_flags_in_words_and_its_samples_where_the_page_has_them(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import re
+import resource
+import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from _check import Call
 from _formats import first_of_each, normal, random_layer, settings
+from _inline import Workers, no_memory
 
-from hwbench import plugins
+from hwbench import plugins, protocol, worker
 from hwbench.formats._base import FORWARD, Format
 from hwbench.meters._profile import claim
 
@@ -99,6 +105,20 @@ def test_the_table_names_the_operators_of_the_kernel_that_was_asked_for(hwbench:
         (("--format", "lowrank"), "did you mean 'low_rank'"),
         (("--format", "dense", "--knob", "blocks"), "--knob is NAME=VALUE"),
         (("--format", "dense", "--trace", "nowhere/trace.json"), "There is no folder nowhere"),
+        (("--format", "dense", "--trace", "."), "Cannot write the trace .: Is a directory."),
+        (
+            ("--format", "dense", "--shape", "8x8", "--trace", "/dev/full"),
+            "Cannot write the trace /dev/full: No space left on device.",
+        ),
+        (("--format", "low_rank", "--density", "nan"), "density must be a finite number, not nan"),
+        (("--format", "low_rank", "--stored", "inf"), "stored must be a finite number, not inf"),
+        (("--format", "low_rank", "--knob", "rank=NaN"), "rank must be a finite number, not nan"),
+        (("--format", "low_rank", "--knob", "rank=1e999"), "rank must be a finite number, not inf"),
+        (
+            ("--format", "dense", "--shape", "400000x400000"),
+            "dense cannot run here: out of memory: MemoryError: It needs about 3.2e+12 bytes",
+        ),
+        (("--format", "dense", "--threads", "99999"), "--threads must be between 1 and 4096"),
     ],
 )
 def test_what_cannot_be_profiled_is_said_in_a_sentence(
@@ -108,3 +128,66 @@ def test_what_cannot_be_profiled_is_said_in_a_sentence(
     assert code == 2
     assert says in err
     assert "Traceback" not in err
+
+
+SMALL = (*PROFILE, "--format", "dense", "--shape", "8x8", "--tokens", "4")
+
+
+@pytest.mark.parametrize("how", ["memory", "compiler", "format"])
+def test_what_the_machine_lacks_is_told_as_a_run_tells_it(
+    hwbench: Call, monkeypatch: pytest.MonkeyPatch, workers: Workers, how: str
+) -> None:
+    if how == "memory":
+        workers.act_out(no_memory, request=protocol.ProfileRequest)
+    else:
+        text = "Failed to find C compiler" if how == "compiler" else "a format of someone else"
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(worker, "profile_case", refuse)
+    code, _, err = hwbench(*SMALL)
+    if how == "format":
+        assert (code, text in err) == (70, True)
+        return
+    words = {"memory": "out of memory: MemoryError: [enforce fail]", "compiler": "Compiling needs"}
+    assert code == 2, err
+    assert f"dense cannot run here: {words[how]}" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_trace_may_be_compressed(hwbench: Call) -> None:
+    code, out, err = hwbench(*SMALL, "--trace", "own.json.gz")
+    assert code == 0, err
+    assert f"The trace is in {Path('own.json.gz').absolute()}." in out
+    assert json.loads(gzip.decompress(Path("own.json.gz").read_bytes()))["traceEvents"]
+
+
+def test_a_trace_that_the_profiler_could_not_write_is_none(
+    hwbench: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says nothing itself where a disk is full: here no file may be longer than 1000 bytes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Path("own.json").write_text("the trace of before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code, out, err = hwbench(*SMALL, "--trace", "own.json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, out) == (2, "")
+    assert "The profiler could not write all of its trace to" in err
+    assert Path("own.json").read_text() == "the trace of before"
+    assert [*tmp_path.iterdir()] == [tmp_path / "own.json"]
+
+
+def test_a_stream_gets_the_trace_alone(hwbench: Call) -> None:
+    os.mkfifo("pipe")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(Path("pipe").read_bytes()))
+    reader.start()
+    code, out, err = hwbench(*SMALL, "--trace", "pipe")
+    reader.join()
+    assert (code, out) == (0, "")
+    assert "confirmed: torch was claimed" in err
+    assert json.loads(read[0])["traceEvents"]

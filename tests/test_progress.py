@@ -8,15 +8,19 @@ import time
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
+from test_store import HEADER, LINES, result
 
 import hwbench
 from hwbench.cli import _progress, _shared
 from hwbench.measure import telling
 from hwbench.measure.schedule import Progress
-from hwbench.records import Result, Status
+from hwbench.records import Footer, Line, Result, Status
+from hwbench.store import RunWriter
 
 
 def test_a_log_has_a_line_each_half_minute_and_each_note(
@@ -59,20 +63,18 @@ def test_a_case_of_minutes_leaves_no_log_silent(
     monkeypatch.setattr(_progress, "LOG_SECONDS", 0.01)
     lines: list[str] = []
 
-    def more(least: int) -> None:
-        deadline, before = time.monotonic() + 60, len(lines)
-        while len(lines) < before + least:
-            assert time.monotonic() < deadline
+    def until(words: str) -> None:
+        """Wait for a second line that has them: the first may end a silence of before."""
+        deadline = time.monotonic() + 60
+        while sum(bool(re.fullmatch(words, line)) for line in lines) < 2:
+            assert time.monotonic() < deadline, lines
             time.sleep(0.005)
             lines.extend(capsys.readouterr().err.splitlines())
 
     with _progress.progress() as listen:
-        more(2)
-        assert set(lines) == {"hwbench: planning; still at work, 0:00 without a result"}
-        lines.clear()
+        until(r"hwbench: planning; still at work, 0:\d\d without a result")
         listen(Progress(3, 12, 1.0, Path("run.jsonl")))
-        more(3)
-        assert lines[-1] == "hwbench: 3 of 12 results; still at work, 0:00 without a result"
+        until(r"hwbench: 3 of 12 results; still at work, 0:\d\d without a result")
     capsys.readouterr()
     time.sleep(0.05)
     assert not capsys.readouterr().err
@@ -130,6 +132,47 @@ def test_what_precedes_the_run_file_is_drawn_and_not_logged(
         listen(peaks)
     assert "0/9" in stream.getvalue()
     assert "measuring the peaks" in stream.getvalue()
+
+
+def interrupted(paths: list[Path]) -> None:
+    """Ctrl-C after a result in each of these run files."""
+    with _progress.progress() as listen:
+        for path in (*paths, *paths):
+            listen(Progress(1, 2, 1.0, path))
+        raise KeyboardInterrupt
+
+
+def begun(folder: Path, run: str, *lines: Line, **header: Any) -> Path:
+    writer = RunWriter.create(folder, replace(HEADER, run=run, **header), LINES)
+    writer.append(result(0), *lines)
+    writer.close()
+    return writer.path
+
+
+def test_after_ctrl_c_each_run_file_has_its_way_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = begun(tmp_path, "one")
+    two = begun(tmp_path, "two", arguments={"cluster": "A100"})
+    whole = begun(tmp_path, "whole", Footer(finished="now", wall_seconds=1.0))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted([one, two, whole])
+    assert capsys.readouterr().err.splitlines() == [
+        f"What was measured is in {one}; go on with --resume {one}",
+        f"What was measured is in {two}; go on with --resume {two}, and --cluster",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted([whole])
+    assert capsys.readouterr().err == f"The run in {whole} is complete\n"
+
+
+def test_a_run_file_that_cannot_be_read_hides_no_ctrl_c(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted([gone])
+    assert f"What was measured is in {gone}, which cannot be read now: " in capsys.readouterr().err
 
 
 class _Cell:

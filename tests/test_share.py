@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from _check import Call
+from _check import Call, kept, made
 from _tiers import sampled
 
 from hwbench.store import read_run
@@ -70,6 +70,41 @@ def test_the_verb_says_where_and_refuses_to_write_over_the_run(
     code, _, err = hwbench("share", str(run), "--out", str(run))
     assert code == 2
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_copy_beside_its_run_is_no_run_of_its_own(hwbench: Call) -> None:
+    """Neither is it the newest run of the folder, nor a second machine on a page."""
+    for day in (1, 2):
+        kept(made(day), "runs")
+    newest = Path(kept(made(3), "runs"))
+    Path("runs/notes.jsonl").write_text("no run\n")
+    assert hwbench("share", "runs")[0] == 2, "what cannot be read is told"
+    Path("runs/notes.jsonl").unlink()
+    assert hwbench("share", "runs")[0] == 0
+    copy = newest.with_suffix(".shared.jsonl")
+    assert copy.exists()
+    told = f"Runs in runs that are left out: 1 the same run again ({copy.name}).\n"
+    code, _, err = hwbench("share", "runs")
+    assert (code, "results are not written over" in err) == (2, True)
+    assert len([*Path("runs").iterdir()]) == 4
+    copy.rename("runs/0.jsonl")  # the run's own name is the name of the run
+    told = told.replace(copy.name, "0.jsonl")
+    for words in (
+        ("show", "runs"),
+        ("export", "runs", "--to", "csv", "--out", "rows.csv"),
+        ("report", "runs", "--out", "page.html"),
+        ("compare", "runs"),
+        ("list", "runs", "runs"),
+        ("baseline", "promote", "runs"),
+    ):
+        code, out, err = hwbench(*words)
+        assert (code, err) == (0, told), words
+        if words[0] == "list":
+            assert len(out.splitlines()) == 3
+        if words[0] == "show":
+            assert f"The run is in {newest}." in out
+    code, _, err = hwbench("compare", str(newest), "runs/0.jsonl")
+    assert (code, err) == (0, ""), "who names both means both"
 
 
 def test_a_stream_gets_the_run_alone(hwbench: Call, tmp_path: Path) -> None:

@@ -95,6 +95,13 @@ def test_a_file_cannot_set_what_hwbench_adds_to_its_document(key, tmp_path):
         ({"format": ["dense"]}, "a format is a table with a name"),
         ({"format": [{"name": "densee"}]}, "did you mean 'dense'?"),
         ({"format": [{"name": "low_rank", "rank": {}}]}, "rank must be a number"),
+        *(
+            ({"format": [{"name": "low_rank", knob: number}]}, f"{knob} must be a finite number")
+            for knob in ("density", "stored", "rank")
+            for number in (float("nan"), float("inf"), [0.5, -float("inf")])
+        ),
+        ({"scale": float("nan")}, "scale must be a finite number, not nan"),
+        ({"on": {"cpu": {"format": [{"name": "csr", "density": float("nan")}]}}}, "finite number"),
         ({"workload": "liner"}, "did you mean 'linear'?"),
         ({"on": {"cpuu": {}}}, "did you mean 'cpu'?"),
         ({"on": {"cpu": {"token": 3}}}, "did you mean 'tokens'?"),

@@ -24,6 +24,7 @@ import typer
 import hwbench
 from hwbench.channels import guarded, visible
 from hwbench.cli import (
+    _shared,
     _streams,
     ab,
     baseline,
@@ -84,6 +85,11 @@ app.command("selftest", rich_help_panel=JUDGE)(selftest.selftest)
 app.command("doctor", rich_help_panel=MACHINE)(doctor.doctor)
 app.command("ceilings", rich_help_panel=MACHINE)(ceilings.ceilings)
 app.command("list", rich_help_panel=MACHINE)(list_.list_)
+
+for _group in (app, baseline.app):
+    for _command in _group.registered_commands:
+        assert _command.callback is not None
+        _command.callback = _shared.at_home(_command.callback)
 
 
 def _version(requested: bool) -> None:

@@ -213,10 +213,11 @@ Shards = Annotated[
     ),
 ]
 Wait = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--wait",
-        help="How long to wait for a kind of device whose machines all went away.",
+        help="How long to wait for a kind of device of the cluster whose machines all went away.  "
+        "[default: 10m]",
         rich_help_panel=WHERE,
     ),
 ]
@@ -273,9 +274,13 @@ TriedDensities = Annotated[
         "the budget is]",
     ),
 ]
-TimedTokens = Annotated[int, typer.Option("--tokens", min=1, help="Tokens at once when timed.")]
+TimedTokens = Annotated[
+    int | None,
+    typer.Option("--tokens", min=1, help="Tokens at once when timed.  [default: 128]"),
+]
 TimedReplicates = Annotated[
-    int, typer.Option("--replicates", min=1, help="Fresh processes that time.")
+    int | None,
+    typer.Option("--replicates", min=1, help="Fresh processes that time.  [default: 3]"),
 ]
 FromRun = Annotated[
     Path | None,
@@ -291,5 +296,8 @@ Apply = Annotated[
         "--apply", help="Measure the whole model as planned, and write it to this folder."
     ),
 ]
-PlanFile = Annotated[Path, typer.Option("--out", "-o", help="The plan's file.")]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The plan's file.  [default: plan.json]"),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for run files.")]

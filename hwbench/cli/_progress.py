@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hwbench import files
 from hwbench.channels import visible
 from hwbench.cli import _shared
+from hwbench.errors import RunFileError
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
+_END_BYTES, _FOOTER = 1 << 16, b'\n{"line":"footer"'
+"""The bytes of a run in which its footer is looked for, and how that begins."""
 
 
 class _Log:
@@ -109,8 +113,11 @@ def progress() -> Iterator[Listener]:
     ):
         task = bar.add_task("planning", total=1, left="")
         telling = Telling()
+        begun: dict[Path, None] = {}
 
         def listen(progress: Progress) -> None:
+            if progress.begun:
+                begun[progress.path] = None
             standing = telling.standing(progress)
             if quiet:
                 log.heard(f"hwbench: {standing}", at_once=bool(progress.note) and progress.begun)
@@ -123,16 +130,38 @@ def progress() -> Iterator[Listener]:
         try:
             yield listen
         except KeyboardInterrupt:
-            if telling.latest and telling.latest.begun:
-                console.print(visible(_left(telling.latest.path)), soft_wrap=True)
+            for line in _left([*begun]):
+                console.print(visible(line), soft_wrap=True)
             raise
 
 
-def _left(path: Path) -> str:
-    """What an interrupted run leaves, in a sentence."""
+def _left(paths: list[Path]) -> list[str]:
+    """A sentence on each unfinished run that an interruption leaves; else on the last run."""
+    lines = {path: _way_on(path) for path in paths}
+    unfinished = [line for line in lines.values() if line is not None]
+    return unfinished or [f"The run in {path} is complete" for path in paths[-1:]]
+
+
+def _way_on(path: Path) -> str | None:
+    """How to go on with an interrupted run; None where it is complete, as earlier nights are."""
     from hwbench.store import read_header
 
     left = f"What was measured is in {path}"
-    if read_header(path).resumable:
-        return f"{left}; go on with --resume {path}"
-    return f"{left}; a side of hwbench ab cannot be gone on with: start it again"
+    try:
+        header = read_header(path)
+        if _is_complete(path):
+            return None
+    except (RunFileError, OSError) as error:
+        # The interruption is what is told; what became of the file can be asked later.
+        return f"{left}, which cannot be read now: {error}"
+    if not header.resumable:
+        return f"{left}; a side of hwbench ab cannot be gone on with: start it again"
+    cluster = ", and --cluster" if header.arguments.get("cluster") else ""
+    return f"{left}; go on with --resume {path}{cluster}"
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether the last lines of a run hold its footer; the rest may take long to read."""
+    with files.opened(path) as file:
+        file.seek(max(0, path.stat().st_size - _END_BYTES))
+        return _FOOTER in file.read()

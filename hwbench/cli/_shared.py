@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -19,7 +21,10 @@ from hwbench.errors import RunFileError, SuiteError, UsageError, shortened
 if TYPE_CHECKING:
     from rich.console import Console
 
+T = TypeVar("T")
+
 _PIPED_WIDTH = 160  # columns of a table that no terminal cuts
+_LONGEST_NAMES = 300  # characters of a list of files in a sentence
 
 
 def console(*, error: bool = False) -> Console:
@@ -62,6 +67,37 @@ def _finite(value: object) -> object:
     return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+def is_stream(*targets: Path | None) -> bool:
+    """Whether one of the files that are to be written is none: a pipe, a device, our own output.
+
+    Words then go to standard error, so that what is piped on is what was asked for. It is asked
+    before anything is written: a file that standard output led to is replaced by the new one.
+    """
+    return any(target is not None and _is_stream(target) for target in targets)
+
+
+def _is_stream(target: Path) -> bool:
+    if not target.exists():
+        return False
+    return not target.is_file() or os.path.samestat(target.stat(), os.fstat(1))
+
+
+def at_home(verb: Callable[..., T]) -> Callable[..., T]:
+    """A verb whose paths may begin with ``~``, which no shell replaces in ``--out=~/runs``."""
+
+    @functools.wraps(verb)
+    def call(**arguments: Any) -> T:
+        return verb(**{name: _at_home(value) for name, value in arguments.items()})
+
+    return call
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, Path):
+        return files.named(value)
+    return [_at_home(each) for each in value] if isinstance(value, list) else value
+
+
 def listed(values: list[str] | None) -> list[str]:
     """Options that may be repeated or hold commas, as one list."""
     return [part.strip() for value in values or [] for part in value.split(",") if part.strip()]
@@ -86,7 +122,7 @@ def numbers(option: str, values: list[str] | None, kind: type[int] | type[float]
     """Numbers of an option that may hold commas.
 
     Raises:
-        UsageError: a value is not a number.
+        UsageError: a value is not a number, or not a finite one.
     """
     converted: list[float] = []
     for value in listed(values):
@@ -94,6 +130,8 @@ def numbers(option: str, values: list[str] | None, kind: type[int] | type[float]
             converted.append(kind(value))
         except ValueError:
             raise UsageError(f"{option} takes numbers, not {value!r}.") from None
+        if kind is float and not math.isfinite(converted[-1]):
+            raise UsageError(f"{option} takes finite numbers, not {value!r}.")
     return converted
 
 
@@ -167,7 +205,7 @@ def _asking(
 
 
 def run_files(paths: list[Path]) -> list[Path]:
-    """The run files that the paths name; a folder stands for all that it holds.
+    """The run files that the paths name; a folder stands for the runs that it holds, each once.
 
     Raises:
         RunFileError: a path is not there, or a folder holds no run.
@@ -180,9 +218,39 @@ def run_files(paths: list[Path]) -> list[Path]:
             inside = list_runs(path)
             if not inside:
                 raise RunFileError(f"{path} holds no run file (*.jsonl).")
-            run_paths += inside
+            run_paths += _each_once(path, inside)
         elif path.exists():
             run_paths.append(path)
         else:
             raise RunFileError(f"There is no run file {path}.")
     return run_paths
+
+
+def _each_once(folder: Path, inside: list[Path]) -> list[Path]:
+    """One file of each run of a folder, and a line that names the others, such as shared copies.
+
+    It is the one that has the name of its run, else the first.
+    """
+    from hwbench.store import read_header
+
+    by_run: dict[str, Path] = {}
+    unread: set[Path] = set()
+    for path in inside:
+        try:
+            run = read_header(path).run
+        except RunFileError:
+            # It stays in the list: the verb that reads it says what is wrong with it.
+            unread.add(path)
+            continue
+        if run not in by_run or path.name == f"{run}.jsonl":
+            by_run[run] = path
+    once = unread | {*by_run.values()}
+    if copies := [path.name for path in inside if path not in once]:
+        from hwbench.studies.baseline import COPIES
+
+        names = shortened(", ".join(copies), _LONGEST_NAMES)
+        say(
+            f"Runs in {folder} that are left out: {len(copies)} {COPIES} ({names}).",
+            error=True,
+        )
+    return [path for path in inside if path in once]

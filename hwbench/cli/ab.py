@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from hwbench import files
-from hwbench.cli import _options, check
+from hwbench.cli import _options, _shared, check
 from hwbench.cli._progress import progress
 
 
@@ -64,5 +64,6 @@ def ab(
             threads=threads, seed=seed, filter=filter_, threshold=share, metric=metric, out=out,
             listener=listener,
         )  # fmt: skip
+    aside = _shared.is_stream(junit, markdown, json_out)
     unwritten = check.write(comparison.outcome, junit=junit, markdown=markdown, json_out=json_out)
-    check.tell(comparison.outcome, as_json=as_json, unwritten=unwritten)
+    check.tell(comparison.outcome, as_json=as_json, unwritten=unwritten, aside=aside)

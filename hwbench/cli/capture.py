@@ -22,11 +22,13 @@ def capture(
     hwbench run --weights MODEL:NAME --activations FILE then scores formats by the error of the
     layer's outputs.
     """
+    aside = _shared.is_stream(out)
     shapes = hwbench.capture(model, texts, out, layers=layers, rows=rows)
     few = min(shape[0] for shape in shapes.values())
     most = max(shape[0] for shape in shapes.values())
     tokens = f"{most}" if few == most else f"{few} to {most}"
     _shared.say(
         f"What {len(shapes)} layers see at {tokens} tokens is in {out}. Score formats on it with: "
-        f"hwbench run --weights MODEL.safetensors:{next(iter(shapes))} --activations {out}"
+        f"hwbench run --weights MODEL.safetensors:{next(iter(shapes))} --activations {out}",
+        error=aside,
     )

@@ -30,7 +30,7 @@ def ceilings(
     and triad from every memory level; and the smallest call.
     It takes about a minute. The runs that follow on this machine copy it into their file.
     """
-    from hwbench import environment, protocol
+    from hwbench import protocol
     from hwbench.measure import ceilings as kept
     from hwbench.measure import run as runner
     from hwbench.measure.transports.local import LocalWorker
@@ -39,13 +39,13 @@ def ceilings(
     dtypes = _shared.listed(dtype) or list(_DTYPES)
     if unknown := [name for name in dtypes if name not in ITEM_BYTES]:
         raise UsageError(f"--dtype takes {', '.join(ITEM_BYTES)}, not {unknown[0]!r}.")
-    threads = threads or environment.default_threads()
-    console = _shared.console(error=True)
+    threads = runner.usable_threads(threads)
     worker = LocalWorker(runner.resolve_device(device), threads)
     try:
-        with console.status("Measuring sizes and working sets, about a minute …"):
-            reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 120)
-            before = kept.kept(reply, threads)
+        reply = worker.ask(protocol.PlanRequest(cases=[]), protocol.PlanReply, 120)
+        before = kept.kept(reply, threads)
+        # A line and no spinner: nothing of ours may run while the machine is timed.
+        _shared.say("Measuring sizes and working sets, about a minute …", error=True)
         measured = kept.measure(worker, reply, threads, dtypes)
     finally:
         worker.close()

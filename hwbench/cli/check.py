@@ -98,14 +98,20 @@ def check(
             require_sight=fraction("--require-sight", require_sight) if require_sight else None,
             listener=listener,
         )  # fmt: skip
+    aside = _shared.is_stream(junit, markdown, json_out)
     unwritten = write(outcome, junit=junit, markdown=markdown, json_out=json_out)
-    tell(outcome, as_json=as_json, github=github, unwritten=unwritten)
+    tell(outcome, as_json=as_json, github=github, unwritten=unwritten, aside=aside)
 
 
 def tell(
-    outcome: Outcome, *, as_json: bool, github: bool = False, unwritten: Sequence[RunFileError] = ()
+    outcome: Outcome,
+    *,
+    as_json: bool,
+    github: bool = False,
+    unwritten: Sequence[RunFileError] = (),
+    aside: bool = False,
 ) -> NoReturn:
-    """Print an outcome, and end with its exit code.
+    """Print an outcome, its table on standard error where ``aside``; end with its exit code.
 
     A report that could not be written takes no verdict away: it is told, and only where all is
     well otherwise it is the exit code.
@@ -115,7 +121,7 @@ def tell(
 
         _shared.say_json(plain(outcome))
     else:
-        _show(outcome)
+        _show(outcome, aside=aside)
     if github:
         unwritten = [*unwritten, *_github(outcome)]
     _shared.say(f"hwbench: {_printable(outcome.sentence())}", error=True)
@@ -137,10 +143,10 @@ def fraction(option: str, text: str) -> float:
     return value
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: Outcome, *, aside: bool) -> None:
     from hwbench.report.changes import table
 
-    console = _shared.console()
+    console = _shared.console(error=aside)
     for part in table(outcome, console.width):
         console.print(part)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,8 @@ _WHOLE = {
     "cosine": ("1 − cosine of embeddings to the original's on calibration texts", "1 − cosine"),
 }
 """By objective that needs whole candidates: the name of the loss, and its short form."""
+_OUT, _TOKENS, _REPLICATES = Path("plan.json"), 128, 3
+"""What is taken where no option says otherwise; their help names the same."""
 _CORRECTIONS = 2
 """How often a plan is made anew because its measured pass exceeded the budget of time."""
 
@@ -45,14 +48,14 @@ def choose(
     objective: _options.Objective = None,
     format_: _options.TriedFormats = None,
     density: _options.TriedDensities = None,
-    tokens: _options.TimedTokens = 128,
-    replicates: _options.TimedReplicates = 3,
+    tokens: _options.TimedTokens = None,
+    replicates: _options.TimedReplicates = None,
     device: _options.Device = "auto",
     threads: _options.Threads = None,
     from_: _options.FromRun = None,
     plan: _options.Plan = None,
     apply: _options.Apply = None,
-    out: _options.PlanFile = Path("plan.json"),
+    out: _options.PlanFile = None,
     runs: _options.Runs = Path("runs"),
     as_json: _options.PrintJson = False,
 ) -> None:
@@ -73,15 +76,24 @@ def choose(
     if apply is not None:
         checkpoints.check_free(apply)
     place = _Place(device, threads, runs)
+    measured = {
+        "model": model, "objective": objective, "format": format_, "density": density,
+        "tokens": tokens, "replicates": replicates,
+    }  # fmt: skip
     if plan is not None:
-        if budget or from_ or model:
-            raise UsageError("--plan has its model, its run and its budget; give it alone.")
+        _refuse_given("plan", {"budget": budget, "from": from_, "out": out, **measured})
         choice, run = study.again(plan)
     else:
-        limit = _checked_budget(budget, from_, model, objective)
+        if from_ is not None:
+            _refuse_given("from", measured)
+        limit = _budget(budget)
+        out = _OUT if out is None else out
         study.check_outputs(model or "", out)
         if from_ is None:
-            question = _question(model, tokens, format_, density, replicates, objective, limit)
+            question = _question(
+                model, tokens or _TOKENS, format_, density, replicates or _REPLICATES, objective,
+                limit,
+            )  # fmt: skip
             with progress() as listener:
                 from_ = study.measure(question, **place._asdict(), listener=listener)
         choice, run = _written_plan(from_, limit, out, place)
@@ -96,19 +108,24 @@ def choose(
         _shared.say(line)
 
 
-def _checked_budget(
-    budget: str | None, from_: Path | None, model: str | None, objective: str | None
-) -> Budget:
-    """Return the budget, after a check of the options that exclude each other."""
+def _refuse_given(option: str, others: Mapping[str, object]) -> None:
+    """Refuse options that would change nothing: what they ask for stands in the file of another.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    if given := [f"--{name}" for name, value in others.items() if value not in (None, [])]:
+        raise UsageError(
+            f"--{option} takes what was asked for from its file; leave {', '.join(given)} out."
+        )
+
+
+def _budget(budget: str | None) -> Budget:
     from hwbench.studies import choose as study
 
     if budget is None:
         raise UsageError("--budget is needed: bytes=50%, params=50% or time=-30%.")
-    limit = study.Budget.parse(budget)
-    if from_ is not None and (model or objective):
-        option = "model" if model else "objective"
-        raise UsageError(f"--from has its {option}; leave --{option} out.")
-    return limit
+    return study.Budget.parse(budget)
 
 
 def _written_plan(path: Path, limit: Budget, out: Path, place: _Place) -> tuple[Choice, Run]:

@@ -30,6 +30,7 @@ def compare(
     files.refuse_inputs([out], paths)
     if out is not None:
         files.check_replaceable(out, "the report ")
+    aside = _shared.is_stream(out)
     read = [read_run(path) for path in paths]
     comparison = versus.compare(read, _prices(price))
     if out is not None:
@@ -37,11 +38,11 @@ def compare(
     if as_json:
         _shared.say_json(versus.plain(comparison), indent=1, ensure_ascii=False)
     else:
-        console = _shared.console()
+        console = _shared.console(error=aside)
         for part in versus.table(comparison):
             console.print(part)
     if out is not None:
-        _shared.say(f"The report is in {out}.", error=as_json)
+        _shared.say(f"The report is in {out}.", error=as_json or aside)
 
 
 def _prices(entries: list[str] | None) -> dict[str, float]:

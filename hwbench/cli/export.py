@@ -24,5 +24,6 @@ def export(
 
     (path,) = _shared.run_files([run])[-1:]
     files.refuse_inputs([out], [path])
+    aside = _shared.is_stream(out)
     exporters.export(read_run(path), to, out)
-    _shared.say(f"The run is in {out}.")
+    _shared.say(f"The run is in {out}.", error=aside)

@@ -40,6 +40,7 @@ def history(
 
     share = fraction("--threshold", threshold)
     files.refuse_inputs([out], [folder])
+    aside = _shared.is_stream(out)
     histories = study.history(folder, metric=metric, threshold=share, suite=suite, cases=case)
     if out is not None:
         files.write_text(out, pages.render(histories.histories, histories.notes))
@@ -48,9 +49,9 @@ def history(
         return
     for each in histories.histories:
         for line in pages.lines(each):
-            _shared.say(line)
-        _shared.say()
+            _shared.say(line, error=aside)
+        _shared.say(error=aside)
     for note in histories.notes:
-        _shared.say(note)
+        _shared.say(note, error=aside)
     if out is not None:
-        _shared.say(f"The page is in {out}.")
+        _shared.say(f"The page is in {out}.", error=aside)

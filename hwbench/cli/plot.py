@@ -45,14 +45,17 @@ def plot(
     from hwbench.store import read_run
 
     paths = [_shared.run_files([each])[-1] for each in runs]
+    files.check_replaceable(out, "the figure ")
     beside = out.with_name(f"{out.stem}.caption.txt")
     files.refuse_inputs([out, beside], paths)
+    files.check_replaceable(beside, "the caption ")
     figures.import_matplotlib()
     sheet = Sheet(tuple(panel or ()), _inches(width), title)
     loaded = [read_run(path) for path in paths]
+    aside = _shared.is_stream(out, beside)
     figures.plot(loaded, kind, out, sheet, filter_)
     files.write_text(beside, figures.caption(loaded, kind, filter_))
-    _shared.say(f"The figure is in {out}, the words for its caption in {beside}.")
+    _shared.say(f"The figure is in {out}, the words for its caption in {beside}.", error=aside)
 
 
 def _inches(width: str | None) -> float | None:

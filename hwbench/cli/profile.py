@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hwbench import files
 from hwbench.cli import _options, _shared
 from hwbench.errors import CasesFailedError, SuiteError, UsageError
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 20
 _LEAST_SHARE = 0.01  # of the time: rows below it are in --json only
+_TRACE = "the trace "
 
 
 def profile(
@@ -40,7 +44,9 @@ def profile(
     threads: _options.Threads = None,
     calls: int = typer.Option(10, "--calls", min=1, max=10_000, help="Calls that are profiled."),
     trace: Path | None = typer.Option(
-        None, "--trace", help="Write a Chrome trace here: open it in ui.perfetto.dev."
+        None,
+        "--trace",
+        help="Write a Chrome trace here (.json or .json.gz), for ui.perfetto.dev.",
     ),
     as_json: _options.PrintJson = False,
 ) -> None:
@@ -56,6 +62,9 @@ def profile(
 
     if trace is not None and not trace.parent.is_dir():
         raise UsageError(f"There is no folder {trace.parent} for the trace.")
+    if trace is not None:
+        files.check_replaceable(trace, _TRACE)
+    aside = _shared.is_stream(trace)
     name = runner.resolve_device(device)
     entry: dict[str, Any] = {"name": format_, **_knobs(knob)}
     shares = {"density": density, "stored": stored}
@@ -78,7 +87,7 @@ def profile(
         _shared.say_json({"case": planned.case.id, **msgspec.to_builtins(result)})
     else:
         for part in _report(planned.case.id, result):
-            _shared.console().print(part, soft_wrap=isinstance(part, str))
+            _shared.console(error=aside).print(part, soft_wrap=isinstance(part, str))
     if result.verdict == "contradicted":
         raise CasesFailedError(f"{planned.case.label} did not run what it claims: {result.says}.")
 
@@ -86,16 +95,37 @@ def profile(
 def _profiled(
     cases: list[Case], device: str, threads: int | None, calls: int, trace: Path | None
 ) -> tuple[Planned, Profile]:
-    """The one case, planned and profiled by a worker of its own.
+    """The one case, planned and profiled by a worker of its own; its trace, where one is asked for.
 
     Raises:
+        RunFileError: the trace cannot be written.
         SuiteError: the case is a mistake.
         UsageError: it cannot run on the device.
     """
-    from hwbench import environment, protocol
+    from msgspec.structs import replace
+
+    with tempfile.TemporaryDirectory(prefix="hwbench-trace-") as folder:
+        # The standard output of a worker is its own, so it cannot write to ours.
+        made = Path(folder) / "trace.json"
+        where = "" if trace is None else str(made)
+        planned, found = _answered(cases, device, threads, calls, where)
+        if trace is None:
+            return planned, found
+        with files.opened(made) as file:
+            data = file.read()
+    files.write(trace, gzip.compress(data) if trace.suffix == ".gz" else data, _TRACE)
+    return planned, replace(found, trace=str(trace.absolute()))
+
+
+def _answered(
+    cases: list[Case], device: str, threads: int | None, calls: int, trace: str
+) -> tuple[Planned, Profile]:
+    """What a worker answers that plans the case and profiles it."""
+    from hwbench import protocol
+    from hwbench.measure import run as runner
     from hwbench.measure.transports.local import LocalWorker
 
-    worker = LocalWorker(device, threads or environment.default_threads())
+    worker = LocalWorker(device, runner.usable_threads(threads))
     try:
         reply = worker.ask(protocol.PlanRequest(cases=cases), protocol.PlanReply, 300)
         if reply.mistakes:
@@ -103,8 +133,7 @@ def _profiled(
         (planned,) = reply.planned
         if planned.unsupported:
             raise UsageError(f"{planned.case.label} cannot run here: {planned.unsupported}")
-        where = str(trace.resolve()) if trace is not None else ""
-        request = protocol.ProfileRequest(planned=planned, seed=0, calls=calls, trace=where)
+        request = protocol.ProfileRequest(planned=planned, seed=0, calls=calls, trace=trace)
         return planned, worker.ask(request, protocol.ProfileReply, 600).found
     finally:
         worker.close()

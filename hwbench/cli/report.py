@@ -59,8 +59,9 @@ def report(
         for line in page.splitlines():
             _shared.say(line)
         return
+    aside = _shared.is_stream(out)
     files.write_text(out, page, "the report ")
-    _shared.say(f"The report is in {out}.")
+    _shared.say(f"The report is in {out}.", error=aside)
     if open_ and not webbrowser.open(out.resolve().as_uri()):
         _shared.say("No browser could be started; open that file yourself.", error=True)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hwbench.store import Run
 
 _OUT = Path("runs")
+_PATIENCE_SECONDS = 600.0  # for machines that went away, where --wait says nothing
 
 
 def run(
@@ -49,7 +50,7 @@ def run(
     cluster: _options.Cluster = None,
     on: _options.OnKinds = None,
     shards: _options.Shards = None,
-    wait: _options.Wait = "10m",
+    wait: _options.Wait = None,
     out: _options.OutFolder = _OUT,
     as_json: _options.RunAsJson = False,
     print_path: _options.PrintPath = False,
@@ -77,8 +78,9 @@ def run(
     if cores is not None:
         environment.pin(cores)
     fleet = _Fleet(
-        device, threads, cluster, _shared.listed(on), shards, parse_seconds(wait), budget
-    )
+        device, threads, cluster, _shared.listed(on), shards,
+        None if wait is None else parse_seconds(wait), budget,
+    )  # fmt: skip
     if resume is not None:
         asked = (suite, format_, filter_, shape, tokens, dtype, density, stored, model, data,
                  weights, activations)  # fmt: skip
@@ -152,13 +154,17 @@ class _Fleet:
     cluster: str | None
     on: list[str]
     shards: int | None
-    patience_seconds: float
+    patience_seconds: float | None
     budget: float | None
 
     @property
     def many(self) -> bool:
         """Whether it is more than one device of this machine; else their options are mistakes."""
-        many = self.cluster is not None or "," in self.device
+        if self.cluster is not None:
+            return True
+        if self.patience_seconds is not None:
+            raise UsageError("--wait needs --cluster: the devices of this machine do not go away.")
+        many = "," in self.device
         if not many and (self.on or self.shards):
             raise UsageError("--on and --shards need --cluster, or a list in --device.")
         return many
@@ -180,6 +186,8 @@ class _Fleet:
         if self.cluster is None:
             from hwbench.measure import run as runner
 
+            if self.on or self.shards or self.patience_seconds is not None:
+                raise UsageError("--resume takes --on, --shards and --wait with --cluster only.")
             runner.resume(path, time_budget_seconds=self.budget, listener=listener)
             return
         with self._connected(listener) as fleet:
@@ -192,7 +200,10 @@ class _Fleet:
 
         options: dict[str, Any] = {
             "on": self.on, "shards": self.shards, "listener": listener,
-            "time_budget_seconds": self.budget, "patience_seconds": self.patience_seconds,
+            "time_budget_seconds": self.budget,
+            "patience_seconds": (
+                _PATIENCE_SECONDS if self.patience_seconds is None else self.patience_seconds
+            ),
         }  # fmt: skip
         if self.cluster is None:
             devices = _shared.listed([self.device])

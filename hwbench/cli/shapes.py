@@ -37,5 +37,6 @@ def shapes(
             _shared.say(line)
         return
     files.refuse_inputs([out], [files.named(model)])
+    aside = _shared.is_stream(out)
     files.write_text(out, written, "the suite ")
-    _shared.say(f"The suite is in {out}. Run it with: hwbench run --suite {out}")
+    _shared.say(f"The suite is in {out}. Run it with: hwbench run --suite {out}", error=aside)

@@ -29,7 +29,7 @@ def share(
 
     path = _shared.run_files([run])[-1]
     target = out or path.with_suffix(".shared.jsonl")
-    to_a_stream = target.exists() and not target.is_file()  # /dev/stdout: then it holds the run
+    aside = _shared.is_stream(target)
     shared = study.share(path, target)
     for line in (*study.words(shared).splitlines(), "", *_NEXT.format(target=target).splitlines()):
-        _shared.say(line, error=to_a_stream)
+        _shared.say(line, error=aside)

@@ -35,7 +35,6 @@ class Telling:
 
     def __init__(self) -> None:
         self._first: Progress | None = None
-        self.latest: Progress | None = None
 
     def standing(self, progress: Progress) -> Standing:
         """Where the run stands after this step.
@@ -44,7 +43,6 @@ class Telling:
         """
         if self._first is None or self._first.done == 0 < progress.done:
             self._first = progress
-        self.latest = progress
         done, left = progress.done - self._first.done, ""
         if done:
             each = (progress.seconds - self._first.seconds) / done

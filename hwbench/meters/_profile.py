@@ -9,13 +9,16 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # exported since torch 1.8
 from torch.profiler import ProfilerActivity, profile
 
+from hwbench import files
 from hwbench.devices._base import Device
+from hwbench.errors import UsageError
 from hwbench.formats._kernel import Kernel
 from hwbench.protocol import Profile, Ran
 from hwbench.records import Planned
 from hwbench.workloads import _planning
 from hwbench.workloads._base import Subject
 
+_END_BYTES = 64  # of a trace: the first and the last hold a sign beside white space
 _WARM_CALLS = 3  # before the profiler starts: workspaces, packing, code that is made at first use
 
 
@@ -32,7 +35,7 @@ def profile_case(
         device.run(subject.step, states)
         device.synchronize()
     if trace:
-        profiler.export_chrome_trace(trace)
+        _write_trace(profiler, Path(trace))
     events = profiler.key_averages()
     operators = {event.key for event in events if event.device_type == DeviceType.CPU}
     counted = [event for event in events if gpu == (event.device_type == DeviceType.CUDA)]
@@ -58,6 +61,29 @@ def profile_case(
         rows=rows, calls=calls, seconds=total, verdict=verdict, says=says,
         trace=str(Path(trace).resolve()) if trace else "",
     )  # fmt: skip
+
+
+def _write_trace(profiler: profile, trace: Path) -> None:
+    """Write a Chrome trace. The profiler says nothing of a disk that is full, so that is looked at.
+
+    Raises:
+        UsageError: the file does not hold a whole trace.
+    """
+    profiler.export_chrome_trace(str(trace))
+    if not _is_whole(trace):
+        raise UsageError(
+            f"The profiler could not write all of its trace to {trace}; free some space there."
+        )
+
+
+def _is_whole(trace: Path) -> bool:
+    """Whether a file begins and ends as an object of JSON does."""
+    if not trace.is_file():
+        return False
+    with files.opened(trace) as file:
+        begun = file.read(_END_BYTES).lstrip().startswith(b"{")
+        file.seek(max(0, trace.stat().st_size - _END_BYTES))
+        return begun and file.read().rstrip().endswith(b"}")
 
 
 def claim(kernel: Kernel, operators: set[str], device_kernels: set[str]) -> tuple[str, str]:

@@ -130,10 +130,19 @@ function caseFacts(data, row) {
   return filled.filter(([, facts]) => facts.length);
 }
 
+// A dialog stands above all that is not in it, so the one tooltip of the charts goes with it. Vega
+// finds it by its id, and makes it in the body only where there is none.
+function takeTooltip(place) {
+  const tooltip = document.getElementById("vg-tooltip-element") || make("div", "", { id: "vg-tooltip-element", className: "vg-tooltip" });
+  tooltip.classList.remove("visible"); // it was of another chart
+  place.append(tooltip);
+}
+
 function startCase(data, filters) {
   const dialog = document.getElementById("case");
   const find = (name) => dialog.querySelector(`[data-part=${name}]`);
   const everyRow = new Uint8Array(data.count).fill(1);
+  let shown = null; // the number of the case
   const names = new Map(data.settings.flatMap(({ candidates }) => candidates.map((each) => [each.row, each])));
 
   function paint(part, figure) {
@@ -177,7 +186,11 @@ function startCase(data, filters) {
 
   function open(number) {
     fill(number);
-    if (!dialog.open) dialog.showModal();
+    shown = number;
+    if (!dialog.open) {
+      dialog.showModal();
+      takeTooltip(dialog);
+    }
     dialog.scrollTop = 0;
     filters.state.opened = String(number);
     filters.remember();
@@ -187,7 +200,11 @@ function startCase(data, filters) {
     paint("series", data.figures.series.find((figure) => figureNumbers(figure)[0] === number));
   }
 
-  dialog.addEventListener("close", () => { filters.state.opened = ""; filters.remember(); });
+  dialog.addEventListener("close", () => {
+    takeTooltip(document.body);
+    filters.state.opened = "";
+    filters.remember();
+  });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
   find("close").addEventListener("click", () => dialog.close());
   for (const [button, command] of [["copy", "command"], ["copy-kernels", "kernels"]]) {
@@ -195,13 +212,15 @@ function startCase(data, filters) {
   }
   document.addEventListener("click", (event) => {
     const place = event.target.closest("[data-case]");
-    if (place && !dialog.contains(place) && window.getSelection().isCollapsed) open(Number(place.dataset.case));
+    if (!place || dialog.contains(place)) return;
+    // Who selects words of a row does not ask for its case; who presses its button does.
+    if (event.target.closest("button") || window.getSelection().isCollapsed) open(Number(place.dataset.case));
   });
   document.addEventListener("mark", (event) => open(event.detail)); // of a chart
   return () => {
     const number = Number(filters.state.opened);
     if (filters.state.opened !== "" && Number.isInteger(number) && number >= 0 && number < data.count) {
-      if (!dialog.open) open(number);
+      if (!dialog.open || number !== shown) open(number);
     } else if (dialog.open) dialog.close();
   };
 }

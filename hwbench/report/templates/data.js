@@ -85,6 +85,13 @@ function enrich(row) {
 // An element with its text, and what else it is.
 const make = (tag, text = "", more = {}) => Object.assign(document.createElement(tag), { textContent: text }, more);
 
+// A button that hides once all is shown hands its focus to the first that it showed.
+function keepFocus(button, element) {
+  if (!button.hidden || !element) return;
+  if (!element.matches("button")) element.tabIndex = -1;
+  element.focus({ preventScroll: true });
+}
+
 // The mark of a series, or of its format where that has one only, as it stands in a legend of the
 // page; nothing without one.
 function marks() {

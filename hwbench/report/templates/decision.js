@@ -132,7 +132,13 @@ function startDecision(data, filters) {
       const line = make("tr", "", { className: place === state.setting ? "on" : "" });
       const title = make("th", "", { scope: "row", className: "left" });
       const button = make("button", setting.title, { type: "button", className: "quiet" });
-      button.addEventListener("click", () => { state.setting = place; filters.remember(); draw(); card.scrollIntoView({ block: "nearest" }); });
+      button.addEventListener("click", () => {
+        state.setting = place;
+        filters.remember();
+        draw();
+        at("everywhere").querySelector("tr.on button").focus({ preventScroll: true }); // the lines are new ones
+        card.scrollIntoView({ block: "nearest" });
+      });
       title.append(button);
       line.append(title, make("td", best ? best.name : "nothing measured", { className: "left" }),
         make("td", row ? si(row.time_seconds, "s") : "–"), make("td", row && known(row.relative) ? `${plain(row.relative)}×` : "–"),

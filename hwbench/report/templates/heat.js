@@ -85,7 +85,12 @@ function startHeat(data, filters) {
     button.textContent = `Show all ${groups} settings`;
   }
 
-  button.addEventListener("click", () => { limit = Infinity; filtered = true; draw(); });
+  button.addEventListener("click", () => {
+    limit = Infinity;
+    filtered = true;
+    draw();
+    keepFocus(button, table.tBodies[0].rows[GROUPS]);
+  });
   return () => {
     filtered ||= filters.active();
     if (filtered) draw();

@@ -1,9 +1,20 @@
 // Addresses: of a chart, of what the answer shows, of a case, and what is unfolded; they open it again.
 
+const NOTICE_MILLISECONDS = 8000; // that a notice stands over the page
+
 function startLinks(data, filters) {
   const { state } = filters;
   const folded = [...document.querySelectorAll("main details:not(.alone)")];
   const notice = document.getElementById("notice");
+  let ending = 0;
+
+  // It stays a live region: only its words go away, and come anew with the next link.
+  async function copyLink(status) {
+    clearTimeout(ending);
+    notice.textContent = "";
+    await copyText(window.location.href, status, "Link copied.");
+    ending = setTimeout(() => { notice.textContent = ""; }, NOTICE_MILLISECONDS);
+  }
 
   // The picture of the answer, or the place of a figure in its section.
   function name(element) {
@@ -21,7 +32,7 @@ function startLinks(data, filters) {
     state.figure = element ? name(element) : "";
     state.section = "";
     filters.remember();
-    copyText(window.location.href, button.closest("dialog")?.querySelector("[data-part=status]") || notice, "Link copied.");
+    copyLink(button.closest("dialog")?.querySelector("[data-part=status]") || notice);
   });
 
   // Before the charts are drawn: some figures are chosen from a list, and drawn where that stands.

@@ -63,7 +63,14 @@ function startRatios(data, filters) {
     each.more.textContent = `Show ${Math.min(10 * STEP, left)} more`;
   }
 
-  for (const each of tables) each.more.addEventListener("click", () => { each.limit += 10 * STEP; draw(each); });
+  for (const each of tables) {
+    each.more.addEventListener("click", () => {
+      const before = each.limit;
+      each.limit += 10 * STEP;
+      draw(each);
+      keepFocus(each.more, each.table.querySelectorAll("button")[before]);
+    });
+  }
   return () => {
     for (const each of tables) {
       each.limit = STEP;

@@ -155,7 +155,12 @@ function startRows(data, filters) {
   }
 
   const rows = () => chosen().map((number) => enrich(data.row(number)));
-  find("further").addEventListener("click", () => { limit += 10 * STEP; show(); });
+  find("further").addEventListener("click", () => {
+    const before = body.rows.length;
+    limit += 10 * STEP;
+    show();
+    keepFocus(find("further"), body.rows[before]?.querySelector("button"));
+  });
   function showOnly(chart) {
     state.only = chart;
     filters.remember();
