@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hwbench.records import Header
 from hwbench.report import html, versus
 from hwbench.store import Run, read_run
 
 HERE = Path(__file__).parent
 REPORTS, PAGE = HERE.parent / "reports", HERE / "machines.html"
 SUITE = "linear"
+TELLING = ("family", "model", "cores")
+"""What tells machines apart whose processors have one name: three generations are ``AMD EPYC``."""
 
 
 def main() -> None:
@@ -24,15 +27,32 @@ def main() -> None:
 def chosen(folder: Path) -> list[Run]:
     """The newest finished run of the suite of each machine, in the order of their names.
 
+    A run with fewer threads than the machine's others stands for it only where it is alone.
+
     Raises:
         SystemExit: the folder has no such run.
     """
     runs = [read_run(path) for path in sorted(folder.glob("*/*.jsonl"))]
     whole = [run for run in runs if run.complete and run.header.suite == SUITE]
-    newest = {run.header.machine: run for run in sorted(whole, key=lambda run: run.header.created)}
+    whole.sort(key=lambda run: (threads(run.header), run.header.created))
+    newest = {machine(run.header): run for run in whole}
     if not newest:
         raise SystemExit(f"{folder} has no finished run of the suite {SUITE}.")
-    return [newest[machine] for machine in sorted(newest)]
+    return [newest[each] for each in sorted(newest)]
+
+
+def machine(header: Header) -> tuple[str, ...]:
+    """The name of a machine, and what tells it apart from others of this name, where it is known.
+
+    Settings and memory are no part of it: they differ between two runs of one machine.
+    """
+    device = header.environment.fingerprint.get("device") or {}
+    return header.machine, *(str(device.get(name, "")) for name in TELLING)
+
+
+def threads(header: Header) -> int:
+    """The threads of a run; 0 where none are recorded, as on a GPU."""
+    return int(header.environment.fingerprint.get("threads") or 0)
 
 
 def page(runs: list[Run]) -> str:

@@ -29,6 +29,8 @@ from hwbench.studies.baseline import promote
 
 ACTION = ROOT / ".github/actions/hwbench/action.yml"
 EXAMPLE = ROOT / "docs/examples/nightly-gate.yml"
+NIGHT = ROOT / ".github/workflows/nightly-gpu.yml"
+_NODE = shutil.which("node")
 
 
 def loaded(path: Path) -> dict[str, Any]:
@@ -115,12 +117,94 @@ def test_no_job_may_more_than_it_needs_and_forks_are_kept_out() -> None:
     assert document["jobs"]["promote"]["environment"]
 
 
-def test_the_comment_is_found_again_by_the_marker_of_the_markdown() -> None:
-    script = STEPS["Comment"]["with"]["script"]
-    assert 'body.split("\\n", 1)[0]' in script
-    assert "startsWith(marker)" in script
-    assert "updateComment" in script
-    assert "\n" not in markdown.MARKER
+@pytest.mark.parametrize("path", [EXAMPLE, NIGHT], ids=["example", "own"])
+def test_one_run_measures_at_a_time_and_one_that_is_skipped_takes_no_place(path: Path) -> None:
+    """A group of the whole workflow holds skipped runs too, and one of them ends a waiting one."""
+    document = loaded(path)
+    assert "concurrency" not in document
+    assert document["jobs"]["gate"]["concurrency"]["cancel-in-progress"] is False
+    assert "if" in document["jobs"]["gate"]
+
+
+def test_artefact_and_comment_of_a_check_have_its_name() -> None:
+    """A second artefact of one name is refused, and a second comment would take the first's."""
+    name = "${{ steps.name.outputs.name }}"
+    (upload,) = [each["with"] for each in steps(ACTION) if "upload" in each.get("uses", "")]
+    assert name in upload["name"]
+    assert STEPS["Comment"]["env"]["NAME"] == name
+    assert "${process.env.NAME}" in STEPS["Comment"]["with"]["script"]
+    assert next(iter(steps(ACTION)))["id"] == "name", "what may fail comes after it"
+
+
+@pytest.mark.heavy
+def test_a_check_is_named_by_its_suite_and_device(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    environment = {**os.environ, "GITHUB_OUTPUT": str(told)}
+    script = ["bash", "-eo", "pipefail", "-c", STEPS["Name"]["run"]]
+    for name, suite, device, expected in (
+        ("", "linear", "auto", "linear-auto"),
+        ("", "linear", "cuda:1", "linear-cuda-1"),
+        ("", "bench marks/layers.toml", "cpu", "bench-marks-layers-cpu"),
+        ("Zen 3", "linear", "cpu", "Zen-3"),
+        ("a -->\nrun=x", "linear", "cpu", "a-----run-x"),
+    ):
+        told.write_text("")
+        given = {"NAME": name, "SUITE": suite, "DEVICE": device}
+        subprocess.run(script, env={**environment, **given}, check=True)
+        assert told.read_text() == f"name={expected}\n"
+
+
+_COMMENT = """
+const { script, cases } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const AsyncFunction = (async () => {}).constructor;
+const step = new AsyncFunction("require", "github", "context", script);
+const context = { repo: { owner: "o", repo: "r" }, payload: { pull_request: { number: 7 } } };
+(async () => {
+  for (const { login, comments } of cases) {
+    const did = (verb) => async (what) => console.log(JSON.stringify({ verb, ...what }));
+    await step(require, {
+      graphql: async () => ({ viewer: { login } }),
+      paginate: async (list, what) => comments,
+      rest: { issues: { createComment: did("create"), updateComment: did("update") } },
+    }, context);
+  }
+})();
+"""
+"""Runs the script of a comment as GitHub's step does, with what a pull request has already."""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(_NODE is None, reason="there is no node on this machine")
+def test_a_token_updates_its_own_comment_of_this_check_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "check.md").write_text(f"{markdown.MARKER}\n\n### fine\n", encoding="utf-8")
+    bot, person = "github-actions[bot]", "ann"
+
+    def comment(login: str | None, name: str) -> dict[str, Any]:
+        user = None if login is None else {"login": login, "type": "User"}
+        return {"id": 3, "user": user, "body": f"<!-- hwbench check {name} -->\nold"}
+
+    kinds = [
+        ("update", bot, comment(bot, "linear-cpu")),
+        ("update", person, comment(person, "linear-cpu")),
+        ("create", bot, comment(person, "linear-cpu")),
+        ("create", bot, comment(None, "linear-cpu")),
+        ("create", bot, comment(bot, "linear-cuda")),
+        ("create", bot, comment(bot, "linear")),
+        ("create", bot, {"id": 3, "user": {"login": bot}, "body": None}),
+    ]
+    given = {
+        "script": STEPS["Comment"]["with"]["script"],
+        "cases": [{"login": login, "comments": [each]} for _, login, each in kinds],
+    }
+    done = subprocess.run(
+        [str(_NODE), "-e", _COMMENT], input=json.dumps(given), check=True, text=True,
+        capture_output=True, env={**os.environ, "OUT": str(tmp_path), "NAME": "linear-cpu"},
+    )  # fmt: skip
+    calls = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [call["verb"] for call in calls] == [verb for verb, *_ in kinds]
+    for call in calls:
+        assert call["body"].startswith(f"<!-- hwbench check linear-cpu -->\n{markdown.MARKER}\n")
+        assert call["comment_id" if call["verb"] == "update" else "issue_number"] in (3, 7)
 
 
 class Job:
@@ -194,6 +278,28 @@ def test_nights_of_the_action(
     assert text.split("\n", 1)[0] == markdown.MARKER
 
 
+@pytest.mark.heavy
+def test_the_baselines_of_a_second_check_in_one_job_take_the_place_of_the_first(
+    tmp_path: Path,
+) -> None:
+    home, out = tmp_path / "home", tmp_path / "out"
+    for folder in (home / "nights", home / "baselines/machine", out):
+        folder.mkdir(parents=True)
+    (out / "night.jsonl").touch()
+    environment = {
+        **os.environ, "RUN": str(out / "night.jsonl"), "KEEP": "false", "HWBENCH_HOME": str(home),
+        "OUT": str(out),
+    }  # fmt: skip
+    for kept in ("first.jsonl", "second.jsonl"):
+        for old in (home / "baselines").rglob("*.jsonl"):
+            old.unlink()
+        (home / "baselines/machine" / kept).touch()
+        script = STEPS["Report"]["run"]
+        assert _shell.run(script, tmp_path, environment, lambda *words: (0, "", "")) == 0
+        found = [path.relative_to(out) for path in (out / "baselines").rglob("*.jsonl")]
+        assert found == [Path("baselines/machine") / kept]
+
+
 @pytest.mark.parametrize(
     ("code", "listed", "ends", "said"),
     [
@@ -264,24 +370,40 @@ def test_promotion_takes_a_name_and_no_path(tmp_path: Path, night: str, ends: in
         assert arguments[0][2].endswith("nights/good.jsonl")
 
 
-def test_a_wheel_of_the_version_that_is_there_replaces_it(tmp_path: Path) -> None:
-    """pip takes a file of a version that is installed for installed, whatever it holds."""
+def test_a_wheel_of_the_version_that_is_there_replaces_it_and_nothing_else_does(
+    tmp_path: Path,
+) -> None:
+    """pip takes a file of a version that is installed for installed, whatever it holds.
+
+    Without its option a file of constraints would be the name of a package in the index.
+    """
     python, log = tmp_path / "home/venv/bin/python", tmp_path / "log"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
     python.chmod(0o755)
     (tmp_path / "dist").mkdir()
-    for name in ("one-0.1.0.whl", "two-0.1.0.whl"):
-        (tmp_path / "dist" / name).touch()
-    environment = {
-        **os.environ, "WHEEL": "torch==2.13.0 dist/*.whl", "HWBENCH_SOURCE": str(ROOT),
-        "HWBENCH_HOME": str(tmp_path / "home"), "GITHUB_PATH": str(tmp_path / "path"),
-    }  # fmt: skip
-    script = ["bash", "-eo", "pipefail", "-c", STEPS["Install"]["run"]]
-    subprocess.run(script, cwd=tmp_path, env=environment, check=True)
-    first, *again = log.read_text().splitlines()
-    assert first.endswith(f"--upgrade torch==2.13.0 dist/one-0.1.0.whl dist/two-0.1.0.whl {ROOT}")
-    assert again == [
-        f"-m pip install --quiet --force-reinstall --no-deps dist/{name}-0.1.0.whl"
-        for name in ("one", "two")
-    ]
+    for name in ("dist/one-0.1.0.whl", "dist/two-0.1.0.whl", "constraints.txt"):
+        (tmp_path / name).touch()
+    (own,) = [step["with"]["wheel"] for step in steps(NIGHT) if "wheel" in step.get("with", {})]
+    for wheel, expanded, again in (
+        (own, own, []),
+        ("torch==2.13.0 dist/*.whl", "torch==2.13.0 {one} {two}", ["{one}", "{two}"]),
+        ("--constraint constraints.txt dist/one*", "--constraint constraints.txt {one}", ["{one}"]),
+        ("", "", []),
+    ):
+        paths = {"one": "dist/one-0.1.0.whl", "two": "dist/two-0.1.0.whl"}
+        environment = {
+            **os.environ, "WHEEL": wheel, "HWBENCH_SOURCE": str(ROOT),
+            "HWBENCH_HOME": str(tmp_path / "home"), "GITHUB_PATH": str(tmp_path / "path"),
+        }  # fmt: skip
+        script = ["bash", "-eo", "pipefail", "-c", STEPS["Install"]["run"]]
+        log.write_text("")
+        subprocess.run(script, cwd=tmp_path, env=environment, check=True)
+        words = f"{expanded.format(**paths)} {ROOT}".strip()
+        assert log.read_text().splitlines() == [
+            f"-m pip install --quiet --upgrade {words}",
+            *(
+                f"-m pip install --quiet --force-reinstall --no-deps {each.format(**paths)}"
+                for each in again
+            ),
+        ]

@@ -452,6 +452,12 @@ def test_a_density_out_of_reach_alone_is_exit_5_and_says_what_can_be_reached(hwb
     )  # fmt: skip
     assert "unsupported: low_rank cannot reach density 0.05; rank 1 has density 0.125." in outcome
     assert re.search(r"low_rank +\(0\.05\) .* unsupported", outcome)
+    asked = ("run", "--suite", "only.toml", "--device", "fake", "--print-path")
+    code, path, error = hwbench(*asked)
+    assert (code, error.splitlines()[-1]) == (
+        5, "hwbench: Nothing could be measured; hwbench show lists the reasons."
+    )  # fmt: skip
+    assert "rank 1 has density 0.125." in hwbench("show", path.strip())[1]
 
 
 def test_a_bug_is_exit_70_and_never_1(hwbench, monkeypatch):

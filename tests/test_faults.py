@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import secrets
 import subprocess
 import threading
 from collections import Counter
@@ -99,6 +100,29 @@ def test_a_worker_that_dies_at_any_request_takes_one_case_with_it_at_most(
     else:
         pytest.fail(f"a run asks more than {REQUESTS} times")
     assert dead * step > 20
+
+
+def test_two_runs_of_one_second_that_draw_one_number_are_two_files(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+):
+    numbers, real = iter(["aaaa", "aaaa", "bbbb"]), secrets.token_hex
+    monkeypatch.setattr(
+        secrets, "token_hex", lambda count: next(numbers) if count == 2 else real(count)
+    )
+
+    class Clock(datetime):
+        """A clock that stands still."""
+
+        @classmethod
+        def now(cls, zone: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 2, tzinfo=zone)
+
+    monkeypatch.setattr(runner, "datetime", Clock)
+    paths = [
+        runner.run(str(out.parent / "s.toml"), device="fake", out=out, threads=1) for _ in range(2)
+    ]
+    assert [path.stem.rpartition("-")[2] for path in paths] == ["aaaa", "bbbb"]
+    assert [whole(path).header.run for path in paths] == [path.stem for path in paths]
 
 
 def test_two_runs_into_one_folder_are_two_files(out: Path):

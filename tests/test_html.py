@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from hwbench.errors import UsageError
 from hwbench.quantities import COMPILE, ENERGY
 from hwbench.records import Status
-from hwbench.report import _bytes, _charts, _facts, _heat, _pack, _palette, html
+from hwbench.report import _bytes, _charts, _facts, _heat, _pack, _palette, html, versus
 from hwbench.report import _words as words
 from hwbench.report._scores import named
 from hwbench.report.rows import numbered, report_rows
@@ -662,6 +662,23 @@ def test_runs_of_one_machine_are_told_by_what_differs() -> None:
     assert len(set(_facts.machines(runs))) == 5
     assert _facts.machines(runs)[3] == "Processor (R) (2 threads, torch 2.13.0, crossover)"
     assert html._title(runs, []) == "linear and crossover on 1 machine, 5 runs"
+
+
+def test_processors_of_one_name_are_machines_of_their_own() -> None:
+    made = [("25", "1", 2), ("25", "17", 2), ("26", "2", 2), ("25", "1", 8), ("25", "1", 2)]
+    runs = []
+    for number, (family, model, cores) in enumerate(made):
+        device = {"name": "Processor (R)", "family": family, "model": model, "cores": cores}
+        facts = {"threads": 2, "torch": "2.13.0", "device": device}
+        runs.append(run_of(questions(), name=f"run-{number}", fingerprint=facts))
+    names = ["Processor (R) (family 25, model 1)", "Processor (R) (family 25, model 17)",
+             "Processor (R) (family 26, model 2)"]  # fmt: skip
+    assert _facts.machines(runs[:3]) == _facts.devices(runs[:3]) == names
+    assert versus.labels(runs[:3]) == names
+    assert _facts.machines([runs[0], runs[3]]) == [f"Processor (R) ({n} cores)" for n in (2, 8)]
+    assert html._title(runs, []) == "linear on 4 machines, 5 runs"
+    assert html._title(runs[:3], names) == "linear on 3 machines, 3 runs"
+    assert len(set(_facts.machines(runs))) == 5
 
 
 def test_machines_of_one_name_are_told_apart() -> None:

@@ -39,6 +39,29 @@ def test_every_exit_code_has_its_row() -> None:
     assert set(rows) == codes
 
 
+def test_the_page_leaves_out_no_kind_of_machine_and_has_the_figures_of_the_method() -> None:
+    """A kind that is left out is where the gate is worst: the table is read as all there is."""
+    table = "method.md#what-was-measured-of-hwbench"
+    method = (ROOT / "docs/method.md").read_text(encoding="utf-8").partition("false | exit 4")[2]
+
+    def rows(text: str, figures: int) -> list[tuple[str, ...]]:
+        cells = " [|] ".join([r"(\d+%?)"] * figures)
+        return re.findall(rf"^\| ([^|]+) \| `(--[^`]+)` \| {cells} \|$", text, re.MULTILINE)
+
+    own, whole = rows(PAGE, 4), rows(method, 6)
+    told = PAGE.partition(table)[2].partition(";\n")[0]
+    names = re.findall(r"`([^`]+)`", told.partition("called")[2])
+    here = list(dict.fromkeys(name for name, *_ in own))
+    assert names == list(dict.fromkeys(name for name, *_ in whole))
+    assert len(here) == len(names)
+    called = dict(zip(here, names, strict=True))
+    expected = [(name, rule, false, four, ten, five)
+                for name, rule, false, four, _, ten, _, five in whole]  # fmt: skip
+    assert [(called[name], *rest) for name, *rest in own] == expected
+    worst = max(int(false) for _, _, false, *_ in own)
+    assert f"({worst} of 500)" in PAGE
+
+
 def test_the_workflow_runs_commands_that_exist(steps: list[dict[str, Any]]) -> None:
     """A night is that of the action, whose commands test_action.py holds to the command line."""
     (night,) = [step for step in steps if step.get("uses", "").startswith("./")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import shellingham
 from _check import Call, kept, made
 
 from hwbench import environment
@@ -87,7 +88,7 @@ def test_prices_are_set_against_speed(hwbench: Call) -> None:
 def test_a_shell_is_given_its_completion(
     hwbench: Call, monkeypatch: pytest.MonkeyPatch, shell: str
 ) -> None:
-    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
-    code, out, err = hwbench("--show-completion", shell)
+    monkeypatch.setattr(shellingham, "detect_shell", lambda: (shell, f"/bin/{shell}"))
+    code, out, err = hwbench("--show-completion")
     assert (code, err) == (0, "")
     assert f"complete_{shell}" in out

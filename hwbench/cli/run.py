@@ -124,7 +124,8 @@ def _finished(paths: Iterable[Path], *, as_json: bool, print_path: bool) -> None
 
     runs = {path: read_run(path) for path in paths}
     _show(runs, as_json=as_json, print_path=print_path)
-    run_failed([result for run in runs.values() for result in run.results])
+    where = "hwbench show lists the reasons" if print_path else "the reasons are listed above"
+    _check_failed([result for run in runs.values() for result in run.results], where)
 
 
 def _replanned(
@@ -216,7 +217,7 @@ class _Fleet:
             cluster.close()
 
 
-def run_failed(results: list[Any]) -> None:
+def _check_failed(results: list[Any], where: str) -> None:
     """Raise the error of exit code 5, if a case failed or nothing could be measured."""
     from hwbench.records import ANSWERS, Status
 
@@ -224,10 +225,10 @@ def run_failed(results: list[Any]) -> None:
     if failed:
         raise CasesFailedError(
             f"{len(failed)} case{'s were' if len(failed) > 1 else ' was'} wrong, crashed or timed "
-            "out; the reasons are listed above."
+            f"out; {where}."
         )
     if not any(result.status is Status.OK for result in results):
-        raise CasesFailedError("Nothing could be measured; the reasons are listed above.")
+        raise CasesFailedError(f"Nothing could be measured; {where}.")
 
 
 def _show(runs: Mapping[Path, Run], *, as_json: bool, print_path: bool) -> None:

@@ -39,7 +39,7 @@ from hwbench.records import (
     Suite,
     without_gc,
 )
-from hwbench.store import Run, RunWriter, read_run
+from hwbench.store import Run, RunWriter, read_run, run_path
 
 _PLAN_SECONDS = 600.0  # planning a large suite
 _PEAKS = "measuring the peaks of this machine, which are kept"
@@ -155,6 +155,8 @@ def begin(question: Question, seat: Seat, **arguments: Any) -> State:
                 "them."
             )
     header = header_of(built, seat.device, question.seed, seat.threads, reply, roofs, arguments)
+    while run_path(question.out, header.run).exists():  # another run of this second drew its number
+        header = replace(header, run=_with_number(header.run.rpartition("-")[0]))
     lines = [PlannedLine(id=planned.case.id, planned=planned) for planned in reply.planned]
     planned = {line.id: line.planned for line in lines}
     stored = references.of_machine(header.environment, planned)
@@ -299,6 +301,11 @@ def _planned(worker: Worker, cases: list[Case]) -> protocol.PlanReply:
     return reply
 
 
+def _with_number(name: str) -> str:
+    """The name with a random number, which tells apart the runs of one second."""
+    return f"{name}-{secrets.token_hex(2)}"
+
+
 def header_of(
     suite: Suite,
     device: str,
@@ -313,7 +320,7 @@ def header_of(
     kind = re.sub(r"[^A-Za-z0-9.]+", "-", str(arguments.get("cluster") or device.replace(":", "")))[
         :40
     ]
-    name = f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}-{secrets.token_hex(2)}"
+    name = _with_number(f"{now:%Y%m%d-%H%M%S}-{suite.name}-{kind}")
     allocator, refused = _allocator(suite.plan, reply)
     state = {**state_of(reply), **({"allocator": refused} if refused else {})}
     return Header(

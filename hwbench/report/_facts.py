@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,16 +38,44 @@ class Summary:
     tables: list[tuple[str, Facts]]
 
 
-def machines(runs: list[Run]) -> list[str]:
+def machines(runs: Sequence[Run]) -> list[str]:
     """A name for each run's machine; where several are alike, with what differs between them."""
+    return _named(runs, _kinds, _distinct, lambda own: [[printable(run.header.run)] for run in own])
+
+
+def devices(runs: Sequence[Run]) -> list[str]:
+    """The device of each run; with what tells them apart where kinds of devices have one name."""
+    return _named(runs, _kinds)
+
+
+def _named(runs: Sequence[Run], *distinctions: Callable[[list[Run]], list[list[str]]]) -> list[str]:
+    """The machines' names; each distinction in turn adds words to those that are still alike."""
     names: list[tuple[str, ...]] = [(printable(run.header.machine),) for run in runs]
-    for distinguish in (_distinct, lambda own: [[printable(run.header.run)] for run in own]):
+    for distinguish in distinctions:
         for alike in {each for each in names if names.count(each) > 1}:
             places = [place for place, each in enumerate(names) if each == alike]
             added = distinguish([runs[place] for place in places])
             for place, words in zip(places, added, strict=True):
                 names[place] = (*alike, *words)
     return [f"{name} ({', '.join(words)})" if words else name for name, *words in names]
+
+
+def _kinds(runs: list[Run]) -> list[list[str]]:
+    """The facts in which devices of one name differ, of family, model and cores.
+
+    Three generations of processors call themselves ``AMD EPYC``.
+    """
+    facts = []
+    for run in runs:
+        device = run.header.environment.fingerprint.get("device")
+        recorded = device if isinstance(device, Mapping) else {}
+        family, model, cores = (recorded.get(key) for key in ("family", "model", "cores"))
+        facts.append((
+            f"family {printable(family)}" if family else "",
+            f"model {printable(model)}" if model else "",
+            units.count(cores, "core") if isinstance(cores, int) else "",
+        ))  # fmt: skip
+    return _differing(facts)
 
 
 def _distinct(runs: list[Run]) -> list[list[str]]:
@@ -60,8 +88,13 @@ def _distinct(runs: list[Run]) -> list[list[str]]:
         )
         for run in runs
     ]
+    return _differing(facts)
+
+
+def _differing(facts: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    """Of each run the words in which the runs differ; a fact that is not recorded has none."""
     differ = [len(set(values)) > 1 for values in zip(*facts, strict=True)]
-    return [list(itertools.compress(words, differ)) for words in facts]
+    return [[word for word in itertools.compress(words, differ) if word] for words in facts]
 
 
 def summary(run: Run, machine: str, rows: list[Row]) -> Summary:

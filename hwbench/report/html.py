@@ -348,7 +348,7 @@ def _title(runs: list[Run], machines: list[str]) -> str:
     suites = " and ".join(dict.fromkeys(printable(run.header.suite) for run in runs))
     where = ", ".join(dict.fromkeys(machines))
     if len(runs) > 2:
-        many = len({run.header.machine for run in runs})
+        many = len(set(_facts.devices(runs)))
         where = f"{units.count(many, 'machine')}, {len(runs)} runs"
     return f"{suites} on {where}"
 

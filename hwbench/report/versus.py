@@ -54,7 +54,7 @@ def compare(runs: Sequence[Run], prices: Mapping[str, float] | None = None) -> l
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """A name for each run: its machine; with its threads, or its id, where machines are alike."""
-    names = [printable(run.header.machine) for run in runs]
+    names = _facts.devices(runs)
     if len(set(names)) < len(names):
         threads = [run.header.environment.fingerprint.get("threads") for run in runs]
         names = [
