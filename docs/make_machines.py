@@ -44,7 +44,8 @@ def chosen(folder: Path) -> list[Run]:
 def machine(header: Header) -> tuple[str, ...]:
     """The name of a machine, and what tells it apart from others of this name, where it is known.
 
-    Settings and memory are no part of it: they differ between two runs of one machine.
+    Cores are those that a run may use: a virtual machine of two is another one than of eight. Other
+    settings and memory are no part of it: they differ between two runs of one machine.
     """
     device = header.environment.fingerprint.get("device") or {}
     return header.machine, *(str(device.get(name, "")) for name in TELLING)

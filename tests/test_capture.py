@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from _compress import VOCABULARY, write
+from _compress import VOCABULARY, encoder, write
 
 from hwbench.checkpoints import tensors
 from hwbench.errors import UsageError
-from hwbench.workloads import _own, _reading
+from hwbench.workloads import _models, _own, _reading
 from hwbench.workloads._capture import capture
 
 transformers = pytest.importorskip("transformers")
@@ -252,3 +252,14 @@ def test_other_texts_and_weights_of_a_folder_are_other_inputs(folder: Path, tmp_
     name = next(iter(first.linears()))
     assert torch.equal(second.linears()[name].weight, 2 * first.linears()[name].weight)
     assert not torch.equal(_reading.last_states(str(model))[2], states)
+
+
+def test_only_files_of_the_model_say_that_it_changed(tmp_path: Path) -> None:
+    """A run may be written into its folder."""
+    model = encoder(tmp_path)
+    before = _models.state(model)
+    (model / "run.jsonl").write_text("{}")
+    assert _models.state(model) == before
+    (model / "config.json").write_text((model / "config.json").read_text() + "\n")
+    assert _models.state(model) != before
+    assert _models.state(tmp_path / "nowhere") == ()

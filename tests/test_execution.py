@@ -14,12 +14,12 @@ import pytest
 from _synthetic import linear_case, run_of
 from msgspec.structs import replace
 
-from hwbench.errors import IncompleteRunError, RunFileError
+from hwbench.errors import IncompleteRunError, RunFileError, WorkerError
 from hwbench.measure import pool, schedule
 from hwbench.measure.pool import Pool
 from hwbench.measure.replicate import SPANS
 from hwbench.measure.schedule import Ends, State, Unit, Work
-from hwbench.measure.transports._base import SeatLostError
+from hwbench.measure.transports._base import SeatLostError, WorkerDiedError, WorkerTimedOutError
 from hwbench.records import Measurement, PlannedLine, Result, Status
 from hwbench.store import RunWriter, read_run
 
@@ -27,9 +27,11 @@ from hwbench.store import RunWriter, read_run
 class Seat:
     """Named; what it measures is made up."""
 
+    kind = ""
+
     def __init__(self, name: str) -> None:
         self.name = name
-        self.start = lambda: name
+        self.start: Any = lambda: name
 
     def close(self) -> None: ...
 
@@ -293,3 +295,62 @@ def test_one_device_takes_no_thread_and_no_lock(
     path = runner.run(document, device="fake", out=tmp_path, threads=1)
     assert read_run(path).complete
     assert not {"threading", "Lock"} & set(vars(schedule))
+
+
+@pytest.mark.parametrize("more", [tuple, lambda: [Seat("late")]], ids=["none", "one came back"])
+def test_a_run_that_is_stopped_from_outside_ends(work: Work, more: Any) -> None:
+    """As a fleet stops all its runs: what is left of this one is not begun again."""
+    asked = []
+
+    def found() -> Any:
+        asked.append(1)
+        return more()
+
+    class Stopped(Seat):
+        """Goes away because the run is stopped while it is asked."""
+
+        def __init__(self) -> None:
+            super().__init__("stopped")
+            self.start = self.stop
+
+        def stop(self) -> Any:
+            work.state.stopped = True
+            raise SeatLostError("stopped was let go.")
+
+    seats: Any = [Stopped(), Seat("cool")]
+    several = Pool(work, seats, found, patience_seconds=60.0)
+    thread = threading.Thread(target=several.run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert not asked
+    assert work.units
+
+
+@pytest.mark.parametrize("end", [WorkerDiedError, WorkerTimedOutError, WorkerError])
+def test_a_machine_of_a_cluster_that_starts_no_worker_is_lost_and_no_case_is_to_blame(
+    work: Work, end: type[WorkerError]
+) -> None:
+    class Sick(Seat):
+        """A node whose worker could be started once, and never again."""
+
+        kind = "A100"
+
+        def __init__(self) -> None:
+            super().__init__("sick")
+            self.begun = 0
+            self.start = self.again
+
+        def again(self) -> str:
+            self.begun += 1
+            if self.begun > 1:
+                raise end("No module named torch.\nAnd more.")
+            return self.name
+
+    seats: Any = [Sick(), Seat("cool")]
+    several = Pool(work, seats)
+    several.run()
+    assert len(work.state.done) == 8
+    assert set(several.where.values()) <= {"sick", "cool"}
+    assert several.lost == ["sick starts no worker: No module named torch."]
+    assert not work.state.failed

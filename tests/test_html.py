@@ -676,7 +676,8 @@ def test_processors_of_one_name_are_machines_of_their_own() -> None:
     assert _facts.machines(runs[:3]) == _facts.devices(runs[:3]) == names
     assert versus.labels(runs[:3]) == names
     assert _facts.machines([runs[0], runs[3]]) == [f"Processor (R) ({n} cores)" for n in (2, 8)]
-    assert html._title(runs, []) == "linear on 4 machines, 5 runs"
+    # Cores are those that a run may use: with --cores one machine has runs with one and with two.
+    assert html._title(runs, []) == "linear on 3 machines, 5 runs"
     assert html._title(runs[:3], names) == "linear on 3 machines, 3 runs"
     assert len(set(_facts.machines(runs))) == 5
 

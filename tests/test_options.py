@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import shellingham
 from _check import Call, kept, made
+from _faulty import ROOT
 
 from hwbench import environment
 from hwbench.store import read_run
@@ -92,3 +94,25 @@ def test_a_shell_is_given_its_completion(
     code, out, err = hwbench("--show-completion")
     assert (code, err) == (0, "")
     assert f"complete_{shell}" in out
+
+
+def test_every_default_that_is_named_in_a_help_text_is_shown(hwbench: Call) -> None:
+    """Rich takes what stands in brackets for markup, unless it is escaped."""
+    source = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "hwbench" / "cli").glob("*.py")
+    )
+    assert not re.findall(r"(?<!\\\\)\[default", source)
+    for verb, words in (("run", "[default: 10m]"), ("choose", "[default: 128]")):
+        assert words in hwbench(verb, "--help")[1]
+
+
+@pytest.mark.parametrize("name", ["~x.jsonl", "~/y.jsonl"])
+def test_a_file_that_is_there_is_meant_though_its_name_begins_with_a_tilde(
+    hwbench: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(kept(made(1))).rename(name)
+    code, out, err = hwbench("show", name)
+    assert code == 0, err
+    assert "low_rank" in out

@@ -154,7 +154,8 @@ def test_after_ctrl_c_each_run_file_has_its_way_on(
 ) -> None:
     one = begun(tmp_path, "one")
     two = begun(tmp_path, "two", arguments={"cluster": "A100"})
-    whole = begun(tmp_path, "whole", Footer(finished="now", wall_seconds=1.0))
+    long = {"between_runs": "x" * 100_000}  # what hundreds of cases say of earlier runs
+    whole = begun(tmp_path, "whole", Footer(finished="now", wall_seconds=1.0, state=long))
     with pytest.raises(KeyboardInterrupt):
         interrupted([one, two, whole])
     assert capsys.readouterr().err.splitlines() == [

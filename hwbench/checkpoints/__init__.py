@@ -36,7 +36,8 @@ BESIDE_WEIGHTS = (
     *_PIECES,
 )  # fmt: skip
 """Patterns of the files that a model is read with, beside its weights."""
-_FILES = (*BESIDE_WEIGHTS, "*.safetensors", "*.safetensors.index.json")
+FILES = (*BESIDE_WEIGHTS, "*.safetensors", "*.safetensors.index.json")
+"""Patterns of all files that a model is read from."""
 _MODELS = (
     _ADAPTER, "*.safetensors", "*.index.json", "*model*.bin", "*.gguf", "*model*.pt", "*model*.pth",
     "consolidated*.pth", "*model*.ckpt", "*model*.h5", "*model*.msgpack", "*.onnx",
@@ -404,7 +405,7 @@ def _hub(model: str, *, offline: bool) -> Path:
             snapshot_download(
                 name,
                 revision=revision or None,
-                allow_patterns=list(_FILES),
+                allow_patterns=list(FILES),
                 local_files_only=offline,
             )
         )

@@ -154,6 +154,7 @@ def _code() -> int:
 
 
 def _ended() -> int:
+    _Debug.on = False  # a mistake in the words before it is parsed knows of no option
     try:
         return _parser()(standalone_mode=False) or 0
     except HwbenchError as error:

@@ -15,7 +15,7 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         min=1,
-        help="Threads on a CPU.  [default: OMP_NUM_THREADS, else the usable cores]",
+        help="Threads on a CPU.  \\[default: OMP_NUM_THREADS, else the usable cores]",
     ),
 ]
 ASuite = Annotated[str, typer.Option("--suite", "-s", help="A shipped suite, or a TOML file.")]
@@ -33,7 +33,7 @@ Suite = Annotated[
     typer.Option(
         "--suite",
         "-s",
-        help="A shipped suite by name, or a TOML file.  [default: linear]",
+        help="A shipped suite by name, or a TOML file.  \\[default: linear]",
         rich_help_panel=WHAT,
     ),
 ]
@@ -118,7 +118,7 @@ Model = Annotated[
         "--model",
         help="For --suite compress: an encoder or causal model, as a folder in Hugging Face's "
         "layout, or as a name on its Hub, which is downloaded.  "
-        "[default: the packaged all-MiniLM-L6-v2]",
+        "\\[default: the packaged all-MiniLM-L6-v2]",
         rich_help_panel=WHAT,
     ),
 ]
@@ -154,7 +154,7 @@ Allocator = Annotated[
     typer.Option(
         "--allocator",
         help="Memory that a call frees on a CPU: kept for the next call, or given to the system's "
-        "allocator (system), whose times depend on what ran before.  [default: kept]",
+        "allocator (system), whose times depend on what ran before.  \\[default: kept]",
         rich_help_panel=EFFORT,
     ),
 ]
@@ -176,7 +176,7 @@ Cores = Annotated[
     str | None,
     typer.Option(
         "--cores",
-        help="Stay on these cores, such as 0-3,8.  [default: all that are allowed]",
+        help="Stay on these cores, such as 0-3,8.  \\[default: all that are allowed]",
         rich_help_panel=WHERE,
     ),
 ]
@@ -217,7 +217,7 @@ Wait = Annotated[
     typer.Option(
         "--wait",
         help="How long to wait for a kind of device of the cluster whose machines all went away.  "
-        "[default: 10m]",
+        "\\[default: 10m]",
         rich_help_panel=WHERE,
     ),
 ]
@@ -242,7 +242,7 @@ PrintPath = Annotated[
 ChosenModel = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="A folder, or a name on the Hub.  [default: all-MiniLM-L6-v2]"
+        "--model", "-m", help="A folder, or a name on the Hub.  \\[default: all-MiniLM-L6-v2]"
     ),
 ]
 Budget = Annotated[
@@ -258,8 +258,8 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         help="kl (of next tokens), cosine (of embeddings), output (of the model) or error (of "
-        "layers: quick, and can mislead).  [default: kl for a model that predicts the next token, "
-        "else cosine]",
+        "layers: quick, and can mislead).  \\[default: kl for a model that predicts the next "
+        "token, else cosine]",
     ),
 ]
 TriedFormats = Annotated[
@@ -270,17 +270,17 @@ TriedDensities = Annotated[
     list[str] | None,
     typer.Option(
         "--density",
-        help="The densities to try.  [default: 0.75,0.5,0.25,0.1 and the budget's; of bytes, where "
-        "the budget is]",
+        help="The densities to try.  \\[default: 0.75,0.5,0.25,0.1 and the budget's; of bytes, "
+        "where the budget is]",
     ),
 ]
 TimedTokens = Annotated[
     int | None,
-    typer.Option("--tokens", min=1, help="Tokens at once when timed.  [default: 128]"),
+    typer.Option("--tokens", min=1, help="Tokens at once when timed.  \\[default: 128]"),
 ]
 TimedReplicates = Annotated[
     int | None,
-    typer.Option("--replicates", min=1, help="Fresh processes that time.  [default: 3]"),
+    typer.Option("--replicates", min=1, help="Fresh processes that time.  \\[default: 3]"),
 ]
 FromRun = Annotated[
     Path | None,
@@ -298,6 +298,6 @@ Apply = Annotated[
 ]
 PlanFile = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="The plan's file.  [default: plan.json]"),
+    typer.Option("--out", "-o", help="The plan's file.  \\[default: plan.json]"),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder for run files.")]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
-_END_BYTES, _FOOTER = 1 << 16, b'\n{"line":"footer"'
-"""The bytes of a run in which its footer is looked for, and how that begins."""
+_END_BYTES, _FOOTER = 1 << 16, b'{"line":"footer"'
+"""The bytes of a run in which its last line is looked for first, and how a footer begins."""
 
 
 class _Log:
@@ -161,7 +161,12 @@ def _way_on(path: Path) -> str | None:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether the last lines of a run hold its footer; the rest may take long to read."""
+    """Whether the last line of a run is its footer; the rest may take long to read."""
+    size, step = path.stat().st_size, _END_BYTES
     with files.opened(path) as file:
-        file.seek(max(0, path.stat().st_size - _END_BYTES))
-        return _FOOTER in file.read()
+        while True:
+            file.seek(max(0, size - step))
+            before, _, last = file.read().removesuffix(b"\n").rpartition(b"\n")
+            if before or step >= size:
+                return last.startswith(_FOOTER)
+            step *= 4

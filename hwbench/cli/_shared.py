@@ -94,7 +94,8 @@ def at_home(verb: Callable[..., T]) -> Callable[..., T]:
 
 def _at_home(value: Any) -> Any:
     if isinstance(value, Path):
-        return files.named(value)
+        # A file that is there under this very name is what is meant.
+        return value if os.path.lexists(value) else files.named(value)
     return [_at_home(each) for each in value] if isinstance(value, list) else value
 
 

@@ -19,7 +19,7 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 def ceilings(
     device: _options.Device = "auto",
     dtype: list[str] | None = typer.Option(
-        None, "--dtype", help="Matrix rates of these dtypes only.  [default: all four]"
+        None, "--dtype", help="Matrix rates of these dtypes only.  \\[default: all four]"
     ),
     threads: _options.Threads = None,
     as_json: _options.PrintJson = False,

@@ -19,10 +19,10 @@ def shapes(
         "or a shipped suite such as llama_3_1_8b.",
     ),
     regime: list[str] | None = typer.Option(
-        None, "--regime", help="decode, prefill and train.  [default: all three]"
+        None, "--regime", help="decode, prefill and train.  \\[default: all three]"
     ),
     out: Path | None = typer.Option(
-        None, "--out", "-o", help="The suite's file.  [default: print it]"
+        None, "--out", "-o", help="The suite's file.  \\[default: print it]"
     ),
 ) -> None:
     """Write a suite of a model's linear layers, with how often each stands in the model.

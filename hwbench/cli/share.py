@@ -17,7 +17,7 @@ and run make docs: docs/machines.html then compares your machine with the others
 def share(
     run: Path = typer.Argument(..., help="A run file, or a folder whose newest run is taken."),
     out: Path | None = typer.Option(
-        None, "--out", "-o", help="The file to write.  [default: RUN.shared.jsonl beside it]"
+        None, "--out", "-o", help="The file to write.  \\[default: RUN.shared.jsonl beside it]"
     ),
 ) -> None:
     """Write a copy of a run without host names, paths and serials, and the text to give with it.

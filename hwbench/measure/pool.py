@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from hwbench.errors import IncompleteRunError, RunFileError
+from hwbench.errors import IncompleteRunError, RunFileError, WorkerError, first_line
 from hwbench.measure.schedule import Ends, State, Unit, Work, measure
-from hwbench.measure.transports._base import Seat, SeatLostError
+from hwbench.measure.transports._base import Seat, SeatLostError, Worker
 from hwbench.quantities import TIME
 from hwbench.records import Result
 
@@ -97,7 +97,7 @@ class Pool:
         """Serve until every unit is measured, or no seat is left."""
         seats = list(self.seats)
         try:
-            while seats:
+            while seats and not self.work.state.stopped:
                 self._serve_all(seats)
                 seats = (self._left() or self._awaited()) if self.work.units else []
         except BaseException:
@@ -171,7 +171,7 @@ class Pool:
 
         share = (unit.shard, self.work.shards)
         try:
-            spans = measure(self.work.state, unit.replicate, seat.start, ends, share, keep)
+            spans = measure(self.work.state, unit.replicate, _starting(seat), ends, share, keep)
         except SeatLostError as error:
             with self.lock:
                 self.work.units.appendleft(unit)
@@ -221,15 +221,36 @@ class Pool:
     def _awaited(self) -> list[Seat]:
         """Seats that came back in time; a listener is told once that they are waited for."""
         state, until, told = self.work.state, time.monotonic() + self.patience_seconds, False
-        while not (seats := list(self.more())):
-            if state.stopped or self.work.over or time.monotonic() > until:
-                return []
+        while not state.stopped and not self.work.over:
+            if seats := list(self.more()):
+                self.seats += seats
+                return seats
+            if time.monotonic() > until:
+                break
             if not told:
                 state.tell(note=f"waiting: no machine with {_device(state)} is left")
             told = True
             time.sleep(_LOOK_SECONDS)
-        self.seats += seats
-        return seats
+        return []
+
+
+def _starting(seat: Seat) -> Callable[[], Worker]:
+    """Start a worker on a seat; on a machine of a cluster, one that cannot start is a lost machine.
+
+    No case is to blame: what could not be measured there is left to the others.
+    """
+
+    def start() -> Worker:
+        try:
+            return seat.start()
+        except WorkerError as error:
+            if isinstance(error, SeatLostError) or not seat.kind:
+                raise
+            raise SeatLostError(
+                f"{seat.name} starts no worker: {first_line(error).rstrip('.')}."
+            ) from error
+
+    return start
 
 
 def _device(state: State) -> str:

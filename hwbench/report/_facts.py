@@ -61,27 +61,28 @@ def _named(runs: Sequence[Run], *distinctions: Callable[[list[Run]], list[list[s
 
 
 def _kinds(runs: list[Run]) -> list[list[str]]:
-    """The facts in which devices of one name differ, of family, model and cores.
+    """The facts in which devices of one name differ, of family and model.
 
-    Three generations of processors call themselves ``AMD EPYC``.
+    Three generations of processors call themselves ``AMD EPYC``. Cores are those that a run may
+    use, so two runs of one machine can differ in them.
     """
     facts = []
     for run in runs:
         device = run.header.environment.fingerprint.get("device")
         recorded = device if isinstance(device, Mapping) else {}
-        family, model, cores = (recorded.get(key) for key in ("family", "model", "cores"))
+        family, model = recorded.get("family"), recorded.get("model")
         facts.append((
             f"family {printable(family)}" if family else "",
             f"model {printable(model)}" if model else "",
-            units.count(cores, "core") if isinstance(cores, int) else "",
         ))  # fmt: skip
     return _differing(facts)
 
 
 def _distinct(runs: list[Run]) -> list[list[str]]:
-    """The facts in which runs of one machine differ, of threads, torch and suite."""
+    """The facts in which runs of one machine differ, of cores, threads, torch and suite."""
     facts = [
         (
+            _cores(run),
             units.count(int(run.header.environment.fingerprint.get("threads") or 0), "thread"),
             f"torch {printable(run.header.environment.fingerprint.get('torch'))}",
             printable(run.header.suite),
@@ -89,6 +90,13 @@ def _distinct(runs: list[Run]) -> list[list[str]]:
         for run in runs
     ]
     return _differing(facts)
+
+
+def _cores(run: Run) -> str:
+    """The cores that a run could use; nothing where none are recorded."""
+    device = run.header.environment.fingerprint.get("device")
+    cores = device.get("cores") if isinstance(device, Mapping) else None
+    return units.count(cores, "core") if isinstance(cores, int) else ""
 
 
 def _differing(facts: Sequence[tuple[str, ...]]) -> list[list[str]]:

@@ -62,15 +62,15 @@ State = tuple[tuple[str, int, int], ...]
 
 
 def state(folder: Path) -> State:
-    """What a folder holds now; it differs once a file was written, replaced or taken away.
+    """What a model is read from now; it differs once such a file was written, replaced or removed.
+
+    Other files of the folder, such as a run that is being written there, are no part of it.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    if not folder.is_dir():
-        return ()
     facts = []
-    for path in sorted([*folder.iterdir(), *folder.glob("*/config.json")]):
+    for path in sorted({path for pattern in models.FILES for path in folder.glob(pattern)}):
         if path.is_file():
             about = path.stat()
             facts.append((str(path), about.st_size, about.st_mtime_ns))
