@@ -47,8 +47,7 @@ def machine(header: Header) -> tuple[str, ...]:
     Cores are those that a run may use: a virtual machine of two is another one than of eight. Other
     settings and memory are no part of it: they differ between two runs of one machine.
     """
-    device = header.environment.fingerprint.get("device") or {}
-    return header.machine, *(str(device.get(name, "")) for name in TELLING)
+    return header.machine, *(str(header.device_facts.get(name, "")) for name in TELLING)
 
 
 def threads(header: Header) -> int:

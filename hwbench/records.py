@@ -12,7 +12,7 @@ import contextlib
 import gc
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -361,9 +361,13 @@ class Header(Record, tag="header", tag_field="line"):
     @property
     def machine(self) -> str:
         """The device as it calls itself, such as ``NVIDIA H200``; its kind where it has no name."""
-        device = self.environment.fingerprint.get("device")
-        name = device.get("name") if isinstance(device, dict) else None
-        return str(name or self.device)
+        return str(self.device_facts.get("name") or self.device)
+
+    @property
+    def device_facts(self) -> Mapping[str, Any]:
+        """What the device says of itself, such as name, family and cores; empty where nothing."""
+        facts = self.environment.fingerprint.get("device")
+        return facts if isinstance(facts, Mapping) else {}
 
     @property
     def purpose(self) -> str | None:

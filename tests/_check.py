@@ -18,6 +18,25 @@ FACTS = {"name": "Example Processor 9000", "threads": 2, "torch": "2.13.0"}
 
 Call = Callable[..., tuple[int, str, str]]
 
+TINY = """
+schema = 1
+name = "tiny"
+[plan]
+replicates = 2
+budget_seconds = 0.005
+[[cases]]
+workload = "linear"
+direction = "forward"
+shape = [16, 16]
+tokens = 4
+format = [{ name = "dense" }, { name = "low_rank", density = 0.5 }]
+[[cases]]
+workload = "projection"
+shape = [16, 16]
+format = [{ name = "low_rank", density = 0.5 }]
+"""
+"""A suite as TOML: two timed cases, and a scored one."""
+
 
 def made(
     day: int,

@@ -155,9 +155,8 @@ def test_where_logits_cannot_be_had_from_the_states_it_is_said(
 # --- names ----------------------------------------------------------------------------------------
 
 
-def test_a_plan_is_what_convert_takes_for_the_model_of_the_automatic_class(
-    hwbench: Call, decoder: Path, tmp_path: Path
-) -> None:
+def chosen(hwbench: Call, decoder: Path, tmp_path: Path) -> dict[str, Any]:
+    """The plan of a choice for a decoder, by the error of its layers."""
     path = tmp_path / "plan.json"
     code, _, error = hwbench(
         "choose", "--model", str(decoder), "--format", "low_rank", "--density", "0.5", "--device",
@@ -165,7 +164,14 @@ def test_a_plan_is_what_convert_takes_for_the_model_of_the_automatic_class(
         "--objective", "error", "--budget", "params=80%",
     )  # fmt: skip
     assert code == 0, error
-    plan = json.loads(path.read_text())
+    plan: dict[str, Any] = json.loads(path.read_text())
+    return plan
+
+
+def test_a_plan_is_what_convert_takes_for_the_model_of_the_automatic_class(
+    hwbench: Call, decoder: Path, tmp_path: Path
+) -> None:
+    plan = chosen(hwbench, decoder, tmp_path)
     assert plan["layers"]
     model = transformers.AutoModelForCausalLM.from_pretrained(decoder).eval()
     small = package.convert(model, format=plan["layers"])
@@ -285,14 +291,7 @@ def test_every_file_that_a_model_is_read_with_goes_with_it(decoder: Path, tmp_pa
 @pytest.fixture
 def run(hwbench: Call, decoder: Path, tmp_path: Path) -> Run:
     """The run that a plan of a decoder is made from."""
-    out = tmp_path / "plan.json"
-    code, _, error = hwbench(
-        "choose", "--model", str(decoder), "--format", "low_rank", "--density", "0.5", "--device",
-        "fake", "--replicates", "1", "--runs", str(tmp_path / "runs"), "--out", str(out),
-        "--objective", "error", "--budget", "params=80%",
-    )  # fmt: skip
-    assert code == 0, error
-    return read_run(Path(json.loads(out.read_text())["run"]))
+    return read_run(Path(chosen(hwbench, decoder, tmp_path)["run"]))
 
 
 @pytest.mark.parametrize("lines", [-1, -4])

@@ -13,7 +13,7 @@ import webbrowser
 from pathlib import Path
 
 import pytest
-from _check import Call, one_sentence
+from _check import TINY, Call, one_sentence
 from _faulty import install, uninstall
 
 from hwbench import environment, suite
@@ -23,24 +23,6 @@ from hwbench.measure import run as runner
 from hwbench.protocol import FormatDetails
 from hwbench.store import read_run
 from hwbench.studies import doctor
-
-TINY = """
-schema = 1
-name = "tiny"
-[plan]
-replicates = 2
-budget_seconds = 0.005
-[[cases]]
-workload = "linear"
-direction = "forward"
-shape = [16, 16]
-tokens = 4
-format = [{ name = "dense" }, { name = "low_rank", density = 0.5 }]
-[[cases]]
-workload = "projection"
-shape = [16, 16]
-format = [{ name = "low_rank", density = 0.5 }]
-"""
 
 
 @pytest.fixture

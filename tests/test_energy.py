@@ -6,36 +6,18 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from _check import Call
+from _check import TINY, Call
 from hwbench_simulated import Fake
 
 from hwbench.measure import schedule
 from hwbench.meters import energy
 from hwbench.store import Run, read_run
 
-SUITE = """
-schema = 1
-name = "energy"
-[plan]
-replicates = 2
-budget_seconds = 0.005
-[[cases]]
-workload = "linear"
-direction = "forward"
-shape = [32, 16]
-tokens = 4
-format = [{ name = "dense" }, { name = "low_rank", rank = 2 }]
-[[cases]]
-workload = "projection"
-shape = [8, 8]
-format = [{ name = "low_rank", rank = 2 }]
-"""
-
 
 @pytest.fixture(autouse=True)
 def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A counter that moves by a joule at each look, and a window of an instant."""
-    (tmp_path / "s.toml").write_text(SUITE)
+    (tmp_path / "s.toml").write_text(TINY)
     looks = count(1)
     monkeypatch.setattr(Fake, "energy_joules", lambda self: float(next(looks)))
     monkeypatch.setattr(energy, "WINDOW_SECONDS", 0.001)

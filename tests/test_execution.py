@@ -206,6 +206,14 @@ def test_without_a_first_replicate_a_run_is_incomplete_when_its_time_is_over(
         waiting(work, monkeypatch, 60.0, 0)
 
 
+def until_failed(several: Pool) -> None:
+    """Stay in the middle of a unit until another seat has failed."""
+    deadline = time.monotonic() + 60
+    while not several.failed:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_after_a_result_that_cannot_be_written_no_seat_writes_any(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,10 +232,7 @@ def test_after_a_result_that_cannot_be_written_no_seat_writes_any(
             monkeypatch.setattr(work.state.writer, "append", failing)
         else:
             begun.set()
-            deadline = time.monotonic() + 60
-            while not several.failed:
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            until_failed(several)
         return measured(state, number, start, *rest)
 
     monkeypatch.setattr(pool, "measure", act)
@@ -249,10 +254,7 @@ def test_what_goes_wrong_on_one_seat_ends_the_others(
             assert begun.wait(60)
             raise ValueError("a mistake of ours")
         begun.set()
-        deadline = time.monotonic() + 60
-        while not several.failed:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until_failed(several)
         return made(state, number, start, *rest)
 
     monkeypatch.setattr(pool, "measure", failing)

@@ -22,6 +22,7 @@ from _evidence import EVIDENCE, script
 
 import hwbench
 from hwbench import cli
+from hwbench.formats._base import FORWARD
 
 PASSED = '<testsuites><testsuite tests="1"><testcase classname="tests.test_a" name="test_b"/>'
 PASSED += "</testsuite></testsuites>"
@@ -218,7 +219,8 @@ def test_the_profile_of_a_visit_is_of_a_format_with_all_its_knobs(device: str) -
     value = {a: b for a, b in itertools.pairwise(words) if a.startswith("--")}
     out_features, in_features = map(int, value["--shape"].split("x"))
     kind = hwbench.get_format(value["--format"])
-    kind.from_knobs(out_features, in_features, density=float(value["--density"]))
+    described = kind.from_knobs(out_features, in_features, density=float(value["--density"]))
+    assert described.cost(1, 4, FORWARD).parameters <= out_features * in_features
 
 
 @pytest.mark.parametrize("seconds", [480, 150])

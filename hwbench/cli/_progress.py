@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hwbench import files
 from hwbench.channels import visible
 from hwbench.cli import _shared
 from hwbench.errors import RunFileError
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 
 LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
-_END_BYTES, _FOOTER = 1 << 16, b'{"line":"footer"'
-"""The bytes of a run in which its last line is looked for first, and how a footer begins."""
 
 
 class _Log:
@@ -144,12 +141,12 @@ def _left(paths: list[Path]) -> list[str]:
 
 def _way_on(path: Path) -> str | None:
     """How to go on with an interrupted run; None where it is complete, as earlier nights are."""
-    from hwbench.store import read_header
+    from hwbench.store import has_footer, read_header
 
     left = f"What was measured is in {path}"
     try:
         header = read_header(path)
-        if _is_complete(path):
+        if has_footer(path):
             return None
     except (RunFileError, OSError) as error:
         # The interruption is what is told; what became of the file can be asked later.
@@ -158,15 +155,3 @@ def _way_on(path: Path) -> str | None:
         return f"{left}; a side of hwbench ab cannot be gone on with: start it again"
     cluster = ", and --cluster" if header.arguments.get("cluster") else ""
     return f"{left}; go on with --resume {path}{cluster}"
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether the last line of a run is its footer; the rest may take long to read."""
-    size, step = path.stat().st_size, _END_BYTES
-    with files.opened(path) as file:
-        while True:
-            file.seek(max(0, size - step))
-            before, _, last = file.read().removesuffix(b"\n").rpartition(b"\n")
-            if before or step >= size:
-                return last.startswith(_FOOTER)
-            step *= 4

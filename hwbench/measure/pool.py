@@ -246,9 +246,7 @@ def _starting(seat: Seat) -> Callable[[], Worker]:
         except WorkerError as error:
             if isinstance(error, SeatLostError) or not seat.kind:
                 raise
-            raise SeatLostError(
-                f"{seat.name} starts no worker: {first_line(error).rstrip('.')}."
-            ) from error
+            raise SeatLostError(f"{seat.name} starts no worker: {first_line(error)}.") from error
 
     return start
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from hwbench import units
@@ -120,8 +119,7 @@ def clocks(run: Run) -> str | None:
     if not parts:
         return None
     sentence = ", ".join(parts)
-    device = run.header.environment.fingerprint.get("device")
-    limit = device.get("power_limit_watts") if isinstance(device, Mapping) else None
+    limit = run.header.device_facts.get("power_limit_watts")
     if known(limit):
         sentence += f"; the power limit is {units.si(limit, 'W')}"
     reasons = ended.get("clocks_event_reasons")

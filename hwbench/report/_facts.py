@@ -68,9 +68,7 @@ def _kinds(runs: list[Run]) -> list[list[str]]:
     """
     facts = []
     for run in runs:
-        device = run.header.environment.fingerprint.get("device")
-        recorded = device if isinstance(device, Mapping) else {}
-        family, model = recorded.get("family"), recorded.get("model")
+        family, model = (run.header.device_facts.get(name) for name in ("family", "model"))
         facts.append((
             f"family {printable(family)}" if family else "",
             f"model {printable(model)}" if model else "",
@@ -94,8 +92,7 @@ def _distinct(runs: list[Run]) -> list[list[str]]:
 
 def _cores(run: Run) -> str:
     """The cores that a run could use; nothing where none are recorded."""
-    device = run.header.environment.fingerprint.get("device")
-    cores = device.get("cores") if isinstance(device, Mapping) else None
+    cores = run.header.device_facts.get("cores")
     return units.count(cores, "core") if isinstance(cores, int) else ""
 
 

@@ -41,6 +41,8 @@ _decoder = msgspec.json.Decoder(Line)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """The errors of a file system without locks."""
+_END_BYTES, _FOOTER = 1 << 16, b'{"line":"footer"'
+"""The bytes of a run in which its last line is looked for first, and how a footer begins."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
 
 
@@ -60,6 +62,13 @@ class Run:
     def complete(self) -> bool:
         """Whether the run ended by itself."""
         return self.footer is not None
+
+    @property
+    def unfinished(self) -> str | None:
+        """That the run did not end, and how to go on, without a full stop; None where it did."""
+        if self.complete:
+            return None
+        return f"{self.path} is not finished; go on with: hwbench run --resume {self.path}"
 
     @property
     def done(self) -> set[tuple[str, int]]:
@@ -222,6 +231,22 @@ def run_path(folder: Path, run: str) -> Path:
     if not _RUN_NAME.fullmatch(run):
         raise RunFileError(f"{run!r} is not a name that a run can have.")
     return folder / f"{run}.jsonl"
+
+
+def has_footer(path: Path) -> bool:
+    """Whether the last line of a run is its footer; the rest, which may be long, is not read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    size, step = path.stat().st_size, _END_BYTES
+    with files.opened(path) as file:
+        while True:
+            file.seek(max(0, size - step))
+            before, _, last = file.read().removesuffix(b"\n").rpartition(b"\n")
+            if before or step >= size:
+                return last.startswith(_FOOTER)
+            step *= 4
 
 
 def read_header(path: Path) -> Header:

@@ -79,8 +79,8 @@ def _check_finished(run: Run) -> None:
     Raises:
         UsageError: it does not yet.
     """
-    if not run.complete:
-        raise UsageError(f"{run.path} is not finished; go on with: hwbench run --resume {run.path}")
+    if run.unfinished:
+        raise UsageError(run.unfinished)
 
 
 def layers_of(run: Run) -> list[Layer]:

@@ -71,10 +71,8 @@ def choose(path: Path, run: Run, window: int) -> Chosen:
         return Chosen(problem=f"The baseline cannot be used: {error}")
     if old.header.run == run.header.run:
         return Chosen(problem=f"The baseline {path} is the run itself.")
-    if not old.complete:
-        return Chosen(
-            problem=f"The baseline {path} is not finished; go on with: hwbench run --resume {path}"
-        )
+    if old.unfinished:
+        return Chosen(problem=f"The baseline {old.unfinished}")
     return Chosen(runs=[old], mismatch=fatal(old.header, run.header))
 
 
@@ -203,8 +201,8 @@ def promote(path: Path, folder: Path) -> Path:
     except OSError as error:
         raise RunFileError(f"Cannot read the run {path}: {error.strerror}.") from error
     run = parsed(path, data)
-    if not run.complete:
-        raise RunFileError(f"{path} is not finished; go on with: hwbench run --resume {path}")
+    if run.unfinished:
+        raise RunFileError(run.unfinished)
     if reason := _unworthy(run):
         raise UsageError(f"{path} cannot be a baseline: {reason}.")
     target = run_path(folder / machine_key(run.header), run.header.run)

@@ -220,11 +220,8 @@ def _finished(path: Path, *, confirm: bool, unfinished: bool) -> Run:
             "leave --confirm out, or check a run of hwbench run."
         )
     run = load(path)
-    if not run.complete and not unfinished:
-        raise RunFileError(
-            f"{path} is not finished; go on with: hwbench run --resume {path}, or take it as it "
-            "is with --unfinished."
-        )
+    if run.unfinished and not unfinished:
+        raise RunFileError(f"{run.unfinished}, or take it as it is with --unfinished.")
     return run
 
 

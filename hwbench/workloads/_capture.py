@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -54,14 +54,19 @@ def capture(
     if reason := kind.unreadable(folder):
         raise UsageError(reason)
     loaded = kind.load(folder)
-    names = _names(kind.weight_files(folder), loaded)
+    stored = {
+        name: each
+        for path in kind.weight_files(folder)
+        for name, each in tensors.header(path).items()
+    }
+    names = _names(stored, loaded)
     selected = {ours: name for ours, name in names.items() if fnmatch.fnmatchcase(name, layers)}
     if not selected:
         raise UsageError(
             f"No linear layer matches {shortened(layers)!r}; there are such as "
             f"{', '.join(list(names.values())[:3])}."
         )
-    _check_stored(selected, kind.weight_files(folder), loaded)
+    _check_stored(selected, stored, loaded)
     captured: dict[str, list[Tensor]] = defaultdict(list)
     rows_of: dict[str, int] = defaultdict(int)
     for start in range(0, len(lines), _TEXTS):
@@ -86,13 +91,12 @@ def _lines(texts: Path) -> list[str]:
     return lines
 
 
-def _names(paths: Iterable[Path], loaded: Model) -> dict[str, str]:
+def _names(stored: Collection[str], loaded: Model) -> dict[str, str]:
     """The name in the model's files of the weight of each layer; its own where they have none.
 
     A class may put its weights below a further name, or leave one out: then the one ends as the
     other does.
     """
-    stored = [name for path in paths for name in tensors.header(path)]
     names = {}
     for ours in loaded.linears():
         weight = f"{ours}.weight"
@@ -103,16 +107,17 @@ def _names(paths: Iterable[Path], loaded: Model) -> dict[str, str]:
     return names
 
 
-def _check_stored(selected: Mapping[str, str], paths: Iterable[Path], loaded: Model) -> None:
+def _check_stored(
+    selected: Mapping[str, str], stored: Mapping[str, tensors.Stored], loaded: Model
+) -> None:
     """Whether these layers multiply by the weights of these names, as the files hold them.
 
     Raises:
         UsageError: there is no such weight, it is that of two layers, or it is transposed.
     """
-    stored = {name: each for path in paths for name, each in tensors.header(path).items()}
-    layer_of: dict[str, str] = {}
+    linears, layer_of = loaded.linears(), dict[str, str]()
     for ours, name in selected.items():
-        linear = loaded.linears()[ours]
+        linear = linears[ours]
         shape = (linear.out_features, linear.in_features)
         if name not in stored or layer_of.setdefault(name, ours) != ours:
             raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, update_wrapper
 from pathlib import Path
 from typing import Any, ClassVar, Generic, ParamSpec, Self, TypeVar
@@ -167,12 +167,13 @@ class Model(nn.Module, ABC):
         """The module that users have: names of layers are relative to it."""
         return self.get_submodule(self.PREFIX.removesuffix("."))
 
-    def own_name(self, name: str) -> str:
-        """The name of a layer as ``linears`` has it.
+    def own_names(self, names: Iterable[str]) -> list[str]:
+        """Names of layers as ``linears`` has them; one that it has not may be there too.
 
-        Plans and suites of older versions have the prefix of this class before it.
+        Plans and suites of older versions have the prefix of this class before them.
         """
-        return name if name in self.linears() else name.removeprefix(self.PREFIX)
+        linears = self.linears()
+        return [name if name in linears else name.removeprefix(self.PREFIX) for name in names]
 
     def shorten(self, depth: float) -> None:
         """Keep the first blocks alone, that share of them.

@@ -21,10 +21,8 @@ def layers(model: Model, plan: LayerPlan) -> list[LinearLayer]:
         UsageError: a layer cannot have the format that the plan gives it.
     """
     linears = model.linears()
-    entries = {
-        name if name in linears else name.removeprefix(model.PREFIX): entry
-        for name, entry in plan.entries().items()
-    }
+    given = plan.entries()
+    entries = dict(zip(model.own_names(given), given.values(), strict=True))
     for name in entries:
         if name not in linears:
             raise UnknownNameError("layer", name, linears)

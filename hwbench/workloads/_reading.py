@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -49,14 +48,12 @@ def unreadable(model: str) -> str | None:
     )  # fmt: skip
 
 
-@kept_while_unchanged(4)
 def no_outputs(folder: Path) -> str | None:
     """Why the model of a folder has no outputs to compare in healing, in words; None where it has.
 
     Ask ``unreadable`` first. The weights of a model that predicts the next token are read for it.
     """
-    kind = reader(folder)
-    return kind.load(folder).no_outputs() if kind is Causal else None
+    return _loaded(folder).no_outputs() if reader(folder) is Causal else None
 
 
 def drawn(texts: list[str], seed: int) -> list[str]:
@@ -78,8 +75,7 @@ def read(model: str, text: str = _texts.SENTENCES) -> tuple[Model, dict[str, Ten
         The model, and (rows, in_features) by the name of the layer; a layer that nothing passes
         through has none.
     """
-    directory = folder(model)
-    return _read(model, text, directory, state(directory))
+    return _read(text, folder(model))
 
 
 def now(model: str) -> State:
@@ -89,21 +85,18 @@ def now(model: str) -> State:
 
 def loaded(model: str) -> Model:
     """A model in float32 on the CPU, as a run stores it."""
-    directory = folder(model)
-    return _loaded(directory, state(directory))
+    return _loaded(folder(model))
 
 
-@lru_cache(maxsize=1)
-def _loaded(directory: Path, state_: State) -> Model:
-    del state_  # it is part of the key alone
+@kept_while_unchanged(1)
+def _loaded(directory: Path) -> Model:
     return reader(directory).load(directory)
 
 
-@lru_cache(maxsize=1)
-def _read(model: str, text: str, directory: Path, state_: State) -> tuple[Model, dict[str, Tensor]]:
-    del state_
+@kept_while_unchanged(1)
+def _read(text: str, directory: Path) -> tuple[Model, dict[str, Tensor]]:
     batch = reader(directory).tokens(directory, _texts.calibration(text))
-    return loaded(model), _distill.activations(loaded(model), *batch)
+    return _loaded(directory), _distill.activations(_loaded(directory), *batch)
 
 
 def last_states(model: str, text: str = _texts.SENTENCES) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,15 +105,11 @@ def last_states(model: str, text: str = _texts.SENTENCES) -> tuple[Tensor, Tenso
     Returns:
         Ids, mask, and (tokens that are none of padding, hidden).
     """
-    directory = folder(model)
-    return _last_states(model, text, directory, state(directory))
+    return _last_states(text, folder(model))
 
 
-@lru_cache(maxsize=1)
-def _last_states(
-    model: str, text: str, directory: Path, state_: State
-) -> tuple[Tensor, Tensor, Tensor]:
-    del state_
+@kept_while_unchanged(1)
+def _last_states(text: str, directory: Path) -> tuple[Tensor, Tensor, Tensor]:
     ids, mask = reader(directory).tokens(directory, _texts.judged(text))
     with torch.no_grad():
-        return ids, mask, read(model, text)[0].states(ids, mask)[-1][mask]
+        return ids, mask, _loaded(directory).states(ids, mask)[-1][mask]

@@ -164,12 +164,10 @@ class LayerError(Workload):
 def _named(loaded: Model, layer: str) -> list[str]:
     """The layer of this name, or those of the group."""
     linears = loaded.linears()
-    own = loaded.own_name(layer)
+    (own,) = loaded.own_names([layer])
     if own in linears:
         return [own]
-    members = checkpoints.group_members(layer)
-    if not set(members) <= set(linears):  # of an older version, or not all there
-        members = [name.removeprefix(loaded.PREFIX) for name in members]
+    members = loaded.own_names(checkpoints.group_members(layer))
     return [name for name in members if name in linears]
 
 
