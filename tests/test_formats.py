@@ -15,8 +15,11 @@ import dataclasses
 import itertools
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -393,6 +396,56 @@ def test_a_call_takes_nothing_from_the_host(f: Format) -> None:
         except NotImplementedError:
             pytest.skip("torch cannot pretend this product")
     assert made.on_cpu == []
+
+
+@each("f", [f for f in ONE_LIVE if home(f) in runs_in(f)])
+def test_a_call_is_made_where_the_layer_is_whatever_the_default_device_is(f: Format) -> None:
+    for tokens in (1, 5):
+        layer = random_layer(f)
+        x = normal(tokens, f.in_features).to(home(f))
+        dy = normal(tokens, f.out_features, seed=2).to(home(f))
+        with torch.device("meta"), torch.no_grad():
+            first = layer(x)
+        with torch.no_grad():
+            assert torch.equal(layer(x), first)
+        if trains(f):
+            leaves = [x.requires_grad_(), *layer.parameters()]
+            with torch.device("meta"):
+                gradients = torch.autograd.grad(layer(x), leaves, dy)
+            again = torch.autograd.grad(layer(x), leaves, dy)
+            assert all(map(torch.equal, gradients, again))
+
+
+ELSEWHERE = """
+import torch
+torch.set_default_device("meta")  # before anything of hwbench is imported, or kept by it
+from _formats import first_of_each, home, runs_in, settings
+
+wrong = []
+for f in first_of_each(settings([(96, 64)])):
+    try:
+        source = torch.Generator().manual_seed(0)
+        weight = torch.randn(f.out_features, f.in_features, generator=source, device="cpu")
+        for layer in (f.random(dtype=home(f), generator=source), f.project(weight)):
+            x = torch.randn(3, f.in_features, generator=source, device="cpu")
+            made = [layer.to_dense(), *layer.stored_tensors()]
+            if home(f) in runs_in(f):
+                made.append(layer.to(home(f))(x.to(home(f))))
+            assert all(tensor.is_cpu for tensor in made)
+    except Exception as error:
+        wrong.append(f"{f}: {type(error).__name__} {error}")
+print("\\n".join(wrong))
+"""
+"""Makes one layer of every kernel where the default device is another."""
+
+
+def test_layers_are_made_on_the_device_that_they_are_asked_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], cwd=Path(__file__).parent,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
 
 
 CUDA_SETTINGS = list(settings([(96, 64), (37, 53), (128, 256)]))  # even, odd, for large tiles

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 from types import SimpleNamespace
 from typing import Any
@@ -629,3 +630,60 @@ def test_without_mkl_one_token_is_gathered(monkeypatch: pytest.MonkeyPatch) -> N
         layer(normal(1, 64))
     assert "mv" not in called.names
     assert_right(layer, normal(1, 64), normal(1, 48), STEP)
+
+
+def doubled_in_place(layer: Linear) -> None:
+    layer.values.mul_(2)
+
+
+def doubled_through_data(layer: Linear) -> None:
+    layer.values.data = layer.values.data * 2
+
+
+def doubled_as_another_parameter(layer: Linear) -> None:
+    layer.values = torch.nn.Parameter(layer.values * 2)
+
+
+def doubled_by_a_load(layer: Linear) -> None:
+    layer.load_state_dict({**layer.state_dict(), "values": layer.values * 2})
+
+
+def doubled_by_a_swap(layer: Linear) -> None:
+    torch.utils.swap_tensors(layer.values, torch.nn.Parameter(layer.values * 2))
+
+
+DOUBLED = [
+    doubled_in_place,
+    doubled_through_data,
+    doubled_as_another_parameter,
+    doubled_by_a_load,
+    doubled_by_a_swap,
+]
+
+
+@pytest.mark.parametrize("doubled", DOUBLED, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("f", ONE_TOKEN, ids=lambda f: f.name())
+@pytest.mark.parametrize("trusting", [False, True])
+def test_one_token_sees_every_change_of_the_values(
+    f: Format, doubled: Callable[[Linear], None], trusting: bool
+) -> None:
+    layer, x = random_layer(f), normal(1, 64)
+    if trusting:
+        layer.trust_versions()
+    with torch.no_grad():
+        if f.name() == "low_rank_sparse":
+            layer.left.zero_()
+        y = layer(x)
+        doubled(layer)
+        torch.testing.assert_close(layer(x), 2 * y)
+    assert_right(layer, normal(1, 64, seed=1), normal(1, 48, seed=2), STEP)
+
+
+@torch.no_grad()
+def test_one_token_sees_values_at_the_same_place_with_other_strides() -> None:
+    layer, x = random_layer(ONE_TOKEN[0]), normal(1, 64)
+    count = layer.values.numel()
+    bank = normal(count, 2)
+    for values in (bank[:, 0], bank.flatten()[:count], bank[0, 0].expand(count)):
+        layer.values.data = values
+        torch.testing.assert_close(layer(x), x @ layer.to_dense().t())

@@ -317,7 +317,7 @@ def _errors(dtype: torch.dtype) -> list[float]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((20, 64), (2, 4 * 8, 32), (4, 16, 2 * 8), (2, 4, 8))
     x, first, second, couplings = (
-        torch.randn(shape, generator=generator).to("cuda", dtype) for shape in shapes
+        torch.randn(shape, generator=generator, device="cpu").to("cuda", dtype) for shape in shapes
     )
     z = torch.einsum("bkp,kltp->lbkt", x.unflatten(1, (2, 32)), first.unflatten(1, (4, 8)))
     y = torch.einsum("lbkt,lskt->bls", z, second.unflatten(2, (2, 8))).flatten(1)

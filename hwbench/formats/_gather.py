@@ -246,10 +246,7 @@ class _Sampled:
         self.total = torch.zeros(pattern.columns.shape, dtype=wide, device=pattern.columns.device)
         self.on_cpu = self.total.device.type == "cpu"
         if self.on_cpu:
-            size = (pattern.out_features, pattern.in_features)
-            self.csr = torch.sparse_csr_tensor(
-                pattern.starts, pattern.columns, self.total, size, check_invariants=False
-            )
+            self.csr = csr(self.total, pattern.starts, pattern.columns, pattern.in_features)
 
     def add(self, dy_t: Tensor, x_t: Tensor) -> None:
         """Add ⟨dyᵀ[row], xᵀ[column]⟩ of every entry, for (rows, tokens) and (columns, tokens)."""
@@ -296,9 +293,15 @@ def _times_vectors(x: Tensor, values: Tensor) -> bool:
 
 def _times_vector(x: Tensor, values: Tensor, starts: Tensor, columns: Tensor) -> Tensor:
     """W x, (bags,), by MKL."""
-    size = (starts.numel() - 1, x.numel())
-    matrix = torch.sparse_csr_tensor(starts, columns, values, size, check_invariants=False)
-    return torch.mv(matrix, x)
+    return torch.mv(csr(values, starts, columns, x.numel()), x)
+
+
+def csr(values: Tensor, starts: Tensor, columns: Tensor, inputs: int) -> Tensor:
+    """(rows, inputs) as torch's CSR tensor, a view of the three, whatever the default device is."""
+    size, device = (starts.numel() - 1, inputs), values.device
+    return torch.sparse_csr_tensor(
+        starts, columns, values, size, device=device, check_invariants=False
+    )
 
 
 def turn(x: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def _refusal_here() -> str | None:
 def _error() -> float:
     """The largest relative error of two small products by oneDNN, against float64."""
     source = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(2, 128, 128, generator=source) for _ in range(2))
+    a, b = (torch.randn(2, 128, 128, generator=source, device=source.device) for _ in range(2))
     worst = 0.0
     for product, left, right in ((torch.bmm, a, b), (torch.mm, a[0], b[0])):
         exact = product(left.double(), right.double())

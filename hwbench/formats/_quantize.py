@@ -8,6 +8,7 @@ or those of a float of eight bits, or the quantiles of a normal distribution.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,9 +80,9 @@ def nf4_table() -> Tensor:
     Eight above zero and seven below lie at equal steps of probability (Dettmers et al., QLoRA,
     2023, arXiv:2305.14314).
     """
-    above = torch.special.ndtri(torch.linspace(_NF4_TAIL, 0.5, 9, dtype=torch.float64)[:-1])
-    below = -torch.special.ndtri(torch.linspace(_NF4_TAIL, 0.5, 8, dtype=torch.float64)[:-1])
-    table = torch.cat([below, torch.zeros(1, dtype=torch.float64), above])
+    tail = partial(torch.linspace, _NF4_TAIL, 0.5, dtype=torch.float64, device="cpu")
+    above, below = (torch.special.ndtri(tail(steps)[:-1]) for steps in (9, 8))
+    table = torch.cat([-below, above.new_zeros(1), above])
     return (table / table.max()).sort().values
 
 

@@ -120,8 +120,8 @@ class Largest(Coded):
 
     def __init__(self) -> None:
         self.derived = Derived()
-        self.codes = torch.full((16, 64), 127, dtype=torch.int8)
-        self.scale = torch.ones(16, 1)
+        self.codes = torch.full((16, 64), 127, dtype=torch.int8, device="cpu")
+        self.scale = torch.ones(16, 1, device="cpu")
 
     def operands(self) -> tuple[Tensor, ...]:
         return self.codes, self.scale
@@ -145,7 +145,7 @@ def _lacks_integers(kind: type[Integers]) -> str | None:
     layer, kernel = Largest(), kind()
     exact = float(layer.codes[0].sum())
     try:
-        y = kernel.apply(layer, torch.ones(16, 64))
+        y = kernel.apply(layer, torch.ones(16, 64, device="cpu"))
     except (RuntimeError, AttributeError) as refused:
         said = str(refused).partition("\n")[0].rstrip(".")
         return f"{kernel.name} does not run here, use kernel=int_mm: {said}."
@@ -179,7 +179,7 @@ class LinearDynamic(Integers, of=CodedWeight):
 
     def packed(self, codes: Tensor, scale: Tensor) -> tuple[Any, Any]:
         """The operator, and what it takes beside x."""
-        zeros = torch.zeros(len(codes), dtype=torch.int64)
+        zeros = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=NOTICE)
             weight = torch._make_per_channel_quantized_tensor(  # noqa: SLF001
@@ -247,7 +247,7 @@ class OneDnn(Integers, of=CodedWeight):
         """The weight as the operator wants it, the scale of each row, and its zero points."""
         scales = scale[:, 0].float().contiguous()
         packed = _onednn().qlinear_prepack(codes, None)
-        return packed, scales, torch.zeros(len(scales), dtype=torch.int64)
+        return packed, scales, torch.zeros(len(scales), dtype=torch.int64, device=codes.device)
 
     def lacks(self, out_features: int, in_features: int, dtype: torch.dtype) -> str | None:
         if not torch.backends.mkldnn.is_available():

@@ -49,7 +49,12 @@ class _Map(PatternMap):
         """W as torch's BSR tensor."""
         size = (self.out_features, self.in_features)
         return torch.sparse_bsr_tensor(
-            self.row_starts, self.columns, self.values, size, check_invariants=False
+            self.row_starts,
+            self.columns,
+            self.values,
+            size,
+            device=self.values.device,
+            check_invariants=False,
         )
 
     def to_dense(self) -> Tensor:

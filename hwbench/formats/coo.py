@@ -42,7 +42,12 @@ class _Map(EntriesMap):
         """W as torch's COO tensor."""
         size = (self.out_features, self.in_features)
         return torch.sparse_coo_tensor(
-            self.indices, self.values, size, check_invariants=False, is_coalesced=True
+            self.indices,
+            self.values,
+            size,
+            device=self.values.device,
+            check_invariants=False,
+            is_coalesced=True,
         )
 
 

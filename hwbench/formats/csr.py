@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from hwbench.formats import _kernel, _native_entries
+from hwbench.formats import _gather, _kernel, _native_entries
 from hwbench.formats._base import BACKWARD_INPUT, FORWARD, Linear
 from hwbench.formats._entries import INDEX_BYTES, EntriesFormat, EntriesKernel, Gather, RowsMap
 from hwbench.formats._probe import refusal
@@ -29,7 +29,7 @@ class _Map(RowsMap):
 
     def tensor(self) -> Tensor:
         """W as torch's CSR tensor."""
-        return _csr(self.values, self.row_starts, self.columns, self.in_features)
+        return _gather.csr(self.values, self.row_starts, self.columns, self.in_features)
 
 
 class _Product(torch.autograd.Function):
@@ -45,24 +45,19 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.where = (row_starts, columns, inputs)
-        return torch.mm(_csr(values, *ctx.where), x.t()).t().contiguous()
+        return torch.mm(_gather.csr(values, *ctx.where), x.t()).t().contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, values = ctx.saved_tensors
-        weight = _csr(values, *ctx.where)
+        weight = _gather.csr(values, *ctx.where)
         dx = dvalues = None
         if ctx.needs_input_grad[0]:
             dx = torch.mm(weight.t(), dy.t()).t().contiguous()
         if ctx.needs_input_grad[1]:
             dvalues = torch.sparse.sampled_addmm(weight, dy.t(), x, beta=0.0).values()
         return dx, dvalues, None, None, None
-
-
-def _csr(values: Tensor, row_starts: Tensor, columns: Tensor, inputs: int) -> Tensor:
-    size = (row_starts.numel() - 1, inputs)
-    return torch.sparse_csr_tensor(row_starts, columns, values, size, check_invariants=False)
 
 
 @dataclass(frozen=True, kw_only=True)

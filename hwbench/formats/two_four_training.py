@@ -155,7 +155,7 @@ def tile_patterns() -> Tensor:
         for tile in itertools.product(rows, repeat=4)
         if all(sum(column) == 2 for column in zip(*tile, strict=True))
     ]
-    return torch.tensor(tiles)
+    return torch.tensor(tiles, device="cpu")
 
 
 @cache
@@ -290,7 +290,9 @@ def _refusal(kernel: Pruning, dtype: torch.dtype) -> str | None:
     def right() -> bool:
         generator = torch.Generator().manual_seed(0)
         shapes = ((16, 256), (16, 128), (128, 256))
-        x, dy, weight = (torch.randn(s, generator=generator).to("cuda", dtype) for s in shapes)
+        x, dy, weight = (
+            torch.randn(s, generator=generator, device="cpu").to("cuda", dtype) for s in shapes
+        )
         layer = _Map(TwoFourTraining(out_features=128, in_features=256, kernel=kernel.name), weight)
         y = layer(x.requires_grad_())
         y.backward(dy)

@@ -163,7 +163,9 @@ def empty(name: str, entry: Any, file: str = "The file") -> Linear:
     source = torch.Generator().manual_seed(0)
     layer = format_.random(dtype=dtype, generator=source)
     if entry.get("bias"):
-        layer.bias = nn.Parameter(torch.zeros(format_.out_features, dtype=dtype))
+        layer.bias = nn.Parameter(
+            torch.zeros(format_.out_features, dtype=dtype, device=source.device)
+        )
     layer.described = format_
     _freeze(layer, entry, where)
     return layer.trust_versions()
