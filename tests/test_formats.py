@@ -419,27 +419,32 @@ def test_a_call_is_made_where_the_layer_is_whatever_the_default_device_is(f: For
 ELSEWHERE = """
 import torch
 torch.set_default_device("meta")  # before anything of hwbench is imported, or kept by it
+torch.set_default_dtype(torch.float64)
 from _formats import first_of_each, home, runs_in, settings
+
+def drawn(*shape):
+    return torch.randn(shape, dtype=torch.float32, device="cpu")
 
 wrong = []
 for f in first_of_each(settings([(96, 64)])):
     try:
         source = torch.Generator().manual_seed(0)
-        weight = torch.randn(f.out_features, f.in_features, generator=source, device="cpu")
-        for layer in (f.random(dtype=home(f), generator=source), f.project(weight)):
-            x = torch.randn(3, f.in_features, generator=source, device="cpu")
+        projected = f.project(drawn(f.out_features, f.in_features))
+        assert all(each.dtype is not torch.float64 for each in projected.stored_tensors())
+        for layer in (projected.to(home(f)), f.random(dtype=home(f), generator=source)):
             made = [layer.to_dense(), *layer.stored_tensors()]
             if home(f) in runs_in(f):
-                made.append(layer.to(home(f))(x.to(home(f))))
+                made.append(layer(drawn(3, f.in_features).to(home(f))))
+                assert made[-1].dtype is home(f)
             assert all(tensor.is_cpu for tensor in made)
     except Exception as error:
         wrong.append(f"{f}: {type(error).__name__} {error}")
 print("\\n".join(wrong))
 """
-"""Makes one layer of every kernel where the default device is another."""
+"""Makes one layer of every kernel where PyTorch's defaults are others."""
 
 
-def test_layers_are_made_on_the_device_that_they_are_asked_for() -> None:
+def test_layers_are_made_as_asked_for_whatever_the_defaults_are() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE], cwd=Path(__file__).parent,
         capture_output=True, text=True, check=False,

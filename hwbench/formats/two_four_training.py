@@ -155,7 +155,7 @@ def tile_patterns() -> Tensor:
         for tile in itertools.product(rows, repeat=4)
         if all(sum(column) == 2 for column in zip(*tile, strict=True))
     ]
-    return torch.tensor(tiles, device="cpu")
+    return torch.tensor(tiles, dtype=torch.float32, device="cpu")
 
 
 @cache
