@@ -96,7 +96,8 @@ def _loaded(directory: Path) -> Model:
 @kept_while_unchanged(1)
 def _read(text: str, directory: Path) -> tuple[Model, dict[str, Tensor]]:
     batch = reader(directory).tokens(directory, _texts.calibration(text))
-    return _loaded(directory), _distill.activations(_loaded(directory), *batch)
+    model = _loaded(directory)
+    return model, _distill.activations(model, *batch)
 
 
 def last_states(model: str, text: str = _texts.SENTENCES) -> tuple[Tensor, Tensor, Tensor]:
