@@ -404,7 +404,7 @@ def test_a_plan_whose_pass_exceeds_the_budget_is_made_anew(
     assert (len(shares) > 1) is corrected
     assert (shares[-1] <= (1 + _choosing.TOLERANCE) * 0.9) is met
     assert ("missed_seconds" in plan) is corrected
-    assert ("makes up for" in outcome) is corrected
+    assert ("was made to take" in outcome) is corrected
     code, again, error = hwbench("choose", "--plan", str(path), "--json")
     assert code == 0, error
     assert json.loads(again)["layers"] == plan["layers"]

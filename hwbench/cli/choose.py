@@ -30,8 +30,6 @@ _WHOLE = {
 """By objective that needs whole candidates: the name of the loss, and its short form."""
 _OUT, _TOKENS, _REPLICATES = Path("plan.json"), 128, 3
 """What is taken where no option says otherwise; their help names the same."""
-_CORRECTIONS = 2
-"""How often a plan is made anew because its measured pass exceeded the budget of time."""
 
 
 class _Place(NamedTuple):
@@ -134,27 +132,33 @@ def _written_plan(path: Path, limit: Budget, out: Path, place: _Place) -> tuple[
     from hwbench.studies import choose as study
 
     run = read_run(path)
-    choice = _with_measurements(study.chosen(run, limit), run, out, place)
-    for _ in range(_CORRECTIONS):
-        if not choice.excess_seconds:
-            break
-        missed = choice.missed_seconds + choice.excess_seconds
+    tried = [_with_measurements(study.chosen(run, limit), run, out, place)]
+    while (missed := study.correction(tried)) is not None:
         try:
-            tighter = study.chosen(run, limit, missed)
+            other = study.chosen(run, limit, missed)
         except UsageError:
             break  # no plan takes less; the last one says by how much it exceeds the budget
-        choice = _with_measurements(tighter, run, out, place)
+        tried.append(_with_measurements(other, run, out, place, study.known(tried)))
+    choice = study.kept(tried)
+    if choice is not tried[-1]:
+        study.write(choice, run, out)
     return choice, run
 
 
-def _with_measurements(choice: Choice, run: Run, out: Path, place: _Place) -> Choice:
+def _with_measurements(
+    choice: Choice,
+    run: Run,
+    out: Path,
+    place: _Place,
+    losses: Mapping[str, float] | None = None,
+) -> Choice:
     """The choice, written, with what is measured of whole models: their losses, and a pass."""
     from hwbench.studies import choose as study
 
     if study.objective(run) in study.WHOLE:
         with progress() as listener:
             choice = study.refined(
-                choice, run, _candidates(out), **place._asdict(), listener=listener
+                choice, run, _candidates(out), losses=losses, **place._asdict(), listener=listener
             )
     study.write(choice, run, out)
     if choice.budget.kind == "time":
@@ -309,7 +313,7 @@ def _passed_line(choice: Choice, passed: Passed) -> str:
     if choice.missed_seconds:
         missed = units.seconds(choice.missed_seconds)
         line += (
-            f" The passes of earlier plans exceeded it by {missed}, which this one makes up for."
+            f" The pass of an earlier plan exceeded it; this one was made to take {missed} less."
         )
     return line
 

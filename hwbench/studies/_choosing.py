@@ -60,7 +60,7 @@ class Budget:
     def limit(self, dense: Costs, rest_seconds: float = 0.0, missed_seconds: float = 0.0) -> float:
         """Return the cost that all linear layers may have, given dense's and that of the rest.
 
-        ``missed_seconds`` is by how much measured passes of earlier plans exceeded the budget.
+        ``missed_seconds`` is saved beyond it, because measured passes of earlier plans exceeded it.
         """
         if self.kind != "time":
             return self.share * dense.of(self.kind)
@@ -122,7 +122,7 @@ class Choice:
     measured: dict[str, float] = field(default_factory=dict)  # of whole candidates: what is lost
     kept: str = ""  # the one of them that lost least
     passed: Passed | None = None  # of a budget of time: what a pass was measured to take
-    missed_seconds: float = 0.0  # by which passes of earlier plans exceeded the budget
+    missed_seconds: float = 0.0  # saved beyond the budget, as passes of earlier plans exceeded it
 
     @property
     def limit(self) -> float:
@@ -137,8 +137,24 @@ class Choice:
         """
         if self.passed is None or self.passed.share <= (1 + TOLERANCE) * self.budget.share:
             return 0.0
-        whole = self.dense.time_seconds + self.rest_seconds
-        return (self.passed.share - self.budget.share) * whole
+        return (self.passed.share - self.budget.share) * self.dense_pass_seconds
+
+    @property
+    def spare_seconds(self) -> float:
+        """The time of the budget that the measured pass leaves unused, on the same scale."""
+        if self.passed is None:
+            return 0.0
+        return max(self.budget.share - self.passed.share, 0.0) * self.dense_pass_seconds
+
+    @property
+    def dense_pass_seconds(self) -> float:
+        """The time of a dense pass, as its layers and the rest add up."""
+        return self.dense.time_seconds + self.rest_seconds
+
+    @property
+    def lost(self) -> float:
+        """The loss of the plan: the measured one, or else what its layers add up to."""
+        return self.measured[self.kept] if self.measured else self.planned.loss
 
     @property
     def wins_everywhere(self) -> str | None:
@@ -159,7 +175,7 @@ def choose(
         layers: with what each costs as each candidate.
         budget: what the model may cost.
         rest_seconds: of a pass of the model, beside its linear layers; no candidate changes it.
-        missed_seconds: by how much measured passes of earlier plans exceeded the budget.
+        missed_seconds: saved beyond the budget, as measured passes of earlier plans exceeded it.
 
     Raises:
         UsageError: no choice meets the budget; the sentence says what can be met.

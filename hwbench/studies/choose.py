@@ -53,6 +53,7 @@ from hwbench.studies._choosing import (
     total,
     uniform,
 )
+from hwbench.studies._corrections import correction, kept, known
 from hwbench.studies._layers import is_whole, layers_of, pass_of
 from hwbench.studies._question import (
     COSINE,
@@ -69,7 +70,8 @@ from hwbench.studies._question import (
 __all__ = [
     "COSINE", "DENSITIES", "FORMATS", "KL", "OBJECTIVES", "WHOLE", "Budget", "Choice", "Costs",
     "Layer", "Passed", "Question", "Whole", "again", "apply", "better", "choose", "chosen",
-    "layers_of", "measure", "measured", "passed", "refined", "single_path", "write",
+    "correction", "kept", "known", "layers_of", "measure", "measured", "passed", "refined",
+    "single_path", "write",
 ]  # fmt: skip
 SCHEMA = 1
 
@@ -80,7 +82,7 @@ def chosen(run: Run, budget: Budget, missed_seconds: float = 0.0) -> Choice:
     Args:
         run: the run of all layers.
         budget: what the model may cost.
-        missed_seconds: by how much measured passes of earlier plans exceeded a budget of time.
+        missed_seconds: saved beyond a budget of time, as passes of earlier plans exceeded it.
 
     Raises:
         UsageError: it is another run, or the budget cannot be met.
@@ -252,6 +254,7 @@ def refined(
     run: Run,
     folder: Path,
     *,
+    losses: Mapping[str, float] | None = None,
     device: str = "auto",
     threads: int | None = None,
     out: str | Path = "runs",
@@ -263,6 +266,7 @@ def refined(
         choice: the plan as it was added up.
         run: the run that it was made from.
         folder: where the candidates are written, each as a plan; it is made.
+        losses: of candidates, by name, that are known and not measured again.
         device: where they are measured.
         threads: of a CPU.
         out: the folder of run files.
@@ -273,29 +277,34 @@ def refined(
         UsageError: the folder cannot be written.
     """
     paths = _written(choice, run, folder)
+    lost = {name: losses[name] for name in paths if losses and name in losses}
+    unknown = [str(path) for name, path in paths.items() if name not in lost]
+    if not unknown:
+        return decided(choice, lost)
     document = {
         "schema": 1, "name": "candidates",
         "about": "Whole models that are worth a measurement: how far what they give is from before",
         "plan": {"timeout_seconds": MODEL_SECONDS},
         "cases": [{"workload": "layer_error", "judged": OBJECTIVES[objective(run)],
-                   "model": _model(run), "plan": list(paths), **how(objective(run)),
+                   "model": _model(run), "plan": unknown, **how(objective(run)),
                    "shape": list(choice.layers[0].shape), "dtype": "float32",
                    "format": [dict(DENSE)]}],
     }  # fmt: skip
     path = runner.run(document, device=device, threads=threads, out=out, listener=listener)
     rows = summary_rows(read_run(path))
-    lost = {
-        paths[json.loads(row["options"])["plan"]]: float(row["score"])
+    scores = {
+        json.loads(row["options"])["plan"]: float(row["score"])
         for row in rows
         if row["status"] == "ok"
     }
+    lost |= {name: scores[str(path)] for name, path in paths.items() if str(path) in scores}
     if not lost:
         raise CasesFailedError(f"No candidate could be measured: {rows[0]['reason']}")
     return decided(choice, lost)
 
 
-def _written(choice: Choice, run: Run, folder: Path) -> dict[str, str]:
-    """The names of the candidates by the files that they were written to, each as a plan."""
+def _written(choice: Choice, run: Run, folder: Path) -> dict[str, Path]:
+    """The files that the candidates were written to, each as a plan, by their names."""
     paths = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,7 +312,7 @@ def _written(choice: Choice, run: Run, folder: Path) -> dict[str, str]:
             path = folder.resolve() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
             text = json.dumps(described(choice, run, picked), indent=1) + "\n"
             files.write_text(path, text, "the plan ")
-            paths[str(path)] = name
+            paths[name] = path
     except OSError as error:
         raise UsageError(f"Cannot write to {folder}: {error.strerror}.") from error
     return paths

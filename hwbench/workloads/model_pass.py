@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -33,7 +33,13 @@ from hwbench.workloads._base import (
 from hwbench.workloads._models import Model, kept_while_unchanged
 
 ROUNDS = 9
-"""How often each time is taken; the median counts."""
+"""How often each time is taken at least; the median counts."""
+
+MOST_ROUNDS = 45
+"""How often it is taken at most: a model whose pass is short."""
+
+SECONDS = 20.0
+"""How long passes go on between these two numbers of rounds: nine differ by 3 to 4 %."""
 
 _WARM = 2  # passes before them
 _EMPTY = 200  # empty calls; their median is the cost of taking a time
@@ -211,13 +217,19 @@ def _taken(device: Device, step: Callable[[Any], Any]) -> float:
 
 def _in_turn(steps: list[Callable[[Any], Any]], device: Device) -> list[float]:
     """The median seconds of each, which take turns."""
+    for step in [*steps] * _WARM:
+        _taken(device, step)
     times: list[list[float]] = [[] for _ in steps]
-    for number in range(_WARM + ROUNDS):
+    while not _enough(times):
         for own, step in zip(times, steps, strict=True):
-            seconds = _taken(device, step)
-            if number >= _WARM:
-                own.append(seconds)
+            own.append(_taken(device, step))
     return [median(own) for own in times]
+
+
+def _enough(times: Sequence[Sequence[float]]) -> bool:
+    """Whether the rounds so far, with the seconds of each pass, suffice for a median."""
+    rounds = len(times[0])
+    return rounds >= MOST_ROUNDS or (rounds >= ROUNDS and sum(map(sum, times)) >= SECONDS)
 
 
 def _apart(
@@ -230,20 +242,24 @@ def _apart(
     whole: list[float] = []
     inside: dict[tuple[int, int], list[float]] = {}
     linears, empty = model.linears(), _of_marks(device)
-    for number in range(_WARM + ROUNDS):
-        seconds = _taken(device, step)
+
+    def marked() -> dict[str, list[tuple[Any, Any]]]:
         marks: dict[str, list[tuple[Any, Any]]] = {name: [] for name in linears}
         with _marked(linears, device, marks, costs):
             step(None)
-        if number < _WARM:
-            continue
-        whole.append(seconds)
+        return marks
+
+    for _ in range(_WARM):
+        _taken(device, step)
+        marked()
+    while not _enough([whole, whole]):
+        whole.append(_taken(device, step))
         total: _Inside = defaultdict(float)
-        for name, pairs in marks.items():
+        for name, pairs in marked().items():
             shape = (linears[name].out_features, linears[name].in_features)
             total[shape] += sum(max(0.0, device.seconds(*pair) - empty) for pair in pairs)
-        for shape, inside_seconds in total.items():
-            inside.setdefault(shape, []).append(inside_seconds)
+        for shape, seconds in total.items():
+            inside.setdefault(shape, []).append(seconds)
     return median(whole), {shape: median(times) for shape, times in inside.items()}
 
 
