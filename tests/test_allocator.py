@@ -299,6 +299,17 @@ def test_what_faults_cost_is_told_and_nothing_else(
     assert allocator.flags(actual) == (["system_slower"] if flagged else [])
 
 
+@pytest.mark.parametrize(
+    ("seconds", "calls"), [(1e-3, 30), (10e-3, 8), (0.1, 8), (0.2, 5), (0.4, 3), (30.0, 3)]
+)
+def test_long_calls_are_timed_less_often(seconds: float, calls: int) -> None:
+    device = Faulting(0.5, 0.0)
+    device.seconds = lambda start, end: seconds  # type: ignore[method-assign,assignment]
+    samples, faults = allocator._sampled(device, Subject(step=lambda _: None), allocator._SECONDS)
+    assert len(samples) == calls
+    assert faults == 0.5
+
+
 def reading(note: str | None = None) -> list[Measurement]:
     return [Measurement(quantity=SYSTEM_RELATIVE.name, unit="×", values=[], note=note)]
 

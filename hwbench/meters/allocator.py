@@ -26,7 +26,8 @@ _FAULT_SECONDS = 5e-6  # the most that one takes: the page is found, cleared and
 _TRIES = 2
 _WARM_CALLS = 12  # before glibc has adapted its limits to the blocks of the case
 _BUDGET_SECONDS = 0.3  # of a side, as ``calibrate`` takes it for its warm-up
-_CALLS, _SECONDS = 8, 0.03  # that are timed: at least, and up to
+_CALLS, _SECONDS = 8, 0.03  # that are timed: at least so many, and so long
+_FEWEST, _LONG_SECONDS = 3, 1.0  # long calls: so many suffice once they took so long
 
 
 class SystemAllocator(Meter):
@@ -91,20 +92,26 @@ def _warmed(device: Device, subject: Subject) -> tuple[float, float]:
         sample(device, subject, 1)
         if time.monotonic() - begun > _BUDGET_SECONDS:
             break
-    before = device.probe()[_FAULTS]
-    seconds = min(sample(device, subject, 1) for _ in range(_CALLS))
-    return float(device.probe()[_FAULTS] - before) / _CALLS, seconds
+    samples, faults = _sampled(device, subject, 0.0)
+    return faults, min(samples)
 
 
 def _timed(device: Device, subject: Subject) -> tuple[float, float]:
     """Seconds of a call, the lower quartile, and minor page faults a call."""
     calibrate(device, subject, _BUDGET_SECONDS)
-    before, begun = device.probe()[_FAULTS], time.monotonic()
-    samples: list[float] = []
-    while len(samples) < _CALLS or time.monotonic() - begun < _SECONDS:
-        samples.append(sample(device, subject, 1))
-    faults = (device.probe()[_FAULTS] - before) / len(samples)
+    samples, faults = _sampled(device, subject, _SECONDS)
     return sorted(samples)[len(samples) // 4], faults
+
+
+def _sampled(device: Device, subject: Subject, least: float) -> tuple[list[float], float]:
+    """Seconds of single calls, ``least`` seconds of them or more, and minor page faults a call."""
+    before, samples, spent = device.probe()[_FAULTS], list[float](), 0.0
+    while (len(samples) < _CALLS or spent < least) and (
+        len(samples) < _FEWEST or spent < _LONG_SECONDS
+    ):
+        samples.append(sample(device, subject, 1))
+        spent += samples[-1]
+    return samples, (device.probe()[_FAULTS] - before) / len(samples)
 
 
 def _measurement(quantity: Quantity, *values: float, note: str | None = None) -> Measurement:
