@@ -59,16 +59,15 @@ class SystemAllocator(Meter):
 
 def compared(subject: Subject, device: Device) -> list[Measurement]:
     """Read the case in this process of its own; afterwards the process keeps its memory."""
-    faults, seconds = _warmed(device, subject)
-    if not _matters(faults, seconds):
+    samples, faults = _warmed(device, subject)
+    if not _matters(faults, min(samples)):
         return [_measurement(SYSTEM_FAULTS, faults)]
-    seconds, faults = _timed(device, subject)
+    seconds, faults = _timed(device, subject, samples, faults)
     measurements = [_measurement(SYSTEM_FAULTS, faults)]
     if not _matters(faults, seconds):
         return measurements
     device.use_allocator(Allocator.KEPT)
-    _warmed(device, subject)
-    kept_seconds, _ = _timed(device, subject)
+    kept_seconds, _ = _timed(device, subject, *_warmed(device, subject))
     if seconds - kept_seconds > _FAULT_SECONDS * faults:
         return [*measurements, _measurement(SYSTEM_RELATIVE, note=DISTURBED)]
     return [*measurements, _measurement(SYSTEM_RELATIVE, seconds / kept_seconds)]
@@ -85,21 +84,26 @@ def _matters(faults: float, seconds: float) -> bool:
     return faults >= 1 and _FAULT_SECONDS * faults > (1 - 1 / LIMIT) * seconds
 
 
-def _warmed(device: Device, subject: Subject) -> tuple[float, float]:
-    """Minor page faults a call once it is warm, and the seconds of the quickest of these."""
+def _warmed(device: Device, subject: Subject) -> tuple[list[float], float]:
+    """Seconds of single calls once they are warm, and minor page faults a call."""
     begun = time.monotonic()
     for _ in range(_WARM_CALLS):
         sample(device, subject, 1)
         if time.monotonic() - begun > _BUDGET_SECONDS:
             break
-    samples, faults = _sampled(device, subject, 0.0)
-    return faults, min(samples)
+    return _sampled(device, subject, 0.0)
 
 
-def _timed(device: Device, subject: Subject) -> tuple[float, float]:
-    """Seconds of a call, the lower quartile, and minor page faults a call."""
-    calibrate(device, subject, _BUDGET_SECONDS)
-    samples, faults = _sampled(device, subject, _SECONDS)
+def _timed(
+    device: Device, subject: Subject, samples: list[float], faults: float
+) -> tuple[float, float]:
+    """Seconds of a call, the lower quartile, and minor page faults a call.
+
+    Calls that are long serve as they are; short ones are timed again after a calibration.
+    """
+    if sum(samples) < _LONG_SECONDS:
+        calibrate(device, subject, _BUDGET_SECONDS)
+        samples, faults = _sampled(device, subject, _SECONDS)
     return sorted(samples)[len(samples) // 4], faults
 
 
