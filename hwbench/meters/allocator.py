@@ -62,12 +62,13 @@ def compared(subject: Subject, device: Device) -> list[Measurement]:
     samples, faults = _warmed(device, subject)
     if not _matters(faults, min(samples)):
         return [_measurement(SYSTEM_FAULTS, faults)]
-    seconds, faults = _timed(device, subject, samples, faults)
+    seconds, faults = _timed(device, subject, sum(samples))
     measurements = [_measurement(SYSTEM_FAULTS, faults)]
     if not _matters(faults, seconds):
         return measurements
     device.use_allocator(Allocator.KEPT)
-    kept_seconds, _ = _timed(device, subject, *_warmed(device, subject))
+    samples, _ = _warmed(device, subject)
+    kept_seconds, _ = _timed(device, subject, sum(samples))
     if seconds - kept_seconds > _FAULT_SECONDS * faults:
         return [*measurements, _measurement(SYSTEM_RELATIVE, note=DISTURBED)]
     return [*measurements, _measurement(SYSTEM_RELATIVE, seconds / kept_seconds)]
@@ -94,16 +95,14 @@ def _warmed(device: Device, subject: Subject) -> tuple[list[float], float]:
     return _sampled(device, subject, 0.0)
 
 
-def _timed(
-    device: Device, subject: Subject, samples: list[float], faults: float
-) -> tuple[float, float]:
+def _timed(device: Device, subject: Subject, warmed: float) -> tuple[float, float]:
     """Seconds of a call, the lower quartile, and minor page faults a call.
 
-    Calls that are long serve as they are; short ones are timed again after a calibration.
+    Calls that warmed for that long need no more of it; the others are calibrated.
     """
-    if sum(samples) < _LONG_SECONDS:
+    if warmed < _LONG_SECONDS:
         calibrate(device, subject, _BUDGET_SECONDS)
-        samples, faults = _sampled(device, subject, _SECONDS)
+    samples, faults = _sampled(device, subject, _SECONDS)
     return sorted(samples)[len(samples) // 4], faults
 
 
