@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -82,9 +83,13 @@ def smollm2(folder: Path) -> str:
     assert loading.missing_keys == ["lm_head.weight"]
     assert not loading.unexpected_keys
     model.tie_weights()
-    model.save_pretrained(folder)
+    # It gets its name once it is whole: a folder that was cut off is never read.
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
     tokenizer = _llama._tokenizer(file)  # noqa: SLF001
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(unfinished)
+    unfinished.rename(folder)
     return str(folder)
 
 
