@@ -67,7 +67,7 @@ HEAD = (
 
 def smollm2(folder: Path) -> str:
     """SmolLM2-135M as a folder that ``hwbench choose`` reads; it is made where it is not there."""
-    if (folder / "config.json").is_file():
+    if (folder / "tokenizer.json").is_file():  # what is written last
         return str(folder)
     import transformers
 
@@ -85,7 +85,8 @@ def smollm2(folder: Path) -> str:
     model.tie_weights()
     # It gets its name once it is whole: a folder that was cut off is never read.
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for left in (unfinished, folder):
+        shutil.rmtree(left, ignore_errors=True)
     model.save_pretrained(unfinished)
     tokenizer = _llama._tokenizer(file)  # noqa: SLF001
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(unfinished)

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 
+from hwbench import checkpoints
+from hwbench.errors import HwbenchError
 from hwbench.studies import choose as study
 
 
@@ -21,15 +23,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("plan", type=Path, help="a plan of hwbench choose")
     parser.add_argument("--processes", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
     if options.processes < 2:
         parser.error("--processes is at least 2: a spread is asked for")
+    try:
+        tokens = int(checkpoints.described(options.plan)["tokens"])
+    except (HwbenchError, KeyError, TypeError) as error:
+        parser.error(f"{options.plan} is no plan that says how many tokens it is for: {error}")
     shares = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(options.processes):
-            passed = study.passed(options.plan, options.tokens, device="cpu",
+            passed = study.passed(options.plan, tokens, device="cpu",
                                   threads=options.threads, out=folder)  # fmt: skip
             shares.append(passed.share)
             print(

@@ -6,6 +6,8 @@ That a real worker keeps it is in ``test_processes.py``; glibc of this process i
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -299,15 +301,64 @@ def test_what_faults_cost_is_told_and_nothing_else(
     assert allocator.flags(actual) == (["system_slower"] if flagged else [])
 
 
+class Slow(Faulting):
+    """A device on which a call takes so long, by every clock."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(0.5, 0.0)
+        self.call_seconds, self.now = seconds, 0.0
+
+    def run(self, step: Any, states: Any) -> None:
+        super().run(step, states)
+        self.now += len(states) * self.call_seconds
+
+    def seconds(self, start: Any, end: Any) -> float:
+        return self.call_seconds
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Slow]:
+    def made(seconds: float) -> Slow:
+        device = Slow(seconds)
+        monkeypatch.setattr(allocator.time, "monotonic", lambda: device.now)
+        return device
+
+    return made
+
+
+SUBJECT = Subject(step=lambda _: None)
+
+
 @pytest.mark.parametrize(
-    ("seconds", "calls"), [(1e-3, 30), (10e-3, 8), (0.1, 8), (0.2, 5), (0.4, 3), (30.0, 3)]
+    ("seconds", "calls"), [(1e-3, 30), (10e-3, 8), (0.12, 8), (0.2, 5), (0.4, 3), (30.0, 3)]
 )
-def test_long_calls_are_timed_less_often(seconds: float, calls: int) -> None:
-    device = Faulting(0.5, 0.0)
-    device.seconds = lambda start, end: seconds  # type: ignore[method-assign,assignment]
-    samples, faults = allocator._sampled(device, Subject(step=lambda _: None), allocator._SECONDS)
+def test_long_calls_are_timed_less_often(
+    slow: Callable[[float], Slow], seconds: float, calls: int
+) -> None:
+    samples, faults = allocator._sampled(slow(seconds), SUBJECT, allocator._SECONDS)
     assert len(samples) == calls
     assert faults == 0.5
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 0.1, 0.2, 0.5])
+def test_calls_that_warmed_for_long_are_not_calibrated(
+    slow: Callable[[float], Slow], monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    device, calibrated = slow(seconds), []
+    monkeypatch.setattr(allocator, "calibrate", lambda *_: calibrated.append(1))
+    samples, _ = allocator._warmed(device, SUBJECT)
+    assert allocator._timed(device, SUBJECT, sum(samples))[0] == seconds
+    assert bool(calibrated) is (seconds < 0.2)
+
+
+@pytest.mark.parametrize("count", range(3, 12))
+def test_the_time_is_the_lower_quartile_or_the_least_of_few_calls(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    times = [float(n) for n in range(count, 0, -1)]
+    monkeypatch.setattr(allocator, "_sampled", lambda *_: (times, 0.0))
+    seconds, _ = allocator._timed(Faulting(0.0, 0.0), SUBJECT, warmed=math.inf)
+    assert seconds == (1.0 if count < 8 else sorted(times)[count // 4])
 
 
 def reading(note: str | None = None) -> list[Measurement]:

@@ -132,15 +132,21 @@ def _written_plan(path: Path, limit: Budget, out: Path, place: _Place) -> tuple[
     from hwbench.studies import choose as study
 
     run = read_run(path)
-    tried = [_with_measurements(study.chosen(run, limit), run, out, place)]
-    while (missed := study.correction(tried)) is not None:
-        try:
-            other = study.chosen(run, limit, missed)
-        except UsageError:
-            break  # no plan takes less; the last one says by how much it exceeds the budget
-        tried.append(_with_measurements(other, run, out, place, study.known(tried)))
-    choice = study.kept(tried)
-    if choice is not tried[-1]:
+    plan = study.chosen(run, limit)
+    made, tried = [plan.picked], [_with_measurements(plan, run, out, place)]
+    # Each plan is written before its pass is timed: what ends this early leaves the best one.
+    try:
+        while (missed := study.correction(tried)) is not None:
+            try:
+                plan = study.chosen(run, limit, missed)
+            except UsageError:
+                break  # no plan takes less; the answer says by how much its pass exceeds the budget
+            if plan.picked in made:
+                break
+            made.append(plan.picked)
+            tried.append(_with_measurements(plan, run, out, place, study.known(tried)))
+    finally:
+        choice = study.kept(tried)
         study.write(choice, run, out)
     return choice, run
 
@@ -313,7 +319,7 @@ def _passed_line(choice: Choice, passed: Passed) -> str:
     if choice.missed_seconds:
         missed = units.seconds(choice.missed_seconds)
         line += (
-            f" The pass of an earlier plan exceeded it; this one was made to take {missed} less."
+            f" The pass of an earlier plan exceeded it: this plan adds up to {missed} less than it."
         )
     return line
 

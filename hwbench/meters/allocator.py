@@ -96,24 +96,26 @@ def _warmed(device: Device, subject: Subject) -> tuple[list[float], float]:
 
 
 def _timed(device: Device, subject: Subject, warmed: float) -> tuple[float, float]:
-    """Seconds of a call, the lower quartile, and minor page faults a call.
+    """Seconds of a call, and minor page faults a call.
 
-    Calls that warmed for that long need no more of it; the others are calibrated.
+    The seconds are the lower quartile, or the least where fewer than ``_CALLS`` calls suffice.
+    Calls are calibrated unless the ones that warmed them took ``_LONG_SECONDS``.
     """
     if warmed < _LONG_SECONDS:
         calibrate(device, subject, _BUDGET_SECONDS)
     samples, faults = _sampled(device, subject, _SECONDS)
-    return sorted(samples)[len(samples) // 4], faults
+    return sorted(samples)[len(samples) // 4 if len(samples) >= _CALLS else 0], faults
 
 
 def _sampled(device: Device, subject: Subject, least: float) -> tuple[list[float], float]:
-    """Seconds of single calls, ``least`` seconds of them or more, and minor page faults a call."""
-    before, samples, spent = device.probe()[_FAULTS], list[float](), 0.0
+    """Seconds of single calls, and minor page faults a call; the calls go on for ``least`` s."""
+    before, begun = device.probe()[_FAULTS], time.monotonic()
+    samples, spent = list[float](), 0.0
     while (len(samples) < _CALLS or spent < least) and (
         len(samples) < _FEWEST or spent < _LONG_SECONDS
     ):
         samples.append(sample(device, subject, 1))
-        spent += samples[-1]
+        spent = time.monotonic() - begun
     return samples, (device.probe()[_FAULTS] - before) / len(samples)
 
 

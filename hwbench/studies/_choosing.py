@@ -151,6 +151,10 @@ class Choice:
         """The time of a dense pass, as its layers and the rest add up."""
         return self.dense.time_seconds + self.rest_seconds
 
+    def missed_at(self, seconds: float) -> float:
+        """Return the ``missed_seconds`` of a plan whose layers may take so long together."""
+        return self.budget.limit(self.dense, self.rest_seconds) - seconds
+
     @property
     def lost(self) -> float:
         """The loss of the plan: the measured one, or else what its layers add up to."""

@@ -16,8 +16,9 @@ SPARE = 0.03
 def correction(tried: Sequence[Choice]) -> float | None:
     """Return the seconds that the next plan must save beyond its budget; None if none is needed.
 
-    A plan whose pass exceeds the budget is followed by one that saves what it exceeds. If that one
-    leaves time unused, the next lies between the two, where a straight line meets the budget.
+    A plan whose pass exceeds the budget is followed by one that adds up to so much less than it.
+    If that one leaves time unused, the next lies between the two, where a straight line through
+    their passes meets the budget.
 
     Args:
         tried: the plans so far, each with a measured pass.
@@ -26,19 +27,22 @@ def correction(tried: Sequence[Choice]) -> float | None:
     within = [choice for choice in tried if not choice.excess_seconds]
     if len(tried) > MOST or not over:
         return None
+    loose = over[-1]
     if not within:
-        return over[-1].missed_seconds + over[-1].excess_seconds
-    loose = max(over, key=lambda choice: choice.missed_seconds)
-    tight = min(within, key=lambda choice: choice.missed_seconds)
-    gap = tight.missed_seconds - loose.missed_seconds
-    if tight.spare_seconds <= SPARE * tight.dense_pass_seconds or gap <= 0:
+        return loose.missed_at(loose.planned.time_seconds - loose.excess_seconds)
+    tight = within[-1]
+    if tight.spare_seconds <= SPARE * tight.dense_pass_seconds:
         return None
     share = loose.excess_seconds / (loose.excess_seconds + tight.spare_seconds)
-    return loose.missed_seconds + share * gap
+    gap = loose.planned.time_seconds - tight.planned.time_seconds
+    return loose.missed_at(loose.planned.time_seconds - share * gap)
 
 
 def kept(tried: Sequence[Choice]) -> Choice:
-    """The plan that loses least of those within the budget, or the one that exceeds it least."""
+    """The plan that loses least of those within the budget, or the one that exceeds it least.
+
+    Within it is a pass that exceeds it by no more than the tolerance.
+    """
     within = [choice for choice in tried if not choice.excess_seconds]
     if within:
         return min(within, key=lambda choice: choice.lost)

@@ -164,6 +164,8 @@ def _scored(run: Run) -> Mapping[str, Knob]:
 def write(choice: Choice, run: Run, path: Path) -> None:
     """Write the plan, and beside it, as ``…-single.json``, the best single format as one.
 
+    Where no single format meets the budget, one of an earlier plan is taken away.
+
     Raises:
         RunFileError: the file cannot be written, or holds a run.
     """
@@ -172,6 +174,8 @@ def write(choice: Choice, run: Run, path: Path) -> None:
     if choice.single:
         document = described(choice, run, uniform(choice.layers, choice.single))
         files.write_text(single_path(path), json.dumps(document, indent=1) + "\n", "the plan ")
+    else:
+        single_path(path).unlink(missing_ok=True)
 
 
 def check_outputs(model: str, plan: Path) -> None:
@@ -273,7 +277,7 @@ def refined(
         listener: told of every result.
 
     Raises:
-        CasesFailedError: none could be measured.
+        CasesFailedError: none of those that are not known could be measured.
         UsageError: the folder cannot be written.
     """
     paths = _written(choice, run, folder)
@@ -297,9 +301,9 @@ def refined(
         for row in rows
         if row["status"] == "ok"
     }
-    lost |= {name: scores[str(path)] for name, path in paths.items() if str(path) in scores}
-    if not lost:
+    if not scores:
         raise CasesFailedError(f"No candidate could be measured: {rows[0]['reason']}")
+    lost |= {name: scores[str(path)] for name, path in paths.items() if str(path) in scores}
     return decided(choice, lost)
 
 
