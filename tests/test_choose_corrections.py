@@ -13,7 +13,7 @@ from typing import Any
 import _compress
 import pytest
 
-from hwbench.errors import CasesFailedError, UsageError
+from hwbench.errors import CasesFailedError, RunFileError, UsageError
 from hwbench.measure import run as runner
 from hwbench.store import Run
 from hwbench.studies import _choosing, _corrections, _groups, choose
@@ -263,5 +263,11 @@ def test_no_single_format_is_left_of_an_earlier_plan(scripted: Scripted) -> None
     choice, run = choose.again(scripted.path)
     single = choose.single_path(scripted.path)
     assert single.is_file()
-    choose.write(replace(choice, single=None, alone=None), run, scripted.path)
-    assert not single.exists()
+    alone = replace(choice, single=None, alone=None)
+    for _ in range(2):
+        choose.write(alone, run, scripted.path)
+        assert not single.exists()
+    single.write_bytes(run.path.read_bytes())
+    with pytest.raises(RunFileError):
+        choose.write(alone, run, scripted.path)
+    assert single.is_file()

@@ -142,7 +142,7 @@ def _written_plan(path: Path, limit: Budget, out: Path, place: _Place) -> tuple[
             except UsageError:
                 break  # no plan takes less; the answer says by how much its pass exceeds the budget
             if plan.picked in made:
-                break
+                break  # its pass was timed
             made.append(plan.picked)
             tried.append(_with_measurements(plan, run, out, place, study.known(tried)))
     finally:

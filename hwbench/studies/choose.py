@@ -174,8 +174,9 @@ def write(choice: Choice, run: Run, path: Path) -> None:
     if choice.single:
         document = described(choice, run, uniform(choice.layers, choice.single))
         files.write_text(single_path(path), json.dumps(document, indent=1) + "\n", "the plan ")
-    else:
-        single_path(path).unlink(missing_ok=True)
+    elif single_path(path).is_file():
+        files.check_replaceable(single_path(path))
+        single_path(path).unlink()
 
 
 def check_outputs(model: str, plan: Path) -> None:
