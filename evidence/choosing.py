@@ -119,8 +119,7 @@ def half_of_int8(path: Path) -> str:
     run = read_run(path)
     whole = study.chosen(run, study.Budget("time", 1.0))
     alone = _choosing.total(whole.layers, _choosing.uniform(whole.layers, INT8))
-    dense = whole.dense.time_seconds + whole.rest_seconds
-    share = (alone.time_seconds + whole.rest_seconds) / dense
+    share = (alone.time_seconds + whole.rest_seconds) / whole.dense_pass_seconds
     print(f"int8 everywhere: a pass of {share:.1%} of dense's, as it adds up", flush=True)
     return f"time=-{50 * (1 - share):.1f}%"
 

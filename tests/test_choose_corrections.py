@@ -12,6 +12,7 @@ from typing import Any
 
 import _compress
 import pytest
+from _check import Call
 
 from hwbench.errors import CasesFailedError, RunFileError, UsageError
 from hwbench.measure import run as runner
@@ -19,7 +20,6 @@ from hwbench.store import Run
 from hwbench.studies import _choosing, _corrections, _groups, choose
 from hwbench.studies.choose import Budget, Choice, Costs, Layer, Passed
 
-Call = Callable[..., tuple[int, str, str]]
 BUDGET = Budget("time", 0.7)
 REST = 3.0
 PLANS = 1 + _corrections.MOST
@@ -65,7 +65,7 @@ def test_no_time_of_the_budget_is_left_unused(seed: int) -> None:
     layers, loose, tight = layers_in(rng), rng.uniform(1.03, 1.15), rng.uniform(0.95, 1.03)
 
     def share(choice: Choice) -> float:
-        # The plan of the whole budget is off by the first factor, half of it by the second.
+        # A plan of the whole budget is off by the first factor, one that saves 0.1 by the second.
         at = min(max((0.7 - added_up(choice)) / 0.1, 0.0), 1.0)
         return added_up(choice) * (loose + at * (tight - loose))
 

@@ -134,7 +134,7 @@ def _written_plan(path: Path, limit: Budget, out: Path, place: _Place) -> tuple[
     run = read_run(path)
     plan = study.chosen(run, limit)
     made, tried = [plan.picked], [_with_measurements(plan, run, out, place)]
-    # Each plan is written before its pass is timed: what ends this early leaves the best one.
+    # A plan is written to time its pass; what ends this early leaves the best one written.
     try:
         while (missed := study.correction(tried)) is not None:
             try:
@@ -158,7 +158,7 @@ def _with_measurements(
     place: _Place,
     losses: Mapping[str, float] | None = None,
 ) -> Choice:
-    """The choice, written, with what is measured of whole models: their losses, and a pass."""
+    """The choice with what is measured of whole models: their losses, and a pass of its plan."""
     from hwbench.studies import choose as study
 
     if study.objective(run) in study.WHOLE:
@@ -166,13 +166,12 @@ def _with_measurements(
             choice = study.refined(
                 choice, run, _candidates(out), losses=losses, **place._asdict(), listener=listener
             )
+    if choice.budget.kind != "time":
+        return choice
     study.write(choice, run, out)
-    if choice.budget.kind == "time":
-        with progress() as listener:
-            passed = study.passed(out, study.tokens(run), **place._asdict(), listener=listener)
-        choice = replace(choice, passed=passed)
-        study.write(choice, run, out)
-    return choice
+    with progress() as listener:
+        passed = study.passed(out, study.tokens(run), **place._asdict(), listener=listener)
+    return replace(choice, passed=passed)
 
 
 def _question(

@@ -261,6 +261,11 @@ def _option(layers: Sequence[Layer], label: str, kind: str) -> Option:
     return Option(costs.of(kind), costs.loss)
 
 
+def is_single(name: str) -> bool:
+    """Whether a candidate is one format in every layer: its name is the label of that format."""
+    return name not in ("plan", *VARIANTS)
+
+
 def candidates(choice: Choice) -> dict[str, dict[str, str]]:
     """Whole models that are worth a measurement: the plan, variants of it, and single formats.
 
@@ -307,7 +312,7 @@ def decided(choice: Choice, measured: Mapping[str, float]) -> Choice:
     if not measured_names:
         raise UsageError("None of the candidates of this budget was measured; choose anew.")
     best = min(measured_names, key=lambda name: measured[name])
-    singles = [name for name in measured_names if name not in ("plan", *VARIANTS)]
+    singles = [name for name in measured_names if is_single(name)]
     single = min(singles, key=lambda name: measured[name], default=None)
     return replace(
         choice,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hwbench.studies._choosing import VARIANTS, Choice
+from hwbench.studies._choosing import Choice, is_single
 
 MOST = 2
 """How often a plan is made anew."""
@@ -52,8 +52,5 @@ def kept(tried: Sequence[Choice]) -> Choice:
 def known(tried: Sequence[Choice]) -> dict[str, float]:
     """The measured losses of single formats, which are the same models in every plan."""
     return {
-        name: lost
-        for choice in tried
-        for name, lost in choice.measured.items()
-        if name not in ("plan", *VARIANTS)
+        name: lost for choice in tried for name, lost in choice.measured.items() if is_single(name)
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
@@ -223,16 +223,15 @@ def _in_turn(steps: list[Callable[[Any], Any]], device: Device) -> list[float]:
     for step in [*steps] * _WARM:
         _taken(device, step)
     times: list[list[float]] = [[] for _ in steps]
-    while not _enough(times):
+    while not _enough(len(times[0]), sum(map(sum, times))):
         for own, step in zip(times, steps, strict=True):
             own.append(_taken(device, step))
     return [median(own) for own in times]
 
 
-def _enough(times: Sequence[Sequence[float]]) -> bool:
-    """Whether the rounds so far, with the seconds of each pass, suffice for a median."""
-    rounds = len(times[0])
-    return rounds >= MOST_ROUNDS or (rounds >= ROUNDS and sum(map(sum, times)) >= SECONDS)
+def _enough(rounds: int, seconds: float) -> bool:
+    """Whether so many rounds, which took so long, suffice for a median."""
+    return rounds >= MOST_ROUNDS or (rounds >= ROUNDS and seconds >= SECONDS)
 
 
 def _apart(
@@ -255,7 +254,7 @@ def _apart(
     for _ in range(_WARM):
         _taken(device, step)
         marked()
-    while not _enough([whole, whole]):
+    while not _enough(len(whole), 2 * sum(whole)):  # a round is two passes
         whole.append(_taken(device, step))
         total: _Inside = defaultdict(float)
         for name, pairs in marked().items():
