@@ -12,7 +12,7 @@ from typing import Any
 from hwbench import units
 from hwbench.analysis.frames import summary_rows
 from hwbench.errors import HwbenchError
-from hwbench.store import read_run
+from hwbench.store import list_runs, read_run
 
 MOST_LINES, MOST_COLUMNS = 60, 150
 _DROPPED = ("check", "case", "took", "kernels", "searched_kernels", "reads")
@@ -142,7 +142,7 @@ def tests(out: Path) -> list[str]:
 def runs(out: Path) -> list[str]:
     """Each run: its cases by status, its flags, and what is the furthest from dense either way."""
     lines = []
-    for file in sorted(out.glob("*.jsonl")):
+    for file in list_runs(out):
         if file.name in ("facts.jsonl", "contract.jsonl"):
             continue
         try:

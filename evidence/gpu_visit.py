@@ -145,7 +145,7 @@ class Visit:
 
     def _keep(self, step: str, folder: Path) -> None:
         """Move the run file and the results of tests to where they stay."""
-        for run in sorted(folder.glob("*.jsonl")):
+        for run in folder.glob("[!.]*.jsonl"):  # a hidden one was never begun
             run.replace(self.out / f"{step}.jsonl")
         results = folder / "results.xml"
         if results.exists():

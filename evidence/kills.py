@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from _inline import Workers
 
 from hwbench import cli, worker  # noqa: F401 (torch is imported once, not in each process)
+from hwbench.files import listed
 from hwbench.measure.transports import local
 from hwbench.store import read_run
 
@@ -122,7 +123,7 @@ def killed(folder: Path, number: int, source: random.Random, seconds: float) -> 
     assert code in {0, *expected}, f"{number}: {code} by {sent.name}: {output}"
     if code == 0:
         return NOT_KILLED
-    runs = [*(folder / "runs").glob("*.jsonl")] if (folder / "runs").exists() else []
+    runs = listed(folder / "runs", "*.jsonl")
     if not runs:
         return NO_FILE
     (path,) = runs

@@ -30,6 +30,7 @@ from hwbench.analysis.compare import Side, side
 from hwbench.analysis.nights import KNOWN, NightResult, Question, judge_night
 from hwbench.analysis.outcome import FINE, NOT_COMPARABLE, REGRESSION
 from hwbench.analysis.stats import Rule
+from hwbench.files import listed
 from hwbench.measure import rerun
 from hwbench.measure import run as runner
 from hwbench.records import SLOWER, Verdict
@@ -119,7 +120,7 @@ def stored(folder: Path) -> list[Run]:
     """The nights of a folder that an earlier call measured, delayed ones among them."""
     first = folder / "first"
     names = [first.read_text()] if first.exists() else []
-    names += [path.name for path in sorted(folder.glob("*.jsonl")) if _NIGHT.fullmatch(path.name)]
+    names += [path.name for path in listed(folder, "*.jsonl") if _NIGHT.fullmatch(path.name)]
     return [read_run(folder / name) for name in names]
 
 

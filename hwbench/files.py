@@ -137,6 +137,19 @@ def read_text(path: Path, most: int = MOST_OF_A_DOCUMENT) -> str:
     return read(path, most).decode("utf-8")
 
 
+def listed(folder: Path, *patterns: str) -> list[Path]:
+    """The files and folders whose names fit one of the patterns, sorted, each once.
+
+    Hidden ones are left out: they are still being written, here or by another process (``beside``),
+    were left by one that was killed, or belong to the file system, as ``._name`` of macOS does.
+    """
+    return sorted(
+        path
+        for path in {each for pattern in patterns for each in folder.glob(pattern)}
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
 def beside(path: Path) -> Path:
     """A hidden name in the same folder that cannot be guessed; open it with ``x``."""
     return path.with_name(f".{secrets.token_hex(8)}{path.suffix}")

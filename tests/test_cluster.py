@@ -27,6 +27,7 @@ from hwbench.errors import (
     UsageError,
     WorkerError,
 )
+from hwbench.files import listed
 from hwbench.measure import fleet
 from hwbench.measure import run as runner
 from hwbench.measure.pool import execute
@@ -41,7 +42,7 @@ from hwbench.measure.transports._base import (
 )
 from hwbench.measure.transports.local import LocalSeat
 from hwbench.records import Status
-from hwbench.store import Run, read_run
+from hwbench.store import Run, list_runs, read_run
 from hwbench.studies import nodes as nodes_study
 
 FORMATS = [{"name": "dense"}, {"name": "low_rank", "rank": [1, 2]}]
@@ -194,7 +195,7 @@ def test_a_list_of_local_devices_needs_no_cluster(tmp_path: Path, hwbench: Call)
         "run", "--suite", "s.toml", "--device", "fake:0,fake:1", "--threads", "1", "--shards", "2"
     )
     assert (code, err) == (0, "")
-    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    (path,) = list_runs(tmp_path / "runs")
     assert set(whole(path, 1).footer.state["seats"].values()) == {"fake:0", "fake:1"}
 
 
@@ -466,7 +467,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def results(folder: Path) -> int:
-    return sum(path.read_bytes().count(b'"line":"result"') for path in folder.glob("*.jsonl"))
+    return sum(path.read_bytes().count(b'"line":"result"') for path in listed(folder, "*.jsonl"))
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, count: int) -> None:
@@ -507,7 +508,7 @@ def test_two_kinds_of_device_are_measured_into_two_runs(nodes: Any, tmp_path: Pa
         nodes.address,
     ]
     assert ended([*run_command, "--device", "cpu", "--out", str(out)]) == (0, "")
-    runs = [read_run(path) for path in sorted(out.glob("*.jsonl"))]
+    runs = [read_run(path) for path in list_runs(out)]
     assert {run.header.arguments["cluster"] for run in runs} == {"A100", "RTX4090"}
     assert all(run.complete for run in runs)
     assert [len(run.results) for run in runs] == [len(run.planned) for run in runs]
@@ -539,7 +540,7 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(nodes: Any, tmp_path: P
     before = results(tmp_path / "runs")
     _, error = process.communicate(timeout=500)
     assert (process.returncode, unsaid(error)) == (0, "")
-    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    (path,) = list_runs(tmp_path / "runs")
     run = whole(path, 6)
     assert before < len(run.results)  # it died in the middle
     assert {r.status for r in run.results} == {Status.OK}
@@ -565,7 +566,7 @@ def test_the_last_node_of_a_kind_is_named_as_missing_and_the_run_resumed(
     assert process.returncode == 5
     assert "results are missing" in error
     assert "A100" in error
-    (path,) = (tmp_path / "runs").glob("*.jsonl")
+    (path,) = list_runs(tmp_path / "runs")
     before = {(r.case, r.replicate): r for r in read_run(path).results}
     nodes.pretend("A100")
     again = [*made[:4], "--resume", str(path), "--cluster", nodes.address, "--device", "fake"]

@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from hwbench import protocol
 from hwbench.errors import UsageError
+from hwbench.files import listed
 from hwbench.measure import run as runner
 from hwbench.measure.transports._base import SeatLostError, WorkerDiedError, WorkerTimedOutError
 from hwbench.measure.transports.local import LocalSeat, LocalWorker
@@ -80,8 +81,7 @@ def wait(process: subprocess.Popen[str], reached: Callable[[], object]) -> None:
 
 
 def lines(out: Path) -> int:
-    files = out.glob("[!.]*.jsonl")  # one that is being made has a dot before its name, and goes
-    return sum(path.read_bytes().count(b'"line":"result"') for path in files)
+    return sum(path.read_bytes().count(b'"line":"result"') for path in listed(out, "*.jsonl"))
 
 
 def children(pid: int) -> list[int]:
@@ -365,12 +365,12 @@ def test_a_parent_that_is_killed_at_any_stage_loses_nothing_that_was_written(
     if results is None:  # before the run file is there: while it plans
         wait(process, lambda: children(process.pid))
     else:
-        wait(process, lambda: list(out.glob("[!.]*.jsonl")) and lines(out) >= results)
+        wait(process, lambda: listed(out, "*.jsonl") and lines(out) >= results)
     workers = children(process.pid)
     process.kill()
     process.communicate()
     gone(workers)
-    files = list(out.glob("[!.]*.jsonl"))
+    files = listed(out, "*.jsonl")
     if results is None:
         assert not files
         return
@@ -406,7 +406,7 @@ def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
     wait(process, lambda: lines(out) >= 2)
     workers = children(process.pid)
     process.send_signal(signal.SIGSTOP)
-    (path,) = out.glob("[!.]*.jsonl")
+    (path,) = listed(out, "*.jsonl")
     refused = hwbench("run", "--resume", str(path))
     listeners = listening(process.pid, *workers)
     process.send_signal(signal.SIGCONT)
@@ -418,7 +418,7 @@ def test_ctrl_c_and_sigterm_are_130_and_the_run_goes_on(
     assert process.returncode == 130
     assert "go on with --resume" in error
     gone(workers)
-    (path,) = out.glob("[!.]*.jsonl")
+    (path,) = listed(out, "*.jsonl")
     before = read_run(path)
     assert not before.complete
     after = {(r.case, r.replicate): r for r in resumed(path, monkeypatch).results}
@@ -437,10 +437,10 @@ def test_who_listens_is_seen() -> None:
 def test_a_worker_that_is_killed_takes_one_case_with_it_at_most(out: Path, results: int) -> None:
     process = begun(out)
     killed: list[int] = []
-    wait(process, lambda: list(out.glob("[!.]*.jsonl")) and lines(out) >= results)
+    wait(process, lambda: listed(out, "*.jsonl") and lines(out) >= results)
     wait(process, lambda: killed.extend(filter(kill, children(process.pid))) or killed)
     _, error = process.communicate(timeout=500)
-    (path,) = out.glob("[!.]*.jsonl")
+    (path,) = listed(out, "*.jsonl")
     run = whole(path)
     bad = [r for r in run.results if r.status is not Status.OK]
     assert killed
@@ -465,7 +465,7 @@ def test_a_full_disk_loses_nothing_that_was_written(
     assert ended.returncode == 2, ended.stderr
     assert "Cannot write to" in ended.stderr
     assert "--resume" in ended.stderr
-    (path,) = out.glob("[!.]*.jsonl")
+    (path,) = listed(out, "*.jsonl")
     before = read_run(path).results
     assert 0 < len(before) < REPLICATES * CASES
     assert resumed(path, monkeypatch).results[: len(before)] == before

@@ -114,8 +114,8 @@ def _instead(directory: Path) -> str | None:
     """Says what a directory without config.json holds in its place; None where it is unknown."""
     if (directory / _ADAPTER).is_file():
         return f"{directory} holds an adapter without its base model; {_MERGE}."
-    inner = sorted(path.parent for path in directory.glob("*/config.json"))
-    models = [each for each in inner if any(each.glob("*.safetensors"))]
+    inner = [path.parent for path in files.listed(directory, "*/config.json")]
+    models = [each for each in inner if files.listed(each, "*.safetensors")]
     if models:
         return f"{directory} holds no config.json; the model lies in {models[0].name}: give that."
     return None
@@ -360,7 +360,7 @@ def _no_weights(directory: Path) -> str | None:
     accepted = (WEIGHTS, f"{WEIGHTS}.index.json")
     if any((directory / name).is_file() for name in accepted):
         return None
-    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    others = [path.name for path in files.listed(directory, "*.safetensors")]
     instead = f"; {others[0]} would be read under that name" if others else ""
     return f"{directory} holds no {WEIGHTS}{instead}."
 

@@ -81,7 +81,7 @@ def _files() -> list[Path]:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         return []
-    return sorted(Path(spec.origin).parent.glob("*.gguf"))
+    return files.listed(Path(spec.origin).parent, "*.gguf")
 
 
 def config(file: Path) -> Config:

@@ -364,7 +364,11 @@ def _header(path: Path, text: bytes) -> Header:
 
 
 def list_runs(folder: Path) -> list[Path]:
-    """The run files of a folder, oldest first (their names begin with the date)."""
+    """The run files of a folder, oldest first (their names begin with the date).
+
+    Raises:
+        RunFileError: it is not a folder.
+    """
     if not folder.is_dir():
         raise RunFileError(f"{folder} is not a folder.")
-    return sorted(folder.glob("*.jsonl"))
+    return files.listed(folder, "*.jsonl")

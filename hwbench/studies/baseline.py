@@ -182,7 +182,7 @@ def run_files(folder: Path, suffix: str | None = None) -> list[Path]:
     """The run files of a folder; where it holds none itself, those of the folders in it."""
 
     def listed(where: Path) -> list[Path]:
-        return sorted(where.glob(f"*{suffix}")) if suffix else list_runs(where)
+        return files.listed(where, f"*{suffix}") if suffix else list_runs(where)
 
     if paths := listed(folder):
         return paths

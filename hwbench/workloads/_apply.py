@@ -50,7 +50,7 @@ def apply(plan: str, out: str) -> str:
     folder = files.named(out)
     save_converted(_planned.converted(loaded, layer_plan, inputs).inside(), folder)
     source = _reading.folder(layer_plan.model)
-    for path in (each for pattern in _COPIED for each in source.glob(pattern)):
+    for path in files.listed(source, *_COPIED):
         if not path.is_file():  # a folder of that name holds what no model is read with
             continue
         to = folder / path.relative_to(source)

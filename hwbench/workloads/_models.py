@@ -70,7 +70,7 @@ def state(folder: Path) -> State:
         OSError: the folder cannot be read.
     """
     facts = []
-    for path in sorted({path for pattern in models.FILES for path in folder.glob(pattern)}):
+    for path in files.listed(folder, *models.FILES):
         if path.is_file():
             about = path.stat()
             facts.append((str(path), about.st_size, about.st_mtime_ns))
