@@ -308,6 +308,10 @@ class Plan(Record):
             return 1
         return max(self.replicates, self.replicates_most or 3 * self.replicates)
 
+    def seeds(self, planned: Planned) -> int:
+        """How many results a case shall have."""
+        return self.replicates if planned.seeds is None else planned.seeds
+
 
 class Suite(Record):
     """A named question: the plan, and the cases as written for one kind of device."""

@@ -20,6 +20,7 @@ from hwbench.analysis.compare import Entry, Reading, Side
 from hwbench.analysis.pairs import judge_pairs
 from hwbench.analysis.stats import Rule
 from hwbench.errors import RunFileError, SuiteError, UsageError
+from hwbench.measure.schedule import Progress
 from hwbench.records import Header, ResultLine, Verdict
 from hwbench.store import RunWriter, read_header, read_run
 from hwbench.studies import _sides
@@ -158,6 +159,17 @@ def test_so_many_pairs_or_replicates_cannot_be_made(tmp_path: Path, replicates: 
     with pytest.raises(SuiteError, match=r"\[plan\]"):
         package.run(suite, **how)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_time_left_is_that_of_both_sides(tmp_path: Path, workers: Workers) -> None:
+    heard: list[Progress] = []
+    how: dict[str, Any] = {"device": "fake", "out": tmp_path, "threads": 1, "replicates": 2}
+    study.ab(sys.executable, sys.executable, tomllib.loads(SUITE), listener=heard.append, **how)
+    half = len(heard) // 4  # one side of one pair
+    assert {each.left for each in heard[:half]} == {None}
+    assert heard[-1].left == 0.0
+    assert heard[-2].left is not None
+    assert (heard[-1].done, heard[-1].total) == (len(heard), len(heard))
 
 
 def test_a_field_that_no_plan_has_is_a_mistake(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from hwbench.files import listed
 from hwbench.measure import fleet
 from hwbench.measure import run as runner
 from hwbench.measure.pool import execute
+from hwbench.measure.schedule import Progress
 from hwbench.measure.transports import local
 from hwbench.measure.transports._base import (
     Seat,
@@ -177,8 +178,11 @@ def other(seat: type[Frail] = Frail) -> Frail:
 def test_equal_devices_share_one_run_and_other_kinds_have_their_own(tmp_path: Path):
     question = runner.Question(document=document(2), out=tmp_path)
     actual = [Frail("one"), Frail("two"), other()]
-    paths = fleet.Fleet(lambda: actual).run(question)
+    heard: list[Progress] = []
+    paths = fleet.Fleet(lambda: actual, listener=heard.append).run(question)
     runs = [whole(path, 2) for path in paths]
+    assert (heard[0].left, heard[-1].left, heard[-1].done) == (None, 0.0, heard[-1].total)
+    assert any(each.left for each in heard)
     assert [run.header.arguments["cluster"] for run in runs] == ["A100", "RTX4090"]
     assert set(runs[0].footer.state["seats"].values()) == {"one", "two"}
     only = fleet.Fleet(lambda: [Frail("one"), other()], on=["rtx 4090"]).run(question)

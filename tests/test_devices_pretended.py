@@ -112,9 +112,12 @@ def test_a_worker_whose_device_is_lost_is_replaced(
     members = worker.Worker(device).plan(protocol.PlanRequest(cases=[case])).planned
     kept: list[Result] = []
     plan = Plan(budget_seconds=0.01, replicates=1)
-    Replicate(number=0, seed=0, plan=plan, start=start, keep=kept.append).time_group(
-        members, {case.id}
-    )
+
+    def keep(result: Result, seconds: float | None) -> None:
+        assert seconds is not None
+        kept.append(result)
+
+    Replicate(number=0, seed=0, plan=plan, start=start, keep=keep).time_group(members, {case.id})
     assert [each.closed for each in started] == [when != "never"]
     (result,) = kept
     assert result.status is (Status.CRASHED if when == "alone" else Status.OK)

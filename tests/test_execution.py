@@ -45,7 +45,7 @@ def measured(state: State, number: int, start: Any, *rest: Any) -> dict[str, flo
         flags=["disturbed"] if hot else [],
         measurements=[Measurement(quantity="time_seconds", unit="s", values=[1.0])],
     )  # fmt: skip
-    rest[-1](result)
+    rest[-1](result, 1.0)
     return dict.fromkeys(SPANS, 0.0)
 
 
@@ -127,7 +127,7 @@ def test_a_rest_ends_with_the_time_budget(work: Work, monkeypatch: pytest.Monkey
     clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
     monkeypatch.setattr(pool, "time", clock)
     monkeypatch.setattr(schedule, "time", clock)
-    work.end = 105.0
+    work.state.end = 105.0
     several = Pool(work, [], busy=2)
     several._rest(Seat("hot"))  # type: ignore[arg-type]
     assert now == [105.0]
@@ -137,7 +137,7 @@ def test_a_rest_ends_with_the_time_budget(work: Work, monkeypatch: pytest.Monkey
 
 def test_seats_that_rest_share_no_time_budget(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: 0.0))
-    work.end = 80.0
+    work.state.end = 80.0
     work.state.header = replace(
         work.state.header, plan=replace(work.state.header.plan, replicates=8)
     )
@@ -147,7 +147,7 @@ def test_seats_that_rest_share_no_time_budget(work: Work, monkeypatch: pytest.Mo
 
 def test_a_lost_unit_of_the_first_replicate_is_not_left_out(work: Work) -> None:
     """Units that went away with their machines come back in any order."""
-    work.end = time.monotonic() - 1.0
+    work.state.end = time.monotonic() - 1.0
     work.units.rotate(-1)  # the second replicate stands before the first
     assert not work.ended()
     work.units.pop()

@@ -31,8 +31,9 @@ def test_a_log_has_a_line_each_half_minute_and_each_note(
     with _progress.progress() as listen:
         for done in range(101):
             now[0] = float(done)
-            listen(Progress(done, 100, now[0], Path("run.jsonl")))
-        listen(Progress(100, 100, 100.0, Path("run.jsonl"), note="waiting for [a machine]"))
+            listen(Progress(done, 100, now[0], Path("run.jsonl"), left=100.0 - done))
+        note = "waiting for [a machine]"
+        listen(Progress(100, 100, 100.0, Path("run.jsonl"), note=note, left=0.0))
     out, err = capsys.readouterr()
     assert not out
     assert err.splitlines() == [
@@ -43,16 +44,14 @@ def test_a_log_has_a_line_each_half_minute_and_each_note(
     ]
 
 
-def test_what_comes_before_the_first_result_is_not_taken_for_its_time(
+def test_a_time_that_is_not_known_is_not_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
     with _progress.progress() as listen:
-        listen(Progress(0, 100, 0.0, Path("run.jsonl")))
-        for done in range(1, 31):  # a model is read for five minutes, then a result comes a second
-            now[0] = 300.0 + done
-            listen(Progress(done, 100, now[0], Path("run.jsonl")))
+        now[0] = 31.0
+        listen(Progress(1, 100, 31.0, Path("run.jsonl")))
     assert capsys.readouterr().err.splitlines() == ["hwbench: 1 of 100 results"]
 
 
@@ -104,7 +103,7 @@ def test_a_bar_has_how_much_is_done_where_a_case_is_longer_than_the_terminal(
     result = Result(case=case, replicate=0, seed=0, status=Status.OK)
     with _progress.progress() as listen:
         for done in range(1, 12):
-            listen(Progress(done, 28, float(done), Path("run.jsonl"), result))
+            listen(Progress(done, 28, 0.0, Path("run.jsonl"), result, left=28.0 - done))
     drawn = [line for line in re.split(r"[\r\n]", stream.getvalue()) if "11/28" in line]
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn[-1])
     assert re.match(r" *39 % ━+.* 11/28 0:17 left last: projection", plain), plain

@@ -82,7 +82,7 @@ def progress() -> Iterator[Listener]:
     from rich.table import Column
     from rich.text import Text
 
-    from hwbench.measure.telling import Telling
+    from hwbench.measure import telling
 
     class Rest(TextColumn):
         """One line that is cut where the terminal ends: no other column gives way to it."""
@@ -109,7 +109,6 @@ def progress() -> Iterator[Listener]:
         log.between() if quiet else contextlib.nullcontext(),
     ):
         task = bar.add_task("planning", total=1, left="")
-        telling = Telling()
         begun: dict[Path, None] = {}
 
         def listen(progress: Progress) -> None:

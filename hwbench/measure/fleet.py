@@ -274,9 +274,14 @@ class Fleet:
             self.progress_of[progress.path] = progress
             totals = {state.writer.path: state.total for state in self.states}
             done = sum(each.done for each in self.progress_of.values())
-            self.listener(
-                replace(progress, done=done, total=sum(totals.values()) or progress.total)
-            )
+            total = sum(totals.values()) or progress.total
+            self.listener(replace(progress, done=done, total=total, left=self._left()))
+
+    def _left(self) -> float | None:
+        """Seconds until the last run ends; None where nothing tells of one of them yet."""
+        left = [each.left for each in self.progress_of.values() if each.begun]
+        known = [each for each in left if each is not None]
+        return max(known) if known and len(known) == max(len(left), len(self.states)) else None
 
 
 def local_seats(devices: Iterable[str], threads: int | None) -> list[Seat]:

@@ -151,7 +151,9 @@ class Pool:
 
     def _take(self) -> tuple[Unit, Ends] | None:
         with self.lock:
-            return None if self.failed else self.work.take(self.busy - self.resting)
+            seats = self.busy - self.resting
+            self.work.state.seats = max(1, seats)
+            return None if self.failed else self.work.take(seats)
 
     def _measured_disturbed(self, seat: Seat, unit: Unit, ends: Ends) -> bool:
         """Measure a unit, and return whether most of its times were disturbed.
@@ -163,9 +165,9 @@ class Pool:
         begun = time.monotonic()
         flagged: list[bool] = []
 
-        def keep(result: Result) -> None:
+        def keep(result: Result, seconds: float | None) -> None:
             with self.lock:
-                self._store(result)
+                self._store(result, seconds)
             if result.values(TIME.name):
                 flagged.append("disturbed" in result.flags)
 
@@ -182,10 +184,10 @@ class Pool:
             self.where[f"{unit.replicate}.{unit.shard}"] = seat.name
         return 2 * sum(flagged) > len(flagged)
 
-    def _store(self, result: Result) -> None:
+    def _store(self, result: Result, seconds: float | None) -> None:
         """Store a result; after one that cannot be written no seat stores any."""
         try:
-            self.work.state.keep(result)
+            self.work.state.keep(result, seconds)
         except RunFileError as error:
             self.failed, self.work.state.stopped = self.failed or error, True
             raise

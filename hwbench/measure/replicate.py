@@ -35,8 +35,12 @@ timed samples, and in calls that are not timed."""
 _LOST = (WorkerDiedError, WorkerTimedOutError, WorkerFailedError)
 """After these a worker is of no use: it is gone, or may have lost its GPU."""
 
-Keep = Callable[[Result], None]
-"""Called with each result as soon as it is final."""
+Keep = Callable[[Result, float | None], None]
+"""Called with each result as soon as it is final, and the seconds since the one before it.
+
+Those of a worker's start do not count. None stands for seconds that tell nothing of other results:
+a case that was not measured, and the first one that a worker scores, for which it reads the model.
+"""
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Replicate:
     worker: Worker | None = None
     free_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
+    handed_on: float = field(default_factory=time.monotonic)  # when the last result was
+    model_read: bool = False
 
     def close(self) -> None:
         """End the worker process."""
@@ -75,7 +81,8 @@ class Replicate:
     def score(self, planned: Planned) -> None:
         """Run one scored case (a replicate is its seed) and keep its result."""
         reply = self._solo(planned)
-        self.keep(reply.result if isinstance(reply, Solo) else reply)
+        self._hand_on(reply.result if isinstance(reply, Solo) else reply, tells=self.model_read)
+        self.model_read = True
 
     def time_group(
         self, members: Sequence[Planned], pending: set[str], seconds: float | None = None
@@ -122,7 +129,7 @@ class Replicate:
         if isinstance(reply, Solo):
             return reply
         if planned.case.id in pending:
-            self.keep(reply)
+            self._hand_on(reply)
         return None
 
     def _solo(self, planned: Planned, seconds: float | None = None) -> Solo | Result:
@@ -159,11 +166,17 @@ class Replicate:
             reason=reason,
         )
 
+    def _hand_on(self, result: Result, *, tells: bool = True) -> None:
+        before, self.handed_on = self.handed_on, time.monotonic()
+        self.keep(result, self.handed_on - before if tells else None)
+
     def _opened(self) -> Worker:
         if self.worker is None:
             begun = time.monotonic()
             self.worker = self.start()
-            self.seconds["start"] += time.monotonic() - begun
+            seconds = time.monotonic() - begun
+            self.seconds["start"] += seconds
+            self.handed_on += seconds
         return self.worker
 
     def _chunks(self, members: list[Solo], anchor: Solo | None) -> Iterator[list[Solo]]:
@@ -190,14 +203,14 @@ class Replicate:
             lost = chunk[0] if chunk else anchor
             if lost is not None and lost.planned.case.id in pending:
                 pending.discard(lost.planned.case.id)
-                self.keep(self._lost(lost.planned, error))
+                self._hand_on(self._lost(lost.planned, error))
             return
         for solo in [*chunk, *([anchor] if anchor else [])]:
             case = solo.planned.case.id
             if case in pending:
                 pending.discard(case)
                 timing = timed[case]
-                self.keep(
+                self._hand_on(
                     replace(
                         solo.result,
                         measurements=[*solo.result.measurements, *timing.measurements],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from hwbench import environment
 from hwbench.analysis import contested, quiet
 from hwbench.errors import HwbenchError
 from hwbench.measure import references
+from hwbench.measure.pace import Pace
 from hwbench.measure.replicate import ANCHOR, SPANS, Keep, Replicate
 from hwbench.measure.transports._base import Seat, Worker
 from hwbench.quantities import RELATIVE, TIME
@@ -47,6 +48,7 @@ class Progress:
     result: Result | None = None
     note: str = ""  # the reason for waiting
     begun: bool = True  # else nothing is in the run file yet, and path is its folder
+    left: float | None = None  # seconds until the last result; None where nothing tells of it yet
 
 
 Listener = Callable[[Progress], None]
@@ -72,14 +74,40 @@ class State:
     extra: dict[int, set[str]] = field(default_factory=dict)  # cases of further replicates
     total: int = 0
     begun: float = field(default_factory=time.monotonic)
+    end: float | None = None  # of the time budget
+    seats: int = 1  # devices that measure side by side
     stopped: bool = False
+    pace: Pace = field(init=False)
 
-    def keep(self, result: Result) -> None:
-        """Store one result, and call the listener."""
+    def __post_init__(self) -> None:
+        self.pace = Pace.of(self.header, self.planned, self.done)
+
+    def ask_for(self, cases: Collection[str], replicate: int) -> None:
+        """Ask for cases in a further replicate."""
+        self.total += len(cases)
+        for case in cases:
+            self.pace.expect(self.planned[case], replicate)
+
+    def give_up(self, cases: Collection[str], replicate: int) -> None:
+        """Wait no longer for those cases of a further replicate that have no result."""
+        self.total -= sum((case, replicate) not in self.done for case in cases)
+        self.pace.give_up(replicate)
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the last result, at most until the time budget ends; None if unknown."""
+        left = self.pace.seconds()
+        if left is None:
+            return None
+        left /= self.seats
+        return left if self.end is None else min(left, max(0.0, self.end - time.monotonic()))
+
+    def keep(self, result: Result, seconds: float | None) -> None:
+        """Store one result, and call the listener; ``seconds`` as ``Keep`` says."""
         if self.stopped:
             raise _StoppedError("The run was interrupted.")
         self.writer.append(ResultLine(result=result))
         self.done.add((result.case, result.replicate))
+        self.pace.add(self.planned[result.case], result.replicate, seconds)
         self.remember(result)
         if result.status is not Status.OK:
             self.failed.setdefault(result.case, result)
@@ -100,21 +128,17 @@ class State:
     def wants(self, planned: Planned, replicate: int) -> bool:
         """Whether the case is part of a replicate."""
         extra = self.extra.get(replicate, ())
-        return replicate < self.seeds(planned) or planned.case.id in extra
+        return replicate < self.header.plan.seeds(planned) or planned.case.id in extra
 
     def tell(self, *, result: Result | None = None, note: str = "") -> None:
         """Tell the listener where the run stands."""
         seconds = time.monotonic() - self.begun
-        path = self.writer.path
-        self.listener(Progress(len(self.done), self.total, seconds, path, result, note))
+        done, path, left = len(self.done), self.writer.path, self.seconds_left()
+        self.listener(Progress(done, self.total, seconds, path, result, note, left=left))
 
     def expected(self) -> int:
         """How many results the plan asks for."""
-        return sum(self.seeds(planned) for planned in self.planned.values())
-
-    def seeds(self, planned: Planned) -> int:
-        """How many results the case shall have."""
-        return self.header.plan.replicates if planned.seeds is None else planned.seeds
+        return sum(self.header.plan.seeds(planned) for planned in self.planned.values())
 
 
 @dataclass(frozen=True)
@@ -148,7 +172,6 @@ class Work:
 
     state: State
     shards: int
-    end: float | None  # of the time budget
     units: deque[Unit] = field(default_factory=deque)
     spent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
     longest: float = 0.0
@@ -159,10 +182,11 @@ class Work:
     def of(cls, state: State, time_budget_seconds: float | None, shards: int = 1) -> Work:
         """Every replicate of a run, each in so many shards."""
         state.total = state.expected()
-        replicates = max(state.seeds(planned) for planned in state.planned.values())
-        end = None if time_budget_seconds is None else state.begun + time_budget_seconds
+        replicates = max(state.header.plan.seeds(planned) for planned in state.planned.values())
+        if time_budget_seconds is not None:
+            state.end = state.begun + time_budget_seconds
         units = deque(Unit(r, shard) for r in range(replicates) for shard in range(shards))
-        return cls(state, shards, end, units)
+        return cls(state, shards, units)
 
     def serve(self, seat: Seat) -> None:
         """Measure units on one seat until none is left."""
@@ -176,19 +200,19 @@ class Work:
         """The next unit and its time limit, if ``seats`` share the rest of the budget."""
         if not self.units or self.state.stopped:
             return None
-        if self.end is None:
+        if self.state.end is None:
             return self.units.popleft(), Ends()
         if self.ended():
             return None
         now, replicates = time.monotonic(), self.state.header.plan.replicates
         left = sum(unit.replicate < replicates for unit in self.units) / max(1, seats)
-        ends = Ends(now + (self.end - now) / max(1.0, left), self.end)
+        ends = Ends(now + (self.state.end - now) / max(1.0, left), self.state.end)
         return self.units.popleft(), ends
 
     @property
     def over(self) -> bool:
         """Whether the whole time budget is spent."""
-        return Ends(budget=self.end).spent
+        return Ends(budget=self.state.end).spent
 
     def ended(self) -> bool:
         """Whether the time budget leaves no room for another replicate; its units are left out.
@@ -210,7 +234,7 @@ class Work:
 
     def affords_another(self) -> bool:
         """Whether the time budget leaves room for one more replicate."""
-        return self.end is None or time.monotonic() + 0.7 * self.longest <= self.end
+        return self.state.end is None or time.monotonic() + 0.7 * self.longest <= self.state.end
 
     def conclude(self, notes: dict[str, Any], *, here: bool = True) -> None:
         """Write the footer; none where the run was interrupted, or a case has no result at all."""
@@ -262,7 +286,7 @@ def _until_quiet(work: Work, seat: Seat) -> None:
             state.extra.pop(number)
             state.tell(note="the machine stays slow: no further replicates")
             return
-        state.total += len(missing)
+        state.ask_for(missing, number)
         state.tell(note=f"the machine was slower in part of the run: replicate {number + 1}")
         work.units.append(Unit(number, 0))
         work.serve(seat)
@@ -297,7 +321,7 @@ def _settle(work: Work, seat: Seat, planned_seconds: float) -> None:
     if first >= plan.most or work.stopped or CONFIRMS in state.header.arguments:
         return
     now, left = time.monotonic(), 2 * planned_seconds - work.taken
-    left = min(left, CONTESTED_SHARE * planned_seconds if work.end is None else work.end - now)
+    left = min(left, CONTESTED_SHARE * planned_seconds if state.end is None else state.end - now)
     cases = contested_cases(state) if left > 0 else set()
     timed = sum(planned.seeds is None for planned in state.planned.values())
     usual = work.longest * len(cases) / max(1, timed)
@@ -306,10 +330,10 @@ def _settle(work: Work, seat: Seat, planned_seconds: float) -> None:
         if not cases or begun + usual > now + left:
             return
         state.extra[number] = cases
-        state.total += len(cases)
+        state.ask_for(cases, number)
         state.tell(note=f"too close to call: replicate {number + 1} of {len(cases)} cases")
-        spans = measure(state, number, seat.start, Ends(work.end, work.end))
-        state.total -= sum((case, number) not in state.done for case in cases)
+        spans = measure(state, number, seat.start, Ends(state.end, state.end))
+        state.give_up(cases, number)
         usual = time.monotonic() - begun
         work.add(spans, usual)
         state.notes["contested"] = {"cases": len(cases), "replicates": number + 1 - first}
@@ -357,6 +381,7 @@ def measure(
         _visit(state, replicate, ends, share)
     finally:
         replicate.close()
+    state.pace.starts.append(replicate.seconds["start"])
     return replicate.seconds
 
 
@@ -430,5 +455,6 @@ def _answer_early(state: State, case: str, planned: Planned, replicate: Replicat
                 seed=replicate.seed,
                 status=status,
                 reason=reason,
-            )
+            ),
+            None,
         )

@@ -30,25 +30,11 @@ class Standing:
         return f"{self.done} of {self.total} results{left}{last}"
 
 
-class Telling:
-    """Turns what a listener receives into words."""
-
-    def __init__(self) -> None:
-        self._first: Progress | None = None
-
-    def standing(self, progress: Progress) -> Standing:
-        """Where the run stands after this step.
-
-        The time before the first result is left out: reading a model happens once.
-        """
-        if self._first is None or self._first.done == 0 < progress.done:
-            self._first = progress
-        done, left = progress.done - self._first.done, ""
-        if done:
-            each = (progress.seconds - self._first.seconds) / done
-            left = f"{clock(each * (progress.total - progress.done))} left"
-        case = f"last: {shortened(progress.result.case)}" if progress.result else ""
-        return Standing(progress.done, progress.total, left, progress.note or case)
+def standing(progress: Progress) -> Standing:
+    """Where a run stands after a step of it."""
+    left = "" if progress.left is None else f"{clock(progress.left)} left"
+    case = f"last: {shortened(progress.result.case)}" if progress.result else ""
+    return Standing(progress.done, progress.total, left, progress.note or case)
 
 
 def in_notebook() -> Listener | None:
@@ -59,12 +45,11 @@ def in_notebook() -> Listener | None:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if getattr(shell, "kernel", None) is None:
         return None
-    telling = Telling()
     shown: Any = None
 
     def listen(progress: Progress) -> None:
         nonlocal shown
-        line = {"text/plain": visible(str(telling.standing(progress)))}
+        line = {"text/plain": visible(str(standing(progress)))}
         if shown is None:
             display: Any = importlib.import_module("IPython.display").display
             shown = display(line, raw=True, display_id=True)

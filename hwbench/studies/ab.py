@@ -7,6 +7,7 @@ worker code. Drift then moves both values of a pair, and verdicts rest on the qu
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +160,9 @@ def _begun(built: Suite, origins: Sequence[Origin], how: How) -> list[State]:
     def both(progress: Progress) -> None:
         done = sum(len(state.done) for state in states)
         total = sum(state.total for state in states)
-        how.listener(Progress(done, total, progress.seconds, progress.path, progress.result))
+        seconds = [state.seconds_left() for state in states]
+        left = None if None in seconds else sum(filter(None, seconds))
+        how.listener(dataclasses.replace(progress, done=done, total=total, left=left))
 
     for name, origin, reply in zip(_SIDES, origins, replies, strict=True):
         arguments = {PAIRED: name, "python": origin.python, "threads": threads, **how.arguments}
@@ -188,7 +191,7 @@ def _opened(header: Header, reply: protocol.PlanReply, out: Path, listener: List
         listener=listener,
         done=set(),
     )
-    state.total = sum(state.seeds(planned) for planned in state.planned.values())
+    state.total = state.expected()
     return state
 
 
@@ -222,7 +225,9 @@ def _worker(origin: Origin, device: str, threads: int) -> Worker:
 def _measured(states: list[State], origins: Sequence[Origin], threads: int, seed: int) -> None:
     """All pairs, each in a random order; what was measured stays when it is cut off."""
     rng = random.Random(f"{seed}/pairs")
-    pairs = max(state.seeds(planned) for state in states for planned in state.planned.values())
+    pairs = max(
+        state.header.plan.seeds(planned) for state in states for planned in state.planned.values()
+    )
     spent = [dict.fromkeys(SPANS, 0.0) for _ in states]
     try:
         for number in range(pairs):
