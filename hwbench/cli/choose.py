@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,7 +93,8 @@ def choose(
             )  # fmt: skip
             with progress() as listener:
                 from_ = study.measure(question, **place._asdict(), listener=listener)
-        choice, run = _written_plan(from_, limit, out, place)
+        with progress() as listener:
+            choice, run = study.planned(from_, limit, out, **place._asdict(), listener=listener)
         plan = out
     wholes = _measured_and_written(choice, plan, apply, place) if apply is not None else {}
     if as_json:
@@ -124,54 +124,6 @@ def _budget(budget: str | None) -> Budget:
     if budget is None:
         raise UsageError("--budget is needed: bytes=50%, params=50% or time=-30%.")
     return study.Budget.parse(budget)
-
-
-def _written_plan(path: Path, limit: Budget, out: Path, place: _Place) -> tuple[Choice, Run]:
-    """The plan of a run, written; a plan whose pass exceeds a budget of time is made anew."""
-    from hwbench.store import read_run
-    from hwbench.studies import choose as study
-
-    run = read_run(path)
-    plan = study.chosen(run, limit)
-    made, tried = [plan.picked], [_with_measurements(plan, run, out, place)]
-    # A plan is written to time its pass; what ends this early leaves the best one written.
-    try:
-        while (missed := study.correction(tried)) is not None:
-            try:
-                plan = study.chosen(run, limit, missed)
-            except UsageError:
-                break  # no plan takes less; the answer says by how much its pass exceeds the budget
-            if plan.picked in made:
-                break  # its pass was timed
-            made.append(plan.picked)
-            tried.append(_with_measurements(plan, run, out, place, study.known(tried)))
-    finally:
-        choice = study.kept(tried)
-        study.write(choice, run, out)
-    return choice, run
-
-
-def _with_measurements(
-    choice: Choice,
-    run: Run,
-    out: Path,
-    place: _Place,
-    losses: Mapping[str, float] | None = None,
-) -> Choice:
-    """The choice with what is measured of whole models: their losses, and a pass of its plan."""
-    from hwbench.studies import choose as study
-
-    if study.objective(run) in study.WHOLE:
-        with progress() as listener:
-            choice = study.refined(
-                choice, run, _candidates(out), losses=losses, **place._asdict(), listener=listener
-            )
-    if choice.budget.kind != "time":
-        return choice
-    study.write(choice, run, out)
-    with progress() as listener:
-        passed = study.passed(out, study.tokens(run), **place._asdict(), listener=listener)
-    return replace(choice, passed=passed)
 
 
 def _question(
@@ -214,11 +166,6 @@ def _question(
         objective=objective or (study.KL if causal else study.COSINE),
         share=share,
     )
-
-
-def _candidates(out: Path) -> Path:
-    """The folder beside a plan for the whole candidates that were measured."""
-    return out.with_name(f"{out.stem}-candidates")
 
 
 def _measured_and_written(choice: Choice, plan: Path, out: Path, place: _Place) -> dict[str, Whole]:

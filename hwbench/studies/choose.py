@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from hwbench import checkpoints, files
 from hwbench.analysis.frames import summary_rows
@@ -252,6 +252,64 @@ def _passed_of(document: Mapping[str, Any], path: Path) -> Passed:
 
 
 # --- the whole model ------------------------------------------------------------------------------
+
+
+class Place(TypedDict, total=False):
+    """Where a study measures, and who is told of every result."""
+
+    device: str
+    threads: int | None
+    out: str | Path
+    listener: Listener
+
+
+def planned(path: Path, limit: Budget, plan: Path, **place: Unpack[Place]) -> tuple[Choice, Run]:
+    """Choose from a run, measure what only whole models tell, and write the plan.
+
+    A plan whose pass exceeds a budget of time is made anew. To time its pass a plan is written;
+    what ends this early leaves the best one written.
+
+    Args:
+        path: the run that layers were timed and judged in.
+        limit: the budget.
+        plan: the file to write.
+        place: where the whole models are measured.
+
+    Raises:
+        CasesFailedError: no whole model could be measured.
+        RunFileError: the run cannot be read, or the plan not written.
+        UsageError: no plan meets the budget.
+    """
+    run = read_run(path)
+    choice = chosen(run, limit)
+    made, tried = [choice.picked], [_with_measurements(choice, run, plan, {}, place)]
+    try:
+        while (missed := correction(tried)) is not None:
+            try:
+                choice = chosen(run, limit, missed)
+            except UsageError:
+                break  # no plan takes less; the answer says by how much its pass exceeds the budget
+            if choice.picked in made:
+                break  # its pass was timed
+            made.append(choice.picked)
+            tried.append(_with_measurements(choice, run, plan, known(tried), place))
+    finally:
+        best = kept(tried)
+        write(best, run, plan)
+    return best, run
+
+
+def _with_measurements(
+    choice: Choice, run: Run, plan: Path, losses: Mapping[str, float], place: Place
+) -> Choice:
+    """The choice with what is measured of whole models: their losses, and a pass of its plan."""
+    if objective(run) in WHOLE:
+        beside = plan.with_name(f"{plan.stem}-candidates")
+        choice = refined(choice, run, beside, losses=losses, **place)
+    if choice.budget.kind != "time":
+        return choice
+    write(choice, run, plan)
+    return replace(choice, passed=passed(plan, tokens(run), **place))
 
 
 def refined(
