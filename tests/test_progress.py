@@ -79,6 +79,25 @@ def test_a_case_of_minutes_leaves_no_log_silent(
     assert not capsys.readouterr().err
 
 
+def test_what_is_left_gets_less_while_a_log_waits_and_is_not_told_once_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    log = _progress._Log(print)
+    monkeypatch.setattr(_progress, "_Log", lambda say: log)
+    with _progress.progress() as listen:
+        listen(Progress(3, 12, 1.0, Path("run.jsonl"), left=100.0))
+        for now[0] in (40.0, 80.0, 120.0):
+            log.remind()
+        listen(Progress(12, 12, 1.0, Path("run.jsonl"), left=0.0))
+    assert capsys.readouterr().out.splitlines() == [
+        "hwbench: 3 of 12 results, 1:00 left; still at work, 0:40 without a result",
+        "hwbench: 3 of 12 results, 0:20 left; still at work, 1:20 without a result",
+        "hwbench: 3 of 12 results; still at work, 2:00 without a result",
+    ]
+
+
 def test_a_log_of_short_cases_has_nothing_about_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     now = [0.0]
@@ -86,7 +105,7 @@ def test_a_log_of_short_cases_has_nothing_about_waiting(monkeypatch: pytest.Monk
     log = _progress._Log(lines.append)
     for now[0], line in ((29.0, "a"), (31.0, ""), (59.0, "b"), (62.0, ""), (92.0, "")):
         if line:
-            log.heard(line, at_once=False)
+            log.heard(lambda waited, line=line: line, at_once=False)
         else:
             log.remind()
     assert lines == ["a", "b", "b; still at work, 0:33 without a result"]

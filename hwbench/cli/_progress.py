@@ -30,16 +30,19 @@ class _Log:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._lock = say, threading.Lock()
-        self._line, self._heard_at = "hwbench: planning", time.monotonic()
-        self._said_at = self._heard_at
+        self._line: Callable[[float], str] = lambda waited: "hwbench: planning"
+        self._heard_at = self._said_at = time.monotonic()
 
-    def heard(self, line: str, *, at_once: bool) -> None:
-        """What came from the run, which is printed where it is due."""
+    def heard(self, line: Callable[[float], str], *, at_once: bool) -> None:
+        """What came from the run, which is printed where it is due.
+
+        ``line`` is the state of the run so many seconds later, if nothing came until then.
+        """
         with self._lock:
             self._line, self._heard_at = line, time.monotonic()
             if at_once or self._heard_at - self._said_at >= LOG_SECONDS:
                 self._said_at = self._heard_at
-                self._say(line)
+                self._say(line(0.0))
 
     @contextlib.contextmanager
     def between(self) -> Iterator[None]:
@@ -67,7 +70,7 @@ class _Log:
             if now - self._said_at >= LOG_SECONDS:
                 self._said_at, waited = now, now - self._heard_at
                 late = f"; still at work, {clock(waited)} without a result"
-                self._say(f"{self._line}{late if waited >= LOG_SECONDS else ''}")
+                self._say(f"{self._line(waited)}{late if waited >= LOG_SECONDS else ''}")
 
 
 @contextlib.contextmanager
@@ -116,7 +119,10 @@ def progress() -> Iterator[Listener]:
                 begun[progress.path] = None
             standing = telling.standing(progress)
             if quiet:
-                log.heard(f"hwbench: {standing}", at_once=bool(progress.note) and progress.begun)
+                log.heard(
+                    lambda waited: f"hwbench: {telling.standing(progress, waited)}",
+                    at_once=bool(progress.note) and progress.begun,
+                )
             bar.update(
                 task, completed=standing.done, total=standing.total, left=standing.left,
                 description=standing.last,

@@ -30,9 +30,11 @@ class Standing:
         return f"{self.done} of {self.total} results{left}{last}"
 
 
-def standing(progress: Progress) -> Standing:
-    """Where a run stands after a step of it."""
-    left = "" if progress.left is None else f"{clock(progress.left)} left"
+def standing(progress: Progress, waited: float = 0.0) -> Standing:
+    """Where a run stands after a step of it, and so many seconds in which nothing came."""
+    left = ""
+    if progress.left is not None and (waited == 0 or waited < progress.left):
+        left = f"{clock(progress.left - waited)} left"
     case = f"last: {shortened(progress.result.case)}" if progress.result else ""
     return Standing(progress.done, progress.total, left, progress.note or case)
 
