@@ -20,7 +20,7 @@ from hwbench.analysis.compare import Entry, Reading, Side
 from hwbench.analysis.pairs import judge_pairs
 from hwbench.analysis.stats import Rule
 from hwbench.errors import RunFileError, SuiteError, UsageError
-from hwbench.measure.schedule import Progress
+from hwbench.measure.schedule import Progress, State
 from hwbench.records import Header, ResultLine, Verdict
 from hwbench.store import RunWriter, read_header, read_run
 from hwbench.studies import _sides
@@ -161,14 +161,24 @@ def test_so_many_pairs_or_replicates_cannot_be_made(tmp_path: Path, replicates: 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_time_left_is_that_of_both_sides(tmp_path: Path, workers: Workers) -> None:
+def test_the_time_left_is_that_of_both_sides(
+    tmp_path: Path, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[Progress] = []
-    how: dict[str, Any] = {"device": "fake", "out": tmp_path, "threads": 1, "replicates": 2}
-    study.ab(sys.executable, sys.executable, tomllib.loads(SUITE), listener=heard.append, **how)
-    half = len(heard) // 4  # one side of one pair
-    assert {each.left for each in heard[:half]} == {None}
-    assert heard[-1].left == 0.0
-    assert heard[-2].left is not None
+    states: list[State] = []
+    open_ = study._opened
+    monkeypatch.setattr(study, "_opened", lambda *each: states.append(open_(*each)) or states[-1])
+    monkeypatch.setattr(State, "seconds_left", lambda state: lefts[states.index(state)])
+    lefts: list[float | None] = [None, None]
+    known = [(None, None), (3.0, None), (3.0, 4.0), (0.0, 4.0), (0.0, 0.0)]
+
+    def hear(progress: Progress) -> None:
+        heard.append(progress)
+        lefts[:] = known[min(len(heard), len(known) - 1)]
+
+    how: dict[str, Any] = {"device": "fake", "out": tmp_path, "threads": 1, "replicates": 1}
+    study.ab(sys.executable, sys.executable, tomllib.loads(SUITE), listener=hear, **how)
+    assert [each.left for each in heard[:4]] == [None, None, 7.0, 4.0]
     assert (heard[-1].done, heard[-1].total) == (len(heard), len(heard))
 
 

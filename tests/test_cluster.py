@@ -193,6 +193,22 @@ def test_equal_devices_share_one_run_and_other_kinds_have_their_own(tmp_path: Pa
         fleet.Fleet(lambda: [Frail("one")], on=["A10"]).run(question)
 
 
+def test_the_time_left_is_that_of_the_run_that_takes_longest():
+    heard: list[Progress] = []
+    actual = fleet.Fleet(list, listener=heard.append)
+    steps = [
+        Progress(0, 9, 0.0, Path("runs"), note="measuring the peaks", begun=False),
+        Progress(1, 9, 1.0, Path("a"), left=3.0),
+        Progress(1, 9, 1.0, Path("b")),
+        Progress(2, 9, 2.0, Path("b"), left=5.0),
+        Progress(2, 9, 2.0, Path("a"), left=2.0),
+        Progress(9, 9, 3.0, Path("b"), left=0.0),
+    ]
+    for each in steps:
+        actual._hear(each)
+    assert [each.left for each in heard] == [None, 3.0, None, 5.0, 5.0, 2.0]
+
+
 def test_a_list_of_local_devices_needs_no_cluster(tmp_path: Path, hwbench: Call):
     (tmp_path / "s.toml").write_text(SUITE.format(replicates=1))
     code, _, err = hwbench(

@@ -13,6 +13,7 @@ from _inline import ten_seconds_a_replicate
 from hwbench.analysis.contested import contested
 from hwbench.measure import rerun, schedule
 from hwbench.measure import run as runner
+from hwbench.measure.schedule import Listener, Progress
 from hwbench.records import Status
 from hwbench.report import decision
 from hwbench.report.rows import numbered, report_rows
@@ -49,7 +50,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def simulate(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None = 1e6, **plan: Any
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: float | None = 1e6,
+    listener: Listener | None = None,
+    **plan: Any,
 ) -> Run:
     monkeypatch.setenv("HWBENCH_FAKE", json.dumps(CLOSE))
     begun, now = schedule.State.__init__, schedule.time.monotonic
@@ -58,7 +63,12 @@ def simulate(
     )
     return read_run(
         runner.run(
-            document(**plan), device="fake", out=folder, threads=1, time_budget_seconds=budget
+            document(**plan),
+            device="fake",
+            out=folder,
+            threads=1,
+            time_budget_seconds=budget,
+            listener=listener,
         )
     )
 
@@ -96,7 +106,12 @@ def first(run: Run, replicates: int) -> Run:
 def test_a_contested_pair_becomes_decided_and_the_others_are_not_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    run = simulate(tmp_path, monkeypatch)
+    heard: list[Progress] = []
+    run = simulate(tmp_path, monkeypatch, listener=heard.append)
+    told = [each.left for each in heard if "too close to call" in each.note]
+    assert len(told) == 4
+    assert all(told)
+    assert heard[-1].left == 0.0
     assert made(run) == {
         "dense 16": 8,
         "low_rank rank=1 16": 8,

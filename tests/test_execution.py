@@ -81,6 +81,15 @@ def test_a_seat_that_is_disturbed_leaves_the_work_to_the_others(work: Work) -> N
     assert "hot was disturbed: the others take its work" in work.notes  # type: ignore[attr-defined]
 
 
+def test_the_time_left_is_shared_by_the_seats_that_are_at_work(work: Work) -> None:
+    shared = []
+    work.state.listener = lambda progress: shared.append((progress.note, work.state.seats))
+    assert serve(work, "hot", "cool")["cool"] == 7
+    assert shared[0][1] == 2
+    assert {seats for note, seats in shared if note} == {1}  # the hot one rests
+    assert work.state.seats == 1
+
+
 def test_after_its_rest_it_serves_again(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "REST_SECONDS", 0.15)
     assert serve(work, "hot", "cool")["hot"] > 1

@@ -144,7 +144,7 @@ def check_free(directory: Path) -> None:
 def _of_models(directory: Path) -> list[str]:
     """The names of what lies in a folder and belongs to a model, in whatever form."""
     try:
-        names = sorted(path.name for path in directory.iterdir())
+        names = sorted(path.name for path in directory.iterdir() if path.name[0] != ".")
     except OSError as error:
         raise UsageError(f"{directory} cannot be read: {error.strerror}.") from error
     return [name for name in names if any(map(partial(fnmatch, name.lower()), _MODELS))]
@@ -340,7 +340,7 @@ def unreadable(directory: Path) -> str | None:
 
 def _odd(directory: Path) -> str | None:
     """Says which file is not what its name promises: a pipe, a Git LFS pointer, an adapter."""
-    for path in sorted(directory.iterdir()):
+    for path in files.listed(directory, "*"):
         if not path.exists() or path.is_dir():
             continue
         try:

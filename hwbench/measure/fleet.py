@@ -278,10 +278,12 @@ class Fleet:
             self.listener(replace(progress, done=done, total=total, left=self._left()))
 
     def _left(self) -> float | None:
-        """Seconds until the last run ends; None where nothing tells of one of them yet."""
+        """Seconds until the last of the runs that have begun ends: a CPU may wait for its turn.
+
+        None where nothing tells of one of them yet.
+        """
         left = [each.left for each in self.progress_of.values() if each.begun]
-        known = [each for each in left if each is not None]
-        return max(known) if known and len(known) == max(len(left), len(self.states)) else None
+        return None if None in left else max(filter(None, left), default=0.0) if left else None
 
 
 def local_seats(devices: Iterable[str], threads: int | None) -> list[Seat]:

@@ -1,23 +1,20 @@
 """How long the rest of a run will take, by what its groups took so far and how large they are.
 
 The mean of all results is far too short where small layers come first, and too long after large
-ones or once the readings are over that only a group's first visit makes. So each group is told by
-its own visits, and before its first by a line over the arithmetic of all layers.
+ones or once the readings are over that only the first replicate makes. So each group is told by its
+own visits, and before its first by a line over the arithmetic of all layers.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from hwbench.analysis.roofline import roof
-from hwbench.records import Header, Planned
-
-Group = tuple[Any, ...]
-Visit = tuple[Group, int]  # a group in a replicate
+from hwbench.records import Header, Planned, Result, Status
 
 
 class Line(NamedTuple):
@@ -37,10 +34,10 @@ It fits the visits to layers of 384×384 to 14336×4096 by the Xeon with AMX, as
 ``LATER`` do.
 """
 FIRST = Line(0.3, 20.0)
-"""What first visits of timed groups are taken to be until some have ended."""
+"""What results of the first replicate are taken to take until some groups have ended."""
 LATER = Line(0.7, 0.25)
-"""The same of those after a group's first, as shares: they make fewer readings."""
-TRUST = 0.1  # in these; 1 stands for the word of one visit
+"""The same of later replicates, as shares: they make fewer readings."""
+TRUST = 0.1  # in these; 1 stands for the word of one group
 
 
 @dataclass
@@ -60,34 +57,57 @@ class Took:
 
 
 @dataclass
-class Pace:
-    """What is left of each visit, and what those before took.
+class Visits:
+    """The visits to a group, one in each replicate: what is left of each, and what it took.
 
-    ``work`` is that of a group's dense layer, see ``POWER``. The results of a timed group
-    come in bunches, after readings of all its members, so that a visit tells nothing before it
-    ends; those of ``scored`` groups come one by one.
+    The results of a timed group come in bunches, after readings of all its members, so that a visit
+    tells nothing before it ends; those of a ``scored`` group come one by one.
     """
 
-    work: Mapping[Group, float] = field(default_factory=dict)
-    scored: set[Group] = field(default_factory=set)
-    left: Counter[Visit] = field(default_factory=Counter)
-    took: dict[Visit, Took] = field(default_factory=lambda: defaultdict(Took))
-    first: dict[Group, int] = field(default_factory=dict)  # the replicate of the first visit
+    work: float
+    scored: bool
+    left: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    took: dict[int, Took] = field(default_factory=lambda: defaultdict(Took))
+
+    def ended(self, *, first: bool) -> Took:
+        """What the visits that tell something took: the first one, or all later ones."""
+        return sum(
+            (
+                took
+                for replicate, took in self.took.items()
+                if self.scored or ((replicate == 0) is first and not self.left[replicate])
+            ),
+            Took(),
+        )
+
+    def rest(self, replicate: int, each: float) -> float:
+        """Seconds of what is left of a visit where a result takes ``each``."""
+        took = self.took.get(replicate, Took())
+        return max(0.0, (took.results + len(self.left[replicate])) * each - took.seconds)
+
+
+@dataclass
+class Pace:
+    """What is left of a run, and what its visits took; seconds are those of one device."""
+
+    groups: dict[tuple[Any, ...], Visits] = field(default_factory=dict)
     starts: list[float] = field(default_factory=list)  # seconds that workers took to start
+    reads: dict[int, float] = field(default_factory=dict)
+    """Seconds of the first scored result, for which a worker reads the model, by replicate."""
+    begun: set[int] = field(default_factory=set)  # replicates
 
     @classmethod
     def of(
         cls, header: Header, planned: Mapping[str, Planned], done: Collection[tuple[str, int]]
     ) -> Pace:
         """The pace of a run as planned, of which so much is ``done``: cases and replicates."""
-        groups: dict[Group, list[Planned]] = defaultdict(list)
+        pace = cls()
+        groups: dict[tuple[Any, ...], list[Planned]] = defaultdict(list)
         for each in planned.values():
             groups[each.case.group].append(each)
-        work = {
-            group: fmean(_work(each, header.ceilings) for each in members)
-            for group, members in groups.items()
-        }
-        pace = cls(work, {group for group in groups if groups[group][0].seeds is not None})
+        for group, members in groups.items():
+            work = fmean(_work(each, header.ceilings) for each in members)
+            pace.groups[group] = Visits(work, scored=members[0].seeds is not None)
         for each in planned.values():
             for replicate in range(header.plan.seeds(each)):
                 if (each.case.id, replicate) not in done:
@@ -95,91 +115,99 @@ class Pace:
         return pace
 
     def expect(self, planned: Planned, replicate: int) -> None:
-        """Count a result that is to come; a case that cannot run here is answered at once."""
-        self.left[planned.case.group, replicate] += planned.unsupported is None
+        """Wait for a result; what cannot run here is answered at once."""
+        if planned.unsupported is None:
+            self.groups[planned.case.group].left[replicate].add(planned.case.id)
 
     def give_up(self, replicate: int) -> None:
-        """Expect nothing more of a replicate."""
-        for visit in [visit for visit in self.left if visit[1] == replicate]:
-            del self.left[visit]
+        """Wait for nothing more of a replicate."""
+        for visits in self.groups.values():
+            visits.left.pop(replicate, None)
 
-    def add(self, planned: Planned, replicate: int, seconds: float | None) -> None:
-        """Count a result that came.
+    def add(self, planned: Planned, result: Result, seconds: float | None) -> None:
+        """Count a result that came so many seconds after the one before it; None: at once.
 
-        It took ``seconds`` since the one before it; None where they tell nothing of the others.
+        One that failed tells nothing of others, and is answered at once from then on.
         """
-        visit = (planned.case.group, replicate)
-        self.left[visit] -= planned.unsupported is None
-        if seconds is not None:
-            self.first.setdefault(planned.case.group, replicate)
-            self.took[visit] += Took(1, seconds)
+        visits, replicate = self.groups[planned.case.group], result.replicate
+        if result.status is Status.OK:
+            visits.left[replicate].discard(result.case)
+        else:
+            for later, left in visits.left.items():
+                if later >= replicate:
+                    left.discard(result.case)
+        if seconds is None or result.status is not Status.OK:
+            return
+        self.begun.add(replicate)
+        if visits.scored and replicate not in self.reads:
+            self.reads[replicate] = seconds
+        else:
+            visits.took[replicate] += Took(1, seconds)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left."""
+        return not any(left for visits in self.groups.values() for left in visits.left.values())
 
     def seconds(self) -> float | None:
-        """Seconds of what is left, by one device; None where nothing tells of it yet."""
-        if (each := self._each()) is None:
+        """Seconds of what is left; None where nothing tells of it yet."""
+        ended = [(v, v.ended(first=True), v.ended(first=False)) for v in self.groups.values()]
+        reads = [*self.reads.values()]
+        if not reads and not any(first.results or later.results for _, first, later in ended):
             return None
-        visits = {visit: results for visit, results in self.left.items() if results > 0}
-        begun = {replicate for _, replicate in self.took}
-        starts = len({replicate for _, replicate in visits} - begun)
-        return starts * fmean(self.starts or [0.0]) + sum(
-            self._rest(visit, results, each(visit)) for visit, results in visits.items()
+        timed = [each for each in ended if not each[0].scored]
+        anew = _line([(v.work, took.each) for v, took, _ in timed if took.results], FIRST)
+        again = _line(
+            [(v.work, took.each) for v, _, took in timed if took.results],
+            Line(LATER.fixed * anew.fixed, LATER.slope * anew.slope),
         )
+        scores = [took.each for v, took, _ in ended if v.scored and took.results] or reads
+        score = fmean(scores or [anew.fixed])
+        total = 0.0
+        for visits, first, later in ended:
+            new = first.each if first.results else score if visits.scored else anew(visits.work)
+            old = again(visits.work) * (new / anew(visits.work) if anew(visits.work) else 1.0)
+            old = new if visits.scored else later.each if later.results else old
+            total += sum(
+                visits.rest(replicate, old if replicate else new)
+                for replicate, left in visits.left.items()
+                if left
+            )
+        unread = self._waited(scored=True) - self.reads.keys()
+        total += len(unread) * max(0.0, fmean(reads or [0.0]) - score)
+        return total + len(self._waited() - self.begun) * fmean(self.starts or [0.0])
 
-    def _rest(self, visit: Visit, results: int, each: float) -> float:
-        """Seconds of what is left of a visit; results of one that has begun come in bunches."""
-        took = self.took.get(visit, Took())
-        rest = (took.results + results) * each - took.seconds
-        return rest if rest > 0 else results * each
-
-    def _each(self) -> Callable[[Visit], float] | None:
-        """The seconds of a result by its visit, as those that ended tell them; None before one."""
-        first: dict[Group, Took] = defaultdict(Took)
-        later: dict[Group, Took] = defaultdict(Took)
-        for (group, replicate), took in self.took.items():
-            if group in self.scored or self.left[group, replicate] <= 0:
-                new = group in self.scored or replicate == self.first[group]
-                (first if new else later)[group] += took
-        if not first:
-            return None
-        anew = _line(self._points(first), FIRST)
-        again = _line(self._points(later), Line(LATER.fixed * anew.fixed, LATER.slope * anew.slope))
-        scores = [first[group].each for group in self.scored & first.keys()]
-        score = fmean(scores) if scores else anew.fixed
-
-        def each(visit: Visit) -> float:
-            group, replicate = visit
-            work = self.work[group]
-            if group in self.scored:
-                return first[group].each if group in first else score
-            if group in later:
-                return later[group].each
-            if self.first.get(group, replicate) == replicate:
-                return first[group].each if group in first else anew(work)
-            usual = anew(work)
-            return again(work) * (first[group].each / usual if group in first and usual else 1.0)
-
-        return each
-
-    def _points(self, took: Mapping[Group, Took]) -> list[tuple[float, float]]:
-        """Work and seconds of a result of the timed groups among these."""
-        return [(self.work[g], each.each) for g, each in took.items() if g not in self.scored]
+    def _waited(self, *, scored: bool = False) -> set[int]:
+        """The replicates of which something is left, perhaps something scored."""
+        return {
+            replicate
+            for visits in self.groups.values()
+            if visits.scored or not scored
+            for replicate, left in visits.left.items()
+            if left
+        }
 
 
-def _line(points: Sequence[tuple[float, float]], prior: Line) -> Line:
+def _line(points: Iterable[tuple[float, float]], prior: Line) -> Line:
     """The line through pairs of work and seconds of a result.
 
     It is that of the least relative errors, with the numbers of ``prior`` among the points: groups
-    of one size tell no slope. Neither number is negative.
+    of one size tell no slope. Neither number is negative. It is solved by hand, for a library takes
+    half a second to be imported in the middle of a run.
     """
-    import numpy as np
-    from scipy.optimize import nnls
-
     rows = [(1 / each, work / each, 1.0) for work, each in points if each > 0]
     rows += [(TRUST / prior.fixed, 0.0, TRUST)] if prior.fixed else []
     rows += [(0.0, TRUST / prior.slope, TRUST)] if prior.slope else []
-    table = np.array(rows)
-    fixed, slope = nnls(table[:, :2], table[:, 2])[0]
-    return Line(float(fixed), float(slope))
+    aa, ab, bb, a, b = (
+        sum(row[i] * row[j] for row in rows) for i, j in ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2))
+    )
+    determinant = aa * bb - ab * ab
+    if determinant <= 0:
+        return Line(a / aa, 0.0) if aa else Line(0.0, b / bb)
+    fixed, slope = (a * bb - b * ab) / determinant, (aa * b - ab * a) / determinant
+    if slope < 0:
+        return Line(a / aa, 0.0)
+    return Line(fixed, slope) if fixed >= 0 else Line(0.0, b / bb)
 
 
 def _work(planned: Planned, ceilings: Mapping[str, Any]) -> float:

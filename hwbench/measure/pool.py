@@ -148,12 +148,17 @@ class Pool:
         finally:
             with self.lock:
                 self.busy -= 1
+                self._share()
 
     def _take(self) -> tuple[Unit, Ends] | None:
         with self.lock:
-            seats = self.busy - self.resting
-            self.work.state.seats = max(1, seats)
-            return None if self.failed else self.work.take(seats)
+            return None if self.failed else self.work.take(self._share())
+
+    def _share(self) -> int:
+        """How many seats share the work; the run tells the time left by it."""
+        seats = self.busy - self.resting
+        self.work.state.seats = max(1, seats)
+        return seats
 
     def _measured_disturbed(self, seat: Seat, unit: Unit, ends: Ends) -> bool:
         """Measure a unit, and return whether most of its times were disturbed.
@@ -198,14 +203,16 @@ class Pool:
             if not self._left_to_others(self.busy - self.resting - 1):
                 return
             self.resting += 1
-        try:
+            self._share()
             self.work.state.tell(note=f"{seat.name} was disturbed: the others take its work")
+        try:
             until = time.monotonic() + REST_SECONDS
             while time.monotonic() < until and self._rests_on():
                 time.sleep(_GLANCE_SECONDS)
         finally:
             with self.lock:
                 self.resting -= 1
+                self._share()
 
     def _rests_on(self) -> bool:
         with self.lock:
@@ -229,7 +236,7 @@ class Pool:
                 return seats
             if time.monotonic() > until:
                 break
-            if not told:
+            if not told:  # no seat measures meanwhile
                 state.tell(note=f"waiting: no machine with {_device(state)} is left")
             told = True
             time.sleep(_LOOK_SECONDS)

@@ -38,8 +38,7 @@ _LOST = (WorkerDiedError, WorkerTimedOutError, WorkerFailedError)
 Keep = Callable[[Result, float | None], None]
 """Called with each result as soon as it is final, and the seconds since the one before it.
 
-Those of a worker's start do not count. None stands for seconds that tell nothing of other results:
-a case that was not measured, and the first one that a worker scores, for which it reads the model.
+Those of a worker's start do not count. They are None for a case that was not measured.
 """
 
 
@@ -70,7 +69,6 @@ class Replicate:
     free_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SPANS, 0.0))
     handed_on: float = field(default_factory=time.monotonic)  # when the last result was
-    model_read: bool = False
 
     def close(self) -> None:
         """End the worker process."""
@@ -81,8 +79,7 @@ class Replicate:
     def score(self, planned: Planned) -> None:
         """Run one scored case (a replicate is its seed) and keep its result."""
         reply = self._solo(planned)
-        self._hand_on(reply.result if isinstance(reply, Solo) else reply, tells=self.model_read)
-        self.model_read = True
+        self._hand_on(reply.result if isinstance(reply, Solo) else reply)
 
     def time_group(
         self, members: Sequence[Planned], pending: set[str], seconds: float | None = None
@@ -166,9 +163,9 @@ class Replicate:
             reason=reason,
         )
 
-    def _hand_on(self, result: Result, *, tells: bool = True) -> None:
+    def _hand_on(self, result: Result) -> None:
         before, self.handed_on = self.handed_on, time.monotonic()
-        self.keep(result, self.handed_on - before if tells else None)
+        self.keep(result, self.handed_on - before)
 
     def _opened(self) -> Worker:
         if self.worker is None:

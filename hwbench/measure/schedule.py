@@ -34,6 +34,7 @@ WHOLE = (0, 1)
 """The only share of one."""
 
 CONTESTED_SHARE = 0.1  # of the plan's seconds, for contested cases, without a time budget
+GLANCE_SECONDS = 0.05  # between two sums of the time that is left
 LEAST_FURTHER_SECONDS = 60.0  # that further replicates may take, however short the plan's were
 
 
@@ -76,6 +77,8 @@ class State:
     begun: float = field(default_factory=time.monotonic)
     end: float | None = None  # of the time budget
     seats: int = 1  # devices that measure side by side
+    left: float | None = None  # the seconds that were told last, and when they were added up
+    looked_at: float = 0.0
     stopped: bool = False
     pace: Pace = field(init=False)
 
@@ -107,7 +110,7 @@ class State:
             raise _StoppedError("The run was interrupted.")
         self.writer.append(ResultLine(result=result))
         self.done.add((result.case, result.replicate))
-        self.pace.add(self.planned[result.case], result.replicate, seconds)
+        self.pace.add(self.planned[result.case], result, seconds)
         self.remember(result)
         if result.status is not Status.OK:
             self.failed.setdefault(result.case, result)
@@ -132,9 +135,12 @@ class State:
 
     def tell(self, *, result: Result | None = None, note: str = "") -> None:
         """Tell the listener where the run stands."""
-        seconds = time.monotonic() - self.begun
-        done, path, left = len(self.done), self.writer.path, self.seconds_left()
-        self.listener(Progress(done, self.total, seconds, path, result, note, left=left))
+        now, path = time.monotonic(), self.writer.path
+        # Results come in bunches; what is left is added up once for each.
+        if result is None or self.pace.over or now - self.looked_at > GLANCE_SECONDS:
+            self.left, self.looked_at = self.seconds_left(), now
+        done, seconds = len(self.done), now - self.begun
+        self.listener(Progress(done, self.total, seconds, path, result, note, left=self.left))
 
     def expected(self) -> int:
         """How many results the plan asks for."""

@@ -186,7 +186,8 @@ def run_files(folder: Path, suffix: str | None = None) -> list[Path]:
 
     if paths := listed(folder):
         return paths
-    return [path for inner in sorted(folder.iterdir()) if inner.is_dir() for path in listed(inner)]
+    inner = [each for each in files.listed(folder, "*") if each.is_dir()]
+    return [path for each in inner for path in listed(each)]
 
 
 def promote(path: Path, folder: Path) -> Path:
