@@ -283,7 +283,8 @@ class Fleet:
         None where nothing tells of one of them yet.
         """
         left = [each.left for each in self.progress_of.values() if each.begun]
-        return None if None in left else max(filter(None, left), default=0.0) if left else None
+        known = [each for each in left if each is not None]
+        return max(known) if known and len(known) == len(left) else None
 
 
 def local_seats(devices: Iterable[str], threads: int | None) -> list[Seat]:

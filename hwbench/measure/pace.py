@@ -165,11 +165,16 @@ class Pace:
         score = fmean(scores or [anew.fixed])
         total = 0.0
         for visits, first, later in ended:
-            new = first.each if first.results else score if visits.scored else anew(visits.work)
-            old = again(visits.work) * (new / anew(visits.work) if anew(visits.work) else 1.0)
-            old = new if visits.scored else later.each if later.results else old
+            usual = score if visits.scored else anew(visits.work)
+            in_first = first.each if first.results else usual
+            if visits.scored:
+                in_later = in_first
+            elif later.results:
+                in_later = later.each
+            else:  # as much slower than others of its size as it was in the first replicate
+                in_later = again(visits.work) * (in_first / usual if usual else 1.0)
             total += sum(
-                visits.rest(replicate, old if replicate else new)
+                visits.rest(replicate, in_later if replicate else in_first)
                 for replicate, left in visits.left.items()
                 if left
             )
