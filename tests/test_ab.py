@@ -180,6 +180,7 @@ def test_the_time_left_is_that_of_both_sides(
     study.ab(sys.executable, sys.executable, tomllib.loads(SUITE), listener=hear, **how)
     assert [each.left for each in heard[:4]] == [None, None, 7.0, 4.0]
     assert (heard[-1].done, heard[-1].total) == (len(heard), len(heard))
+    assert [len(state.pace.starts) for state in states] == [1, 1]  # one worker each
 
 
 def test_a_field_that_no_plan_has_is_a_mistake(tmp_path: Path) -> None:

@@ -87,6 +87,10 @@ def test_the_time_left_is_shared_by_the_seats_that_are_at_work(work: Work) -> No
     assert serve(work, "hot", "cool")["cool"] == 7
     assert shared[0][1] == 2
     assert {seats for note, seats in shared if note} == {1}  # the hot one rests
+
+
+def test_a_seat_that_has_ended_shares_no_more(work: Work) -> None:
+    serve(work, "cool", "cool too")
     assert work.state.seats == 1
 
 

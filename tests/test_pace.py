@@ -217,6 +217,35 @@ def test_scored_and_timed_groups_do_not_tell_of_each_other() -> None:
     assert pace.seconds() == pytest.approx((50 + 50 + 40) / 3)
 
 
+def test_scores_say_nothing_of_a_layer_that_is_timed() -> None:
+    run = run_of([*cases(64, 128), projection_case("low_rank", 0.5)], replicates=1)
+    planned = {
+        case: replace(each, seeds=2) if each.case.workload == "projection" else each
+        for case, each in run.planned.items()
+    }
+    pace = Pace.of(run.header, planned, ())
+    for each in planned.values():
+        if each.case.out_features == 64:
+            pace.add(each, ok(each, 0), 0.1)
+        elif each.seeds:
+            for replicate in range(2):
+                pace.add(each, ok(each, replicate), 50.0)
+    left = pace.seconds()
+    assert left is not None
+    assert 0.05 < left / len(FORMATS) < 0.3
+
+
+def test_of_a_visit_that_takes_longer_than_foreseen_nothing_more_is_told() -> None:
+    run = run_of(cases(64), replicates=3)
+    pace = Pace.of(run.header, run.planned, ())
+    for replicate in range(2):
+        for planned in run.planned.values():
+            pace.add(planned, ok(planned, replicate), 1.0)
+    first = next(iter(run.planned.values()))
+    pace.add(first, ok(first, 2), 100.0)
+    assert (pace.seconds(), pace.over) == (0.0, False)
+
+
 @pytest.mark.parametrize("status", [Status.TIMED_OUT, Status.CRASHED, Status.OUT_OF_MEMORY])
 def test_a_case_that_failed_tells_nothing_and_is_answered_at_once_from_then_on(
     status: Status,
