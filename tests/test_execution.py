@@ -90,8 +90,9 @@ def test_the_time_left_is_shared_by_the_seats_that_are_at_work(work: Work) -> No
 
 
 def test_a_seat_that_has_ended_shares_no_more(work: Work) -> None:
-    serve(work, "cool", "cool too")
-    assert work.state.seats == 1
+    several = Pool(work, [], busy=3)
+    several._serve(Seat("cool"))  # type: ignore[arg-type]
+    assert (several.busy, work.state.seats) == (2, 2)
 
 
 def test_after_its_rest_it_serves_again(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
