@@ -9,6 +9,7 @@ from typing import Any
 from _synthetic import linear_case, run_of
 from msgspec.structs import replace
 
+from hwbench import checkpoints
 from hwbench.analysis.outcome import Outcome
 from hwbench.records import Change, PlannedLine, Ratio, ResultLine, Verdict
 from hwbench.store import Run, RunWriter
@@ -85,6 +86,16 @@ def kept(run: Run, folder: str | Path = ".") -> str:
 def five(folder: str = "nights", **options: Any) -> str:
     for day in range(1, 6):
         kept(made(day, **options), folder)
+    return folder
+
+
+def model_files(folder: Path) -> Path:
+    """A new folder with the files of a model, as far as names and configuration go."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "tokenizer.json").write_text("{}")
+    assert checkpoints.unreadable(folder) is None
     return folder
 
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from _check import Call, five
+from _check import Call, five, model_files
 from _faulty import ROOT
 
 from hwbench import checkpoints, files
@@ -112,25 +112,20 @@ def test_a_verb_says_the_same_of_folders_in_a_folder_with_hidden_ones(
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A folder with the files of a model, as far as names go."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
+    return model_files(tmp_path / "model")
 
 
 def test_a_hidden_file_changes_nothing_of_a_model(model: Path) -> None:
     before = _models.state(model)
     files.beside(model / "model.safetensors").write_bytes(b"a part of the weights")
     (model / "._config.json").write_bytes(b"Mac OS X")
-    assert len(before) == 2
+    assert len(before) == 3
     assert _models.state(model) == before
 
 
 @pytest.mark.parametrize("name", [".0.safetensors", "._model.safetensors"])
 def test_a_hidden_file_is_not_named_as_the_weights(model: Path, name: str) -> None:
     (model / "model.safetensors").rename(model / name)
-    (model / "tokenizer.json").write_text("{}")
     words = checkpoints.unreadable(model) or ""
     assert words == f"{model} holds no model.safetensors."
     hidden = model.rename(model.parent / ".model")
@@ -148,7 +143,6 @@ def test_what_a_killed_conversion_left_is_no_model_that_would_be_written_over(
 
 
 def test_a_hidden_file_of_another_kind_makes_no_model_unreadable(model: Path) -> None:
-    (model / "tokenizer.json").write_text("{}")
     before = checkpoints.unreadable(model)
     (model / ".lock").symlink_to("/dev/zero")
     assert checkpoints.unreadable(model) == before

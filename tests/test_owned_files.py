@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from _check import Call, kept, made, one_sentence
+from _check import Call, kept, made, model_files, one_sentence
 from _faulty import ROOT
 
 from hwbench import checkpoints, files
@@ -145,13 +145,7 @@ def large(path: Path) -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A folder with the files of a model, as far as names and configuration go."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "bert", "hidden_size": 8}')
-    (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "tokenizer.json").write_text("{}")
-    assert checkpoints.unreadable(folder) is None
-    return folder
+    return model_files(tmp_path / "model")
 
 
 @pytest.mark.parametrize("odd", [pipe, endless])

@@ -394,12 +394,14 @@ def test_nothing_is_left_behind_the_time_budget(
 def test_further_replicates_are_waited_for_until_they_are_given_up(state: State) -> None:
     for replicate in range(2):
         fed(state, replicate, 3.0)
+    before = state.total
     state.ask_for(list(state.planned)[:2], 2)
     assert state.seconds_left() == pytest.approx(6.0)
+    assert state.total == before + 2
     state.seats = 3
     assert state.seconds_left() == pytest.approx(2.0)
     state.give_up(list(state.planned)[:2], 2)
-    assert (state.seconds_left(), state.total) == (0.0, 0)
+    assert (state.seconds_left(), state.total) == (0.0, before)
 
 
 def test_a_case_that_this_device_cannot_run_is_not_waited_for(begin: Callable[..., State]) -> None:

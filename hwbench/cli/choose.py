@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from hwbench.cli import _options, _shared
 from hwbench.cli._progress import progress
@@ -14,7 +14,7 @@ from hwbench.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from hwbench.store import Run
-    from hwbench.studies.choose import Budget, Choice, Passed, Question, Whole
+    from hwbench.studies.choose import Budget, Choice, Passed, Place, Question, Whole
 
 _OF = {
     "error": "each one's relative output error",
@@ -29,14 +29,6 @@ _WHOLE = {
 """By objective that needs whole candidates: the name of the loss, and its short form."""
 _OUT, _TOKENS, _REPLICATES = Path("plan.json"), 128, 3
 """What is taken where no option says otherwise; their help names the same."""
-
-
-class _Place(NamedTuple):
-    """Where the study measures: the arguments that its functions share."""
-
-    device: str
-    threads: int | None
-    out: Path
 
 
 def choose(
@@ -72,7 +64,7 @@ def choose(
         raise UnknownNameError("objective", objective, study.OBJECTIVES)
     if apply is not None:
         checkpoints.check_free(apply)
-    place = _Place(device, threads, runs)
+    place: Place = {"device": device, "threads": threads, "out": runs}
     measured = {
         "model": model, "objective": objective, "format": format_, "density": density,
         "tokens": tokens, "replicates": replicates,
@@ -92,9 +84,9 @@ def choose(
                 limit,
             )  # fmt: skip
             with progress() as listener:
-                from_ = study.measure(question, **place._asdict(), listener=listener)
+                from_ = study.measure(question, **place, listener=listener)
         with progress() as listener:
-            choice, run = study.planned(from_, limit, out, **place._asdict(), listener=listener)
+            choice, run = study.planned(from_, limit, out, **place, listener=listener)
         plan = out
     wholes = _measured_and_written(choice, plan, apply, place) if apply is not None else {}
     if as_json:
@@ -168,17 +160,17 @@ def _question(
     )
 
 
-def _measured_and_written(choice: Choice, plan: Path, out: Path, place: _Place) -> dict[str, Whole]:
+def _measured_and_written(choice: Choice, plan: Path, out: Path, place: Place) -> dict[str, Whole]:
     """Measure the whole models, and write the one that keeps more."""
     from hwbench.studies import choose as study
 
     single = choice.single is not None and choice.wins_everywhere is None
     with progress() as listener:
-        wholes = study.measured(plan, single=single, **place._asdict(), listener=listener)
+        wholes = study.measured(plan, single=single, **place, listener=listener)
     best = plan
     if single and study.better(wholes["single"], wholes["plan"]):
         best = study.single_path(plan)
-    study.apply(best, out, device=place.device, threads=place.threads)
+    study.apply(best, out, device=place["device"], threads=place["threads"])
     return wholes
 
 

@@ -212,8 +212,6 @@ class Fleet:
         others = [each for each in begun if each not in hosts]
         turns = [turn for turn in (others, *([host] for host in hosts)) if turn]
         first = min(state.begun for _, state in begun)
-        for state in self.states:
-            state.total = state.expected()
         for sentence in self.missed:
             self.states[0].tell(note=f"left out: {sentence}")
         futures: list[Future[Path]] = []

@@ -163,7 +163,7 @@ class Pace:
         )
         scores = [took.each for v, took, _ in ended if v.scored and took.results] or reads
         score = fmean(scores or [anew.fixed])
-        total = 0.0
+        total, waited, to_score = 0.0, set[int](), set[int]()
         for visits, first, later in ended:
             usual = score if visits.scored else anew(visits.work)
             in_first = first.each if first.results else usual
@@ -173,24 +173,13 @@ class Pace:
                 in_later = later.each
             else:  # as much slower than others of its size as it was in the first replicate
                 in_later = again(visits.work) * (in_first / usual if usual else 1.0)
-            total += sum(
-                visits.rest(replicate, in_later if replicate else in_first)
-                for replicate, left in visits.left.items()
-                if left
-            )
-        unread = self._waited(scored=True) - self.reads.keys()
+            coming = {replicate for replicate, left in visits.left.items() if left}
+            total += sum(visits.rest(each, in_later if each else in_first) for each in coming)
+            waited |= coming
+            to_score |= coming if visits.scored else set()
+        unread = to_score - self.reads.keys()
         total += len(unread) * max(0.0, fmean(reads or [0.0]) - score)
-        return total + len(self._waited() - self.begun) * fmean(self.starts or [0.0])
-
-    def _waited(self, *, scored: bool = False) -> set[int]:
-        """The replicates of which something is left, perhaps something scored."""
-        return {
-            replicate
-            for visits in self.groups.values()
-            if visits.scored or not scored
-            for replicate, left in visits.left.items()
-            if left
-        }
+        return total + len(waited - self.begun) * fmean(self.starts or [0.0])
 
 
 def _line(points: Iterable[tuple[float, float]], prior: Line) -> Line:

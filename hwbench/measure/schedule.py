@@ -73,7 +73,7 @@ class State:
     right: set[str] = field(default_factory=set)  # cases that a replicate has found right
     timed: list[Result] = field(default_factory=list)  # times alone, which show slow replicates
     extra: dict[int, set[str]] = field(default_factory=dict)  # cases of further replicates
-    total: int = 0
+    total: int = field(init=False)  # results, those of further replicates too
     begun: float = field(default_factory=time.monotonic)
     end: float | None = None  # of the time budget
     seats: int = 1  # devices that measure side by side
@@ -83,6 +83,7 @@ class State:
     pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
+        self.total = sum(map(self.header.plan.seeds, self.planned.values()))
         self.pace = Pace.of(self.header, self.planned, self.done)
 
     def ask_for(self, cases: Collection[str], replicate: int) -> None:
@@ -142,10 +143,6 @@ class State:
         done, seconds = len(self.done), now - self.begun
         self.listener(Progress(done, self.total, seconds, path, result, note, left=self.left))
 
-    def expected(self) -> int:
-        """How many results the plan asks for."""
-        return sum(self.header.plan.seeds(planned) for planned in self.planned.values())
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -187,7 +184,6 @@ class Work:
     @classmethod
     def of(cls, state: State, time_budget_seconds: float | None, shards: int = 1) -> Work:
         """Every replicate of a run, each in so many shards."""
-        state.total = state.expected()
         replicates = max(state.header.plan.seeds(planned) for planned in state.planned.values())
         if time_budget_seconds is not None:
             state.end = state.begun + time_budget_seconds

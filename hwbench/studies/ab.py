@@ -184,15 +184,13 @@ def _begun(built: Suite, origins: Sequence[Origin], how: How) -> list[State]:
 
 def _opened(header: Header, reply: protocol.PlanReply, out: Path, listener: Listener) -> State:
     lines = [PlannedLine(id=each.case.id, planned=each) for each in reply.planned]
-    state = State(
+    return State(
         header=header,
         planned={line.id: line.planned for line in lines},
         writer=RunWriter.create(out, header, lines),
         listener=listener,
         done=set(),
     )
-    state.total = state.expected()
-    return state
 
 
 def _planned(

@@ -255,15 +255,20 @@ def _passed_of(document: Mapping[str, Any], path: Path) -> Passed:
 
 
 class Place(TypedDict, total=False):
-    """Where a study measures, and who is told of every result."""
+    """Where a study measures: the arguments that its functions share."""
 
     device: str
     threads: int | None
     out: str | Path
+
+
+class Told(Place, total=False):
+    """The same, and who is told of every result."""
+
     listener: Listener
 
 
-def planned(path: Path, limit: Budget, plan: Path, **place: Unpack[Place]) -> tuple[Choice, Run]:
+def planned(path: Path, limit: Budget, plan: Path, **place: Unpack[Told]) -> tuple[Choice, Run]:
     """Choose from a run, measure what only whole models tell, and write the plan.
 
     A plan whose pass exceeds a budget of time is made anew. To time its pass a plan is written;
@@ -300,7 +305,7 @@ def planned(path: Path, limit: Budget, plan: Path, **place: Unpack[Place]) -> tu
 
 
 def _with_measurements(
-    choice: Choice, run: Run, plan: Path, losses: Mapping[str, float], place: Place
+    choice: Choice, run: Run, plan: Path, losses: Mapping[str, float], place: Told
 ) -> Choice:
     """The choice with what is measured of whole models: their losses, and a pass of its plan."""
     if objective(run) in WHOLE:
